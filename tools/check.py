@@ -1,0 +1,79 @@
+"""Everything CI runs: each step says what it found, all steps run, and the last line counts them."""
+import os, re, shutil, signal, subprocess, sys, tempfile, threading, time
+from pathlib import Path
+
+ROOT, BIN, LIMIT = Path(__file__).resolve().parents[1], Path(sys.executable).parent, 1200   # seconds for one step
+ENV = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", HF_HUB_OFFLINE="1", MPLBACKEND="agg",
+           PYTHONHASHSEED="0", PYTHONUTF8="1", NO_COLOR="1")
+
+def run(cmd, cwd=ROOT, **env):
+    "Exit code and output of `cmd`, shown as it comes; ended after LIMIT seconds with all it started."
+    p = subprocess.Popen(list(map(str, cmd)), cwd=cwd, env=ENV | env, text=True, stdin=subprocess.DEVNULL, errors="replace",
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    def end():
+        print(f"stopped after {LIMIT} s", flush=True); os.killpg(p.pid, signal.SIGKILL)
+    timer, said = threading.Timer(LIMIT, end), []
+    timer.start()
+    try:
+        for line in p.stdout: said.append(line); print("   ", line, end="", flush=True)
+        return p.wait(), "".join(said)
+    finally:
+        timer.cancel()
+        if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
+
+def tool(name, *args): return run([sys.executable, f"tools/{name}.py", *args])
+
+def whole(rc): return (1, 0) if rc == 0 else (0, 1)
+
+def counted(rc, said):
+    "(passed, failed) as the last counts in `said` tell; a bad exit is at least one failure."
+    lines = [f for l in said.splitlines() if (f := re.findall(r"(\d+) (passed|failed|error)", l))]
+    n = {what: int(k) for k, what in lines[-1]} if lines else {}
+    return n.get("passed", 0), max(n.get("failed", 0) + n.get("error", 0), int(rc != 0))
+
+def contents(root):
+    return {str(p.relative_to(root)): p.read_bytes() for d in ("nbs", "ccd") for p in sorted((root/d).rglob("*"))
+            if p.suffix in (".ipynb", ".py") and ".ipynb_checkpoints" not in p.parts}
+
+def drift():
+    "ccd/ is what the notebooks export, and they are clean: tried on a copy."
+    with tempfile.TemporaryDirectory() as tmp:
+        copy = Path(tmp)/ROOT.name; copy.mkdir()
+        shutil.copy(ROOT/"settings.ini", copy)
+        for d in ("nbs", "ccd"): shutil.copytree(ROOT/d, copy/d, ignore=shutil.ignore_patterns("__pycache__"))
+        before, rcs = contents(copy), [run([BIN/c], copy)[0] for c in ("nbdev_clean", "nbdev_export")]
+        after = contents(copy)
+    stale = [k for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
+    for k in stale: print(f"    {k}: out of step with the notebooks; run make export")
+    return whole(stale or any(rcs) or not before)
+
+def nbdev_test():
+    rc, said = run([BIN/"nbdev_test", "--n_workers", "2", "--timing"], OMP_NUM_THREADS="1")
+    good = re.findall(r"^\S+\.ipynb: \d+ secs$", said, re.M)
+    bad = re.findall(r"^\t(\S+\.ipynb)$", said, re.M)
+    return len(good), max(len(bad), int(rc != 0))
+
+STEPS = {
+    "notebooks and ccd/ agree": drift,
+    "nbdev_test": nbdev_test,
+    "notebook outputs reproduce": lambda: counted(*tool("run_nbs", "--check", "--skip", "slow", "--workers", "2")),
+    "README.md is current": lambda: whole(tool("readme", "--check")[0]),
+    "pytest": lambda: counted(*run([sys.executable, "-m", "pytest", "-q", "--timeout", "300", "tests"])),
+    "site": lambda: whole(tool("site")[0]),
+}
+
+def main():
+    want = [s for s in STEPS if not sys.argv[1:] or any(w in s for w in sys.argv[1:])]
+    rows = []
+    for s in want:
+        print(f"== {s}", flush=True)
+        t0 = time.time(); good, bad = STEPS[s]()
+        if good + bad == 0: print("    no test ran"); bad = 1
+        rows.append((s, good, bad, time.time() - t0))
+    print()
+    for s, good, bad, t in rows: print(f"{'FAIL' if bad else 'ok  '} {s:28} {good:4} passed {bad:4} failed {t:6.0f} s")
+    good, bad = (sum(r[i] for r in rows) for i in (1, 2))
+    print(f"{good} passed, {bad} failed", flush=True)
+    return int(bad > 0 or not rows)
+
+if __name__ == "__main__": sys.exit(main())
