@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CaptionPolicy', 'PRESETS', 'UserError', 'ViT', 'check_size', 'World', 'Control', 'Clip', 'Dino', 'Analysis',
-           'Settings', 'preset', 'override', 'content_hash', 'file_hash', 'atomic', 'write_json', 'read_json',
-           'code_revision', 'machine', 'cores', 'write_manifest', 'read_manifest', 'up_to_date', 'device', 'precision',
-           'autocast', 'cache_dir', 'Progress']
+           'Settings', 'preset', 'override', 'plain', 'content_hash', 'file_hash', 'atomic', 'write_json', 'read_json',
+           'device', 'precision', 'autocast', 'code_revision', 'machine', 'cores', 'write_manifest', 'read_manifest',
+           'up_to_date', 'differences', 'claim', 'run_settings', 'cache_dir', 'Progress']
 
 # %% ../nbs/library/00_core.ipynb #90f8cfd4
 import builtins, contextlib, errno, hashlib, json, os, platform, shutil, subprocess, sys, time
@@ -213,10 +213,11 @@ def override(
     return settings
 
 # %% ../nbs/library/00_core.ipynb #0095ed30
-def _plain(x):
-    if is_dataclass(x): return _plain(asdict(x))
-    if isinstance(x, dict): return {str(k): _plain(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_plain(v) for v in x]
+def plain(x):
+    "Dataclasses, tuples and paths as what JSON knows."
+    if is_dataclass(x): return plain(asdict(x))
+    if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [plain(v) for v in x]
     return str(x) if isinstance(x, Path) else x
 
 def content_hash(
@@ -224,7 +225,7 @@ def content_hash(
     n: int = 16, # hex digits
 ) -> str:
     "A name for a value: the start of the sha256 of its canonical JSON."
-    text = json.dumps(_plain(x), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(plain(x), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:n]
 
 def file_hash(
@@ -267,14 +268,37 @@ def _remove(p):
 def write_json(path, x):
     "Write plain values atomically, readable and with sorted keys."
     with atomic(path) as tmp:
-        tmp.write_text(json.dumps(_plain(x), indent=1, sort_keys=True) + "\n")
+        tmp.write_text(json.dumps(plain(x), indent=1, sort_keys=True) + "\n")
 
 def read_json(path): return json.loads(Path(path).read_text())
 
-# %% ../nbs/library/00_core.ipynb #b13d6f60
+# %% ../nbs/library/00_core.ipynb #32c905b7
+def device():
+    "The device to compute on: the GPU where there is one."
+    import torch
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def precision() -> str: # "bf16" or "fp32"
+    "bf16 where the device multiplies it natively; the variable CCD_PRECISION overrides."
+    import torch
+    if p := os.environ.get("CCD_PRECISION"):
+        if p not in ("bf16", "fp32"):
+            raise UserError(f"CCD_PRECISION={p!r}: expected bf16 or fp32")
+        return p
+    if torch.cuda.is_available(): return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
+
+def autocast():
+    "A context in which matrix products run at `precision()`."
+    import torch
+    return torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
+
+# %% ../nbs/library/00_core.ipynb #dbd392dc
 def code_revision() -> dict:
     "Which code this is: the git commit where there is one, and a hash of the package."
-    here = Path(__file__).parent
+    from importlib.util import find_spec
+    here = Path(find_spec("ccd").origin).parent
     source = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(here.glob("*.py"))))
     git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"],
                          capture_output=True, text=True) if shutil.which("git") else None
@@ -296,7 +320,7 @@ def cores() -> int:
     "Processor cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-# %% ../nbs/library/00_core.ipynb #32c905b7
+# %% ../nbs/library/00_core.ipynb #5c95dcd4
 def write_manifest(
     folder, # run folder
     settings, # what the stage depends on: dataclass or dict
@@ -309,7 +333,7 @@ def write_manifest(
     folder = Path(folder)
     out = {str(o): dict(sha256=file_hash(folder / o), bytes=(folder / o).stat().st_size)
            for o in sorted(map(str, outputs))}
-    m = dict(settings=_plain(settings), settings_hash=content_hash(settings), inputs=inputs,
+    m = dict(settings=plain(settings), settings_hash=content_hash(settings), inputs=inputs,
              outputs=out, outputs_hash=content_hash(out), code=code_revision(),
              machine=machine(), wall_seconds=round(seconds, 1), **more)
     write_json(folder / "manifest.json", m)
@@ -332,35 +356,39 @@ def up_to_date(
         and all((Path(folder) / o).exists() and (Path(folder) / o).stat().st_size == v["bytes"]
                 for o, v in m["outputs"].items())
 
-# %% ../nbs/library/00_core.ipynb #dbd392dc
-def device():
-    "The device to compute on: the GPU where there is one."
-    import torch
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# %% ../nbs/library/00_core.ipynb #8bf3a82f
+def differences(a: dict, b: dict, at: str = ""): # sentences
+    "Where two nested settings differ."
+    for k in sorted(set(a) | set(b)):
+        x, y = a.get(k), b.get(k)
+        if isinstance(x, dict) and isinstance(y, dict): yield from differences(x, y, f"{at}{k}.")
+        elif x != y: yield f"{at}{k} was {x}, is now {y}"
 
-def precision() -> str: # "bf16" or "fp32"
-    "bf16 where the device multiplies it natively; the variable CCD_PRECISION overrides."
-    import torch
-    if p := os.environ.get("CCD_PRECISION"):
-        if p not in ("bf16", "fp32"):
-            raise UserError(f"CCD_PRECISION={p!r}: expected bf16 or fp32")
-        return p
-    if torch.cuda.is_available(): return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if native else "fp32"
+def claim(
+    folder, # to work in
+    settings, # of the work
+):
+    "Make a folder for these settings, or go on in it. Raises `UserError` where it holds others."
+    p, want = Path(folder) / "settings.json", json.loads(json.dumps(plain(settings)))
+    if p.exists():
+        apart = list(differences(read_json(p), want))
+        if apart:
+            raise UserError(f"{folder} holds a run with other settings: {'; '.join(apart[:4])}. "
+                            "Nothing was changed: choose another folder with --out, or remove this one")
+    else: write_json(p, want)
 
-def autocast():
-    "A context in which matrix products run at `precision()`."
-    import torch
-    return torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
+def run_settings(objective: str, settings: Settings) -> dict:
+    "What a training run depends on, and nothing that it does not."
+    return dict(objective=objective, control=plain(settings.control),
+                own=plain(getattr(settings, objective)), size=settings.world.size)
 
-# %% ../nbs/library/00_core.ipynb #1c814172
+# %% ../nbs/library/00_core.ipynb #e8717b45
 def cache_dir(*parts) -> Path:
     "A place for things that can be made again."
     root = os.environ.get("CCD_CACHE") or Path.home() / ".cache" / "ccd"
     return Path(root).joinpath(*parts)
 
-# %% ../nbs/library/00_core.ipynb #8bf3a82f
+# %% ../nbs/library/00_core.ipynb #4c6ad74b
 class Progress:
     "How far a stage is, how fast, how long yet: a bar on a terminal, lines in a log."
     def __init__(self,

@@ -267,6 +267,10 @@ SIZE = 64 # px of the cached rasters
 def _world_key():
     return content_hash([[s.name, s.sha512] for s in STYLES.values()] + [SIZE, NEAR, "v1"])
 
+def _worker(name, *args): # by name, so that the workers of a notebook find it too
+    import ccd.emoji
+    return getattr(ccd.emoji, name)(*args)
+
 def _rasters(rows): return np.stack([render(s, i, SIZE) for s, i in rows])
 
 def _build(home):
@@ -279,7 +283,7 @@ def _build(home):
     parts = [rows[i:i + 400] for i in range(0, len(rows), 400)]
     out = []
     with Progress("rasterising", len(rows), unit="drawings") as p:
-        jobs = Parallel(cores(), return_as="generator")(delayed(_rasters)(x) for x in parts)
+        jobs = Parallel(cores(), return_as="generator")(delayed(_worker)("_rasters", x) for x in parts)
         for x in jobs: out.append(x); p.add(len(x))
     pixels = np.concatenate(out)
     family = concept_families(d.concept.values, near_identical(pixels))
@@ -614,7 +618,7 @@ def scenes(
     key = content_hash([_world_key(), split, n, world.size, world.held_out_style, world.seed,
                         world.caption_policy])
     if world.caption_policy == "shuffled": key = f"shuffled-{key}"
-    jobs = (delayed(_scene_rows)(world, split, i, min(n, i + 500)) for i in range(0, n, 500))
+    jobs = (delayed(_worker)("_scene_rows", world, split, i, min(n, i + 500)) for i in range(0, n, 500))
     return _corpus(f"scenes-{key}", f"{split} scenes", jobs, n)
 
 # %% ../nbs/library/02_emoji.ipynb #fbe01acf
@@ -643,7 +647,7 @@ def gallery(
         order = np.array([content_hash(f) for f in table.family]).argsort(kind="stable")
         rows = np.sort(order[:world.max_drawings])
     key = content_hash([_world_key(), "gallery", len(rows), world.size, world.seed])
-    jobs = (delayed(_gallery_rows)(world, rows[i:i + 500]) for i in range(0, len(rows), 500))
+    jobs = (delayed(_worker)("_gallery_rows", world, rows[i:i + 500]) for i in range(0, len(rows), 500))
     return _corpus(f"gallery-{key}", "drawings", jobs, len(rows))
 
 # %% ../nbs/library/02_emoji.ipynb #8e0d5462
@@ -669,5 +673,5 @@ def signs(
     todo = [(i, w, f) for i, (w, f, _) in enumerate(
         (w, f, e) for w in chosen for f in TRAIN_FONTS + TEST_FONTS for e in range(each))]
     key = content_hash([_world_key(), "signs", n_words, each, world.size, world.seed])
-    jobs = (delayed(_sign_rows)(world, todo[i:i + 400]) for i in range(0, len(todo), 400))
+    jobs = (delayed(_worker)("_sign_rows", world, todo[i:i + 400]) for i in range(0, len(todo), 400))
     return _corpus(f"signs-{key}", "signs", jobs, len(todo))

@@ -77,7 +77,7 @@ def folder(
 def _split(name): # the same nine tenths on every machine
     return "test" if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 == 0 else "train"
 
-# %% ../nbs/library/03_sources.ipynb #dd3a38d9
+# %% ../nbs/library/03_sources.ipynb #c6c7141c
 def hub(
     name: str, # `NAME`, `NAME:CONFIG` or a folder saved with `save_to_disk`
     split: str = "train",
@@ -106,7 +106,7 @@ def _complete(d, name):
                     captions=[said] if isinstance(said, str) else list(said))
     return d.map(add, with_indices=True, desc=None)
 
-# %% ../nbs/library/03_sources.ipynb #bd0c2c04
+# %% ../nbs/library/03_sources.ipynb #ac37ccbb
 def open_corpus(
     world: World,
     split: str = "train", # train or test
@@ -126,7 +126,7 @@ def fingerprint(corpus) -> str: # 16 hex digits
     t = corpus.select_columns(["item_id", "pixel_hash", "captions"]).with_format(None)
     return content_hash([t["item_id"][:], t["pixel_hash"][:], t["captions"][:]])
 
-# %% ../nbs/library/03_sources.ipynb #ead1a3b3
+# %% ../nbs/library/03_sources.ipynb #891eceb7
 def square(
     im: Image.Image,
     size: int, # px
@@ -153,7 +153,7 @@ class Pixels:
         data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
         return square(decode(data), self.size)
 
-# %% ../nbs/library/03_sources.ipynb #cc22cafe
+# %% ../nbs/library/03_sources.ipynb #7a202380
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray: # [n] rows
     "The shuffled rows of one epoch."
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)

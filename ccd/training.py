@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG_EVERY', 'HEALTH_EVERY', 'EQUAL', 'make_optimizer', 'learning_rate', 'Feed', 'save_checkpoint', 'load_checkpoint',
-           'Log', 'flops_per_sample', 'train', 'run_settings', 'claim', 'timings', 'metrics', 'audit', 'seconds']
+           'Log', 'flops_per_sample', 'train', 'timings', 'metrics', 'audit']
 
 # %% ../nbs/library/07_training.ipynb #ee8aafbc
 import copy, hashlib, json, math, shutil, time, warnings
@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .core import (Control, Progress, Settings, UserError, atomic, autocast, content_hash, device,
-                      precision, read_json, read_manifest, up_to_date, write_json, write_manifest, _plain)
+from .core import (Control, Progress, Settings, UserError, atomic, claim, device, plain, precision, read_json,
+                      read_manifest, run_settings, up_to_date, write_json, write_manifest)
 from .encoders import weights_hash
 from .objectives import build, diagnose
 from .sources import Pixels, fingerprint, sample_rows
@@ -136,7 +136,7 @@ def train(
     wanted = run_settings(objective, settings)
     inputs = dict(corpus=fingerprint(corpus))
     if up_to_date(folder, wanted, inputs): return folder
-    claim(folder, wanted, inputs)
+    claim(folder, dict(settings=wanted, inputs=inputs))
     from accelerate import Accelerator
     acc = Accelerator(mixed_precision="bf16" if precision() == "bf16" else "no", cpu=device().type == "cpu")
     model = build(objective, settings).to(acc.device)
@@ -148,11 +148,6 @@ def train(
     model, optimizer = acc.prepare(model, optimizer)
     seconds = _run(acc, model, optimizer, feed, settings, folder, done, on_step)
     return _finish(folder, acc.unwrap_model(model), wanted, inputs, settings, feed, first, flops, seconds)
-
-def run_settings(objective, settings) -> dict:
-    "What a run depends on, and nothing that it does not."
-    return dict(objective=objective, control=_plain(settings.control),
-                own=_plain(getattr(settings, objective)), size=settings.world.size)
 
 # %% ../nbs/library/07_training.ipynb #dfaf3230
 LOG_EVERY, HEALTH_EVERY = 10, 50 # steps
@@ -210,34 +205,12 @@ def _warn(name, info, t, warned):
     return word or warned
 
 # %% ../nbs/library/07_training.ipynb #f3bb90e9
-def _differences(a, b, at=""):
-    for k in sorted(set(a) | set(b)):
-        x, y = a.get(k), b.get(k)
-        if isinstance(x, dict) and isinstance(y, dict): yield from _differences(x, y, f"{at}{k}.")
-        elif x != y: yield f"{at}{k} was {x}, is now {y}"
-
-def claim(
-    folder: Path, # run folder
-    wanted: dict, # what the run depends on
-    inputs: dict, # name -> hash
-):
-    "Make a run folder, or go on in one of the same settings. Raises `UserError` otherwise."
-    p = folder / "settings.json"
-    want = _plain(dict(settings=wanted, inputs=inputs))
-    if p.exists():
-        apart = list(_differences(read_json(p), json.loads(json.dumps(want))))
-        if apart:
-            raise UserError(f"{folder} holds a run with other settings: {'; '.join(apart[:4])}. "
-                            "Nothing was changed: choose another folder, or remove this one")
-    write_json(p, want)
-
-# %% ../nbs/library/07_training.ipynb #90d62400
 def _finish(folder, model, wanted, inputs, settings, feed, first, flops, seconds):
     from safetensors.torch import save_file
     c, name = settings.control, model.name
     with atomic(folder / "encoder.safetensors") as tmp:
         save_file({k: v.detach().cpu().contiguous() for k, v in model.encoder_state().items()}, tmp)
-    write_json(folder / "encoder.json", dict(name=name, control=_plain(c),
+    write_json(folder / "encoder.json", dict(name=name, control=plain(c),
         training=f"{name}, {c.steps * c.batch_size:,} samples, seed {c.seed}"))
     order = hashlib.sha256(b"".join(feed.rows(s).tobytes() for s in range(c.steps)))
     samples = c.steps * c.batch_size
@@ -269,6 +242,7 @@ EQUAL = {"vit": "architecture", "samples": "samples seen", "batch_size": "batch"
 def audit(
     run_a, # folder of a finished run
     run_b, # folder of another
+    timed: bool = False, # with wall time, which differs between equal runs
 ) -> pd.DataFrame: # columns what, a, b, equal
     "What two runs had in common, what differed, and what it cost."
     a, b = (_sealed(r) for r in (run_a, run_b))
@@ -288,9 +262,9 @@ def audit(
              ("PFLOP in all", _three(fa["flops"] / 1e15), _three(fb["flops"] / 1e15)),
              ("samples at the compute of the other", f"{fb['flops'] / fa['flops_per_sample']:,.0f}",
               f"{fa['flops'] / fb['flops_per_sample']:,.0f}")]
+    if timed: rows.append(("minutes", *(f"{m['wall_seconds'] / 60:.1f}" for m in (a, b))))
     oa, ob = a["settings"]["own"], b["settings"]["own"]
-    for k in sorted(set(oa) | set(ob)):
-        if k in oa and k in ob: rows.append((k, _show(oa[k]), _show(ob[k])))
+    rows += [(f"own: {k}", _show(oa.get(k, "")), _show(ob.get(k, ""))) for k in [*oa, *(k for k in ob if k not in oa)]]
     t = pd.DataFrame(rows, columns=["what", fa["objective"], fb["objective"]] if fa["objective"] != fb["objective"]
                      else ["what", "A", "B"])
     t["equal"] = t.iloc[:, 1].astype(str) == t.iloc[:, 2].astype(str)
@@ -306,7 +280,3 @@ def _three(x): return f"{x:.3g}"
 def _show(x):
     if isinstance(x, dict): return ", ".join(f"{k} {v}" for k, v in x.items())
     return " to ".join(map(str, x)) if isinstance(x, list) and len(x) == 2 else str(x)
-
-def seconds(run) -> float: # wall time, which is not part of the hashed results
-    "How long a run took."
-    return read_manifest(run)["wall_seconds"]

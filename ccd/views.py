@@ -77,7 +77,7 @@ def crop(
     if flip is not None: rx = torch.where(flip[:, None, None], rx.flip(1), rx)
     return (ry[:, None] @ images @ rx[:, None].transpose(-1, -2)).clamp(0, 1)
 
-# %% ../nbs/library/04_views.ipynb #ebc555f4
+# %% ../nbs/library/04_views.ipynb #4b0bbbca
 def random_box(
     u: Tensor, # [B, 4] uniform numbers
     size: int, # of the image, px
@@ -91,7 +91,7 @@ def random_box(
     w, h = (a * aspect).sqrt() * size, (a / aspect).sqrt() * size
     return torch.stack([u[:, 2] * (size - w), u[:, 3] * (size - h), w, h], 1)
 
-# %% ../nbs/library/04_views.ipynb #8510a58e
+# %% ../nbs/library/04_views.ipynb #0bff2b6f
 GREY = (0.299, 0.587, 0.114) # luma weights, ITU-R BT.601
 
 def color_map(
@@ -120,7 +120,7 @@ def _hue_matrix(hue): # rotation in YIQ, whose first axis is grey
     r[:, 1, 1], r[:, 1, 2], r[:, 2, 1], r[:, 2, 2] = c, -s, s, c
     return torch.linalg.inv(yiq) @ r @ yiq
 
-# %% ../nbs/library/04_views.ipynb #0bff2b6f
+# %% ../nbs/library/04_views.ipynb #daff8bc4
 def recolor(
     x: Tensor, # [B, 3, H, W] float in 0..1
     u: Tensor, # [B, 6] uniform numbers
@@ -136,7 +136,7 @@ def recolor(
                      on * 0.1 * (2 * u[:, 3] - 1))
     return (m @ x.flatten(2) + o).clamp(0, 1).view_as(x)
 
-# %% ../nbs/library/04_views.ipynb #31616a69
+# %% ../nbs/library/04_views.ipynb #31ce928d
 def blur(
     x: Tensor, # [B, 3, H, W], H = W
     sigma: Tensor, # [B] px; 0 leaves the picture alone
@@ -152,7 +152,7 @@ def solarize(x: Tensor, on: Tensor) -> Tensor:
     "Invert what is brighter than one half, where `on` [B]."
     return torch.where(on[:, None, None, None] & (x >= 0.5), 1 - x, x)
 
-# %% ../nbs/library/04_views.ipynb #7071e51b
+# %% ../nbs/library/04_views.ipynb #8da0434d
 def to_float(images, device=None) -> Tensor: # [B, 3, S, S] float in 0..1
     "Pixels from bytes."
     return torch.as_tensor(images, device=device).float() / 255
@@ -171,7 +171,7 @@ def base_view(
     box = random_box(uniform(control.seed, sample, 0, 4), images.shape[-1], control.base_crop)
     return crop(images, box, control.vit.image_size)
 
-# %% ../nbs/library/04_views.ipynb #e7844a02
+# %% ../nbs/library/04_views.ipynb #2e6456dc
 def plain_view(images: Tensor, size: int) -> Tensor: # [B, 3, size, size]
     "The whole picture, resized: what encoders are compared on."
     s = images.shape[-1]
