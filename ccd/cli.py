@@ -30,10 +30,12 @@ def chosen_preset(args: list[str]) -> Settings:
 def study(
     settings: AnySettings,
     out: str = "", # folder; by default runs/PRESET
+    results: str = "", # also copy the small results to this folder
 ):
     "Train CLIP and DINO under control, compare them, write a report."
-    from ccd.study import study as run
-    run(settings, out or None)
+    from ccd.study import publish, study as run
+    page = run(settings, out or None)
+    if results: publish(page.parent, results)
 
 def train(
     objective: Positional[str], # clip or dino

@@ -75,9 +75,9 @@ class World:
 class Control:
     "What is held equal between objectives."
     vit: ViT = ViT()
-    samples: int = 120_000 # images seen in training, repeats counted
-    batch_size: int = 128 # images in one optimiser step
-    lr: float = 1e-3 # peak learning rate, taken literally (never scaled by batch)
+    samples: int = 160_000 # images seen in training, repeats counted
+    batch_size: int = 64 # images in one optimiser step
+    lr: float = 5e-4 # peak learning rate, taken literally (never scaled by batch)
     warmup: float = 0.1 # part of training spent raising the rate from 0
     final_lr: float = 1e-5 # where the cosine ends
     weight_decay: float = 0.05 # AdamW, on matrices only
@@ -112,10 +112,10 @@ class Clip:
 @dataclass(frozen=True)
 class Dino:
     "What DINO needs beyond `Control`: crops, a head and a teacher (Caron et al., 2021)."
-    out_dim: int = 1024 # prototypes K
+    out_dim: int = 512 # prototypes K
     hidden: int = 512 # of the head
     bottleneck: int = 64 # of the head
-    local_crops: int = 4 # small crops, seen by the student only
+    local_crops: int = 2 # small crops, seen by the student only
     local_size: int = 24 # px
     global_scale: tuple[float, float] = (0.4, 1.0) # area of a global crop
     local_scale: tuple[float, float] = (0.1, 0.4) # area of a local crop
@@ -159,17 +159,17 @@ def _smoke():
     return Settings("smoke", World(scenes=512, test_scenes=192, max_drawings=640),
         Control(ViT(width=48, depth=2, heads=2, patch_size=12), samples=1024, batch_size=32),
         Clip(embed_dim=32, text_width=32, text_depth=1, text_heads=2),
-        Dino(out_dim=64, hidden=64, bottleneck=16, local_crops=2),
+        Dino(out_dim=64, hidden=64, bottleneck=16),
         Analysis(pairs=20, draws=100))
 
 def _emoji_small():
-    return Settings("emoji-small", control=Control(samples=300_000),
+    return Settings("emoji-small", control=Control(samples=400_000),
                     analysis=Analysis(seeds=2))
 
 def _emoji():
     vit = ViT(image_size=64, patch_size=8, width=192, depth=12, heads=3)
     return Settings("emoji", World(scenes=400_000),
-        Control(vit, samples=4_000_000, batch_size=512, weight_decay=0.1),
+        Control(vit, samples=4_000_000, batch_size=512, lr=1e-3, weight_decay=0.1),
         Clip(embed_dim=256, text_width=256, text_depth=6),
         Dino(out_dim=4096, hidden=2048, bottleneck=256, local_crops=6, local_size=32,
              momentum=0.996),

@@ -264,8 +264,8 @@ def color_name(
 # %% ../nbs/library/02_emoji.ipynb #64ed4e64
 SIZE = 64 # px of the cached rasters
 
-def _world_key():
-    return content_hash([[s.name, s.sha512] for s in STYLES.values()] + [SIZE, NEAR, "v1"])
+def _world_key(*more): # bump the version when the drawing of scenes changes
+    return content_hash([[s.name, s.sha512] for s in STYLES.values()] + [SIZE, NEAR, "v1", *more])
 
 def _worker(name, *args): # by name, so that the workers of a notebook find it too
     import ccd.emoji
@@ -310,7 +310,7 @@ def drawings() -> tuple[pd.DataFrame, np.ndarray]: # n rows; [n, 64, 64, 4] uint
     return table, np.load(home / "pixels.npy", mmap_mode="r")
 
 # %% ../nbs/library/02_emoji.ipynb #8824546b
-KINDS = dict(drawing=0.55, group=0.20, sign=0.15, chart=0.10)
+KINDS = dict(drawing=0.70, group=0.12, sign=0.12, chart=0.06)
 TRAIN_FONTS = ("DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique "
                "DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic DejaVuSerif-BoldItalic "
                "STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta "
@@ -435,10 +435,14 @@ def _pick(rng, st, style=None):
 def _drawing(rng, st, size):
     canvas, facts = ground(rng, size)
     row, d = _pick(rng, st)
+    _place(canvas, drawings()[1][row], rng)
+    return canvas, {**facts, **d, "count": 1}
+
+def _place(canvas, drawing, rng): # somewhere, at 62 to 95 % of the canvas
+    size = len(canvas)
     s = int(rng.uniform(0.62, 0.95) * size)
     x, y = rng.integers(0, size - s + 1, 2)
-    paste(canvas, drawings()[1][row], s, x, y)
-    return canvas, {**facts, **d, "count": 1}
+    paste(canvas, drawing, s, x, y)
 
 # %% ../nbs/library/02_emoji.ipynb #9af8035f
 RELATIONS = {"left of": (0, 1), "right of": (1, 0), "above": (0, 1), "below": (1, 0)}
@@ -615,7 +619,7 @@ def scenes(
     "The composed scenes of a split."
     from joblib import delayed
     n = world.scenes if split == "train" else world.test_scenes
-    key = content_hash([_world_key(), split, n, world.size, world.held_out_style, world.seed,
+    key = content_hash([_world_key("scenes 2", KINDS), split, n, world.size, world.held_out_style, world.seed,
                         world.caption_policy])
     if world.caption_policy == "shuffled": key = f"shuffled-{key}"
     jobs = (delayed(_worker)("_scene_rows", world, split, i, min(n, i + 500)) for i in range(0, n, 500))
@@ -628,8 +632,7 @@ def _gallery_rows(world, rows):
     for k in rows:
         rng = np.random.Generator(np.random.Philox(key=[world.seed * 4 + 3, int(k)]))
         canvas, facts = ground(rng, world.size, "plain")
-        s = int(0.84 * world.size); o = (world.size - s) // 2
-        paste(canvas, pixels[k], s, o, o)
+        _place(canvas, pixels[k], rng)
         d = {f: table[f].iat[k] for f in FACTORS}
         facts |= d | dict(item_id=f"drawing-{d['drawing_id']}", kind="drawing", count=1,
                           split=table.split.iat[k])
@@ -639,14 +642,14 @@ def _gallery_rows(world, rows):
 def gallery(
     world: World,
 ): # a `datasets.Dataset`
-    "Every drawing on a plain ground of random colour."
+    "Every drawing on a plain ground of random colour, at a random place and size."
     from joblib import delayed
     table, _ = drawings()
     rows = np.arange(len(table))
     if world.max_drawings: # whole families, in an order that does not depend on the number
         order = np.array([content_hash(f) for f in table.family]).argsort(kind="stable")
         rows = np.sort(order[:world.max_drawings])
-    key = content_hash([_world_key(), "gallery", len(rows), world.size, world.seed])
+    key = content_hash([_world_key(), "gallery 2", len(rows), world.size, world.seed])
     jobs = (delayed(_worker)("_gallery_rows", world, rows[i:i + 500]) for i in range(0, len(rows), 500))
     return _corpus(f"gallery-{key}", "drawings", jobs, len(rows))
 

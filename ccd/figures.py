@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'FACTOR_NAMES', 'color_of', 'plt', 'loss_curves', 'health_curves', 'probe_bars', 'pair_grid',
-           'agreement_bars', 'neighbor_grid', 'atlas_plot', 'percent', 'accuracy_table', 'png_tag', 'table_tag',
-           'write_report']
+           'agreement_bars', 'headline', 'neighbor_grid', 'atlas_plot', 'percent', 'accuracy_table', 'png_tag',
+           'table_tag', 'write_report']
 
 # %% ../nbs/library/17_figures.ipynb #54badcc1
 import base64, io
@@ -88,18 +88,20 @@ def pair_grid(
     names: tuple[str, str] = ("CLIP", "DINO"),
     show: int = 12, # pairs
     columns: int = 4,
+    fig=None, # to draw in
 ):
     "The most extreme pairs of one direction."
     p, top = plt(), pairs.nsmallest(show, "rank")
     rows = -(-len(top) // columns)
-    fig, axes = p.subplots(rows, columns, figsize=(2.3 * columns, 1.55 * rows), squeeze=False)
+    fig = fig or p.figure(figsize=(2.3 * columns, 1.5 * rows))
+    axes = fig.subplots(rows, columns, squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for ax, r in zip(axes.flat, top.itertuples()):
         a, b = np.asarray(images(r.i)), np.asarray(images(r.j))
         gap = np.full((a.shape[0], max(2, a.shape[0] // 16), 3), 255, np.uint8)
         ax.imshow(np.hstack([a, gap, b]), interpolation="nearest")
-        ax.set_title(f"{names[0]} {r.z_a:+.1f} σ   {names[1]} {r.z_b:+.1f} σ", fontsize=7, loc="center",
-                     fontweight="normal")
+        ax.set_title(f"{names[0]} {r.z_a:+.1f} σ   {names[1]} {r.z_b:+.1f} σ", fontsize=8, loc="center",
+                     fontweight="normal", pad=2)
     return fig
 
 # %% ../nbs/library/17_figures.ipynb #72644c5f
@@ -110,11 +112,13 @@ FACTOR_NAMES = dict(concept="same thing", category="same category", subcategory=
 def agreement_bars(
     table: pd.DataFrame, # from `ccd.pairs.agreement`
     names: tuple[str, str] = ("CLIP", "DINO"),
+    fig=None, # to draw in
 ):
     "What the pairs that an encoder joins have in common, against chance."
     p = plt()
     factors = [f for f in FACTOR_NAMES if f in set(table.factor)]
-    fig, ax = p.subplots(figsize=(7.2, 0.46 * len(factors) + 1.0))
+    fig = fig or p.figure(figsize=(7.2, 0.46 * len(factors) + 1.0))
+    ax = fig.subplots()
     for k, (d, name) in enumerate(zip(("a", "b"), names)):
         t = table[table.direction == d].set_index("factor").reindex(factors)
         y = np.arange(len(factors))[::-1] + (0.14 if k == 0 else -0.14)
@@ -125,10 +129,26 @@ def agreement_bars(
     ax.set(yticks=np.arange(len(factors))[::-1], xlim=(-0.01, 1.01), xlabel="share of pairs")
     ax.set_yticklabels([FACTOR_NAMES[f] for f in factors])
     ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
-    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.45, 1.22), ncols=3)
+    fig.legend(fontsize=8, loc="outside upper center", ncols=3)
     return fig
 
-# %% ../nbs/library/17_figures.ipynb #549371d7
+# %% ../nbs/library/17_figures.ipynb #cd02e911
+def headline(
+    pairs: pd.DataFrame, # from `ccd.pairs.mine`
+    table: pd.DataFrame, # from `ccd.pairs.agreement`
+    images, # callable: row -> picture
+    names: tuple[str, str] = ("CLIP", "DINO"),
+):
+    "The study in one figure: the pairs of either side, and what they share."
+    fig = plt().figure(figsize=(9.2, 6.4))
+    top, low = fig.subfigures(2, 1, height_ratios=(1.25, 1))
+    for part, d, a, b in zip(top.subfigures(1, 2, wspace=0.04), ("a", "b"), names, names[::-1]):
+        pair_grid(pairs[pairs.direction == d], images, names, show=6, columns=2, fig=part)
+        part.suptitle(f"{a} joins, {b} parts", color=color_of(a), fontsize=11, fontweight="bold")
+    agreement_bars(table, names, fig=low)
+    return fig
+
+# %% ../nbs/library/17_figures.ipynb #871ae7da
 def neighbor_grid(
     rows: list, # query rows
     found: dict, # encoder -> [n, k] neighbours
@@ -170,7 +190,7 @@ def atlas_plot(
         for s in ax.spines.values(): s.set_visible(False)
     return fig
 
-# %% ../nbs/library/17_figures.ipynb #547e65b2
+# %% ../nbs/library/17_figures.ipynb #4569752a
 def percent(x, lo=None, hi=None) -> str:
     "`41.2 (38.0–44.1)`: a share in percent, with its interval."
     if pd.isna(x): return "–"
@@ -188,7 +208,7 @@ def accuracy_table(table: pd.DataFrame, value: str = "linear") -> pd.DataFrame:
                                      zip(first.tests.reindex(wide.index), first.clusters.reindex(wide.index))]
     return wide.rename_axis(index=None, columns=None)
 
-# %% ../nbs/library/17_figures.ipynb #f37c4b2a
+# %% ../nbs/library/17_figures.ipynb #087a830a
 def png_tag(fig, alt: str, width: str = "100%") -> str: # HTML
     "A figure as an inline picture; the figure is closed."
     buf = io.BytesIO()

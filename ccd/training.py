@@ -166,7 +166,7 @@ def _run(acc, model, optimizer, feed, settings, folder, done, on_step):
                 done = step + 1
                 last = done == c.steps
                 if done % LOG_EVERY == 0 or last:
-                    info = {k: float(v) for k, v in info.items()}
+                    info = {k: float(v.detach()) for k, v in info.items()}
                     if done % HEALTH_EVERY == 0 or last: info |= raw.health()
                     log(step=done, samples=done * b, loss=float(loss), lr=learning_rate(t, c), **info)
                     timing.write(json.dumps(dict(step=done, time=time.time())) + "\n")

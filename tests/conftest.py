@@ -1,0 +1,67 @@
+"A tiny study that nothing disturbed, and ways to start, stop and kill others like it."
+import contextlib, json, os, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+from ccd.core import cache_dir, override, preset
+
+CHANGES = {"control.samples": 320, "control.batch_size": 8, "world.max_drawings": 320,
+           "analysis.draws": 20, "analysis.checkpoint_minutes": 0.0}
+OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
+                                   for x in (f"--{k}".replace("_", "-"), str(v))]
+STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
+
+def start(*args, **env):
+    "`ccd ARGS` in a session of its own; Ctrl-C reaches it even where pytest ignores it."
+    return subprocess.Popen([sys.executable, "-c", "from ccd.cli import main; main()", *map(str, args)],
+        env=os.environ | {k: str(v) for k, v in env.items()}, stdin=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+
+def finish(p):
+    "What it said, and its exit code; nothing that it started outlives it."
+    try: said = p.communicate(timeout=240)[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
+    return said, p.returncode
+
+def signal_when(p, seen, number, pause=0.0, group=False):
+    "Send a signal once `seen()` is true, which must be before the end; then as `finish`."
+    while not seen():
+        assert p.poll() is None, f"ended with {p.returncode} before it was seen:\n{finish(p)[0]}"
+        time.sleep(0.001)
+    time.sleep(pause)
+    os.killpg(p.pid, number) if group else p.send_signal(number) # a terminal signals the group
+    return finish(p)
+
+def step_of(run):
+    "The newest step whose checkpoint has at least been begun."
+    return max((int(p.name.partition("step-")[2][:8]) for p in Path(run).glob("checkpoints/*step-*")), default=0)
+
+def outputs(run): return json.loads((Path(run) / "manifest.json").read_text())["outputs"]
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    "The drawings of the user's cache; corpora in one that goes with the tests."
+    from ccd import emoji
+    emoji.drawings()
+    home = tmp_path_factory.mktemp("cache")
+    (home / "emoji").symlink_to(cache_dir("emoji").resolve())
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("CCD_CACHE", str(home))
+        yield home
+
+@pytest.fixture(scope="session")
+def tiny(): return override(preset("smoke"), **CHANGES)
+
+@pytest.fixture(scope="session")
+def corpus(tiny):
+    from ccd.sources import open_corpus
+    return open_corpus(tiny.world).corpus
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    "The folder of an undisturbed study."
+    from ccd.cli import main
+    out = tmp_path_factory.mktemp("whole") / "study"
+    main(["study", *OPTIONS, "--out", str(out)])
+    return out

@@ -1,0 +1,65 @@
+"Probes against independent implementations."
+import numpy as np, pytest
+from ccd.probes import fit_logistic, knn_probe, linear_probe
+from ccd.stats import cluster_bootstrap
+
+def problem(n, d, classes, seed):
+    rng = np.random.default_rng(seed)
+    y = np.r_[np.arange(classes), rng.integers(0, classes, n - classes)]
+    return (rng.normal(size=(n, d)) + rng.normal(size=(classes, d))[y]).astype(np.float32), y
+
+def penalised(w, b, x, y, ridge):
+    z = x @ w + b
+    z = z - z.max(1, keepdims=True)
+    return (np.log(np.exp(z).sum(1)) - z[np.arange(len(y)), y]).mean() + ridge / 2 * (w**2).sum()
+
+@pytest.mark.parametrize("n, d, classes, ridge", [(80, 5, 2, 1e-1), (150, 20, 7, 1e-2), (60, 40, 3, 1e-3)])
+def test_logistic_reaches_the_minimum_of_scikit_learn(n, d, classes, ridge):
+    from sklearn.linear_model import LogisticRegression
+    x, y = problem(n, d, classes, n)
+    w = fit_logistic(x, y, classes, ridge)
+    fair = 2 if classes == 2 else 1 # scikit-learn penalises one column of two
+    s = LogisticRegression(C=fair / (n * ridge), tol=1e-8, max_iter=10_000).fit(x.astype(float), y)
+    half = lambda v: np.stack([-v[0], v[0]], -1) / 2
+    theirs = (s.coef_.T, s.intercept_) if classes > 2 else (half(s.coef_), half(s.intercept_))
+    assert penalised(w[:-1], w[-1], x, y, ridge) == pytest.approx(penalised(*theirs, x, y, ridge), rel=1e-3)
+
+@pytest.mark.parametrize("k", [1, 5, 500])
+def test_knn_is_brute_force(k):
+    x, y = problem(120, 6, 4, 1)
+    label = np.array(list("abcd"))[y]
+    train = np.arange(120) < 90
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    want = []
+    for q, own in zip(unit[~train], label[~train]):
+        cos = unit[train] @ q
+        votes = {}
+        for i in np.argsort(-cos)[:k]:
+            votes[label[train][i]] = votes.get(label[train][i], 0) + np.exp(cos[i] / 0.07)
+        want.append(max(votes, key=votes.get) == own)
+    got = knn_probe(x, label, train, ~train, k)
+    assert got.tolist() == want and 0.3 < got.mean() < 1
+
+def test_probe_learns_on_train_alone():
+    x, y = problem(300, 8, 3, 2)
+    parts = [np.arange(300) % 3 == k for k in range(3)]
+    right, _ = linear_probe(x, y, *parts)
+    wrong = np.where(parts[2], (y + 1) % 3, y) # only the test labels change
+    assert right.mean() > 0.8 and linear_probe(x, wrong, *parts)[0].mean() < 0.2
+
+def test_a_label_never_seen_in_training_counts_as_wrong():
+    x, y = problem(120, 8, 3, 3)
+    y = np.array(["a", "b", "c"])[y]
+    test = np.arange(120) % 2 == 0
+    train, val = ~test & (y != "c") & (np.arange(120) % 4 == 1), ~test & (np.arange(120) % 4 == 3)
+    assert not linear_probe(x, y, train, val, test)[0][y[test] == "c"].any()
+    assert not knn_probe(x, y, train, test)[y[test] == "c"].any()
+
+def width(v, c): return np.subtract(*cluster_bootstrap(v, c, 2000)[:0:-1])
+
+def test_intervals_know_that_siblings_are_alike():
+    rng, family = np.random.default_rng(0), np.arange(400) // 8
+    alike, apart = rng.random(50)[family], rng.random(400)
+    one = np.arange(400)
+    assert width(alike, family) > 2 * width(alike, one) # eight copies are one answer
+    assert width(apart, family) == pytest.approx(width(apart, one), rel=0.35)
