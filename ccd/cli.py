@@ -7,13 +7,13 @@ __all__ = ['AnySettings', 'COMMANDS', 'chosen_preset', 'study', 'train', 'audit'
            'compare', 'usage', 'main']
 
 # %% ../nbs/library/19_cli.ipynb #2b4460c9
-import errno, sys
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 import tyro
 from tyro.conf import Positional
-from .core import Settings, UserError, preset
+from .core import Settings, UserError, disk_full, preset
 
 # %% ../nbs/library/19_cli.ipynb #31077b31
 AnySettings = Annotated[Settings, tyro.conf.arg(name="")] # its options carry no prefix
@@ -166,8 +166,8 @@ def main(argv: list[str] | None = None):
         tyro.cli(f, args=args[1:], prog=f"ccd {args[0]}")
     except UserError as e: _stop(e, 2)
     except KeyboardInterrupt: _stop("stopped; the same command goes on from here", 130)
-    except OSError as e:
-        if e.errno != errno.ENOSPC: raise
+    except Exception as e:
+        if not disk_full(e): raise
         _stop("no space left on the device; free some room and give the same command again", 2)
 
 def _stop(why, code):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CaptionPolicy', 'PRESETS', 'UserError', 'ViT', 'check_size', 'World', 'Control', 'Clip', 'Dino', 'Analysis',
-           'Settings', 'preset', 'override', 'plain', 'content_hash', 'file_hash', 'atomic', 'write_json', 'read_json',
-           'device', 'precision', 'autocast', 'code_revision', 'machine', 'cores', 'write_manifest', 'read_manifest',
-           'up_to_date', 'differences', 'claim', 'run_settings', 'cache_dir', 'Progress']
+           'Settings', 'preset', 'override', 'plain', 'content_hash', 'file_hash', 'atomic', 'disk_full', 'write_json',
+           'read_json', 'device', 'precision', 'autocast', 'code_revision', 'machine', 'cores', 'write_manifest',
+           'read_manifest', 'up_to_date', 'differences', 'claim', 'run_settings', 'cache_dir', 'Progress']
 
 # %% ../nbs/library/00_core.ipynb #90f8cfd4
 import builtins, contextlib, errno, hashlib, json, os, platform, shutil, subprocess, sys, time
@@ -253,12 +253,15 @@ def atomic(
             with open(tmp, "rb+") as f: os.fsync(f.fileno())
         if path.is_dir(): _remove(path)
         os.replace(tmp, path)
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"no space left while writing {path}; nothing was lost: free some "
-                            "room, or move the cache with CCD_CACHE, and start again") from e
-        raise
+    except Exception as e:
+        if not disk_full(e): raise
+        raise UserError(f"no space left while writing {path}; nothing was lost: free some "
+                        "room, or move the cache with CCD_CACHE, and start again") from e
     finally: _remove(tmp)
+
+def disk_full(e: Exception) -> bool:
+    "Is this, whatever library raised it, a full disk?"
+    return getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e)
 
 def _remove(p):
     if p.is_dir(): shutil.rmtree(p)

@@ -6,7 +6,7 @@
 __all__ = ['BATCH', 'Embeddings', 'embed', 'load_embeddings']
 
 # %% ../nbs/library/08_embeddings.ipynb #7983eb01
-import time
+import os, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
@@ -61,8 +61,7 @@ def embed(
     with Progress(f"embedding {encoder.card.name}", n, done) as bar:
         for a in range(done, n, BATCH):
             v = _vectors(encoder, pixels[range(a, min(n, a + BATCH))])
-            if out is None:
-                out = np.lib.format.open_memmap(partial, "w+", dtype, (n, v.shape[1]))
+            if out is None: out = _allocate(partial, dtype, (n, v.shape[1]))
             out[a:a + len(v)] = v
             bar.add(len(v))
             if time.time() - saved > flush:
@@ -70,6 +69,13 @@ def embed(
     out.flush(); del out
     partial.replace(folder / "vectors.npy"); mark.unlink(missing_ok=True)
     return _seal(encoder, corpus, folder, settings, inputs, time.time() - start)
+
+def _allocate(path, dtype, shape):
+    "A memory-mapped array whose room on disk is taken now: a full disk is an error here, not a crash later."
+    out = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "rb+") as f: os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+    return out
 
 def _vectors(encoder, images):
     x = plain_view(to_float(images, device()), encoder.card.size)

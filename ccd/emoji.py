@@ -309,7 +309,7 @@ def drawings() -> tuple[pd.DataFrame, np.ndarray]: # n rows; [n, 64, 64, 4] uint
     table = pd.read_parquet(home / "catalogue.parquet")
     return table, np.load(home / "pixels.npy", mmap_mode="r")
 
-# %% ../nbs/library/02_emoji.ipynb #8824546b
+# %% ../nbs/library/02_emoji.ipynb #052f476a
 KINDS = dict(drawing=0.70, group=0.12, sign=0.12, chart=0.06)
 TRAIN_FONTS = ("DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique "
                "DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic DejaVuSerif-BoldItalic "
@@ -332,7 +332,7 @@ def font(name: str, size: int):
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     return ImageFont.truetype(str(path), size)
 
-# %% ../nbs/library/02_emoji.ipynb #193550d8
+# %% ../nbs/library/02_emoji.ipynb #84f8b2bc
 def ground(
     rng: np.random.Generator,
     size: int, # px
@@ -357,7 +357,7 @@ def ground(
         t = np.asarray(t, float)
     return base + (shade - base) * t[..., None], dict(ground=str(kind), ground_color=str(color))
 
-# %% ../nbs/library/02_emoji.ipynb #79692ce8
+# %% ../nbs/library/02_emoji.ipynb #e6eb8e79
 def paste(
     canvas: np.ndarray, # [s, s, 3] float in 0..255, changed in place
     drawing: np.ndarray, # [64, 64, 4] uint8
@@ -374,7 +374,7 @@ def paste(
     spot *= 1 - rgba[..., 3:] / 255
     spot += rgba[..., :3]
 
-# %% ../nbs/library/02_emoji.ipynb #e6eb8e79
+# %% ../nbs/library/02_emoji.ipynb #76566733
 def write(
     canvas: np.ndarray, # [s, s, 3] float, changed in place
     text: str,
@@ -402,7 +402,7 @@ def ink_for(canvas, rng):
     dark = canvas.mean() > 120
     return tuple(int(v) for v in (rng.integers(0, 60, 3) if dark else rng.integers(205, 256, 3)))
 
-# %% ../nbs/library/02_emoji.ipynb #76566733
+# %% ../nbs/library/02_emoji.ipynb #9af8035f
 @dataclass
 class Stock:
     "What scenes of one split are made of."
@@ -423,7 +423,7 @@ def stock(split: str, held_out_style: str) -> Stock:
     by = {s: np.nonzero((t["style"] == s).values)[0] for s in t["style"].unique()}
     return Stock(t.reset_index(drop=True), np.nonzero(keep.values)[0], by, w, f)
 
-# %% ../nbs/library/02_emoji.ipynb #c9a73197
+# %% ../nbs/library/02_emoji.ipynb #bb6d827b
 FACTORS = ["drawing_id", "concept", "name", "family", "category", "subcategory", "style",
            "style_family", "object_color"]
 
@@ -444,7 +444,7 @@ def _place(canvas, drawing, rng): # somewhere, at 62 to 95 % of the canvas
     x, y = rng.integers(0, size - s + 1, 2)
     paste(canvas, drawing, s, x, y)
 
-# %% ../nbs/library/02_emoji.ipynb #9af8035f
+# %% ../nbs/library/02_emoji.ipynb #9167a54e
 RELATIONS = {"left of": (0, 1), "right of": (1, 0), "above": (0, 1), "below": (1, 0)}
 
 def _group(rng, st, size):
@@ -472,7 +472,7 @@ def _cell(canvas, row, half, x, y, rng):
     dx, dy = rng.integers(0, half - s + 1, 2)
     paste(canvas, drawings()[1][row], s, x + dx, y + dy)
 
-# %% ../nbs/library/02_emoji.ipynb #bb6d827b
+# %% ../nbs/library/02_emoji.ipynb #d602fdd8
 def _sign(rng, st, size, word=None, name=None, plain=False):
     canvas, facts = ground(rng, size, "plain" if plain else None)
     word = word or str(rng.choice(st.words))
@@ -490,7 +490,7 @@ def _sign(rng, st, size, word=None, name=None, plain=False):
     write(canvas, word, name, box, ink_for(canvas, rng))
     return canvas, facts
 
-# %% ../nbs/library/02_emoji.ipynb #9167a54e
+# %% ../nbs/library/02_emoji.ipynb #3dd89f1b
 def _chart(rng, st, size):
     canvas, facts = ground(rng, size, "plain")
     ink, name = ink_for(canvas, rng), str(rng.choice(st.fonts))
@@ -515,7 +515,7 @@ def _chart(rng, st, size):
 
 _DRAW = dict(drawing=_drawing, group=_group, sign=_sign, chart=_chart)
 
-# %% ../nbs/library/02_emoji.ipynb #d602fdd8
+# %% ../nbs/library/02_emoji.ipynb #3ca73da0
 _SPLIT = dict(train=0, val=1, test=2)
 
 def scene(
@@ -530,7 +530,7 @@ def scene(
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     return image, dict(item_id=f"scene-{split}-{index:07d}", kind=kind, split=split, **facts)
 
-# %% ../nbs/library/02_emoji.ipynb #abb22ecf
+# %% ../nbs/library/02_emoji.ipynb #d83ab706
 def captions(
     facts: dict, # of a scene
     policy: str = "name", # see `ccd.core.CaptionPolicy`
@@ -563,7 +563,7 @@ def _extra(facts, policy):
     if policy == "name+style" and "style" in facts: return f", drawn by {facts['style']}"
     return ""
 
-# %% ../nbs/library/02_emoji.ipynb #f0f17c5d
+# %% ../nbs/library/02_emoji.ipynb #433e3293
 _TEXT = FACTORS + ["ground", "ground_color", "word", "font", "relation", "other_name",
                    "other_concept", "chart", "values", "kind", "split", "item_id"]
 
@@ -586,7 +586,7 @@ def _features():
     return Features({k: Value("string") for k in _TEXT} | dict(count=Value("int32"),
         image=ImageFeature(), captions=List(Value("string")), pixel_hash=Value("string")))
 
-# %% ../nbs/library/02_emoji.ipynb #5428d7e2
+# %% ../nbs/library/02_emoji.ipynb #14d9868b
 def _corpus(key, what, jobs, total):
     "Run jobs that return rows, in parallel, into a dataset on disk; read it if it is there."
     from datasets import Dataset, load_from_disk, disable_progress_bars, enable_progress_bars
@@ -611,7 +611,7 @@ def _shuffle_captions(rows):
     said = [rows[i]["captions"] for i in order]
     for r, c in zip(rows, said): r["captions"] = c
 
-# %% ../nbs/library/02_emoji.ipynb #433e3293
+# %% ../nbs/library/02_emoji.ipynb #0da4e6a0
 def scenes(
     world: World,
     split: str = "train", # train, val or test
@@ -625,7 +625,7 @@ def scenes(
     jobs = (delayed(_worker)("_scene_rows", world, split, i, min(n, i + 500)) for i in range(0, n, 500))
     return _corpus(f"scenes-{key}", f"{split} scenes", jobs, n)
 
-# %% ../nbs/library/02_emoji.ipynb #fbe01acf
+# %% ../nbs/library/02_emoji.ipynb #a743890b
 def _gallery_rows(world, rows):
     table, pixels = drawings()
     out = []
@@ -653,7 +653,7 @@ def gallery(
     jobs = (delayed(_worker)("_gallery_rows", world, rows[i:i + 500]) for i in range(0, len(rows), 500))
     return _corpus(f"gallery-{key}", "drawings", jobs, len(rows))
 
-# %% ../nbs/library/02_emoji.ipynb #8e0d5462
+# %% ../nbs/library/02_emoji.ipynb #41ccb8f4
 def _sign_rows(world, todo):
     out = []
     for i, word, name in todo:

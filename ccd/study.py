@@ -85,8 +85,12 @@ def train_all(out: Path, settings: Settings, world: dict):
             if not up_to_date(out / "train" / r, run_settings(*x), dict(corpus=world["train"]))}
     if not todo: return
     from ccd.emoji import scenes
-    from ccd.training import train
+    from ccd.training import estimate, train
     corpus = scenes(settings.world, "train")
+    cost = {n: estimate(n, settings, corpus) / 60 for n in {n for n, _ in todo.values()}}
+    parts = [f"{title(r)} {cost[n]:.1f}" for r, (n, _) in todo.items()]
+    _say(f"training takes about {sum(cost[n] for n, _ in todo.values()):.0f} minutes on this machine "
+         f"({', '.join(parts)}), less what was done before; the analysis a few more")
     for r, (name, seeded) in todo.items(): train(name, seeded, corpus, out / "train" / r)
 
 def encoders(out: Path, settings: Settings) -> dict: # title -> (folder, function that loads it)
@@ -309,8 +313,6 @@ def study(
 ) -> Path: # the report
     "Run every stage that is not up to date."
     out = Path(out or Path("runs") / settings.preset)
-    if shutil.disk_usage(out if out.exists() else Path(".")).free < 500e6:
-        raise UserError("less than 500 MB are free here: make room first; nothing was written")
     start = time.time()
     claim(out, settings)
     world = make_world(out, settings)

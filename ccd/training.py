@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG_EVERY', 'HEALTH_EVERY', 'EQUAL', 'make_optimizer', 'learning_rate', 'Feed', 'save_checkpoint', 'load_checkpoint',
-           'Log', 'flops_per_sample', 'train', 'timings', 'metrics', 'audit']
+           'Log', 'flops_per_sample', 'train', 'estimate', 'timings', 'metrics', 'audit']
 
 # %% ../nbs/library/07_training.ipynb #ee8aafbc
 import copy, hashlib, json, math, shutil, time, warnings
@@ -101,10 +101,17 @@ class Log:
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         kept = [l for l in lines if _step_of(l) <= step]
         with atomic(self.path) as tmp: tmp.write_text("".join(l + "\n" for l in kept))
-        self.file = open(self.path, "a")
+        self.file, self.board = open(self.path, "a"), _board(self.path.parent, step)
 
     def __call__(self, **numbers):
         self.file.write(json.dumps(numbers) + "\n"); self.file.flush()
+        for k, v in numbers.items():
+            if self.board and k != "step": self.board.add_scalar(k, v, numbers["step"])
+
+def _board(folder, step): # where TensorBoard is installed, it gets the same numbers
+    try: from torch.utils.tensorboard import SummaryWriter
+    except ImportError: return None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
 def _step_of(line):
     try: return json.loads(line)["step"]
@@ -182,6 +189,23 @@ def _run(acc, model, optimizer, feed, settings, folder, done, on_step):
                             "lost: the same command goes on from here") from None
         timing.write(json.dumps(dict(seconds=time.time() - start, steps=done)) + "\n")
     return time.time() - start
+
+def estimate(
+    objective: str,
+    settings: Settings,
+    corpus,
+    steps: int = 4, # timed, after one that is not
+) -> float: # seconds
+    "How long a run would take on this machine, from its first steps, which are thrown away."
+    from accelerate import Accelerator
+    acc = Accelerator(mixed_precision="bf16" if precision() == "bf16" else "no", cpu=device().type == "cpu")
+    raw = build(objective, settings).to(acc.device)
+    model, optimizer = acc.prepare(raw, make_optimizer(raw, settings.control))
+    feed = Feed(corpus, settings.control, settings.world.size)
+    for k in range(steps + 1):
+        if k == 1: start = time.time()
+        _step(acc, model, raw, optimizer, feed(k), 0.0, settings.control)
+    return (time.time() - start) / steps * settings.control.steps
 
 def _step(acc, model, raw, optimizer, batch, t, c):
     images, sample, text, flip = batch

@@ -61,7 +61,7 @@ def corpus(tiny):
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
     "The folder of an undisturbed study."
-    from ccd.cli import main
     out = tmp_path_factory.mktemp("whole") / "study"
-    main(["study", *OPTIONS, "--out", str(out)])
+    said, code = finish(start("study", *OPTIONS, "--out", out))
+    assert code == 0, said
     return out

@@ -1,8 +1,8 @@
 "Training goes on exactly where it stopped, and an audit tells two runs apart."
-import json, random, shutil, signal
+import random, shutil, signal
 import numpy as np, pytest, torch
 from ccd import objectives
-from ccd.core import UserError, read_json, write_json
+from ccd.core import UserError, override, read_json, write_json
 from ccd.sources import epoch_order, sample_rows
 from ccd.training import Feed, audit, train
 from conftest import STEPS, outputs
@@ -33,11 +33,8 @@ def test_an_interrupt_within_a_step_loses_nothing(tiny, corpus, whole, tmp_path,
     train(short, tiny, corpus, tmp_path / "run")
     assert outputs(tmp_path / "run") == outputs(whole / f"train/{short}-0")
 
-@pytest.mark.parametrize("field, change", [("seed", 1), ("lr", 2e-3)])
-def test_another_control_gives_other_weights(tiny, corpus, whole, tmp_path, field, change):
-    from dataclasses import replace
-    other = replace(tiny, control=replace(tiny.control, **{field: change}))
-    train("clip", other, corpus, tmp_path / "run")
+def test_another_seed_gives_other_weights(tiny, corpus, whole, tmp_path):
+    train("clip", override(tiny, **{"control.seed": 1}), corpus, tmp_path / "run")
     assert outputs(tmp_path / "run")["encoder.safetensors"] != outputs(whole / "train/clip-0")["encoder.safetensors"]
 
 def test_batches_do_not_depend_on_what_was_prepared(corpus, tiny):
@@ -94,4 +91,4 @@ def test_samples_at_equal_compute(whole):
     t = audit(whole / "train/clip-0", whole / "train/dino-0").set_index("what")
     fa, fb = (read_json(whole / f"train/{k}-0/facts.json") for k in ("clip", "dino"))
     line = t.loc["samples at the compute of the other"]
-    assert line["clip"] == f"{fb['flops'] / fa['flops_per_sample']:,.0f}" and fa["flops_per_sample"] < fb["flops_per_sample"]
+    assert line.iloc[0] == f"{fb['flops'] / fa['flops_per_sample']:,.0f}" and fa["flops_per_sample"] < fb["flops_per_sample"]
