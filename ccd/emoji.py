@@ -118,12 +118,12 @@ def fetch(
     if (home / "icons.json").exists(): return home
     with atomic(home) as tmp:
         tmp.mkdir(parents=True)
-        done = _npm(["pack", f"{style.package}@{style.version}", "--silent"], tmp)
+        done = _npm(["pack", f"{style.package}@{style.version}", "--loglevel=error"], tmp)
         packed = list(tmp.glob("*.tgz"))
         if done.returncode or not packed:
-            last = (done.stderr or done.stdout or "no output").strip().splitlines()[-1:]
+            said = [l for l in (done.stderr or "").splitlines() if "log of this run" not in l] or ["no output"]
             raise UserError(f"could not download {style.package}@{style.version}: "
-                            f"{' '.join(last)}; check the network (or set CCD_CACHE to a "
+                            f"{said[0]}; check the network (or set CCD_CACHE to a "
                             "folder that already holds the drawings) and start again")
         data = packed[0].read_bytes()
         _check_sha512(data, style)
