@@ -75,7 +75,7 @@ class World:
 class Control:
     "What is held equal between objectives."
     vit: ViT = ViT()
-    samples: int = 160_000 # images seen in training, repeats counted
+    samples: int = 120_000 # images seen in training, repeats counted
     batch_size: int = 64 # images in one optimiser step
     lr: float = 5e-4 # peak learning rate, taken literally (never scaled by batch)
     warmup: float = 0.1 # part of training spent raising the rate from 0
@@ -246,7 +246,8 @@ def atomic(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    _remove(tmp)
+    for old in path.parent.glob(f".{path.name}.tmp-*"):
+        if not _alive(int(old.name.rpartition("-")[2])): _remove(old)
     try:
         yield tmp
         if tmp.is_file():
@@ -262,6 +263,12 @@ def atomic(
 def disk_full(e: Exception) -> bool:
     "Is this, whatever library raised it, a full disk?"
     return getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e)
+
+def _alive(pid): # a process that writes; our own earlier attempt is over
+    try: os.kill(pid, 0)
+    except ProcessLookupError: return False
+    except PermissionError: pass
+    return pid != os.getpid()
 
 def _remove(p):
     if p.is_dir(): shutil.rmtree(p)

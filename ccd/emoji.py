@@ -9,7 +9,7 @@ __all__ = ['STYLES', 'NEAR', 'PALETTE', 'SIZE', 'KINDS', 'TRAIN_FONTS', 'TEST_FO
            'ink_for', 'Stock', 'stock', 'scene', 'captions', 'png', 'scenes', 'gallery', 'signs']
 
 # %% ../nbs/library/02_emoji.ipynb #7110f36e
-import base64, hashlib, io, json, os, re, shutil, subprocess, sys, tarfile
+import base64, hashlib, io, json, re, shutil, subprocess, tarfile, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -271,10 +271,19 @@ def _worker(name, *args): # by name, so that the workers of a notebook find it t
     import ccd.emoji
     return getattr(ccd.emoji, name)(*args)
 
+def _parallel(jobs):
+    "Results of jobs in order, on all cores; the workers end with them."
+    from joblib import Parallel
+    from joblib.externals.loky import get_reusable_executor
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning) # loky's, on replacing a worker
+        yield from Parallel(cores(), return_as="generator")(jobs)
+    get_reusable_executor().shutdown()
+
 def _rasters(rows): return np.stack([render(s, i, SIZE) for s, i in rows])
 
 def _build(home):
-    from joblib import Parallel, delayed
+    from joblib import delayed
     sets = []
     with Progress("fetching drawings", len(STYLES), unit="sets") as p:
         for s in STYLES: sets.append(drawings_of(s)); p.add(1, s)
@@ -283,8 +292,8 @@ def _build(home):
     parts = [rows[i:i + 400] for i in range(0, len(rows), 400)]
     out = []
     with Progress("rasterising", len(rows), unit="drawings") as p:
-        jobs = Parallel(cores(), return_as="generator")(delayed(_worker)("_rasters", x) for x in parts)
-        for x in jobs: out.append(x); p.add(len(x))
+        for x in _parallel(delayed(_worker)("_rasters", x) for x in parts):
+            out.append(x); p.add(len(x))
     pixels = np.concatenate(out)
     family = concept_families(d.concept.values, near_identical(pixels))
     d["family"] = d.concept.map(family)
@@ -590,7 +599,6 @@ def _features():
 def _corpus(key, what, jobs, total):
     "Run jobs that return rows, in parallel, into a dataset on disk; read it if it is there."
     from datasets import Dataset, load_from_disk, disable_progress_bars, enable_progress_bars
-    from joblib import Parallel
     drawings() # made once, before workers start
     home = cache_dir("corpora", key)
     disable_progress_bars()
@@ -598,7 +606,7 @@ def _corpus(key, what, jobs, total):
         if not (home / "dataset_info.json").exists():
             rows = []
             with Progress(f"composing {what}", total) as p:
-                for part in Parallel(cores(), return_as="generator")(jobs):
+                for part in _parallel(jobs):
                     rows += part; p.add(len(part))
             if "shuffled" in key: _shuffle_captions(rows)
             with atomic(home) as tmp:

@@ -36,7 +36,7 @@ def loss_curves(
 ):
     "Training losses, one panel an objective."
     p = plt()
-    fig, axes = p.subplots(1, len(curves), figsize=(4.2 * len(curves), 2.6), squeeze=False)
+    fig, axes = p.subplots(1, len(curves), figsize=(3.6 * len(curves), 2.5), squeeze=False)
     for ax, (name, m) in zip(axes[0], curves.items()):
         ax.plot(m.samples, m.loss, color=color_of(name), alpha=0.25, lw=0.8)
         ax.plot(m.samples, m.loss.rolling(9, min_periods=1, center=True).mean(), color=color_of(name))
@@ -50,7 +50,7 @@ def loss_curves(
 def health_curves(m: pd.DataFrame):
     "DINO's vital signs over training, with the limits of the two ways to collapse."
     p, m = plt(), m.dropna(subset=["teacher_entropy"])
-    fig, (a, b) = p.subplots(1, 2, figsize=(8.4, 2.6))
+    fig, (a, b) = p.subplots(1, 2, figsize=(7.2, 2.5))
     a.plot(m.samples, m.teacher_entropy, color=COLORS["DINO"], label="per picture")
     a.plot(m.samples, m.mean_entropy, color=COLORS["DINO"], ls="--", label="of the mean answer")
     a.set(title="Entropy of the teacher, share of ln K", xlabel="images seen", ylim=(0, 1.05))
@@ -68,7 +68,7 @@ def probe_bars(
     "One panel a task, one dot an encoder, with 95 % intervals and the majority floor."
     p, low, high = plt(), *(("lo", "hi") if value == "linear" else ("knn_lo", "knn_hi"))
     tasks = list(dict.fromkeys(table.task))
-    fig, axes = p.subplots(2, (len(tasks) + 1) // 2, figsize=(9, 4.4), squeeze=False)
+    fig, axes = p.subplots(2, (len(tasks) + 1) // 2, figsize=(7.4, 4.2), squeeze=False)
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     for ax, task in zip(axes.flat, tasks):
         t = table[table.task == task].iloc[::-1]
@@ -87,7 +87,7 @@ def pair_grid(
     images, # callable: row -> picture
     names: tuple[str, str] = ("CLIP", "DINO"),
     show: int = 12, # pairs
-    columns: int = 4,
+    columns: int = 3,
     fig=None, # to draw in
 ):
     "The most extreme pairs of one direction."
@@ -100,7 +100,7 @@ def pair_grid(
         a, b = np.asarray(images(r.i)), np.asarray(images(r.j))
         gap = np.full((a.shape[0], max(2, a.shape[0] // 16), 3), 255, np.uint8)
         ax.imshow(np.hstack([a, gap, b]), interpolation="nearest")
-        ax.set_title(f"{names[0]} {r.z_a:+.1f} σ   {names[1]} {r.z_b:+.1f} σ", fontsize=8, loc="center",
+        ax.set_title(f"{names[0]} {r.z_a:+.1f} σ   {names[1]} {r.z_b:+.1f} σ", fontsize=7.5, loc="center",
                      fontweight="normal", pad=2)
     return fig
 
@@ -140,7 +140,7 @@ def headline(
     names: tuple[str, str] = ("CLIP", "DINO"),
 ):
     "The study in one figure: the pairs of either side, and what they share."
-    fig = plt().figure(figsize=(9.2, 6.4))
+    fig = plt().figure(figsize=(7.6, 6.2))
     top, low = fig.subfigures(2, 1, height_ratios=(1.25, 1))
     for part, d, a, b in zip(top.subfigures(1, 2, wspace=0.04), ("a", "b"), names, names[::-1]):
         pair_grid(pairs[pairs.direction == d], images, names, show=6, columns=2, fig=part)

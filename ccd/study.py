@@ -348,4 +348,5 @@ def publish(
 def results(out) -> dict: # path -> sha256
     "Every sealed output of a study: equal between an undisturbed run and one that was killed."
     return {f"{m.parent.relative_to(out)}/{o}": v["sha256"] for m in sorted(Path(out).rglob("manifest.json"))
+            if not any(part.startswith(".") for part in m.relative_to(out).parts)
             for o, v in read_json(m)["outputs"].items()}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOG_EVERY', 'HEALTH_EVERY', 'EQUAL', 'make_optimizer', 'learning_rate', 'Feed', 'save_checkpoint', 'load_checkpoint',
-           'Log', 'flops_per_sample', 'train', 'estimate', 'timings', 'metrics', 'audit']
+           'Log', 'flops_per_sample', 'train', 'estimate', 'seconds_spent', 'metrics', 'audit']
 
 # %% ../nbs/library/07_training.ipynb #ee8aafbc
 import copy, hashlib, json, math, shutil, time, warnings
@@ -153,19 +153,19 @@ def train(
     feed = Feed(corpus, settings.control, settings.world.size)
     flops = flops_per_sample(model, feed)
     model, optimizer = acc.prepare(model, optimizer)
-    seconds = _run(acc, model, optimizer, feed, settings, folder, done, on_step)
-    return _finish(folder, acc.unwrap_model(model), wanted, inputs, settings, feed, first, flops, seconds)
+    _run(acc, model, optimizer, feed, settings, folder, done, on_step)
+    return _finish(folder, acc.unwrap_model(model), wanted, inputs, settings, feed, first, flops)
 
 # %% ../nbs/library/07_training.ipynb #dfaf3230
 LOG_EVERY, HEALTH_EVERY = 10, 50 # steps
 
 def _run(acc, model, optimizer, feed, settings, folder, done, on_step):
     c, raw = settings.control, acc.unwrap_model(model)
-    log, start = Log(folder / "metrics.jsonl", done), time.time()
-    saved, warned, b = time.time(), None, c.batch_size
+    log, saved, warned, b = Log(folder / "metrics.jsonl", done), time.time(), None, c.batch_size
     model.train()
     with Progress(f"training {raw.name}", c.samples, done * b) as bar, \
-         open(folder / "timing.jsonl", "a") as timing:
+         open(folder / "timing.jsonl", "a", buffering=1) as timing:
+        timing.write(json.dumps(dict(started_at=done, time=time.time())) + "\n")
         try:
             for step in range(done, c.steps):
                 t = step / c.steps
@@ -187,8 +187,6 @@ def _run(acc, model, optimizer, feed, settings, folder, done, on_step):
             save_checkpoint(folder / "checkpoints", raw, optimizer, done)
             raise UserError(f"stopped after {done:,} of {c.steps:,} steps of {raw.name}; nothing is "
                             "lost: the same command goes on from here") from None
-        timing.write(json.dumps(dict(seconds=time.time() - start, steps=done)) + "\n")
-    return time.time() - start
 
 def estimate(
     objective: str,
@@ -229,7 +227,7 @@ def _warn(name, info, t, warned):
     return word or warned
 
 # %% ../nbs/library/07_training.ipynb #f3bb90e9
-def _finish(folder, model, wanted, inputs, settings, feed, first, flops, seconds):
+def _finish(folder, model, wanted, inputs, settings, feed, first, flops):
     from safetensors.torch import save_file
     c, name = settings.control, model.name
     with atomic(folder / "encoder.safetensors") as tmp:
@@ -243,15 +241,19 @@ def _finish(folder, model, wanted, inputs, settings, feed, first, flops, seconds
         views=model.views_per_sample, flops_per_sample=flops, flops=flops * samples,
         precision=precision(), evaluated_weights="teacher (moving average)" if name == "DINO" else "last step")
     write_json(folder / "facts.json", facts)
-    total = sum(t["seconds"] for t in timings(folder) if "seconds" in t)
     write_manifest(folder, wanted, inputs, ["encoder.safetensors", "encoder.json", "facts.json",
-                   "metrics.jsonl"], total or seconds, facts=facts)
+                   "metrics.jsonl"], seconds_spent(folder), facts=facts)
     return folder
 
-def timings(folder) -> list: # dicts
-    "Everything timed in a run, which differs between equal runs."
-    p = Path(folder) / "timing.jsonl"
-    return [json.loads(l) for l in p.read_text().splitlines() if l.endswith("}")] if p.exists() else []
+def seconds_spent(folder) -> float:
+    "Time spent in training, over all sessions, from `timing.jsonl`."
+    spent, last = 0.0, None
+    for line in (Path(folder) / "timing.jsonl").read_text().splitlines():
+        try: t = json.loads(line)
+        except ValueError: continue # cut short by a kill
+        if "started_at" not in t and last: spent += t["time"] - last
+        last = t["time"]
+    return spent
 
 def metrics(folder) -> pd.DataFrame: # one row a logged step
     "The curves of a run."

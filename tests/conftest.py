@@ -1,5 +1,5 @@
 "A tiny study that nothing disturbed, and ways to start, stop and kill others like it."
-import contextlib, json, os, signal, subprocess, sys, time
+import contextlib, json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import pytest
 from ccd.core import cache_dir, override, preset
@@ -12,17 +12,20 @@ STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
 
 def start(*args, **env):
     "`ccd ARGS` in a session of its own; Ctrl-C reaches it even where pytest ignores it."
-    return subprocess.Popen([sys.executable, "-c", "from ccd.cli import main; main()", *map(str, args)],
-        env=os.environ | {k: str(v) for k, v in env.items()}, stdin=subprocess.DEVNULL, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    said = tempfile.TemporaryFile("w+")
+    p = subprocess.Popen([sys.executable, "-c", "from ccd.cli import main; main()", *map(str, args)],
+        env=os.environ | {k: str(v) for k, v in env.items()}, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    p.said = said
+    return p
 
 def finish(p):
     "What it said, and its exit code; nothing that it started outlives it."
-    try: said = p.communicate(timeout=240)[0]
+    try: p.wait(240)
     finally:
         with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
-    return said, p.returncode
+    p.said.seek(0)
+    return p.said.read(), p.returncode
 
 def signal_when(p, seen, number, pause=0.0, group=False):
     "Send a signal once `seen()` is true, which must be before the end; then as `finish`."

@@ -48,7 +48,7 @@ def test_fetch_keeps_nothing_with_a_wrong_hash(npm, data):
 def test_fetch_says_why_npm_failed(npm, data, code, err):
     cache = npm(data, code, err)
     with pytest.raises(UserError) as e: emoji.fetch(replace(emoji.STYLES["noto"], sha512=RIGHT))
-    assert (err.splitlines() or ["no output"])[-1] in str(e.value) and "start again" in str(e.value)
+    assert any(l in str(e.value) for l in err.splitlines() or ["no output"]) and "start again" in str(e.value)
     assert files(cache) == []
 
 def test_fetch_says_what_to_install_without_npm(monkeypatch, tmp_path):
@@ -130,7 +130,7 @@ def said(facts, policy):
 def test_captions_say_what_the_policy_allows(composed, table, policy):
     banned = dict(style=[*emoji.STYLES], category=[c.replace("-", " ") for c in table.category.unique()],
                   ground=[*emoji.PALETTE])
-    subs = {s for c in table.subcategory.unique() for s in (c, c.replace("-", " "))} - set(banned["category"])
+    subs = {s for c in table.subcategory.unique() for s in (c, c.replace("-", " ")) if s not in " ".join(banned["category"])}
     text = " | ".join(said(f, policy) for f in composed["train"])
     tells = {k for k, names in (banned | dict(subcategory=subs)).items()
              if any(re.search(rf"(?<![\w-]){re.escape(n)}(?![\w-])", text) for n in names)}

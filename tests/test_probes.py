@@ -1,6 +1,6 @@
 "Probes against independent implementations."
 import numpy as np, pytest
-from ccd.probes import fit_logistic, knn_probe, linear_probe
+from ccd.probes import RIDGES, fit_logistic, knn_probe, linear_probe, predict
 from ccd.stats import cluster_bootstrap
 
 def problem(n, d, classes, seed):
@@ -46,6 +46,18 @@ def test_probe_learns_on_train_alone():
     right, _ = linear_probe(x, y, *parts)
     wrong = np.where(parts[2], (y + 1) % 3, y) # only the test labels change
     assert right.mean() > 0.8 and linear_probe(x, wrong, *parts)[0].mean() < 0.2
+
+def test_the_ridge_is_the_best_on_val():
+    chosen = set()
+    for seed in range(4):
+        x, y = problem(150, 60, 3, seed)
+        train, val, test = (np.arange(150) % 3 == k for k in range(3))
+        z = (x - x[train].mean(0)) / (x[train].std(0) + 1e-6)
+        score = {r: (predict(fit_logistic(z[train], y[train], 3, r), z[val]) == y[val]).mean() for r in RIDGES}
+        ridge = linear_probe(x, y, train, val, test)[1]
+        assert score[ridge] == max(score.values())
+        chosen.add(ridge)
+    assert len(chosen) > 1
 
 def test_a_label_never_seen_in_training_counts_as_wrong():
     x, y = problem(120, 8, 3, 3)
