@@ -675,12 +675,12 @@ def _sign_rows(world, todo):
 def signs(
     world: World,
     n_words: int = 40, # words, half of them never seen in training
-    each: int = 4, # grounds per word and font
+    each: int | None = None, # grounds per word and font; 4, or 1 in a world of few drawings
 ): # a `datasets.Dataset`
     "The same words in all fonts; `split` is `test` for fonts held out from training."
     from joblib import delayed
-    seen, held = words()
-    chosen = seen[::len(seen) // (n_words // 2)][:n_words // 2] + held[::len(held) // (n_words // 2)][:n_words // 2]
+    each = each or (1 if world.max_drawings else 4)
+    chosen = [w for part in words() for w in part[::2 * len(part) // n_words][:n_words // 2]]
     todo = [(i, w, f) for i, (w, f, _) in enumerate(
         (w, f, e) for w in chosen for f in TRAIN_FONTS + TEST_FONTS for e in range(each))]
     key = content_hash([_world_key(), "signs", n_words, each, world.size, world.seed])
