@@ -283,6 +283,8 @@ def write_json(path, x):
 def read_json(path): return json.loads(Path(path).read_text())
 
 # %% ../nbs/library/00_core.ipynb #32c905b7
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 def device():
     "The device to compute on: the GPU where there is one."
     import torch

@@ -2,6 +2,7 @@
 import contextlib, json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import pytest
+os.environ.setdefault("OMP_NUM_THREADS", "1") # before torch; tiny nets are slower on many threads
 from ccd.core import cache_dir, override, preset
 
 CHANGES = {"control.samples": 320, "control.batch_size": 8, "world.max_drawings": 320,
@@ -11,7 +12,7 @@ OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
 STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
 
 def start(*args, **env):
-    "`ccd ARGS` in a session of its own; Ctrl-C reaches it even where pytest ignores it."
+    "`ccd ARGS` in a process group of its own; Ctrl-C reaches it even where pytest ignores it."
     said = tempfile.TemporaryFile("w+")
     p = subprocess.Popen([sys.executable, "-c", "from ccd.cli import main; main()", *map(str, args)],
         env=os.environ | {k: str(v) for k, v in env.items()}, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
