@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOG_EVERY', 'HEALTH_EVERY', 'EQUAL', 'make_optimizer', 'learning_rate', 'Feed', 'save_checkpoint', 'load_checkpoint',
-           'Log', 'flops_per_sample', 'train', 'estimate', 'seconds_spent', 'metrics', 'audit']
+           'Log', 'flops_per_sample', 'train', 'Interrupt', 'estimate', 'seconds_spent', 'metrics', 'audit']
 
 # %% ../nbs/library/07_training.ipynb #ee8aafbc
-import copy, hashlib, json, math, shutil, time, warnings
+import copy, hashlib, json, math, shutil, signal, threading, time, warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -156,37 +156,53 @@ def train(
     _run(acc, model, optimizer, feed, settings, folder, done, on_step)
     return _finish(folder, acc.unwrap_model(model), wanted, inputs, settings, feed, first, flops)
 
-# %% ../nbs/library/07_training.ipynb #dfaf3230
+# %% ../nbs/library/07_training.ipynb #e95e603d
+class Interrupt:
+    "Remembers the first Ctrl-C in `asked`; the second one strikes at once."
+    asked = False
+
+    def __enter__(self):
+        main = threading.current_thread() is threading.main_thread()
+        self.before = signal.signal(signal.SIGINT, self._ask) if main else None
+        return self
+
+    def __exit__(self, *_):
+        if self.before: signal.signal(signal.SIGINT, self.before)
+
+    def _ask(self, *_):
+        if self.asked: raise KeyboardInterrupt
+        self.asked = True
+
+# %% ../nbs/library/07_training.ipynb #f3bb90e9
 LOG_EVERY, HEALTH_EVERY = 10, 50 # steps
 
 def _run(acc, model, optimizer, feed, settings, folder, done, on_step):
     c, raw = settings.control, acc.unwrap_model(model)
     log, saved, warned, b = Log(folder / "metrics.jsonl", done), time.time(), None, c.batch_size
     model.train()
-    with Progress(f"training {raw.name}", c.samples, done * b) as bar, \
+    with Progress(f"training {raw.name}", c.samples, done * b) as bar, Interrupt() as interrupt, \
          open(folder / "timing.jsonl", "a", buffering=1) as timing:
         timing.write(json.dumps(dict(started_at=done, time=time.time())) + "\n")
-        try:
-            for step in range(done, c.steps):
-                t = step / c.steps
-                loss, info = _step(acc, model, raw, optimizer, feed(step), t, c)
-                done = step + 1
-                last = done == c.steps
-                if done % LOG_EVERY == 0 or last:
-                    info = {k: float(v.detach()) for k, v in info.items()}
-                    if done % HEALTH_EVERY == 0 or last: info |= raw.health()
-                    log(step=done, samples=done * b, loss=float(loss), lr=learning_rate(t, c), **info)
-                    timing.write(json.dumps(dict(step=done, time=time.time())) + "\n")
-                    warned = _warn(raw.name, info, t, warned)
-                if on_step: on_step(done, raw)
-                if last or time.time() - saved > 60 * settings.analysis.checkpoint_minutes:
-                    save_checkpoint(folder / "checkpoints", raw, optimizer, done)
-                    saved = time.time()
-                bar.add(b, f"loss {float(loss):.3f}")
-        except KeyboardInterrupt:
-            save_checkpoint(folder / "checkpoints", raw, optimizer, done)
-            raise UserError(f"stopped after {done:,} of {c.steps:,} steps of {raw.name}; nothing is "
-                            "lost: the same command goes on from here") from None
+        for step in range(done, c.steps):
+            t = step / c.steps
+            loss, info = _step(acc, model, raw, optimizer, feed(step), t, c)
+            done = step + 1
+            last = done == c.steps
+            if done % LOG_EVERY == 0 or last:
+                info = {k: float(v.detach()) for k, v in info.items()}
+                if done % HEALTH_EVERY == 0 or last: info |= raw.health()
+                log(step=done, samples=done * b, loss=float(loss), lr=learning_rate(t, c), **info)
+                timing.write(json.dumps(dict(step=done, time=time.time())) + "\n")
+                warned = _warn(raw.name, info, t, warned)
+            if on_step: on_step(done, raw)
+            due = time.time() - saved > 60 * settings.analysis.checkpoint_minutes
+            if last or due or interrupt.asked:
+                save_checkpoint(folder / "checkpoints", raw, optimizer, done)
+                saved = time.time()
+            bar.add(b, f"loss {float(loss):.3f}")
+            if interrupt.asked and not last:
+                raise UserError(f"stopped after {done:,} of {c.steps:,} steps of {raw.name}; "
+                                "nothing is lost: the same command goes on from here")
 
 def estimate(
     objective: str,
@@ -226,7 +242,7 @@ def _warn(name, info, t, warned):
     if word and word != warned: warnings.warn(f"{name}: {word}")
     return word or warned
 
-# %% ../nbs/library/07_training.ipynb #f3bb90e9
+# %% ../nbs/library/07_training.ipynb #57640e49
 def _finish(folder, model, wanted, inputs, settings, feed, first, flops):
     from safetensors.torch import save_file
     c, name = settings.control, model.name
@@ -259,7 +275,7 @@ def metrics(folder) -> pd.DataFrame: # one row a logged step
     "The curves of a run."
     return pd.read_json(Path(folder) / "metrics.jsonl", lines=True)
 
-# %% ../nbs/library/07_training.ipynb #fa5d57db
+# %% ../nbs/library/07_training.ipynb #2f5831e1
 EQUAL = {"vit": "architecture", "samples": "samples seen", "batch_size": "batch", "lr": "peak learning rate",
          "warmup": "warm-up", "final_lr": "final learning rate", "weight_decay": "weight decay",
          "betas": "AdamW betas", "grad_clip": "gradient clip", "base_crop": "base crop, area",
