@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated
 import tyro
 from tyro.conf import Positional
-from .core import Settings, UserError, disk_full, preset
+from .core import Settings, UserError, claim, disk_full, preset
 
 # %% ../nbs/library/19_cli.ipynb #31077b31
 AnySettings = Annotated[Settings, tyro.conf.arg(name="")] # its options carry no prefix
@@ -77,8 +77,9 @@ def vectors(encoder, source, settings, folder):
     "Embed images with an encoder of that name, and open the result."
     from ccd import embeddings, encoders
     e = encoders.load(encoder, settings.control)
-    size = max(settings.world.size, e.card.size)
-    return embeddings.load_embeddings(embeddings.embed(e, images(source, settings), folder, size))
+    size, corpus = max(settings.world.size, e.card.size), images(source, settings)
+    claim(folder, dict(encoder=encoder, images=source, size=size))
+    return embeddings.load_embeddings(embeddings.embed(e, corpus, folder, size))
 
 # %% ../nbs/library/19_cli.ipynb #c431af7f
 def embed(

@@ -9,7 +9,7 @@ __all__ = ['CaptionPolicy', 'PRESETS', 'UserError', 'ViT', 'check_size', 'World'
            'read_manifest', 'up_to_date', 'differences', 'claim', 'run_settings', 'cache_dir', 'Progress']
 
 # %% ../nbs/library/00_core.ipynb #90f8cfd4
-import builtins, contextlib, errno, hashlib, json, os, platform, shutil, subprocess, sys, time
+import builtins, contextlib, errno, glob, hashlib, json, os, platform, shutil, subprocess, sys, time
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -246,8 +246,9 @@ def atomic(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    for old in path.parent.glob(f".{path.name}.tmp-*"):
-        if not _alive(int(old.name.rpartition("-")[2])): _remove(old)
+    for old in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+        pid = old.name.rpartition("-")[2]
+        if pid.isdecimal() and not _alive(int(pid)): _remove(old)
     try:
         yield tmp
         if tmp.is_file():
@@ -379,6 +380,7 @@ def differences(a: dict, b: dict, at: str = ""): # sentences
 def claim(
     folder, # to work in
     settings, # of the work
+    write: bool = True, # or only look
 ):
     "Make a folder for these settings, or go on in it. Raises `UserError` where it holds others."
     p, want = Path(folder) / "settings.json", json.loads(json.dumps(plain(settings)))
@@ -387,7 +389,7 @@ def claim(
         if apart:
             raise UserError(f"{folder} holds a run with other settings: {'; '.join(apart[:4])}. "
                             "Nothing was changed: choose another folder with --out, or remove this one")
-    else: write_json(p, want)
+    elif write: write_json(p, want)
 
 def run_settings(objective: str, settings: Settings) -> dict:
     "What a training run depends on, and nothing that it does not."

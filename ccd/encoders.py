@@ -174,6 +174,12 @@ def trained(
     return Encoder(card, vit_features(model, projection is not None and
                                       (lambda v: v.float() @ projection.T) or None))
 
+def _number(spec, text, least=0):
+    if not text.isdecimal() or int(text) < least:
+        raise UserError(f"encoder {spec!r}: {text!r} is not a whole number of {least} or more; "
+                        "expected such as random:0 or pixels:16")
+    return int(text)
+
 def load(
     spec: str, # `ccd:FOLDER`, `random:SEED`, `pixels:SIZE`
     control: Control = Control(), # of a random ViT
@@ -181,6 +187,6 @@ def load(
     "An encoder by name. Raises `UserError` for an unknown kind."
     kind, _, rest = spec.partition(":")
     if kind == "ccd": return trained(rest)
-    if kind == "random": return random_vit(replace(control, seed=int(rest or 0)))
-    if kind == "pixels": return raw_pixels(int(rest or 16))
+    if kind == "random": return random_vit(replace(control, seed=_number(spec, rest or "0")))
+    if kind == "pixels": return raw_pixels(_number(spec, rest or "16", 1))
     raise UserError(f"unknown encoder {spec!r}: expected ccd:FOLDER, random:SEED or pixels:SIZE")

@@ -75,9 +75,12 @@ def atlas(
     n_neighbors: int = 15,
 ) -> np.ndarray: # [n, 2]
     "A two-dimensional map by UMAP (McInnes et al., 2018), on cosine."
-    import warnings
+    import torch, warnings
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import umap
-        return umap.UMAP(n_neighbors=n_neighbors, metric="cosine", random_state=seed,
-                         n_jobs=1).fit_transform(e.unit()).astype(np.float32)
+        xy = umap.UMAP(n_neighbors=n_neighbors, metric="cosine", random_state=seed,
+                       n_jobs=1).fit_transform(e.unit())
+    torch.set_num_threads(threads) # UMAP's numba changes it
+    return xy.astype(np.float32)

@@ -68,8 +68,9 @@ def folder(
         raise UserError(f"none of the {len(files)} images in {root} could be opened; the first: "
                         f"{bad[0][0]}: {bad[0][1]}")
     if len(bad):
-        warnings.warn(f"{len(bad)} of {len(files)} images in {root} set aside, such as "
-                      f"{bad[0][0]} ({bad[0][1]})")
+        warnings.warn(f"{len(bad)} of {len(files)} images in {root} set aside: "
+                      + "; ".join(f"{n} ({why})" for n, why in bad[:20])
+                      + ("; …" if len(bad) > 20 else ""))
     f = Features(item_id=Value("string"), image=ImageFeature(), captions=List(Value("string")),
                  pixel_hash=Value("string"), split=Value("string"))
     return Opened(Dataset.from_list(rows, features=f), skipped)
