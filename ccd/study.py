@@ -129,7 +129,7 @@ def vectors(out: Path, settings: Settings, corpus: str) -> dict: # title -> Embe
     return {n: load_embeddings(out / "embed" / f / corpus) for n, (f, _) in encoders(out, settings).items()}
 
 # %% ../nbs/library/18_study.ipynb #6d1dcef8
-LABELS = ["concept", "category", "subcategory", "style", "ground_color", "object_color", "kind"]
+LABELS = ["category", "subcategory", "style", "ground_color", "object_color", "kind"]
 FACTORS = ["concept", "category", "word", "style", "ground_color", "object_color", "kind"]
 
 def probe_stage(out, settings, hashes):
