@@ -247,8 +247,8 @@ def _list(x): return ", ".join(x[:-1]) + (" and " if len(x) > 1 else "") + x[-1]
 
 def _most(t):
     "The factors shared most above chance, those whose interval clears it."
-    from ccd.figures import FACTOR_NAMES
-    t = t.assign(gain=t.share - t.chance)[t.lo > t.chance].sort_values("gain", ascending=False).head(2)
+    from ccd.figures import FACTOR_NAMES, FEW
+    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.pairs >= FEW)].sort_values("gain", ascending=False).head(2)
     return _list([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % against {100 * r.chance:.0f} % of all pairs)"
                   for r in t.itertuples()]) or "nothing above chance"
 
@@ -282,7 +282,7 @@ def _section_pairs(f, pairs, agree, picture):
              f"{len(pairs) // 2} pairs of each direction have in common.",
         body=body + f.png_tag(f.agreement_bars(agree), "what pairs share"),
         note="Every pair was scored; exact copies removed; no picture in more than a few pairs. Dots: share of pairs "
-             "with a 95 % interval; ticks: share among all pairs.")
+             "with a 95 % interval; ticks: share among all pairs. Factors that fewer than 20 pairs have on both sides are left out.")
 
 def _overlap_text(lap):
     r = lap.iloc[0]
