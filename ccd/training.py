@@ -270,7 +270,7 @@ def _finish(folder, model, wanted, inputs, settings, feed, first, flops):
     return folder
 
 def seconds_spent(folder) -> float:
-    "Time spent in training, over all sessions, from `timing.jsonl`."
+    "Time spent in training, restarts included, from `timing.jsonl`."
     spent, last = 0.0, None
     for line in (Path(folder) / "timing.jsonl").read_text().splitlines():
         try: t = json.loads(line)
