@@ -612,6 +612,9 @@ def _corpus(key, what, jobs, total):
             with atomic(home) as tmp:
                 Dataset.from_list(rows, features=_features()).save_to_disk(str(tmp))
         return load_from_disk(str(home))
+    except FileNotFoundError: # what `datasets` makes of a Ctrl-C while it looks for the folder
+        if home.exists(): raise KeyboardInterrupt from None
+        raise
     finally: enable_progress_bars()
 
 def _shuffle_captions(rows):

@@ -7,6 +7,13 @@ from ccd.sources import epoch_order, sample_rows
 from ccd.training import Feed, audit, train
 from conftest import STEPS, outputs
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    "Ctrl-C interrupts, also where the tests run in the background and ignore it."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 class Killed(BaseException): pass
 
 @pytest.mark.parametrize("name", ["clip", "dino"])
