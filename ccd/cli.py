@@ -103,7 +103,7 @@ def probe(
     from ccd.probes import probe_table
     home = lambda e: Path(out) / e.replace("/", "_").replace(":", "_")
     found = {e: {c: vectors(e, c, settings, home(e) / c) for c in ("gallery", "signs")} for e in encoders}
-    table, answers = probe_table(found, settings.world.held_out_style, settings.analysis.draws)
+    table, answers = probe_table(found, settings.analysis.draws)
     table.to_csv(Path(out) / "probes.csv", index=False)
     answers.to_parquet(Path(out) / "answers.parquet")
     print(accuracy_table(table).to_string())

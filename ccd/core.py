@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CaptionPolicy', 'PRESETS', 'UserError', 'ViT', 'check_size', 'World', 'Control', 'Clip', 'Dino', 'Analysis',
            'Settings', 'preset', 'override', 'plain', 'content_hash', 'file_hash', 'atomic', 'disk_full', 'write_json',
-           'read_json', 'device', 'precision', 'autocast', 'code_revision', 'machine', 'cores', 'write_manifest',
-           'read_manifest', 'up_to_date', 'differences', 'claim', 'run_settings', 'cache_dir', 'Progress']
+           'read_json', 'device', 'keep_freed_memory', 'precision', 'autocast', 'code_revision', 'machine', 'cores',
+           'write_manifest', 'read_manifest', 'up_to_date', 'differences', 'claim', 'run_settings', 'cache_dir',
+           'Progress']
 
 # %% ../nbs/library/00_core.ipynb #90f8cfd4
-import builtins, contextlib, errno, glob, hashlib, json, os, platform, shutil, subprocess, sys, time
+import builtins, contextlib, ctypes, errno, glob, hashlib, json, os, platform, shutil, subprocess, sys, time
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -285,11 +286,18 @@ def read_json(path): return json.loads(Path(path).read_text())
 
 # %% ../nbs/library/00_core.ipynb #32c905b7
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 def device():
     "The device to compute on: the GPU where there is one."
     import torch
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+def keep_freed_memory():
+    "Let this process keep what it frees: glibc gives large blocks back to the kernel, every step anew."
+    with contextlib.suppress(OSError, AttributeError): # other C libraries
+        for parameter in (-1, -3): # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL("libc.so.6").mallopt(parameter, 1 << 30)
 
 def precision() -> str: # "bf16" or "fp32"
     "bf16 where the device multiplies it natively; the variable CCD_PRECISION overrides."

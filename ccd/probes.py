@@ -26,23 +26,35 @@ def fit_logistic(
 ) -> np.ndarray: # [d + 1, n_classes] weights, the last row is the bias
     "The minimum of the penalised cross-entropy."
     import torch
-    from scipy.optimize import minimize
     n, d = x.shape
-    xt, yt = torch.from_numpy(np.ascontiguousarray(x, np.float32)), torch.from_numpy(y)
+    basis, scale = _coordinates(x, y, n_classes, ridge)
+    turn = lambda m, w: np.vstack([m @ w[:-1], w[-1:]])
+    begin = np.zeros((d + 1, n_classes)) if start is None else turn(basis.T, start) / scale
+    v, xt, st = (torch.from_numpy(np.float32(a)) for a in (begin, x @ basis, scale))
+    rows, yt = torch.arange(n), torch.from_numpy(y)
+    search = torch.optim.LBFGS([v], max_iter=iterations, history_size=10, tolerance_grad=1e-6,
+                               tolerance_change=1e-7, line_search_fn="strong_wolfe")
 
-    def loss(flat):
-        w = torch.from_numpy(flat.reshape(d + 1, n_classes).astype(np.float32))
+    def loss():
+        w = v * st
         log_p = torch.addmm(w[-1], xt, w[:-1]).log_softmax(1)
-        value = -log_p.gather(1, yt[:, None]).double().mean() + ridge / 2 * (w[:-1].double() ** 2).sum()
+        value = -log_p[rows, yt].double().mean() + ridge / 2 * (w[:-1].double() ** 2).sum()
         r = log_p.exp_()
-        r[torch.arange(n), yt] -= 1
+        r[rows, yt] -= 1
         r /= n
-        grad = torch.cat([xt.T @ r + ridge * w[:-1], r.sum(0, keepdim=True)])
-        return float(value), grad.numpy().ravel().astype(np.float64)
+        v.grad = torch.cat([xt.T @ r + ridge * w[:-1], r.sum(0, keepdim=True)]) * st
+        return value
 
-    begin = np.zeros((d + 1, n_classes)) if start is None else start
-    return minimize(loss, begin.ravel(), jac=True, method="L-BFGS-B",
-                    options=dict(maxiter=iterations, ftol=1e-7, gtol=1e-6)).x.reshape(d + 1, n_classes)
+    search.step(loss)
+    return turn(basis, v.numpy() * scale)
+
+def _coordinates(x, y, n_classes, ridge): # [d, d] basis; [d + 1, n_classes] scale
+    "Principal axes, and along each the inverse root of the curvature at the start."
+    share = np.bincount(y, minlength=n_classes) / len(y)
+    values, basis = np.linalg.eigh(x.T.astype(np.float64) @ x / len(x))
+    spread = share * (1 - share)
+    curvature = np.vstack([values.clip(0)[:, None] * spread + ridge, spread + 1e-9])
+    return basis, 1 / np.sqrt(curvature)
 
 def predict(w: np.ndarray, x: np.ndarray) -> np.ndarray: # [n] class numbers
     return (x @ w[:-1] + w[-1]).argmax(1)
@@ -96,10 +108,8 @@ class Task:
     name: str
     corpus: str # gallery or signs
     label: str # column
-    train: np.ndarray # [n] bool
-    val: np.ndarray
-    test: np.ndarray
     cluster: str # column of what is resampled together
+    folds: list # of train, val, test: [n] bool each; no item is tested twice
 
 def shares_word(name: str, label: str) -> bool:
     "Has the name a word (or its plural) of the label?"
@@ -109,34 +119,44 @@ def shares_word(name: str, label: str) -> bool:
 def emoji_tasks(
     gallery: pd.DataFrame, # items of the drawings
     signs: pd.DataFrame, # items of the signs
-    held_out_style: str,
 ) -> list[Task]:
     "The probes of the emoji world."
     train, val, test = (gallery.split.values == s for s in ("train", "val", "test"))
-    out = [Task(c, "gallery", c, train, val, test, "family") for c in ("category", "subcategory", "style")]
     fair = ~np.array([shares_word(n, c) for n, c in zip(gallery.name, gallery.category)])
-    out.insert(1, Task("category, no shared word", "gallery", "category", train, val, test & fair, "family"))
-    style = gallery["style"].values
-    seen = test & ~np.isin(style, [held_out_style, "twemoji"])
-    known = gallery.concept.isin(gallery.concept[seen]).values
-    out.append(Task("concept across styles", "gallery", "concept", seen, test & (style == "twemoji") & known,
-                    test & (style == held_out_style) & known, "family"))
+    by_family = lambda name, label, on=test: Task(name, "gallery", label, "family", [(train, val, on)])
     font = signs.font.values
     own = np.isin(font, ["cmb10", "cmss10"])
-    out.append(Task("word in new fonts", "signs", "word", (signs.split.values == "train") & ~own,
-                    own, signs.split.values == "test", "word"))
+    return [by_family("category", "category"), by_family("category, no shared word", "category", test & fair),
+            by_family("subcategory", "subcategory"), by_family("style", "style"),
+            Task("concept across styles", "gallery", "concept", "family", _across_styles(gallery[test], test)),
+            Task("word in new fonts", "signs", "word", "word",
+                 [((signs.split.values == "train") & ~own, own, signs.split.values == "test")])]
+
+def _across_styles(items, rows):
+    "One fold a style family: test on it, validate on the next, learn from the rest."
+    teams, folds = sorted(items.style_family.unique()), []
+    for k, team in enumerate(teams):
+        own, other = (items.style_family.values == t for t in (team, teams[(k + 1) % len(teams)]))
+        known = items.concept.isin(items.concept[~own & ~other]).values
+        masks = (~own & ~other, other & known, own & known)
+        if all(m.any() for m in masks): folds.append([_spread(m, rows) for m in masks])
+    return folds
+
+def _spread(mask, rows):
+    "A mask of some rows as a mask of all."
+    out = np.zeros(len(rows), bool)
+    out[rows] = mask
     return out
 
 # %% ../nbs/library/09_probes.ipynb #d955457e
 def probe_table(
     encoders: dict, # name -> dict(gallery=Embeddings, signs=Embeddings)
-    held_out_style: str,
     draws: int = 1_000, # bootstrap samples
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # one row an encoder and task; one row an answer
     "Every probe of every encoder, and the answers they are made of."
     first = next(iter(encoders.values()))
-    tasks = emoji_tasks(first["gallery"].items, first["signs"].items, held_out_style)
-    tasks = [t for t in tasks if t.train.any() and t.val.any() and t.test.any()]
+    tasks = emoji_tasks(first["gallery"].items, first["signs"].items)
+    tasks = [t for t in tasks if t.folds and all(m.any() for f in t.folds for m in f)]
     rows, answers = [], []
     with Progress("probing", len(encoders) * len(tasks), unit="probes") as bar:
         for name, e in encoders.items():
@@ -147,18 +167,22 @@ def probe_table(
 
 def _one(name, e, t, draws):
     x, y = np.asarray(e.vectors, np.float32), e.items[t.label].values.astype(str)
-    right, ridge = linear_probe(x, y, t.train, t.val, t.test)
-    near = knn_probe(x, y, t.train, t.test)
-    cluster = e.items[t.cluster].values[t.test].astype(str)
-    acc, lo, hi = cluster_bootstrap(right, cluster, draws)
-    knn, klo, khi = cluster_bootstrap(near, cluster, draws)
-    classes, n = np.unique(y[t.train], return_counts=True)
-    row = dict(encoder=name, task=t.name, linear=acc, lo=lo, hi=hi, knn=knn, knn_lo=klo, knn_hi=khi,
-               majority=float((y[t.test] == classes[n.argmax()]).mean()), ridge=ridge,
-               classes=len(classes), tests=int(t.test.sum()), clusters=len(np.unique(cluster)))
-    answers = pd.DataFrame(dict(encoder=name, task=t.name, item_id=e.items.item_id.values[t.test],
-                                cluster=cluster, linear=right, knn=near))
-    return row, answers
+    parts, ridges = zip(*(_fold(x, y, *f) for f in t.folds))
+    a, rows = pd.concat(parts, ignore_index=True), np.concatenate([np.nonzero(f[2])[0] for f in t.folds])
+    a.insert(0, "cluster", e.items[t.cluster].values[rows].astype(str))
+    a.insert(0, "item_id", e.items.item_id.values[rows])
+    a.insert(0, "task", t.name); a.insert(0, "encoder", name)
+    linear, knn = (dict(zip(("", "lo", "hi"), cluster_bootstrap(a[k], a.cluster, draws))) for k in ("linear", "knn"))
+    row = dict(encoder=name, task=t.name, linear=linear[""], lo=linear["lo"], hi=linear["hi"],
+               knn=knn[""], knn_lo=knn["lo"], knn_hi=knn["hi"], majority=float(a.majority.mean()),
+               ridge=float(np.median(ridges)), classes=len(np.unique(y[np.any([f[0] for f in t.folds], 0)])),
+               tests=len(a), clusters=a.cluster.nunique())
+    return row, a
+
+def _fold(x, y, train, val, test):
+    right, ridge = linear_probe(x, y, train, val, test)
+    commonest = pd.Series(y[train]).mode()[0]
+    return pd.DataFrame(dict(linear=right, knn=knn_probe(x, y, train, test), majority=y[test] == commonest)), ridge
 
 def compare_probes(
     answers: pd.DataFrame, # from `probe_table`

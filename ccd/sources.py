@@ -10,6 +10,7 @@ __all__ = ['Opened', 'IMAGE_SUFFIXES', 'decode', 'pixel_hash', 'folder', 'hub', 
 import hashlib, io, warnings
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -155,6 +156,7 @@ class Pixels:
         return square(decode(data), self.size)
 
 # %% ../nbs/library/03_sources.ipynb #7a202380
+@lru_cache(maxsize=2)
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray: # [n] rows
     "The shuffled rows of one epoch."
     return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)

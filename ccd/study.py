@@ -136,8 +136,7 @@ def probe_stage(out, settings, hashes):
     def make(tmp):
         from ccd.probes import compare_probes, probe_table
         g, s = vectors(out, settings, "gallery"), vectors(out, settings, "signs")
-        table, answers = probe_table({n: dict(gallery=g[n], signs=s[n]) for n in g},
-                                     settings.world.held_out_style, settings.analysis.draws)
+        table, answers = probe_table({n: dict(gallery=g[n], signs=s[n]) for n in g}, settings.analysis.draws)
         table.to_csv(tmp / "probes.csv", index=False)
         answers.to_parquet(tmp / "answers.parquet")
         compare_probes(answers, "CLIP", "DINO", settings.analysis.draws).to_csv(tmp / "clip_minus_dino.csv", index=False)

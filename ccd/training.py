@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from .core import (Control, Progress, Settings, UserError, atomic, claim, device, plain, precision, read_json,
-                      read_manifest, run_settings, up_to_date, write_json, write_manifest)
+from .core import (Control, Progress, Settings, UserError, atomic, claim, device,
+                      keep_freed_memory, plain, precision, read_json, read_manifest, run_settings,
+                      up_to_date, write_json, write_manifest)
 from .encoders import weights_hash
 from .objectives import build, diagnose
 from .sources import Pixels, fingerprint, sample_rows
@@ -150,8 +151,7 @@ def train(
     inputs = dict(corpus=fingerprint(corpus))
     if up_to_date(folder, wanted, inputs): return folder
     claim(folder, dict(settings=wanted, inputs=inputs), write=False)
-    from accelerate import Accelerator
-    acc = Accelerator(mixed_precision="bf16" if precision() == "bf16" else "no", cpu=device().type == "cpu")
+    acc = _accelerator()
     model = build(objective, settings).to(acc.device)
     first = weights_hash(model.vision)
     optimizer = make_optimizer(model, settings.control)
@@ -162,6 +162,11 @@ def train(
     model, optimizer = acc.prepare(model, optimizer)
     _run(acc, model, optimizer, feed, settings, folder, done, on_step)
     return _finish(folder, acc.unwrap_model(model), wanted, inputs, settings, feed, first, flops)
+
+def _accelerator():
+    from accelerate import Accelerator
+    keep_freed_memory()
+    return Accelerator(mixed_precision="bf16" if precision() == "bf16" else "no", cpu=device().type == "cpu")
 
 # %% ../nbs/library/07_training.ipynb #e95e603d
 class Interrupt:
@@ -219,8 +224,7 @@ def estimate(
     steps: int = 4, # timed, after one that is not
 ) -> float: # seconds
     "How long a run would take on this machine, from its first steps, which are thrown away."
-    from accelerate import Accelerator
-    acc = Accelerator(mixed_precision="bf16" if precision() == "bf16" else "no", cpu=device().type == "cpu")
+    acc = _accelerator()
     raw = build(objective, settings).to(acc.device)
     model, optimizer = acc.prepare(raw, make_optimizer(raw, settings.control))
     feed = Feed(corpus, settings.control, settings.world.size)

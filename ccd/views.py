@@ -38,12 +38,9 @@ def uniform(
     n: int, # numbers wanted
 ) -> Tensor: # [B, n] float32 in 0..1, 1 excluded
     "Random numbers that belong to (seed, sample, view)."
-    blocks = []
-    for k in range((n + 3) // 4):
-        words = philox((sample & _MASK, sample >> 32, torch.full_like(sample, view),
-                        torch.full_like(sample, k)), (seed & _MASK, seed >> 32))
-        blocks.append(torch.stack(words, 1))
-    return (torch.cat(blocks, 1)[:, :n] >> 8).float() / (1 << 24)
+    s, block = sample[:, None], torch.arange((n + 3) // 4, device=sample.device)
+    words = philox((s & _MASK, s >> 32, view, block), (seed & _MASK, seed >> 32))
+    return (torch.stack(words, -1).flatten(1)[:, :n] >> 8).float() / (1 << 24)
 
 # %% ../nbs/library/04_views.ipynb #d1b521e4
 def _cubic(x): # Keys (1981), a = -1/2
