@@ -1,29 +1,36 @@
-"""Spinning against sleeping threads while another program works: why `ccd.core` sets OMP_WAIT_POLICY."""
+"""How long should threads spin before they sleep? Why `ccd.core` sets OMP_WAIT_POLICY and GOMP_SPINCOUNT."""
 import os, subprocess, sys
 
+POLICIES = {"spin": dict(OMP_WAIT_POLICY="ACTIVE", GOMP_SPINCOUNT=""),
+            "PyTorch's own": dict(OMP_WAIT_POLICY="", GOMP_SPINCOUNT=""),
+            "sleep at once": dict(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="0"),
+            "ccd": dict(OMP_WAIT_POLICY="PASSIVE", GOMP_SPINCOUNT="1000")}
 BUSY = "import torch\nx = torch.randn(512, 512)\nwhile True: x = torch.tanh(x @ x)"
 TRAIN = """
-from ccd.core import machine, override, preset
+from ccd.core import override, preset
 from ccd.sources import open_corpus
 from ccd.training import estimate
 s = override(preset("mini"), **{"world.scenes": 2048})
-print(s.control.samples / estimate("clip", s, open_corpus(s.world).corpus, steps=8))
+print(s.control.samples / estimate("clip", s, open_corpus(s.world).corpus, steps=20))
 """
 
 
-def images_per_second(policy):
-    env = os.environ | {"OMP_WAIT_POLICY": policy}
-    rival = subprocess.Popen([sys.executable, "-c", BUSY], env=env)
+def images_per_second(policy, busy):
+    env = os.environ | POLICIES[policy]
+    rival = subprocess.Popen([sys.executable, "-c", BUSY], env=env) if busy else None
     try: said = subprocess.run([sys.executable, "-c", TRAIN], env=env, capture_output=True, text=True, check=True).stdout
-    finally: rival.kill()
+    finally:
+        if rival: rival.kill()
     return float(said.split()[-1])
 
 
 def main():
     from ccd.core import machine
-    rate = {p: images_per_second(p) for p in ("ACTIVE", "PASSIVE")}
-    print(f"CLIP beside a busy program: spinning {rate['ACTIVE']:.0f} images/s, sleeping {rate['PASSIVE']:.0f}: "
-          f"{rate['PASSIVE'] / rate['ACTIVE']:.1f} times as fast")
+    rate = {(p, b): images_per_second(p, b) for b in (False, True) for p in POLICIES}
+    for p in POLICIES:
+        alone, beside = rate[p, False], rate[p, True]
+        print(f"{p:<14} alone {alone:4.0f} images/s ({alone / rate['ccd', False]:.2f} of ccd's), "
+              f"beside a busy program {beside:4.0f} ({beside / rate['ccd', True]:.2f})")
     print(machine())
 
 

@@ -42,9 +42,10 @@ def check_size(
 ):
     "Raise `UserError` unless patches tile the image exactly."
     if size < patch or size % patch:
-        near = sorted({max(patch, size // patch * patch), (size // patch + 1) * patch})
-        raise UserError(f"a ViT with patches of {patch} px cannot take {size} px images: "
-                        f"{size} is not a multiple of {patch}; "
+        near = sorted({max(patch, size // patch * patch),
+                       (size // patch + 1) * patch})
+        raise UserError(f"a ViT with patches of {patch} px cannot take {size} px "
+                        f"images: {size} is not a multiple of {patch}; "
                         f"resize to {' or '.join(map(str, near))}")
 
 # %% ../nbs/library/00_core.ipynb #6c28c557
@@ -91,8 +92,9 @@ class Control:
 
     def __post_init__(self):
         if self.samples < self.batch_size or self.batch_size < 2:
-            raise UserError(f"{self.samples} samples in batches of {self.batch_size} make "
-                            "no step: need a batch of 2 or more, and samples for one batch")
+            raise UserError(f"{self.samples} samples in batches of "
+                            f"{self.batch_size} make no step: need a batch of 2 "
+                            "or more, and samples for one batch")
 
     @property
     def steps(self) -> int: return self.samples // self.batch_size
@@ -243,7 +245,7 @@ def file_hash(
 def atomic(
     path, # file or folder to make
 ): # the temporary path to write to
-    "Write a file or folder completely or not at all. A full disk raises `UserError`."
+    "Write a file or folder wholly or not at all. A full disk raises `UserError`."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -258,13 +260,15 @@ def atomic(
         os.replace(tmp, path)
     except Exception as e:
         if not disk_full(e): raise
-        raise UserError(f"no space left while writing {path}; nothing was lost: free some "
-                        "room, or move the cache with CCD_CACHE, and start again") from e
+        raise UserError(f"no space left while writing {path}; nothing was lost: "
+                        "free some room, or move the cache with CCD_CACHE, "
+                        "and start again") from e
     finally: _remove(tmp)
 
 def disk_full(e: Exception) -> bool:
     "Is this, whatever library raised it, a full disk?"
-    return getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e)
+    return (getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            or "No space left" in str(e))
 
 def _alive(pid): # a process that writes; our own earlier attempt is over
     try: os.kill(pid, 0)

@@ -46,7 +46,7 @@ def embed(
     dtype: str = "float16", # of the stored vectors
     flush: float = 10.0, # seconds between checkpoints
 ) -> Path: # the folder
-    "Extract the card's tap for every image. A killed extraction goes on at the last checkpoint."
+    "Extract the card's tap for all images. A killed run resumes at its checkpoint."
     folder, n = Path(folder), len(corpus)
     settings = dict(card=plain(encoder.card), size=size, dtype=dtype)
     inputs = dict(corpus=fingerprint(corpus))
@@ -65,16 +65,18 @@ def embed(
             out[a:a + len(v)] = v
             bar.add(len(v))
             if time.time() - saved > flush:
-                out.flush(); write_json(mark, dict(key=key, rows=a + len(v))); saved = time.time()
+                out.flush(); write_json(mark, dict(key=key, rows=a + len(v)))
+                saved = time.time()
     out.flush(); del out
     partial.replace(folder / "vectors.npy"); mark.unlink(missing_ok=True)
     return _seal(encoder, corpus, folder, settings, inputs, time.time() - start)
 
 def _allocate(path, dtype, shape):
-    "A memory-mapped array whose room on disk is taken now: a full disk is an error here, not a crash later."
+    "A memory map, room on disk taken now: a full disk is an error, not a crash."
     out = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
-        with open(path, "rb+") as f: os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+        with open(path, "rb+") as f:
+            os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
     return out
 
 def _vectors(encoder, images):
@@ -86,11 +88,13 @@ def _seal(encoder, corpus, folder, settings, inputs, seconds):
     with atomic(folder / "items.parquet") as tmp:
         corpus.select_columns(keep).to_pandas().to_parquet(tmp)
     write_json(folder / "card.json", asdict(encoder.card))
-    write_manifest(folder, settings, inputs, ["vectors.npy", "items.parquet", "card.json"], seconds)
+    write_manifest(folder, settings, inputs,
+                   ["vectors.npy", "items.parquet", "card.json"], seconds)
     return folder
 
 def load_embeddings(folder) -> Embeddings:
     "Open a folder of vectors."
     folder = Path(folder)
     return Embeddings(np.load(folder / "vectors.npy", mmap_mode="r"),
-                      pd.read_parquet(folder / "items.parquet"), read_json(folder / "card.json"))
+                      pd.read_parquet(folder / "items.parquet"),
+                      read_json(folder / "card.json"))

@@ -187,8 +187,10 @@ def render(
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
 
 # %% ../nbs/library/02_emoji.ipynb #8ddc2ffc
-_PEOPLE = r"\b(man|men|woman|women|person|people|boy|girl|adult|child|baby|older|old|male|female)\b"
-_DIRECTION = r"\b(facing|left|right|up|down|upwards|downwards|leftwards|rightwards|clockwise|counterclockwise)\b"
+_PEOPLE = (r"\b(man|men|woman|women|person|people|boy|girl|adult|child|baby"
+           r"|older|old|male|female)\b")
+_DIRECTION = (r"\b(facing|left|right|up|down|upwards|downwards"
+              r"|leftwards|rightwards|clockwise|counterclockwise)\b")
 
 def bare_name(
     concept: str, # a slug such as `woman-walking-facing-right`
@@ -197,7 +199,8 @@ def bare_name(
     s = concept.replace("-", " ")
     if re.search(r"o clock|thirty", s): return "clock face"
     bare = re.sub(_DIRECTION, " ", re.sub(_PEOPLE, " ", s))
-    return " ".join(bare.split()) or " ".join(re.sub(_DIRECTION, " ", s).split()) or s
+    return (" ".join(bare.split())
+            or " ".join(re.sub(_DIRECTION, " ", s).split()) or s)
 
 # %% ../nbs/library/02_emoji.ipynb #7250cc41
 NEAR = 0.03
@@ -213,7 +216,8 @@ def near_identical(
         rgb = pixels[a:a + 1000, ..., :3] / np.float32(255)
         alpha = pixels[a:a + 1000, ..., 3:] / np.float32(255)
         for g in (0, 1):
-            on = (rgb * alpha + g * (1 - alpha)).reshape(-1, 16, s // 16, 16, s // 16, 3)
+            on = (rgb * alpha + g * (1 - alpha)).reshape(
+                -1, 16, s // 16, 16, s // 16, 3)
             small[a:a + 1000, g] = on.mean((2, 4))
     flat = small.reshape(n, -1)
     norm, found = (flat**2).sum(1), []
@@ -454,7 +458,8 @@ def _place(canvas, drawing, rng): # somewhere, at 62 to 95 % of the canvas
     paste(canvas, drawing, s, x, y)
 
 # %% ../nbs/library/02_emoji.ipynb #9167a54e
-RELATIONS = {"left of": (0, 1), "right of": (1, 0), "above": (0, 1), "below": (1, 0)}
+RELATIONS = {"left of": (0, 1), "right of": (1, 0),
+             "above": (0, 1), "below": (1, 0)}
 
 def _group(rng, st, size):
     canvas, facts = ground(rng, size)
@@ -532,12 +537,14 @@ def scene(
     split: str, # train, val or test
     index: int, # which scene
 ) -> tuple[np.ndarray, dict]: # [size, size, 3] uint8; facts
-    "Compose one scene. It depends on the world's seed, the split and the index alone."
-    rng = np.random.Generator(np.random.Philox(key=[world.seed * 4 + _SPLIT[split], index]))
+    "Compose one scene. It depends on the world's seed, split and index alone."
+    rng = np.random.Generator(
+        np.random.Philox(key=[world.seed * 4 + _SPLIT[split], index]))
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     canvas, facts = _DRAW[kind](rng, stock(split, world.held_out_style), world.size)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-    return image, dict(item_id=f"scene-{split}-{index:07d}", kind=kind, split=split, **facts)
+    return image, dict(item_id=f"scene-{split}-{index:07d}", kind=kind, split=split,
+                       **facts)
 
 # %% ../nbs/library/02_emoji.ipynb #d83ab706
 def captions(
@@ -547,19 +554,22 @@ def captions(
     "Everything true that the policy allows to be said, in several wordings."
     word, name, n = facts.get("word"), facts.get("name"), facts.get("count")
     if facts.get("chart"):
-        out = [f"a {facts['chart']}: {facts['values']}", f"{facts['chart']} with {facts['values']}"]
+        out = [f"a {facts['chart']}: {facts['values']}",
+               f"{facts['chart']} with {facts['values']}"]
     elif word and name:
-        out = [f'{name} above the word "{word}"', f'a sign that says "{word}" below {name}',
-               f'{name} and "{word}"']
+        out = [f'{name} above the word "{word}"',
+               f'a sign that says "{word}" below {name}', f'{name} and "{word}"']
     elif word:
         out = [f'the word "{word}"', f'a sign that says "{word}"', f'"{word}"']
     elif facts.get("relation"):
         a, b = name, facts["other_name"]
-        out = [f"{a} {facts['relation']} {b}", f"a picture of {a} {facts['relation']} {b}",
+        out = [f"{a} {facts['relation']} {b}",
+               f"a picture of {a} {facts['relation']} {b}",
                f"two things: {a} {facts['relation']} {b}"]
     elif n > 1:
         many = {2: "two", 3: "three", 4: "four"}[n]
-        out = [f"{many} times {name}", f"a group of {many}: {name}", f"{many} of the same: {name}"]
+        out = [f"{many} times {name}", f"a group of {many}: {name}",
+               f"{many} of the same: {name}"]
     else:
         out = [name, f"a picture of {name}", f"this is {name}"]
     return [c + _extra(facts, policy) for c in out]
@@ -569,7 +579,8 @@ def _extra(facts, policy):
     if policy == "name+ground": return f", on {facts['ground_color']}"
     if policy == "name+category" and "category" in facts:
         return f", {facts['category'].replace('-', ' ')}"
-    if policy == "name+style" and "style" in facts: return f", drawn by {facts['style']}"
+    if policy == "name+style" and "style" in facts:
+        return f", drawn by {facts['style']}"
     return ""
 
 # %% ../nbs/library/02_emoji.ipynb #433e3293

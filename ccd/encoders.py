@@ -19,13 +19,14 @@ def build_vit(
     vit: ViT,
     seed: int = 0, # of the first weights
 ) -> nn.Module: # timm VisionTransformer; [B, 3, H, W] -> [B, width]
-    "The ViT that every objective trains. Position embeddings stretch to other sizes."
+    "The ViT every objective trains. Position embeddings stretch to other sizes."
     from timm.models.vision_transformer import VisionTransformer
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VisionTransformer(
             img_size=vit.image_size, patch_size=vit.patch_size, embed_dim=vit.width,
-            depth=vit.depth, num_heads=vit.heads, num_classes=0, dynamic_img_size=True)
+            depth=vit.depth, num_heads=vit.heads, num_classes=0,
+            dynamic_img_size=True)
     for b in model.blocks: b.attn.fused_attn = device().type != "cpu"
     return model
 
@@ -34,7 +35,8 @@ def weights_hash(model: nn.Module) -> str: # 16 hex digits
     import hashlib
     h = hashlib.sha256()
     for k, v in sorted(model.state_dict().items()):
-        h.update(k.encode() + v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        h.update(k.encode()
+                 + v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
                  if v.ndim else k.encode() + str(v.item()).encode())
     return h.hexdigest()[:16]
 
@@ -107,7 +109,8 @@ class Encoder:
         size = self.card.size
         if pixels.shape[-2:] != (size, size):
             raise UserError(f"{self.card.name} takes {size} px images, got "
-                            f"{pixels.shape[-1]} x {pixels.shape[-2]}; resize them to {size}")
+                            f"{pixels.shape[-1]} x {pixels.shape[-2]}; "
+                            f"resize them to {size}")
         mean, std = (torch.tensor(v, device=pixels.device)[:, None, None]
                      for v in (self.card.mean, self.card.std))
         return self._features((pixels - mean) / std)
@@ -115,13 +118,15 @@ class Encoder:
     def vector(self, pixels: Tensor) -> Tensor: # [B, d] float32
         "The tap that the card names."
         v = getattr(self.features(pixels), self.card.tap)
-        if v is None: raise UserError(f"{self.card.name} has no tap {self.card.tap!r}")
+        if v is None:
+            raise UserError(f"{self.card.name} has no tap {self.card.tap!r}")
         return v.float()
 
     def tapped(self, tap: str) -> "Encoder":
         "The same encoder, read at another tap."
         if tap not in Features._fields:
-            raise UserError(f"unknown tap {tap!r}: expected one of {', '.join(Features._fields)}")
+            raise UserError(f"unknown tap {tap!r}: "
+                            f"expected one of {', '.join(Features._fields)}")
         return Encoder(replace(self.card, tap=tap), self._features)
 
 def vit_features(model: nn.Module, projection=None):
@@ -131,7 +136,8 @@ def vit_features(model: nn.Module, projection=None):
         tokens = model.forward_features(x)
         n = model.num_prefix_tokens
         cls, patches = tokens[:, 0], tokens[:, n:]
-        return Features(cls, patches, patches.mean(1), projection(cls) if projection else None)
+        return Features(cls, patches, patches.mean(1),
+                        projection(cls) if projection else None)
     return read
 
 # %% ../nbs/library/05_encoders.ipynb #54ac4760

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'FACTOR_NAMES', 'FEW', 'color_of', 'plt', 'loss_curves', 'health_curves', 'probe_bars', 'pair_grid',
-           'agreement_bars', 'headline', 'neighbor_grid', 'atlas_plot', 'percent', 'accuracy_table', 'png_tag',
-           'table_tag', 'write_report']
+           'agreement_bars', 'headline', 'neighbor_grid', 'atlas_plot', 'percent', 'accuracy_table', 'difference_table',
+           'png_tag', 'table_tag', 'write_report']
 
 # %% ../nbs/library/17_figures.ipynb #54badcc1
 import base64, io
@@ -209,6 +209,17 @@ def accuracy_table(table: pd.DataFrame, value: str = "linear") -> pd.DataFrame:
     wide["test items (clusters)"] = [f"{a:,} ({b:,})" for a, b in
                                      zip(first.tests.reindex(wide.index), first.clusters.reindex(wide.index))]
     return wide.rename_axis(index=None, columns=None)
+
+def difference_table(
+    table: pd.DataFrame, # from `ccd.probes.compare_probes`, of one pair or more
+    value: str = "linear", # or `knn`
+) -> pd.DataFrame:
+    "Tasks down, pairs of encoders across: the difference in points, with its interval."
+    t = table[table.probe == value]
+    cell = [f"{100 * d:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f})" for d, lo, hi in t[["difference", "lo", "hi"]].values]
+    t = t.assign(pair=t.a + " − " + t.b, cell=cell)
+    wide = t.pivot(index="task", columns="pair", values="cell")
+    return wide.loc[list(dict.fromkeys(t.task)), list(dict.fromkeys(t.pair))].rename_axis(index=None, columns=None)
 
 # %% ../nbs/library/17_figures.ipynb #087a830a
 def png_tag(fig, alt: str, width: str = "100%") -> str: # HTML

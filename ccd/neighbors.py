@@ -40,7 +40,7 @@ def overlap(
 def purity(
     found: np.ndarray, # [n, k] neighbours
     label: np.ndarray, # [n]
-) -> np.ndarray: # [n] part of neighbours with the same label; nan where the row has none
+) -> np.ndarray: # [n] part of neighbours with the row's label; nan if it has none
     "Do neighbours share a label?"
     label = np.asarray(label, object)
     known = pd.notna(label)

@@ -79,7 +79,9 @@ def dino_loss(
     student_temp: float,
     teacher_temp: float,
 ) -> Tensor:
-    "Cross-entropy between teacher and student over different views. Source: Caron et al. (2021), eq. 3."
+    """Cross-entropy between teacher and student over different views.
+
+    Source: Caron et al. (2021), eq. 3."""
     p = ((teacher - center) / teacher_temp).softmax(-1)
     log_q = (student / student_temp).log_softmax(-1)
     ce = -torch.einsum("ibk,jbk->ij", p, log_q) / student.shape[1]
@@ -88,19 +90,22 @@ def dino_loss(
 
 # %% ../nbs/library/06_objectives.ipynb #296f37ed
 class DinoHead(nn.Module):
-    "MLP, unit-length bottleneck, cosine to K prototypes (Caron et al., 2021, appendix C)."
+    """MLP, unit-length bottleneck, cosine to K prototypes
+    (Caron et al., 2021, appendix C)."""
     def __init__(self, width: int, d: Dino):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(width, d.hidden), nn.GELU(),
                                  nn.Linear(d.hidden, d.hidden), nn.GELU(),
                                  nn.Linear(d.hidden, d.bottleneck))
         self.prototypes = nn.Parameter(torch.empty(d.out_dim, d.bottleneck))
-        for p in self.parameters(): nn.init.trunc_normal_(p, std=0.02) if p.ndim > 1 else nn.init.zeros_(p)
+        for p in self.parameters():
+            nn.init.trunc_normal_(p, std=0.02) if p.ndim > 1 else nn.init.zeros_(p)
 
     def forward(self, x):
         z = self.mlp(x)
         with exact(x):
-            return F.normalize(z.float(), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+            return (F.normalize(z.float(), dim=-1)
+                    @ F.normalize(self.prototypes, dim=-1).T)
 
 # %% ../nbs/library/06_objectives.ipynb #b861d4a5
 def entropy(p: Tensor) -> Tensor: # along the last axis, nats
@@ -118,13 +123,15 @@ def diagnose(
 ) -> str | None: # None where all is well
     "A plain word where DINO is collapsing, and what to change."
     if h["mean_entropy"] < 0.3:
-        return ("teacher puts nearly all pictures into one class: raise center momentum's effect "
-                "(dino.center_momentum 0.9), or lower control.lr")
+        return ("teacher puts nearly all pictures into one class: raise center "
+                "momentum's effect (dino.center_momentum 0.9), or lower control.lr")
     if h["feature_rank"] < 3:
-        return "features use fewer than 3 directions: lower control.lr, or raise dino.momentum"
+        return ("features use fewer than 3 directions: lower control.lr, "
+                "or raise dino.momentum")
     if t > 0.5 and h["teacher_entropy"] > 0.97:
-        return ("teacher answers the same vague thing to every picture: lower dino.out_dim or "
-                "dino.teacher_temp, lower dino.momentum, or train for more samples")
+        return ("teacher answers the same vague thing to every picture: lower "
+                "dino.out_dim or dino.teacher_temp, lower dino.momentum, "
+                "or train for more samples")
     return None
 
 # %% ../nbs/library/06_objectives.ipynb #ed9260c2

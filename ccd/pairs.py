@@ -32,8 +32,8 @@ def mine(
     b: Embeddings, # of the same items, by another encoder
     k: int = 200, # pairs wanted per direction
     per_image: int = 3, # pairs one image may be in
-) -> pd.DataFrame: # i, j, item_id_i, item_id_j, sim_a, sim_b, z_a, z_b, score, direction, rank
-    """The most extreme disagreements over all n (n - 1) / 2 pairs, in both directions.
+) -> pd.DataFrame: # i, j, item_id_i/_j, sim_a/_b, z_a/_b, score, direction, rank
+    """The most extreme disagreements over all n (n - 1) / 2 pairs, both directions.
 
     Raises `UserError` where the two do not describe the same items."""
     _same_items(a, b)
@@ -56,9 +56,11 @@ def mine(
     return t
 
 def _same_items(a, b):
-    if len(a.items) != len(b.items) or (a.items.item_id.values != b.items.item_id.values).any():
-        raise UserError("the two encoders must have embedded the same items in the same order; got "
-                        f"{len(a.items)} and {len(b.items)} rows: embed one corpus with both")
+    if (len(a.items) != len(b.items)
+            or (a.items.item_id.values != b.items.item_id.values).any()):
+        raise UserError("the two encoders must have embedded the same items in the "
+                        f"same order; got {len(a.items)} and {len(b.items)} rows: "
+                        "embed one corpus with both")
 
 # %% ../nbs/library/11_pairs.ipynb #5be2b360
 def _top(xa, xb, ma, mb, sign, pixel, room):
@@ -85,13 +87,15 @@ def _limit(found, per_image, k):
     used, kept = {}, []
     for p, (i, j) in enumerate(zip(found[0].tolist(), found[1].tolist())):
         if used.get(i, 0) < per_image and used.get(j, 0) < per_image:
-            used[i] = used.get(i, 0) + 1; used[j] = used.get(j, 0) + 1; kept.append(p)
+            used[i] = used.get(i, 0) + 1; used[j] = used.get(j, 0) + 1
+            kept.append(p)
             if len(kept) == k: break
     return kept
 
 def _table(kept, found, direction, items):
     i, j = found[0][kept], found[1][kept]
-    return pd.DataFrame(dict(i=i, j=j, item_id_i=items.item_id.values[i], item_id_j=items.item_id.values[j],
+    return pd.DataFrame(dict(i=i, j=j, item_id_i=items.item_id.values[i],
+                             item_id_j=items.item_id.values[j],
                              direction=direction, rank=np.arange(1, len(kept) + 1)))
 
 # %% ../nbs/library/11_pairs.ipynb #9ed9eb2f
@@ -110,10 +114,12 @@ def agreement(
             both = known[p.i] & known[p.j]
             if not both.any(): continue
             same = (y[p.i] == y[p.j])[both]
-            cluster = items["family"].fillna(items.item_id).values[p.i][both] if "family" in items else p.i.values[both]
+            cluster = (items["family"].fillna(items.item_id).values[p.i][both]
+                       if "family" in items else p.i.values[both])
             mean, lo, hi = cluster_bootstrap(same.astype(float), cluster, draws)
-            rows.append(dict(direction=direction, factor=f, share=mean, lo=lo, hi=hi,
-                             chance=chance_agreement(y[known]), pairs=int(both.sum())))
+            rows.append(dict(direction=direction, factor=f, share=mean,
+                             lo=lo, hi=hi, chance=chance_agreement(y[known]),
+                             pairs=int(both.sum())))
     return pd.DataFrame(rows)
 
 def chance_agreement(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RIDGES', 'fit_logistic', 'predict', 'linear_probe', 'knn_probe', 'Task', 'shares_word', 'emoji_tasks', 'probe_table',
-           'compare_probes']
+           'compare_probes', 'above']
 
 # %% ../nbs/library/09_probes.ipynb #2cad7369
-import re
+import re, warnings
 from dataclasses import dataclass
 import numpy as np
 import pandas as pd
@@ -29,16 +29,19 @@ def fit_logistic(
     n, d = x.shape
     basis, scale = _coordinates(x, y, n_classes, ridge)
     turn = lambda m, w: np.vstack([m @ w[:-1], w[-1:]])
-    begin = np.zeros((d + 1, n_classes)) if start is None else turn(basis.T, start) / scale
+    begin = (np.zeros((d + 1, n_classes)) if start is None
+             else turn(basis.T, start) / scale)
     v, xt, st = (torch.from_numpy(np.float32(a)) for a in (begin, x @ basis, scale))
     rows, yt = torch.arange(n), torch.from_numpy(y)
-    search = torch.optim.LBFGS([v], max_iter=iterations, history_size=10, tolerance_grad=1e-6,
-                               tolerance_change=1e-7, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS([v], max_iter=iterations, history_size=10,
+                               tolerance_grad=1e-6, tolerance_change=1e-7,
+                               line_search_fn="strong_wolfe")
 
     def loss():
         w = v * st
         log_p = torch.addmm(w[-1], xt, w[:-1]).log_softmax(1)
-        value = -log_p[rows, yt].double().mean() + ridge / 2 * (w[:-1].double() ** 2).sum()
+        value = (-log_p[rows, yt].double().mean()
+                 + ridge / 2 * (w[:-1].double() ** 2).sum())
         r = log_p.exp_()
         r[rows, yt] -= 1
         r /= n
@@ -91,14 +94,18 @@ def knn_probe(
     k: int = 20,
     temperature: float = 0.07,
 ) -> np.ndarray: # [tests] bool right or wrong
-    "Weighted k-nearest-neighbour vote. Source: Caron et al. (2021), section 4.1; Wu et al. (2018)."
+    """Weighted k-nearest-neighbour vote.
+
+    Source: Caron et al. (2021), section 4.1; Wu et al. (2018)."""
     import faiss
     classes, code = np.unique(y[train], return_inverse=True)
-    unit = np.ascontiguousarray(x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12), np.float32)
+    length = np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+    unit = np.ascontiguousarray(x / length, np.float32)
     index = faiss.IndexFlatIP(unit.shape[1]); index.add(unit[train])
     cos, found = index.search(unit[test], min(k, int(train.sum())))
     votes = np.zeros((len(cos), len(classes)))
-    np.add.at(votes, (np.arange(len(cos))[:, None], code[found]), np.exp(cos / temperature))
+    np.add.at(votes, (np.arange(len(cos))[:, None], code[found]),
+              np.exp(cos / temperature))
     return classes[votes.argmax(1)] == y[test]
 
 # %% ../nbs/library/09_probes.ipynb #64c1b41b
@@ -156,7 +163,9 @@ def probe_table(
     "Every probe of every encoder, and the answers they are made of."
     first = next(iter(encoders.values()))
     tasks = emoji_tasks(first["gallery"].items, first["signs"].items)
-    tasks = [t for t in tasks if t.folds and all(m.any() for f in t.folds for m in f)]
+    empty = [t.name for t in tasks if not all(m.any() for f in t.folds for m in f) or not t.folds]
+    if empty: warnings.warn(f"left out, since this part of the world has no items for them: {', '.join(empty)}")
+    tasks = [t for t in tasks if t.name not in empty]
     rows, answers = [], []
     with Progress("probing", len(encoders) * len(tasks), unit="probes") as bar:
         for name, e in encoders.items():
@@ -188,7 +197,7 @@ def compare_probes(
     answers: pd.DataFrame, # from `probe_table`
     a: str, b: str, # names of encoders
     draws: int = 1_000,
-) -> pd.DataFrame: # task, probe, difference a - b with its interval
+) -> pd.DataFrame: # a, b, task, probe, difference a - b with its interval
     "How far apart two encoders are, on the same test items."
     out = []
     for task, t in answers.groupby("task", sort=False):
@@ -197,5 +206,15 @@ def compare_probes(
             for probe in ("linear", "knn"):
                 d, lo, hi = paired_bootstrap(x[probe].values.astype(float),
                     y[probe].reindex(x.index).values.astype(float), x.cluster.values, draws)
-                out.append(dict(task=task, probe=probe, difference=d, lo=lo, hi=hi))
+                out.append(dict(a=a, b=b, task=task, probe=probe, difference=d, lo=lo, hi=hi))
     return pd.DataFrame(out)
+
+def above(
+    differences: pd.DataFrame, # from `compare_probes`, of several pairs
+    encoder: str,
+    others: tuple, # such as the floors
+    probe: str = "linear", # or `knn`
+) -> list[str]: # tasks
+    "Where an encoder is above all the others, by intervals that leave out zero."
+    d = differences[(differences.a == encoder) & differences.b.isin(others) & (differences.probe == probe)]
+    return [t for t, g in d.groupby("task", sort=False) if len(g) == len(others) and (g.lo > 0).all()]

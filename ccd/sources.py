@@ -33,12 +33,14 @@ def decode(
     im = ImageOps.exif_transpose(im)
     if im.mode in ("RGBA", "LA", "PA") or "transparency" in im.info:
         im = im.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", im.size, "white"), im).convert("RGB")
+        white = Image.new("RGBA", im.size, "white")
+        return Image.alpha_composite(white, im).convert("RGB")
     return im.convert("RGB")
 
 def pixel_hash(im: Image.Image) -> str:
     "Equal for equal pixels, whatever the file was called or how it was packed."
-    return hashlib.sha1(np.asarray(im).tobytes() + str(im.size).encode()).hexdigest()[:16]
+    data = np.asarray(im).tobytes() + str(im.size).encode()
+    return hashlib.sha1(data).hexdigest()[:16]
 
 # %% ../nbs/library/03_sources.ipynb #ae29ba6f
 def folder(

@@ -14,9 +14,10 @@ def mcnemar_exact(
     a: np.ndarray, # [n] bool: was the first model right?
     b: np.ndarray, # [n] bool: was the second, on the same question?
 ) -> float: # two-sided p-value, 1.0 where no question is discordant
-    """Exact McNemar test of equal accuracy. Source: McNemar (1947), binomial form."""
+    "Exact McNemar test of equal accuracy. Source: McNemar (1947), binomial form."
     if a.shape != b.shape:
-        raise ValueError(f"need answers to the same questions; got {a.shape} and {b.shape}")
+        raise ValueError("need answers to the same questions; "
+                         f"got {a.shape} and {b.shape}")
     n10, n01 = int((a & ~b).sum()), int((b & ~a).sum())
     if n10 + n01 == 0: return 1.0
     return float(st.binomtest(n10, n10 + n01).pvalue)
@@ -25,17 +26,20 @@ def mcnemar_exact(
 def paired_bootstrap(
     a: np.ndarray, # [n] score of the first model on each question
     b: np.ndarray, # [n] score of the second model, same order
-    cluster: np.ndarray | None = None, # [n] what is drawn together, such as the image
+    cluster: np.ndarray | None = None, # [n] what is drawn together, e.g. the image
     draws: int = 10_000, # bootstrap samples
     level: float = 0.95, # coverage
     seed: int = 0,
 ) -> tuple[float, float, float]: # difference a - b, lower and upper end
     """Difference of means with a percentile interval, resampling whole clusters."""
     if a.shape != b.shape:
-        raise ValueError(f"need answers to the same questions; got {a.shape} and {b.shape}")
-    ids = np.arange(len(a)) if cluster is None else np.unique(cluster, return_inverse=True)[1]
+        raise ValueError("need answers to the same questions; "
+                         f"got {a.shape} and {b.shape}")
+    ids = (np.arange(len(a)) if cluster is None
+           else np.unique(cluster, return_inverse=True)[1])
     total, count = np.bincount(ids, a.astype(float) - b), np.bincount(ids)
-    drawn = np.random.default_rng(seed).multinomial(len(count), np.full(len(count), 1 / len(count)), size=draws)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(count), np.full(len(count), 1 / len(count)), size=draws)
     means = (drawn @ total) / (drawn @ count)
     lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(total.sum() / count.sum()), float(lo), float(hi)
@@ -49,4 +53,5 @@ def cluster_bootstrap(
     seed: int = 0,
 ) -> tuple[float, float, float]: # mean, lower and upper end
     """A mean with a percentile interval, resampling whole clusters."""
-    return paired_bootstrap(np.asarray(values, float), np.zeros(len(values)), cluster, draws, level, seed)
+    return paired_bootstrap(np.asarray(values, float), np.zeros(len(values)),
+                            cluster, draws, level, seed)

@@ -25,7 +25,8 @@ from .views import to_float, uniform
 def make_optimizer(model, control: Control):
     "AdamW with weight decay on everything that has two axes or more."
     own = [p for p in model.parameters() if p.requires_grad]
-    groups = [dict(params=[p for p in own if p.ndim >= 2], weight_decay=control.weight_decay),
+    groups = [dict(params=[p for p in own if p.ndim >= 2],
+                   weight_decay=control.weight_decay),
               dict(params=[p for p in own if p.ndim < 2], weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=control.lr, betas=control.betas, fused=True)
 
@@ -33,10 +34,12 @@ def learning_rate(t: float, control: Control) -> float: # t in 0..1
     "Linear warm-up, then a cosine to `final_lr`."
     if t < control.warmup: return control.lr * t / control.warmup
     c = (t - control.warmup) / (1 - control.warmup)
-    return control.final_lr + (control.lr - control.final_lr) * (1 + math.cos(math.pi * c)) / 2
+    return (control.final_lr
+            + (control.lr - control.final_lr) * (1 + math.cos(math.pi * c)) / 2)
 
 # %% ../nbs/library/07_training.ipynb #97183f52
-DIRECTION = re.compile(r"\b(left|right|leftwards|rightwards|clockwise|counterclockwise)\b")
+DIRECTION = re.compile(r"\b(left|right|leftwards|rightwards"
+                       r"|clockwise|counterclockwise)\b")
 
 class Feed:
     "Batches of a corpus in the order of a control, prepared one ahead."
@@ -47,11 +50,15 @@ class Feed:
         self.may_flip = self._mirrors(corpus)
         self.pool, self.ahead = ThreadPoolExecutor(1), {}
 
-    def _mirrors(self, corpus): # [n] bool: is the mirror image as true? Not with words or directions
-        column = lambda c: corpus[c][:] if c in corpus.column_names else [None] * len(corpus)
+    def _mirrors(self, corpus): # [n] bool
+        "Is the mirror image as true? Not with words or directions."
+        column = lambda c: (corpus[c][:] if c in corpus.column_names
+                            else [None] * len(corpus))
         facts = zip(*map(column, ("word", "relation", "chart")))
-        names = zip(column("name"), column("other_name"), map(" ".join, self.captions))
-        return np.array([not any(f) and not DIRECTION.search(" ".join(filter(None, n)))
+        names = zip(column("name"), column("other_name"),
+                    map(" ".join, self.captions))
+        return np.array([not any(f)
+                         and not DIRECTION.search(" ".join(filter(None, n)))
                          for f, n in zip(facts, names)])
 
     def rows(self, step: int) -> np.ndarray:
@@ -64,11 +71,13 @@ class Feed:
         u = uniform(self.control.seed, sample, 8, 1)[:, 0].tolist()
         said = [self.captions[r] for r in rows]
         text = [c[int(x * len(c))] if c else "" for c, x in zip(said, u)]
-        return torch.from_numpy(self.pixels[rows]), sample, text, torch.from_numpy(self.may_flip[rows])
+        return (torch.from_numpy(self.pixels[rows]), sample, text,
+                torch.from_numpy(self.may_flip[rows]))
 
-    def __call__(self, step: int) -> tuple: # images, sample numbers, captions, may_flip
+    def __call__(self, step: int) -> tuple: # images, sample ids, captions, may_flip
         now = self.ahead.pop(step, None) or self.pool.submit(self._load, step)
-        if step + 1 < self.control.steps: self.ahead = {step + 1: self.pool.submit(self._load, step + 1)}
+        if step + 1 < self.control.steps:
+            self.ahead = {step + 1: self.pool.submit(self._load, step + 1)}
         return now.result()
 
 # %% ../nbs/library/07_training.ipynb #e7996e02
@@ -77,15 +86,17 @@ def save_checkpoint(folder, model, optimizer, step: int):
     from safetensors.torch import save_file
     folder = Path(folder)
     state = optimizer.state_dict()
-    flat = {f"{i}.{k}": v.contiguous() for i, s in state["state"].items() for k, v in s.items()}
+    flat = {f"{i}.{k}": v.contiguous()
+            for i, s in state["state"].items() for k, v in s.items()}
     with atomic(folder / f"step-{step:08d}") as tmp:
         tmp.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp / "model.safetensors")
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()},
+                  tmp / "model.safetensors")
         save_file(flat, tmp / "optimizer.safetensors")
         write_json(tmp / "state.json", dict(step=step))
     for old in sorted(folder.glob("step-*"))[:-1]: shutil.rmtree(old)
 
-def load_checkpoint(folder, model, optimizer) -> int: # steps done, 0 where there is none
+def load_checkpoint(folder, model, optimizer) -> int: # steps done, 0 if none found
     "Restore the newest state."
     from safetensors.torch import load_file
     folder = Path(folder)
@@ -97,7 +108,8 @@ def load_checkpoint(folder, model, optimizer) -> int: # steps done, 0 where ther
     for name, v in flat.items():
         i, _, k = name.partition(".")
         state.setdefault(int(i), {})[k] = v
-    optimizer.load_state_dict(dict(state=state, param_groups=optimizer.state_dict()["param_groups"]))
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict(dict(state=state, param_groups=groups))
     return read_json(found[-1] / "state.json")["step"]
 
 # %% ../nbs/library/07_training.ipynb #62cb3954

@@ -20,7 +20,9 @@ def philox(
     counter: tuple, # four int64 tensors or numbers in 0..2^32-1
     key: tuple[int, int], # two numbers in 0..2^32-1
 ) -> tuple: # four int64 tensors in 0..2^32-1
-    "Philox4x32-10. Source: Salmon et al. (2011), Parallel random numbers: as easy as 1, 2, 3."
+    """Philox4x32-10.
+
+    Source: Salmon et al. (2011), Parallel random numbers: as easy as 1, 2, 3."""
     c0, c1, c2, c3 = (torch.as_tensor(c, dtype=torch.int64) for c in counter)
     k0, k1 = key
     for _ in range(10):
@@ -46,7 +48,8 @@ def uniform(
 def _cubic(x): # Keys (1981), a = -1/2
     x = x.abs()
     return torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1,
-                       torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2, torch.zeros_like(x)))
+                       torch.where(x < 2, ((-0.5 * x + 2.5) * x - 4) * x + 2,
+                                   torch.zeros_like(x)))
 
 def resize_matrix(
     start: Tensor, # [B] where the crop starts, px
@@ -56,7 +59,8 @@ def resize_matrix(
 ) -> Tensor: # [B, out, size] rows sum to 1
     "The weights that resize a stretch of pixels (bicubic, antialiased)."
     scale = (length / out)[:, None, None]
-    center = start[:, None, None] + (torch.arange(out, device=start.device)[:, None] + 0.5) * scale
+    center = (start[:, None, None]
+              + (torch.arange(out, device=start.device)[:, None] + 0.5) * scale)
     x = torch.arange(size, device=start.device) + 0.5
     w = _cubic((x - center) / scale.clamp(min=1))
     return w / w.sum(-1, keepdim=True)
@@ -98,7 +102,7 @@ def color_map(
     saturation: Tensor, # [B] factor, 0 is grey
     hue: Tensor, # [B] turn, in parts of a full circle
 ) -> tuple[Tensor, Tensor]: # [B, 3, 3] matrix, [B, 3, 1] offset
-    "The affine map of RGB that changes brightness, contrast, saturation and hue, in this order."
+    "The affine RGB map of brightness, contrast, saturation and hue, in this order."
     g = torch.tensor(GREY, device=mean.device)
     eye, ones = torch.eye(3, device=mean.device), torch.ones(3, device=mean.device)
     to_grey = ones[:, None] * g[None]
@@ -109,8 +113,8 @@ def color_map(
     return turn @ m, (level * ones)[..., None]
 
 def _hue_matrix(hue): # rotation in YIQ, whose first axis is grey
-    yiq = torch.tensor([GREY, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)],
-                       device=hue.device)
+    yiq = torch.tensor([GREY, (0.5959, -0.2746, -0.3213),
+                        (0.2115, -0.5227, 0.3112)], device=hue.device)
     c, s = torch.cos(2 * math.pi * hue), torch.sin(2 * math.pi * hue)
     r = torch.zeros(len(hue), 3, 3, device=hue.device)
     r[:, 0, 0] = 1
@@ -172,7 +176,8 @@ def base_view(
 def plain_view(images: Tensor, size: int) -> Tensor: # [B, 3, size, size]
     "The whole picture, resized: what encoders are compared on."
     s = images.shape[-1]
-    box = torch.tensor([0.0, 0.0, s, s], device=images.device).expand(len(images), 4)
+    box = torch.tensor([0.0, 0.0, s, s],
+                       device=images.device).expand(len(images), 4)
     return images if s == size else crop(images, box, size)
 
 def dino_view(
@@ -183,7 +188,7 @@ def dino_view(
     dino: Dino,
     may_flip: Tensor | None = None, # [B] bool: a mirror image is as true
 ) -> Tensor: # [B, 3, s, s] in 0..1
-    "One of DINO's views: crop, flip, colour, blur, solarise (Caron et al., 2021, section 3)."
+    "DINO view: crop, flip, colour, blur, solarise (Caron et al., 2021, section 3)."
     local = view >= 2
     u = uniform(control.seed, sample, 16 + view, 14)
     size = dino.local_size if local else control.vit.image_size
@@ -192,6 +197,7 @@ def dino_view(
     x = crop(images, random_box(u, images.shape[-1], area), size, flip)
     x = recolor(x, u[:, 5:11], dino.jitter)
     p_blur = 0.5 if local else (1.0, 0.1)[view]
-    sigma = torch.where(u[:, 11] < p_blur, 0.1 + 1.9 * u[:, 12], torch.zeros_like(u[:, 11]))
+    sigma = torch.where(u[:, 11] < p_blur, 0.1 + 1.9 * u[:, 12],
+                        torch.zeros_like(u[:, 11]))
     x = blur(x, sigma * size / (96 if local else 224))
     return solarize(x, u[:, 13] < 0.2) if view == 1 else x

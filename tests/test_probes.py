@@ -1,6 +1,6 @@
 "Probes against independent implementations."
-import numpy as np, pytest
-from ccd.probes import RIDGES, fit_logistic, knn_probe, linear_probe, predict
+import numpy as np, pandas as pd, pytest
+from ccd.probes import RIDGES, above, compare_probes, emoji_tasks, fit_logistic, knn_probe, linear_probe, predict
 from ccd.stats import cluster_bootstrap
 
 def problem(n, d, classes, seed, gap=1.0):
@@ -75,3 +75,39 @@ def test_intervals_know_that_siblings_are_alike():
     one = np.arange(400)
     assert width(alike, family) > 2 * width(alike, one) # eight copies are one answer
     assert width(apart, family) == pytest.approx(width(apart, one), rel=0.35)
+
+@pytest.fixture(scope="module")
+def items(tiny):
+    from ccd import emoji
+    return [c(tiny.world).remove_columns(["image"]).to_pandas() for c in (emoji.gallery, emoji.signs)]
+
+def test_concepts_are_read_in_the_drawings_of_a_team_not_learnt_from(items):
+    g, task = items[0], next(t for t in emoji_tasks(*items) if t.name == "concept across styles")
+    team = lambda rows: set(g.style_family[rows])
+    assert len(task.folds) > 3 and np.sum([test for *_, test in task.folds], 0).max() == 1
+    for train, val, test in task.folds:
+        assert len(team(test)) == len(team(val)) == 1 and not team(train) & (team(val) | team(test))
+        assert team(val) != team(test) and set(g.split[train | val | test]) == {"test"}
+        assert set(g.concept[test | val]) <= set(g.concept[train])
+
+def test_nothing_that_is_tested_has_kin_among_what_was_learnt(items):
+    g, s = items
+    for t in emoji_tasks(*items):
+        if t.name == "concept across styles": continue
+        kin = g.family if t.corpus == "gallery" else s.font
+        for parts in t.folds:
+            seen = [set(kin[m]) for m in parts]
+            assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2]), t.name
+
+def answered(name, right): # fifty families of four
+    n = np.arange(200)
+    return pd.DataFrame(dict(encoder=name, task="t", item_id=n, cluster=n // 4, linear=right, knn=right[::-1]))
+
+def test_above_needs_every_interval_to_leave_out_zero():
+    rng = np.random.default_rng(0)
+    a, b = rng.random(200) < 0.6, rng.random(200) < 0.3
+    close = a.copy(); close[rng.integers(0, 200, 6)] ^= True
+    t = pd.concat([answered("a", a), answered("b", b), answered("close", close)])
+    d = pd.concat([compare_probes(t, x, y, 500) for x in "ab" for y in ("a", "b", "close") if x != y])
+    assert above(d, "a", ("b",)) == ["t"] == above(d, "a", ("b",), "knn")
+    assert above(d, "a", ("b", "close")) == [] == above(d, "b", ("a",)) == above(d, "a", ("b", "nobody"))
