@@ -206,8 +206,8 @@ def accuracy_table(table: pd.DataFrame, value: str = "linear") -> pd.DataFrame:
     wide = wide.loc[list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))]
     first = table.drop_duplicates("task").set_index("task")
     wide["majority"] = [percent(v) for v in first.majority.reindex(wide.index)]
-    wide["test items (clusters)"] = [f"{a:,} ({b:,})" for a, b in
-                                     zip(first.tests.reindex(wide.index), first.clusters.reindex(wide.index))]
+    wide["items in groups"] = [f"{a:,} in {b:,}" for a, b in
+                               zip(first.tests.reindex(wide.index), first.clusters.reindex(wide.index))]
     return wide.rename_axis(index=None, columns=None)
 
 def difference_table(

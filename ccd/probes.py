@@ -133,7 +133,7 @@ def emoji_tasks(
     by_family = lambda name, label, on=test: Task(name, "gallery", label, "family", [(train, val, on)])
     font = signs.font.values
     own = np.isin(font, ["cmb10", "cmss10"])
-    return [by_family("category", "category"), by_family("category, no shared word", "category", test & fair),
+    return [by_family("category", "category"), by_family("category (no shared word)", "category", test & fair),
             by_family("subcategory", "subcategory"), by_family("style", "style"),
             Task("concept across styles", "gallery", "concept", "family", _across_styles(gallery[test], test)),
             Task("word in new fonts", "signs", "word", "word",

@@ -181,8 +181,9 @@ def report_stage(out, settings, hashes):
         audit(out / "train" / "clip-0", out / "train" / "dino-0").to_csv(tmp / "audit.csv", index=False)
         write_json(tmp / "learning.json", learning(out, settings))
     folder = stage(out / "report", settings, inputs, make)
-    if not page.exists() or read_manifest(folder)["outputs_hash"] not in page.read_text()[-200:]:
-        write_page(out, settings, page)
+    mark = f"<!-- {content_hash([settings, inputs, sealed(folder)])} -->\n"
+    if not page.exists() or not page.read_text(encoding="utf-8").endswith(mark):
+        write_page(out, settings, page, mark)
     return page
 
 def learning(out: Path, settings: Settings) -> dict: # name -> dict(value, bound, ok)
@@ -199,8 +200,8 @@ def learning(out: Path, settings: Settings) -> dict: # name -> dict(value, bound
     return {k: dict(value=v, sign=s, bound=b, ok=v < b if s == "<" else v > b) for k, (v, s, b) in out_.items()}
 
 # %% ../nbs/library/18_study.ipynb #fa38d695
-def write_page(out: Path, settings: Settings, page: Path):
-    "The report: what was found, in the order of the paper."
+def write_page(out: Path, settings: Settings, page: Path, mark: str):
+    "The report: what was found, in the order of the paper. It ends with a mark of what it was made from."
     from ccd import figures as f
     from ccd.core import machine
     from ccd.emoji import attribution
@@ -231,7 +232,7 @@ def write_page(out: Path, settings: Settings, page: Path):
          _section_made(settings, machine(), attribution())]
     f.write_report(page, "CLIP and DINO, trained on the same pictures", _lead(settings, diff, agree), s)
     with atomic(page) as tmp:
-        tmp.write_text(page.read_text(encoding="utf-8") + f"<!-- {sealed(out / 'report')} -->\n", encoding="utf-8")
+        tmp.write_text(page.read_text(encoding="utf-8") + mark, encoding="utf-8")
 
 # %% ../nbs/library/18_study.ipynb #71322f16
 def _lead(settings, diff, agree):
@@ -272,7 +273,8 @@ def _section_probes(f, probes, diff):
         body=f.png_tag(f.probe_bars(probes), "linear probes") + f.table_tag(f.accuracy_table(probes)) +
              "<details><summary>Nearest-neighbour probes, and differences on the same items</summary>" +
              f.table_tag(f.accuracy_table(probes, "knn")) + f.table_tag(f.difference_table(diff)) + "</details>",
-        note="Top-1 in percent with 95 % bootstrap interval over concept families (words for the last task).")
+        note="Top-1 in percent with 95 % bootstrap interval; the groups of the last column, concept families or words, are "
+             "resampled whole.")
 
 def _section_pairs(f, pairs, agree, picture):
     body = ""

@@ -1,7 +1,7 @@
 "Killed at any moment and started again, a study ends like one that nothing disturbed."
-import json, os, random, signal
-import pytest
-from ccd.core import write_json
+import json, os, random, shutil, signal
+import pandas as pd, pytest
+from ccd.core import read_json, write_json
 from ccd.study import results, stage
 from ccd.training import metrics, train
 from conftest import OPTIONS, STEPS, finish, outputs, signal_when, start, step_of
@@ -40,6 +40,18 @@ def test_a_second_study_recomputes_nothing(whole):
     before = files()
     main(["study", *OPTIONS, "--out", str(whole)])
     assert files() == before
+
+def test_the_report_follows_what_it_reports(tiny, whole, tmp_path):
+    from ccd.study import report_stage
+    out = tmp_path / "study"
+    shutil.copytree(whole, out)
+    page = out / "report.html"
+    before, made = page.read_bytes(), read_json(out / "probes/manifest.json")
+    table = pd.read_csv(out / "probes/probes.csv")
+    table.assign(linear=0.123).to_csv(out / "probes/probes.csv", index=False)
+    assert report_stage(out, tiny, {}).read_bytes() == before # the seal says nothing has changed
+    write_json(out / "probes/manifest.json", made | dict(outputs_hash="other"))
+    assert ">12.3 (" in report_stage(out, tiny, {}).read_text() and ">12.3 (" not in before.decode()
 
 class Killed(BaseException): pass
 
