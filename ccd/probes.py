@@ -177,14 +177,14 @@ def probe_table(
 def _one(name, e, t, draws):
     x, y = np.asarray(e.vectors, np.float32), e.items[t.label].values.astype(str)
     parts, ridges = zip(*(_fold(x, y, *f) for f in t.folds))
-    a, rows = pd.concat(parts, ignore_index=True), np.concatenate([np.nonzero(f[2])[0] for f in t.folds])
-    a.insert(0, "cluster", e.items[t.cluster].values[rows].astype(str))
-    a.insert(0, "item_id", e.items.item_id.values[rows])
-    a.insert(0, "task", t.name); a.insert(0, "encoder", name)
-    linear, knn = (dict(zip(("", "lo", "hi"), cluster_bootstrap(a[k], a.cluster, draws))) for k in ("linear", "knn"))
-    row = dict(encoder=name, task=t.name, linear=linear[""], lo=linear["lo"], hi=linear["hi"],
-               knn=knn[""], knn_lo=knn["lo"], knn_hi=knn["hi"], majority=float(a.majority.mean()),
-               ridge=float(np.median(ridges)), classes=len(np.unique(y[np.any([f[0] for f in t.folds], 0)])),
+    rows = np.concatenate([np.nonzero(test)[0] for *_, test in t.folds])
+    a = pd.DataFrame(dict(encoder=name, task=t.name, item_id=e.items.item_id.values[rows],
+                          cluster=e.items[t.cluster].values[rows].astype(str)))
+    a = a.join(pd.concat(parts, ignore_index=True))
+    (linear, lo, hi), (knn, knn_lo, knn_hi) = (cluster_bootstrap(a[k], a.cluster, draws) for k in ("linear", "knn"))
+    row = dict(encoder=name, task=t.name, linear=linear, lo=lo, hi=hi, knn=knn, knn_lo=knn_lo, knn_hi=knn_hi,
+               majority=float(a.majority.mean()), ridge=float(np.median(ridges)),
+               classes=len(np.unique(y[np.any([train for train, *_ in t.folds], 0)])),
                tests=len(a), clusters=a.cluster.nunique())
     return row, a
 
