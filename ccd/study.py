@@ -353,10 +353,11 @@ def publish(
             tmp / "pairs.csv", index=False, float_format="%.5g")
         settings = read_json(out / "settings.json")
         runs_of = {p.parent.name: read_json(p) for p in sorted((out / "train").glob("*/manifest.json"))}
+        seconds = dict(study=sum(read_json(p)["wall_seconds"] for p in out.rglob("manifest.json")),
+                       **{r: m["wall_seconds"] for r, m in runs_of.items()})
         write_manifest(tmp, settings, {r: m["outputs_hash"] for r, m in runs_of.items()},
-            [p.name for p in tmp.iterdir()], sum(m["wall_seconds"] for m in runs_of.values()),
-            command=f"ccd study --preset {settings['preset']}",
-            minutes={r: round(m["wall_seconds"] / 60, 1) for r, m in runs_of.items()})
+            [p.name for p in tmp.iterdir()], seconds["study"], command=f"ccd study --preset {settings['preset']}",
+            minutes={k: round(s / 60, 1) for k, s in seconds.items()})
 
 def results(out) -> dict: # path -> sha256
     "Every sealed output of a study: equal between an undisturbed run and one that was killed."
