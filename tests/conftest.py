@@ -6,7 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1") # before torch; tiny nets are slow
 from ccd.core import cache_dir, override, preset
 
 CHANGES = {"control.samples": 320, "control.batch_size": 8, "world.max_drawings": 320,
-           "analysis.draws": 20, "analysis.checkpoint_minutes": 0.0}
+           "analysis.draws": 20, "run.checkpoint_minutes": 0.0}
 OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
                                    for x in (f"--{k}".replace("_", "-"), str(v))]
 STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]

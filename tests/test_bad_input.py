@@ -29,7 +29,7 @@ SMOKE = ["--preset", "smoke"]
     (["study", *SMOKE, "--control.nope", "3"], "--control.nope"),
     (["train", "clip", *SMOKE, "--control.samples", "many"], "--control.samples"),
     (["nope"], "unknown command 'nope': expected one of study, train"),
-    (["train", "nope", *SMOKE], "unknown objective 'nope': expected one of clip, dino"),
+    (["train", "nope", *SMOKE], "unknown recipe 'nope': expected one of clip"),
     (["train", "clip", "--control.vit.image-size", "50"], "50 is not a multiple of 8; resize to 48 or 56"),
     (["train", "dino", "--dino.local-size", "20"], "20 is not a multiple of 8; resize to 16 or 24"),
     (["train", "clip", *SMOKE, "--control.vit.heads", "5"], "width"),
@@ -78,7 +78,7 @@ def test_folders_without_a_good_image(refused, pictures, tmp_path):
 
 def test_clip_without_captions(refused, pictures, tmp_path):
     args = ["train", "clip", *OPTIONS, "--control.samples", 16, "--world.source", f"folder:{pictures}", "--out", tmp_path / "run"]
-    assert "CLIP needs a caption for every image" in refused(*args)
+    assert "no caption, and this objective needs one" in refused(*args)
     for p in pictures.glob("*.png"): p.with_suffix(".txt").write_text(f"a picture called {p.stem}")
     main([str(a) for a in args]) # it was told to do this
     assert "encoder.safetensors" in outputs(tmp_path / "run")
@@ -117,9 +117,9 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, number):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_anywhere_else(refused, monkeypatch, number):
-    from ccd import training
+    from ccd import audit
     def full(*_, **__): raise OSError(number, "no room")
-    monkeypatch.setattr(training, "audit", full)
+    monkeypatch.setattr(audit, "audit", full)
     assert "no space left" in refused("audit", "a", "b")
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_disk_that_is_really_full(small_disk, whole, command, out):
 @pytest.mark.timeout(300)
 def test_control_c_in_training(whole, tmp_path):
     run = tmp_path / "run"
-    args = ["train", "dino", *OPTIONS, "--analysis.checkpoint-minutes", 9, "--out", run]
+    args = ["train", "dino", *OPTIONS, "--run.checkpoint-minutes", 9, "--out", run]
     logged = lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text()
     said, code = signal_when(start(*args), logged, signal.SIGINT, 0.05)
     assert "nothing is lost: the same command goes on from here" in one_message(said, code)

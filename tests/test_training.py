@@ -2,9 +2,10 @@
 import random, shutil, signal
 import numpy as np, pytest, torch
 from ccd import objectives
+from ccd.audit import audit, match_compute
 from ccd.core import UserError, override, read_json, write_json
-from ccd.sources import epoch_order, sample_rows
-from ccd.training import Feed, audit, train
+from ccd.sources import Feed, epoch_order, sample_rows
+from ccd.training import train
 from conftest import STEPS, outputs
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,7 @@ def test_audit_with_itself_finds_no_difference(whole):
     ("settings.control", "lr", 0.5, "peak learning rate"), ("settings.control", "base_crop", [0.1, 1.0], "base crop, area"),
     ("settings.control", "seed", 5, "seed"), ("facts", "order", "another", "order of samples"),
     ("facts", "first_weights", "others", "first weights of the ViT"), ("inputs", "corpus", "another", "training data"),
-    ("settings.own", "flip", 0.5, "own: flip")])
+    ("settings.own", "out_dim", 5, "own: out_dim")])
 def test_audit_finds_a_change_and_nothing_else(whole, tmp_path, place, key, value, line):
     other = tmp_path / "other"
     shutil.copytree(whole / "train/dino-0", other, ignore=shutil.ignore_patterns("checkpoints"))
@@ -99,3 +100,19 @@ def test_samples_at_equal_compute(whole):
     fa, fb = (read_json(whole / f"train/{k}-0/facts.json") for k in ("clip", "dino"))
     line = t.loc["samples at the compute of the other"]
     assert line.iloc[0] == f"{fb['flops'] / fa['flops_per_sample']:,.0f}" and fa["flops_per_sample"] < fb["flops_per_sample"]
+
+def test_a_run_trained_for_the_compute_of_another(tiny, corpus, whole):
+    matched = match_compute(("dino", tiny), ("clip", tiny), corpus)
+    fa, fb = (read_json(whole / f"train/{k}-0/facts.json") for k in ("clip", "dino"))
+    b = tiny.control.batch_size
+    assert abs(matched.control.samples * fb["flops_per_sample"] - fa["flops"]) <= b * fb["flops_per_sample"] / 2
+    assert matched.control.samples % b == 0 and matched.dino == tiny.dino
+
+def test_a_published_recipe_says_only_what_is_published(whole):
+    t = audit(whole / "train/dino-0", "dino").set_index("what")
+    ours, theirs = t["A"], t["B"]
+    assert theirs["weight decay"] == "0.04 to 0.4, cosine" and theirs["gradient clip"] == "3, each tensor"
+    assert not t.equal["drop path"] and t.equal["weights evaluated"]
+    paper = audit("paper:clip", "paper:dino").set_index("what")
+    assert paper.equal[["architecture", "samples seen", "peak learning rate"]].all()
+    assert (paper.loc[["batch", "weight decay", "warm-up", "augmentation"]].iloc[:, :2] == "not published").all(None)
