@@ -12,7 +12,7 @@ this script stops where it does not. Needs webdataset<=0.2.86, the newest that t
 """
 import argparse, io, json, tarfile, tempfile
 from pathlib import Path
-from harness import POLICIES, Clock, compare, fresh, interleaved
+from harness import POLICIES, Clock, compare, fresh, interleaved, write_csv
 
 SMALL = {"control.vit.image_size": 112, "control.vit.patch_size": 16, "control.vit.width": 384, "control.vit.depth": 12,
          "control.vit.heads": 6, "clip.text.width": 256, "clip.text.depth": 4, "clip.embed_dim": 256, "world.size": 128}
@@ -100,7 +100,7 @@ def case(size, batch, steps, a, folder):
         for policy, env in POLICIES.items():
             cases[f"open_clip_train, workers={w}, {policy}"] = \
                 lambda w=w, env=env: fresh(__file__, "theirs", env, workers=w, **peer)
-    compare(f"{size}, batch {batch}, {plain(s.control.vit)}", interleaved(cases, a.rounds))
+    return compare(f"{size}, batch {batch}, {plain(s.control.vit)}", interleaved(cases, a.rounds))
 
 
 def main():
@@ -111,10 +111,12 @@ def main():
     p.add_argument("--scenes", type=int, default=4096)
     p.add_argument("--steps", type=int, default=20, help="timed in each round")
     p.add_argument("--rounds", type=int, default=3)
-    a = p.parse_args()
+    p.add_argument("--out", help="CSV file for the table")
+    a, rows = p.parse_args(), []
     for c in a.cases:
         size, batch = c.split(":")
-        with tempfile.TemporaryDirectory() as folder: case(size, int(batch), a.steps, a, folder)
+        with tempfile.TemporaryDirectory() as folder: rows += case(size, int(batch), a.steps, a, folder)
+    if a.out: write_csv(a.out, rows)
     from ccd.core import machine
     print(machine())
 

@@ -1,4 +1,4 @@
-"""How long should threads spin before they sleep? Why `ccd.core` sets OMP_WAIT_POLICY and GOMP_SPINCOUNT."""
+"""How long should threads spin before they sleep? Why `ccd` sets OMP_WAIT_POLICY and GOMP_SPINCOUNT."""
 import os, statistics, subprocess, sys
 
 POLICIES = {"spin": dict(OMP_WAIT_POLICY="ACTIVE"), "PyTorch's own": {},

@@ -12,7 +12,7 @@ run twice, with the threads they would have by themselves and with ccd's. Needs,
 import argparse, itertools, sys
 from importlib.util import find_spec
 from types import SimpleNamespace
-from harness import POLICIES, Clock, compare, fresh, interleaved
+from harness import POLICIES, Clock, compare, fresh, interleaved, write_csv
 
 
 def settings(batch, scenes):
@@ -87,13 +87,14 @@ def official(folder, batch, steps, scenes, workers, views):
     student, teacher = torch.nn.parallel.DistributedDataParallel(network()), network().requires_grad_(False)
     teacher.load_state_dict(student.module.state_dict())
     augment = main_dino.DataAugmentationDINO(d.global_scale, d.local_scale, d.local_crops)
-    for t, size in ((augment.global_transfo1, v.image_size), (augment.global_transfo2, v.image_size), (augment.local_transfo, d.local_size)):
-        t.transforms[0].size = (size, size)
+    for t in (augment.global_transfo1, augment.global_transfo2): t.transforms[0].size = (v.image_size, v.image_size)
+    augment.local_transfo.transforms[0].size = (d.local_size, d.local_size)
     clock = Clock(batches(s, augment, batch, workers, views), batch, steps, sync=sync())
     loss = main_dino.DINOLoss(d.out_dim, 2 + d.local_crops, d.teacher_temp, d.teacher_temp, 0, 1).to(here)
     lr, decay, momentum = ([x] * len(clock) for x in (s.control.lr, s.control.weight_decay, d.momentum))
-    main_dino.train_one_epoch(student, teacher, teacher, loss, clock, torch.optim.AdamW(utils.get_params_groups(student)),
-        lr, decay, momentum, 0, torch.amp.GradScaler(here, enabled=cuda), SimpleNamespace(epochs=1, clip_grad=3.0, freeze_last_layer=0))
+    optimizer, scaler = torch.optim.AdamW(utils.get_params_groups(student)), torch.amp.GradScaler(here, enabled=cuda)
+    args = SimpleNamespace(epochs=1, clip_grad=3.0, freeze_last_layer=0)
+    main_dino.train_one_epoch(student, teacher, teacher, loss, clock, optimizer, lr, decay, momentum, 0, scaler, args)
     return clock.rate
 
 
@@ -145,7 +146,8 @@ def main():
     p.add_argument("--scenes", type=int, default=4096)
     p.add_argument("--steps", type=int, default=20, help="timed in each round")
     p.add_argument("--rounds", type=int, default=3)
-    a = p.parse_args()
+    p.add_argument("--out", help="CSV file for the table")
+    a, rows = p.parse_args(), []
     peers = (dict(official=dict(folder=a.official)) if a.official else {}) | (dict(lightly={}) if find_spec("lightly") else {})
     for name in {"official", "lightly"} - set(peers): print(f"{name}: left out, see --help")
     same = dict(batch=a.batch, steps=a.steps, scenes=a.scenes)
@@ -154,8 +156,11 @@ def main():
         cases = {"ccd": lambda: fresh(__file__, "ours", **same, views=views)}
         for name, more in peers.items():
             for policy, env in POLICIES.items():
-                cases[f"{name}, {policy}"] = lambda n=name, m=more, e=env: fresh(__file__, n, e, **same, **m, workers=a.workers, views=views)
-        compare(f"DINO, batch {a.batch}, {'from PNG bytes' if views else 'the same tensors, no views'}", interleaved(cases, a.rounds))
+                cases[f"{name}, {policy}"] = lambda n=name, m=more, e=env: \
+                    fresh(__file__, n, e, **same, **m, workers=a.workers, views=views)
+        shown = "from PNG bytes" if views else "the same tensors, no views"
+        rows += compare(f"DINO, batch {a.batch}, {shown}", interleaved(cases, a.rounds))
+    if a.out: write_csv(a.out, rows)
     from ccd.core import machine
     print(machine())
 

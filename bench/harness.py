@@ -31,11 +31,12 @@ def interleaved(cases, rounds):
 
 
 def compare(title, rates, ours="ccd"):
-    "Print images per second, and how many times a peer's rate ours is."
+    "Print images per second, and how many times a peer's rate ours is; the same as rows of a table."
     print(f"\n{title}")
     for name, r in rates.items():
         print(f"  {name:<42} {r:8.1f} images/s" + (f"   ccd is {rates[ours] / r:.2f} times as fast" if name != ours else ""))
     sys.stdout.flush()
+    return [dict(case=title, program=n, images_per_second=round(r, 1), ratio=round(rates[ours] / r, 2)) for n, r in rates.items()]
 
 
 class Clock:
@@ -55,7 +56,12 @@ class Clock:
 
 
 def write_csv(path, rows):
+    "A table, and beside it what measured it: the command, the machine and the hash."
     import pandas as pd
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    from ccd.core import code_revision, file_hash, machine, write_json
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(path, index=False)
+    write_json(path.with_suffix(".json"), dict(command=" ".join(["python", *sys.argv]), machine=machine(),
+               code=code_revision(), sha256=file_hash(path)))
     print(f"wrote {path}")

@@ -32,7 +32,8 @@ def measure(name, batch, dim, chunk):
     from ccd.core import device
     loss, here = loss_of(name, chunk), device()
     def once(n):
-        u, v = (torch.nn.functional.normalize(torch.randn(n, dim, device=here), dim=1).requires_grad_() for _ in range(2))
+        unit = lambda: torch.nn.functional.normalize(torch.randn(n, dim, device=here), dim=1).requires_grad_()
+        u, v = unit(), unit()
         scale, bias = (torch.tensor(x, device=here, requires_grad=True) for x in (10.0, -10.0))
         before, start = held()[0], time.perf_counter()
         value = loss(u, v, scale, bias)

@@ -180,6 +180,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'ccd.figures.difference_table': ('library/figures.html#difference_table', 'ccd/figures.py'),
                              'ccd.figures.headline': ('library/figures.html#headline', 'ccd/figures.py'),
                              'ccd.figures.health_curves': ('library/figures.html#health_curves', 'ccd/figures.py'),
+                             'ccd.figures.lead_dots': ('library/figures.html#lead_dots', 'ccd/figures.py'),
                              'ccd.figures.loss_curves': ('library/figures.html#loss_curves', 'ccd/figures.py'),
                              'ccd.figures.neighbor_grid': ('library/figures.html#neighbor_grid', 'ccd/figures.py'),
                              'ccd.figures.pair_grid': ('library/figures.html#pair_grid', 'ccd/figures.py'),

@@ -408,9 +408,6 @@ def write_json(path, x):
 def read_json(path): return json.loads(Path(path).read_text())
 
 # %% ../nbs/library/00_core.ipynb #32c905b7
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
 def device():
     "The device to compute on: the GPU where there is one."
     import torch

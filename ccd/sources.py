@@ -882,7 +882,7 @@ def _opened(rows, stream, clock): # with pixels, or the fault
     for (row, name), (pixels, fault, read, decoded) in zip(rows, opened):
         clock["storage"] += read; clock["decoding"] += decoded
         said = _said(row)
-        if stream.captioned and not said: fault = fault or "no caption"
+        if stream.captioned and not said: fault = fault or "no caption, and this objective needs one"
         out.append(row | dict(captions=said, pixels=pixels, fault=fault,
                               item_id=_stream_key(row, name)))
     return out
