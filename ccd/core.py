@@ -107,7 +107,7 @@ class Control:
 @dataclass(frozen=True)
 class Text:
     "A text tower: from scratch, or a language model whose last layers go on learning."
-    source: str = "scratch" # scratch, minilm, or a transformers model: folder or NAME@REVISION
+    source: str = "scratch" # scratch, minilm, llama, or a transformers model: folder or NAME@REVISION
     width: int = 128 # from scratch: size of a token
     depth: int = 3 # from scratch: blocks
     heads: int = 4 # from scratch: attention heads
@@ -115,7 +115,7 @@ class Text:
     unlocked: int = -1 # of a language model: last layers that train; -1 all, 0 none
     counting: Literal["blocks", "groups"] = "blocks" # see `ccd.towers`
     pooling: Literal["auto", "mean", "last", "first"] = "auto" # last token of a decoder, mean of others
-    lora: int = 0 # rank of adapters in the attention of locked layers; 0 for none
+    lora: int = 0 # rank of adapters in the layers of a language model; 0 for none
 
 # %% ../nbs/library/00_core.ipynb #fc9c2cb1
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Settings:
     run: Run = Run()
 
 # %% ../nbs/library/00_core.ipynb #717d3140
-VARIANTS = ("siglip", "clip-coarse", "clip-minilm-4", "clip-minilm-all", "clip-dino-views",
+VARIANTS = ("siglip", "clip-coarse", "clip-minilm-4", "clip-minilm-all", "clip-llama", "clip-dino-views",
             "dino-light-views", "supervised", "clip-shuffled")
 
 def _text(embed_dim, **of): # the same text tower for both contrastive objectives
@@ -306,6 +306,7 @@ RECIPES = {
     "clip-roberta-10": Recipe("CLIP-RoBERTa-10", "clip", _tower(ROBERTA, 10)),
     "clip-minilm-4": Recipe("CLIP-MiniLM-4", "clip", _tower("minilm", 4)),
     "clip-minilm-all": Recipe("CLIP-MiniLM, all layers", "clip", _tower("minilm", -1)),
+    "clip-llama": Recipe("CLIP-Llama", "clip", _tower("llama", 0)),
     "clip-vicuna": Recipe("CLIP-Vicuna", "clip", _tower(VICUNA, 0)),
     "clip-vicuna-lora": Recipe("CLIP-Vicuna, LoRA", "clip", _tower(VICUNA, 0, lora=16)),
     "dino": Recipe("DINO", "dino"),

