@@ -288,6 +288,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'ccd.parallel': { 'ccd.parallel._Gather': ('library/parallel.html#_gather', 'ccd/parallel.py'),
                               'ccd.parallel._Gather.backward': ('library/parallel.html#_gather.backward', 'ccd/parallel.py'),
                               'ccd.parallel._Gather.forward': ('library/parallel.html#_gather.forward', 'ccd/parallel.py'),
+                              'ccd.parallel.agreed': ('library/parallel.html#agreed', 'ccd/parallel.py'),
                               'ccd.parallel.anyone': ('library/parallel.html#anyone', 'ccd/parallel.py'),
                               'ccd.parallel.average': ('library/parallel.html#average', 'ccd/parallel.py'),
                               'ccd.parallel.first': ('library/parallel.html#first', 'ccd/parallel.py'),

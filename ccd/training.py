@@ -19,7 +19,7 @@ from .core import (Control, Progress, Settings, UserError, atomic, autocast, cla
                       keep_freed_memory, plain, precision, read_json, run_settings, up_to_date,
                       write_json, write_manifest)
 from .objectives import build, diagnose
-from .parallel import (anyone, average, first, lost_contact, processes, rank, split_like,
+from .parallel import (agreed, anyone, average, first, lost_contact, processes, rank, split_like,
                           spread, start, whole)
 from .sources import feed_for, fingerprint
 from .towers import LanguageTower, locked, stacks, weights_hash
@@ -276,7 +276,7 @@ def train(
     claim(folder, dict(settings=wanted, inputs=inputs), write=False)
     trainer = Trainer(objective, settings, corpus, folder) # raises where a batch cannot be made
     if first(): claim(folder, dict(settings=wanted, inputs=inputs))
-    done = load_checkpoint(folder / "checkpoints", trainer)
+    done = agreed(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")
     try: run(trainer, folder, done, on_step)
     except Exception as e:
         if not lost_contact(e): raise
