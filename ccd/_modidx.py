@@ -440,6 +440,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'ccd.study._section_pairs': ('library/study.html#_section_pairs', 'ccd/study.py'),
                            'ccd.study._section_probes': ('library/study.html#_section_probes', 'ccd/study.py'),
                            'ccd.study.adopt': ('library/study.html#adopt', 'ccd/study.py'),
+                           'ccd.study.command_of': ('library/study.html#command_of', 'ccd/study.py'),
                            'ccd.study.corpora': ('library/study.html#corpora', 'ccd/study.py'),
                            'ccd.study.duels': ('library/study.html#duels', 'ccd/study.py'),
                            'ccd.study.embed_all': ('library/study.html#embed_all', 'ccd/study.py'),

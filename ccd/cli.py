@@ -41,7 +41,7 @@ def study(
     "Train CLIP and DINO under control, compare them, write a report."
     from ccd.study import publish, study as run
     page = run(settings, out or None)
-    if results: publish(page.parent, results, weights)
+    if results: publish(page.parent, results, settings, weights)
 
 def train(
     recipe: Positional[str], # clip, dino, siglip, clip-roberta-4 …: one of `ccd.core.RECIPES`

@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'FLOORS', 'CORPORA', 'LABELS', 'FACTORS', 'SMALL', 'stage', 'spare', 'sealed', 'runs', 'title', 'floor_of',
            'duels', 'corpora', 'make_world', 'train_corpus', 'training_data', 'train_all', 'adopt', 'encoders',
            'embed_all', 'vectors', 'probe_stage', 'zero_shot_stage', 'named', 'neighbor_stage', 'pair_stage',
-           'report_stage', 'learning', 'write_page', 'study', 'publish', 'results']
+           'report_stage', 'learning', 'write_page', 'study', 'command_of', 'publish', 'results']
 
 # %% ../nbs/library/21_study.ipynb #89b07695
 import json, math, shutil, sys, time
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 import pandas as pd
 from .core import (RECIPES, Settings, UserError, apply_recipe, atomic, claim, content_hash, plain,
-                      read_json, read_manifest, run_settings, up_to_date, write_json, write_manifest)
+                      preset, read_json, read_manifest, run_settings, up_to_date, write_json, write_manifest)
 
 # %% ../nbs/library/21_study.ipynb #aa312438
 def stage(
@@ -393,9 +393,18 @@ def study(
 SMALL = ("probes/probes.csv", "probes/differences.csv", "zero_shot/zero_shot.csv", "neighbors/purity.csv", "neighbors/overlap.csv",
          "pairs/agreement.csv", "report/audit.csv", "report/learning.json")
 
+def command_of(settings: Settings) -> str:
+    "The command line that stands for these settings."
+    from ccd.audit import flat
+    usual, said = flat(plain(preset(settings.preset))), lambda v: " ".join(map(str, v)) if isinstance(v, list) else str(v)
+    changed = {k: v for k, v in flat(plain(settings)).items() if v != usual[k] and not k.startswith("run.")}
+    return " ".join(["ccd study", f"--preset {settings.preset}",
+                     *(f"--{k.replace('_', '-')} {said(v)}" for k, v in changed.items())])
+
 def publish(
     out: Path, # folder of a finished study
     folder, # for the small results
+    settings: Settings, # of the study
     weights: bool = False, # the encoders too, in half precision
 ):
     "Copy what findings read: tables, curves, the mined pairs, and the manifest that says what made them."
@@ -403,19 +412,17 @@ def publish(
     with atomic(folder) as tmp:
         tmp.mkdir(parents=True)
         for f in SMALL: shutil.copy(out / f, tmp / Path(f).name)
-        spoken = pd.read_csv(tmp / "zero_shot.csv")
-        for r in sorted((out / "train").glob("*/manifest.json")): _publish_run(r.parent, tmp, weights, spoken)
+        for r in sorted((out / "train").glob("*/manifest.json")): _publish_run(r.parent, tmp, weights, settings)
         pd.read_parquet(out / "pairs/pairs.parquet").drop(columns=["i", "j"]).to_csv(
             tmp / "pairs.csv", index=False, float_format="%.5g")
-        settings = read_json(out / "settings.json")
         runs_of = {p.parent.name: read_json(p) for p in sorted((out / "train").glob("*/manifest.json"))}
         seconds = dict(study=sum(read_json(p)["wall_seconds"] for p in out.rglob("manifest.json")),
                        **{r: m["wall_seconds"] for r, m in runs_of.items()})
         write_manifest(tmp, settings, {r: m["outputs_hash"] for r, m in runs_of.items()},
-            [p.relative_to(tmp) for p in tmp.rglob("*") if p.is_file()], seconds["study"], command=f"ccd study --preset {settings['preset']}",
+            [p.relative_to(tmp) for p in tmp.rglob("*") if p.is_file()], seconds["study"], command=command_of(settings),
             minutes={k: round(s / 60, 1) for k, s in seconds.items()})
 
-def _publish_run(run, folder, weights, spoken):
+def _publish_run(run, folder, weights, settings):
     name, _, k = run.name.rpartition("-")
     shutil.copy(run / "metrics.jsonl", folder / (f"{name}.jsonl" if k == "0" else f"{run.name}.jsonl"))
     if not weights: return
@@ -424,8 +431,7 @@ def _publish_run(run, folder, weights, spoken):
     home.mkdir(parents=True)
     for f in ("encoder.json", "facts.json", "metrics.jsonl"): shutil.copy(run / f, home / f)
     save_file({k: v.half() for k, v in load_file(run / "encoder.safetensors").items()}, home / "encoder.safetensors")
-    own = spoken[spoken.encoder == title(run.name)].drop(columns="encoder").to_dict("records")
-    write_json(home / "zero_shot.json", own[0] if own else {})
+    write_json(home / "zero_shot.json", named(run, settings))
     made = write_manifest(home, m["settings"], m["inputs"], [p.name for p in home.iterdir()], m["wall_seconds"])
     write_json(home / "manifest.json", made | {k: m[k] for k in ("facts", "code", "machine")} | dict(weights="half precision"))
 

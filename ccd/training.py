@@ -311,7 +311,7 @@ LOG_EVERY, HEALTH_EVERY = 10, 50 # steps
 def run(trainer: Trainer, folder: Path, done: int, on_step=None):
     "All steps from `done` on, with a log, checkpoints and warnings."
     s, c, model = trainer.settings, trainer.c, trainer.model
-    diary, saved = Diary(trainer, folder, done) if first() else None, time.time()
+    diary, saved, said = Diary(trainer, folder, done) if first() else None, time.time(), ""
     with Progress(f"training {model.name}", c.samples, done * c.batch_size, quiet=not first()) as bar, Interrupt() as stop:
         batches = watched(trainer.feed.batches(done, c.steps), diary)
         while done < c.steps:
@@ -333,7 +333,8 @@ def run(trainer: Trainer, folder: Path, done: int, on_step=None):
                 finite(loss, model, c)
                 save_checkpoint(folder / "checkpoints", trainer, done)
                 saved = time.time()
-            bar.add(c.batch_size, f"loss {float(loss):.3f}" if note else "")
+            if note: said = f"loss {float(loss):.3f}"
+            bar.add(c.batch_size, said)
             if asked:
                 raise UserError(f"stopped after {done:,} of {c.steps:,} steps of {model.name}; "
                                 "nothing is lost: the same command goes on from here")

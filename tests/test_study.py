@@ -1,0 +1,70 @@
+"What a study publishes can be loaded, and stands in for the training that made it."
+import json, shutil
+import pytest, torch
+from ccd import training
+from ccd.core import UserError, file_hash, override, read_json
+from ccd.encoders import load
+from ccd.study import command_of, publish, runs, train_all
+
+@pytest.fixture(scope="module")
+def published(tiny, whole, tmp_path_factory):
+    home = tmp_path_factory.mktemp("published")
+    publish(whole, home / "results" / "smoke", tiny, weights=True)
+    return home
+
+def world_of(out): return read_json(out / "world/fingerprints.json")
+
+def test_everything_published_is_sealed(published):
+    home = published / "results/smoke"
+    for seal in home.rglob("manifest.json"):
+        outputs = read_json(seal)["outputs"]
+        assert outputs and all(file_hash(seal.parent / f) == v["sha256"] for f, v in outputs.items())
+    listed = set(read_json(home / "manifest.json")["outputs"])
+    assert {str(p.relative_to(home)) for p in home.rglob("*") if p.is_file()} - listed == {"manifest.json"}
+
+def test_half_precision_is_near_enough(published, whole):
+    x = torch.rand(4, 3, 48, 48)
+    for run in ("clip-0", "dino-0"):
+        a, b = (load(f"ccd:{home}").vector(x) for home in (whole / "train" / run, published / "results/smoke/encoders" / run))
+        assert torch.cosine_similarity(a, b).min() > 0.9999
+
+def test_a_release_stands_in_for_training(published, tiny, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(published)
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
+    train_all(tmp_path, tiny, world_of(whole))
+    assert {p.name for p in (tmp_path / "train").iterdir()} == {"clip-0", "dino-0"}
+    train_all(tmp_path, tiny, world_of(whole))
+
+def test_a_release_of_other_settings_does_not(published, tiny, whole, tmp_path, monkeypatch):
+    monkeypatch.chdir(published)
+    trained = []
+    monkeypatch.setattr(training, "train", lambda objective, *_, **__: trained.append(objective))
+    train_all(tmp_path / "a", override(tiny, **{"control.lr": 1e-4}), world_of(whole))
+    train_all(tmp_path / "b", tiny, world_of(whole) | dict(train="another"))
+    train_all(tmp_path / "c", override(tiny, **{"dino.out_dim": 32}), world_of(whole))
+    assert trained == ["clip", "dino", "clip", "dino", "dino"]
+
+def test_the_best_release_is_found_by_name(published, tmp_path, monkeypatch):
+    monkeypatch.setenv("CCD_RESULTS", str(tmp_path))
+    with pytest.raises(UserError, match="no release of 'emoji/clip'.*CCD_RESULTS"): load("ccd:emoji/clip")
+    release = lambda world, run, seed: (
+        shutil.copytree(published / "results/smoke/encoders/clip-0", tmp_path / world / "encoders" / run),
+        (tmp_path / world / "encoders" / run / "encoder.json").write_text(json.dumps(
+            read_json(published / "results/smoke/encoders/clip-0/encoder.json") | dict(training=f"{world} {seed}"))))
+    release("emoji-small", "clip-0", 0), release("emoji-small", "clip-1", 1), release("emoji-small", "clip-minilm-4-0", 0)
+    assert load("ccd:emoji/clip").card.training == "emoji-small 0" and load("ccd:emoji/clip-1").card.training == "emoji-small 1"
+    assert load("ccd:emoji/clip-minilm-4").card.training == "emoji-small 0"
+    with pytest.raises(UserError, match="There are clip-0, clip-1, clip-minilm-4-0"): load("ccd:emoji/siglip")
+    release("emoji", "clip-0", 0)
+    assert load("ccd:emoji/clip").card.training == "emoji 0"
+
+def test_variants_are_runs_of_their_own_recipes(tiny):
+    found = runs(override(tiny, **{"analysis.seeds": 2, "analysis.variants": ("siglip", "clip-coarse", "clip-shuffled")}))
+    assert list(found) == ["clip-0", "dino-0", "clip-1", "dino-1", "siglip-0", "clip-coarse-0", "clip-shuffled-0"]
+    assert found["clip-1"][1].control.seed == tiny.control.seed + 1
+    assert found["clip-coarse-0"][1].control.vit.patch_size == 2 * tiny.control.vit.patch_size
+    assert found["clip-shuffled-0"][1].world.caption_policy == "shuffled"
+
+def test_the_command_says_what_was_changed(tiny):
+    assert command_of(override(tiny, **{"run.workers": 3})) == command_of(tiny)
+    assert "--control.batch-size 8 " in command_of(tiny) + " " and command_of(tiny).startswith("ccd study --preset smoke ")
