@@ -20,46 +20,52 @@ def augmentation(objective: str, control: dict, own: dict, dino: dict) -> str:
     if light or own.get("views") == "light": return area(control["base_crop"])
     local = dino["local_crops"] if objective == "dino" else 0
     return "; ".join([area(dino["global_scale"]),
-        *([f"{local} more of {dino['local_scale'][0]:g} to {dino['local_scale'][1]:g}"]
-          if local else []),
+        *([f"{local} more of {dino['local_scale'][0]:g} "
+           f"to {dino['local_scale'][1]:g}"] if local else []),
         f"colour jitter {dino['jitter']:g}", "grey 0.2", "blur", "solarise",
         *([f"flip {dino['flip']:g}"] if dino["flip"] else [])])
 
 def schedule(first, last, unit="") -> str:
-    return f"{first:g}, constant" if last is None else f"{first:g} to {last:g}, cosine"
+    return (f"{first:g}, constant" if last is None
+            else f"{first:g} to {last:g}, cosine")
 
 def settings_sheet(run: dict) -> dict: # line -> text, from `ccd.core.run_settings`
     "The effective settings of a run."
     c, own, objective = run["control"], run["own"], run["objective"]
     v = dict(c["vit"]); drop = v.pop("drop_path", 0.0)
     dino = own if objective == "dino" else run.get("dino") or plain(Settings().dino)
-    return {"architecture": ", ".join(f"{k.replace('_', ' ')} {x}" for k, x in sorted(v.items())),
+    return {"architecture": ", ".join(f"{k.replace('_', ' ')} {x}"
+                                      for k, x in sorted(v.items())),
         "drop path": f"{drop:g}", "samples seen": f"{c['samples']:,}",
         "batch": str(c["batch_size"]), "peak learning rate": f"{c['lr']:g}",
         "warm-up": f"{100 * c['warmup']:g} % of training",
         "final learning rate": f"{c['final_lr']:g}",
         "weight decay": schedule(c["weight_decay"], c.get("final_weight_decay")),
         "AdamW betas": "{:g}, {:g}".format(*c["betas"]),
-        "gradient clip": f"{c['grad_clip']:g}, " + ("each tensor" if c.get("clip_each") else "all together"),
+        "gradient clip": f"{c['grad_clip']:g}, "
+            + ("each tensor" if c.get("clip_each") else "all together"),
         "base crop, area": "{:g} to {:g}".format(*c["base_crop"]),
         "augmentation": augmentation(objective, c, own, dino),
         "input mean": ", ".join(map("{:g}".format, c["mean"])),
-        "input deviation": ", ".join(map("{:g}".format, c["std"])), "seed": str(c["seed"])}
+        "input deviation": ", ".join(map("{:g}".format, c["std"])),
+        "seed": str(c["seed"])}
 
 # %% ../nbs/library/09_audit.ipynb #86ca6de2
 def run_sheet(
     run, # folder of a finished run
     timed: bool = False, # with wall time, which differs between equal runs
 ) -> dict: # line -> text
-    "What a run was, and what it cost. Raises `UserError` for a run that is not finished."
+    "What a run was, and what it cost. Raises `UserError` if it is not finished."
     m = read_manifest(run)
     if not m or "facts" not in m:
         raise UserError(f"{run} is not a finished run: expected a folder with "
                         "manifest.json; train it first")
     f = m["facts"]
     sheet = {"objective": f["objective"], "training data": m["inputs"]["corpus"],
-        "order of samples": f["order"], "first weights of the ViT": f["first_weights"],
-        **({"language model": ", ".join(f["language"])} if f.get("language") else {}),
+        "order of samples": f["order"],
+        "first weights of the ViT": f["first_weights"],
+        **({"language model": ", ".join(f["language"])}
+           if f.get("language") else {}),
         "precision": f["precision"], **settings_sheet(m["settings"]),
         "weights evaluated": f["evaluated_weights"],
         "views per sample, student": str(f["views"]["student"]),
@@ -69,8 +75,9 @@ def run_sheet(
         "PFLOP in all": f"{f['flops'] / 1e15:.3g}"}
     if timed: sheet["minutes"] = f"{m['wall_seconds'] / 60:.1f}"
     own = flat(m["settings"]["own"])
-    return sheet | {f"own: {k}": " to ".join(map(str, v)) if isinstance(v, list) else str(v)
-                    for k, v in own.items()}
+    return sheet | {
+        f"own: {k}": " to ".join(map(str, v)) if isinstance(v, list) else str(v)
+        for k, v in own.items()}
 
 def flat(d: dict, at="") -> dict: # nested -> dotted
     out = {}
@@ -127,7 +134,7 @@ def sheet_of(what, timed=False) -> dict:
     return published_sheet(str(what)) if str(what) in published() else run_sheet(what, timed)
 
 def audit(
-    run_a, # folder of a finished run, or one of `published()`
+    run_a, # folder of a finished run, or the name of a published recipe
     run_b, # another
     timed: bool = False, # with wall time, which differs between equal runs
 ) -> pd.DataFrame: # columns what, A, B, equal
@@ -160,5 +167,6 @@ def match_compute(
     from ccd.training import Trainer
     cost, budget = (Trainer(RECIPES[r].objective, s, corpus).flops
                     for r, s in (ours, theirs))
-    b, wanted = ours[1].control.batch_size, theirs[1].control.samples * budget / cost
+    b = ours[1].control.batch_size
+    wanted = theirs[1].control.samples * budget / cost
     return override(ours[1], **{"control.samples": max(1, round(wanted / b)) * b})

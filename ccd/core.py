@@ -85,7 +85,7 @@ class Control:
     warmup: float = 0.1 # part of training spent raising the rate from 0
     final_lr: float = 1e-5 # where the cosine ends
     weight_decay: float = 0.05 # AdamW, on matrices only
-    final_weight_decay: float | None = None # where its cosine ends; None: it is constant
+    final_weight_decay: float | None = None # where its cosine ends; None: constant
     betas: tuple[float, float] = (0.9, 0.98)
     grad_clip: float = 1.0 # gradient norm
     clip_each: bool = False # clip each tensor by its own norm, as DINO's code does

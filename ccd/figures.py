@@ -102,7 +102,7 @@ def lead_dots(
         ax.hlines(range(len(names)), own.lo, own.hi, color=colors, lw=2)
         ax.scatter(own.difference, range(len(names)), color=colors, s=20, zorder=3)
         ax.axvline(0, color="#777", lw=0.8)
-        ax.set(title=task, yticks=range(len(names)))
+        ax.set(title=task, yticks=range(len(names)), ylim=(-0.6, len(names) - 0.4))
         ax.set_yticklabels(names, fontsize=8)
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:+.0f}" if v else "0")
     return fig

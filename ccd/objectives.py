@@ -47,7 +47,7 @@ class _Sigmoid(torch.autograd.Function):
             w = v[k:k + chunk]
             dot = u @ w.T
             logit = scale * dot + bias
-            own = torch.arange(len(w), device=u.device) + k - first # row of each caption
+            own = torch.arange(len(w), device=u.device) + k - first # caption -> row
             mine = (own >= 0) & (own < len(u))
             pair = own[mine], mine.nonzero()[:, 0]
             total += F.softplus(logit).sum() - logit[pair].sum()
@@ -73,7 +73,8 @@ def siglip_loss(
     chunk: int = 1024, # captions at once
 ) -> Tensor:
     "Pairwise sigmoid loss. Source: Zhai et al. (2023), eq. 1 and algorithm 1."
-    return _Sigmoid.apply(image, gather(text), scale, bias, rank() * len(image), chunk)
+    return _Sigmoid.apply(image, gather(text), scale, bias, rank() * len(image),
+                          chunk)
 
 # %% ../nbs/library/07_objectives.ipynb #3bed3ae3
 class Objective(nn.Module):
@@ -89,7 +90,8 @@ class Objective(nn.Module):
 
     def needs(self) -> dict: return {} # of `ccd.sources.Feed`: captioned, label
     def batch(self, shown): raise NotImplementedError # what the towers receive
-    def encode(self, batch, t): raise NotImplementedError # rows [B, ...], numbers []
+    def encode(self, batch, t): # rows [B, ...], numbers []
+        raise NotImplementedError
     def loss(self, encoded, t): raise NotImplementedError # loss, facts to log
 
     def forward(self, batch, t, pull=None):
@@ -100,7 +102,8 @@ class Objective(nn.Module):
     def parts(self): return [m for m in self.children() if isinstance(m, Objective)]
     def before_step(self, t): [p.before_step(t) for p in self.parts()]
     def after_step(self, t): [p.after_step(t) for p in self.parts()]
-    def health(self): return {k: v for p in self.parts() for k, v in p.health().items()}
+    def health(self):
+        return {k: v for p in self.parts() for k, v in p.health().items()}
     def encoder_state(self): return self.vision.state_dict()
 
 def along(encoded, pull) -> Tensor:
@@ -337,7 +340,7 @@ class DinoObjective(Objective):
 
 # %% ../nbs/library/07_objectives.ipynb #cb77e329
 class SupervisedObjective(Objective):
-    "A linear classifier over the class token: cross-entropy on one column of the corpus."
+    "A linear classifier over the class token: cross-entropy on one corpus column."
     name = "classifier"
 
     def __init__(self, settings: Settings):
@@ -360,9 +363,11 @@ class SupervisedObjective(Objective):
 
     def loss(self, e, t):
         n = (e["label"] >= 0).float().sum()
-        wrong = F.cross_entropy(e["logits"], e["label"], reduction="sum") # -100 is left out
+        wrong = F.cross_entropy(e["logits"], e["label"], # -100 is left out
+                                reduction="sum")
         right = (e["logits"].argmax(1) == e["label"]).float().sum()
-        return wrong / average(n).clamp(min=1), dict(batch_accuracy=right / n.clamp(min=1))
+        return (wrong / average(n).clamp(min=1),
+                dict(batch_accuracy=right / n.clamp(min=1)))
 
 # %% ../nbs/library/07_objectives.ipynb #50d33782
 OBJECTIVES = dict(clip=ClipObjective, siglip=SiglipObjective, dino=DinoObjective,

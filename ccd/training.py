@@ -133,7 +133,9 @@ def on_device(shown): # a batch where the model is, pixels in 0..1
         k: v.to(d) for k in ("sample", "may_flip", "labels") if (v := getattr(shown, k)) is not None})
 
 # %% ../nbs/library/08_training.ipynb #e571f97f
-def state_of(trainer) -> tuple[dict, dict]: # weights, optimiser; all processes must ask
+def state_of(
+    trainer,
+) -> tuple[dict, dict]: # weights, optimiser; all processes must ask
     "Everything that a step changes, by name."
     model, fixed = trainer.model, locked(trainer.model)
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -149,13 +151,15 @@ def restore(trainer, weights: dict, moments: dict):
     model = trainer.model
     own = dict([*model.named_parameters(), *model.named_buffers()])
     if missing := set(weights) ^ (set(own) - locked(model)):
-        raise UserError(f"the checkpoint is of another model: {sorted(missing)[:3]} … "
-                        "stand on one side only; choose another folder with --out")
+        raise UserError("the checkpoint is of another model: "
+                        f"{sorted(missing)[:3]} … stand on one side only; "
+                        "choose another folder with --out")
     for n, x in weights.items(): own[n].copy_(split_like(x, own[n]))
     for name, v in moments.items():
         n, _, k = name.rpartition(".")
         p = own[n]
-        trainer.optimizer.state[p][k] = split_like(v, p) if v.ndim else v.to(p.device)
+        trainer.optimizer.state[p][k] = (split_like(v, p) if v.ndim
+                                         else v.to(p.device))
 
 def save_checkpoint(folder, trainer, step: int):
     "Write the state after `step` steps and drop the one before."
@@ -172,6 +176,7 @@ def save_checkpoint(folder, trainer, step: int):
 def load_checkpoint(folder, trainer) -> int: # steps done, 0 if none found
     "Restore the newest state."
     from safetensors.torch import load_file
+    if first(): [shutil.rmtree(d) for d in Path(folder).glob(".step-*")] # left by a kill
     found = sorted(Path(folder).glob("step-*"))
     if not found: return 0
     restore(trainer, *(load_file(found[-1] / f"{k}.safetensors")
@@ -235,7 +240,8 @@ class Stopwatch:
     def seconds(self) -> float: # in all; waits for what is under way
         for a, b in self.open:
             if device().type == "cuda": b.synchronize()
-            self.done += a.elapsed_time(b) / 1000 if device().type == "cuda" else b - a
+            self.done += (a.elapsed_time(b) / 1000 if device().type == "cuda"
+                          else b - a)
         self.open.clear()
         return self.done
 
@@ -250,12 +256,13 @@ def hunger(
     if waited > 0.2 * passed:
         slow = max(clock, key=clock.get)
         cure = dict(storage="put the data on a faster disk, or nearer",
-                    decoding=f"raise run.workers (now {workers}), or store smaller images")
-        return (f"training waits for input {100 * waited / passed:.0f} % of the time, "
-                f"mostly for {slow}: {cure[slow]}")
+                    decoding=f"raise run.workers (now {workers}), "
+                             "or store smaller images")
+        return (f"training waits for input {100 * waited / passed:.0f} % of the "
+                f"time, mostly for {slow}: {cure[slow]}")
     if viewed > 0.4 * passed:
-        return (f"views take {100 * viewed / passed:.0f} % of the time: lower world.size, "
-                "which they are cut from, or take fewer local crops")
+        return (f"views take {100 * viewed / passed:.0f} % of the time: lower "
+                "world.size, which they are cut from, or take fewer local crops")
 
 # %% ../nbs/library/08_training.ipynb #f27607cf
 def train(

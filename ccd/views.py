@@ -211,7 +211,7 @@ def alternating_view(
     dino: Dino,
     may_flip: Tensor | None = None, # [B] bool
 ) -> Tensor: # [B, 3, s, s] in 0..1
-    "One of DINO's two global views: the first of even samples, the second of odd ones."
+    "One of DINO's two global views: the first of even samples, the second of odd."
     s = control.vit.image_size
     x = images.new_empty(len(images), 3, s, s)
     for v in (0, 1):
@@ -222,4 +222,5 @@ def alternating_view(
 
 def to(device, x): # a tensor, or a dict of them
     "What a tower reads, on its device."
-    return {k: v.to(device) for k, v in x.items()} if isinstance(x, dict) else x.to(device)
+    return ({k: v.to(device) for k, v in x.items()} if isinstance(x, dict)
+            else x.to(device))
