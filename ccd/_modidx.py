@@ -301,7 +301,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ccd.parallel.split_like': ('library/parallel.html#split_like', 'ccd/parallel.py'),
                               'ccd.parallel.spread': ('library/parallel.html#spread', 'ccd/parallel.py'),
                               'ccd.parallel.start': ('library/parallel.html#start', 'ccd/parallel.py'),
-                              'ccd.parallel.unwrap': ('library/parallel.html#unwrap', 'ccd/parallel.py'),
                               'ccd.parallel.whole': ('library/parallel.html#whole', 'ccd/parallel.py')},
             'ccd.probes': { 'ccd.probes.Task': ('library/probes.html#task', 'ccd/probes.py'),
                             'ccd.probes._across_styles': ('library/probes.html#_across_styles', 'ccd/probes.py'),

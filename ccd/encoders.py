@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
-from .core import RECIPES, Clip, Control, Settings, Siglip, UserError, device, from_plain, read_json, read_manifest
+from .core import RECIPES, Clip, Control, Siglip, UserError, device, from_plain, read_json, read_manifest
 from .towers import build_text, build_vit, locked, weights_hash
 from .views import to
 

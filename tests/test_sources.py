@@ -1,11 +1,11 @@
 "Data at scale: what is broken is listed and nothing else, and a batch is a function of corpus, control and step."
-import io, json, multiprocessing, os, pickle, signal, tarfile, warnings
+import io, json, multiprocessing, os, pickle, signal, tarfile
 import numpy as np, pytest, torch
-from PIL import Image, ImageFile
+from PIL import ImageFile
 from ccd import sources
 from ccd.core import Control, UserError, World, content_hash
 from ccd.sources import (FEW, WINDOW, Feed, decode, feed_for, fingerprint, hub, open_corpus, pixel_hash, readable,
-                         sample_rows, shard_order, shards, tar_lengths)
+                         sample_rows, shard_order, shards)
 from ccd.views import uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*set aside", "ignore:.*fork")
@@ -176,7 +176,7 @@ def test_interrupted_indexing_goes_on(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(sources, "_samples", counted)
     monkeypatch.setattr(sources, "ThreadPoolExecutor", lambda n: real_pool(1))
     with pytest.raises(KeyboardInterrupt): shards(home)
-    done, limit = list(walked), walked.clear()
+    done = list(walked); walked.clear()
     assert len(done) == 3
     monkeypatch.setattr(sources, "_samples", lambda p, t: (walked.append(t), real(p, t))[1])
     c = shards(home).corpus

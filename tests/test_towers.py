@@ -1,5 +1,5 @@
 "Language models of every build as text towers, against transformers itself; what is locked, what learns, what is kept."
-import math, shutil, sys
+import sys
 import pytest, torch
 import transformers as hf
 from ccd import towers

@@ -110,7 +110,7 @@ def test_a_run_trained_for_the_compute_of_another(tiny, corpus, whole):
 
 def test_a_published_recipe_says_only_what_is_published(whole):
     t = audit(whole / "train/dino-0", "dino").set_index("what")
-    ours, theirs = t["A"], t["B"]
+    theirs = t["B"]
     assert theirs["weight decay"] == "0.04 to 0.4, cosine" and theirs["gradient clip"] == "3, each tensor"
     assert not t.equal["drop path"] and t.equal["weights evaluated"]
     paper = audit("paper:clip", "paper:dino").set_index("what")
