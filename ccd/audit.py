@@ -164,9 +164,15 @@ def match_compute(
     corpus, # to count on
 ) -> Settings: # ours, with other samples
     "Settings under which a recipe costs what another does."
-    from ccd.training import Trainer
-    cost, budget = (Trainer(RECIPES[r].objective, s, corpus).flops
-                    for r, s in (ours, theirs))
+    cost, budget = (_flops(r, s, corpus) for r, s in (ours, theirs))
     b = ours[1].control.batch_size
     wanted = theirs[1].control.samples * budget / cost
     return override(ours[1], **{"control.samples": max(1, round(wanted / b)) * b})
+
+def _flops(recipe, settings, corpus): # of one sample, counted alike in every process
+    from ccd.objectives import build
+    from ccd.sources import feed_for
+    from ccd.training import flops_per_sample
+    model = build(RECIPES[recipe].objective, settings)
+    feed = feed_for(corpus, settings.control, settings.world.size, **model.needs())
+    return flops_per_sample(model, feed)

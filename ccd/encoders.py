@@ -146,7 +146,10 @@ def captioner(
     if run["objective"] not in ("clip", "siglip"): return None
     c = from_plain(dict(clip=Clip, siglip=Siglip)[run["objective"]], run["own"])
     tower = build_text(c.text, c.embed_dim).eval()
-    state = load_file(sorted(Path(folder).glob("checkpoints/step-*"))[-1] / "model.safetensors")
+    kept = sorted(Path(folder).glob("checkpoints/step-*"))
+    if not kept: raise UserError(f"{folder} holds no checkpoint, so no text tower: a release "
+                                 "brings the encoder alone; train the run to have both")
+    state = load_file(kept[-1] / "model.safetensors")
     own = {k.removeprefix("text."): v for k, v in state.items() if k.startswith("text.")}
     missing = set(dict(tower.named_parameters())) - set(own) - locked(tower)
     if missing: raise UserError(f"{folder} lacks {sorted(missing)[0]} of its text tower")
