@@ -455,28 +455,36 @@ def _pool(): # threads of this very process: a fork has none of its parent's
 @lru_cache(maxsize=1)
 def _pool_of(pid, threads): return ThreadPoolExecutor(threads)
 
-def _open(place, root, size): # pixels or why there are none; seconds to read, to decode
+def _seen(data, fit, draft): # what an encoder is shown of an image file
+    if not callable(fit): return square(decode(data, fit), fit)
+    return fit(decode(data, fit.size if draft else None))
+
+def _open(place, root, fit, draft): # pixels or why there are none; seconds to read, to decode
     start = read = time.perf_counter()
     try:
         data = image_bytes(place, root)
         read = time.perf_counter()
-        out = square(decode(data, size), size), None
+        out = _seen(data, fit, draft), None
     except Exception as e:
         out = None, _why(e)
         if read == start: read = time.perf_counter()
     return *out, read - start, time.perf_counter() - read
 
-def _open_all(places, root, size):
-    return _pool().map(_open, places, itertools.repeat(root), itertools.repeat(size))
+def _open_all(places, root, fit, draft=False):
+    return _pool().map(_open, places, *map(itertools.repeat, (root, fit, draft)))
 
 # %% ../nbs/library/04_sources.ipynb #eed6e18b
 class Pixels:
     "Decoded rows of a corpus, as [n, 3, size, size] uint8."
-    def __init__(self, corpus, size: int, columns=()):
+    def __init__(self, corpus,
+        fit, # px of the middle square, or a function: RGB image -> [S, S, 3] uint8
+        columns=(), # more of them
+        draft: bool = False, # let JPEG shrink by 2, 4 or 8 as it is decoded, before `fit`
+    ):
         self.root = getattr(corpus.features["image"], "root", "")
         kept = {"image", "item_id", *columns} & set(corpus.column_names)
         self.table = corpus.select_columns(sorted(kept)).with_format("arrow")
-        self.size = size
+        self.fit, self.draft = fit, draft
 
     def read(self, rows) -> list: # of dicts
         "The columns of each row, with `pixels`, or `fault`: why there are none."
@@ -484,7 +492,7 @@ class Pixels:
         order = np.argsort(rows, kind="stable")
         found = self.table[rows[order].tolist()].to_pylist()
         lookup = (time.perf_counter() - start) / max(1, len(found))
-        opened = _open_all([r.pop("image") for r in found], self.root, self.size)
+        opened = _open_all([r.pop("image") for r in found], self.root, self.fit, self.draft)
         out = [None] * len(found)
         for k, r, (pixels, fault, read, decoded) in zip(order, found, opened):
             out[k] = r | dict(pixels=pixels, fault=fault,

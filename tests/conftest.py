@@ -1,5 +1,5 @@
 "A tiny study that nothing disturbed, and ways to start, stop and kill others like it."
-import contextlib, json, os, signal, subprocess, sys, tempfile, time
+import contextlib, json, os, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1") # before torch; tiny nets are slower on many threads
@@ -69,3 +69,13 @@ def whole(tmp_path_factory):
     said, code = finish(start("study", *OPTIONS, "--out", out))
     assert code == 0, said
     return out
+
+@pytest.fixture(scope="module")
+def local_ray():
+    "Ray on this machine, two workers."
+    ray = pytest.importorskip("ray")
+    home = tempfile.mkdtemp(prefix="r") # short: sockets have short names
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("RAY_USAGE_STATS_ENABLED", "0"); m.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        try: yield ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, _temp_dir=home)
+        finally: ray.shutdown(); shutil.rmtree(home, ignore_errors=True)

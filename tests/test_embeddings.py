@@ -1,0 +1,251 @@
+"Vectors on disk: what a kill, a broken image, another engine or another machine does to them, which is nothing."
+import os, shutil, signal, subprocess, sys, tempfile, threading, time, tracemalloc
+from pathlib import Path
+import numpy as np, pandas as pd, psutil, pytest, torch
+import embedding_job as job
+from ccd import embeddings
+from ccd.core import Control, UserError, ViT, file_hash, read_manifest
+from ccd.embeddings import BATCH, SMALL, Embeddings, align, embed, load_embeddings, load_vectors
+from ccd.encoders import load
+from ccd.sources import Pixels, folder
+from ccd.views import plain_view, to_float
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+
+@pytest.fixture(scope="module")
+def scenes(): return job.images()
+
+@pytest.fixture(scope="module")
+def whole(scenes, tmp_path_factory):
+    "Embedded without any disturbance."
+    return embed(job.encoder(), scenes, tmp_path_factory.mktemp("whole") / "e")
+
+def same(a, b): return all(file_hash(a / f) == file_hash(b / f) for f in ("vectors.npy", "items.parquet", "card.json"))
+
+# --- the vectors
+
+def test_vectors_are_those_of_the_encoder(whole, scenes):
+    e, found = job.encoder(), load_embeddings(whole)
+    assert found.vectors.dtype == np.float16 and found.items.item_id.tolist() == scenes["item_id"][:]
+    for a in range(0, len(scenes), SMALL):
+        shown = np.stack([e.fit(im.convert("RGB")) for im in scenes[a:a + SMALL]["image"]])
+        want = e.vector(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255)
+        assert np.abs(found.vectors[a:a + SMALL] - want.numpy()).max() < 2e-3
+
+def test_squares_are_embedded_as_they_always_were(corpus, tmp_path):
+    e = load("random:0", Control(ViT(48, 12, 48, 2, 2)))
+    found = load_embeddings(embed(e, corpus, tmp_path / "e", 64, "float32")).vectors
+    pixels = Pixels(corpus, 64)
+    for a in range(0, len(corpus), BATCH):
+        want = e.vector(plain_view(to_float(pixels[range(a, min(len(corpus), a + BATCH))]), 48)).numpy()
+        assert np.array_equal(found[a:a + BATCH], want)
+
+def test_the_number_of_cores_changes_nothing(whole, scenes, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before % 2 + 1)
+        assert same(embed(job.encoder(), scenes, tmp_path / "e"), whole)
+        assert torch.get_num_threads() == before % 2 + 1
+    finally: torch.set_num_threads(before)
+
+def test_unit_vectors_need_room_for_themselves_only():
+    x = np.random.default_rng(0).normal(size=(100_000, 64)).astype(np.float16)
+    e = Embeddings(x, pd.DataFrame(dict(item_id=range(len(x)))), {})
+    want = x.astype(np.float32) / np.linalg.norm(x.astype(np.float32), axis=1, keepdims=True)
+    tracemalloc.start()
+    u = e.unit()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * u.nbytes and np.array_equal(u, want)
+    rows = np.array([5, 99_999, 5])
+    assert np.array_equal(e.unit(rows), want[rows]) and e.unit(rows, np.float16).dtype == np.float16
+
+# --- stopped
+
+def test_killed_and_started_again(whole, scenes, tmp_path):
+    out = tmp_path / "e"
+    p = subprocess.Popen([sys.executable, job.__file__, str(out)], stderr=subprocess.DEVNULL,
+                         env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path)))
+    while len(parts := list(out.glob(".parts-*/*.npz"))) < 2: assert p.poll() is None; time.sleep(0.005)
+    p.send_signal(signal.SIGKILL); p.wait()
+    kept = sum(b - a for a, b in (map(int, p.stem.split("-")) for p in out.glob(".parts-*/*.npz")))
+    assert not (out / "manifest.json").exists()
+    seen = []
+    embed(job.encoder(seen=seen), scenes, out)
+    assert same(out, whole) and sum(seen) == len(scenes) - kept < len(scenes)
+    assert not list(out.glob(".*"))
+
+def test_other_settings_begin_anew(whole, scenes, tmp_path):
+    out = tmp_path / "e"
+    old = out / ".parts-0123456789abcdef"
+    old.mkdir(parents=True); (old / f"{0:010d}-{SMALL:010d}.npz").write_bytes(b"of something else")
+    assert same(embed(job.encoder(), scenes, out), whole) and not old.exists()
+
+def is_worker(process):
+    try: title = " ".join(process.cmdline())
+    except psutil.Error: return False # it ended just now
+    return title.startswith("ray::") and "_Worker" in title
+
+def ray_job(scenes, out, kill_after=None):
+    "Embed on two local workers; one of them is killed once there are so many parts."
+    killed = []
+    def kill():
+        while len(list(out.glob(".parts-*/*.npz"))) < kill_after: time.sleep(0.01)
+        worker = next(c for c in psutil.Process().children(recursive=True) if is_worker(c))
+        worker.kill(); killed.append(len(list(out.glob(".parts-*/*.npz"))))
+    thread = threading.Thread(target=kill, daemon=True)
+    if kill_after: thread.start()
+    embed(job.slow, job.images, out, engine="ray", workers=2)
+    if kill_after: thread.join(10)
+    return killed
+
+@pytest.mark.timeout(240)
+def test_ray_with_a_killed_worker_makes_the_same_file(whole, scenes, tmp_path, local_ray, monkeypatch):
+    monkeypatch.setattr(embeddings, "STRIDE", SMALL)
+    out = tmp_path / "e"
+    (parts_then,) = ray_job(scenes, out, kill_after=2)
+    assert parts_then < len(scenes) // SMALL and same(out, whole)
+
+@pytest.mark.timeout(240)
+def test_ray_finishes_what_was_begun_here(whole, scenes, tmp_path, local_ray, monkeypatch):
+    monkeypatch.setattr(embeddings, "STRIDE", 4 * SMALL)
+    class Stop(Exception): pass
+    def stop(v):
+        seen.append(len(v))
+        if len(seen) == 5: raise Stop
+        return v
+    seen, out = [], tmp_path / "e"
+    with pytest.raises(Stop): embed(job.encoder(change=stop), scenes, out, flush=0)
+    before = {p.name: p.stat().st_ino for p in out.glob(".parts-*/*.npz")}
+    assert before
+    after = {}
+    monkeypatch.setattr(embeddings, "_seal", lambda *a, seal=embeddings._seal: (
+        after.update({p.name: p.stat().st_ino for p in out.glob(".parts-*/*.npz")}), seal(*a))[1])
+    ray_job(scenes, out)
+    assert same(out, whole) and before.items() <= after.items()
+
+def test_ray_needs_a_name(scenes, tmp_path):
+    with pytest.raises(UserError, match="load the encoder themselves"):
+        embed(job.encoder(), scenes, tmp_path / "e", engine="ray")
+
+# --- what is wrong
+
+@pytest.fixture
+def pictures(scenes, tmp_path):
+    home = tmp_path / "pictures"
+    home.mkdir()
+    for i in range(40): scenes[i]["image"].save(home / f"{i:02d}.png")
+    return home, folder(home).corpus
+
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+@pytest.mark.parametrize("bad", [{0}, {7, 31}, set(range(16, 32))]) # the last: a whole batch
+def test_broken_images_leave_no_trace_but_the_list(pictures, tmp_path, bad):
+    home, c = pictures
+    good = [i for i in range(40) if i not in bad]
+    want = load_embeddings(embed(job.encoder(), c, tmp_path / "want", dtype="float32"))
+    for i in bad: (home / f"{i:02d}.png").write_bytes(b"no picture")
+    out = embed(job.encoder(), c, tmp_path / "e", dtype="float32", max_faults=0.06)
+    got, skipped = load_embeddings(out), pd.read_csv(out / "skipped.csv")
+    assert np.allclose(got.vectors, want.vectors[good], atol=1e-5)
+    assert got.items.item_id.tolist() == [f"{i:02d}.png" for i in good]
+    assert skipped.item_id.tolist() == [f"{i:02d}.png" for i in sorted(bad)] and "no image" in skipped.reason[0]
+    assert read_manifest(out)["skipped"] == len(bad) and "skipped.csv" in read_manifest(out)["outputs"]
+
+@pytest.mark.filterwarnings("ignore:.*cannot be decoded")
+def test_too_many_broken_images(pictures, tmp_path):
+    home, c = pictures
+    for i in (3, 5, 20, 39): (home / f"{i:02d}.png").rename(home / f"{i:02d}.hidden")
+    with pytest.raises(UserError, match="4 of the first 40 images cannot be decoded.*03.png"):
+        embed(job.encoder(), c, tmp_path / "e", flush=0)
+    with pytest.raises(UserError, match="none of 4 images"):
+        embed(job.encoder(), c.select([3, 5, 20, 39]), tmp_path / "none", max_faults=1)
+    for p in home.glob("*.hidden"): p.rename(p.with_suffix(".png"))
+    embed(job.encoder(), c, tmp_path / "e") # what was mended is tried again
+    assert len(load_embeddings(tmp_path / "e").items) == 40
+
+@pytest.mark.parametrize("change, says", [
+    (lambda v: v.index_fill(0, torch.tensor([2]), float("nan")), "'scene.*NaN or infinity"),
+    (lambda v: v / 0, "NaN or infinity"),
+    (lambda v: v * 0 + 7e4, "7e\\+04.*float16 ends at 65504.*dtype float32")])
+def test_vectors_that_cannot_be_stored(scenes, tmp_path, change, says):
+    with pytest.raises(UserError, match=says): embed(job.encoder(change=change), scenes, tmp_path / "e")
+    assert not (tmp_path / "e/vectors.npy").exists()
+
+def test_large_values_fit_in_float32(scenes, tmp_path):
+    out = embed(job.encoder(change=lambda v: v * 0 + 7e4), scenes, tmp_path / "e", dtype="float32")
+    assert (load_embeddings(out).vectors == 7e4).all()
+
+def test_zero_vectors_are_counted(scenes, tmp_path):
+    with pytest.warns(UserWarning, match="192 of 192 vectors are all zeros"):
+        out = embed(job.encoder(change=lambda v: v * 0), scenes, tmp_path / "e")
+    e = load_embeddings(out)
+    assert e.zeros().all() and not e.unit().any() and read_manifest(out)["zero_vectors"] == 192
+
+@pytest.mark.parametrize("more, says", [(dict(dtype="int8"), "float16 or float32"), (dict(engine="mpi"), "local or ray")])
+def test_unknown_ways(scenes, tmp_path, more, says):
+    with pytest.raises(UserError, match=says): embed(job.encoder(), scenes, tmp_path / "e", **more)
+
+# --- from elsewhere
+
+def given(home, x, t, kind="csv"):
+    np.save(home / "x.npy", x)
+    t = pd.DataFrame(t)
+    t.to_csv(home / "x.csv", index=False) if kind == "csv" else t.to_parquet(home / "x.parquet")
+    return home / "x.npy"
+
+GOOD = np.eye(3, 4, dtype=np.float32)
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_vectors_from_elsewhere(tmp_path, kind):
+    table = dict(item_id=["007", "08", "9"], pixel_hash=["00", "01", "1e5"], concept=["a", None, "b"])
+    e = load_vectors(given(tmp_path, GOOD, table, kind))
+    assert isinstance(e.vectors, np.memmap) and np.array_equal(e.vectors, GOOD)
+    assert e.items.item_id.tolist() == table["item_id"] and e.items.pixel_hash.tolist() == table["pixel_hash"]
+
+IDS = dict(item_id=list("abc"))
+
+@pytest.mark.parametrize("x, table, says", [
+    (GOOD[0], IDS, "shape \\(4,\\)"), (GOOD[:0], IDS, "one row or more"), (GOOD[None], IDS, "shape \\(1, 3, 4\\)"),
+    (GOOD.astype(int), IDS, "holds int64"), (GOOD.astype(object), IDS, "no readable .npy"),
+    (GOOD[:2], IDS, "has 2 rows and its table 3"), (GOOD * [np.nan, 1, 1, 1], IDS, "NaN or infinity in the vector of 'a'"),
+    (GOOD + [[0], [0], [np.inf]], IDS, "of 'c'"), (GOOD, dict(name=list("abc")), "no column item_id; its columns are name"),
+    (GOOD, dict(item_id=list("aba")), "first 'a'"), (GOOD, dict(item_id=["a", None, "c"]), "no item_id in row 1")])
+def test_unusable_vectors_from_elsewhere(tmp_path, x, table, says):
+    with pytest.raises(UserError, match=says): load_vectors(given(tmp_path, x, table))
+
+def test_missing_files(tmp_path):
+    with pytest.raises(UserError, match="no readable .npy"): load_vectors(tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", GOOD)
+    with pytest.raises(UserError, match="has no table: expected .*x.parquet or .*x.csv"): load_vectors(tmp_path / "x.npy")
+
+def test_zero_vectors_from_elsewhere_are_said(tmp_path):
+    with pytest.warns(UserWarning, match="1 of 3 vectors .* are zeros"): load_vectors(given(tmp_path, GOOD * [1, 0, 1, 1], IDS))
+
+# --- two on common items
+
+def named(ids, hashes=None, d=5):
+    x = np.array([[len(i), *map(ord, i.ljust(d - 1))] for i in ids], np.float32)
+    return Embeddings(x, pd.DataFrame(dict(item_id=ids) | (dict(pixel_hash=hashes) if hashes else {})), {})
+
+def test_common_items_in_the_order_of_the_first():
+    rng = np.random.default_rng(0)
+    every = [f"i{k}" for k in range(60)]
+    a, b = (named(rng.permutation(every)[:40].tolist()) for _ in range(2))
+    got = align(a, b)
+    assert got.a.items.item_id.tolist() == [i for i in a.items.item_id if i in set(b.items.item_id)]
+    assert np.array_equal(got.a.vectors, got.b.vectors) and got.a.items.equals(got.b.items)
+    assert set(got.only_a) == set(a.items.item_id) - set(b.items.item_id) and len(got.only_b) == 40 - len(got.a.items)
+    assert align(a, a).a is a # no copy where nothing moves
+
+@pytest.mark.parametrize("a, b, says", [
+    (named(["x", "y"]), named(["p", "q"]), "no item is in both: x, y .* p, q"),
+    (named(["x", "y"], ["1", "2"]), named(["y", "x"], ["3", "1"]), "'y' is not the same picture.* 2 in one and 3"),
+    (named(["x", "x"]), named(["x"]), "first embeddings have 'x' more than once"),
+    (named(["x"]), named(["x", "z", "z"]), "second embeddings have 'z'")])
+def test_what_cannot_be_aligned(a, b, says):
+    with pytest.raises(UserError, match=says): align(a, b)
+
+def test_unknown_pixels_are_no_other_pixels():
+    got = align(named(["x", "y"], ["1", None]), named(["x", "y"], ["1", "2"]))
+    assert len(got.a.items) == 2 and not got.only_a
+    assert len(align(named(["x"]), named(["x"], ["2"])).b.items) == 1
