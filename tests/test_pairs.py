@@ -1,61 +1,176 @@
-"The search over all pairs gives what brute force gives."
-import numpy as np, pandas as pd, pytest
+"The search over all pairs gives what brute force gives, in any precision and by any engine."
+import subprocess, sys
+import numpy as np, pandas as pd, pytest, torch
 from ccd import pairs
 from ccd.core import UserError
 from ccd.embeddings import Embeddings
 
-def vectors(n, d, seed, copies=0):
+def vectors(n, d, seed, copies=0, shift=0.0, dtype=np.float32):
     "Random vectors; some rows are pictures that occur twice."
-    x = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+    x = np.random.default_rng(seed).normal(size=(n, d)) + shift
     hashes = [f"p{i % (n - copies)}" for i in range(n)]
     items = pd.DataFrame(dict(item_id=[f"i{k}" for k in range(n)], pixel_hash=hashes))
-    return Embeddings(x, items, {})
+    return Embeddings(x.astype(dtype), items, {})
+
+def cosines(e):
+    x = e.vectors.astype(float)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    return x @ x.T
 
 def brute(a, b, sign, per_image, k):
     "(i, j) by their definition: standardise, sort all pairs, take greedily."
     n, hashes = len(a.items), a.items.pixel_hash.values
     upper = np.triu_indices(n, 1)
-    def z(e):
-        x = e.vectors.astype(float); x /= np.linalg.norm(x, axis=1, keepdims=True)
-        s = (x @ x.T)[upper]
-        return (s - s.mean()) / s.std()
-    score, used, kept = sign * (z(a) - z(b)), np.zeros(n, int), []
+    z = lambda e: (lambda s: (s - s.mean()) / s.std())(cosines(e)[upper])
+    score, used, kept = sign * (z(a) - z(b)), {}, []
     for p in np.argsort(-score):
         i, j = upper[0][p], upper[1][p]
-        if len(kept) < k and hashes[i] != hashes[j] and max(used[i], used[j]) < per_image:
-            used[[i, j]] += 1; kept.append((i, j, score[p]))
+        x, y = hashes[i], hashes[j]
+        if len(kept) < k and x != y and max(used.get(x, 0), used.get(y, 0)) < per_image:
+            used[x], used[y] = used.get(x, 0) + 1, used.get(y, 0) + 1
+            kept.append((i, j, score[p]))
     return kept
 
+@pytest.fixture(params=["bf16", "fp32"])
+def precision(request, monkeypatch):
+    monkeypatch.setenv("CCD_PRECISION", request.param)
+    return request.param
+
 @pytest.mark.parametrize("per_image, k", [(1, 40), (3, 20), (99, 50)])
-@pytest.mark.parametrize("n", [20, 63, 64, 65, 130])
-def test_mine_is_brute_force(monkeypatch, n, per_image, k):
-    monkeypatch.setattr(pairs, "TILE", 64)
-    a, b = vectors(n, 8, 0, copies=6), vectors(n, 5, 1, copies=6)
+@pytest.mark.parametrize("n", [20, 63, 64, 65, 130, 300])
+def test_mine_is_brute_force(monkeypatch, precision, n, per_image, k):
+    monkeypatch.setattr(pairs, "TILE", (32, 64))
+    a, b = vectors(n, 8, 0, copies=6), vectors(n, 5, 1, copies=6, shift=1.0)
     t = pairs.mine(a, b, k, per_image)
     assert (t.i < t.j).all() and not t.duplicated(["direction", "i", "j"]).any()
     assert (a.items.pixel_hash.values[t.i] != a.items.pixel_hash.values[t.j]).all()
     for direction, sign in (("a", 1), ("b", -1)):
         p, want = t[t.direction == direction], brute(a, b, sign, per_image, k)
         assert list(zip(p.i, p.j)) == [(i, j) for i, j, _ in want]
-        assert np.allclose(sign * p.score, [s for *_, s in want], atol=1e-4)
+        assert np.allclose(sign * p.score, [s for *_, s in want], atol=1e-9)
         assert p["rank"].tolist() == [*range(1, len(want) + 1)]
 
-def test_swapping_the_encoders_swaps_the_directions():
+@pytest.mark.parametrize("shift", [0.0, 3.0]) # isotropic, and a narrow cone
+def test_low_precision_changes_nothing(monkeypatch, shift):
+    "The floor is reached, so that most pairs are dismissed unseen; what is left is the same to the last bit."
+    a, b = (vectors(2500, d, d, shift=shift, dtype=np.float16) for d in (96, 64))
+    m, group = pairs.pair_moments(a, b), pairs.pixel_groups(a.items)
+    every = 2500 * 2499 // 2
+    found = {}
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        best = pairs.search(pairs.score_product(a, b, m, dtype, torch.device("cpu")), 500, group)
+        assert all(len(f.i) == 500 and f.seen < every / 20 for f in best)
+        found[dtype] = [(f.i.tolist(), f.j.tolist(), f.score.tolist()) for f in best]
+    assert found[torch.bfloat16] == found[torch.float32] == found[torch.float64]
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shift, scale", [(0, 1), (5, 1), (0, 1e4)])
+def test_no_score_is_further_off_than_its_bound(dtype, shift, scale):
+    a, b = vectors(400, 40, 0, shift=shift), vectors(400, 70, 1)
+    a.vectors *= scale
+    p = pairs.score_product(a, b, pairs.pair_moments(a, b), dtype, torch.device("cpu"))
+    s = p.tile(p.left(slice(None)), slice(None)).double().numpy()
+    i, j = np.triu_indices(400, 1)
+    exact = p.exact(i, j)
+    assert (abs(s[i, j] - exact) <= p.error + abs(s[i, j]) * torch.finfo(dtype).eps / 2).all()
+    assert p.error < 0.1 # and the bound says something
+
+def test_a_wrong_bound_is_noticed():
+    a, b = vectors(200, 8, 0), vectors(200, 8, 1)
+    p = pairs.score_product(a, b, pairs.pair_moments(a, b), torch.bfloat16, torch.device("cpu"))
+    p.error = 1e-6
+    with pytest.raises(RuntimeError, match="further off than its bound"): pairs.search(p, 50, pairs.pixel_groups(a.items))
+
+def test_swapping_the_encoders_swaps_the_directions(precision):
     a, b = vectors(50, 8, 2), vectors(50, 8, 3)
     one, two = pairs.mine(a, b, 15), pairs.mine(b, a, 15)
     pick = lambda t, d: t[t.direction == d][["item_id_i", "item_id_j"]].values.tolist()
     assert pick(one, "a") == pick(two, "b") and pick(one, "b") == pick(two, "a")
     assert pick(one, "a") != pick(one, "b")
 
+@pytest.mark.parametrize("scale", [1, 7.5])
+def test_an_encoder_agrees_with_itself(scale):
+    a, b = vectors(60, 8, 0), vectors(60, 8, 0)
+    b.vectors *= np.float32(scale) # the same directions
+    assert len(pairs.mine(a, b)) == 0 and pairs.pair_moments(a, b).score_std < pairs.SAME
+
+def test_almost_the_same_encoder_needs_more_precision(precision):
+    "Rounded to half precision an encoder still differs from itself a little, far less than bf16 can see."
+    a = vectors(300, 16, 0)
+    b = Embeddings(a.vectors.astype(np.float16), a.items, {})
+    t, want = pairs.mine(a, b, 20, 99), brute(a, b, 1, 99, 20)
+    assert list(zip(t.i[:20], t.j[:20])) == [(i, j) for i, j, _ in want]
+
 def test_other_items_are_refused():
     a, b = vectors(10, 4, 0), vectors(10, 4, 1)
     b.items.loc[3, "item_id"] = "another"
     with pytest.raises(UserError, match="same items"): pairs.mine(a, b)
 
+@pytest.mark.parametrize("bad, says", [(np.nan, "not finite"), (np.inf, "not finite")])
+def test_vectors_that_are_no_numbers(bad, says):
+    a, b = vectors(10, 4, 0), vectors(10, 4, 1)
+    b.vectors[7, 2] = bad
+    with pytest.raises(UserError, match=f"'i7'.*{says}"): pairs.mine(a, b)
+
+def test_items_without_a_hash_are_no_copies():
+    a, b = vectors(30, 6, 0), vectors(30, 6, 1)
+    want = len(pairs.mine(a, b, 500, 99))
+    for e in (a, b): e.items["pixel_hash"] = None
+    assert len(pairs.mine(a, b, 500, 99)) == want == 2 * 30 * 29 // 2
+    for e in (a, b): del e.items["pixel_hash"]
+    assert len(pairs.mine(a, b, 500, 99)) == want
+
+def test_few_images_and_one_vector_for_all():
+    for n in (1, 2):
+        with pytest.raises(UserError, match="three or more"): pairs.mine(vectors(n, 4, 0), vectors(n, 4, 1))
+    flat = vectors(10, 4, 0); flat.vectors[:] = 1
+    with pytest.raises(UserError, match="same vector"): pairs.mine(flat, vectors(10, 4, 1))
+    assert len(pairs.mine(vectors(3, 4, 0), vectors(3, 4, 1), per_image=9)) == 6
+
+def test_a_zero_vector_is_like_nothing():
+    a, b = vectors(40, 6, 0), vectors(40, 6, 1)
+    a.vectors[5] = 0
+    t = pairs.mine(a, b, 2000, 99)
+    assert (t[(t.i == 5) | (t.j == 5)].sim_a == 0).all() and np.isfinite(t.score).all()
+
 def test_moments_are_those_of_all_pairs():
-    x = vectors(40, 6, 4).unit()
-    s = (x.astype(float) @ x.T)[np.triu_indices(40, 1)]
-    assert np.allclose(pairs.similarity_moments(x), (s.mean(), s.std()))
+    a, b = vectors(40, 6, 4), vectors(40, 9, 5, shift=1)
+    upper = np.triu_indices(40, 1)
+    x, y, m = cosines(a)[upper], cosines(b)[upper], pairs.pair_moments(a, b)
+    assert np.allclose((*m.mean, *m.std, m.correlation), (x.mean(), y.mean(), x.std(), y.std(), np.corrcoef(x, y)[0, 1]))
+    assert m.score_std == pytest.approx(((x - x.mean()) / x.std() - (y - y.mean()) / y.std()).std())
+
+def test_ranks_are_brute_force(monkeypatch):
+    monkeypatch.setattr(pairs, "TILE", (32, 64))
+    a, b = vectors(150, 8, 0, copies=5), vectors(150, 5, 1, shift=2.0, copies=5)
+    i, j = np.triu_indices(150, 1)
+    f = [(c[:, None] > c).mean(1) + 0.5 / len(c) for c in (cosines(e)[i, j] for e in (a, b))]
+    score, apart = f[0] - f[1], a.items.pixel_hash.values[i] != a.items.pixel_hash.values[j]
+    t = pairs.mine(a, b, 30, 999, calibration="rank")
+    for d, sign in (("a", 1), ("b", -1)):
+        assert np.allclose(sign * t[t.direction == d].score, np.sort(sign * score[apart])[::-1][:30], atol=1e-9)
+
+def test_rules_count_every_pair_once():
+    a, b = vectors(90, 4, 0), vectors(90, 4, 1)
+    i, j = np.triu_indices(90, 1)
+    sa, sb = cosines(a)[i, j], cosines(b)[i, j]
+    t = pairs.rule_table(a, b, {"r": ((0.5, 0.1), (0.4, 0.2))})
+    assert t.pairs.tolist() == [((sa > 0.5) & (sb < 0.1)).sum(), ((sb > 0.4) & (sa < 0.2)).sum()]
+
+def test_copies_are_connected_by_nearness_in_both(monkeypatch, precision):
+    monkeypatch.setattr(pairs, "TILE", (32, 64))
+    rng = np.random.default_rng(0)
+    a, b = vectors(120, 12, 0), vectors(120, 12, 1)
+    for k in range(5): # a chain of three copies each; near in both
+        for e in (a, b): e.vectors[100 + k] = e.vectors[k] + 0.03 * rng.normal(size=12); e.vectors[110 + k] = e.vectors[100 + k]
+    a.vectors[99] = a.vectors[98] # a copy to one encoder only
+    g = pairs.copies(a, b, tolerance=0.02)
+    assert all(g[k] == g[100 + k] == g[110 + k] for k in range(5)) and g[98] != g[99]
+    assert len(set(g.tolist())) == 110
+    t = pairs.mine(a, b, 60, per_image=1, group=g)
+    for d in "ab":
+        used = np.concatenate([g[t[t.direction == d].i], g[t[t.direction == d].j]])
+        assert len(set(used.tolist())) == len(used)
 
 @pytest.mark.parametrize("classes", [1, 2, 7, 60])
 def test_chance_is_the_share_of_all_pairs(classes):
@@ -68,3 +183,60 @@ def test_agreement_counts_pairs_where_both_are_known():
     p = pd.DataFrame(dict(i=[0, 0, 0], j=[1, 2, 3], direction="a"))
     t = pairs.agreement(p, items, ["color"], draws=20).iloc[0]
     assert (t.share, t.pairs, t.chance) == (0.5, 2, pytest.approx(1 / 3))
+
+def test_deals_keep_families_together():
+    family = np.random.default_rng(0).choice(list("abcdefg"), 200)
+    deals = pairs.shuffles(family, 50)
+    assert (np.sort(deals, axis=1) == np.arange(200)).all() and len({tuple(d) for d in deals}) == 50
+    runs = [(np.diff(np.argsort(np.argsort(family, kind="stable"))[d[np.argsort(family, kind="stable")]]) == 1).sum() for d in deals]
+    assert min(runs) >= 200 - 2 * 7 # every family's rows still follow one another
+
+def test_p_values_are_uniform_without_an_effect():
+    "Labels that mean nothing, but go by families that come together in pairs: the deal of families knows."
+    rng, p = np.random.default_rng(0), []
+    family = np.repeat(np.arange(60), 5)
+    pair = pd.DataFrame(dict(i=rng.integers(0, 300, 150), direction="a"))
+    pair["j"] = np.where(rng.random(150) < 0.4, pair.i // 5 * 5 + rng.integers(0, 5, 150), rng.integers(0, 300, 150)) # often the same family
+    for _ in range(120):
+        label = np.where(rng.random(60) < 0.5, "x", "y")[rng.permutation(60)][rng.permutation(300) // 5]
+        items = pd.DataFrame(dict(item_id=np.arange(300).astype(str), family=family.astype(str), label=label))
+        p.append(pairs.agreement(pair[pair.i != pair.j], items, ["label"], 99).p[0])
+    assert 0.01 <= np.mean(np.array(p) <= 0.1) <= 0.22 and 0.35 < np.mean(p) < 0.65
+
+@pytest.mark.parametrize("probes, least", [(40, 1.0), (6, 0.5)])
+def test_faiss_finds_most(probes, least):
+    a, b = vectors(800, 16, 0), vectors(800, 16, 1)
+    exact = pairs.mine(a, b, 50)
+    found = pairs.mine(a, b, 50, engine=lambda *x, **k: pairs.search_faiss(*x, cells=40, probes=probes, partners=128, **k))
+    ids = lambda t: set(zip(t.direction, t.i, t.j))
+    assert len(ids(exact) & ids(found)) >= least * 100
+
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+def test_ray_finds_the_same(local_ray):
+    a, b = vectors(2500, 16, 0), vectors(2500, 16, 1)
+    m, group = pairs.pair_moments(a, b), pairs.pixel_groups(a.items)
+    p = pairs.fast_product(a, b, m)
+    here, there = pairs.search(p, 300, group), pairs.search_ray(p, 300, group, tasks=3)
+    for x, y in zip(here, there): assert (x.i.tolist(), x.j.tolist(), x.score.tolist()) == (y.i.tolist(), y.j.tolist(), y.score.tolist())
+
+def test_memory_stays_bounded(tmp_path):
+    "Neither the n x n matrices (7 GB each here) nor the candidates are ever held."
+    code = f"""
+import resource, numpy as np, pandas as pd
+from ccd import pairs
+from ccd.embeddings import Embeddings
+n, peak = 60_000, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 # MB
+items = pd.DataFrame(dict(item_id=np.arange(n).astype(str)))
+def some(d, seed):
+    np.save(r'{tmp_path}' + f'/{{seed}}.npy', np.random.default_rng(seed).normal(size=(n, d)).astype(np.float16))
+    return Embeddings(np.load(r'{tmp_path}' + f'/{{seed}}.npy', mmap_mode='r'), items, {{}})
+a, b = some(24, 0), some(24, 1)
+before = peak()
+t = pairs.mine(a, b, 20)
+assert len(t) == 40
+print(peak() - before)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert int(said.stdout) < 300, said.stdout

@@ -1,0 +1,84 @@
+"Neighbours, overlap, hubs and CKA against their slow definitions."
+import numpy as np, pandas as pd, pytest
+from ccd import neighbors as nb
+from ccd.core import UserError
+from ccd.embeddings import Embeddings
+
+def toy(x, **more): return Embeddings(x.astype(np.float32), pd.DataFrame(dict(item_id=[f"p{k}" for k in range(len(x))]) | more), {})
+
+@pytest.fixture
+def x(): return np.random.default_rng(0).normal(size=(200, 12))
+
+def slow(x, k, group):
+    u = x / np.linalg.norm(x, axis=1, keepdims=True)
+    s = u @ u.T
+    s[group[:, None] == group[None]] = -9
+    return np.argsort(-s, axis=1)[:, :k]
+
+@pytest.mark.parametrize("groups", [200, 20])
+def test_neighbors_are_the_nearest_of_other_groups(x, groups):
+    group = np.arange(200) % groups
+    assert (nb.neighbors(toy(x), 7, group) == slow(x, 7, group)).all()
+
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+def test_approximate_indexes_find_most(x, index):
+    x = np.random.default_rng(0).normal(size=(2000, 12))
+    exact, found = nb.neighbors(toy(x), 10), nb.neighbors(toy(x), 10, index=index)
+    assert 0.7 < nb.overlap(exact, found).mean() <= 1 and (found != np.arange(2000)[:, None]).all()
+
+def test_what_cannot_be_asked(x):
+    with pytest.raises(UserError, match="200 neighbours asked of 200 items"): nb.neighbors(toy(x), 200)
+    with pytest.raises(UserError, match="at most 100"): nb.neighbors(toy(x), 101, np.arange(200) % 2)
+    with pytest.raises(UserError, match="unknown index"): nb.neighbors(toy(x), 3, index="tree")
+
+def test_overlap_is_that_of_sets(x):
+    a, b = (np.argsort(np.random.default_rng(s).random((50, 50)), axis=1)[:, :8] for s in (0, 1))
+    assert np.allclose(nb.overlap(a, b), [len(set(p) & set(q)) / 8 for p, q in zip(a.tolist(), b.tolist())])
+
+def test_the_null_of_overlap_has_its_expectation(x):
+    a, b = (nb.neighbors(toy(np.random.default_rng(s).normal(size=(150, 6))), 20) for s in (0, 1))
+    t = nb.overlap_curve(a, b, np.arange(150), ks=(5, 20), draws=50, permutations=200)
+    assert (t.null_hi > t.chance).all() and (t.overlap < 2 * t.null_hi).all() and (t.p > 0.005).all()
+    kept = nb.overlap_curve(a, a, np.arange(150), ks=(5,), draws=50, permutations=99).iloc[0]
+    assert kept.overlap == 1 and kept.p == pytest.approx(0.01)
+
+def hsic(x, y):
+    K, L, n = x @ x.T, y @ y.T, len(x)
+    np.fill_diagonal(K, 0); np.fill_diagonal(L, 0)
+    one = np.ones(n)
+    return (np.trace(K @ L) + one @ K @ one * (one @ L @ one) / ((n - 1) * (n - 2)) - 2 / (n - 2) * one @ K @ L @ one) / (n * (n - 3))
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_cka_is_its_definition(x, shift):
+    a, b = toy(x + shift), toy(x[:, :5] ** 2)
+    u, v = (e.unit().astype(float) for e in (a, b))
+    want = hsic(u, v) / (hsic(u, u) * hsic(v, v)) ** 0.5
+    value, lo, hi = nb.cka(a, b, np.arange(200))
+    assert value == pytest.approx(want, abs=1e-9) and lo < value < hi
+
+def test_the_interval_of_cka_covers():
+    "Of pictures drawn again from the same world, most intervals hold the value of a large sample."
+    rng, view, hits = np.random.default_rng(0), np.random.default_rng(1).normal(size=(8, 8)), 0
+    def sample(n):
+        z = rng.normal(size=(n, 8))
+        return toy(z + 0.5 * rng.normal(size=z.shape)), toy(z @ view + rng.normal(size=z.shape))
+    truth = nb.cka(*sample(20_000), np.arange(20_000))[0]
+    for _ in range(60):
+        _, lo, hi = nb.cka(*sample(120), np.arange(120))
+        hits += lo <= truth <= hi
+    assert 50 <= hits <= 60
+
+def test_few_items_have_no_cka(x):
+    with pytest.raises(UserError, match="two or more families"): nb.cka(toy(x), toy(x), np.zeros(200))
+
+def test_hubs():
+    star = np.array([[1, 2]] + [[0, 1 + k % 3] for k in range(1, 60)])
+    h = nb.hubness(star)
+    assert h["most"] == 59 and h["skewness"] > 5 and nb.hubness(np.roll(np.arange(60), 1)[:, None])["skewness"] == 0
+
+def test_maps_start_from_one_another(x):
+    a, b = toy(x), toy(x @ np.random.default_rng(3).normal(size=(12, 12)))
+    first = nb.atlas(a, n_neighbors=5)
+    second = nb.atlas(b, n_neighbors=5, start=first)
+    assert first.shape == second.shape == (200, 2) and np.isfinite(second).all()
+    with pytest.raises(UserError, match="five or more"): nb.atlas(toy(x[:4]))
