@@ -7,20 +7,20 @@ __all__ = ['SOURCES', 'CaptionPolicy', 'VARIANTS', 'PRESETS', 'ROBERTA', 'VICUNA
            'World', 'Control', 'Text', 'Clip', 'Siglip', 'Supervised', 'Dino', 'Analysis', 'Run', 'Settings', 'preset',
            'from_plain', 'override', 'Recipe', 'find_recipe', 'apply_recipe', 'plain', 'content_hash', 'file_hash',
            'atomic', 'disk_full', 'write_json', 'read_json', 'device', 'keep_freed_memory', 'precision', 'autocast',
-           'code_revision', 'machine', 'cores', 'write_manifest', 'read_manifest', 'up_to_date', 'differences', 'claim',
-           'run_settings', 'cache_dir', 'Progress']
+           'code_revision', 'machine', 'cores', 'write_manifest', 'read_manifest', 'up_to_date', 'stage', 'spare',
+           'sealed', 'say', 'differences', 'claim', 'run_settings', 'cache_dir', 'Progress']
 
-# %% ../nbs/library/00_core.ipynb #90f8cfd4
+# %% ../nbs/library/00_core.ipynb #39b8da53
 import builtins, contextlib, ctypes, errno, glob, hashlib, json, os, platform, shutil, subprocess, sys, time
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Literal, get_type_hints
 
-# %% ../nbs/library/00_core.ipynb #b5591ed2
+# %% ../nbs/library/00_core.ipynb #4b631a4a
 class UserError(Exception):
     "A mistake the user can mend; the message says how."
 
-# %% ../nbs/library/00_core.ipynb #a58c0672
+# %% ../nbs/library/00_core.ipynb #ccaa472a
 @dataclass(frozen=True)
 class ViT:
     "The vision transformer that every objective trains (Dosovitskiy et al., 2021)."
@@ -37,7 +37,7 @@ class ViT:
             raise UserError(f"a ViT of width {self.width} cannot have {self.heads} heads: "
                             "the width must be a multiple of the heads")
 
-# %% ../nbs/library/00_core.ipynb #6fde84c8
+# %% ../nbs/library/00_core.ipynb #9c8ea535
 def check_size(
     size: int, # side of an image, px
     patch: int, # side of a patch, px
@@ -50,7 +50,7 @@ def check_size(
                         f"images: {size} is not a multiple of {patch}; "
                         f"resize to {' or '.join(map(str, near))}")
 
-# %% ../nbs/library/00_core.ipynb #6c28c557
+# %% ../nbs/library/00_core.ipynb #ae9e7c4b
 SOURCES = ("emoji", "folder", "shards", "hf", "stream")
 CaptionPolicy = Literal["name", "name+category", "name+ground", "name+style", "shuffled"]
 
@@ -74,7 +74,7 @@ class World:
             raise UserError("a world needs at least one training and one test scene; "
                             f"got {self.scenes} and {self.test_scenes}")
 
-# %% ../nbs/library/00_core.ipynb #100e15d0
+# %% ../nbs/library/00_core.ipynb #d7acacd9
 @dataclass(frozen=True)
 class Control:
     "What is held equal between objectives."
@@ -103,7 +103,7 @@ class Control:
     @property
     def steps(self) -> int: return self.samples // self.batch_size
 
-# %% ../nbs/library/00_core.ipynb #033a04aa
+# %% ../nbs/library/00_core.ipynb #026c855b
 @dataclass(frozen=True)
 class Text:
     "A text tower: from scratch, or a language model whose last layers go on learning."
@@ -117,7 +117,7 @@ class Text:
     pooling: Literal["auto", "mean", "last", "first"] = "auto" # last token of a decoder, mean of others
     lora: int = 0 # rank of adapters in the layers of a language model; 0 for none
 
-# %% ../nbs/library/00_core.ipynb #fc9c2cb1
+# %% ../nbs/library/00_core.ipynb #6c9f6aee
 @dataclass(frozen=True)
 class Clip:
     "What CLIP needs beyond `Control`: a text tower and a temperature."
@@ -141,7 +141,7 @@ class Supervised:
     label: str = "concept"
     classes: int = 2048 # room in the last layer
 
-# %% ../nbs/library/00_core.ipynb #0c5076a8
+# %% ../nbs/library/00_core.ipynb #b33306fb
 @dataclass(frozen=True)
 class Dino:
     "What DINO needs beyond `Control`: crops, a head and a teacher (Caron et al., 2021)."
@@ -166,7 +166,7 @@ class Dino:
     def check(self, vit: ViT):
         if self.local_crops: check_size(self.local_size, vit.patch_size)
 
-# %% ../nbs/library/00_core.ipynb #c081e8db
+# %% ../nbs/library/00_core.ipynb #2222e0ff
 @dataclass(frozen=True)
 class Analysis:
     "How trained encoders are compared."
@@ -175,6 +175,7 @@ class Analysis:
     pairs: int = 200 # disagreement pairs per direction
     per_image: int = 3 # pairs one image may be in
     neighbors: int = 10 # of a nearest-neighbour search
+    changed: int = 500 # pictures that are changed, to see what moves an encoder
     draws: int = 1_000 # bootstrap samples behind each interval
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class Settings:
     analysis: Analysis = Analysis()
     run: Run = Run()
 
-# %% ../nbs/library/00_core.ipynb #717d3140
+# %% ../nbs/library/00_core.ipynb #c4c1d2e1
 VARIANTS = ("siglip", "clip-coarse", "clip-minilm-4", "clip-minilm-all", "clip-llama", "clip-dino-views",
             "dino-light-views", "supervised", "clip-shuffled")
 
@@ -212,7 +213,7 @@ def _smoke():
         Control(ViT(width=48, depth=2, heads=2, patch_size=12), samples=1024, batch_size=32),
         **_text(32, width=32, depth=1, heads=2),
         dino=Dino(out_dim=64, hidden=64, bottleneck=16),
-        analysis=Analysis(pairs=20, draws=100))
+        analysis=Analysis(pairs=20, changed=40, draws=100))
 
 def _emoji_small():
     return Settings("emoji-small", control=Control(samples=300_000),
@@ -250,7 +251,7 @@ def _dino_vit_s16(): # main_dino.py of facebookresearch/dino as it stands, 8 GPU
 PRESETS = dict(smoke=_smoke, mini=Settings, **{"emoji-small": _emoji_small},
                emoji=_emoji, paper=_paper, **{"dino-vit-s16": _dino_vit_s16})
 
-# %% ../nbs/library/00_core.ipynb #894402bc
+# %% ../nbs/library/00_core.ipynb #b2c3ad92
 def preset(
     name: str, # one of `PRESETS`
 ) -> Settings:
@@ -259,7 +260,7 @@ def preset(
         raise UserError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
-# %% ../nbs/library/00_core.ipynb #7428d29c
+# %% ../nbs/library/00_core.ipynb #62603820
 def from_plain(
     kind, # a settings dataclass
     values: dict, # as JSON holds it; fields that are missing have their default
@@ -285,7 +286,7 @@ def override(
             head: override(getattr(settings, head), **{rest: value}) if rest else value})
     return settings
 
-# %% ../nbs/library/00_core.ipynb #d06d7dad
+# %% ../nbs/library/00_core.ipynb #d8f526eb
 @dataclass(frozen=True)
 class Recipe:
     "An encoder that can be trained: an objective, and what it changes in a preset."
@@ -318,7 +319,7 @@ RECIPES = {
     "clip-shuffled": Recipe("CLIP, shuffled captions", "clip",
         {"world.caption_policy": "shuffled"})}
 
-# %% ../nbs/library/00_core.ipynb #8b4d7f11
+# %% ../nbs/library/00_core.ipynb #ef51219f
 def find_recipe(name: str) -> Recipe:
     "The recipe of that name. Raises `UserError` for an unknown one."
     if name not in RECIPES:
@@ -335,7 +336,7 @@ def apply_recipe(
     return override(settings, **{k: v(settings) if callable(v) else v
                                  for k, v in changes})
 
-# %% ../nbs/library/00_core.ipynb #0095ed30
+# %% ../nbs/library/00_core.ipynb #86ba3f8c
 def plain(x):
     "Dataclasses, tuples and paths as what JSON knows."
     if is_dataclass(x): return plain(asdict(x))
@@ -360,7 +361,7 @@ def file_hash(
         while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
 
-# %% ../nbs/library/00_core.ipynb #0e1c88b7
+# %% ../nbs/library/00_core.ipynb #9777a4da
 @contextlib.contextmanager
 def atomic(
     path, # file or folder to make
@@ -400,7 +401,7 @@ def _remove(p):
     if p.is_dir(): shutil.rmtree(p)
     else: p.unlink(missing_ok=True)
 
-# %% ../nbs/library/00_core.ipynb #281f09a6
+# %% ../nbs/library/00_core.ipynb #b067a554
 def write_json(path, x):
     "Write plain values atomically, readable and with sorted keys."
     with atomic(path) as tmp:
@@ -408,7 +409,7 @@ def write_json(path, x):
 
 def read_json(path): return json.loads(Path(path).read_text())
 
-# %% ../nbs/library/00_core.ipynb #32c905b7
+# %% ../nbs/library/00_core.ipynb #765c31b8
 def device():
     "The device to compute on: the GPU where there is one."
     import torch
@@ -436,7 +437,7 @@ def autocast():
     import torch
     return torch.autocast(device().type, torch.bfloat16, enabled=precision() == "bf16")
 
-# %% ../nbs/library/00_core.ipynb #dbd392dc
+# %% ../nbs/library/00_core.ipynb #e8dec65e
 def code_revision() -> dict:
     "Which code this is: the git commit where there is one, and a hash of the package."
     from importlib.util import find_spec
@@ -462,7 +463,7 @@ def cores() -> int:
     "Processor cores this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-# %% ../nbs/library/00_core.ipynb #5c95dcd4
+# %% ../nbs/library/00_core.ipynb #13e03565
 def write_manifest(
     folder, # run folder
     settings, # what the stage depends on: dataclass or dict
@@ -498,7 +499,40 @@ def up_to_date(
         and all((Path(folder) / o).exists() and (Path(folder) / o).stat().st_size == v["bytes"]
                 for o, v in m["outputs"].items())
 
-# %% ../nbs/library/00_core.ipynb #8bf3a82f
+# %% ../nbs/library/00_core.ipynb #548dc4a0
+def stage(
+    folder, # of the stage
+    settings, # what it depends on
+    inputs: dict, # name -> hash
+    make, # called with the folder to fill
+) -> Path: # the folder
+    "Fill a folder, unless it is up to date. Half-filled folders never appear."
+    folder = Path(folder)
+    if up_to_date(folder, settings, inputs): return folder
+    spare(folder)
+    say(f"{folder.name}: working")
+    start = time.time()
+    with atomic(folder) as tmp:
+        tmp.mkdir(parents=True)
+        make(tmp)
+        files = [p.relative_to(tmp) for p in tmp.rglob("*") if p.is_file()]
+        write_manifest(tmp, settings, inputs, files, time.time() - start)
+    return folder
+
+def spare(folder):
+    "Raise `UserError` where a folder holds something that was not made here."
+    folder = Path(folder)
+    if folder.exists() and not read_manifest(folder) and any(folder.iterdir()):
+        raise UserError(f"{folder} holds files that ccd did not make; "
+                        "nothing was changed: choose another folder")
+
+def sealed(folder) -> str: # hash of the outputs
+    "The name of what a stage has made."
+    return read_manifest(folder)["outputs_hash"]
+
+def say(text): print(text, file=sys.stderr, flush=True)
+
+# %% ../nbs/library/00_core.ipynb #0fefa362
 def differences(a: dict, b: dict, at: str = ""): # sentences
     "Where two nested settings differ."
     for k in sorted(set(a) | set(b)):
@@ -531,13 +565,13 @@ def run_settings(
     return dict(objective=objective, control=plain(settings.control), own=own,
                 size=settings.world.size)
 
-# %% ../nbs/library/00_core.ipynb #e8717b45
+# %% ../nbs/library/00_core.ipynb #d0549f93
 def cache_dir(*parts) -> Path:
     "A place for things that can be made again."
     root = os.environ.get("CCD_CACHE") or Path.home() / ".cache" / "ccd"
     return Path(root).joinpath(*parts)
 
-# %% ../nbs/library/00_core.ipynb #4c6ad74b
+# %% ../nbs/library/00_core.ipynb #9a916b57
 class Progress:
     "How far a stage is, how fast, how long yet: a bar on a terminal, lines in a log."
     def __init__(self,

@@ -1,0 +1,163 @@
+"`ccd compare` on what people bring: two encoders, vectors of their own, folders, an encoder and itself."
+import json, shutil
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+from ccd.cli import main
+from ccd.comparison import PARTS, compare, first_weights, images, labels_of
+from ccd.core import UserError, file_hash
+from conftest import OPTIONS, finish, signal_when, start
+
+FAST = ["--without", "factors", "interventions", "maps", "--beside"]
+
+def said(out): return (out / "summary.txt").read_text()
+
+@pytest.fixture(scope="module")
+def whole_comparison(whole, tiny, tmp_path_factory):
+    "Both encoders of the tiny study, with everything."
+    out = tmp_path_factory.mktemp("compare") / "all"
+    runs = [f"ccd:{whole / 'train' / r}" for r in ("clip-0", "dino-0")]
+    from dataclasses import replace
+    settings = replace(tiny, analysis=replace(tiny.analysis, pairs=60))
+    return compare(*runs, "scenes", settings, out, reference_a=runs[1]).parent, runs, settings
+
+def test_a_whole_comparison(whole_comparison, whole):
+    out, runs, _ = whole_comparison
+    page = (out / "report.html").read_text()
+    for title in ("Where they disagree most", "What do such pairs share?", "What does similarity follow?", "What moves each of them?",
+                  "Whom does each put next to whom?", "What was compared, and how"): assert title in page
+    assert 'href="atlas.html"' in page and (out / "atlas.html").stat().st_size < 15e6 and "src=\"http" not in page
+    tables = {p.parent.name + "/" + p.name: pd.read_csv(p) for part in PARTS for p in (out / part).glob("*.csv") if p.stat().st_size > 2}
+    assert set(tables["factors/attribution.csv"].encoder) >= {"CLIP", "DINO", "random ViT", "raw pixels", "CLIP − DINO"}
+    assert set(tables["interventions/sensitivity.csv"].encoder) >= {"CLIP", "DINO", "random ViT", "raw pixels"}
+    first = json.loads((out / "vectors/beside_1/card.json").read_text())
+    study = json.loads((whole / "embed/random/scenes/card.json").read_text())
+    assert first["revision"] == study["revision"] # the very weights that both began with
+
+def test_again_nothing_is_done(whole_comparison):
+    out, runs, settings = whole_comparison
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("manifest.json")}
+    compare(*runs, "scenes", settings, out, reference_a=runs[1])
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("manifest.json")} == before
+
+def test_other_encoders_need_another_folder(whole_comparison):
+    out, runs, settings = whole_comparison
+    with pytest.raises(UserError, match="holds a run with other settings"): compare(runs[0], runs[0], "scenes", settings, out)
+
+def test_first_weights_are_of_one_control(whole, tmp_path):
+    runs = [f"ccd:{whole / 'train' / r}" for r in ("clip-0", "dino-0")]
+    assert first_weights(*runs) and not first_weights(runs[0], "pixels:16")
+    other = tmp_path / "other"; shutil.copytree(whole / "train/dino-0", other)
+    about = json.loads((other / "encoder.json").read_text()); about["control"]["seed"] = 5
+    (other / "encoder.json").write_text(json.dumps(about))
+    assert not first_weights(runs[0], f"ccd:{other}")
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "Forty pictures, two of them the same, one a copy saved again."
+    home, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for k in range(38):
+        small = rng.integers(0, 255, (5, 7, 3), np.uint8)
+        Image.fromarray(small).resize((70, 50), Image.Resampling.BICUBIC).save(home / f"p{k:02d}.png")
+    shutil.copy(home / "p00.png", home / "twin.png")
+    Image.open(home / "p01.png").save(home / "again.jpg", quality=95)
+    return home
+
+def test_a_folder_without_labels(folder, tmp_path):
+    out = tmp_path / "out"
+    main(["compare", "pixels:8", "colors:4", *OPTIONS, "--images", str(folder), "--out", str(out), "--beside", "--analysis.changed", "12"])
+    assert "are alike in" in said(out) or "moved more by" in said(out)
+    copies = pd.read_csv(out / "pairs/copies.csv")
+    assert {"p00.png", "twin.png"} <= set(copies.item_id) and len(set(copies[copies.item_id.isin(["p01.png", "again.jpg"])].group)) == 1
+    p = pd.read_csv(out / "pairs/pairs.csv")
+    assert not ((p.item_id_i == "p00.png") & (p.item_id_j == "twin.png")).any()
+
+@pytest.fixture(scope="module")
+def local_models(tmp_path_factory):
+    "Two networks as Hugging Face saves them, each with its own preprocessing."
+    import torch, transformers as hf
+    home, body = tmp_path_factory.mktemp("models"), dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    torch.manual_seed(0)
+    for name, model, size in (("vit", hf.ViTModel(hf.ViTConfig(**body, image_size=32, patch_size=8)), 32),
+                              ("dinov2", hf.Dinov2Model(hf.Dinov2Config(**body, image_size=42, patch_size=14)), 42)):
+        model.save_pretrained(home / name)
+        hf.CLIPImageProcessorPil(size=dict(shortest_edge=size + 6), crop_size=size).save_pretrained(home / name)
+    return home
+
+def test_two_local_models_on_a_folder(local_models, folder, tmp_path):
+    a, b, out = f"hf:{local_models / 'vit'}", f"hf:{local_models / 'dinov2'}#tap=pooled", tmp_path / "out"
+    main(["compare", a, b, *OPTIONS, "--images", str(folder), "--out", str(out), "--analysis.changed", "8", "--without", "maps"])
+    cards = [json.loads((out / f"vectors/{k}/card.json").read_text()) for k in "ab"]
+    assert [c["tap"] for c in cards] == ["cls", "pooled"] and [c["size"] for c in cards] == [32, 42]
+    import torch
+    from transformers import CLIPImageProcessorPil, ViTModel
+    model, how = (k.from_pretrained(local_models / "vit") for k in (ViTModel, CLIPImageProcessorPil))
+    with torch.no_grad(): want = model(**how(Image.open(folder / "p07.png").convert("RGB"), return_tensors="pt")).last_hidden_state[0, 0]
+    items = pd.read_parquet(out / "vectors/a/items.parquet").item_id.tolist()
+    assert np.allclose(np.load(out / "vectors/a/vectors.npy")[items.index("p07.png")], want, atol=2e-3)
+    assert (out / "interventions/sensitivity.csv").exists() and len(pd.read_csv(out / "pairs/pairs.csv"))
+
+def test_an_encoder_against_itself(folder, tmp_path):
+    out = tmp_path / "out"
+    main(["compare", "pixels:8", "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(out), "--beside", "--without", "interventions"])
+    assert "100.0 %" in said(out) and "all scores are 0" in said(out) and (out / "atlas.html").exists()
+
+def own_vectors(home, name, ids, d, seed, **columns):
+    np.save(home / f"{name}.npy", np.random.default_rng(seed).normal(size=(len(ids), d)).astype(np.float32))
+    pd.DataFrame(dict(item_id=ids) | columns).to_csv(home / f"{name}.csv", index=False)
+    return f"npy:{home / name}.npy"
+
+def test_vectors_from_elsewhere_on_common_items(tmp_path, capsys):
+    ids = [f"x{k}" for k in range(60)]
+    a = own_vectors(tmp_path, "mine", ids, 16, 0, category=["cat", "dog"] * 30)
+    b = own_vectors(tmp_path, "yours", ids[:55][::-1] + ["only here"], 24, 1)
+    with pytest.warns(UserWarning, match="6 items are not in all"):
+        main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out"), "--images", "nowhere"])
+    assert len(pd.read_csv(tmp_path / "out/left_out.csv")) == 6 and "mine and yours share" in said(tmp_path / "out")
+    assert "there are only vectors" in capsys.readouterr().err and not (tmp_path / "out/atlas.html").exists()
+
+def test_vectors_from_elsewhere_beside_an_encoder(folder, tmp_path):
+    ids = sorted(p.name for p in folder.iterdir())
+    a = own_vectors(tmp_path, "mine", ids, 16, 0)
+    main(["compare", a, "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out"), *FAST])
+    assert "mine joins, pixels" in (tmp_path / "out/report.html").read_text().replace("raw ", "")
+
+@pytest.mark.parametrize("change, says", [
+    (lambda x: x.__setitem__((3, 2), np.nan), "'x3'"), (lambda x: x.__setitem__(slice(None), 1), "same vector")])
+def test_bad_vectors_are_refused(tmp_path, capsys, change, says):
+    ids = [f"x{k}" for k in range(20)]
+    a, b = own_vectors(tmp_path, "a", ids, 8, 0), own_vectors(tmp_path, "b", ids, 8, 1)
+    x = np.load(tmp_path / "b.npy"); change(x); np.save(tmp_path / "b.npy", x)
+    with pytest.raises(SystemExit): main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out")])
+    assert says in capsys.readouterr().err
+
+def test_nothing_in_common_and_too_little(tmp_path, capsys):
+    a, b = own_vectors(tmp_path, "a", list("pqrs"), 8, 0), own_vectors(tmp_path, "b", list("tuvw"), 8, 1)
+    with pytest.raises(SystemExit): main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out")])
+    assert "no item is in both" in capsys.readouterr().err
+    for n in (1, 2):
+        c, d = (own_vectors(tmp_path, f"{s}{n}", list("pq")[:n], 8, k) for k, s in enumerate("cd"))
+        with pytest.raises(SystemExit): main(["compare", c, d, *OPTIONS, "--out", str(tmp_path / f"few{n}")])
+        assert "three or more" in capsys.readouterr().err
+
+@pytest.mark.parametrize("n", [3, 6])
+def test_a_handful_of_pictures(tmp_path, n):
+    a, b = (own_vectors(tmp_path, s, [f"x{k}" for k in range(n)], 8, k) for k, s in enumerate("ab"))
+    main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out/report.html").exists()
+
+def test_an_unknown_part(tmp_path, capsys):
+    with pytest.raises(SystemExit): main(["compare", "pixels:8", "pixels:4", *OPTIONS, "--without", "tables", "--out", str(tmp_path / "out")])
+    assert "unknown part 'tables'" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+@pytest.mark.timeout(300)
+def test_killed_in_the_middle(folder, tmp_path):
+    import signal
+    args = ["compare", "pixels:8", "colors:4", *OPTIONS, "--images", folder, "--beside", "--without", "interventions", "maps", "--out"]
+    text, code = finish(start(*args, tmp_path / "calm"))
+    assert code == 0, text
+    for part in ("neighbors", "pairs", "factors"):
+        signal_when(start(*args, tmp_path / "killed"), lambda: any((tmp_path / "killed").glob(f".{part}.tmp-*")), signal.SIGKILL, group=True)
+    text, code = finish(start(*args, tmp_path / "killed"))
+    assert code == 0, text
+    tables = lambda out: {p.relative_to(out): file_hash(p) for p in out.rglob("*.csv") if ".tmp" not in str(p)}
+    assert tables(tmp_path / "killed") == tables(tmp_path / "calm") and not list((tmp_path / "killed").glob(".*.tmp-*"))
