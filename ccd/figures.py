@@ -238,7 +238,7 @@ def noise_curves(
     references: dict, # name -> name of its other seed
 ):
     "The score of the mined pairs, rank by rank, over that of two seeds of one objective."
-    fig = plt().figure(figsize=(4.8, 2.6))
+    fig = plt().figure(figsize=(4.8, 3.0))
     ax = fig.subplots()
     for d, name in zip("ab", names):
         t = table[table.direction == d]
@@ -248,7 +248,7 @@ def noise_curves(
         ax.plot(t["rank"], t[other], color=color_of(name), ls=":", label=f"{name} and another seed of it")
     ax.set(xscale="log", xlabel="rank of the pair", ylabel="score, σ", ylim=(0, None))
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
-    ax.legend(fontsize=8, loc="lower left")
+    fig.legend(fontsize=8, loc="outside upper center", ncols=2)
     return fig
 
 def overlap_curves(
