@@ -114,7 +114,7 @@ def compare(
     reference_a: str = "", # another seed of the first encoder: how far do two seeds disagree?
     reference_b: str = "", # another seed of the second
     beside: tuple[str, ...] = ("pixels:16",), # more encoders to measure by
-    without: tuple[str, ...] = (), # some of neighbors, pairs, factors, interventions, maps
+    without: tuple[str, ...] = (), # some of factors, interventions, maps
     align_maps: bool = False, # both maps in one frame: slower
     engine: str = "local", # of the embedding: or ray
     results: str = "", # also copy the tables to this folder

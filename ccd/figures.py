@@ -28,12 +28,11 @@ def color_of(name: str) -> str:
 @contextmanager
 def own_colors(names: tuple[str, str]):
     "Two encoders that have no colour, or the same, are given one each while figures are drawn."
-    given = dict(zip(names, (COLORS["CLIP"], COLORS["DINO"])))
-    plain = len({*map(color_of, names), "#555555"}) == 3
-    if not plain: COLORS.update(given)
+    usual = dict(COLORS)
+    if len({*map(color_of, names), "#555555"}) < 3:
+        COLORS.update(zip(names, (usual["CLIP"], usual["DINO"])))
     try: yield
-    finally:
-        for n in () if plain or set(names) <= set(("CLIP", "DINO")) else given: COLORS.pop(n)
+    finally: COLORS.clear(); COLORS.update(usual)
 
 def plt():
     "matplotlib, with the project's style."

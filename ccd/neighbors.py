@@ -10,7 +10,7 @@ __all__ = ['INDEXES', 'neighbors', 'overlap', 'overlap_curve', 'purity', 'neighb
 from contextlib import contextmanager
 import numpy as np
 import pandas as pd
-from .core import UserError, cores
+from .core import UserError
 from .embeddings import Embeddings
 from .stats import cluster_bootstrap
 

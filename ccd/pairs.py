@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from .core import Progress, UserError, content_hash, cores, device, precision
+from .core import Progress, UserError, content_hash, device, precision
 from .embeddings import Embeddings
 from .stats import node_bootstrap
 

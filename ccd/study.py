@@ -13,6 +13,7 @@ import json, math, shutil, time
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd
+from .comparison import listed, purity_table
 from .core import (RECIPES, Settings, UserError, apply_recipe, atomic, claim, content_hash, plain, preset, read_json,
                       run_settings, say, sealed, spare, stage, up_to_date, write_json, write_manifest)
 
@@ -223,7 +224,6 @@ def learning(out: Path, settings: Settings) -> dict: # name -> dict(value, bound
 def write_page(out: Path, settings: Settings, page: Path, mark: str):
     "The report: what was found, in the order of the paper. It ends with a mark of what it was made from."
     from ccd import figures as f
-    from ccd.comparison import purity_table
     from ccd.core import machine
     from ccd.emoji import attribution
     from ccd.audit import audit
@@ -262,18 +262,16 @@ def _lead(settings, diff, agree):
     c, d = (above(diff, a, (b,)) for a, b in (("CLIP", "DINO"), ("DINO", "CLIP")))
     top = lambda side: _most(agree[agree.direction == side])
     text = (f"Both saw the same {settings.control.samples:,} pictures in the same order, from the same first weights. "
-            f"A linear probe favours CLIP on {_list(c) or 'nothing'}, DINO on {_list(d) or 'nothing'}"
+            f"A linear probe favours CLIP on {listed(c) or 'nothing'}, DINO on {listed(d) or 'nothing'}"
             f" (differences whose 95 % interval leaves out zero). "
             f"Pairs that only CLIP joins share {top('a')}; pairs that only DINO joins share {top('b')}.")
     return text + " Training is far from converged at this size: read directions, not levels."
-
-def _list(x): return ", ".join(x[:-1]) + (" and " if len(x) > 1 else "") + x[-1] if x else ""
 
 def _most(t):
     "The factors shared most above chance, those whose interval clears it."
     from ccd.figures import FACTOR_NAMES, FEW
     t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.pairs >= FEW)].sort_values("gain", ascending=False).head(2)
-    return _list([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % against {100 * r.chance:.0f} % of all pairs)"
+    return listed([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % against {100 * r.chance:.0f} % of all pairs)"
                   for r in t.itertuples()]) or "nothing above chance"
 
 def _section_curves(f, curves, blind, facts):
@@ -287,7 +285,7 @@ def _section_curves(f, curves, blind, facts):
 
 def _section_probes(f, probes, diff):
     from ccd.probes import above
-    cleared = " ".join(f"By {how}, {n} is above both on {_list(above(diff, n, FLOORS, probe)) or 'nothing'}."
+    cleared = " ".join(f"By {how}, {n} is above both on {listed(above(diff, n, FLOORS, probe)) or 'nothing'}."
                        for how, probe in (("the linear probe", "linear"), ("neighbours", "knn")) for n in NAMES.values())
     return dict(title="What can be read off the frozen features?",
         text="Each probe learns on some concept families, fonts or styles and is read on others. A random ViT and raw "

@@ -149,6 +149,17 @@ def test_an_unknown_part(tmp_path, capsys):
     with pytest.raises(SystemExit): main(["compare", "pixels:8", "pixels:4", *OPTIONS, "--without", "tables", "--out", str(tmp_path / "out")])
     assert "unknown part 'tables'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
+def test_every_part_that_may_be_left_out_is(tmp_path, capsys):
+    with pytest.raises(SystemExit): main(["compare", "pixels:8", "pixels:4", *OPTIONS, "--without", "pairs", "--out", str(tmp_path / "out")])
+    assert "unknown part 'pairs'" in capsys.readouterr().err
+
+@pytest.mark.parametrize("names", [("CLIP", "vit"), ("vit", "CLIP"), ("CLIP (A)", "CLIP (B)"), ("CLIP", "DINO")])
+def test_colours_are_lent(names):
+    from ccd import figures as f
+    before = dict(f.COLORS)
+    with f.own_colors(names): assert f.color_of(names[0]) != f.color_of(names[1])
+    assert f.COLORS == before
+
 @pytest.mark.timeout(300)
 def test_killed_in_the_middle(folder, tmp_path):
     import signal
