@@ -26,7 +26,7 @@ from .core import (RECIPES, Clip, Control, Siglip, UserError, check_size, device
 from .towers import build_text, build_vit, locked, weights_hash
 from .views import to
 
-# %% ../nbs/library/10_encoders.ipynb #e9f6178d
+# %% ../nbs/library/10_encoders.ipynb #5e52edf9
 class Features(NamedTuple):
     "What an encoder knows of a batch; None where it has no such thing."
     cls: Tensor | None = None # [B, d] class token
@@ -41,7 +41,7 @@ class Card:
     architecture: str # with the class of the network
     training: str # objective and data
     revision: str # commit; or hash of the weights, or of the definition
-    tap: str = "cls" # field of `Features`
+    tap: str = "cls" # field of `Features`, or two joined by a `+`
     layer: str = "last"
     norm: str = "after the final norm"
     size: int = 48 # input side, px
@@ -52,7 +52,7 @@ class Card:
     projection: str = "none" # of the tap: applied, not applied, none
     precision: str = "fp32" # of the weights
 
-# %% ../nbs/library/10_encoders.ipynb #1e5da55e
+# %% ../nbs/library/10_encoders.ipynb #68f12ef7
 class Encoder:
     "A frozen encoder: a card, `features` of pixels, and a `fit` of pictures."
     def __init__(self, card: Card, features, fit=None, taps=Features._fields):
@@ -74,31 +74,31 @@ class Encoder:
 
     def vector(self, pixels: Tensor) -> Tensor: # [B, d] float32
         "The tap that the card names."
-        v = getattr(self.features(pixels), self.card.tap)
-        if v is None:
-            raise UserError(f"{self.card.name} has no tap {self.card.tap!r}")
-        return v.float()
+        f = self.features(pixels)
+        return torch.cat([getattr(f, t) for t in self.card.tap.split("+")], 1).float()
 
     def tapped(self, tap: str) -> "Encoder":
         "The same encoder, read at another tap."
-        if tap not in Features._fields:
-            raise UserError(f"unknown tap {tap!r}: "
-                            f"expected one of {', '.join(Features._fields)}")
-        if tap not in self.taps:
-            raise UserError(f"{self.card.name} has no tap {tap!r} here: "
-                            f"it has {', '.join(self.taps)}")
+        for t in tap.split("+"):
+            if t not in Features._fields:
+                raise UserError(f"unknown tap {t!r}: "
+                                f"expected one of {', '.join(Features._fields)}")
+            if t not in self.taps:
+                raise UserError(f"{self.card.name} has no tap {t!r} here: "
+                                f"it has {', '.join(self.taps)}")
         has, applied = self.card.projection != "none", tap == "projected"
         projection = "applied" if applied else "not applied" if has else "none"
         card = replace(self.card, tap=tap, projection=projection)
         return Encoder(card, self._features, self.fit, self.taps)
 
-# %% ../nbs/library/10_encoders.ipynb #32c0106e
+# %% ../nbs/library/10_encoders.ipynb #17faf61b
 @dataclass(frozen=True)
 class Tap:
     "Which vector of an encoder is meant."
-    name: str = "" # cls, pooled, projected; "" for cls, or pooled without one
+    name: str = "" # cls, pooled, cls+pooled, projected; "" for cls, or pooled without one
     layer: int = -1 # -1 the last block, -2 the one before it; or counted from 1
     norm: str = "after" # or "before": the network's final norm
+    blocks: int = 1 # whose CLS tokens are joined, the last of them at `layer`
 
 @dataclass
 class Anatomy:
@@ -112,37 +112,38 @@ class Anatomy:
     norm_last: bool = False # it comes after the mean, not before
     opaque: bool = False # whether its end is normed cannot be told
 
-# %% ../nbs/library/10_encoders.ipynb #171f8ef6
+# %% ../nbs/library/10_encoders.ipynb #f9ff7f0c
 def read_taps(
     a: Anatomy,
     depth: int, # blocks to go through; those behind are taken out
     norm: bool, # apply the final norm
     projected: bool, # also read the projection
     dtype: torch.dtype = torch.float32, # of the weights
+    many: int = 1, # blocks whose CLS tokens are joined
 ): # normalised pixels [B, 3, H, W] -> Features
     "The function that reads all taps of a network."
-    held = []
+    held, as_is = [], lambda t: t
     hold = lambda module, seen, out: held.append(out)
     if a.blocks is not None:
         del a.blocks[depth:]
-        a.blocks[-1].register_forward_hook(hold)
-    normed = a.norm if norm and a.norm is not None else lambda t: t
+        for b in a.blocks[-many:]: b.register_forward_hook(hold)
+    normed = a.norm if norm and a.norm is not None else as_is
+    early, late = (as_is, normed) if a.norm_last else (normed, as_is)
+    def tokens(t):
+        if isinstance(t, tuple): t = t[0]
+        if t.ndim == 4: t = t.flatten(2).transpose(1, 2) # a map: its places
+        return early(t)
     def read(x):
         held.clear()
         end, shared = a.run(x.to(dtype))
-        t = held[0] if held else end
-        if isinstance(t, tuple): t = t[0]
-        if t.ndim == 4: t = t.flatten(2).transpose(1, 2) # a map: its places
-        if not a.norm_last: t = normed(t)
-        cls, patches = t[:, 0] if a.has_cls else None, t[:, a.prefix:]
-        pooled = patches.mean(1)
-        if a.norm_last:
-            cls, pooled = cls if cls is None else normed(cls), normed(pooled)
-        taps = cls, patches, pooled, shared if projected else None
+        each = [tokens(t) for t in held or [end]]
+        cls = torch.cat([late(t[:, 0]) for t in each], 1) if a.has_cls else None
+        patches = each[-1][:, a.prefix:]
+        taps = cls, patches, late(patches.mean(1)), shared if projected else None
         return Features(*(v if v is None else v.float() for v in taps))
     return read
 
-# %% ../nbs/library/10_encoders.ipynb #3389f603
+# %% ../nbs/library/10_encoders.ipynb #5e84cf6e
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
 
 def encoder_of(
@@ -158,6 +159,9 @@ def encoder_of(
         raise UserError(f"{card.name} has no layer {tap.layer}: " + (
             f"it has 1 to {depth}, or -1 (the last) to -{depth}" if depth else
             "only its end can be read; leave the layer out"))
+    if tap.blocks != 1 and not (a.has_cls and 1 <= tap.blocks <= k):
+        raise UserError(f"{card.name} has no CLS tokens of {tap.blocks} blocks to join: " + (
+            f"up to its layer there are {k}" if a.has_cls else "it has no CLS token"))
     if a.opaque and tap.norm == "before":
         raise UserError(f"{card.name} cannot be read before its final norm: where that is cannot be told of "
                         f"{card.architecture}; leave norm=before out")
@@ -165,9 +169,11 @@ def encoder_of(
     taps = ("cls",) * a.has_cls + ("patches", "pooled") + ("projected",) * shared
     norm = ("as the network leaves it" if a.opaque else "none" if a.norm is None else
             f"{tap.norm} the final norm" + ", which follows the mean" * (a.norm_last and tap.norm == "after"))
-    card = replace(card, layer="last" if last else f"{k} of {depth}", norm=norm,
+    layer = "last" if last else f"{k} of {depth}"
+    if tap.blocks > 1: layer = f"{k - tap.blocks + 1} to {k} of {depth}"
+    card = replace(card, layer=layer, norm=norm,
                    projection="not applied" if a.projects else "none")
-    read = read_taps(a, k, tap.norm == "after", shared, DTYPES[card.precision])
+    read = read_taps(a, k, tap.norm == "after", shared, DTYPES[card.precision], tap.blocks)
     return Encoder(card, read, fit, taps).tapped(tap.name or taps[0].replace("patches", "pooled"))
 
 def vit_anatomy(
@@ -339,12 +345,12 @@ def released(
                     + (f"There are {', '.join(have)}" if have else
                        "Clone the repository, or name its results folder in CCD_RESULTS"))
 
-# %% ../nbs/library/10_encoders.ipynb #5af01b09
+# %% ../nbs/library/10_encoders.ipynb #00f1d5b8
 MEANS = dict(imagenet=(0.485, 0.456, 0.406), clip=(0.48145466, 0.4578275, 0.40821073), half=(0.5,) * 3)
 STDS = dict(imagenet=(0.229, 0.224, 0.225), clip=(0.26862954, 0.26130258, 0.27577711), half=(0.5,) * 3)
 
 def _whole(text): return int(text) if re.fullmatch(r"-?\d+", text) and int(text) else None
-def _px(text): return int(text) if text.isdecimal() and int(text) else None
+def _positive(text): return int(text) if text.isdecimal() and int(text) else None
 def _one_of(*words): return lambda text: text if text in words else None
 def _color(known):
     number = r"\d+(\.\d+)?"
@@ -352,11 +358,12 @@ def _color(known):
     return lambda text: known.get(text) or (tuple(map(float, text.split("/"))) if three.fullmatch(text) else None)
 
 OPTIONS = dict( # name -> what reads its value, what is expected
-    tap=(_one_of("cls", "pooled", "projected"), "cls, pooled or projected"),
+    tap=(_one_of("cls", "pooled", "cls+pooled", "projected"), "cls, pooled or projected, or cls+pooled"),
+    blocks=(_positive, "a number of blocks"),
     layer=(_whole, "-1 for the last block, -2 for the one before it, or a number from 1"),
     norm=(_one_of("after", "before"), "after or before"),
     fit=(_one_of("crop", "squash"), "crop or squash"),
-    size=(_px, "a number of pixels"), shorter=(_px, "a number of pixels"),
+    size=(_positive, "a number of pixels"), shorter=(_positive, "a number of pixels"),
     filter=(_one_of(*FILTERS), ", ".join(FILTERS)),
     mean=(_color(MEANS), "imagenet, clip, half or three numbers such as 0.5/0.5/0.5"),
     std=(_color(STDS), "imagenet, clip, half or three numbers such as 0.5/0.5/0.5"),
@@ -806,7 +813,7 @@ def open_clip_encoder(
     with _loading(f"open_clip:{name}"): a = clip_anatomy(_placed(visual, precision), fit.size)
     return encoder_of(a, card, tap, fit)
 
-# %% ../nbs/library/10_encoders.ipynb #7fbad133
+# %% ../nbs/library/10_encoders.ipynb #6f009c35
 def published_encoder(
     name: str, # key of `PUBLISHED`, or KEY@REVISION
     tap: Tap = Tap(),
@@ -828,7 +835,7 @@ def load(
 ) -> Encoder:
     "An encoder by name. Raises `UserError` where there is none, or not the tap that is asked for."
     kind, name, options = parse(spec)
-    tap = Tap(options.pop("tap", ""), options.pop("layer", -1), options.pop("norm", "after"))
+    tap = Tap(**{dict(tap="name").get(k, k): options.pop(k) for k in ("tap", "layer", "norm", "blocks") if k in options})
     precision = options.pop("precision", precision)
     if precision not in DTYPES: raise UserError(f"precision {precision!r}: expected fp32 or bf16")
     foreign = dict(hf=hf_encoder, timm=timm_encoder, open_clip=open_clip_encoder)
@@ -846,5 +853,5 @@ def load(
                         f"paper:NAME, webssl:NAME, dinov2:NAME, random:SEED, pixels:SIZE or colors:BINS")
     if kind in ("pixels", "colors") and "#" in spec:
         raise UserError(f"encoder {spec!r}: {kind} have one vector and no options")
-    if options: raise UserError(f"encoder {spec!r}: {kind} takes tap, layer, norm and precision, not {min(options)}")
+    if options: raise UserError(f"encoder {spec!r}: {kind} takes tap, layer, norm, blocks and precision, not {min(options)}")
     return own[kind]()

@@ -404,6 +404,10 @@ def test_runs_and_random_vits_have_the_bits_they_had():
                 model.forward_intermediates((x - 0.5) / 0.25, indices=[2], output_fmt="NLC", norm=True, intermediates_only=True)
         close(load(f"{spec}#layer=3,norm=before,tap=pooled").vector(x), before[0].mean(1))
         close(load(f"{spec}#layer=-2,tap=pooled").vector(x), after[0].mean(1))
+        joined = torch.cat([load(f"{spec}#layer={k}").vector(x) for k in (2, 3, 4)] + [f.pooled], 1)
+        e = load(f"{spec}#blocks=3,tap=cls+pooled")
+        close(e.vector(x), joined)
+        assert (e.card.tap, e.card.layer) == ("cls+pooled", "2 to 4 of 4")
     y = torch.rand(2, 3, 16, 16)
     assert torch.equal(load("pixels:16").vector(y), ((y - 0.5) / 0.25).flatten(1))
 
@@ -424,7 +428,8 @@ def test_the_cosine_of_two_histograms_is_their_bhattacharyya_coefficient():
     ("hf:x#tap=mean", "cls, pooled or projected"), ("hf:x#layer=0", "-1 for the last block"), ("hf:x#colour=3", "unknown option 'colour=3'"),
     ("hf:x#mean=1/2", "imagenet, clip, half"), ("hf:x#size=big", "a number of pixels"), ("hf:", "has no name"), ("timm:", "has no name"),
     ("hf:/no/such/folder", "is not a folder"), ("timm:./nowhere", "is not a folder"), ("pixels:16#tap=cls", "no options"),
-    ("random:0#size=64", "random takes tap, layer, norm and precision, not size"), ("random:0#tap=projected", "has no tap 'projected'"),
+    ("random:0#size=64", "random takes tap, layer, norm, blocks and precision, not size"), ("random:0#blocks=5", "up to its layer there are 4"), ("random:0#blocks=2,layer=1", "up to its layer there are 1"),
+    ("random:0#blocks=0", "a number of blocks"), ("random:0#tap=cls+projected", "or cls\\+pooled"), ("random:0#tap=projected", "has no tap 'projected'"),
     ("random:0#layer=5", "no layer 5: it has 1 to 4"), ("webssl:dino-9b", "webssl:dino-7b-518"), ("clip", "expected ccd:FOLDER"), ("clip#size=3", "expected ccd:FOLDER"),
     ("timm:vit_tiny_patch17", "could not be loaded.*timm:FOLDER")])
 def test_a_wrong_name_says_what_is_right(spec, said):
