@@ -190,7 +190,7 @@ def asked_for(name: str) -> Asked:
                     + f"Expected one of {', '.join(known)}; or NAME:PATH or "
                     "NAME=hf:OTHER for a copy of a named one")
 
-# %% ../nbs/library/13_tasks.ipynb #0918944b
+# %% ../nbs/library/13_tasks.ipynb #f8d329c0
 def class_map(
     raw, # the labels that occur: numbers or strings
     names: list | None = None, # of a ClassLabel: number -> name
@@ -215,7 +215,9 @@ def class_map(
 
 def plain_words(label) -> str:
     "A label as words: `001.Black_footed_Albatross` is a Black footed Albatross."
-    return re.sub(r"[_-]+", " ", re.sub(r"^\d+[._-](?=\D)", "", str(label))).strip()
+    said = re.sub(r"^\d+[._-](?=\D)", "", str(label)) # CUB counts its folders
+    between = "_" if re.search("[_ ]", said) else "-"
+    return re.sub(rf"(?<=\w){between}+(?=\w)", " ", said)
 
 # %% ../nbs/library/13_tasks.ipynb #a23b320c
 def _number_of(words, known): # word -> class number; {} where they are of no one kind
@@ -378,7 +380,7 @@ def _stamps(root): # those that are photographs, undivided
     ids = [str(f.relative_to(root)) for f in keep]
     return {"all": _table(ids, [str(f) for f in keep], [i.split("/")[0] for i in ids])}
 
-# %% ../nbs/library/13_tasks.ipynb #c5ff15b4
+# %% ../nbs/library/13_tasks.ipynb #c01674ff
 _USUAL = ("label", "labels", "fine_label", "cls", "class", "category", "target")
 
 def _label_column(d, a):
@@ -399,13 +401,11 @@ def _label_column(d, a):
                     f"numbers or strings; its columns are {', '.join(f)}; choose one by #label=COLUMN")
 
 def _raw_labels(d, column): # [n] objects, None where there is none
-    y = d.select_columns([column]).with_format("pandas")[:][column].astype(object)
-    if column == "__key__": y = y.map(lambda k: Path(k).parent.name or None)
-    hidden = y.isna() | (y.map(lambda v: isinstance(v, int) and v < 0) if isinstance(d.features[column], ClassLabel)
-                         or str(d.features[column].dtype).startswith("int") else False)
-    y = y.to_numpy(object, copy=True)
-    y[hidden] = None
-    return y
+    y = d.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    if column == "__key__": y = [Path(k).parent.name or None for k in y] # web shards: the folder
+    none = [v is None or isinstance(v, int) and v < 0 for v in y]
+    if isinstance(d.features[column], ClassLabel) or all(none): y = [None if n else v for v, n in zip(y, none)]
+    return np.array([*y, None], object)[:-1]
 
 # %% ../nbs/library/13_tasks.ipynb #5e4ffd11
 def _labelled(d, a, part): # with label, class_name and split; those without a label are gone
@@ -492,21 +492,21 @@ def _check_size(found, a): # warn where it is not what was published
         off.append(f"{len(classes):,} classes where {a.spec.classes:,} were published")
     if off: warnings.warn(f"{a.name} has {'; '.join(off)} ({a.spec.source}): is this the whole set?")
 
-# %% ../nbs/library/13_tasks.ipynb #0f4d4897
+# %% ../nbs/library/13_tasks.ipynb #e6399698
 def places(
     labels: np.ndarray, # [n]
     pixels: np.ndarray, # [n] pixel hashes
     seed: int = 0,
 ) -> np.ndarray: # [n] from 0 (first) to below 1; NaN where a class is one picture
-    "Where each image stands in the shuffled order of its class."
+    "Where each image stands in the shuffled order of its class; equal pixels at one place."
     d = pd.DataFrame(dict(pixels=np.asarray(pixels, object), label=labels))
     g = d.groupby("pixels", sort=False).label.agg(["first", "size"])
     names, key = g.index.to_numpy(object), f"{seed:016d}"
     g = g.iloc[np.argsort(pd.util.hash_array(names, hash_key=key), kind="stable")]
     own = g.groupby("first", sort=False)["size"]
-    place = (own.cumsum() - g["size"]) / own.transform("sum")
-    last = ~g["first"].duplicated(keep="last")
-    place[last] = np.where(own.transform("count")[last] > 1, 1 - 1e-9, np.nan)
+    place = (own.cumsum() - g["size"] / 2) / own.transform("sum")
+    first, last = (~g["first"].duplicated(keep=k) for k in ("first", "last"))
+    place[first], place[last], place[first & last] = 0.0, 1 - 1e-9, np.nan
     return place.reindex(d.pixels).to_numpy()
 
 VAL, MOST_VAL = 0.1, 50_000
