@@ -7,14 +7,15 @@ __all__ = ['OWN_FONTS', 'SPLITS', 'CIFAR101', 'DATASETS', 'CIFAR10', 'STAMPS', '
            'Fold', 'Task', 'shares_word', 'emoji_tasks', 'Dataset', 'Asked', 'asked_for', 'class_map', 'plain_words',
            'photographed', 'opened', 'places', 'val_mask', 'tasks', 'class_names']
 
-# %% ../nbs/library/13_tasks.ipynb #1cbe0edf
+# %% ../nbs/library/13_tasks.ipynb #7ac7f063
 import difflib, hashlib, re, tarfile, urllib.request, warnings, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import datasets as hf
-from datasets import ClassLabel, Features, Image, Value
+from datasets import ClassLabel, Features, Image as ImageFeature, Value
+from PIL import Image
 from . import emoji
 from .core import UserError, World, atomic, cache_dir, content_hash
 from .sources import IMAGE_SUFFIXES, MANY, completed
@@ -153,7 +154,7 @@ DATASETS = {
     "ade20k": Dataset("hf://datasets/zhoubolei/scene_parse_150@refs/convert/parquet/scene_parsing", "segmentation",
         dict(train=20_210, test=2_000), 150, "Zhou et al. (2017)", "BSD-3-Clause", test="validation")}
 
-# %% ../nbs/library/13_tasks.ipynb #5bc6791a
+# %% ../nbs/library/13_tasks.ipynb #256e0bea
 @dataclass(frozen=True)
 class Asked:
     "What a name asks for. Nothing is opened."
@@ -161,7 +162,6 @@ class Asked:
     where: str
     spec: Dataset
     label: str # column; "": the usual one
-    own: bool # does `where` come from the user?
 
     @property
     def key(self) -> str: # of its corpora; a part of a file name
@@ -170,7 +170,7 @@ class Asked:
         short = re.sub(r"[^A-Za-z0-9.]+", "-", Path(rest).name).strip("-")
         return f"{kind}-{short}-{content_hash(self.name, 6)}"
 
-# %% ../nbs/library/13_tasks.ipynb #81c01ff6
+# %% ../nbs/library/13_tasks.ipynb #ab1e9b37
 def asked_for(name: str) -> Asked:
     "What a name means. Raises `UserError` for an unknown one."
     text, _, label = name.partition("#label=")
@@ -179,10 +179,10 @@ def asked_for(name: str) -> Asked:
     if head in ("folder", "hf") and rest:
         plain = f"{text}#label={label}" if label else text
         return Asked(plain, rest if head == "folder" else text,
-                     Dataset(text, "general"), label, True)
+                     Dataset(text, "general"), label)
     if head in DATASETS and (rest or text == head):
         d = DATASETS[head]
-        return Asked(head, rest or d.where, d, label or d.label, bool(rest))
+        return Asked(head, rest or d.where, d, label or d.label)
     known = [*DATASETS, "folder:PATH", "hf:NAME#label=COLUMN"]
     near = difflib.get_close_matches(head, [*DATASETS, "folder", "hf"], 1)
     raise UserError(f"unknown data set {name!r}: "
@@ -263,7 +263,7 @@ def _on_disk(path, a):
         return dict(d) if isinstance(d, dict) else {"all": d}
     return _arrays(path) if any(path.glob("*_data.npy")) else _folders(path)
 
-# %% ../nbs/library/13_tasks.ipynb #742ecc09
+# %% ../nbs/library/13_tasks.ipynb #3fb694f1
 def _from_hub(a, path, config=None, **more):
     try: return dict(hf.load_dataset(path, config, **more))
     except Exception as e: raise UserError(_no_hub(a, e)) from e
@@ -272,8 +272,8 @@ def _parquet(where): # split -> files
     return {s: f"{where}/{s}/*.parquet" for s in ("train", "validation")}
 
 def _no_hub(a, e): # what to do about it
-    said, page = str(e), a.where.removeprefix("hf:").partition(":")[0]
-    if "gated" in said.lower() or "401" in said or "403" in said:
+    said, page = str(e), "/".join(re.findall(r"[\w.-]+", a.where.removeprefix("hf:"))[:2])
+    if re.search(r"gated|\b40[13]\b", said, re.I):
         return (f"{a.name} is gated: accept its terms at https://huggingface.co/datasets/{page}, "
                 f"log in with `hf auth login`, and start again ({said})")
     if a.name not in DATASETS: return f"could not open the data set {a.where!r}: {said}"
@@ -286,7 +286,7 @@ def _downloaded(a): # a file of the hub
     try: return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
     except Exception as e: raise UserError(_no_hub(a, e)) from e
 
-# %% ../nbs/library/13_tasks.ipynb #83befd5a
+# %% ../nbs/library/13_tasks.ipynb #632366c6
 def _unpacked(path): # a folder in the cache
     try: path, state = path.resolve(), path.stat()
     except OSError as e: raise UserError(f"{path} cannot be read: {e}") from e
@@ -321,7 +321,7 @@ def _folder(path, root):
 
 def _table(ids, images, labels): # a label may be None
     number = any(isinstance(x, int) for x in labels)
-    f = Features(item_id=Value("string"), image=Image(), label=Value("int64" if number else "string"))
+    f = Features(item_id=Value("string"), image=ImageFeature(), label=Value("int64" if number else "string"))
     return hf.Dataset.from_dict(dict(item_id=ids, image=images, label=labels), features=f)
 
 # %% ../nbs/library/13_tasks.ipynb #e6325382
@@ -364,15 +364,14 @@ def photographed(im, share: float = 0.3) -> bool:
     colour = (x @ np.uint32([1 << 16, 1 << 8, 1, 0]))[x[..., 3] > 200]
     return len(np.unique(colour)) > share * max(1, len(colour))
 
-# %% ../nbs/library/13_tasks.ipynb #12b61c8d
+# %% ../nbs/library/13_tasks.ipynb #35db0caf
 def _stamps(root): # those that are photographs, undivided
     if not root.is_dir():
         raise UserError(f"{root} is not there: install it (apt install tuxpaint-stamps-default), or ask for "
                         "stamps:PATH, where PATH holds animals, food, plants …")
-    from PIL import Image as Pictures
     files = sorted(f for c in STAMPS for f in (root / c).rglob("*.png"))
     twin = [f.stem.endswith("_mirror") for f in files]
-    drawn = ["cartoon" in f.parts or not photographed(Pictures.open(f)) for f in files]
+    drawn = ["cartoon" in f.parts or not photographed(Image.open(f)) for f in files]
     keep = [f for f, t, d in zip(files, twin, drawn) if not t and not d]
     if not keep: raise UserError(f"{root} holds no photograph below {', '.join(STAMPS)}")
     warnings.warn(f"stamps: {len(keep)} photographs; left out: {sum(drawn)} drawings and "
@@ -407,7 +406,7 @@ def _raw_labels(d, column): # [n] objects, None where there is none
     if isinstance(d.features[column], ClassLabel) or all(none): y = [None if n else v for v, n in zip(y, none)]
     return np.array([*y, None], object)[:-1]
 
-# %% ../nbs/library/13_tasks.ipynb #5e4ffd11
+# %% ../nbs/library/13_tasks.ipynb #d519cf09
 def _labelled(d, a, part): # with label, class_name and split; those without a label are gone
     new = dict(split=[part] * len(d))
     if a.spec.group != "segmentation":
@@ -419,7 +418,7 @@ def _labelled(d, a, part): # with label, class_name and split; those without a l
             warnings.warn(f"{a.name} ({part}): {(~has).sum():,} of {len(d):,} images have no label and are left out")
             d, y = d.select(np.nonzero(has)[0]), y[has]
         codes, raw = pd.factorize(y)
-        _check_classes(raw, len(y), column, a)
+        if part in ("train", "all"): _check_classes(raw, len(y), column, a)
         meant = class_map(raw.tolist(), getattr(d.features[column], "names", None), _known(a.name))
         for k, name in enumerate(("label", "class_name")):
             new[name] = [meant[v][k] for v in raw[codes]]
@@ -429,7 +428,7 @@ def _labelled(d, a, part): # with label, class_name and split; those without a l
     return d
 
 def _check_classes(raw, n, column, a):
-    if len(raw) == 1 and not a.spec.parent:
+    if len(raw) == 1:
         raise UserError(f"every image of {a.name} has the label {raw[0]!r}: there is nothing to tell apart; "
                         "choose another column by #label=COLUMN")
     if n > 20 and len(raw) == n:
@@ -492,13 +491,13 @@ def _check_size(found, a): # warn where it is not what was published
         off.append(f"{len(classes):,} classes where {a.spec.classes:,} were published")
     if off: warnings.warn(f"{a.name} has {'; '.join(off)} ({a.spec.source}): is this the whole set?")
 
-# %% ../nbs/library/13_tasks.ipynb #e6399698
+# %% ../nbs/library/13_tasks.ipynb #3ffc748b
 def places(
     labels: np.ndarray, # [n]
     pixels: np.ndarray, # [n] pixel hashes
     seed: int = 0,
 ) -> np.ndarray: # [n] from 0 (first) to below 1; NaN where a class is one picture
-    "Where each image stands in the shuffled order of its class; equal pixels at one place."
+    "Where each image stands in the shuffled order of its class."
     d = pd.DataFrame(dict(pixels=np.asarray(pixels, object), label=labels))
     g = d.groupby("pixels", sort=False).label.agg(["first", "size"])
     names, key = g.index.to_numpy(object), f"{seed:016d}"

@@ -168,6 +168,13 @@ def test_labels_stay_what_they_are(tmp_path, labels, want):
         assert d.class_name.tolist() == [str(v) for v in labels]
 
 @quietly
+def test_classes_named_by_numbers_keep_their_number(tmp_path):
+    names = sorted(map(str, range(12))) # 0, 1, 10, 11, 2 …
+    made = lambda a: table([(k, a) for k in range(12)] * 2, [names.index(str(k)) for k in range(12)] * 2, names)
+    for c in opened(f"hf:{save(tmp_path / 'd', train=made(0), test=made(1))}").values():
+        assert [number_of(im) for im in c["image"]] == list(c["label"])
+
+@quietly
 def test_broken_images_and_missing_labels_move_no_label(tmp_path):
     d = table(range(12), [k % 3 for k in range(12)], ["a", "b", "c"])
     rows = d.cast_column("img", Image(decode=False)).to_list()
@@ -196,6 +203,12 @@ def test_labels_that_are_no_classes_are_errors(tmp_path):
     same = write(tmp_path / "b", {f"only/{k}.png": (k,) for k in range(5)} | {"x.png": (9,)})
     with pytest.warns(UserWarning, match="1 of 6 images have no label"), pytest.raises(UserError, match="nothing to tell apart"):
         opened(f"folder:{same}")
+
+def test_a_test_of_few_classes_or_of_one_image_each_is_a_test(tmp_path):
+    train = table(range(60), [k % 30 for k in range(60)])
+    for k, labels in enumerate(([3] * 30, list(range(30)))):
+        t = asked(f"hf:{save(tmp_path / str(k), train=train, test=table(range(100, 130), labels))}")[0]
+        assert len(t.folds[0].test.rows) == 30
 
 # --- names
 
