@@ -82,6 +82,20 @@ def test_concepts_are_read_in_the_drawings_of_a_team_not_learnt_from(world):
         assert set(test.concept) | set(val.concept) <= set(train.concept)
     assert set(in_pieces(own, world)[0][2]["style"]) == {"openmoji"}
 
+def test_a_concept_that_one_team_drew_is_not_asked_for(world):
+    g = world["gallery"].copy()
+    rare = g.index[g.split == "test"][::5]
+    g.loc[rare, "concept"] = "drawn by one team"
+    g.loc[rare, "style_family"] = g.style_family[rare[0]]
+    t = next(t for t in emoji_tasks(g, world["signs"]) if t.name == "concept across styles")
+    assert t.folds and not any("drawn by one team" in set(p.concept) for _, *parts in in_pieces(t, dict(gallery=g)) for p in parts)
+
+def test_a_held_out_style_is_tested_without_its_kin(world):
+    found = emoji_tasks(**world, held_out_style="fluent-emoji-flat")
+    t = next(t for t in found if t.name == "concept in the held-out style")
+    (train, _, test), = in_pieces(t, world)
+    assert set(test["style"]) == {"fluent-emoji-flat"} and not any("fluent" in s for s in set(train["style"]))
+
 def test_the_fair_part_of_category_is_what_shares_no_word(world):
     found = {t.name: t for t in emoji_tasks(**world)}
     every, fair = (in_pieces(found[n], world)[0][2] for n in ("category", "category (no shared word)"))
