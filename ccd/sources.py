@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Opened', 'IMAGE_SUFFIXES', 'TEXT_COLUMNS', 'MANY', 'STREAMED', 'WINDOW', 'DIRECTION', 'FACTS', 'FEW', 'NO_CAPTION',
-           'BUFFER', 'decode', 'pixel_hash', 'folder', 'hub', 'tar_members', 'TarImage', 'image_bytes', 'shards',
-           'stream', 'open_corpus', 'fingerprint', 'square', 'Pixels', 'readable', 'epoch_order', 'sample_rows',
-           'shard_order', 'tar_lengths', 'Shown', 'Faults', 'Feed', 'Stream', 'feed_for']
+           'BUFFER', 'decode', 'pixel_hash', 'folder', 'hub', 'completed', 'tar_members', 'TarImage', 'image_bytes',
+           'shards', 'stream', 'open_corpus', 'fingerprint', 'square', 'Pixels', 'readable', 'epoch_order',
+           'sample_rows', 'shard_order', 'tar_lengths', 'Shown', 'Faults', 'Feed', 'Stream', 'feed_for']
 
 # %% ../nbs/library/04_sources.ipynb #83b99301
 import hashlib, io, itertools, json, os, re, signal, threading, time, warnings
@@ -121,14 +121,15 @@ def hub(
             d = load_dataset(path, config or None, split=split)
     except Exception as e:
         raise UserError(f"could not open the dataset {name!r}: {e}") from e
-    return _complete(_find_image(d[split] if isinstance(d, dict) else d, name), name)
+    return completed(d[split] if isinstance(d, dict) else d, name)
 
 def _find_image(d, name):
     columns = [k for k, v in (d.features or {}).items() if isinstance(v, ImageFeature)]
     if not columns:
         raise UserError(f"{name!r} has no image column; its columns are {d.column_names}")
-    d = d.cast_column(columns[0], ImageFeature(decode=False)) # no image is decoded on the way
-    return d if columns[0] == "image" else d.rename_column(columns[0], "image")
+    found = "image" if "image" in columns else columns[0] # masks are images too
+    d = d.cast_column(found, ImageFeature(decode=False)) # no image is decoded on the way
+    return d if found == "image" else d.rename_column(found, "image")
 
 # %% ../nbs/library/04_sources.ipynb #d3b12196
 def _said(row): # the captions of a row, whatever the column is called
@@ -137,8 +138,14 @@ def _said(row): # the captions of a row, whatever the column is called
     return [found] if isinstance(found, str) else list(found or [])
 
 # %% ../nbs/library/04_sources.ipynb #f34525a0
-def _complete(d, name):
-    many = len(d) >= MANY
+def completed(
+    d, # a `datasets.Dataset` with an image column
+    name: str, # its items are called by it and their row
+    look: bool | None = None, # decode each image once; None: below 100,000 rows
+) -> Opened:
+    "A dataset as a corpus: every column it has, and those that all have."
+    d = _find_image(d, name)
+    many = len(d) >= MANY if look is None else not look
     def describe(row, k):
         key, why, im = row.get("item_id") or f"{name}-{k:08d}", "", None
         if not many:
