@@ -6,10 +6,11 @@
 __all__ = ['DATA', 'TOLERANCE', 'Z', 'data', 'accuracy_table', 'suite', 'categories', 'scores', 'weights', 'means',
            'sampling_error', 'mean_errors', 'check', 'step', 'slack', 'mismatches', 'contradictions', 'coarse',
            'difference', 'row_of', 'ties', 'verdict', 'leave_one_out', 'claims', 'judge', 'shares', 'paper_differences',
-           'read_table', 'check_file', 'in_words']
+           'read_table', 'check_file', 'check_published', 'with_errors']
 
-# %% ../nbs/library/22_published.ipynb #8314ce55
+# %% ../nbs/library/22_published.ipynb #8c47dd26
 import csv, difflib, re
+from functools import cache
 from importlib import resources
 from pathlib import Path
 import numpy as np
@@ -46,22 +47,26 @@ def accuracy_table(
     t = data("accuracy")
     t = t[t.work == work]
     star = np.where(t.status == "second-hand", "*", "")
-    text = [f"{v:g}{s}" if pd.notna(v) else "not found" for v, s in zip(t.value, star)]
-    t = t.assign(value=text).pivot(index="encoder", columns="measure", values="value")
-    order = data("accuracy").query("work == @work")
-    t = t.reindex(index=order.encoder.unique(), columns=order.measure.unique())
-    return t.drop(columns="Table 3", errors="ignore").fillna("not found")
+    text = [f"{v:.{1 if round(v, 1) == v else 2}f}{s}" for v, s in zip(t.value, star)]
+    shown = t.assign(value=text).pivot(index="encoder", columns="measure", values="value")
+    shown = shown.reindex(index=t.encoder.unique(), columns=t.measure.unique())
+    missing = t.pivot(index="encoder", columns="measure", values="value").isna()
+    shown = shown.mask(missing, "not found").fillna("not found")
+    return shown.drop(columns="Table 3", errors="ignore") # no number of it is known
 
 # %% ../nbs/library/22_published.ipynb #624f8b6f
 def suite(
     name: str = "cambrian", # or vmcbench, vmcbench-dev, images
 ) -> pd.DataFrame: # by benchmark: category, top of the scale, n, unit, source, also
     "The benchmarks of a suite, in the order of its tables."
-    t = data("benchmarks")
+    t = _benchmarks()
     if name not in set(t.suite):
         raise UserError(f"unknown suite {name!r}: expected one of "
                         f"{', '.join(t.suite.unique())}")
     return t[t.suite == name].set_index("benchmark")
+
+@cache
+def _benchmarks(): return data("benchmarks")
 
 def categories(
     name: str = "cambrian",
@@ -133,8 +138,8 @@ def check(
     out = table.reindex(columns=["table", "model"])
     out["printed"] = table.get("average", pd.Series(np.nan, table.index))
     out["off"] = out.printed - found["average"]
-    known = out.off.notna()
-    out["follows"] = (out.off.abs() <= slack(table, "average", of, tolerance)).where(known)
+    follows = out.off.abs() <= slack(table, "average", of, tolerance)
+    out["follows"] = follows.astype("boolean").mask(out.off.isna()) # empty: cannot be checked
     for q in w.index: out[q], out[f"{q}_se"] = found[q], errors[q]
     return out
 
@@ -162,16 +167,18 @@ def mismatches(
     "Printed means that do not follow from the parts."
     own, rows = parts is None, []
     source = check(printed if own else parts, of, tolerance)
-    for k, (i, r) in enumerate(printed.iterrows()):
-        at = source.iloc[[k]] if own else source[source.model == r.model].head(1)
-        for q in ["average", *categories(of)] if len(at) else ():
-            off = r.get(q, np.nan) - at[q].iloc[0]
-            if abs(off) > slack(printed, q, of, tolerance):
-                rows.append((r.get("table"), r.model, q, r[q], at[q].iloc[0], off))
+    allowed = {q: slack(printed, q, of, tolerance)
+               for q in ["average", *categories(of)] if q in printed}
+    for k, r in enumerate(printed.to_dict("records")):
+        at = source.iloc[[k]] if own else source[source.model == r["model"]].head(1)
+        for q in allowed if len(at) else ():
+            computed = at[q].iloc[0]
+            if abs(r[q] - computed) > allowed[q]:
+                rows.append((r.get("table"), r["model"], q, r[q], computed, r[q] - computed))
     return pd.DataFrame(rows, columns=["table", "model", "quantity",
                                        "printed", "computed", "off"])
 
-# %% ../nbs/library/22_published.ipynb #b1c9bb37
+# %% ../nbs/library/22_published.ipynb #cfd0570a
 def contradictions(table: pd.DataFrame, of: str = "cambrian") -> pd.DataFrame:
     "Models that stand in several rows with different numbers."
     x = scores(table, of).assign(model=table.model)
@@ -187,7 +194,7 @@ def coarse(table: pd.DataFrame, of: str = "cambrian") -> pd.DataFrame:
     t = pd.DataFrame(rows, columns=["benchmark", "step", "se"])
     return t[t.step > t.se].reset_index(drop=True)
 
-# %% ../nbs/library/22_published.ipynb #730adf99
+# %% ../nbs/library/22_published.ipynb #53345eb8
 Z = float(norm.ppf(0.975)) # two-sided, 95 %
 
 def difference(
@@ -195,17 +202,20 @@ def difference(
     b, # [benchmarks]
     n, # [benchmarks] questions
     w=1.0, # [benchmarks] weights
-) -> dict: # diff, se, lo, hi, p; r: correlation from which a paired test finds it
+) -> dict: # diff, se, lo, hi, p; r from which pairing finds it; least: paired se
     "a - b in points, unpaired: two-sided, 95 %."
     a, b, n, w = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, float))
                                        for v in (a, b, n, w)))
     sa, sb = sampling_error(a, n), sampling_error(b, n)
     diff, se = float(w @ (a - b)), float(np.sqrt(w**2 @ (sa**2 + sb**2)))
     r = (se**2 - (diff / Z) ** 2) / float(2 * w**2 @ (sa * sb))
+    low, high = np.minimum(a, b), np.maximum(a, b)
+    shared = np.minimum(low * (100 - high) / n, sa * sb) # low right only where high is
+    least = float(np.sqrt(w**2 @ (sa**2 + sb**2 - 2 * shared)))
     return dict(diff=diff, se=se, lo=diff - Z * se, hi=diff + Z * se,
-                p=float(2 * norm.sf(abs(diff) / se)), r=r)
+                p=float(2 * norm.sf(abs(diff) / se)), r=r, least=least)
 
-# %% ../nbs/library/22_published.ipynb #b4c46376
+# %% ../nbs/library/22_published.ipynb #e5f5bf7d
 def row_of(table: pd.DataFrame, model: str) -> int: # position of its first row
     "Where a model stands. Raises `UserError` with names like it."
     at = np.flatnonzero(table.model == model)
@@ -219,7 +229,7 @@ def ties(
     table: pd.DataFrame,
     pairs, # (model a, model b) or (model a, model b, quantity)
     of: str = "cambrian",
-) -> pd.DataFrame: # a, b, quantity, diff, se, lo, hi, p, r, verdict
+) -> pd.DataFrame: # a, b, quantity, verdict, and as `difference`
     "Which differences are within sampling error."
     x, w, n, out = scores(table, of), weights(of), suite(of).n, []
     for a, b, *more in pairs:
@@ -236,10 +246,10 @@ def ties(
 def verdict(d: dict) -> str: # of a `difference`
     if not np.isfinite(d["se"]): return "cannot be told"
     if abs(d["diff"]) > Z * d["se"]: return "real"
-    paired = f", unless answers correlate above {d['r']:.2f}" if d["r"] < 1 else ""
-    return f"tie{paired}"
+    if abs(d["diff"]) <= Z * d["least"]: return "tie, however paired"
+    return f"tie, unless answers correlate above {d['r']:.2f}"
 
-# %% ../nbs/library/22_published.ipynb #6c255a97
+# %% ../nbs/library/22_published.ipynb #08dba90a
 def leave_one_out(
     table: pd.DataFrame,
     a: str, # model
@@ -258,23 +268,23 @@ def leave_one_out(
                          **{k: d[k] for k in ("diff", "lo", "hi")}))
     return pd.DataFrame(rows)[["without", "diff", "lo", "hi", "verdict"]]
 
-# %% ../nbs/library/22_published.ipynb #74a282ed
+# %% ../nbs/library/22_published.ipynb #1ea66258
 def claims() -> pd.DataFrame: # claim, said, rests_on, difference, lo, hi, verdict
     "What is said of Web-SSL's tables, and what their numbers say."
-    return pd.DataFrame([_judged(c) for c in data("claims").itertuples()])
+    vqa, classic = data("webssl_vqa"), data("webssl_classic")
+    return pd.DataFrame([_judged(c, vqa, classic) for c in data("claims").itertuples()])
 
-def _judged(c):
-    vqa, classic, n = data("webssl_vqa"), data("webssl_classic"), suite("images").n
-    if c.quantity in classic:
-        t, (a, b) = classic, (classic.iloc[row_of(classic, m)] for m in (c.a, c.b))
-        values = a[c.quantity], b[c.quantity]
-        d = difference(*values, n.get(c.quantity, np.nan))
+def _judged(c, vqa, classic):
+    t = classic if c.quantity in classic else vqa
+    at = [row_of(t, m) for m in (c.a, c.b)]
+    if t is classic:
+        values = t[c.quantity].iloc[at]
+        d = difference(*values, suite("images").n.get(c.quantity, np.nan))
     else:
-        t, (d,) = vqa, ties(vqa, [(c.a, c.b, c.quantity)]).to_dict("records")
-        m = means(scores(vqa), weights())[c.quantity]
-        values = (m.iloc[row_of(vqa, model)] for model in (c.a, c.b))
-    rests = "; ".join(f"{m} {v:.4g} (Table {t.table[row_of(t, m)]})"
-                      for m, v in zip((c.a, c.b), values))
+        values = means(scores(t.iloc[at]), weights())[c.quantity]
+        d = ties(t, [(c.a, c.b, c.quantity)]).to_dict("records")[0]
+    rests = "; ".join(f"{m} {v:.4g} (Table {t.table[k]})"
+                      for m, v, k in zip((c.a, c.b), values, at))
     return dict(claim=c.claim, said=c.said, quantity=c.quantity, rests_on=rests,
                 difference=d["diff"], lo=d["lo"], hi=d["hi"],
                 verdict=judge(c.kind, d) + _printed(c, d) + _fragile(c, d, vqa))
@@ -297,7 +307,7 @@ def _fragile(c, d, vqa): # does one benchmark carry it?
     t = t[t.verdict != "real"]
     return "".join(f"; {r.diff:+.2f} without {r.without}, a tie" for r in t.itertuples())
 
-# %% ../nbs/library/22_published.ipynb #e57b0fa3
+# %% ../nbs/library/22_published.ipynb #eb1e8cde
 def shares(
     a: float, # %
     b: float, # %
@@ -307,9 +317,9 @@ def shares(
     d = difference(a, b, n)
     delta = d["diff"] / 100
     d["discordant"] = min(1.0, (delta / Z) ** 2 * n + delta**2) # se^2 = (D - delta^2) / n
-    return dict(n=n, **{k: v for k, v in d.items() if k != "r"}, verdict=verdict(d))
+    return dict(n=n, **d, verdict=verdict(d))
 
-# %% ../nbs/library/22_published.ipynb #60e381b8
+# %% ../nbs/library/22_published.ipynb #d91e32c4
 def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, and as `shares`
     "The paper's CLIP and DINO where both numbers are known, with sampling error."
     t = data("accuracy").query("work == 'paper'").dropna(subset="value")
@@ -318,7 +328,7 @@ def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, and as `share
     n["VMCBench OCR"] = 2 * int(suite("vmcbench").n.iloc[0] + suite("vmcbench-dev").n.iloc[0])
     return t.join(pd.DataFrame({m: shares(r.CLIP, r.DINO, n[m]) for m, r in t.iterrows()}).T)
 
-# %% ../nbs/library/22_published.ipynb #7b3c93ae
+# %% ../nbs/library/22_published.ipynb #09a95e8d
 def read_table(
     path: str | Path, # .csv, or .tsv
     of: str = "cambrian",
@@ -337,17 +347,23 @@ def read_table(
         raise UserError(f"{path} has no benchmark of {of}: it has {', '.join(raw.columns)}; "
                         f"expected some of {', '.join(suite(of).index)}")
     _check_rows(t, path)
+    x = t[t.columns.intersection(parts)]
+    if 0 < x.max().max() <= 1:
+        raise UserError(f"{path}: no score passes {x.max().max():g}, so they seem to be "
+                        "shares: expected points out of 100; multiply by 100")
     return t, _notes(t, unknown, of)
 
 def _cells(path): # text
-    if not path.is_file(): raise UserError(f"no file {path}: give a .csv with a row per model")
+    if not path.is_file():
+        raise UserError(f"no file {path}: expected a .csv or .tsv with a row per model")
     try:
         with path.open(encoding="utf-8-sig", newline="") as f:
             rows = [r for r in csv.reader(f, delimiter="\t" if path.suffix == ".tsv" else ",")
                     if any(x.strip() for x in r)]
     except (UnicodeDecodeError, csv.Error) as e:
         raise UserError(f"{path} is not a table in UTF-8 text: {e}") from None
-    if len(rows) < 2: raise UserError(f"{path} has no rows: expected a line of names and one per model")
+    if len(rows) < 2:
+        raise UserError(f"{path} has no rows: expected a line of names and one per model")
     for k, r in enumerate(rows[1:], 1):
         if len(r) != len(rows[0]):
             raise UserError(f"{path}, row {k}: {len(r)} cells under {len(rows[0])} names; "
@@ -364,7 +380,8 @@ def _columns(given, of): # as given -> as we call it
     names = {c: ours[plain(c)] for c in given if plain(c) in ours}
     for c in given:
         same = [x for x in given if x == c or (c in names and names.get(x) == names[c])]
-        if len(same) > 1: raise UserError(f"columns {', '.join(map(repr, same))} are the same: keep one")
+        if len(same) > 1:
+            raise UserError(f"columns {', '.join(map(repr, same))} mean the same: keep one")
     return names
 
 def _numbers(t, c, of):
@@ -375,60 +392,80 @@ def _numbers(t, c, of):
             k = int(np.flatnonzero(bad)[0])
             raise UserError(f"row {k + 1} ({t.model[k]!r}), column {c}: {t[c][k]!r}; expected {what}"
                             " with a decimal point, or an empty cell")
-    small = top / 20 if top > 100 else 1
-    if len(x.dropna()) and 0 < x.max() <= small:
-        raise UserError(f"column {c} never passes {x.max():g}: expected points out of {top}; "
-                        f"multiply by {top / small:g}")
     return x
 
 def _check_rows(t, path):
     keys = [c for c in ("table", "model") if c in t]
     if (t.model == "").any():
-        raise UserError(f"{path}, row {int((t.model == '').argmax()) + 1}: no model; give it a name")
+        k = int((t.model == "").argmax()) + 1
+        raise UserError(f"{path}, row {k} has no model: expected a name; give it one")
     twice = t.duplicated(keys, keep=False)
     if twice.any():
-        k = " and ".join(str(i + 1) for i in np.flatnonzero((t[keys] == t[keys][twice].iloc[0]).all(axis=1)))
-        raise UserError(f"{path}, rows {k} are both {t.model[twice].iloc[0]!r}: keep one, "
-                        "or tell them apart in a column `table`")
+        first = t[keys][twice].iloc[0]
+        same = np.flatnonzero((t[keys] == first).all(axis=1)) + 1
+        raise UserError(f"{path}, rows {' and '.join(map(str, same))} are all {first.model!r}: "
+                        "keep one, or tell them apart in a column `table`")
 
 def _notes(t, unknown, of):
     gone = [b for b in suite(of).index if b not in t]
-    x = scores(t, of).drop(columns=gone)
     notes = [f"unknown to {of} and left out: {', '.join(unknown)}"] if unknown else []
-    if gone: notes.append("no column for " + ", ".join(gone) +
-                          ": means that need one are empty, or rest on a printed category")
-    return notes + [f"{t.model[k]}: no value for {', '.join(x.columns[g])}; means that need one are empty"
-                    for k, g in enumerate(x.isna().values) if g.any()]
+    for b, top in suite(of).top.drop(gone).items():
+        if 0 < t[b].max() <= (100 if top > 100 else 1):
+            notes.append(f"{b} never passes {t[b].max():g}: points are out of {top}")
+    if gone:
+        notes.append(f"no column for {', '.join(gone)}: a mean that needs one is empty, or "
+                     "rests on a printed category")
+    x = scores(t, of).drop(columns=gone)
+    return notes + [f"{t.model[k]}: no value for {', '.join(x.columns[g])}; a mean that "
+                    "needs one is empty" for k, g in enumerate(x.isna().values) if g.any()]
 
-# %% ../nbs/library/22_published.ipynb #45d35dbb
+# %% ../nbs/library/22_published.ipynb #ec5f6fad
 def check_file(
     path: str | Path | None = None, # None: what travels with the package
-    of: str = "cambrian",
+    of: str = "cambrian", # the suite of the file
     say=print,
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # as `check`; as `mismatches`
     "Check a table and say what was found: behind `ccd published check`."
-    table, notes = read_table(path, of) if path else (data("webssl_vqa"), [])
-    rows, wrong = check(table, of), mismatches(table, of=of)
-    if not path: wrong = pd.concat([wrong, mismatches(data("webssl_summary"), table)])
-    printed = rows.printed.notna()
-    say(f"{len(rows)} rows of {path or 'Web-SSL, arXiv 2504.01017'}, suite {of}; "
-        f"printed averages: {int(rows.follows.eq(True).sum())} follow, "
-        f"{int(rows.follows.eq(False).sum())} do not, "
-        f"{int((printed & rows.follows.isna()).sum())} cannot be checked")
+    if path is None: return check_published(say)
+    table, notes = read_table(path, of)
+    return _report(str(path), table, of, say, notes)
+
+def check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # of Web-SSL
+    "The same for what travels with the package, and the claims."
+    vqa, own, board = map(data, ("webssl_vqa", "cambrian_encoders", "vmcbench"))
+    apart = mismatches(data("webssl_summary"), vqa)
+    rows, wrong = _report("Web-SSL, arXiv 2504.01017", vqa, "cambrian", say, also=apart)
+    say("\nClaims; differences in points, unpaired, two-sided 95 %")
+    columns = ["claim", "difference", "lo", "hi", "verdict"]
+    say(claims()[columns].round(2).to_string(index=False))
+    for title, t, of in (("Cambrian-1, arXiv 2406.16860, Table 13", own, "cambrian"),
+                         ("VMCBench, test", board[board.table == "test"], "vmcbench"),
+                         ("VMCBench, dev", board[board.table == "dev"], "vmcbench-dev")):
+        say("")
+        _report(title, t, of, say)
+    return rows, wrong
+
+def _report(title, table, of, say, notes=(), also=None):
+    rows = check(table, of)
+    wrong = pd.concat([mismatches(table, of=of), also], ignore_index=True)
+    blind = int((rows.printed.notna() & rows.follows.isna()).sum())
+    say(f"{title}: {len(rows)} rows, suite {of}; printed averages: "
+        f"{int(rows.follows.eq(True).sum())} follow, {int(rows.follows.eq(False).sum())} "
+        f"do not, {blind} cannot be checked")
     for note in notes: say(f"- {note}")
     for r in wrong.itertuples():
-        say(f"- does not follow: {r.model}, {r.quantity}: printed {r.printed:g}, its parts give {r.computed:.2f}")
+        where = f" in table {r.table}" if pd.notna(r.table) else ""
+        say(f"- {r.model}, {r.quantity}{where}: printed {r.printed:g}, its parts give "
+            f"{r.computed:.2f}")
     for r in contradictions(table, of).itertuples():
         say(f"- {r.model} has more than one value of {r.benchmark}")
     for r in coarse(table, of).itertuples():
-        say(f"- {r.benchmark} is printed in steps of {r.step:g}: differences below that cannot be seen")
-    say("\n" + in_words(rows, of).to_string(index=False))
-    if not path:
-        say("\n" + claims()[["claim", "difference", "verdict"]].round(2).to_string(index=False))
+        say(f"- {r.benchmark} is printed in steps of {r.step:g}: smaller differences are not seen")
+    say(with_errors(rows, of).to_string(index=False))
     return rows, wrong
 
-def in_words(rows: pd.DataFrame, of: str = "cambrian") -> pd.DataFrame: # of `check`
-    "Means with their 95 % half-widths."
-    text = lambda q: [f"{m:.2f} ± {Z * s:.2f}" if np.isfinite(m) else ""
+def with_errors(rows: pd.DataFrame, of: str = "cambrian") -> pd.DataFrame: # of `check`
+    "Means with their 95 % half-widths, as text."
+    text = lambda q: [f"{m:.2f} ± {Z * s:.2f}" if np.isfinite(m) else "–"
                       for m, s in zip(rows[q], rows[f"{q}_se"])]
     return rows[["model"]].assign(**{q: text(q) for q in ["average", *categories(of)]})
