@@ -18,7 +18,7 @@ import pandas as pd
 from scipy.stats import norm
 from .core import UserError
 
-# %% ../nbs/library/22_published.ipynb #7b9b1fca
+# %% ../nbs/library/22_published.ipynb #4cf4c37b
 DATA = {
     "accuracy": "the paper's numbers and DINO's own, each with how it is known",
     "webssl_vqa": "Web-SSL (arXiv 2504.01017), Tables 6 to 15: sixteen benchmarks",
@@ -29,17 +29,18 @@ DATA = {
     "benchmarks": "the benchmarks: category, scale, size and the source of the size",
     "claims": "what is said of Web-SSL's tables, and the two rows it rests on"}
 
-# %% ../nbs/library/22_published.ipynb #a39d6665
+# %% ../nbs/library/22_published.ipynb #8ab971bc
 def data(
     name: str, # one of `DATA`
 ) -> pd.DataFrame:
     "A table of published numbers."
     if name not in DATA:
-        raise UserError(f"no published table {name!r}: expected one of {', '.join(DATA)}")
-    with (resources.files("ccd") / "data" / f"{name}.csv").open(encoding="utf-8") as f:
-        return pd.read_csv(f)
+        raise UserError(f"no published table {name!r}: "
+                        f"expected one of {', '.join(DATA)}")
+    at = resources.files("ccd") / "data" / f"{name}.csv"
+    with at.open(encoding="utf-8") as f: return pd.read_csv(f)
 
-# %% ../nbs/library/22_published.ipynb #0a72f75e
+# %% ../nbs/library/22_published.ipynb #ceca34df
 def accuracy_table(
     work: str = "paper", # or dino: the original DINO's own numbers
 ) -> pd.DataFrame: # encoders by measures, text
@@ -47,14 +48,14 @@ def accuracy_table(
     t = data("accuracy")
     t = t[t.work == work]
     star = np.where(t.status == "second-hand", "*", "")
-    text = [f"{v:.{1 if round(v, 1) == v else 2}f}{s}" for v, s in zip(t.value, star)]
-    shown = t.assign(value=text).pivot(index="encoder", columns="measure", values="value")
+    text = [f"{v:.{1 if v == round(v, 1) else 2}f}{s}" if v == v else "not found"
+            for v, s in zip(t.value, star)]
+    shown = t.assign(value=text).pivot(index="encoder", columns="measure")["value"]
     shown = shown.reindex(index=t.encoder.unique(), columns=t.measure.unique())
-    missing = t.pivot(index="encoder", columns="measure", values="value").isna()
-    shown = shown.mask(missing, "not found").fillna("not found")
-    return shown.drop(columns="Table 3", errors="ignore") # no number of it is known
+    shown = shown.drop(columns="Table 3", errors="ignore") # nothing of it is known
+    return shown.fillna("not found")
 
-# %% ../nbs/library/22_published.ipynb #624f8b6f
+# %% ../nbs/library/22_published.ipynb #9fa0d792
 def suite(
     name: str = "cambrian", # or vmcbench, vmcbench-dev, images
 ) -> pd.DataFrame: # by benchmark: category, top of the scale, n, unit, source, also
@@ -75,7 +76,7 @@ def categories(
     s = suite(name)
     return {c: list(s.index[s.category == c]) for c in s.category.dropna().unique()}
 
-# %% ../nbs/library/22_published.ipynb #b50e26b6
+# %% ../nbs/library/22_published.ipynb #e9109daa
 def scores(
     table: pd.DataFrame, # a row each; benchmarks as printed, or category means
     of: str = "cambrian", # the suite
@@ -105,14 +106,14 @@ def means(
     gap = x.isna().astype(float) @ (w.T > 0).astype(float) > 0
     return (x.fillna(0) @ w.T).mask(gap)
 
-# %% ../nbs/library/22_published.ipynb #3166966c
+# %% ../nbs/library/22_published.ipynb #a677bfce
 def sampling_error(
     score, # in 0..100, of any shape
     n, # questions, of a shape that fits
 ) -> np.ndarray:
     "Standard error in points, binomial."
     score, n = np.asarray(score, float), np.asarray(n, float)
-    p = np.clip(score / 100, 1 / n, 1 - 1 / n) # 0 and 100 are one answer away from certain
+    p = np.clip(score / 100, 1 / n, 1 - 1 / n) # 0 and 100 as one answer away
     return 100 * np.sqrt(p * (1 - p) / n)
 
 def mean_errors(
@@ -124,22 +125,22 @@ def mean_errors(
     squares = sampling_error(x, n[x.columns]) ** 2
     return np.sqrt(means(pd.DataFrame(squares, x.index, x.columns), w**2))
 
-# %% ../nbs/library/22_published.ipynb #23953db8
+# %% ../nbs/library/22_published.ipynb #55fa21d5
 TOLERANCE = 0.02 # points: what rounding to two decimals may do
 
 def check(
-    table: pd.DataFrame, # model; benchmarks or category means; average where printed
+    table: pd.DataFrame, # model; benchmarks or categories; average where printed
     of: str = "cambrian",
     tolerance: float = TOLERANCE,
-) -> pd.DataFrame: # table, model, printed, off, follows; quantities and `_se` of each
-    "Averages and category means from their parts, and whether the printed ones follow."
+) -> pd.DataFrame: # table, model, printed, off, follows; means, and their `_se`
+    "Averages and category means from their parts; does the printed average follow?"
     x, w = scores(table, of), weights(of).iloc[: 1 + len(categories(of))]
     found, errors = means(x, w), mean_errors(x, w, suite(of).n)
     out = table.reindex(columns=["table", "model"])
     out["printed"] = table.get("average", pd.Series(np.nan, table.index))
     out["off"] = out.printed - found["average"]
     follows = out.off.abs() <= slack(table, "average", of, tolerance)
-    out["follows"] = follows.astype("boolean").mask(out.off.isna()) # empty: cannot be checked
+    out["follows"] = follows.astype("boolean").mask(out.off.isna())
     for q in w.index: out[q], out[f"{q}_se"] = found[q], errors[q]
     return out
 
@@ -148,19 +149,21 @@ def step(
 ) -> float: # 1, 0.1 or 0.01
     "How coarsely a column is printed."
     v = values.dropna().astype(float)
-    return next((10.0**-d for d in (0, 1) if np.allclose(v, v.round(d), atol=1e-9)), 0.01)
+    whole = lambda d: np.allclose(v, v.round(d), atol=1e-9)
+    return 1.0 if whole(0) else 0.1 if whole(1) else 0.01
 
 def slack(table, quantity: str, of: str, tolerance: float) -> float: # points
-    "How far a printed mean may be off: the tolerance, more where it is printed coarsely."
-    half = lambda columns: max([step(table[c]) / 2 for c in columns
-                                if c in table and table[c].notna().any()], default=0)
-    parts = () if table.columns.isin(suite(of).index).any() else categories(of)
+    "How far a printed mean may be off: more where numbers are printed coarsely."
+    given = table.columns[table.notna().any()]
+    half = lambda columns: max([step(table[c]) / 2 for c in given.intersection(columns)],
+                               default=0)
+    parts = [] if given.isin(suite(of).index).any() else list(categories(of))
     return max(tolerance, tolerance / 2 + half([quantity]) + half(parts))
 
-# %% ../nbs/library/22_published.ipynb #c40f9f16
+# %% ../nbs/library/22_published.ipynb #7263c6b3
 def mismatches(
     printed: pd.DataFrame, # model, and some of average and the categories
-    parts: pd.DataFrame | None = None, # where the benchmarks stand; None: the same table
+    parts: pd.DataFrame | None = None, # where benchmarks stand; None: in the same
     of: str = "cambrian",
     tolerance: float = TOLERANCE,
 ) -> pd.DataFrame: # table, model, quantity, printed, computed, off
@@ -174,11 +177,12 @@ def mismatches(
         for q in allowed if len(at) else ():
             computed = at[q].iloc[0]
             if abs(r[q] - computed) > allowed[q]:
-                rows.append((r.get("table"), r["model"], q, r[q], computed, r[q] - computed))
-    return pd.DataFrame(rows, columns=["table", "model", "quantity",
-                                       "printed", "computed", "off"])
+                rows.append((r.get("table"), r["model"], q, r[q], computed))
+    columns = ["table", "model", "quantity", "printed", "computed"]
+    t = pd.DataFrame(rows, columns=columns)
+    return t.assign(off=t.printed - t.computed)
 
-# %% ../nbs/library/22_published.ipynb #cfd0570a
+# %% ../nbs/library/22_published.ipynb #e38f782a
 def contradictions(table: pd.DataFrame, of: str = "cambrian") -> pd.DataFrame:
     "Models that stand in several rows with different numbers."
     x = scores(table, of).assign(model=table.model)
@@ -194,7 +198,7 @@ def coarse(table: pd.DataFrame, of: str = "cambrian") -> pd.DataFrame:
     t = pd.DataFrame(rows, columns=["benchmark", "step", "se"])
     return t[t.step > t.se].reset_index(drop=True)
 
-# %% ../nbs/library/22_published.ipynb #53345eb8
+# %% ../nbs/library/22_published.ipynb #b4ad442f
 Z = float(norm.ppf(0.975)) # two-sided, 95 %
 
 def difference(
@@ -210,12 +214,12 @@ def difference(
     diff, se = float(w @ (a - b)), float(np.sqrt(w**2 @ (sa**2 + sb**2)))
     r = (se**2 - (diff / Z) ** 2) / float(2 * w**2 @ (sa * sb))
     low, high = np.minimum(a, b), np.maximum(a, b)
-    shared = np.minimum(low * (100 - high) / n, sa * sb) # low right only where high is
+    shared = np.minimum(low * (100 - high) / n, sa * sb) # right only where high is
     least = float(np.sqrt(w**2 @ (sa**2 + sb**2 - 2 * shared)))
     return dict(diff=diff, se=se, lo=diff - Z * se, hi=diff + Z * se,
                 p=float(2 * norm.sf(abs(diff) / se)), r=r, least=least)
 
-# %% ../nbs/library/22_published.ipynb #e5f5bf7d
+# %% ../nbs/library/22_published.ipynb #45ec82ec
 def row_of(table: pd.DataFrame, model: str) -> int: # position of its first row
     "Where a model stands. Raises `UserError` with names like it."
     at = np.flatnonzero(table.model == model)
@@ -249,14 +253,14 @@ def verdict(d: dict) -> str: # of a `difference`
     if abs(d["diff"]) <= Z * d["least"]: return "tie, however paired"
     return f"tie, unless answers correlate above {d['r']:.2f}"
 
-# %% ../nbs/library/22_published.ipynb #08dba90a
+# %% ../nbs/library/22_published.ipynb #7bc066b6
 def leave_one_out(
     table: pd.DataFrame,
     a: str, # model
     b: str, # model
     quantity: str, # the average or a category
     of: str = "cambrian",
-) -> pd.DataFrame: # without, diff, lo, hi, verdict; the first row leaves nothing out
+) -> pd.DataFrame: # without (first: nothing), diff, lo, hi, verdict
     "a - b with each part left out."
     x, n = scores(table, of), suite(of).n
     x, w = [x.iloc[row_of(table, m)] for m in (a, b)], weights(of).loc[quantity]
@@ -268,7 +272,7 @@ def leave_one_out(
                          **{k: d[k] for k in ("diff", "lo", "hi")}))
     return pd.DataFrame(rows)[["without", "diff", "lo", "hi", "verdict"]]
 
-# %% ../nbs/library/22_published.ipynb #1ea66258
+# %% ../nbs/library/22_published.ipynb #044a6a3c
 def claims() -> pd.DataFrame: # claim, said, rests_on, difference, lo, hi, verdict
     "What is said of Web-SSL's tables, and what their numbers say."
     vqa, classic = data("webssl_vqa"), data("webssl_classic")
@@ -307,7 +311,7 @@ def _fragile(c, d, vqa): # does one benchmark carry it?
     t = t[t.verdict != "real"]
     return "".join(f"; {r.diff:+.2f} without {r.without}, a tie" for r in t.itertuples())
 
-# %% ../nbs/library/22_published.ipynb #eb1e8cde
+# %% ../nbs/library/22_published.ipynb #bccf588d
 def shares(
     a: float, # %
     b: float, # %
@@ -316,10 +320,10 @@ def shares(
     "Two accuracies on one benchmark, unpaired; and what pairing would take."
     d = difference(a, b, n)
     delta = d["diff"] / 100
-    d["discordant"] = min(1.0, (delta / Z) ** 2 * n + delta**2) # se^2 = (D - delta^2) / n
+    d["discordant"] = min(1, (delta / Z) ** 2 * n + delta**2) # n se^2 = D - delta^2
     return dict(n=n, **d, verdict=verdict(d))
 
-# %% ../nbs/library/22_published.ipynb #d91e32c4
+# %% ../nbs/library/22_published.ipynb #64c45a20
 def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, and as `shares`
     "The paper's CLIP and DINO where both numbers are known, with sampling error."
     t = data("accuracy").query("work == 'paper'").dropna(subset="value")
@@ -328,7 +332,7 @@ def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, and as `share
     n["VMCBench OCR"] = 2 * int(suite("vmcbench").n.iloc[0] + suite("vmcbench-dev").n.iloc[0])
     return t.join(pd.DataFrame({m: shares(r.CLIP, r.DINO, n[m]) for m, r in t.iterrows()}).T)
 
-# %% ../nbs/library/22_published.ipynb #09a95e8d
+# %% ../nbs/library/22_published.ipynb #7842c460
 def read_table(
     path: str | Path, # .csv, or .tsv
     of: str = "cambrian",
@@ -419,7 +423,7 @@ def _notes(t, unknown, of):
     return notes + [f"{t.model[k]}: no value for {', '.join(x.columns[g])}; a mean that "
                     "needs one is empty" for k, g in enumerate(x.isna().values) if g.any()]
 
-# %% ../nbs/library/22_published.ipynb #ec5f6fad
+# %% ../nbs/library/22_published.ipynb #38382c43
 def check_file(
     path: str | Path | None = None, # None: what travels with the package
     of: str = "cambrian", # the suite of the file
