@@ -29,9 +29,9 @@ DATA = {
     "benchmarks": "the benchmarks: category, scale, size and the source of the size",
     "claims": "what is said of Web-SSL's tables, and the two rows it rests on"}
 
-# %% ../nbs/library/22_published.ipynb #8ab971bc
+# %% ../nbs/library/22_published.ipynb #f9aa41ed
 def data(
-    name: str, # one of `DATA`
+    name: str, # a key of DATA
 ) -> pd.DataFrame:
     "A table of published numbers."
     if name not in DATA:
@@ -55,7 +55,10 @@ def accuracy_table(
     shown = shown.drop(columns="Table 3", errors="ignore") # nothing of it is known
     return shown.fillna("not found")
 
-# %% ../nbs/library/22_published.ipynb #9fa0d792
+# %% ../nbs/library/22_published.ipynb #aa688e4d
+@cache
+def _benchmarks(): return data("benchmarks")
+
 def suite(
     name: str = "cambrian", # or vmcbench, vmcbench-dev, images
 ) -> pd.DataFrame: # by benchmark: category, top of the scale, n, unit, source, also
@@ -66,9 +69,7 @@ def suite(
                         f"{', '.join(t.suite.unique())}")
     return t[t.suite == name].set_index("benchmark")
 
-@cache
-def _benchmarks(): return data("benchmarks")
-
+# %% ../nbs/library/22_published.ipynb #81f57f17
 def categories(
     name: str = "cambrian",
 ) -> dict: # category -> benchmarks
@@ -76,7 +77,7 @@ def categories(
     s = suite(name)
     return {c: list(s.index[s.category == c]) for c in s.category.dropna().unique()}
 
-# %% ../nbs/library/22_published.ipynb #e9109daa
+# %% ../nbs/library/22_published.ipynb #d73d4166
 def scores(
     table: pd.DataFrame, # a row each; benchmarks as printed, or category means
     of: str = "cambrian", # the suite
@@ -89,6 +90,7 @@ def scores(
         for b in parts if only.any() else (): x.loc[only, b] = table.loc[only, c]
     return x
 
+# %% ../nbs/library/22_published.ipynb #4e3eba44
 def weights(
     of: str = "cambrian",
 ) -> pd.DataFrame: # [quantities, benchmarks]: the average, categories, benchmarks
@@ -98,6 +100,7 @@ def weights(
     return pd.DataFrame({q: s.index.isin(b) / len(b) for q, b in rows.items()},
                         index=s.index).T
 
+# %% ../nbs/library/22_published.ipynb #34d19e4e
 def means(
     x: pd.DataFrame, # [rows, benchmarks]
     w: pd.DataFrame, # [quantities, benchmarks]
@@ -106,7 +109,7 @@ def means(
     gap = x.isna().astype(float) @ (w.T > 0).astype(float) > 0
     return (x.fillna(0) @ w.T).mask(gap)
 
-# %% ../nbs/library/22_published.ipynb #a677bfce
+# %% ../nbs/library/22_published.ipynb #966f0289
 def sampling_error(
     score, # in 0..100, of any shape
     n, # questions, of a shape that fits
@@ -116,6 +119,7 @@ def sampling_error(
     p = np.clip(score / 100, 1 / n, 1 - 1 / n) # 0 and 100 as one answer away
     return 100 * np.sqrt(p * (1 - p) / n)
 
+# %% ../nbs/library/22_published.ipynb #03ff74a2
 def mean_errors(
     x: pd.DataFrame, # [rows, benchmarks] in 0..100
     w: pd.DataFrame, # [quantities, benchmarks]
@@ -125,7 +129,7 @@ def mean_errors(
     squares = sampling_error(x, n[x.columns]) ** 2
     return np.sqrt(means(pd.DataFrame(squares, x.index, x.columns), w**2))
 
-# %% ../nbs/library/22_published.ipynb #55fa21d5
+# %% ../nbs/library/22_published.ipynb #70164d11
 TOLERANCE = 0.02 # points: what rounding to two decimals may do
 
 def check(
@@ -144,15 +148,22 @@ def check(
     for q in w.index: out[q], out[f"{q}_se"] = found[q], errors[q]
     return out
 
+# %% ../nbs/library/22_published.ipynb #ac62e713
 def step(
-    values: pd.Series,
+    values: pd.Series, # a column as printed
 ) -> float: # 1, 0.1 or 0.01
     "How coarsely a column is printed."
     v = values.dropna().astype(float)
     whole = lambda d: np.allclose(v, v.round(d), atol=1e-9)
     return 1.0 if whole(0) else 0.1 if whole(1) else 0.01
 
-def slack(table, quantity: str, of: str, tolerance: float) -> float: # points
+# %% ../nbs/library/22_published.ipynb #0ca4bd4c
+def slack(
+    table: pd.DataFrame, # as for check
+    quantity: str, # the average or a category
+    of: str,
+    tolerance: float,
+) -> float: # points
     "How far a printed mean may be off: more where numbers are printed coarsely."
     given = table.columns[table.notna().any()]
     half = lambda columns: max([step(table[c]) / 2 for c in given.intersection(columns)],
@@ -160,7 +171,7 @@ def slack(table, quantity: str, of: str, tolerance: float) -> float: # points
     parts = [] if given.isin(suite(of).index).any() else list(categories(of))
     return max(tolerance, tolerance / 2 + half([quantity]) + half(parts))
 
-# %% ../nbs/library/22_published.ipynb #7263c6b3
+# %% ../nbs/library/22_published.ipynb #a2a3c210
 def mismatches(
     printed: pd.DataFrame, # model, and some of average and the categories
     parts: pd.DataFrame | None = None, # where benchmarks stand; None: in the same
@@ -182,15 +193,22 @@ def mismatches(
     t = pd.DataFrame(rows, columns=columns)
     return t.assign(off=t.printed - t.computed)
 
-# %% ../nbs/library/22_published.ipynb #e38f782a
-def contradictions(table: pd.DataFrame, of: str = "cambrian") -> pd.DataFrame:
+# %% ../nbs/library/22_published.ipynb #d8cca979
+def contradictions(
+    table: pd.DataFrame, # as for check
+    of: str = "cambrian",
+) -> pd.DataFrame: # model, benchmark
     "Models that stand in several rows with different numbers."
     x = scores(table, of).assign(model=table.model)
     apart = x.groupby("model").nunique() > 1
     return pd.DataFrame([(m, b) for m, b in apart.stack()[lambda s: s].index],
                         columns=["model", "benchmark"])
 
-def coarse(table: pd.DataFrame, of: str = "cambrian") -> pd.DataFrame:
+# %% ../nbs/library/22_published.ipynb #34cbfc6e
+def coarse(
+    table: pd.DataFrame, # as for check
+    of: str = "cambrian",
+) -> pd.DataFrame: # benchmark, step, se: the largest, all in points
     "Benchmarks printed in steps wider than their standard error."
     s, x = suite(of), scores(table, of)
     rows = [(b, step(table[b]) * 100 / s.top[b], sampling_error(x[b], s.n[b]).max())
@@ -198,7 +216,7 @@ def coarse(table: pd.DataFrame, of: str = "cambrian") -> pd.DataFrame:
     t = pd.DataFrame(rows, columns=["benchmark", "step", "se"])
     return t[t.step > t.se].reset_index(drop=True)
 
-# %% ../nbs/library/22_published.ipynb #b4ad442f
+# %% ../nbs/library/22_published.ipynb #d50749a9
 Z = float(norm.ppf(0.975)) # two-sided, 95 %
 
 def difference(
@@ -219,8 +237,11 @@ def difference(
     return dict(diff=diff, se=se, lo=diff - Z * se, hi=diff + Z * se,
                 p=float(2 * norm.sf(abs(diff) / se)), r=r, least=least)
 
-# %% ../nbs/library/22_published.ipynb #45ec82ec
-def row_of(table: pd.DataFrame, model: str) -> int: # position of its first row
+# %% ../nbs/library/22_published.ipynb #a93c0ca6
+def row_of(
+    table: pd.DataFrame,
+    model: str,
+) -> int: # position of its first row
     "Where a model stands. Raises `UserError` with names like it."
     at = np.flatnonzero(table.model == model)
     if not len(at):
@@ -229,11 +250,12 @@ def row_of(table: pd.DataFrame, model: str) -> int: # position of its first row
                         f"{', '.join(map(repr, near))}")
     return int(at[0])
 
+# %% ../nbs/library/22_published.ipynb #b5090272
 def ties(
     table: pd.DataFrame,
     pairs, # (model a, model b) or (model a, model b, quantity)
     of: str = "cambrian",
-) -> pd.DataFrame: # a, b, quantity, verdict, and as `difference`
+) -> pd.DataFrame: # a, b, quantity, verdict, and all of the difference
     "Which differences are within sampling error."
     x, w, n, out = scores(table, of), weights(of), suite(of).n, []
     for a, b, *more in pairs:
@@ -247,13 +269,17 @@ def ties(
         out.append(dict(a=a, b=b, quantity=q, **d, verdict=verdict(d)))
     return pd.DataFrame(out)
 
-def verdict(d: dict) -> str: # of a `difference`
+# %% ../nbs/library/22_published.ipynb #712bffce
+def verdict(
+    d: dict, # a difference
+) -> str:
+    "Real or a tie, and what pairing could do."
     if not np.isfinite(d["se"]): return "cannot be told"
     if abs(d["diff"]) > Z * d["se"]: return "real"
     if abs(d["diff"]) <= Z * d["least"]: return "tie, however paired"
-    return f"tie, unless answers correlate above {d['r']:.2f}"
+    return f"tie; paired, real if r > {d['r']:.2f}"
 
-# %% ../nbs/library/22_published.ipynb #7bc066b6
+# %% ../nbs/library/22_published.ipynb #4af27713
 def leave_one_out(
     table: pd.DataFrame,
     a: str, # model
@@ -272,12 +298,13 @@ def leave_one_out(
                          **{k: d[k] for k in ("diff", "lo", "hi")}))
     return pd.DataFrame(rows)[["without", "diff", "lo", "hi", "verdict"]]
 
-# %% ../nbs/library/22_published.ipynb #044a6a3c
+# %% ../nbs/library/22_published.ipynb #3ec4045a
 def claims() -> pd.DataFrame: # claim, said, rests_on, difference, lo, hi, verdict
     "What is said of Web-SSL's tables, and what their numbers say."
     vqa, classic = data("webssl_vqa"), data("webssl_classic")
     return pd.DataFrame([_judged(c, vqa, classic) for c in data("claims").itertuples()])
 
+# %% ../nbs/library/22_published.ipynb #0c03ceb2
 def _judged(c, vqa, classic):
     t = classic if c.quantity in classic else vqa
     at = [row_of(t, m) for m in (c.a, c.b)]
@@ -293,7 +320,11 @@ def _judged(c, vqa, classic):
                 difference=d["diff"], lo=d["lo"], hi=d["hi"],
                 verdict=judge(c.kind, d) + _printed(c, d) + _fragile(c, d, vqa))
 
-def judge(kind: str, d: dict) -> str: # more or equal; a `difference`
+# %% ../nbs/library/22_published.ipynb #8c726ab2
+def judge(
+    kind: str, # more or equal
+    d: dict, # a difference
+) -> str:
     "A verdict in words, from the numbers alone."
     if not np.isfinite(d["se"]): return f"{d['diff']:+.3g}; its error is not known"
     if abs(d["diff"]) <= Z * d["se"]: return f"a {verdict(d)}"
@@ -311,7 +342,7 @@ def _fragile(c, d, vqa): # does one benchmark carry it?
     t = t[t.verdict != "real"]
     return "".join(f"; {r.diff:+.2f} without {r.without}, a tie" for r in t.itertuples())
 
-# %% ../nbs/library/22_published.ipynb #bccf588d
+# %% ../nbs/library/22_published.ipynb #810c24fc
 def shares(
     a: float, # %
     b: float, # %
@@ -323,7 +354,7 @@ def shares(
     d["discordant"] = min(1, (delta / Z) ** 2 * n + delta**2) # n se^2 = D - delta^2
     return dict(n=n, **d, verdict=verdict(d))
 
-# %% ../nbs/library/22_published.ipynb #64c45a20
+# %% ../nbs/library/22_published.ipynb #70bb78ef
 def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, and as `shares`
     "The paper's CLIP and DINO where both numbers are known, with sampling error."
     t = data("accuracy").query("work == 'paper'").dropna(subset="value")
@@ -332,7 +363,7 @@ def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, and as `share
     n["VMCBench OCR"] = 2 * int(suite("vmcbench").n.iloc[0] + suite("vmcbench-dev").n.iloc[0])
     return t.join(pd.DataFrame({m: shares(r.CLIP, r.DINO, n[m]) for m, r in t.iterrows()}).T)
 
-# %% ../nbs/library/22_published.ipynb #7842c460
+# %% ../nbs/library/22_published.ipynb #0a12d8d5
 def read_table(
     path: str | Path, # .csv, or .tsv
     of: str = "cambrian",
@@ -357,6 +388,7 @@ def read_table(
                         "shares: expected points out of 100; multiply by 100")
     return t, _notes(t, unknown, of)
 
+# %% ../nbs/library/22_published.ipynb #52331450
 def _cells(path): # text
     if not path.is_file():
         raise UserError(f"no file {path}: expected a .csv or .tsv with a row per model")
@@ -423,23 +455,25 @@ def _notes(t, unknown, of):
     return notes + [f"{t.model[k]}: no value for {', '.join(x.columns[g])}; a mean that "
                     "needs one is empty" for k, g in enumerate(x.isna().values) if g.any()]
 
-# %% ../nbs/library/22_published.ipynb #38382c43
+# %% ../nbs/library/22_published.ipynb #6a98c031
 def check_file(
     path: str | Path | None = None, # None: what travels with the package
     of: str = "cambrian", # the suite of the file
     say=print,
-) -> tuple[pd.DataFrame, pd.DataFrame]: # as `check`; as `mismatches`
+) -> tuple[pd.DataFrame, pd.DataFrame]: # rows checked; what does not follow
     "Check a table and say what was found: behind `ccd published check`."
     if path is None: return check_published(say)
     table, notes = read_table(path, of)
     return _report(str(path), table, of, say, notes)
 
-def check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # of Web-SSL
+# %% ../nbs/library/22_published.ipynb #8b10501f
+def check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # rows; what does not follow
     "The same for what travels with the package, and the claims."
     vqa, own, board = map(data, ("webssl_vqa", "cambrian_encoders", "vmcbench"))
     apart = mismatches(data("webssl_summary"), vqa)
     rows, wrong = _report("Web-SSL, arXiv 2504.01017", vqa, "cambrian", say, also=apart)
-    say("\nClaims; differences in points, unpaired, two-sided 95 %")
+    say("\nClaims; differences in points, two-sided 95 %, unpaired; r: the correlation of "
+        "right answers from which a paired test would find a difference")
     columns = ["claim", "difference", "lo", "hi", "verdict"]
     say(claims()[columns].round(2).to_string(index=False))
     for title, t, of in (("Cambrian-1, arXiv 2406.16860, Table 13", own, "cambrian"),
@@ -453,7 +487,7 @@ def _report(title, table, of, say, notes=(), also=None):
     rows = check(table, of)
     wrong = pd.concat([mismatches(table, of=of), also], ignore_index=True)
     blind = int((rows.printed.notna() & rows.follows.isna()).sum())
-    say(f"{title}: {len(rows)} rows, suite {of}; printed averages: "
+    say(f"{title}: {len(rows)} rows, suite {of}\n- printed averages: "
         f"{int(rows.follows.eq(True).sum())} follow, {int(rows.follows.eq(False).sum())} "
         f"do not, {blind} cannot be checked")
     for note in notes: say(f"- {note}")
@@ -468,7 +502,11 @@ def _report(title, table, of, say, notes=(), also=None):
     say(with_errors(rows, of).to_string(index=False))
     return rows, wrong
 
-def with_errors(rows: pd.DataFrame, of: str = "cambrian") -> pd.DataFrame: # of `check`
+# %% ../nbs/library/22_published.ipynb #55fc0299
+def with_errors(
+    rows: pd.DataFrame, # from check
+    of: str = "cambrian",
+) -> pd.DataFrame:
     "Means with their 95 % half-widths, as text."
     text = lambda q: [f"{m:.2f} ± {Z * s:.2f}" if np.isfinite(m) else "–"
                       for m, s in zip(rows[q], rows[f"{q}_se"])]
