@@ -355,7 +355,7 @@ def shares(
     return dict(n=n, **d, verdict=verdict(d))
 
 # %% ../nbs/library/22_published.ipynb #70bb78ef
-def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, and as `shares`
+def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, and all of shares
     "The paper's CLIP and DINO where both numbers are known, with sampling error."
     t = data("accuracy").query("work == 'paper'").dropna(subset="value")
     t = t.pivot(index="measure", columns="encoder", values="value")
@@ -439,7 +439,7 @@ def _check_rows(t, path):
     if twice.any():
         first = t[keys][twice].iloc[0]
         same = np.flatnonzero((t[keys] == first).all(axis=1)) + 1
-        raise UserError(f"{path}, rows {' and '.join(map(str, same))} are all {first.model!r}: "
+        raise UserError(f"{path}, rows {', '.join(map(str, same))} are all {first.model!r}: "
                         "keep one, or tell them apart in a column `table`")
 
 def _notes(t, unknown, of):

@@ -246,6 +246,14 @@ def test_a_wrong_average_is_found(vqa, tmp_path):
     assert list(wrong.model) == ["Web-DINO 2B"]
     assert "2 follow, 1 do not" in said[0] and any("Web-DINO 2B, average" in s for s in said)
 
+def test_a_leaderboard_of_categories_can_be_read(tmp_path):
+    board = P.data("vmcbench").query("table == 'test'").drop(columns="source").rename(columns={"Doc & Chart": "doc&chart"})
+    said = []
+    rows, wrong = P.check_file(write(board, tmp_path / "t.csv"), "vmcbench", said.append)
+    assert not len(wrong) and "3 follow, 0 do not" in said[0] and "rests on a printed category" in said[1]
+    with pytest.raises(UserError, match="rows 1, 2, 3 are all"):
+        P.read_table(write(board.assign(model="A"), tmp_path / "t.csv"), "vmcbench")
+
 def test_doubtful_scales_are_noted(vqa, tmp_path):
     _, notes = P.read_table(write(vqa.head(3).assign(GQA=0.6, MME_P=91.0), tmp_path / "t.csv"))
     assert [n.split()[0] for n in notes] == ["MME_P", "GQA"]
@@ -264,7 +272,7 @@ BAD = {
     "column MMVP: '-1.0'; expected MMVP in 0 to 100": change(MMVP=[60.0, -1.0, 1.0]),
     "column MME_P: '2001'; expected MME_P in 0 to 2000": change(MME_P=[1800, 1801, 2001]),
     "column average: '1000'; expected average in 0 to 100": change(average=1000),
-    "rows 1 and 3 are all 'A'": lambda t: t.assign(model=["A", "B", "A"]).drop(columns="table"),
+    "rows 1, 3 are all 'A'": lambda t: t.assign(model=["A", "B", "A"]).drop(columns="table"),
     "row 2 has no model": change(model=["A", " ", "B"]),
     "mean the same": change(MMBench=50),
     "seem to be shares": lambda t: t.assign(**{b: 0.5 for b in P.suite().index}),
