@@ -586,6 +586,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'ccd.probes': { 'ccd.probes.Descent': ('library/probes.html#descent', 'ccd/probes.py'),
                             'ccd.probes.Descent.__init__': ('library/probes.html#descent.__init__', 'ccd/probes.py'),
                             'ccd.probes.Descent.begin': ('library/probes.html#descent.begin', 'ccd/probes.py'),
+                            'ccd.probes.Descent.confusion': ('library/probes.html#descent.confusion', 'ccd/probes.py'),
                             'ccd.probes.Descent.direction': ('library/probes.html#descent.direction', 'ccd/probes.py'),
                             'ccd.probes.Descent.guess': ('library/probes.html#descent.guess', 'ccd/probes.py'),
                             'ccd.probes.Descent.look': ('library/probes.html#descent.look', 'ccd/probes.py'),

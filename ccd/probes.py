@@ -108,11 +108,13 @@ class Descent:
     "Where a fit stands: weights, loss and gradient of the data, and what it has learnt."
     def __init__(self, rows: Rows, y: np.ndarray, n_classes: int, dtype=torch.float32):
         self.rows, self.y = rows, torch.from_numpy(y).to(device())
-        share = torch.bincount(self.y, minlength=n_classes) / len(y)
-        self.spread, self.memory = share * (1 - share) + 1e-9, deque(maxlen=MEMORY)
-        some = rows.take(slice(None, None, max(1, len(y) // (2 * BLOCK))))
-        self.values, self.basis = torch.linalg.eigh(some.T @ some / len(some))
-        self.begin(torch.zeros(some.shape[1] + 1, n_classes, device=device()), dtype)
+        self.some = slice(None, None, max(1, len(y) // (2 * BLOCK)))
+        some, self.memory = rows.take(self.some), deque(maxlen=MEMORY)
+        self.axes, self.basis = torch.linalg.eigh(some.T @ some / len(some))
+        w = torch.zeros(some.shape[1] + 1, n_classes, device=device())
+        share = torch.bincount(self.y, minlength=n_classes).clamp(min=1).log()
+        w[-1] = share - share.mean()
+        self.begin(w, dtype)
 
     def begin(self, w, dtype=torch.float32): # [d + 1, c]; precision of the products
         self.w, self.dtype = w, dtype
@@ -129,9 +131,16 @@ class Descent:
             slope[-1] += r.sum(0)
         return float(loss) / len(self.rows), slope / len(self.rows)
 
+    def confusion(self): # of the classes, as the probe is now; its own axes
+        p = torch.addmm(self.w[-1], self.rows.take(self.some), self.w[:-1]).softmax(1)
+        self.mixed, self.mix = torch.linalg.eigh(p.mean(0).diag() - p.T @ p / len(p))
+
     def guess(self, g, ridge): # the inverse of the guessed curvature, times g
-        stretch = self.values.clamp(min=0)[:, None] * self.spread + ridge
-        return torch.cat([self.basis @ (self.basis.T @ g[:-1] / stretch), g[-1:] / self.spread])
+        b = self.mixed.clamp(min=0)
+        stretch = self.axes.clamp(min=0)[:, None] * b + ridge
+        w = self.basis @ (self.basis.T @ g[:-1] @ self.mix / stretch)
+        free = torch.where(b > 1e-6 * b.max(), 1 / b, 0) # all biases alike: nothing changes
+        return torch.cat([w, g[-1:] @ self.mix * free]) @ self.mix.T
 
     def direction(self, g, ridge):
         "The two loops of L-BFGS."
@@ -149,6 +158,7 @@ class Descent:
 
     def run(self, ridge: float, tol=TOL, most=500) -> int: # looks at the data
         looks = 0
+        self.confusion()
         while looks < most:
             g = _ridged(self.slope, self.w, ridge)
             p = self.direction(g, ridge)
@@ -253,8 +263,9 @@ def linear_probe(
         score = dict(top1=top1, balanced=balanced)[choose]
         if best is None or score > best[0]: best = score, ridge, fit.w
         if not (todo or ridges) and best[1] == ridge > WEAKEST: todo.append(ridge / 10)
-    fit.begin(best[2])
-    fit.run(best[1])
+    for dtype in dict.fromkeys((quick, torch.float32)):
+        fit.begin(best[2] if dtype == quick else fit.w, dtype)
+        fit.run(best[1], 1e-5)
     path = pd.DataFrame(path).assign(chosen=[p["ridge"] == best[1] for p in path])
     _warn_of_edges(path)
     return Linear(classes, fit.w.cpu().numpy(), mean, std, best[1], path)
