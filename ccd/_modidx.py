@@ -609,6 +609,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'ccd.probes._both': ('library/probes.html#_both', 'ccd/probes.py'),
                             'ccd.probes._code': ('library/probes.html#_code', 'ccd/probes.py'),
                             'ccd.probes._epochs': ('library/probes.html#_epochs', 'ccd/probes.py'),
+                            'ccd.probes._gram': ('library/probes.html#_gram', 'ccd/probes.py'),
                             'ccd.probes._moments': ('library/probes.html#_moments', 'ccd/probes.py'),
                             'ccd.probes._nearest': ('library/probes.html#_nearest', 'ccd/probes.py'),
                             'ccd.probes._parts': ('library/probes.html#_parts', 'ccd/probes.py'),

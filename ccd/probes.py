@@ -41,7 +41,7 @@ def read_rows(
     rows: np.ndarray, # numbers
 ) -> torch.Tensor: # [len(rows), d] float32, on the device
     "A copy of some rows. Raises `UserError` for NaN and infinity."
-    part = torch.from_numpy(np.array(x[_span(rows)])).to(device()).float()
+    part = torch.from_numpy(np.array(x[_span(rows)])).to(device()).float() # a copy
     good = part.sum(1).isfinite()
     if not good.all():
         bad = rows[int((~good).nonzero()[0, 0])]
@@ -57,7 +57,7 @@ def _moments(x, rows): # mean and deviation, [d] float32; infinite for a constan
     first = read_rows(x, rows[:1])[0]
     total = square = torch.zeros_like(first, dtype=torch.float64)
     for a in range(0, len(rows), BLOCK):
-        z = read_rows(x, rows[a:a + BLOCK]) - first
+        z = read_rows(x, rows[a:a + BLOCK]).sub_(first)
         total, square = total + z.sum(0).double(), square + (z * z).sum(0).double()
     mean = total / len(rows)
     std = (square / len(rows) - mean**2).clamp(min=0).sqrt()
@@ -82,7 +82,7 @@ class Rows:
     def take(self, s, dtype=torch.float32) -> torch.Tensor: # slice, or places among the rows
         held = self.keep(dtype)
         if held is None: return self._read(self.rows[s]).to(dtype)
-        return held[s] if held.dtype == dtype and not held.is_cuda else self._norm(held[s].float()).to(dtype)
+        return held[s] if held.dtype == dtype and not held.is_cuda else self._norm(held[s].to(torch.float32, copy=True)).to(dtype)
 
     def keep(self, dtype):
         stored = device().type == "cuda"
@@ -97,7 +97,7 @@ class Rows:
             self.kept[key] = held
         return self.kept.get(key)
 
-    def _norm(self, x): return (x - self.mean) / self.std
+    def _norm(self, x): return x.sub_(self.mean).div_(self.std) # a copy, so in place
     def _read(self, rows): return self._norm(read_rows(self.x, rows))
 
 # %% ../nbs/library/12_probes.ipynb #6be20f41
@@ -109,9 +109,9 @@ class Descent:
     def __init__(self, rows: Rows, y: np.ndarray, n_classes: int, dtype=torch.float32):
         self.rows, self.y = rows, torch.from_numpy(y).to(device())
         self.some = slice(None, None, max(1, len(y) // (2 * BLOCK)))
-        some, self.memory = rows.take(self.some), deque(maxlen=MEMORY)
-        self.axes, self.basis = torch.linalg.eigh(some.T @ some / len(some))
-        w = torch.zeros(some.shape[1] + 1, n_classes, device=device())
+        self.axes, self.basis = torch.linalg.eigh(_gram(rows.take(self.some)))
+        self.memory = deque(maxlen=MEMORY)
+        w = torch.zeros(len(self.axes) + 1, n_classes, device=device())
         share = torch.bincount(self.y, minlength=n_classes).clamp(min=1).log()
         w[-1] = share - share.mean()
         self.begin(w, dtype)
@@ -133,7 +133,7 @@ class Descent:
 
     def confusion(self): # of the classes, as the probe is now; its own axes
         p = torch.addmm(self.w[-1], self.rows.take(self.some), self.w[:-1]).softmax(1)
-        self.mixed, self.mix = torch.linalg.eigh(p.mean(0).diag() - p.T @ p / len(p))
+        self.mixed, self.mix = torch.linalg.eigh(p.mean(0).diag() - _gram(p))
 
     def guess(self, g, ridge): # the inverse of the guessed curvature, times g
         b = self.mixed.clamp(min=0)
@@ -176,6 +176,8 @@ class Descent:
         return looks
 
     def total(self, ridge): return self.loss + ridge / 2 * float((self.w[:-1] ** 2).sum())
+
+def _gram(x): return x.T @ x / len(x)
 
 def _ridged(slope, w, ridge): # the ridge leaves the bias, the last row, alone
     return torch.cat([slope[:-1] + ridge * w[:-1], slope[-1:]])
