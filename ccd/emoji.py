@@ -471,7 +471,8 @@ def _group(rng, st, size):
     cells = [(x, y) for y in (0, half) for x in (0, half)]
     if rng.random() < 0.5:
         n = int(rng.integers(2, 5))
-        placed = [_cell(canvas, row, half, *cells[c], rng) for c in rng.permutation(4)[:n]]
+        placed = [_cell(canvas, row, half, *cells[c], rng)
+                  for c in rng.permutation(4)[:n]]
         return canvas, {**facts, **d, "count": n, "placed": placed}
     other, e = _pick(rng, st, d["style"])
     while e["concept"] == d["concept"]: other, e = _pick(rng, st, d["style"])

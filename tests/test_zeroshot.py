@@ -48,7 +48,7 @@ def test_whoever_tells_nothing_apart_is_at_chance():
         t = retrieval(x, np.tile(rng.normal(size=7), (120, 1)), owner, draws=20)
         assert np.allclose(t.recall, t.chance) and (t.without == 50 - len(set(owner.tolist()))).all()
     same = retrieval(x, np.ones((120, 7)), owner, ["the same words"] * 120, draws=20)
-    assert (same.recall == 1).all() and (same.chance == 1).all() # all are twins: everything is right
+    assert np.allclose(same.recall, same.chance) and (same.recall[same.direction == "image to text"] == 1).all() # all twins
 
 def test_strangers_are_near_chance_and_friends_far_above():
     x, owner = rng.normal(size=(400, 16)), np.repeat(np.arange(400), 2)
@@ -144,7 +144,7 @@ def alive(net):
 def saved(tmp_path_factory, tokenizer):
     done, ends = {}, dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
                           pad_token_id=tokenizer.pad_token_id)
-    words = BODY | ends | dict(vocab_size=len(tokenizer), max_position_embeddings=16)
+    words = BODY | ends | dict(vocab_size=len(tokenizer), max_position_embeddings=24)
     def of(kind):
         if kind not in done:
             folder, net = tmp_path_factory.mktemp(kind), alive(dict(
@@ -163,7 +163,7 @@ def test_a_text_tower_of_transformers_says_what_its_model_says(kind, padding, sa
     folder, net = saved(kind)
     eye, x = load(f"hf:{folder}#tap=projected"), torch.rand(3, 3, 32, 32)
     speak = speaker(f"hf:{folder}")
-    t = tokenizer(CAPTIONS, padding=padding, max_length=16, return_tensors="pt")
+    t = tokenizer(CAPTIONS, padding=padding, truncation=True, max_length=24, return_tensors="pt")
     if kind == "siglip": del t["attention_mask"]
     mean, std = (torch.tensor(v)[:, None, None] for v in (eye.card.mean, eye.card.std))
     out = net(pixel_values=(x - mean) / std, input_ids=t["input_ids"], **({"attention_mask": t["attention_mask"]} if kind == "clip" else {}))
