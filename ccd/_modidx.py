@@ -905,6 +905,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ccd.zeroshot._meant': ('library/zeroshot.html#_meant', 'ccd/zeroshot.py'),
                               'ccd.zeroshot._places': ('library/zeroshot.html#_places', 'ccd/zeroshot.py'),
                               'ccd.zeroshot._still': ('library/zeroshot.html#_still', 'ccd/zeroshot.py'),
+                              'ccd.zeroshot.by_name': ('library/zeroshot.html#by_name', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.class_vectors': ('library/zeroshot.html#class_vectors', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.fill': ('library/zeroshot.html#fill', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.hf_text': ('library/zeroshot.html#hf_text', 'ccd/zeroshot.py'),
@@ -914,6 +915,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ccd.zeroshot.open_clip_text': ('library/zeroshot.html#open_clip_text', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.retrieval': ('library/zeroshot.html#retrieval', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.speaker': ('library/zeroshot.html#speaker', 'ccd/zeroshot.py'),
-                              'ccd.zeroshot.templates': ('library/zeroshot.html#templates', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.unit': ('library/zeroshot.html#unit', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.zero_shot': ('library/zeroshot.html#zero_shot', 'ccd/zeroshot.py')}}}

@@ -482,8 +482,9 @@ def _group(rng, st, size):
     for r, k in ((row, first), (other, second)):
         spot = (k * half, size // 4) if across else (size // 4, k * half)
         placed.append(_cell(canvas, r, half, *spot, rng))
-    return canvas, {**facts, **d, "count": 2, "relation": relation, "placed": placed,
-                    "other_name": e["name"], "other_concept": e["concept"]}
+    return canvas, {**facts, **d, "count": 2, "relation": relation,
+                    "other_name": e["name"], "other_concept": e["concept"],
+                    "placed": placed}
 
 def _cell(canvas, row, half, x, y, rng):
     s = int(rng.uniform(0.8, 0.98) * half)
@@ -553,7 +554,8 @@ def _composed(world, split, index): # and what was laid where: row, size, x, y
         np.random.Philox(key=[world.seed * 4 + _SPLIT[split], index]))
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     canvas, facts = _DRAW[kind](rng, stock(split, world.held_out_style), world.size)
-    image, placed = np.clip(np.rint(canvas), 0, 255).astype(np.uint8), facts.pop("placed", [])
+    image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    placed = facts.pop("placed", [])
     return image, dict(item_id=f"scene-{split}-{index:07d}", kind=kind, split=split,
                        **facts), placed
 
@@ -562,7 +564,7 @@ def cover(
     world: World,
     split: str, # train, val or test
     index: int, # which scene
-) -> np.ndarray: # [size, size] int: row of `drawings()` on top; -1 where there is none
+) -> np.ndarray: # [size, size] row of `drawings()` on top; -1 where there is none
     "Which drawing each pixel of a scene shows."
     out = np.full((world.size, world.size), -1)
     for row, size, x, y in _composed(world, split, index)[2]:

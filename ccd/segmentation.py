@@ -28,7 +28,7 @@ from .encoders import FILTERS, Card, Encoder, Features, load, parse
 from .sources import Pixels, fingerprint
 from .views import to_float
 
-# %% ../nbs/library/15_segmentation.ipynb #10cbb9ae
+# %% ../nbs/library/15_segmentation.ipynb #405fdd45
 IGNORED = 255
 
 @dataclass
@@ -37,7 +37,7 @@ class Segmented:
     corpus: Any # with `image` and `item_id`
     mask: Callable # row -> [H, W] uint8: class numbers, 255 where not counted
     classes: list # names, by number
-    cluster: np.ndarray # [n] what is drawn together, such as the family
+    cluster: np.ndarray # [n] what is drawn together, such as the (first) family
     about: str # where the masks come from
 
     def __len__(self): return len(self.corpus)
@@ -65,7 +65,7 @@ def emoji_segments(
     @lru_cache(maxsize=20_000) # every encoder asks again
     def mask(k): return number[emoji.cover(world, split, int(rows[k]))]
     chosen = corpus.select(rows)
-    return Segmented(chosen, mask, ["ground", *names], np.array(chosen["family"][:]),
+    return Segmented(chosen, mask, ["ground", *names], np.array(chosen["family"]),
                      f"{label} where alpha is above 1/2")
 
 # %% ../nbs/library/15_segmentation.ipynb #35684f46
@@ -76,7 +76,7 @@ def annotated(
     reduce_zero_label: bool = False, # 0 is not counted, and 1 is the first class
     cluster: str = "item_id", # column of what is drawn together
 ) -> Segmented:
-    "Pictures whose masks are images. Raises `UserError` for a number without a class."
+    "Pictures whose masks are images. Raises `UserError` for an unknown class."
     labels = corpus.select_columns([column])
     def mask(k):
         m = np.asarray(labels[k][column])
@@ -112,7 +112,8 @@ def look_at(shape, size: int, ratio: float = 1.0, flip: bool = False) -> Look:
     "The windows of a picture of a shape (height, width)."
     short, least = round(size * ratio), min(shape[:2])
     frame = tuple(max(short, round(side * short / least)) for side in shape[:2])
-    corners = [(y, x) for y in starts(frame[0], size) for x in starts(frame[1], size)]
+    rows, columns = (starts(side, size) for side in frame)
+    corners = [(y, x) for y in rows for x in columns]
     return Look(frame, corners, flip)
 
 def windows(
@@ -143,7 +144,7 @@ def pixel_patches(size: int = 48, patch: int = 8) -> Encoder: # px
         t = F.unfold(x, patch, stride=patch).transpose(1, 2)
         return Features(patches=t, pooled=t.mean(1))
     name = f"pixel patches, {patch} px"
-    card = Card(name, f"RGB of {patch} x {patch} px", "none", f"pixels-{size}-{patch}",
+    card = Card(name, f"RGB of {patch} x {patch} px", "none", f"{name} of {size} px",
                 "pooled", size=size, norm="none")
     return Encoder(card, read, taps=("patches", "pooled"))
 
@@ -281,7 +282,7 @@ def cell_counts(
     side: int, # patches along one side of a window
     cells: int, # along one side of a patch
     classes: int,
-) -> Tensor: # one cell: [B, classes]; more: [k, classes, side * cells, side * cells]
+) -> Tensor: # [B, classes], or [k, classes, side * cells, side * cells]
     "How many pixels of each cell belong to each class."
     p = math.isqrt(y.shape[1])
     q = p // cells
@@ -346,7 +347,7 @@ def fit_heads(
     return heads
 
 # %% ../nbs/library/15_segmentation.ipynb #2c9940f6
-def _moments(data, cells): # what gives centred blocks; p (1 - p) [classes]; mean [d]; standardised axes [d, d]; variances [d]
+def _moments(data, cells): # what gives centred blocks; p (1 - p) of classes; mean; standardised axes [d, d]; variances along them
     _check_cells(data, cells)
     (n, d), whole = data.x.shape, data.side ** 2 if cells > 1 else 1 # windows are not cut
     step = max(1, BLOCK // (d + cells ** 2 * data.classes) // whole) * whole
@@ -430,7 +431,7 @@ def miou(
     "Mean intersection over union, of the classes that occur."
     return np.nanmean(iou(counts), -1)
 
-def iou(counts: np.ndarray) -> np.ndarray: # [..., classes], nan for what does not occur
+def iou(counts: np.ndarray) -> np.ndarray: # [..., classes], nan where union is 0
     hit, truth, said = np.moveaxis(np.asarray(counts, float), -2, 0)
     union = truth + said - hit
     return np.divide(hit, union, out=np.full_like(union, np.nan), where=union > 0)
@@ -472,16 +473,19 @@ def miou_difference(
 ) -> tuple[float, float, float]: # a - b, lower and upper end
     "How far apart two encoders are, drawn together."
     if not np.array_equal(a.counts[:, 1], b.counts[:, 1]):
-        raise UserError("two segmentations can be compared on the same pictures only")
+        raise UserError("two segmentations are compared on the same pictures only")
     x, y = (miou(draw_counts(s.counts, s.cluster, draws)) for s in (a, b))
     lo, hi = np.quantile(x - y, [(1 - level) / 2, (1 + level) / 2])
-    return float(miou(a.counts.sum(0)) - miou(b.counts.sum(0))), float(lo), float(hi)
+    apart = miou(a.counts.sum(0)) - miou(b.counts.sum(0))
+    return float(apart), float(lo), float(hi)
 
-def class_table(s: Segmentation) -> pd.DataFrame: # class, iou, recall, pixels, most_taken_for
+def class_table(
+    s: Segmentation,
+) -> pd.DataFrame: # class, iou, recall, pixels, most_taken_for
     "Class by class: what is found, and what it is taken for."
     hit, truth, _ = s.counts.sum(0)
     wrong = s.confusion - np.diag(np.diag(s.confusion))
-    taken = [s.classes[k] if w.any() else "" for k, w in zip(wrong.argmax(1), wrong)]
+    taken = [s.classes[w.argmax()] if w.any() else "" for w in wrong]
     share = np.divide(hit, truth, out=np.full(len(hit), np.nan), where=truth > 0)
     return pd.DataFrame({"class": s.classes, "iou": iou(s.counts.sum(0)),
                          "recall": share, "pixels": truth, "most_taken_for": taken})
@@ -526,18 +530,18 @@ def segmentation_probe(
     Source: Oquab et al. (2024), section 7.4, linear."""
     encoders = _encoders(encoder)
     _same_classes(train, val, test)
-    if min(ratios) < 1: raise UserError(f"ratios {ratios}: a picture smaller than "
-                                        "the window cannot be cut: expected 1 or more")
+    if min(ratios) < 1: raise UserError(f"ratios {ratios}: a picture smaller than the"
+                                        " window cannot be cut: expected 1 or more")
     size, side = grid_of(encoders)
     with tempfile.TemporaryDirectory() as spare:
         tokens = training_tokens(folder or Path(spare) / "tokens", encoders, train,
                                  per_picture, seed)
         heads, (n, d) = fit_heads(tokens, ridges, cells), tokens.x.shape
         del tokens
-    found, _ = _score(heads, encoders, val, size, (1.0,), False, "choosing the ridge")
+    found, _ = _score(heads, encoders, val, size, (1.0,), False, "choosing")
     scores = miou(found.sum(1))
     best = heads[int(scores.argmax())]
-    counts, confusion = _score([best], encoders, test, size, ratios, flip, "testing")
+    counts, confusion = _score([best], encoders, test, size, ratios, flip, "test")
     path = pd.DataFrame(dict(ridge=ridges, train_loss=[h.loss for h in heads],
                              val_miou=scores, steps=[h.steps for h in heads],
                              chosen=[h is best for h in heads]))

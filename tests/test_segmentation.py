@@ -312,3 +312,8 @@ def test_more_looks_and_pixels_also_work(scenes):
     assert many.protocol["ratios"] == [1.0, 1.32] and (many.counts[:, 1] == one.counts[:, 1]).all()
     with pytest.raises(UserError, match="smaller than the window"): segmentation_probe(e, *small, ratios=(0.5,))
     with pytest.raises(UserError, match="same classes"): segmentation_probe(e, small[0], small[1], emoji_segments(WORLD, "test", 5, "drawing"))
+
+def test_a_class_that_is_never_shown_is_never_called():
+    wide = [annotated(painted(n, seed=k), ["red", "green", "gold", "blue"][:3] + ["blue"]) for k, n in enumerate((8, 4, 4))]
+    found = segmentation_probe(colors(), *wide) # `blue` has the number 3, which no mask holds
+    assert found.counts[:, 2, 3].sum() == 0 and summary(found, 20)["miou"] > 0.75 and torch.isfinite(found.head.bias).all()
