@@ -906,6 +906,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ccd.zeroshot._places': ('library/zeroshot.html#_places', 'ccd/zeroshot.py'),
                               'ccd.zeroshot._still': ('library/zeroshot.html#_still', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.by_name': ('library/zeroshot.html#by_name', 'ccd/zeroshot.py'),
+                              'ccd.zeroshot.captions_of': ('library/zeroshot.html#captions_of', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.class_vectors': ('library/zeroshot.html#class_vectors', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.fill': ('library/zeroshot.html#fill', 'ccd/zeroshot.py'),
                               'ccd.zeroshot.hf_text': ('library/zeroshot.html#hf_text', 'ccd/zeroshot.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROMPTS', 'ROWS', 'TIE', 'CELLS', 'by_name', 'fill', 'class_vectors', 'unit', 'name_images', 'naming_accuracy',
-           'zero_shot', 'hit_by_lot', 'retrieval', 'speaker', 'Words', 'hf_text', 'open_clip_text']
+           'zero_shot', 'hit_by_lot', 'captions_of', 'retrieval', 'speaker', 'Words', 'hf_text', 'open_clip_text']
 
 # %% ../nbs/library/14_zeroshot.ipynb #ee2779b7
 import warnings
@@ -141,6 +141,12 @@ def hit_by_lot(
 
 # %% ../nbs/library/14_zeroshot.ipynb #4eb4488b
 CELLS = 1 << 23 # similarities at once
+
+def captions_of(corpus) -> tuple[list, np.ndarray]: # [m] captions; [m] rows
+    "All captions of a corpus, and the row of the picture that each belongs to."
+    each = corpus["captions"][:]
+    said = [c for captions in each for c in captions]
+    return said, np.repeat(np.arange(len(each)), [len(c) for c in each])
 
 def retrieval(
     images: np.ndarray, # [n, e] in the space of captions

@@ -4,13 +4,13 @@ import numpy as np, pytest, torch
 from PIL import Image
 from torch.nn import functional as F
 from ccd import emoji, segmentation
-from ccd.core import UserError, World
+from ccd.core import UserError, preset
 from ccd.encoders import Card, Encoder, Features, load
 from ccd.segmentation import (IGNORED, Head, Segmentation, Segmented, Tokens, annotated, assemble, cell_counts, class_table,
     dense, draw_counts, emoji_segments, fit_heads, grid_of, iou, last_layers, look_at, majority, miou, miou_difference,
     patch_labels, pixel_patches, segmentation_probe, segmented, starts, summary, training_tokens, windows)
 
-WORLD = World(scenes=300, test_scenes=120)
+WORLD = preset("smoke").world
 
 # --- masks
 
