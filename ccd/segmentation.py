@@ -307,7 +307,7 @@ class Head:
     def logits(self, tokens: Tensor) -> Tensor: # [..., d] -> [..., classes]
         return tokens @ self.weights + self.bias
 
-RIDGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5) # strong to weak
+RIDGES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6) # strong to weak
 
 # %% ../nbs/library/15_segmentation.ipynb #bc32a7a4
 BLOCK, HELD = 1 << 24, 1 << 30 # numbers at once; bytes of training data kept in memory
