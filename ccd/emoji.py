@@ -6,7 +6,7 @@
 __all__ = ['STYLES', 'NEAR', 'PALETTE', 'SIZE', 'KINDS', 'TRAIN_FONTS', 'TEST_FONTS', 'FACTORS', 'RELATIONS', 'Style',
            'attribution', 'fetch', 'icons', 'concepts', 'drawings_of', 'render', 'bare_name', 'near_identical',
            'concept_families', 'split_of', 'color_name', 'drawings', 'words', 'font', 'ground', 'paste', 'write',
-           'ink_for', 'Stock', 'stock', 'scene', 'captions', 'png', 'scenes', 'gallery', 'signs']
+           'ink_for', 'Stock', 'stock', 'scene', 'cover', 'captions', 'png', 'scenes', 'gallery', 'signs']
 
 # %% ../nbs/library/02_emoji.ipynb #7110f36e
 import base64, hashlib, io, json, re, shutil, subprocess, tarfile, warnings
@@ -380,12 +380,14 @@ def paste(
     "Lay a drawing over the canvas."
     rgba = drawing.astype(np.float32)
     rgba[..., :3] *= rgba[..., 3:] / 255
-    if size != drawing.shape[0]:
-        rgba = np.stack([np.asarray(Image.fromarray(rgba[..., c]).resize(
-            (size, size), Image.Resampling.BILINEAR)) for c in range(4)], -1)
+    rgba = np.stack([_sized(rgba[..., c], size) for c in range(4)], -1)
     spot = canvas[y:y + size, x:x + size]
     spot *= 1 - rgba[..., 3:] / 255
     spot += rgba[..., :3]
+
+def _sized(plane, size): # [64, 64] float32
+    if size == len(plane): return plane
+    return np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR))
 
 # %% ../nbs/library/02_emoji.ipynb #76566733
 def write(
@@ -448,14 +450,15 @@ def _pick(rng, st, style=None):
 def _drawing(rng, st, size):
     canvas, facts = ground(rng, size)
     row, d = _pick(rng, st)
-    _place(canvas, drawings()[1][row], rng)
-    return canvas, {**facts, **d, "count": 1}
+    placed = [_place(canvas, row, rng)]
+    return canvas, {**facts, **d, "count": 1, "placed": placed}
 
-def _place(canvas, drawing, rng): # somewhere, at 62 to 95 % of the canvas
+def _place(canvas, row, rng): # somewhere, at 62 to 95 % of the canvas
     size = len(canvas)
     s = int(rng.uniform(0.62, 0.95) * size)
     x, y = rng.integers(0, size - s + 1, 2)
-    paste(canvas, drawing, s, x, y)
+    paste(canvas, drawings()[1][row], s, x, y)
+    return row, s, x, y
 
 # %% ../nbs/library/02_emoji.ipynb #9167a54e
 RELATIONS = {"left of": (0, 1), "right of": (1, 0),
@@ -468,23 +471,26 @@ def _group(rng, st, size):
     cells = [(x, y) for y in (0, half) for x in (0, half)]
     if rng.random() < 0.5:
         n = int(rng.integers(2, 5))
-        for c in rng.permutation(4)[:n]: _cell(canvas, row, half, *cells[c], rng)
-        return canvas, {**facts, **d, "count": n}
+        placed = [_cell(canvas, row, half, *cells[c], rng)
+                  for c in rng.permutation(4)[:n]]
+        return canvas, {**facts, **d, "count": n, "placed": placed}
     other, e = _pick(rng, st, d["style"])
     while e["concept"] == d["concept"]: other, e = _pick(rng, st, d["style"])
     relation = str(rng.choice(list(RELATIONS)))
     first, second = RELATIONS[relation]
-    across = "of" in relation
+    across, placed = "of" in relation, []
     for r, k in ((row, first), (other, second)):
         spot = (k * half, size // 4) if across else (size // 4, k * half)
-        _cell(canvas, r, half, *spot, rng)
+        placed.append(_cell(canvas, r, half, *spot, rng))
     return canvas, {**facts, **d, "count": 2, "relation": relation,
-                    "other_name": e["name"], "other_concept": e["concept"]}
+                    "other_name": e["name"], "other_concept": e["concept"],
+                    "placed": placed}
 
 def _cell(canvas, row, half, x, y, rng):
     s = int(rng.uniform(0.8, 0.98) * half)
     dx, dy = rng.integers(0, half - s + 1, 2)
     paste(canvas, drawings()[1][row], s, x + dx, y + dy)
+    return row, s, x + dx, y + dy
 
 # %% ../nbs/library/02_emoji.ipynb #d602fdd8
 def _sign(rng, st, size, word=None, name=None, plain=False):
@@ -496,8 +502,10 @@ def _sign(rng, st, size, word=None, name=None, plain=False):
     if not plain and rng.random() < 0.5:
         row, d = _pick(rng, st)
         s = size // 2
-        paste(canvas, drawings()[1][row], s, int(rng.integers(0, size - s + 1)), 0)
-        box, facts = (m, s, size - m, size - m), {**facts, **d, "count": 1}
+        x = int(rng.integers(0, size - s + 1))
+        paste(canvas, drawings()[1][row], s, x, 0)
+        facts |= {**d, "count": 1, "placed": [(row, s, x, 0)]}
+        box = (m, s, size - m, size - m)
     else:
         y = int(rng.integers(m, size // 3))
         box = (m, y, size - m, y + size // 2)
@@ -538,13 +546,31 @@ def scene(
     index: int, # which scene
 ) -> tuple[np.ndarray, dict]: # [size, size, 3] uint8; facts
     "Compose one scene. It depends on the world's seed, split and index alone."
+    image, facts, _ = _composed(world, split, index)
+    return image, facts
+
+def _composed(world, split, index): # and what was laid where: row, size, x, y
     rng = np.random.Generator(
         np.random.Philox(key=[world.seed * 4 + _SPLIT[split], index]))
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
     canvas, facts = _DRAW[kind](rng, stock(split, world.held_out_style), world.size)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    placed = facts.pop("placed", [])
     return image, dict(item_id=f"scene-{split}-{index:07d}", kind=kind, split=split,
-                       **facts)
+                       **facts), placed
+
+# %% ../nbs/library/02_emoji.ipynb #3ca73da2
+def cover(
+    world: World,
+    split: str, # train, val or test
+    index: int, # which scene
+) -> np.ndarray: # [size, size] row of `drawings()` on top; -1 where there is none
+    "Which drawing each pixel of a scene shows."
+    out = np.full((world.size, world.size), -1)
+    for row, size, x, y in _composed(world, split, index)[2]:
+        alpha = _sized(drawings()[1][row, ..., 3].astype(np.float32), size)
+        out[y:y + size, x:x + size][alpha > 127.5] = row
+    return out
 
 # %% ../nbs/library/02_emoji.ipynb #d83ab706
 def captions(
@@ -649,12 +675,11 @@ def scenes(
 
 # %% ../nbs/library/02_emoji.ipynb #a743890b
 def _gallery_rows(world, rows):
-    table, pixels = drawings()
-    out = []
+    table, out = drawings()[0], []
     for k in rows:
         rng = np.random.Generator(np.random.Philox(key=[world.seed * 4 + 3, int(k)]))
         canvas, facts = ground(rng, world.size, "plain")
-        _place(canvas, pixels[k], rng)
+        _place(canvas, k, rng)
         d = {f: table[f].iat[k] for f in FACTORS}
         facts |= d | dict(item_id=f"drawing-{d['drawing_id']}", kind="drawing", count=1,
                           split=table.split.iat[k])
