@@ -72,7 +72,7 @@ def audit(
     t = audit.audit(run_a, run_b, timed=True)
     print(t.assign(equal=["=" if e else "" for e in t.equal]).to_string(index=False))
 
-# %% ../nbs/library/28_cli.ipynb #4600e417
+# %% ../nbs/library/28_cli.ipynb #bbe62f17
 def embed(
     encoder: Positional[str], # ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
     settings: AnySettings,
@@ -88,21 +88,23 @@ def embed(
     print(f"{out}: {e.vectors.shape[0]:,} vectors of {e.vectors.shape[1]} by {e.card['name']}")
 
 def probe(
-    encoders: Positional[tuple[str, ...]], # such as ccd:runs/mini/train/clip-0 pixels:16
+    encoder: Positional[str], # ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
+    datasets: Positional[tuple[str, ...]], # emoji, imagenet, cifar10 …, folder:PATH or hf:NAME#label=COLUMN; emoji-masks, ade20k; see `ccd.tasks`
     settings: AnySettings,
+    beside: tuple[str, ...] = (), # more encoders; the first of them is who it is compared with
     out: str = "probes", # folder
+    protocols: bool = False, # also by the paper's protocol, as written and as corrected, and by DINO's
+    results: str = "", # also copy the tables to this folder
+    max_faults: float = 0.01, # share of images that may be broken
 ):
-    "Probe encoders on the emoji world."
-    if not encoders: raise UserError("name one encoder or more, such as ccd:FOLDER or pixels:16")
-    from ccd.comparison import embedded
+    "Read labels off frozen features: accuracy with floors, intervals and paired tests, and report.html."
+    from pandas import read_csv
+    from ccd.accuracy import probe as run, publish
     from ccd.figures import accuracy_table
-    from ccd.probes import probe_table
-    home = lambda e: Path(out) / e.replace("/", "_").replace(":", "_")
-    found = {e: {c: embedded(e, c, settings, home(e) / c) for c in ("gallery", "signs")} for e in encoders}
-    table, answers = probe_table(found, settings.analysis.draws)
-    table.to_csv(Path(out) / "probes.csv", index=False)
-    answers.to_parquet(Path(out) / "answers.parquet")
-    print(accuracy_table(table).to_string())
+    page = run([encoder, *beside], list(datasets or ["emoji"]), settings, out, protocols, max_faults=max_faults)
+    if results: publish(out, results, settings, " ".join(["ccd", *_said]))
+    print(accuracy_table(read_csv(page.parent / "tables/accuracy.csv")).to_string())
+    print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")
 
 # %% ../nbs/library/28_cli.ipynb #bc3f4f8a
 def compare(

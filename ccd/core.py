@@ -166,7 +166,7 @@ class Dino:
     def check(self, vit: ViT):
         if self.local_crops: check_size(self.local_size, vit.patch_size)
 
-# %% ../nbs/library/00_core.ipynb #2222e0ff
+# %% ../nbs/library/00_core.ipynb #c5f2ebed
 @dataclass(frozen=True)
 class Analysis:
     "How trained encoders are compared."
@@ -176,6 +176,8 @@ class Analysis:
     per_image: int = 3 # pairs one image may be in
     neighbors: int = 10 # of a nearest-neighbour search
     changed: int = 500 # pictures that are changed, to see what moves an encoder
+    segmented: int = 3_000 # scenes that a segmentation head learns from; a third as many test it
+    knn_checks: int = 20 # nearest-neighbour probes during a training run; 0 for none
     draws: int = 1_000 # bootstrap samples behind each interval
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ class Settings:
     analysis: Analysis = Analysis()
     run: Run = Run()
 
-# %% ../nbs/library/00_core.ipynb #c4c1d2e1
+# %% ../nbs/library/00_core.ipynb #0d0137c1
 VARIANTS = ("siglip", "clip-coarse", "clip-minilm-4", "clip-minilm-all", "clip-llama", "clip-dino-views",
             "dino-light-views", "supervised", "clip-shuffled")
 
@@ -213,7 +215,7 @@ def _smoke():
         Control(ViT(width=48, depth=2, heads=2, patch_size=12), samples=1024, batch_size=32),
         **_text(32, width=32, depth=1, heads=2),
         dino=Dino(out_dim=64, hidden=64, bottleneck=16),
-        analysis=Analysis(pairs=20, changed=40, draws=100))
+        analysis=Analysis(pairs=20, changed=40, segmented=60, knn_checks=2, draws=100))
 
 def _emoji_small():
     return Settings("emoji-small", control=Control(samples=300_000),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'FACTOR_NAMES', 'FEW', 'TERM_NAMES', 'GROUP_NAMES', 'CHANGE_NAMES', 'FLOORS', 'color_of', 'own_colors',
-           'plt', 'loss_curves', 'health_curves', 'probe_bars', 'lead_dots', 'pair_grid', 'agreement_bars', 'headline',
-           'neighbor_grid', 'atlas_plot', 'noise_curves', 'overlap_curves', 'percent', 'accuracy_table',
-           'difference_table', 'png_tag', 'credit_list', 'table_tag', 'write_report', 'attribution_plot',
-           'profile_plot', 'intervention_examples']
+           'plt', 'loss_curves', 'health_curves', 'watch_curves', 'probe_bars', 'lead_dots', 'shot_curves', 'pair_grid',
+           'agreement_bars', 'headline', 'neighbor_grid', 'atlas_plot', 'noise_curves', 'overlap_curves', 'percent',
+           'accuracy_table', 'difference_table', 'png_tag', 'credit_list', 'table_tag', 'write_report',
+           'attribution_plot', 'profile_plot', 'intervention_examples']
 
 # %% ../nbs/library/23_figures.ipynb #54badcc1
 import base64, html, io, re
@@ -76,9 +76,24 @@ def health_curves(m: pd.DataFrame):
     for ax in (a, b): ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:.0f}k")
     return fig
 
-# %% ../nbs/library/23_figures.ipynb #90bf2374
+# %% ../nbs/library/23_figures.ipynb #2451794f
+def watch_curves(
+    curves: dict, # name -> table of `ccd.accuracy.watch_neighbors`
+):
+    "What the neighbours of held-out drawings say while each encoder is trained."
+    fig = plt().figure(figsize=(4.8, 2.6))
+    ax = fig.subplots()
+    for name, m in curves.items():
+        ax.plot(m.samples, m.knn, color=color_of(name), marker="o", ms=2.5, label=name)
+    ax.set(xlabel="images seen", ylabel="right category", ylim=(0, None))
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:.0f}k" if v else "0")
+    ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    ax.legend(fontsize=8)
+    return fig
+
+# %% ../nbs/library/23_figures.ipynb #6e6c1aa1
 def probe_bars(
-    table: pd.DataFrame, # from `ccd.probes.probe_table`
+    table: pd.DataFrame, # from `ccd.accuracy.accuracy_rows`
     value: str = "linear", # or `knn`
 ):
     "One panel a task, one dot an encoder, with 95 % intervals and the majority floor."
@@ -97,9 +112,9 @@ def probe_bars(
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     return fig
 
-# %% ../nbs/library/23_figures.ipynb #301be1d8
+# %% ../nbs/library/23_figures.ipynb #e48dfc4b
 def lead_dots(
-    differences: pd.DataFrame, # from `ccd.probes.compare_probes`, one row an encoder and task
+    differences: pd.DataFrame, # from `ccd.accuracy.compare_probes`, one row an encoder and task
     value: str = "linear", # or `knn`
 ):
     "One panel a task: how many points each encoder is above another, with 95 % intervals."
@@ -117,6 +132,28 @@ def lead_dots(
         ax.set(title=task, yticks=range(len(names)), ylim=(-0.6, len(names) - 0.4))
         ax.set_yticklabels(names, fontsize=8)
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:+.0f}" if v else "0")
+    return fig
+
+# %% ../nbs/library/23_figures.ipynb #e88eaf31
+def shot_curves(
+    table: pd.DataFrame, # from `ccd.accuracy.few_shot_rows`, with column `encoder`
+):
+    "One panel a task: accuracy against labelled pictures of each class; bars: the spread of the draws."
+    p, tasks, names = plt(), list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks) // columns)
+    fig, axes = p.subplots(rows, columns, squeeze=False, figsize=(2.5 * columns, 2.1 * rows + 0.4))
+    for ax in axes.flat[len(tasks):]: ax.axis("off")
+    for ax, task in zip(axes.flat, tasks):
+        for name in names:
+            g = table[(table.task == task) & (table.encoder == name)].groupby("shots").top1
+            m, s = g.mean(), g.std().fillna(0)
+            ax.errorbar(m.index, m, s, color=color_of(name), marker="o", ms=3, lw=1.4, label=name)
+        ax.set(title=task, xscale="log", ylim=(0, None), xticks=m.index)
+        ax.set_xticklabels(m.index); ax.minorticks_off()
+        ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    for ax in axes[-1]: ax.set_xlabel("pictures of each class")
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=4)
     return fig
 
 # %% ../nbs/library/23_figures.ipynb #d6bbb440
@@ -230,7 +267,7 @@ def atlas_plot(
         for s in ax.spines.values(): s.set_visible(False)
     return fig
 
-# %% ../nbs/library/23_figures.ipynb #fcbe2da9
+# %% ../nbs/library/23_figures.ipynb #ce3fb450
 def noise_curves(
     table: pd.DataFrame, # from `ccd.pairs.above_noise`
     names: tuple[str, str],
@@ -270,16 +307,18 @@ def overlap_curves(
     ax.legend(fontsize=8)
     return fig
 
-
-# %% ../nbs/library/23_figures.ipynb #4569752a
+# %% ../nbs/library/23_figures.ipynb #00e2959e
 def percent(x, lo=None, hi=None) -> str:
     "`41.2 (38.0–44.1)`: a share in percent, with its interval."
     if pd.isna(x): return "–"
     return f"{100 * x:.1f}" + (f" ({100 * lo:.1f}–{100 * hi:.1f})" if lo is not None else "")
 
-def accuracy_table(table: pd.DataFrame, value: str = "linear") -> pd.DataFrame:
+def accuracy_table(
+    table: pd.DataFrame, # from `ccd.accuracy.accuracy_rows`
+    value: str = "linear", # or `knn`, `balanced`
+) -> pd.DataFrame:
     "Tasks down, encoders across, in percent with 95 % intervals; floors last."
-    low, high = ("lo", "hi") if value == "linear" else ("knn_lo", "knn_hi")
+    low, high = ("lo", "hi") if value == "linear" else (f"{value}_lo", f"{value}_hi")
     t = table.assign(cell=[percent(*r) for r in table[[value, low, high]].values])
     wide = t.pivot(index="task", columns="encoder", values="cell")
     wide = wide.loc[list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))]
@@ -290,7 +329,7 @@ def accuracy_table(table: pd.DataFrame, value: str = "linear") -> pd.DataFrame:
     return wide.rename_axis(index=None, columns=None)
 
 def difference_table(
-    table: pd.DataFrame, # from `ccd.probes.compare_probes`, of one pair or more
+    table: pd.DataFrame, # from `ccd.accuracy.compare_probes`, of one pair or more
     value: str = "linear", # or `knn`
 ) -> pd.DataFrame:
     "Tasks down, pairs of encoders across: the difference in points, with its interval."

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'FLOORS', 'CORPORA', 'LABELS', 'FACTORS', 'SMALL', 'runs', 'title', 'floor_of', 'duels', 'corpora',
-           'make_world', 'train_corpus', 'training_data', 'train_all', 'adopt', 'encoders', 'embed_all', 'vectors',
-           'probe_stage', 'zero_shot_stage', 'named', 'neighbor_stage', 'pair_stage', 'report_stage', 'learning',
-           'write_page', 'study', 'command_of', 'publish', 'results']
+           'make_world', 'train_corpus', 'training_data', 'train_all', 'watching', 'adopt', 'encoders', 'embed_all',
+           'vectors', 'probe_stage', 'zero_shot_stage', 'named', 'neighbor_stage', 'pair_stage', 'report_stage',
+           'learning', 'write_page', 'study', 'command_of', 'publish', 'results']
 
-# %% ../nbs/library/27_study.ipynb #dcdf1a82
+# %% ../nbs/library/27_study.ipynb #0722dc36
 import json, math, shutil, time
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd
 from .comparison import listed, purity_table
-from .core import (RECIPES, Settings, UserError, apply_recipe, atomic, claim, content_hash, plain, preset, read_json,
+from .core import (RECIPES, Progress, Settings, UserError, apply_recipe, atomic, claim, content_hash, plain, preset, read_json,
                       run_settings, say, sealed, spare, stage, up_to_date, write_json, write_manifest)
 
 # %% ../nbs/library/27_study.ipynb #c11e6c74
@@ -74,7 +74,7 @@ def training_data(out: Path, settings: Settings, world: dict, own: Settings) -> 
     home = stage(out / f"world-{content_hash(own.world, 6)}", own.world, {}, make)
     return read_json(home / "fingerprints.json")["train"]
 
-# %% ../nbs/library/27_study.ipynb #58688268
+# %% ../nbs/library/27_study.ipynb #bb0d394d
 def train_all(out: Path, settings: Settings, world: dict):
     "Every run under its control, resumed where it was."
     def due(run, recipe, own):
@@ -90,7 +90,14 @@ def train_all(out: Path, settings: Settings, world: dict):
     say(f"training takes about {sum(cost[n] for n, _ in todo.values()):.0f} minutes on this machine "
          f"({', '.join(parts)}), less what was done before; the analysis a few more")
     for r, (name, own) in todo.items():
-        train(RECIPES[name].objective, own, train_corpus(own), out / "train" / r, title=RECIPES[name].title)
+        train(RECIPES[name].objective, own, train_corpus(own), out / "train" / r, watching(own, out / "train" / r),
+              RECIPES[name].title)
+
+def watching(own: Settings, run: Path): # called after each step; None where no probe is asked for
+    "Neighbours of drawings, now and then while a run is trained."
+    if not own.analysis.knn_checks: return None
+    from ccd.accuracy import watch_neighbors
+    return watch_neighbors(own.control, corpora(own)["gallery"], run / "neighbors.jsonl", own.analysis.knn_checks)
 
 def adopt(release: Path, run: Path, wanted: dict, data: dict) -> bool: # is it there now?
     "Take a released encoder for a run with just these settings and data that has not begun."
@@ -133,18 +140,29 @@ def vectors(out: Path, settings: Settings, corpus: str) -> dict: # title -> Embe
     from ccd.embeddings import load_embeddings
     return {n: load_embeddings(out / "embed" / f / corpus) for n, (f, _) in encoders(out, settings).items()}
 
-# %% ../nbs/library/27_study.ipynb #ce7bdfbc
+# %% ../nbs/library/27_study.ipynb #0221452e
 LABELS = ["category", "subcategory", "style", "ground_color", "object_color", "kind"]
 FACTORS = ["concept", "category", "word", "style", "ground_color", "object_color", "kind"]
 
 def probe_stage(out, settings, hashes):
     def make(tmp):
-        from ccd.probes import compare_probes, probe_table
+        from ccd.accuracy import accuracy_rows, answers_of, compare_probes, few_shot_rows
+        from ccd.tasks import tasks
         g, s = vectors(out, settings, "gallery"), vectors(out, settings, "signs")
-        table, answers = probe_table({n: dict(gallery=g[n], signs=s[n]) for n in g}, settings.analysis.draws)
-        table.to_csv(tmp / "probes.csv", index=False)
+        asked, draws = tasks("emoji", dict(gallery=g["CLIP"].items, signs=s["CLIP"].items)), settings.analysis.draws
+        table, answers, shots = [], [], []
+        with Progress("probing", len(g), unit="encoders") as bar:
+            for n in g:
+                e = dict(gallery=g[n], signs=s[n])
+                said, paths = answers_of(e, asked)
+                table.append(accuracy_rows(said, paths, asked, draws).assign(encoder=n))
+                answers.append(said.assign(encoder=n)); shots.append(few_shot_rows(e, asked).assign(encoder=n))
+                bar.add(1, n)
+        answers = pd.concat(answers, ignore_index=True)
+        pd.concat(table).to_csv(tmp / "probes.csv", index=False)
         answers.to_parquet(tmp / "answers.parquet")
-        apart = [compare_probes(answers, a, b, settings.analysis.draws) for a, b in duels(settings)]
+        pd.concat(shots).to_csv(tmp / "few_shot.csv", index=False)
+        apart = [compare_probes(answers, a, b, draws) for a, b in duels(settings)]
         pd.concat(apart).to_csv(tmp / "differences.csv", index=False)
     return stage(out / "probes", settings.analysis, {f"{e}/{c}": h for e, d in hashes.items() for c, h in d.items()}, make)
 
@@ -161,7 +179,7 @@ def named(run: Path, settings: Settings) -> dict: # {} where the run has no text
     if (run / "zero_shot.json").exists(): return read_json(run / "zero_shot.json")
     from ccd.encoders import captioner, load
     from ccd.emoji import gallery
-    from ccd.probes import zero_shot
+    from ccd.zeroshot import zero_shot
     speaks = captioner(run)
     return zero_shot(load(f"ccd:{run}").tapped("projected"), speaks, gallery(settings.world),
                      settings.world.size, settings.analysis.draws) if speaks else {}
@@ -220,7 +238,7 @@ def learning(out: Path, settings: Settings) -> dict: # name -> dict(value, bound
             float(p["DINO", label]), ">", float(p["random ViT", label]))
     return {k: dict(value=v, sign=s, bound=b, ok=v < b if s == "<" else v > b) for k, (v, s, b) in out_.items()}
 
-# %% ../nbs/library/27_study.ipynb #319f8759
+# %% ../nbs/library/27_study.ipynb #b6492951
 def write_page(out: Path, settings: Settings, page: Path, mark: str):
     "The report: what was found, in the order of the paper. It ends with a mark of what it was made from."
     from ccd import figures as f
@@ -240,7 +258,8 @@ def write_page(out: Path, settings: Settings, page: Path, mark: str):
     near = {n: np.load(out / f"neighbors/neighbors-{n}.npy") for n in NAMES.values()}
     drawn = [i for i, k in enumerate(scenes["kind"][:]) if k in ("drawing", "sign")][:8]
     table = audit(out / "train/clip-0", out / "train/dino-0", timed=True)
-    s = [_section_curves(f, curves, blind, learning(out, settings)), _section_probes(f, probes, diff),
+    watched = {n: pd.read_json(p, lines=True) for k, n in NAMES.items() if (p := out / f"train/{k}-0/neighbors.jsonl").exists()}
+    s = [_section_curves(f, curves, blind, learning(out, settings), watched), _section_probes(f, probes, diff),
          _section_pairs(f, pairs, agree, picture),
          dict(title="Whom does each put next to whom?", text=_overlap_text(lap),
               body=f.png_tag(f.neighbor_grid(drawn, near, picture), "nearest neighbours") +
@@ -256,9 +275,9 @@ def write_page(out: Path, settings: Settings, page: Path, mark: str):
     with atomic(page) as tmp:
         tmp.write_text(page.read_text(encoding="utf-8") + mark, encoding="utf-8")
 
-# %% ../nbs/library/27_study.ipynb #d5d98088
+# %% ../nbs/library/27_study.ipynb #3443a3b8
 def _lead(settings, diff, agree):
-    from ccd.probes import above
+    from ccd.accuracy import above
     c, d = (above(diff, a, (b,)) for a, b in (("CLIP", "DINO"), ("DINO", "CLIP")))
     top = lambda side: _most(agree[agree.direction == side])
     text = (f"Both saw the same {settings.control.samples:,} pictures in the same order, from the same first weights. "
@@ -274,17 +293,20 @@ def _most(t):
     return listed([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % against {100 * r.chance:.0f} % of all pairs)"
                   for r in t.itertuples()]) or "nothing above chance"
 
-def _section_curves(f, curves, blind, facts):
+def _section_curves(f, curves, blind, facts, watched):
     rows = pd.DataFrame([dict(sign=k, value=f"{v['value']:.3g}", bound=f"{v['sign']} {v['bound']:.3g}",
                               met="yes" if v["ok"] else "no") for k, v in facts.items()])
     met = sum(v["ok"] for v in facts.values())
     return dict(title="Do they learn?", text="The paper's Figure 4. CLIP's loss says how well it learns; DINO's does not, "
                 f"since its target moves, so its teacher is watched: {met} of {len(facts)} signs of learning are met.",
                 body=f.png_tag(f.loss_curves(curves, blind), "loss curves") +
-                f.png_tag(f.health_curves(curves["DINO"]), "health of DINO") + f.table_tag(rows, index=False), note="")
+                f.png_tag(f.health_curves(curves["DINO"]), "health of DINO") + f.table_tag(rows, index=False) +
+                (f.png_tag(f.watch_curves(watched), "neighbours of held-out drawings, during training", "32rem") if watched else ""),
+                note="Last figure: the 20 nearest of the drawings of training families vote on the category of those of held-out "
+                     "families." if watched else "")
 
 def _section_probes(f, probes, diff):
-    from ccd.probes import above
+    from ccd.accuracy import above
     cleared = " ".join(f"By {how}, {n} is above both on {listed(above(diff, n, FLOORS, probe)) or 'nothing'}."
                        for how, probe in (("the linear probe", "linear"), ("neighbours", "knn")) for n in NAMES.values())
     return dict(title="What can be read off the frozen features?",
@@ -326,7 +348,7 @@ def _section_made(settings, machine, art):
                 "every stage stand in the <code>manifest.json</code> beside it.",
                 body=table_tag(rows, index=False), note="Drawings: " + credit_list(art.splitlines()))
 
-# %% ../nbs/library/27_study.ipynb #7567c721
+# %% ../nbs/library/27_study.ipynb #7755b85c
 def study(
     settings: Settings,
     out=None, # folder; by default `runs/PRESET`
@@ -348,7 +370,7 @@ def study(
     say(f"{page} ({(time.time() - start) / 60:.1f} min)")
     return page
 
-SMALL = ("probes/probes.csv", "probes/differences.csv", "zero_shot/zero_shot.csv", "neighbors/purity.csv", "neighbors/overlap.csv",
+SMALL = ("probes/probes.csv", "probes/differences.csv", "probes/few_shot.csv", "zero_shot/zero_shot.csv", "neighbors/purity.csv", "neighbors/overlap.csv",
          "pairs/agreement.csv", "report/audit.csv", "report/learning.json")
 
 def command_of(settings: Settings) -> str:
@@ -383,6 +405,7 @@ def publish(
 def _publish_run(run, folder, weights, settings):
     name, _, k = run.name.rpartition("-")
     shutil.copy(run / "metrics.jsonl", folder / (f"{name}.jsonl" if k == "0" else f"{run.name}.jsonl"))
+    if (run / "neighbors.jsonl").exists(): shutil.copy(run / "neighbors.jsonl", folder / f"{run.name}-neighbors.jsonl")
     if not weights: return
     from safetensors.torch import load_file, save_file
     home, m = folder / "encoders" / run.name, read_json(run / "manifest.json")
