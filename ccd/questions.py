@@ -19,10 +19,10 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 from PIL import Image
-from ccd.core import (Progress, UserError, World, atomic, cache_dir, content_hash,
-    cores)
-from .emoji import (PALETTE, RELATIONS, STYLES, TEST_FONTS, TRAIN_FONTS,
-    drawings, font, ground, ink_for, near_identical, paste, png, words, write)
+from .core import Progress, UserError, World, atomic, cache_dir, content_hash
+from ccd.emoji import (PALETTE, RELATIONS, STYLES, TEST_FONTS, TRAIN_FONTS,
+    _parallel, drawings, font, ground, ink_for, near_identical, paste, png, words,
+    write)
 
 # %% ../nbs/library/19_questions.ipynb #919c10a7
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ THINGS = dict(
     clothing="clothing", flag="country-flag flag subdivision-flag",
     button="alphanum av-symbol keycap", heart="heart")
 NOT_PLAINLY = set(
-    "paw-prints feather coral spiral-shell spider-web microbe ice pouring- "
-    "liquid love-letter wheel vertical-traffic-light horizontal-traffic-light "
-    "construction fuel-pump motorway oil-drum police-car-light railway-track "
-    "station stop-sign bus-stop anchor ring-buoy seat parachute satellite "
-    "roller-skate manual-wheelchair motorized-wheelchair shopping-bags "
-    "folding-hand-fan gem-stone hair-pick lipstick prayer-beads ring antenna- "
-    "bars cinema wireless information vibration-mode bright-button dim-button"
-    .split())
+    "paw-prints feather coral spiral-shell spider-web microbe ice "
+    "pouring-liquid love-letter wheel vertical-traffic-light "
+    "horizontal-traffic-light construction fuel-pump motorway oil-drum "
+    "police-car-light railway-track station stop-sign bus-stop anchor "
+    "ring-buoy seat parachute satellite roller-skate manual-wheelchair "
+    "motorized-wheelchair shopping-bags folding-hand-fan gem-stone "
+    "hair-pick lipstick prayer-beads ring antenna-bars cinema wireless "
+    "information vibration-mode bright-button dim-button".split())
 
 def thing_kind(
     subcategory: pd.Series, # Unicode's
@@ -391,7 +391,8 @@ def _chart(rng, m, size, labels, values, form):
     px = round(8 * unit / x_share(name))
     widest = lambda: max(font(name, px).getlength(w) for w in labels)
     while widest() > start - 2 * edge: px -= 1
-    color = _some(rng, [c for c in PALETTE if c != facts["ground_color"]])
+    away = lambda rgb: np.sqrt(np.mean(((canvas[0, 0] - rgb) / 255) ** 2))
+    color = _some(rng, [c for c in PALETTE.values() if away(c) > STANDS_OUT])
     written, text = [], lambda said, x, y: written.append(
         [said, lay_text(canvas, said, name, px, x, y, ink)])
     for row, i in enumerate(rng.permutation(3)):
@@ -403,7 +404,7 @@ def _chart(rng, m, size, labels, values, form):
             if row: canvas[top, :] = ink
         else:
             end = start + round((size - edge - start) * values[i] / 9)
-            canvas[top + 2 * edge:top + high - edge, start:end] = PALETTE[color]
+            canvas[top + 2 * edge:top + high - edge, start:end] = color
     return canvas, facts | dict(cluster="", words=labels, font=name, px=px,
                                 written=written, values=[int(v) for v in values])
 
@@ -453,6 +454,7 @@ def question(
 ) -> tuple[np.ndarray, dict]: # [size, size, 3] uint8; the row
     "Compose a question and its picture. Raises `UserError` for an unknown subset."
     s = find_subset(subset)
+    _check_split(split)
     m = materials(split, s.held_out, world.held_out_style)
     key = int(content_hash([_VERSION, stream, split, subset, world.seed]), 16)
     rng = lambda n: np.random.Generator(np.random.Philox(key=[key, n]))
@@ -465,6 +467,10 @@ def question(
                cluster=facts.pop("cluster") or item, split=split,
                facts=json.dumps(facts))
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), row
+
+def _check_split(split):
+    if split not in ("train", "test"):
+        raise UserError(f"no questions for split {split!r}: expected train or test")
 
 def find_subset(name: str) -> Subset:
     if name not in SUBSETS:
@@ -495,7 +501,7 @@ def _kept(what, world, todo, split, stream, finish=lambda row: row, more=()):
     "The dataset of these questions: composed in parallel, or read from disk."
     from datasets import (Dataset, disable_progress_bars, enable_progress_bars,
         load_from_disk)
-    from joblib import Parallel, delayed
+    from joblib import delayed
     if world.source != "emoji":
         raise UserError(f"questions are composed from the emoji world, not from "
                         f"{world.source!r}: give a world whose source is `emoji`")
@@ -511,7 +517,7 @@ def _kept(what, world, todo, split, stream, finish=lambda row: row, more=()):
                     for p in parts)
             rows = []
             with Progress(f"composing {what}", len(todo), unit="questions") as p:
-                for part in Parallel(cores(), return_as="generator")(jobs):
+                for part in _parallel(jobs):
                     rows += map(finish, part); p.add(len(part))
             with atomic(home) as tmp:
                 made = Dataset.from_list(rows, features=_features(more))
@@ -526,8 +532,7 @@ def emoji_questions(
     per_subset: int = 250, # questions of each of the sixteen subsets
 ): # a `datasets.Dataset`: the Questions contract
     "EmojiVMC."
-    if split not in ("train", "test"):
-        raise UserError(f"no questions for split {split!r}: expected train or test")
+    _check_split(split)
     if per_subset < 1:
         raise UserError(f"{per_subset} questions a subset: expected one or more")
     todo = [(s, i) for s in SUBSETS for i in range(per_subset)]
@@ -543,7 +548,7 @@ def instructions(
     names = list(SUBSETS)
     todo = [(names[i % len(names)], i // len(names)) for i in range(n)]
     text = lambda row: row | dict(answer_text=row[row["answer"]])
-    return _kept("instructions", world, todo, "train", f"instructions {seed}", text,
+    return _kept("instructions", world, todo, "train", f"instructions-{seed}", text,
                  ("answer_text",))
 
 # %% ../nbs/library/19_questions.ipynb #7afb6295

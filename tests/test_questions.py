@@ -8,13 +8,13 @@ from ccd import emoji, questions as q
 from ccd.core import UserError, World
 from ccd.stats import holm
 
-WORLD, N = World(), 48
+WORLD, N = World(), 32
 
 @pytest.fixture(scope="module")
 def test(): return q.emoji_questions(WORLD, per_subset=N)
 
 @pytest.fixture(scope="module")
-def lessons(): return q.instructions(WORLD, 1_600)
+def lessons(): return q.instructions(WORLD, 800)
 
 def facts(rows): return [json.loads(f) for f in rows["facts"]]
 
@@ -97,8 +97,8 @@ def test_the_name_is_of_the_thing_shown_alone(painted, subset):
         options = names.loc[[row[o] for o in "ABCD"]]
         assert options.family.nunique() == 4
         if subset == "close thing": assert options.subcategory.nunique() == 1
-        bare = [{w.rstrip("s") for w in re.findall(r"\w+", emoji.bare_name(c))} for c in options.concept]
-        assert not any(a < b for a in bare for b in bare if len(a) > 0 and a != b) or subset
+        said = [set(n.lower().replace(":", "").split()) for n in options.index]
+        assert not any(x <= y for k, x in enumerate(said) for y in said[:k] + said[k + 1:])
 
 def test_the_category_is_of_the_thing_shown_alone(painted):
     for i in ASK:
@@ -138,7 +138,8 @@ def test_only_one_is_odd(painted, subset, of):
         _, row, answer = painted.ask(subset, i)
         often = Counter(map(of, painted.things))
         assert sorted(often.values()) == [1, 3]
-        assert [cell(t) for t in painted.things if often[of(t)] == 1] == [answer]
+        odd, = [t for t in painted.things if often[of(t)] == 1]
+        assert cell(odd) == answer and row["cluster"] == odd["family"]
         assert len({t["style"] for t in painted.things}) == 1
 
 @pytest.mark.parametrize("subset", q.CATEGORIES["ocr"])
@@ -147,7 +148,7 @@ def test_the_word_is_written(painted, subset):
         image, row, answer = painted.ask(subset, i)
         said, = painted.texts
         assert said["text"] == answer and len(answer) <= 5
-        assert json.loads(row["facts"])["written"][0][1] == pytest.approx(said["box"], abs=1)
+        assert json.loads(row["facts"])["written"][0][1] == pytest.approx(said["box"], abs=3)
         assert 0 <= min(said["box"]) and max(said["box"]) <= WORLD.size
 
 def test_close_words_are_close():
@@ -195,11 +196,11 @@ def test_everything_stands_out(painted, subset):
 def test_what_is_told_apart():
     m = q.materials("train", (), "openmoji")
     at = {(c, s): i for i, (c, s) in enumerate(zip(m.table["concept"], m.table["style"]))}
-    told = lambda *concepts, style="noto": q.told_apart(m, [at[c, style] for c in concepts])
-    assert told("red-apple", "doughnut") and told("doughnut", "airplane-departure", "scorpion", "telescope")
+    told = lambda *concepts: q.told_apart(m, [at[c, "noto"] for c in concepts])
+    assert told("lemon", "doughnut") and told("doughnut", "airplane-departure", "scorpion", "telescope")
     assert not told("man-pilot", "woman-pilot") # one family
     assert not told("musical-note", "musical-notes") and not told("sunglasses", "glasses") # words or keywords of one in the other
-    assert not told("red-apple", "red-apple")
+    assert not told("doughnut", "doughnut")
 
 def test_kinds_do_not_overlap():
     subs = [s for v in q.THINGS.values() for s in v.split()]
@@ -245,12 +246,12 @@ def test_named_concepts_were_seen_in_another_style():
 def test_training_shares_no_picture_with_the_benchmark(test, lessons):
     pixels = lambda rows: {hashlib.sha1(np.asarray(im).tobytes()).hexdigest() for im in rows["image"]}
     assert not pixels(test) & pixels(lessons)
-    own = q.emoji_questions(WORLD, "train", 20)
+    own = q.emoji_questions(WORLD, "train", 8)
     assert not pixels(own) & pixels(lessons) and set(own["category"]) == set(q.SUBSETS)
 
 def test_instructions_cover_every_subset_with_the_answers_text(lessons):
     often = Counter(lessons["category"])
-    assert set(often) == set(q.SUBSETS) and set(often.values()) == {100}
+    assert set(often) == set(q.SUBSETS) and set(often.values()) == {50}
     assert all(row[row["answer"]] == row["answer_text"] for row in lessons.remove_columns("image"))
     assert set(lessons["split"]) == {"train"}
     assert len(set(lessons["item_id"])) == len(set(lessons["index"])) == len(lessons)
@@ -346,6 +347,7 @@ def test_every_sign_is_read(test):
 
 def test_mistakes_are_explained():
     for wrong, match in ((lambda: q.question(WORLD, "colour", 0), "unknown subset 'colour'.*thing"),
+                         (lambda: q.question(WORLD, "thing", 0, "val"), "'val'.*train or test"),
                          (lambda: q.emoji_questions(WORLD, "val"), "'val'.*train or test"),
                          (lambda: q.emoji_questions(WORLD, per_subset=0), "0 questions.*one or more"),
                          (lambda: q.instructions(WORLD, 0), "0 instructions.*one or more"),
