@@ -604,7 +604,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ccd.questions._any': ('library/questions.html#_any', 'ccd/questions.py'),
                                'ccd.questions._bars': ('library/questions.html#_bars', 'ccd/questions.py'),
                                'ccd.questions._chart': ('library/questions.html#_chart', 'ccd/questions.py'),
-                               'ccd.questions._check_split': ('library/questions.html#_check_split', 'ccd/questions.py'),
+                               'ccd.questions._check': ('library/questions.html#_check', 'ccd/questions.py'),
                                'ccd.questions._composed': ('library/questions.html#_composed', 'ccd/questions.py'),
                                'ccd.questions._deal': ('library/questions.html#_deal', 'ccd/questions.py'),
                                'ccd.questions._features': ('library/questions.html#_features', 'ccd/questions.py'),

@@ -78,7 +78,7 @@ NOT_PLAINLY = set(
 def thing_kind(
     subcategory: pd.Series, # Unicode's
     concept: pd.Series,
-) -> pd.Series: # a key of `THINGS`, or None
+) -> pd.Series: # a key of `THINGS`, or missing
     "Which of the ten kinds of things each drawing is plainly of."
     kind = {s: k for k, subs in THINGS.items() for s in subs.split()}
     aided = concept.str.contains("wheelchair") # a person, and a vehicle too
@@ -122,8 +122,8 @@ def materials(
                            kind=thing_kind(table.subcategory, table.concept))
     by = defaultdict(lambda: defaultdict(list))
     for column in ("category", "subcategory", "kind"):
-        for i, key in enumerate(zip(t[column], t["style"], t.family)):
-            if key[0]: by[column, *key[:2]][key[2]].append(i)
+        for i, (v, s, family) in enumerate(zip(t[column], t["style"], t.family)):
+            if column != "kind" or v in THINGS: by[column, v, s][family].append(i)
     w, f = words()["words" in new], TEST_FONTS if "fonts" in new else TRAIN_FONTS
     share = t["style"].value_counts(normalize=True, sort=False).to_dict()
     return Materials({c: t[c].tolist() for c in t},
@@ -179,8 +179,13 @@ def contrast(
     away = (drawing[..., :3] - color) / 255
     return float(np.sqrt((part * away**2).sum() / (3 * part.sum())))
 
-def ground_for(rng, m, size, picks):
-    "A ground, its facts, and the drawings, which stand out from it."
+def ground_for(
+    rng: np.random.Generator,
+    m: Materials,
+    size: int, # px
+    picks: list, # positions in the table
+) -> tuple: # [size, size, 3] float; facts; the drawings
+    "A ground from which the drawings stand out."
     shown = [drawings()[1][m.table["row"][i]] for i in picks]
     seen = []
     while len(seen) < 20: # or the best of 20
@@ -208,7 +213,8 @@ def lay(
     dx, dy = rng.integers(0, side - s + 1, 2)
     paste(canvas, drawing, s, int(x + dx), int(y + dy))
 
-def lay_grid(rng, m, size, where): # cell name -> position in the table
+def lay_grid(rng, m, size, where): # cell -> position in the table
+    "One thing in each of these cells."
     canvas, facts, shown = ground_for(rng, m, size, where.values())
     half = size // 2
     for drawing, name in zip(shown, where):
@@ -454,7 +460,7 @@ def question(
 ) -> tuple[np.ndarray, dict]: # [size, size, 3] uint8; the row
     "Compose a question and its picture. Raises `UserError` for an unknown subset."
     s = find_subset(subset)
-    _check_split(split)
+    _check(world, split)
     m = materials(split, s.held_out, world.held_out_style)
     key = int(content_hash([_VERSION, stream, split, subset, world.seed]), 16)
     rng = lambda n: np.random.Generator(np.random.Philox(key=[key, n]))
@@ -468,9 +474,15 @@ def question(
                facts=json.dumps(facts))
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), row
 
-def _check_split(split):
+def _check(world, split):
     if split not in ("train", "test"):
         raise UserError(f"no questions for split {split!r}: expected train or test")
+    if world.source != "emoji":
+        raise UserError(f"questions are composed from the emoji world, not from "
+                        f"{world.source!r}: give a world whose source is `emoji`")
+    if world.held_out_style not in STYLES:
+        raise UserError(f"unknown style {world.held_out_style!r} to hold out: "
+                        "expected one of " + ", ".join(STYLES))
 
 def find_subset(name: str) -> Subset:
     if name not in SUBSETS:
@@ -502,9 +514,7 @@ def _kept(what, world, todo, split, stream, finish=lambda row: row, more=()):
     from datasets import (Dataset, disable_progress_bars, enable_progress_bars,
         load_from_disk)
     from joblib import delayed
-    if world.source != "emoji":
-        raise UserError(f"questions are composed from the emoji world, not from "
-                        f"{world.source!r}: give a world whose source is `emoji`")
+    _check(world, split)
     key = content_hash([_VERSION, [s.sha512 for s in STYLES.values()], todo, stream,
                         split, world.size, world.seed, world.held_out_style, *more])
     home = cache_dir("corpora", f"{what}-{key}")
@@ -535,7 +545,6 @@ def emoji_questions(
     per_subset: int = 250, # questions of each of the sixteen subsets
 ): # a `datasets.Dataset`: the Questions contract
     "EmojiVMC."
-    _check_split(split)
     if per_subset < 1:
         raise UserError(f"{per_subset} questions a subset: expected one or more")
     todo = [(s, i) for s in SUBSETS for i in range(per_subset)]

@@ -321,6 +321,12 @@ def test_other_sizes(size):
         assert image.shape == (size, size, 3) and image.std() > 1
         assert all(0 <= v <= size for _, box in json.loads(row["facts"]).get("written", ()) for v in box)
 
+@pytest.mark.parametrize("style", emoji.STYLES)
+def test_any_style_can_be_held_out(style):
+    for s in ("thing", "close thing", "odd category"):
+        shown = json.loads(q.question(World(held_out_style=style), s, 0)[1]["facts"])["style"]
+        assert (shown == style) == (q.SUBSETS[s].held_out == ("style",))
+
 # --- legibility
 
 @pytest.mark.parametrize("size", [32, 48, 64])
@@ -351,5 +357,6 @@ def test_mistakes_are_explained():
                          (lambda: q.emoji_questions(WORLD, "val"), "'val'.*train or test"),
                          (lambda: q.emoji_questions(WORLD, per_subset=0), "0 questions.*one or more"),
                          (lambda: q.instructions(WORLD, 0), "0 instructions.*one or more"),
+                         (lambda: q.question(World(held_out_style="comic"), "thing", 0), "unknown style 'comic'.*openmoji"),
                          (lambda: q.emoji_questions(World(source="folder:x"), per_subset=4), "folder:x.*`emoji`")):
         with pytest.raises(UserError, match=match): wrong()
