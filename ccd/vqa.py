@@ -12,10 +12,10 @@ __all__ = ['VMCBENCH', 'CAMBRIAN', 'LETTERS', 'COLUMNS', 'LETTER', 'PHRASE', 'SH
            'soft_accuracy', 'anls', 'edits', 'letter_or_near', 'letter_or_near_published', 'after_reasoning',
            'decimals', 'whole_answer', 'word_or_letter', 'letter_or_sentence', 'lettered', 'rotations',
            'load_questions', 'counted', 'question_of', 'picture_id', 'answer_table', 'find_rule', 'scored', 'coverage',
-           'scored_units', 'check_answers', 'aligned', 'leaf_of', 'resampled', 'rolled', 'summary', 'point', 'over',
-           'check_left_out', 'made_answers', 'conventions', 'compare', 'two_sides', 'weights', 'p_value', 'discordance',
-           'verdict', 'over_floor', 'informative', 'read_log', 'told_by', 'maps_of', 'report', 'gathered',
-           'write_tables']
+           'scored_units', 'check_answers', 'aligned', 'leaf_of', 'resampled', 'rolled', 'summary', 'ends', 'point',
+           'leaves_of', 'over', 'check_left_out', 'made_answers', 'conventions', 'compare', 'two_sides', 'weights',
+           'p_value', 'discordance', 'verdict', 'over_floor', 'informative', 'read_log', 'told_by', 'maps_of', 'report',
+           'gathered', 'write_tables']
 
 # %% ../nbs/library/20_vqa.ipynb #e75907ad
 import ast, base64, hashlib, json, random, re, string
@@ -341,9 +341,11 @@ def letter_or_sentence(said, q): # ScienceQA
     text = tail(said).rstrip(".")
     return max(letter(said, q), float(text == q["options"][q["answer"]].lower().rstrip(".")))
 
-# %% ../nbs/library/20_vqa.ipynb #9599f876
-def lettered(r: dict) -> list: # texts of the columns A, B, …
-    return [r[l] for l in LETTERS if r.get(l) not in (None, "", "nan")]
+# %% ../nbs/library/20_vqa.ipynb #65d87aac
+def lettered(r: dict, blank: tuple = (None, "")) -> list: # texts of the columns A, B, …
+    "Options in their places: what is blank at the end is none, what is blank between stays."
+    texts = ["" if r.get(l) in blank else r[l] for l in LETTERS]
+    return texts[:max((k + 1 for k, t in enumerate(texts) if t), default=0)]
 
 def _vmcbench(r):
     return dict(id=r["index"], q=r["question"], options=lettered(r), answer=r["answer"],
@@ -361,8 +363,8 @@ def _mme(r):
 def _mmbench(r):
     hint = r.get("hint") if r.get("hint") not in (None, "", "nan") else ""
     asked = "\n".join(filter(None, [hint, r["question"]]))
-    return dict(id=r["index"], q=asked, options=lettered(r), answer=r["answer"],
-                subset=r["category"], pair=rotations(r["index"]))
+    return dict(id=r["index"], q=asked, options=lettered(r, (None, "", "nan")),
+                answer=r["answer"], subset=r["category"], pair=rotations(r["index"]))
 
 def rotations(index) -> str: # MMBench adds a million for each rotation of the options
     return str(int(index) % 1_000_000)
@@ -514,7 +516,7 @@ def load_questions(
     check_ids(kept["index"])
     return Loaded(kept, bad)
 
-def counted(reasons) -> str:
+def counted(reasons) -> str: # each reason with how often
     return "; ".join(f"{n} {why}" for why, n in pd.Series(reasons).value_counts().items())
 
 # %% ../nbs/library/20_vqa.ipynb #7c0cc877
@@ -531,11 +533,11 @@ def question_of(
     pictures: bool = True, # False for the rows of a log, which has none
 ) -> dict: # a row of questions, and `skip`: why it cannot be asked
     b = BENCHMARKS[benchmark]
-    try: made = b.row(row)
+    try: made, image = b.row(row), _image(row) if pictures else None
     except (KeyError, ValueError, IndexError, TypeError, AttributeError) as e:
         return _blank(b) | dict(index=k, split=split, skip=f"not a row of {benchmark}: {e!r}")
     if published: made |= made.get("as_published", {})
-    image, index = _image(row) if pictures else None, int(made.get("id", k))
+    index = int(made.get("id", k))
     item = str(made.get("item") or picture_id(image) or f"question {index}")
     answer = str(made.get("answer") or (made.get("answers") or [""])[0])
     options = dict(zip(LETTERS, map(str, made.get("options", []))))
@@ -558,7 +560,7 @@ def picture_id(image) -> str: # 16 hex digits of its file's sha256; "" where the
     return hashlib.sha256(data).hexdigest()[:16] if data else ""
 
 def _image(row): # the first of the columns that hold one, undecoded
-    x = next((row[c] for c in ("image", "decoded_image", "image_1") if row.get(c)), None)
+    x = next((row[c] for c in ("decoded_image", "image_1", "image") if row.get(c)), None)
     if isinstance(x, list): x = x[0]
     return dict(bytes=base64.b64decode(x), path=None) if isinstance(x, str) else x
 
@@ -572,8 +574,9 @@ def _open(source, split, b):
             d = load_dataset(name, config or None, split=split)
         if isinstance(d, DatasetDict): d = d[split]
     except Exception as e:
-        moved = f"; until July 2026 it was {b.formerly}: try source={b.formerly!r}" if b.formerly else ""
-        raise UserError(f"could not open {source!r}, split {split!r}: {e}{moved}") from e
+        old = b.formerly if source == b.hub else source.replace("-encoder/", "/")
+        hint = f"; until July 2026 it was {old}: try that as source" if old not in ("", source) else ""
+        raise UserError(f"could not open {source!r}, split {split!r}: {e}{hint}") from e
     return d.cast(Features({k: _undecoded(v) for k, v in d.features.items()}))
 
 def _undecoded(feature):
@@ -647,7 +650,7 @@ def scored(row, benchmark, said, scorer, toss=0): # a row of answers
 def coverage(answers: pd.DataFrame) -> pd.DataFrame:
     "By encoder and subset: questions, those not answered, and answers without a letter."
     t = answers.assign(blank=answers.prediction.isna() | (answers.prediction == ""))
-    choice = t.options.map(lambda o: o is not None and len(o) > 0)
+    choice = t.options.map(lambda o: hasattr(o, "__len__") and len(o) > 0)
     letter = t.letter if "letter" in t else t.prediction
     t["unread"] = choice & ~t.blank & letter.isna()
     return t.groupby(["encoder", "seed", "benchmark", "subset"], sort=False).agg(
@@ -712,7 +715,8 @@ def aligned(
     cells = first.reset_index()[["leaf", "cell", "inside"]].drop_duplicates(ignore_index=True)
     number = pd.MultiIndex.from_frame(cells[["leaf", "cell"]]).get_indexer(
         wide.index.droplevel("unit"))
-    return Scores(wide.values, number, pd.factorize(first.cluster)[0], cells, list(wide.columns))
+    cluster = pd.factorize(first.benchmark + " " + first.cluster.astype(str))[0]
+    return Scores(wide.values, number, cluster, cells, list(wide.columns))
 
 def leaf_of(t, categories): # the benchmark where the map names it, else the subset
     known = {s for subsets in categories.values() for s in subsets}
@@ -783,7 +787,8 @@ def _groups(scores): # cells that share clusters, and their sums by cluster
         np.add.at(x, (c, np.searchsorted(which, scores.cell[mine])), with_one[mine])
         yield which, x.reshape(len(x), -1)
 
-# %% ../nbs/library/20_vqa.ipynb #ad05cd6d
+# %% ../nbs/library/20_vqa.ipynb #e66ccd1f
+@np.errstate(invalid="ignore") # a draw may hold none of a subset
 def rolled(
     total: np.ndarray, # [..., cells, models] sums of scores
     size: np.ndarray, # [..., cells] units
@@ -801,14 +806,14 @@ def rolled(
         each = cells.inside[c[:1]].eq("macro").any() # a leaf of several cells is their mean
         out["subset", leaf, ""] = (mean[..., c, :].mean(-2) if each and len(c) else
             total[..., c, :].sum(-2) / size[..., c].sum(-1)[..., None] if len(c) else gone)
-        sums[leaf] = (total[..., c, :].sum(-2), size[..., c].sum(-1)[..., None])
+        sums[leaf] = (total[..., c, :].sum(-2) if len(c) else gone,
+                      size[..., c].sum(-1)[..., None])
     groups = dict(categories) | {"": list(at)}
     for name, leaves in groups.items():
         use = [l for l in leaves if l not in left_out]
         level = ("category", name) if name else ("overall", "overall")
         out[*level, "macro"] = _mean([out["subset", l, ""] for l in use], gone, partial)
-        out[*level, "micro"] = _pooled([sums[l] for l in use if len(at[l]) or not partial],
-                                       gone, partial)
+        out[*level, "micro"] = _pooled([sums[l] for l in use], gone, partial)
     return out
 
 def _mean(parts, gone, partial):
@@ -819,12 +824,11 @@ def _mean(parts, gone, partial):
     return np.where(n, np.where(there, parts, 0).sum(0) / np.maximum(n, 1), np.nan)
 
 def _pooled(parts, gone, partial):
-    if not parts or not partial and any((n == 0).any() for _, n in parts): return gone
-    there = [~np.isnan(s) for s, _ in parts]
+    if not parts: return gone
     if partial:
-        parts = [(np.where(t, s, 0), np.where(t, n, 0)) for t, (s, n) in zip(there, parts)]
+        parts = [[np.where(np.isnan(s), 0, x) for x in (s, n)] for s, n in parts]
     top, below = sum(s for s, _ in parts), sum(n for _, n in parts)
-    return np.where(below > 0, top / np.maximum(below, 1), np.nan)
+    return top / np.where(below > 0, below, np.nan)
 
 # %% ../nbs/library/20_vqa.ipynb #ca225810
 def summary(
@@ -841,28 +845,39 @@ def summary(
     s = aligned(answers, categories, common)
     one = rolled(*point(s), s.cells, categories, left_out, partial)
     many = rolled(*resampled(s, draws), s.cells, categories, left_out, partial)
-    ends, rows = [(1 - level) / 2, (1 + level) / 2], []
+    rows = []
     for key, values in one.items():
-        lo, hi = np.quantile(many[key], ends, axis=0)
+        lo, hi = ends(many[key], level)
         for k, (encoder, seed) in enumerate(s.models):
             rows.append(dict(encoder=encoder, seed=seed, level=key[0], name=key[1],
                              convention=key[2], score=float(values[k]), lo=float(lo[k]),
                              hi=float(hi[k])) | over(key, s, k, categories, left_out, partial))
     return pd.DataFrame(rows)
 
+def ends(drawn: np.ndarray, level: float): # [draws, ...] -> two of [...]
+    "A percentile interval. A draw that held none of a subset's clusters counts for nothing."
+    q = [(1 - level) / 2, (1 + level) / 2]
+    some = np.isnan(drawn).any(0) & ~np.isnan(drawn).all(0)
+    return (np.nanquantile if some.any() else np.quantile)(drawn, q, axis=0)
+
 def point(s: Scores): # sums [cells, models], units [cells]
     n = len(s.cells)
     total = np.stack([np.bincount(s.cell, v, minlength=n) for v in s.values.T], 1)
     return total, np.bincount(s.cell, minlength=n).astype(float)
 
-def over(key, s, k, categories, left_out, partial): # what a number is the average of
+def leaves_of(key, categories, left_out): # all, and those that count
     kind, name, _ = key
     leaves = ([name] if kind == "subset" else categories[name] if kind == "category"
               else [l for ls in categories.values() for l in ls])
-    used = [l for l in leaves if l not in left_out or kind == "subset"]
-    has = set(s.cells.leaf[s.cell[~np.isnan(s.values[:, k])]])
+    return leaves, [l for l in leaves if l not in left_out or kind == "subset"]
+
+def over(key, s, models, categories, left_out, partial): # what a number is the average of
+    kind, name, _ = key
+    leaves, used = leaves_of(key, categories, left_out)
+    known = ~np.isnan(s.values[:, np.atleast_1d(models)]).any(1)
+    has = set(s.cells.leaf[np.bincount(s.cell, known, len(s.cells)) > 0])
     there = [l for l in used if l in has]
-    mine = s.cells.leaf[s.cell].isin(there).values
+    mine = s.cells.leaf.isin(there).values[s.cell]
     note = "partial" if partial and len(there) < len(used) and there else ""
     if kind == "subset" and name in left_out: note = "not informative"
     return dict(questions=int(mine.sum()), clusters=len(np.unique(s.cluster[mine])),
@@ -905,9 +920,10 @@ CONVENTIONS = {"VLMEvalKit": ("macro", "micro"), # of categories, of the overall
 def conventions(
     answers: pd.DataFrame,
     categories: dict, # category -> leaves
+    common: bool = False, # only questions that all encoders answered
 ) -> pd.DataFrame: # encoder, seed, convention, one column a category, overall
     "The numbers that three tools make of the same answers. NaN where a subset is missing."
-    s = aligned(answers, categories)
+    s = aligned(answers, categories, common)
     r = rolled(*point(s), s.cells, categories)
     return pd.DataFrame([dict(encoder=e, seed=seed, convention=tool)
         | {c: float(r["category", c, inner][k]) for c in categories}
@@ -936,17 +952,18 @@ def compare(
     many = rolled(*resampled(pair, draws), s.cells, categories, left_out, partial)
     rows = []
     for key, (first, second) in one.items():
+        known = not np.isnan(first - second) # unless a subset is missing
         drawn = many[key][:, 0] - many[key][:, 1]
-        lo, hi = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        lo, hi = ends(drawn, level)
         apart = np.subtract(*by_seed[key].reshape(2, len(seeds)))
         seed_mean, seed_lo, seed_hi = t_interval(apart, level)
         rows.append(dict(a=a, b=b, level=key[0], name=key[1], convention=key[2],
             score_a=first, score_b=second, difference=first - second, lo=lo, hi=hi,
-            p=(p_value(key, pair, len(seeds), categories, left_out, draws)
-               if first == first and second == second else np.nan), # NaN: a subset is missing
-            could_show=SEEN * drawn.std(), **discordance(key, pair, categories, left_out),
+            p=p_value(key, pair, len(seeds), categories, left_out, draws) if known else np.nan,
+            could_show=SEEN * np.nanstd(drawn) if known else np.nan,
+            **discordance(key, pair, categories, left_out),
             seeds=len(seeds), seed_lo=seed_lo, seed_hi=seed_hi)
-            | over(key, pair, 0, categories, left_out, partial))
+            | over(key, pair, [0, 1], categories, left_out, partial))
     t = pd.DataFrame(rows)
     family = t.level + t.convention # a family of tests each
     t.insert(t.columns.get_loc("p") + 1, "p_holm", t.groupby(family).p.transform(holm))
@@ -971,13 +988,10 @@ def two_sides(answers, a, b, categories, common): # Scores of a's seeds, then b'
     return s._replace(values=s.values[:, order], models=[s.models[k] for k in order]), seeds
 
 def weights(key, s, categories, left_out): # [units] of a number as a sum over units
-    kind, name, convention = key
-    leaves = ([name] if kind == "subset" else categories[name] if kind == "category"
-              else [l for ls in categories.values() for l in ls])
-    used = [l for l in leaves if l not in left_out or kind == "subset"]
+    _, used = leaves_of(key, categories, left_out)
     c = s.cells.assign(n=np.bincount(s.cell, minlength=len(s.cells)))
     there = c.leaf.isin(used)
-    if convention == "micro": w = there / c.n[there].sum()
+    if key[2] == "micro": w = there / c.n[there].sum()
     else:
         alike = c.groupby("leaf").leaf.transform("size") * c.leaf[there].nunique()
         w = there / (alike * c.n)
@@ -1210,7 +1224,7 @@ def maps_of(answers: pd.DataFrame) -> dict: # name -> (map, its answers)
     return {k: (known.get(k) or own(t), t) for k, t in answers.groupby(kind, sort=False)}
 
 def report(
-    logs, # paths of logs, or a table of answers
+    logs, # paths of logs, folders of them, or a table of answers
     out, # folder for the tables
     categories: dict | None = None, # category -> subsets; by default the benchmark's own
     floors: dict | None = None, # encoder -> its floor
@@ -1223,13 +1237,16 @@ def report(
     "Read logs, and write every number, comparison and skipped row as tables."
     answers, skipped = gathered(logs, rule)
     maps = {"answers": (categories, answers)} if categories else maps_of(answers)
-    how = dict(left_out=left_out, common=common, partial=partial, draws=draws)
+    check_left_out(left_out, {c: ls for m, _ in maps.values() for c, ls in m.items()})
     tables = dict(answers=answers, skipped=skipped, coverage=coverage(answers))
     for name, (m, t) in maps.items():
+        of_map = {l for ls in m.values() for l in ls}
+        how = dict(left_out=tuple(l for l in left_out if l in of_map), common=common,
+                   partial=partial, draws=draws)
         names = list(pd.unique(t.encoder))
         pairs = [(a, b) for k, a in enumerate(names) for b in names[k + 1:]]
         tables[f"summary {name}"] = summary(t, m, **how)
-        if not common: tables[f"conventions {name}"] = conventions(t, m)
+        tables[f"conventions {name}"] = conventions(t, m, common)
         found = [compare(t, a, b, m, **how) for a, b in pairs]
         if found: tables[f"differences {name}"] = pd.concat(found, ignore_index=True)
         above = {e: f for e, f in (floors or {}).items() if {e, f} <= set(names)}
@@ -1241,11 +1258,18 @@ def gathered(logs, rule=""): # answers, skipped
     if isinstance(logs, pd.DataFrame): return logs, pd.DataFrame(columns=["file", "row", "reason"])
     paths = [logs] if isinstance(logs, (str, Path)) else list(logs)
     files = [f for p in map(Path, paths) for f in (
-        sorted(p.rglob("*_samples_*.jsonl")) if p.is_dir() else [p])]
-    if not files: raise UserError(f"no *_samples_*.jsonl in {listed(paths)}")
-    read = [read_log(f, rule=rule) for f in files]
+        sorted([*p.rglob("*_samples_*.jsonl"), *p.rglob("answers.parquet")])
+        if p.is_dir() else [p])]
+    if not files:
+        raise UserError(f"no *_samples_*.jsonl or answers.parquet in {listed(paths)}")
+    read = [_own(f) if f.suffix == ".parquet" else read_log(f, rule=rule) for f in files]
     return (pd.concat([r.answers for r in read], ignore_index=True),
             pd.concat([r.skipped for r in read], ignore_index=True))
+
+def _own(file): # answers as `report` writes them
+    t = pd.read_parquet(file)
+    check_answers(t)
+    return Log(t, pd.DataFrame(columns=["file", "row", "reason"]))
 
 def write_tables(tables, out, maps):
     out = Path(out)
