@@ -69,20 +69,21 @@ def holm(
     out[order] = np.minimum(np.maximum.accumulate(p[order] * times), 1)
     return out
 
-# %% ../nbs/library/01_stats.ipynb #233c1d23
+# %% ../nbs/library/01_stats.ipynb #713da4d1
 def gap_power(
     gap: float, # true difference of the accuracies, 0..1
     n: int, # questions, each its own cluster
     discordant: float, # share of them that the models answer differently
     alpha: float = 0.05,
 ) -> float: # chance that the exact McNemar test rejects
-    "Source: Connor (1987), with the exact test in place of the normal approximation."
+    "Source: Connor (1987), with the exact test for the normal approximation."
     d = np.arange(n + 1)
     chance = st.binom.pmf(d, n, discordant)
     d, chance = d[chance > 1e-12], chance[chance > 1e-12]
     k = st.binom.isf(alpha / 2, d, 0.5) + 1 # heads that are enough to reject
     heads = min((discordant + gap) / (2 * discordant), 1)
-    return float(chance @ (st.binom.sf(k - 1, d, heads) + st.binom.cdf(d - k, d, heads)))
+    seen = st.binom.sf(k - 1, d, heads) + st.binom.cdf(d - k, d, heads)
+    return float(chance @ seen)
 
 def smallest_gap(
     n: int, # questions, each its own cluster
@@ -90,7 +91,7 @@ def smallest_gap(
     power: float = 0.8, # chance to see it
     alpha: float = 0.05,
 ) -> float: # 0..1, NaN where not even the largest possible gap is seen
-    "The smallest difference of two accuracies that n questions show with this power."
+    "The smallest difference of accuracies that n questions show with this power."
     lo, hi = 0.0, float(discordant) # a gap is never larger than the discordance
     if not hi or gap_power(hi, n, discordant, alpha) < power: return float("nan")
     while hi - lo > 1e-5:
@@ -99,11 +100,11 @@ def smallest_gap(
         else: hi = middle
     return hi
 
-# %% ../nbs/library/01_stats.ipynb #9287c7ff
+# %% ../nbs/library/01_stats.ipynb #cfb33535
 def t_interval(
     x: np.ndarray, # [k] such as one difference a seed
     level: float = 0.95, # coverage
-) -> tuple[float, float, float]: # mean, lower and upper end; NaN ends below two values
+) -> tuple[float, float, float]: # mean, lower and upper end; NaN below two values
     "A mean with Student's interval."
     x = np.asarray(x, float)
     mean, k = float(x.mean()), len(x)

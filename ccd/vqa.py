@@ -12,10 +12,10 @@ __all__ = ['VMCBENCH', 'CAMBRIAN', 'LETTERS', 'COLUMNS', 'LETTER', 'PHRASE', 'SH
            'soft_accuracy', 'anls', 'edits', 'letter_or_near', 'letter_or_near_published', 'after_reasoning',
            'decimals', 'whole_answer', 'word_or_letter', 'letter_or_sentence', 'lettered', 'rotations',
            'load_questions', 'counted', 'question_of', 'picture_id', 'answer_table', 'find_rule', 'scored', 'coverage',
-           'scored_units', 'check_answers', 'aligned', 'leaf_of', 'resampled', 'rolled', 'summary', 'ends', 'point',
-           'leaves_of', 'over', 'check_left_out', 'made_answers', 'conventions', 'compare', 'two_sides', 'weights',
-           'p_value', 'discordance', 'verdict', 'over_floor', 'informative', 'read_log', 'told_by', 'maps_of', 'report',
-           'gathered', 'write_tables']
+           'scored_units', 'check_pairs', 'check_answers', 'aligned', 'leaf_of', 'resampled', 'rolled', 'summary',
+           'ends', 'point', 'leaves_of', 'over', 'check_left_out', 'made_answers', 'conventions', 'compare',
+           'two_sides', 'weights', 'p_value', 'discordance', 'verdict', 'over_floor', 'informative', 'read_log',
+           'told_by', 'several', 'maps_of', 'report', 'gathered', 'write_tables']
 
 # %% ../nbs/library/20_vqa.ipynb #e75907ad
 import ast, base64, hashlib, json, random, re, string
@@ -36,8 +36,10 @@ from .stats import holm, paired_test, sign_flip, t_interval
 
 # %% ../nbs/library/20_vqa.ipynb #41ba1c3e
 VMCBENCH = { # Zhang et al. (2025), as lmms-eval and VLMEvalKit have it
-    "general": ["SEEDBench", "MMStar", "A-OKVQA", "VizWiz", "MMVet", "VQAv2", "OKVQA"],
-    "reason": ["MMMU", "MathVista", "ScienceQA", "RealWorldQA", "GQA", "MathVision"],
+    "general": ["SEEDBench", "MMStar", "A-OKVQA", "VizWiz", "MMVet", "VQAv2",
+                "OKVQA"],
+    "reason": ["MMMU", "MathVista", "ScienceQA", "RealWorldQA", "GQA",
+               "MathVision"],
     "ocr": ["TextVQA", "OCRVQA"],
     "doc": ["AI2D", "ChartQA", "DocVQA", "InfoVQA", "TableVQABench"]}
 CAMBRIAN = { # Tong et al. (2024), section 3; Fan et al. (2025), table 16
@@ -151,7 +153,7 @@ def parse(
     said: str, # free text
     options: dict, # letter -> text
 ) -> str | None: # a letter; None where no answer can be read
-    "The option an answer names. Source: Zhang et al. (2025), without the defects of the code."
+    "The option an answer names. Source: Zhang et al. (2025), their code mended."
     text = str(said or "").strip(" \n\t,.!?;:'")
     any_of = f"[{''.join(options)}]"
     marked = re.findall(rf"\(({any_of})\)|(?<![\w.'])({any_of})\.(?=\s)", text)
@@ -163,14 +165,15 @@ def parse(
     last = max(at, key=at.get)
     return last if at[last] >= 0 else None
 
-ARTICLE = re.compile(r"(^|[.!?\n]\s*)A(?=\s+[a-z])|(?<!\S)I(?=\s+[a-z])") # "A cat", "I see"
+ARTICLE = re.compile(r"(^|[.!?\n]\s*)A(?=\s+[a-z])" # "A cat"
+                     r"|(?<!\S)I(?=\s+[a-z])") # "I see"
 
 def parse_published(
     said: str,
     options: dict, # letter -> text
     rng: random.Random, # tosses the coin
 ) -> str: # always a letter
-    "As `parse_multi_choice_response` of lmms-eval and VLMEvalKit, defects and coin and all."
+    "`parse_multi_choice_response` of lmms-eval and VLMEvalKit, defects and coin."
     text = str(said)
     for mark in ",.!?;:'": text = text.strip(mark)
     text = f" {text} "
@@ -179,7 +182,8 @@ def parse_published(
     at = at or {l: text.rfind(f" {l} ") for l in options if f" {l} " in text}
     if not at and len(text.split()) > 5:
         low = text.lower()
-        at = {l: low.rfind(t.lower()) for l, t in options.items() if t.lower() in low}
+        at = {l: low.rfind(t.lower()) for l, t in options.items()
+              if t.lower() in low}
     return max(at, key=at.get) if at else rng.choice(list(options))
 
 # %% ../nbs/library/20_vqa.ipynb #3bf13d9c
@@ -497,7 +501,8 @@ def load_questions(
 ) -> Loaded:
     "The questions of a benchmark. What cannot be asked is set aside and listed."
     b = find_benchmark(benchmark)
-    split = split or b.split
+    named = re.search(r"_(dev|test)\.tsv$", source.lower()) # the only split of its file
+    split = split or (named[1] if named else b.split)
     raw = _open(source or b.hub, split, b)
     apart = b.pictures and _picture_files(pictures or b.pictures, split, b)
     key = content_hash([benchmark, split, published, source, raw._fingerprint])
@@ -533,11 +538,12 @@ def question_of(
     pictures: bool = True, # False for the rows of a log, which has none
 ) -> dict: # a row of questions, and `skip`: why it cannot be asked
     b = BENCHMARKS[benchmark]
-    try: made, image = b.row(row), _image(row) if pictures else None
+    try:
+        made, image = b.row(row), _image(row) if pictures else None
+        index = int(made.get("id", k))
     except (KeyError, ValueError, IndexError, TypeError, AttributeError) as e:
         return _blank(b) | dict(index=k, split=split, skip=f"not a row of {benchmark}: {e!r}")
     if published: made |= made.get("as_published", {})
-    index = int(made.get("id", k))
     item = str(made.get("item") or picture_id(image) or f"question {index}")
     answer = str(made.get("answer") or (made.get("answers") or [""])[0])
     options = dict(zip(LETTERS, map(str, made.get("options", []))))
@@ -657,24 +663,32 @@ def coverage(answers: pd.DataFrame) -> pd.DataFrame:
         questions=("score", "size"), blank=("blank", "sum"), unread=("unread", "sum")
         ).reset_index()
 
-# %% ../nbs/library/20_vqa.ipynb #beba8232
-def scored_units(answers: pd.DataFrame) -> pd.DataFrame: # a row per unit and encoder
+# %% ../nbs/library/20_vqa.ipynb #37054d49
+def scored_units(
+    answers: pd.DataFrame,
+) -> pd.DataFrame: # a row per unit and encoder
     "Questions, or what is scored together, with one score each."
     check_answers(answers)
     pair = answers.pair_id.fillna("").astype(str)
-    t = answers.assign(unit=pair.where(pair != "", answers.question_id.astype(str)),
-                       paired=pair != "")
-    g = t.groupby(["encoder", "seed", "benchmark", "subset", "unit"], sort=False)
-    u = g.agg(score=("score", "min"), mean=("score", "mean"), size=("score", "size"),
-              cluster=("cluster", "first"), paired=("paired", "first")).reset_index()
-    u.loc[u.benchmark == "MME_P", "score"] = (u.score + u["mean"]) / 2 # acc+ and acc
+    unit = pair.where(pair != "", answers.question_id.astype(str))
+    t = answers.assign(unit=answers.subset + " " + unit, paired=pair != "")
+    by = ["encoder", "seed", "benchmark", "subset", "unit"]
+    u = t.groupby(by, sort=False).agg(
+        score=("score", "min"), mean=("score", "mean"), size=("score", "size"),
+        cluster=("cluster", "first"), paired=("paired", "first")).reset_index()
+    mme = u.benchmark == "MME_P"
+    u.loc[mme, "score"] = (u.score + u["mean"])[mme] / 2 # acc+ and acc
+    check_pairs(u)
+    return u.drop(columns=["mean", "size", "paired"])
+
+# %% ../nbs/library/20_vqa.ipynb #243c50a7
+def check_pairs(u):
     want = u.benchmark.map(lambda b: BENCHMARKS[b].pair if b in BENCHMARKS else 0)
     odd = u[u.paired & (want > 0) & (u["size"] != want)]
     if len(odd):
         raise UserError(f"{len(odd)} pairs are not whole, such as {odd.unit.iloc[0]!r} of "
                         f"{odd.benchmark.iloc[0]} with {odd['size'].iloc[0]} questions: "
                         "score all questions of a pair, or none")
-    return u.drop(columns=["mean", "size", "paired"])
 
 def check_answers(answers):
     lacking = [c for c in ANSWER_COLUMNS if c not in answers]
@@ -750,15 +764,17 @@ def resampled(
     draws: int = 10_000, # bootstrap samples
     seed: int = 0,
 ) -> tuple: # sums [draws, cells, models], units [draws, cells]
-    "Sums and sizes of all cells when clusters are drawn again, the same for all models."
+    "Sums and sizes of all cells when clusters are drawn again, alike for all models."
     n, m = len(scores.cells), scores.values.shape[1]
-    total, size = np.empty((draws, n, m), np.float32), np.empty((draws, n), np.float32)
+    total = np.empty((draws, n, m), np.float32)
+    size = np.empty((draws, n), np.float32)
     def draw(group):
         which, x = group
         got = _drawn(x, draws, np.random.default_rng([seed, which[0]]))
         got = got.reshape(draws, len(which), m + 1)
         total[:, which], size[:, which] = got[..., :m], got[..., m]
-    with ThreadPoolExecutor(min(2, cores())) as pool: list(pool.map(draw, _groups(scores)))
+    with ThreadPoolExecutor(min(2, cores())) as pool:
+        list(pool.map(draw, _groups(scores)))
     return total, size
 
 def _drawn(x, draws, rng): # [clusters, k] -> [draws, k]
@@ -772,6 +788,7 @@ def _drawn(x, draws, rng): # [clusters, k] -> [draws, k]
         out[k:k + d] = times.astype(np.float32) @ x
     return out
 
+# %% ../nbs/library/20_vqa.ipynb #088dfd60
 def _groups(scores): # cells that share clusters, and their sums by cluster
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -834,13 +851,13 @@ def _pooled(parts, gone, partial):
 def summary(
     answers: pd.DataFrame,
     categories: dict, # category -> leaves
-    left_out: tuple = (), # leaves that no average counts: those that are not informative
+    left_out: tuple = (), # leaves that no average counts, being not informative
     partial: bool = False, # average over the subsets that are there
     common: bool = False, # only questions that all encoders answered
     draws: int = 10_000, # bootstrap samples
     level: float = 0.95, # coverage
 ) -> pd.DataFrame: # a row per encoder, seed and number
-    "Every subset, category and overall score with its interval, and what it is over."
+    "Every subset, category and overall score, with its interval and what it is over."
     check_left_out(left_out, categories)
     s = aligned(answers, categories, common)
     one = rolled(*point(s), s.cells, categories, left_out, partial)
@@ -849,11 +866,12 @@ def summary(
     for key, values in one.items():
         lo, hi = ends(many[key], level)
         for k, (encoder, seed) in enumerate(s.models):
-            rows.append(dict(encoder=encoder, seed=seed, level=key[0], name=key[1],
-                             convention=key[2], score=float(values[k]), lo=float(lo[k]),
-                             hi=float(hi[k])) | over(key, s, k, categories, left_out, partial))
+            rows.append(dict(zip(("level", "name", "convention"), key), encoder=encoder,
+                             seed=seed, score=values[k], lo=lo[k], hi=hi[k],
+                             **over(key, s, k, categories, left_out, partial)))
     return pd.DataFrame(rows)
 
+# %% ../nbs/library/20_vqa.ipynb #075ad318
 def ends(drawn: np.ndarray, level: float): # [draws, ...] -> two of [...]
     "A percentile interval. A draw that held none of a subset's clusters counts for nothing."
     q = [(1 - level) / 2, (1 + level) / 2]
@@ -914,7 +932,7 @@ def made_answers(
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/library/20_vqa.ipynb #71eaa79a
-CONVENTIONS = {"VLMEvalKit": ("macro", "micro"), # of categories, of the overall number
+CONVENTIONS = {"VLMEvalKit": ("macro", "micro"), # categories, overall
                "lmms-eval": ("micro", "micro"), "AutoConverter": ("macro", "macro")}
 
 def conventions(
@@ -922,7 +940,7 @@ def conventions(
     categories: dict, # category -> leaves
     common: bool = False, # only questions that all encoders answered
 ) -> pd.DataFrame: # encoder, seed, convention, one column a category, overall
-    "The numbers that three tools make of the same answers. NaN where a subset is missing."
+    "What three tools make of the same answers. NaN where a subset is missing."
     s = aligned(answers, categories, common)
     r = rolled(*point(s), s.cells, categories)
     return pd.DataFrame([dict(encoder=e, seed=seed, convention=tool)
@@ -957,19 +975,20 @@ def compare(
         lo, hi = ends(drawn, level)
         apart = np.subtract(*by_seed[key].reshape(2, len(seeds)))
         seed_mean, seed_lo, seed_hi = t_interval(apart, level)
-        rows.append(dict(a=a, b=b, level=key[0], name=key[1], convention=key[2],
+        p = p_value(key, pair, len(seeds), categories, left_out, draws)
+        rows.append(dict(zip(("level", "name", "convention"), key), a=a, b=b,
             score_a=first, score_b=second, difference=first - second, lo=lo, hi=hi,
-            p=p_value(key, pair, len(seeds), categories, left_out, draws) if known else np.nan,
+            p=p if known else np.nan,
             could_show=SEEN * np.nanstd(drawn) if known else np.nan,
-            **discordance(key, pair, categories, left_out),
-            seeds=len(seeds), seed_lo=seed_lo, seed_hi=seed_hi)
-            | over(key, pair, [0, 1], categories, left_out, partial))
+            discordant=discordance(key, pair, categories, left_out),
+            seeds=len(seeds), seed_lo=seed_lo, seed_hi=seed_hi,
+            **over(key, pair, [0, 1], categories, left_out, partial)))
     t = pd.DataFrame(rows)
-    family = t.level + t.convention # a family of tests each
-    t.insert(t.columns.get_loc("p") + 1, "p_holm", t.groupby(family).p.transform(holm))
+    corrected = t.groupby(t.level + t.convention).p.transform(holm) # a family each
+    t.insert(t.columns.get_loc("p") + 1, "p_holm", corrected)
     return t.assign(verdict=[verdict(r) for r in t.to_dict("records")])
 
-SEEN = float(st.norm.ppf(0.975) + st.norm.ppf(0.8)) # standard errors that 80 % power takes
+SEEN = float(st.norm.ppf(0.975) + st.norm.ppf(0.8)) # standard errors of 80 % power
 
 # %% ../nbs/library/20_vqa.ipynb #cfc7c025
 def two_sides(answers, a, b, categories, common): # Scores of a's seeds, then b's; the seeds
@@ -982,6 +1001,8 @@ def two_sides(answers, a, b, categories, common): # Scores of a's seeds, then b'
         if len(of(a)) > 1 or len(of(b)) > 1:
             raise UserError(f"{a} and {b} have no seed in common: {sorted(of(a))}, {sorted(of(b))}")
         answers, seeds = answers.assign(seed=0), [0] # two checkpoints, whatever their seeds
+    spare = sorted((of(a) | of(b)) - set(seeds))
+    if spare and len(seeds): say(f"{a} and {b}: seeds {listed(spare)} are not in both, left out")
     s = aligned(answers[answers.encoder.isin([a, b]) & answers.seed.isin(seeds)],
                 categories, common)
     order = [s.models.index((e, k)) for e in (a, b) for k in seeds]
@@ -1009,7 +1030,7 @@ def p_value(key, s, seeds, categories, left_out, draws):
 
 def discordance(key, s, categories, left_out): # units scored differently
     on = (weights(key, s, categories, left_out) > 0) & ~np.isnan(s.values).any(1)
-    return dict(discordant=int((s.values[on, 0] != s.values[on, 1]).sum()))
+    return int((s.values[on, 0] != s.values[on, 1]).sum())
 
 # %% ../nbs/library/20_vqa.ipynb #1a7b8242
 def verdict(
@@ -1018,15 +1039,16 @@ def verdict(
 ) -> str:
     "What may be said of a difference, and about what."
     points = f"{100 * abs(row['difference']):.1f} points"
-    if np.isnan(row["difference"]): return f"not known: {row['missing'] or 'nothing'} is missing"
+    if np.isnan(row["difference"]):
+        return f"not known: {row['missing'] or 'every subset'} is missing"
     if not row["p_holm"] < alpha:
-        return (f"not told apart ({points}; {row['questions']} questions could have shown "
-                f"{100 * row['could_show']:.1f})")
-    lead = row["a"] if row["difference"] > 0 else row["b"]
-    if row["seeds"] < 3: return f"{lead} leads by {points}: these two checkpoints"
+        return (f"not told apart ({points}; {row['questions']} questions could have "
+                f"shown {100 * row['could_show']:.1f})")
+    leads = f"{row['a'] if row['difference'] > 0 else row['b']} leads by {points}"
+    if row["seeds"] < 3: return f"{leads}: these two checkpoints"
     if row["seed_lo"] > 0 or row["seed_hi"] < 0:
-        return f"{lead} leads by {points}: over {row['seeds']} seeds"
-    return f"{lead} leads by {points} on these checkpoints; over {row['seeds']} seeds not shown"
+        return f"{leads}: over {row['seeds']} seeds"
+    return f"{leads} on these checkpoints; over {row['seeds']} seeds not shown"
 
 # %% ../nbs/library/20_vqa.ipynb #e7dc5e70
 def over_floor(
@@ -1036,8 +1058,8 @@ def over_floor(
     **how, # more of `compare`
 ) -> pd.DataFrame: # as `compare`
     "How far each encoder is above its floor."
-    return pd.concat([compare(answers, e, f, categories, **how) for e, f in floors.items()],
-                     ignore_index=True)
+    return pd.concat([compare(answers, e, f, categories, **how)
+                      for e, f in floors.items()], ignore_index=True)
 
 def informative(
     answers: pd.DataFrame,
@@ -1050,8 +1072,8 @@ def informative(
     t = compare(answers, ceiling, blind, categories, **how)
     t = t[t.level == "subset"].rename(columns=dict(
         name="subset", score_a="ceiling", score_b="blind", difference="gap"))
-    return t.assign(informative=t.gap >= margin)[
-        ["subset", "ceiling", "blind", "gap", "lo", "hi", "informative"]].reset_index(drop=True)
+    columns = ["subset", "ceiling", "blind", "gap", "lo", "hi", "informative"]
+    return t.assign(informative=t.gap >= margin)[columns].reset_index(drop=True)
 
 # %% ../nbs/library/20_vqa.ipynb #e09cd866
 Log = namedtuple("Log", "answers skipped") # DataFrame; DataFrame with file, row, reason
@@ -1147,7 +1169,13 @@ def _told(s, note, name): # what a log without the question says of it
     skip = f"{subset} is no perception" if name == "MME_P" and subset not in PERCEPTION else ""
     return dict(index=index, question=str(s.get("input") or ""), **options,
                 answer=bare[1].upper() if bare else target, category=subset, skip=skip,
+                answers=[options.get(target, x) for x in several(target)],
                 item_id=f"question {index}", cluster=pair or f"question {index}", pair_id=pair)
+
+def several(text) -> list: # right answers, of a list that was written as text
+    try: x = ast.literal_eval(text) if text.startswith("[") else [text]
+    except (ValueError, SyntaxError): x = [text]
+    return list(map(str, x))
 
 def _noted(note, notes): # the score that the tool gave, if any
     for k in ("score", "is_correct", "true_false"):
@@ -1191,16 +1219,15 @@ def _vlm_row(r, name):
     number_ = number(r["index"])
     if number_ is None: return f"index {r['index']!r} is no number"
     index = int(number_)
-    hit = number(r.get("hit") or "x")
+    hit = {"True": 1.0, "False": 0.0}.get(r.get("hit"), number(str(r.get("hit"))))
     subset = r.get("category") or name
     skip = (f"{r['split']} split" if name == "MMMU_V" and r.get("split") not in
             (None, "", "validation") else
             f"{subset} is no perception" if name == "MME_P" and subset not in PERCEPTION else "")
     pair = rotations(index) if name == "MMBench" else ""
-    many = r["answer"] if r["answer"].startswith("[") else ""
     return dict(index=index, question=r["question"], **{l: r[l] for l in LETTERS if r.get(l)},
                 answer=r["answer"], category=subset, item_id=f"question {index}", skip=skip,
-                answers=list(map(str, ast.literal_eval(many))) if many else None,
+                answers=several(r["answer"]),
                 cluster=pair or f"question {index}", pair_id=pair, said=r["prediction"],
                 noted=hit)
 
