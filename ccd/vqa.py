@@ -7,13 +7,13 @@ __all__ = ['VMCBENCH', 'CAMBRIAN', 'LETTERS', 'COLUMNS', 'LETTER', 'PHRASE', 'SH
            'CONTRACTIONS', 'PERCEPTION', 'MMVP_LABELS', 'BENCHMARKS', 'Loaded', 'ANSWER_COLUMNS', 'Scores',
            'CONVENTIONS', 'SEEN', 'Log', 'NEED_OPTIONS', 'NOT_NOTES', 'schema', 'options_of', 'fault', 'has_image',
            'check_questions', 'check_ids', 'listed', 'Benchmark', 'prompt', 'find_benchmark', 'parse',
-           'parse_published', 'rule', 'tail', 'number', 'plainly', 'letter', 'coin_toss', 'first_letter',
-           'letter_or_text', 'exact', 'yes_no', 'near', 'relaxed', 'relaxed_plain', 'substring', 'vqa_words',
-           'soft_accuracy', 'anls', 'edits', 'letter_or_near', 'letter_or_near_published', 'after_reasoning',
-           'decimals', 'whole_answer', 'word_or_letter', 'letter_or_sentence', 'lettered', 'rotations',
-           'load_questions', 'counted', 'question_of', 'picture_id', 'answer_table', 'find_rule', 'scored', 'coverage',
-           'scored_units', 'check_pairs', 'check_answers', 'aligned', 'leaf_of', 'resampled', 'rolled', 'summary',
-           'ends', 'point', 'leaves_of', 'over', 'check_left_out', 'made_answers', 'conventions', 'compare',
+           'parse_published', 'rule', 'tail', 'tail_published', 'bare_letter', 'number', 'plainly', 'letter',
+           'coin_toss', 'first_letter', 'letter_or_text', 'exact', 'yes_no', 'near', 'relaxed', 'relaxed_plain',
+           'substring', 'vqa_words', 'soft_accuracy', 'anls', 'edits', 'letter_or_near', 'letter_or_near_published',
+           'after_reasoning', 'decimals', 'whole_answer', 'word_or_letter', 'letter_or_sentence', 'lettered',
+           'rotations', 'load_questions', 'counted', 'question_of', 'picture_id', 'answer_table', 'find_rule', 'scored',
+           'coverage', 'scored_units', 'check_pairs', 'check_answers', 'aligned', 'leaf_of', 'resampled', 'rolled',
+           'summary', 'ends', 'point', 'leaves_of', 'over', 'check_left_out', 'made_answers', 'conventions', 'compare',
            'two_sides', 'weights', 'p_value', 'discordance', 'verdict', 'over_floor', 'informative', 'read_log',
            'told_by', 'several', 'maps_of', 'report', 'gathered', 'write_tables']
 
@@ -195,6 +195,13 @@ def tail(said: str) -> str: # lower case
     "What follows the last 'answer is' or 'answer:'."
     return re.split(r"answer is:?|answer:", str(said or "").lower())[-1].strip()
 
+def tail_published(said: str) -> str: # Cambrian-1: of "the answer is: B", this is ": b"
+    text = str(said or "").lower().strip()
+    for words in ("answer is", "answer is:", "answer:"): text = text.split(words)[-1]
+    return text.strip()
+
+def bare_letter(said): return tail_published(said).rstrip(".:,").lstrip("(").rstrip(")")
+
 def number(text: str) -> float | None:
     try: return float(text)
     except ValueError: return None
@@ -210,14 +217,13 @@ def coin_toss(said, q): # a coin for each question, whatever the order
     return float(parse_published(said, q["options"], coin) == q["answer"])
 
 @rule
-def first_letter(said, q): # Cambrian-1: "apples" is answer A
-    text = tail(said).rstrip(".:,").lstrip("(").rstrip(")")
-    return float(text[:1] == q["answer"].lower())
+def first_letter(said, q): # Cambrian-1
+    return float(bare_letter(said)[:1] == q["answer"].lower())
 
 @rule
 def letter_or_text(said, q): # Cambrian-1, for MMVP
-    text = tail(said).rstrip(".:,").lstrip("(").rstrip(")")
-    return float(text in (q["answer"].lower(), q["options"][q["answer"]].lower()))
+    right = q["answer"].lower(), q["options"][q["answer"]].lower()
+    return float(bare_letter(said) in right)
 
 # %% ../nbs/library/20_vqa.ipynb #ddd83f33
 @rule
@@ -256,17 +262,17 @@ def substring(said, q): # OCRBench; formulas without blanks, and their case coun
 # %% ../nbs/library/20_vqa.ipynb #1c7385c8
 NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(),
                    "0 0 1 2 3 4 5 6 7 8 9 10".split()))
-CONTRACTIONS = {w.replace("'", ""): w for w in '''
+CONTRACTIONS = {w[:k] + w[k + 1:]: w for w in '''
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've
-    hasn't haven't he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't
-    mightn't've might've mustn't must've needn't not've o'clock oughtn't shan't she'd've
-    should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
+    hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't
+    mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't
+    she'd've should've shouldn't shouldn't've somebody'd somebody'd've somebody'll somebody's someone'd
     someone'd've someone'll someone's something'd something'd've something'll that's
     there'd there'd've there're there's they'd they'd've they'll they're they've 'twas
     wasn't we'd've we've weren't what'll what're what's what've when's where'd where's
     where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-    '''.split()}
+    '''.split() for k, c in enumerate(w) if c == "'"} # with one of its apostrophes left out
 
 def vqa_words(text: str) -> str:
     "An answer as the VQA evaluation compares it. Source: Antol et al. (2015), its code."
@@ -311,9 +317,9 @@ def letter_or_near(said, q): # MMMU
 @rule
 def letter_or_near_published(said, q): # Cambrian-1: 5 % of the prediction
     if q["options"]: return first_letter(said, q)
-    a, b = number(tail(said).rstrip(".")), number(q["answer"])
-    if None not in (a, b): return float(near(b, a))
-    return float(tail(said).rstrip(".") in [x.lower() for x in q["answers"]])
+    text, right = tail_published(said).rstrip("."), q["answer"].lower()
+    a, b = number(text), number(right)
+    return float(text == right or None not in (a, b) and near(b, a))
 
 @rule
 def after_reasoning(said, q): # MathVista: a letter, a text or a rounded number at the end
@@ -329,9 +335,9 @@ def decimals(text: str) -> int: return len(text.partition(".")[2])
 
 @rule
 def whole_answer(said, q): # Cambrian-1, for MathVista
-    text, b = str(said or "").lower().strip(), number(q["answer"])
-    if b is not None and number(text) is not None: return float(near(b, number(text)))
-    return float(text == q["answer"].lower())
+    text, right = str(said or "").lower().strip(), q["answer"].lower()
+    a, b = number(text), number(right)
+    return float(text == right or None not in (a, b) and near(b, a))
 
 @rule
 def word_or_letter(said, q): # RealWorldQA

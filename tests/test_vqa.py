@@ -118,7 +118,8 @@ def test_rules(rule, said, answers, score):
     assert RULES[rule](said, q) == pytest.approx(score)
 
 @pytest.mark.parametrize("rule, said, score", [
-    ("first_letter", "apples", 1), ("first_letter", "(A)", 1), ("first_letter", "The answer is: A.", 1),
+    ("first_letter", "apples", 1), ("first_letter", "Answer: A", 1), ("letter", "The answer is: A", 1),
+    ("first_letter", "The answer is: A", 0), ("first_letter", "(A)", 1), ("first_letter", "The answer is A.", 1),
     ("first_letter", "B", 0), ("letter_or_text", "a cat", 1), ("letter_or_text", "a cat sits", 0),
     ("letter_or_text", "(A).", 1), ("letter_or_text", "Answer: A cat", 1),
     ("letter_or_sentence", "A cat.", 1), ("after_reasoning", "It purrs. Answer: A", 1), ("after_reasoning", "Answer: a cat", 1),
@@ -140,7 +141,7 @@ def test_soft_accuracy_is_the_mean_over_all_nines(agree):
 
 @pytest.mark.parametrize("said, words", [
     ("The two cats", "2 cats"), ("dont", "don't"), ("1,000", "1000"), ("x-b", "x b"), ("x- b", "x b"), ("x -b", "x b"), ("U.S.A.", "usa"),
-    ("3.5", "3.5"), ("cat's", "cat 's"), ("none", "0"), ("yall'll\n", "yall'll"), ("hello, world?", "hello world"), ("", "")])
+    ("3.5", "3.5"), ("cat's", "cat 's"), ("none", "0"), ("yall'll\n", "y'all'll"), ("couldnt've", "couldn't've"), ("hello, world?", "hello world"), ("", "")])
 def test_words_are_written_alike(said, words): assert vqa.vqa_words(said) == words
 
 def test_edit_distance_is_the_recursive_one():
