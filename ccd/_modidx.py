@@ -957,6 +957,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                          'ccd.vqa.rolled': ('library/vqa.html#rolled', 'ccd/vqa.py'),
                          'ccd.vqa.rotations': ('library/vqa.html#rotations', 'ccd/vqa.py'),
                          'ccd.vqa.rule': ('library/vqa.html#rule', 'ccd/vqa.py'),
+                         'ccd.vqa.rule_of': ('library/vqa.html#rule_of', 'ccd/vqa.py'),
                          'ccd.vqa.schema': ('library/vqa.html#schema', 'ccd/vqa.py'),
                          'ccd.vqa.scored': ('library/vqa.html#scored', 'ccd/vqa.py'),
                          'ccd.vqa.scored_units': ('library/vqa.html#scored_units', 'ccd/vqa.py'),

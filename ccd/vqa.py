@@ -11,11 +11,11 @@ __all__ = ['VMCBENCH', 'CAMBRIAN', 'LETTERS', 'COLUMNS', 'LETTER', 'PHRASE', 'SH
            'coin_toss', 'first_letter', 'letter_or_text', 'exact', 'yes_no', 'near', 'relaxed', 'relaxed_plain',
            'substring', 'vqa_words', 'soft_accuracy', 'anls', 'edits', 'letter_or_near', 'letter_or_near_published',
            'after_reasoning', 'decimals', 'whole_answer', 'word_or_letter', 'letter_or_sentence', 'lettered',
-           'rotations', 'load_questions', 'counted', 'question_of', 'picture_id', 'answer_table', 'find_rule', 'scored',
-           'coverage', 'scored_units', 'check_pairs', 'check_answers', 'aligned', 'leaf_of', 'resampled', 'rolled',
-           'summary', 'ends', 'point', 'leaves_of', 'over', 'check_left_out', 'made_answers', 'conventions', 'compare',
-           'two_sides', 'weights', 'p_value', 'discordance', 'verdict', 'over_floor', 'informative', 'read_log',
-           'told_by', 'several', 'maps_of', 'report', 'gathered', 'write_tables']
+           'rotations', 'load_questions', 'counted', 'question_of', 'picture_id', 'answer_table', 'rule_of',
+           'find_rule', 'scored', 'coverage', 'scored_units', 'check_pairs', 'check_answers', 'aligned', 'leaf_of',
+           'resampled', 'rolled', 'summary', 'ends', 'point', 'leaves_of', 'over', 'check_left_out', 'made_answers',
+           'conventions', 'compare', 'two_sides', 'weights', 'p_value', 'discordance', 'verdict', 'over_floor',
+           'informative', 'read_log', 'told_by', 'several', 'maps_of', 'report', 'gathered', 'write_tables']
 
 # %% ../nbs/library/20_vqa.ipynb #e75907ad
 import ast, base64, hashlib, json, random, re, string
@@ -448,9 +448,9 @@ def _at(name, config=""): # where lmms-eval has it, and had it
     return dict(hub=f"lmms-lab-encoder/{name}{tail}", formerly=f"lmms-lab/{name}{tail}")
 
 BENCHMARKS = {
-    "VMCBench": Benchmark("suyc21/VMCBench", _vmcbench, "dev", inside="macro",
+    "VMCBench": Benchmark("suyc21/VMCBench", _vmcbench, "dev", published="coin_toss",
         ask="Question: {q}\nOptions:\n{options}\n" + LETTER + "\n",
-        logs=("vmcbench", "VMCBench_DEV", "VMCBench_TEST")),
+        inside="macro", logs=("vmcbench", "VMCBench_DEV", "VMCBench_TEST")),
     "MME_P": Benchmark(**_at("MME"), row=_mme, rule="yes_no", published="exact", pair=2,
         inside="macro", logs=("mme", "MME")),
     "MMBench": Benchmark(hub="lmms-lab-encoder/MMBench:en", formerly="lmms-lab/MMBench_EN",
@@ -565,8 +565,6 @@ def _blank(b): return {k: [] if k == "answers" else None if k == "image" else 0 
                        else "" for k in [*schema(b.most), "skip"]}
 
 def picture_id(image) -> str: # 16 hex digits of its file's sha256; "" where there is none
-    if isinstance(image, list): image = image[0] if image else None
-    if isinstance(image, str): image = dict(bytes=base64.b64decode(image))
     data = (image or {}).get("bytes")
     if not data and (image or {}).get("path"): data = Path(image["path"]).read_bytes()
     return hashlib.sha256(data).hexdigest()[:16] if data else ""
@@ -625,7 +623,7 @@ def answer_table(
     said: dict, # question id -> free text or letter
     encoder: str,
     seed: int = 0, # of training
-    rule: str = "", # key of `RULES`; by default the benchmark's
+    rule: str = "", # key of `RULES`, or `published`; by default the benchmark's
     toss: int = 0, # seed of `coin_toss`
 ) -> pd.DataFrame: # answers
     "Score what a model said. Raises `UserError` for answers to other questions."
@@ -636,10 +634,14 @@ def answer_table(
         raise UserError(f"{encoder}: {len(strange)} of {len(said)} answers are to questions "
                         f"that {benchmark} does not have here: {listed(strange)}; are they "
                         "of another split?")
-    b = BENCHMARKS.get(benchmark)
-    scorer = find_rule(rule or (b.rule if b else "letter"))
+    scorer = find_rule(rule_of(benchmark, rule) or "letter")
     return pd.DataFrame([scored(r, benchmark, said.get(r["index"]), scorer, toss)
                          for r in rows]).assign(encoder=encoder, seed=seed)
+
+def rule_of(benchmark: str, rule: str = "") -> str: # "" where none is known
+    b = BENCHMARKS.get(benchmark)
+    if rule == "published": rule = b.published if b else ""
+    return rule or (b.rule if b else "")
 
 def find_rule(name):
     if name not in RULES:
@@ -969,8 +971,9 @@ def compare(
     "How far apart two encoders are, how sure that is, and what it is about."
     check_left_out(left_out, categories)
     s, seeds = two_sides(answers, a, b, categories, common)
-    by_seed = rolled(*point(s), s.cells, categories, left_out, partial)
+    s.values[np.isnan(s.values).any(1)] = np.nan # what one lacks is compared for none
     x = s.values.reshape(len(s.values), 2, len(seeds)).mean(2) # [units, 2]
+    by_seed = rolled(*point(s), s.cells, categories, left_out, partial)
     pair = s._replace(values=x, models=[(a, 0), (b, 0)])
     one = rolled(*point(pair), s.cells, categories, left_out, partial)
     many = rolled(*resampled(pair, draws), s.cells, categories, left_out, partial)
@@ -980,7 +983,7 @@ def compare(
         drawn = many[key][:, 0] - many[key][:, 1]
         lo, hi = ends(drawn, level)
         apart = np.subtract(*by_seed[key].reshape(2, len(seeds)))
-        seed_mean, seed_lo, seed_hi = t_interval(apart, level)
+        _, seed_lo, seed_hi = t_interval(apart, level)
         p = p_value(key, pair, len(seeds), categories, left_out, draws)
         rows.append(dict(zip(("level", "name", "convention"), key), a=a, b=b,
             score_a=first, score_b=second, difference=first - second, lo=lo, hi=hi,
@@ -1029,7 +1032,8 @@ def p_value(key, s, seeds, categories, left_out, draws):
     on = (w > 0) & ~np.isnan(s.values).any(1)
     if not on.any(): return float("nan")
     x, w, cluster = s.values[on], w[on], s.cluster[on]
-    if key[0] == "subset" and seeds == 1 and np.isin(x, (0, 1)).all():
+    alone = key[0] == "subset" and len(np.unique(s.cell[on])) == 1
+    if alone and seeds == 1 and np.isin(x, (0, 1)).all():
         return paired_test(x[:, 0] == 1, x[:, 1] == 1, cluster, draws)
     w = w / w.max()
     return sign_flip(w * x[:, 0], w * x[:, 1], cluster, draws)
@@ -1088,7 +1092,7 @@ def read_log(
     path, # *_samples_TASK.jsonl of lmms-eval; .xlsx, .tsv, .csv, .json of VLMEvalKit
     encoder: str = "", # by default as the folder or file says
     seed: int = 0, # of training
-    rule: str = "", # key of `RULES`: score anew; by default as the tool did
+    rule: str = "", # key of `RULES`, or `published`: score anew; by default as the tool did
     questions: Dataset | None = None, # tells pictures, clusters and pairs
 ) -> Log:
     "The answers in a log. Raises `UserError` where it is of neither tool."
@@ -1110,7 +1114,7 @@ NEED_OPTIONS = ("letter", "coin_toss", "letter_or_text", "letter_or_sentence")
 def _from_log(row, name, rule): # a row of answers, or why there is none
     if isinstance(row, str): return row
     if row["skip"]: return row["skip"]
-    chosen = rule or (BENCHMARKS[name].rule if name in BENCHMARKS else "")
+    chosen = rule_of(name, rule)
     if row["noted"] is not None and not rule: scorer = lambda said, q: float(row["noted"])
     elif not chosen: return f"no score noted, and no rule known for {name}"
     elif chosen in NEED_OPTIONS and not options_of(row):
@@ -1257,7 +1261,7 @@ def maps_of(answers: pd.DataFrame) -> dict: # name -> (map, its answers)
     return {k: (known.get(k) or own(t), t) for k, t in answers.groupby(kind, sort=False)}
 
 def report(
-    logs, # paths of logs, folders of them, or a table of answers
+    logs, # paths of logs or folders, also as ENCODER@SEED=PATH; or a table of answers
     out, # folder for the tables
     categories: dict | None = None, # category -> subsets; by default the benchmark's own
     floors: dict | None = None, # encoder -> its floor
@@ -1290,12 +1294,16 @@ def report(
 def gathered(logs, rule=""): # answers, skipped
     if isinstance(logs, pd.DataFrame): return logs, pd.DataFrame(columns=["file", "row", "reason"])
     paths = [logs] if isinstance(logs, (str, Path)) else list(logs)
-    files = [f for p in map(Path, paths) for f in (
-        sorted([*p.rglob("*_samples_*.jsonl"), *p.rglob("answers.parquet")])
-        if p.is_dir() else [p])]
-    if not files:
-        raise UserError(f"no *_samples_*.jsonl or answers.parquet in {listed(paths)}")
-    read = [_own(f) if f.suffix == ".parquet" else read_log(f, rule=rule) for f in files]
+    read = []
+    for given in paths:
+        named = re.fullmatch(r"([^=/]+?)(?:@(\d+))?=(.+)", str(given))
+        encoder, seed, p = named.groups() if named else ("", None, given)
+        p = Path(p)
+        files = [p] if not p.is_dir() else sorted(
+            [*p.rglob("*_samples_*.jsonl"), *p.rglob("answers.parquet")])
+        if not files: raise UserError(f"no *_samples_*.jsonl or answers.parquet in {p}")
+        read += [_own(f) if f.suffix == ".parquet" else
+                 read_log(f, encoder, int(seed or 0), rule) for f in files]
     return (pd.concat([r.answers for r in read], ignore_index=True),
             pd.concat([r.skipped for r in read], ignore_index=True))
 
