@@ -17,8 +17,8 @@ __all__ = ['VMCBENCH', 'CAMBRIAN', 'LETTERS', 'COLUMNS', 'LETTER', 'PHRASE', 'SH
            'conventions', 'compare', 'two_sides', 'weights', 'p_value', 'discordance', 'verdict', 'over_floor',
            'informative', 'read_log', 'told_by', 'several', 'maps_of', 'report', 'gathered', 'write_tables']
 
-# %% ../nbs/library/20_vqa.ipynb #e75907ad
-import ast, base64, hashlib, json, random, re, string
+# %% ../nbs/library/20_vqa.ipynb #9e1424b7
+import ast, base64, hashlib, json, random, re
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 from datasets import (Dataset, DatasetDict, Features, Image as ImageFeature, List, Value,
                       load_dataset, load_from_disk)
 from scipy import stats as st
-from .core import (UserError, atomic, cache_dir, content_hash, cores, file_hash, say,
+from .core import (UserError, atomic, cache_dir, content_hash, cores, say,
                       write_json)
 from .stats import holm, paired_test, sign_flip, t_interval
 

@@ -110,7 +110,7 @@ CASES = [ # rule, said, answers, score
     ("whole_answer", "2 + 2, so the answer is 4.", ["4"], 0), ("whole_answer", "4", ["4"], 1),
     ("word_or_letter", "The answer is A", ["A"], 1), ("word_or_letter", "Yes indeed", ["yes"], 1),
     ("word_or_letter", "", ["yes"], 0), ("word_or_letter", "B", ["A"], 0),
-    ("anls", "abcd", ["abce"], 0.75), ("anls", "abcd", ["wxyz"], 0), ("anls", " ACME corp", ["acme  Corp", "x"], 1)]
+    ("anls", "abcd", ["abce"], 0.75), ("anls", "abcd", ["wxyz"], 0), ("anls", "abcd", ["axyz"], 0), ("anls", "abcd", ["abyz"], 0.5), ("anls", " ACME corp", ["acme  Corp", "x"], 1)]
 
 @pytest.mark.parametrize("rule, said, answers, score", CASES)
 def test_rules(rule, said, answers, score):
@@ -332,6 +332,8 @@ def test_an_unknown_subset_double_answers_scores_outside_and_half_pairs():
 def test_a_model_that_answers_nothing_is_counted_and_scores_nothing():
     a = answer_table("x", asked(4), {0: None, 1: "", 2: float("nan")}, "silent")
     assert a.score.sum() == 0 and coverage(a).iloc[0][["questions", "blank", "unread"]].tolist() == [4, 4, 0]
+    tossed = answer_table("x", asked(40), {}, "silent", rule="coin_toss")
+    assert tossed.score.sum() == 0
     t = summary(a, dict(ocr=["TextVQA"]), draws=50)
     assert (t.score == 0).all() and (t.hi == 0).all() and (t.questions == 4).all()
 
@@ -647,6 +649,12 @@ def test_logs_of_mmmu_without_a_score_are_scored_by_the_rule(tmp_path):
     a = read_log(lmms_file(tmp_path, "mmmu_val", rows)).answers
     assert a.score.tolist() == [1, 0, 1] and a.subset.tolist() == ["Art"] * 3
 
+def test_a_coin_that_a_tool_tossed_for_a_blank_answer_counts_nothing(tmp_path):
+    row = lmms_line(0, "", doc=False)
+    row["average"]["score"] = row["reason"]["score"] = 1
+    a = read_log(lmms_file(tmp_path, "vmcbench", [row])).answers
+    assert a.score.item() == 0 and coverage(a).blank.item() == 1
+
 def test_broken_lines_of_a_log_are_listed(tmp_path, capsys):
     rows = [lmms_line(0, "A"), "{broken", json.dumps(dict(doc_id=3)), lmms_line(1, "B")]
     a, bad = read_log(lmms_file(tmp_path, "vmcbench", rows))
@@ -763,3 +771,16 @@ def test_a_benchmark_of_several_sources_is_tested_as_it_is_averaged():
     weight = np.repeat([1 / 300, 1 / 20], [300, 20])
     assert r.p == pytest.approx(sign_flip(w.x.values * weight, w.y.values * weight, np.arange(320), 20_000, 3), abs=0.02)
     assert r.p < 0.05 < mcnemar_exact(w.x.values == 1, w.y.values == 1)
+
+def test_a_category_of_unlike_benchmarks_weighs_each_alike():
+    a = some(sizes=dict(ADE20K=40, COCO=40, RealWorldQA=40), x=dict(ADE20K=0.6, COCO=0.6, RealWorldQA=0.35),
+             y=dict(ADE20K=0.4, COCO=0.4, RealWorldQA=0.65))
+    a["benchmark"] = np.where(a.subset == "RealWorldQA", "RealWorldQA", "CVBench_2D")
+    w = a.pivot(index=["subset", "question_id"], columns="encoder", values="score")
+    d = (w.x - w.y).groupby("subset").mean()
+    weight = np.repeat([1 / 4, 1 / 4, 1 / 2], 40) # ADE20K, COCO, RealWorldQA
+    t = compare(a, "x", "y", CAMBRIAN, partial=True, draws=4000).set_index(["name", "convention"])
+    r = t.loc[("Vision-Centric", "macro")]
+    assert r.difference == pytest.approx((d["ADE20K"] / 2 + d["COCO"] / 2 + d["RealWorldQA"]) / 2)
+    p, alike = (sign_flip(w.x.values * v, w.y.values * v, np.arange(120), 20_000, 3) for v in (weight, weight * 0 + 1))
+    assert r.p == pytest.approx(p, abs=0.03) and abs(p - alike) > 0.06
