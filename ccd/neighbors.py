@@ -37,26 +37,37 @@ def neighbors(
 
 
 # %% ../nbs/library/16_neighbors.ipynb #5cc9a58f
-TILE = 4096 # rows and columns compared at once
+TILE = (4096, 16384) # rows and columns compared at once
 
 def _exact(e, k, group): # [n, k] int32
-    n, lowest = len(group), -torch.inf
-    out, group = np.empty((n, k), np.int32), torch.from_numpy(group).to(device())
-    unit = lambda s: torch.from_numpy(e.unit(s)).to(device())
-    for r in blocks(n, TILE):
-        x, own = unit(r), group[r][:, None]
-        best = torch.full((len(x), k), lowest, device=x.device)
-        found = torch.zeros(len(x), k, dtype=torch.int32, device=x.device)
-        for c in blocks(n, TILE):
-            s = x @ unit(c).T
-            s.masked_fill_(own == group[c], lowest)
-            new = int(torch.count_nonzero(s > best[:, -1:], 1).max())
-            if not new: continue
-            near, at = s.topk(min(new, k))
-            best, order = torch.cat([best, near], 1).topk(k)
-            found = torch.cat([found, (at + c.start).int()], 1).gather(1, order)
-        out[r] = found.cpu().numpy()
+    order = np.argsort(group, kind="stable") # a group lies together
+    group, n, out = group[order], len(order), np.empty((len(order), k), np.int32)
+    for r in blocks(n, TILE[0]):
+        x, best = e.unit(order[r]), (np.empty((r.stop - r.start, 0), np.float32), np.empty((r.stop - r.start, 0), int))
+        own = np.searchsorted(group, group[[r.start]], "left")[0], np.searchsorted(group, group[[r.stop - 1]], "right")[0]
+        for c in _pieces(n, *own):
+            same = group[r][:, None] == group[c] if own[0] <= c.start < own[1] else None
+            score, at = _near(x, e.unit(order[c]), min(k, c.stop - c.start), same)
+            best = _better(*best, score, at + c.start, k)
+        out[order[r]] = order[best[1]]
     return out
+
+def _pieces(n, first, end): # of the columns, those from `first` to `end` by themselves
+    for a, b, wide in ((0, first, TILE[1]), (first, end, TILE[0]), (end, n, TILE[1])):
+        yield from (slice(a + s.start, a + s.stop) for s in blocks(b - a, wide))
+
+def _near(x, y, k, same): # cosines and positions of the k nearest to each x, where not `same`
+    import faiss
+    if same is None and device().type == "cpu":
+        return faiss.knn(x, y, k, metric=faiss.METRIC_INNER_PRODUCT)
+    x, y = (torch.from_numpy(v).to(device()) for v in (x, y))
+    s = x @ y.T
+    if same is not None: s.masked_fill_(torch.from_numpy(same).to(device()), -torch.inf)
+    return tuple(t.cpu().numpy() for t in s.topk(k))
+
+def _better(score, at, new, new_at, k): # the best of both
+    score, place = torch.from_numpy(np.concatenate([score, new], 1)).topk(min(k, score.shape[1] + new.shape[1]))
+    return score.numpy(), np.take_along_axis(np.concatenate([at, new_at], 1), place.numpy(), 1)
 
 # %% ../nbs/library/16_neighbors.ipynb #5cc9a590
 def _approximate(e, k, group, largest, kind): # the index holds all vectors
