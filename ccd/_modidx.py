@@ -51,6 +51,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'ccd.comparison._credits': ('library/comparison.html#_credits', 'ccd/comparison.py'),
                                 'ccd.comparison._encoder': ('library/comparison.html#_encoder', 'ccd/comparison.py'),
                                 'ccd.comparison._factor_section': ('library/comparison.html#_factor_section', 'ccd/comparison.py'),
+                                'ccd.comparison._give_back': ('library/comparison.html#_give_back', 'ccd/comparison.py'),
                                 'ccd.comparison._held_once': ('library/comparison.html#_held_once', 'ccd/comparison.py'),
                                 'ccd.comparison._impossible': ('library/comparison.html#_impossible', 'ccd/comparison.py'),
                                 'ccd.comparison._intervention_section': ( 'library/comparison.html#_intervention_section',

@@ -8,7 +8,7 @@ __all__ = ['LABELS', 'OPTIONAL', 'PARTS', 'images', 'embedded', 'Sides', 'sides'
            'summary', 'purity_table', 'publish']
 
 # %% ../nbs/library/25_comparison.ipynb #78817f03
-import shutil, warnings
+import contextlib, ctypes, shutil, warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -264,7 +264,9 @@ def compare(
     s = sides(a, b, source, corpus, settings, out, reference_a, reference_b, beside, **how)
     if len(s.items) < 3: raise UserError(f"{source} has {len(s.items)} images: a comparison needs three or more")
     s.lost.to_csv(out / "left_out.csv", index=False)
-    run = lambda part, make, *own: stage(out / part, dict(analysis=plain(an), own=own), s.keys, make)
+    def run(part, make, *own):
+        _give_back() # or what one stage has freed is added to what the next one takes
+        stage(out / part, dict(analysis=plain(an), own=own), s.keys, make)
     run("neighbors", partial(neighbor_stage, s, an))
     run("pairs", partial(pair_stage, s, an))
     todo = dict(factors=(partial(factor_stage, s, an), ()), maps=(lambda f: map_stage(s, f, align_maps), (align_maps,)),
@@ -273,7 +275,14 @@ def compare(
     for p, why in missing.items(): say(f"{p}: left out, since {why}")
     made = [p for p in OPTIONAL if p not in {*without, *missing}]
     for p in made: run(p, *todo[p])
+    _give_back()
     return write_pages(s, out, made, settings, source)
+
+def _give_back():
+    "Return freed memory to the kernel: the C library and Arrow keep it for later."
+    import pyarrow
+    pyarrow.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL("libc.so.6").malloc_trim(0) # glibc's
 
 def _impossible(s: Sides) -> dict: # part -> why
     out = {}
