@@ -43,31 +43,35 @@ def _exact(e, k, group): # [n, k] int32
     order = np.argsort(group, kind="stable") # a group lies together
     group, n, out = group[order], len(order), np.empty((len(order), k), np.int32)
     for r in blocks(n, TILE[0]):
-        x, best = e.unit(order[r]), (np.empty((r.stop - r.start, 0), np.float32), np.empty((r.stop - r.start, 0), int))
-        own = np.searchsorted(group, group[[r.start]], "left")[0], np.searchsorted(group, group[[r.stop - 1]], "right")[0]
-        for c in _pieces(n, *own):
-            same = group[r][:, None] == group[c] if own[0] <= c.start < own[1] else None
-            score, at = _near(x, e.unit(order[c]), min(k, c.stop - c.start), same)
-            best = _better(*best, score, at + c.start, k)
+        x, best = e.unit(order[r]), None
+        first = np.searchsorted(group, group[r.start], "left")
+        end = np.searchsorted(group, group[r.stop - 1], "right")
+        for c in _pieces(n, first, end):
+            same = group[r, None] == group[c] if first <= c.start < end else None
+            new = _near(x, e.unit(order[c]), min(k, c.stop - c.start), same)
+            best = _better(best, new, c.start, k)
         out[order[r]] = order[best[1]]
     return out
 
-def _pieces(n, first, end): # of the columns, those from `first` to `end` by themselves
-    for a, b, wide in ((0, first, TILE[1]), (first, end, TILE[0]), (end, n, TILE[1])):
+def _pieces(n, first, end): # of the columns; none lies across `first` or `end`
+    for a, b, wide in (0, first, TILE[1]), (first, end, TILE[0]), (end, n, TILE[1]):
         yield from (slice(a + s.start, a + s.stop) for s in blocks(b - a, wide))
 
-def _near(x, y, k, same): # cosines and positions of the k nearest to each x, where not `same`
+def _near(x, y, k, same): # cosines and rows of y of the k nearest that are not `same`
     import faiss
     if same is None and device().type == "cpu":
         return faiss.knn(x, y, k, metric=faiss.METRIC_INNER_PRODUCT)
     x, y = (torch.from_numpy(v).to(device()) for v in (x, y))
     s = x @ y.T
-    if same is not None: s.masked_fill_(torch.from_numpy(same).to(device()), -torch.inf)
-    return tuple(t.cpu().numpy() for t in s.topk(k))
+    if same is not None: s[torch.from_numpy(same).to(s.device)] = -torch.inf
+    return [t.cpu().numpy() for t in s.topk(k)]
 
-def _better(score, at, new, new_at, k): # the best of both
-    score, place = torch.from_numpy(np.concatenate([score, new], 1)).topk(min(k, score.shape[1] + new.shape[1]))
-    return score.numpy(), np.take_along_axis(np.concatenate([at, new_at], 1), place.numpy(), 1)
+def _better(best, new, start, k): # of what is known, and of columns from `start` on
+    score, at = new[0], new[1] + start
+    if best is None: return score, at
+    score, at = (np.concatenate(p, 1) for p in zip(best, (score, at)))
+    score, place = torch.from_numpy(score).topk(min(k, score.shape[1]))
+    return score.numpy(), np.take_along_axis(at, place.numpy(), 1)
 
 # %% ../nbs/library/16_neighbors.ipynb #5cc9a590
 def _approximate(e, k, group, largest, kind): # the index holds all vectors
