@@ -124,7 +124,7 @@ class Product:
         self.sign = torch.ones(wide, dtype=dtype, device=where)
         self.sign[len(ca):] = float(np.sign(wb))
         worst = dict(size=0.0, error=0.0, rest=0.0, rest_error=0.0)
-        for s in blocks(m.n):
+        for s in blocks(m.n, 1024): # float64, several times over
             x, y = unit_rows(a, s), unit_rows(b, s)
             u = torch.cat([wa**0.5 * (x - ca), abs(wb) ** 0.5 * (y - cb)], 1)
             _fill(self.right[s], u, wa * (x @ ca) + wb * (y @ cb) + half, worst)
@@ -550,10 +550,13 @@ def verified(
     **how, # more of `mine`
 ) -> pd.DataFrame: # as `agreement`, of half 1 and (`_2`) of half 2; holds
     "What pairs of half of the families share, and whether the others' do."
-    first = halves(families(a.items))
-    one, two = (agreement(mine(a.where(m), b.where(m), k, **how),
-                          a.items[m].reset_index(drop=True), factors, draws)
-                for m in (first, ~first))
+    same_items(a, b)
+    first, of = halves(families(a.items)), []
+    for m in (first, ~first):
+        items = a.items[m].reset_index(drop=True)
+        half = [Embeddings(e.vectors[m], items, e.card) for e in (a, b)]
+        of.append(agreement(mine(*half, k, **how), items, factors, draws))
+    one, two = of
     t = one.merge(two, on=["direction", "factor"], suffixes=("", "_2"))
     found, again = (t[f"lo{s}"] > t[f"chance{s}"] for s in ("", "_2"))
     holds = np.where(again & (t.p_2 < 0.05), "yes", "no")
