@@ -553,12 +553,12 @@ def verified(
 ) -> pd.DataFrame: # as `agreement`, of half 1 and (`_2`) of half 2; holds
     "What pairs of half of the families share, and whether the others' do."
     same_items(a, b)
-    first, of = halves(families(a.items)), []
-    for m in (first, ~first):
+    def of(m): # what is copied for one half is gone before the other
         items = a.items[m].reset_index(drop=True)
         half = [Embeddings(e.vectors[m], items, e.card) for e in (a, b)]
-        of.append(agreement(mine(*half, k, **how), items, factors, draws))
-    one, two = of
+        return agreement(mine(*half, k, **how), items, factors, draws)
+    first = halves(families(a.items))
+    one, two = of(first), of(~first)
     t = one.merge(two, on=["direction", "factor"], suffixes=("", "_2"))
     found, again = (t[f"lo{s}"] > t[f"chance{s}"] for s in ("", "_2"))
     holds = np.where(again & (t.p_2 < 0.05), "yes", "no")
