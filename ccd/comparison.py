@@ -8,7 +8,7 @@ __all__ = ['LABELS', 'OPTIONAL', 'PARTS', 'images', 'embedded', 'Sides', 'sides'
            'listed', 'summary', 'purity_table', 'publish']
 
 # %% ../nbs/library/25_comparison.ipynb #78817f03
-import shutil, warnings
+import contextlib, ctypes, shutil, warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -86,7 +86,10 @@ def sides(
     if start := first_weights(a, b): beside = (*beside, start)
     wanted |= {f"beside_{k}": s for k, s in enumerate(beside)}
     if corpus is None: wanted = {k: s for k, s in wanted.items() if s.startswith("npy:")}
-    made = {k: _vectors(s, source, settings, out / "vectors" / k, corpus, how) for k, s in wanted.items()}
+    made, tables = {}, []
+    for k, spec in wanted.items():
+        e, key = _vectors(spec, source, settings, out / "vectors" / k, corpus, how)
+        made[k] = replace(e, items=_held_once(e.items, tables)), key
     names = _names({k: e.card for k, (e, _) in made.items()}, wanted)
     found, lost = _common({names[k]: e for k, (e, _) in made.items()})
     references = {names[k]: names[f"reference_{k}"] for k in "ab" if f"reference_{k}" in wanted}
@@ -118,6 +121,11 @@ def _vectors(spec, source, settings, folder, corpus, how): # Embeddings, and a h
     if not spec.startswith("npy:"): return embedded(spec, source, settings, folder, corpus, **how), sealed(folder)
     e = load_vectors(spec.removeprefix("npy:"))
     return e, content_hash([e.card["revision"], e.items.item_id.tolist()])
+
+def _held_once(items, tables): # equal tables of items are one
+    same = next((t for t in tables if t.equals(items)), None)
+    if same is None: tables.append(items)
+    return items if same is None else same
 
 def _names(cards, specs): # what each is called: its own name, and what sets it apart
     named = {k: "raw pixels" if specs[k].startswith("pixels:") else c["name"] for k, c in cards.items()}
@@ -159,21 +167,27 @@ def neighbor_stage(s: Sides, a: Analysis, folder: Path):
     from ccd.pairs import families
     n, family = len(s.items), families(s.items)
     most = min(100, max(1, (n - 1) // 2))
-    found = {name: neighbors(e, most) for name, e in s.vectors.items()}
-    k = min(a.neighbors, most)
+    k, room = min(a.neighbors, most), folder / "all" # lists of a hundred stay on disk
     duels = [s.names, *s.references.items()]
-    rows, values = [], []
+    found, hubs, rows, values = {}, [], [], []
+    room.mkdir()
+    for name, e in s.vectors.items():
+        near = neighbors(e, most if any(name in d for d in duels) else k)
+        hubs.append(dict(encoder=name, k=k, **hubness(near[:, :k])))
+        np.save(room / f"{len(found)}.npy", near)
+        found[name] = np.load(room / f"{len(found)}.npy", mmap_mode="r")
     for x, y in duels:
         rows.append(overlap_curve(found[x], found[y], family, (1, 3, 10, 30, 100), a.draws).assign(a=x, b=y))
         value = cka(s.vectors[x], s.vectors[y], family) if len(set(family)) > 4 else (np.nan,) * 3
         values.append(dict(a=x, b=y, **dict(zip(("cka", "lo", "hi"), value))))
     pd.concat(rows).to_csv(folder / "overlap.csv", index=False)
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
-    pd.DataFrame([dict(encoder=m, k=k, **hubness(f[:, :k])) for m, f in found.items()]).to_csv(folder / "hubness.csv", index=False)
+    pd.DataFrame(hubs).to_csv(folder / "hubness.csv", index=False)
     known = labels_of(s.items)
     table = neighbor_table(s.vectors, known, k, a.draws) if known else pd.DataFrame(columns=["encoder", "label", "purity", "lo", "hi", "chance", "k"])
     table.to_csv(folder / "purity.csv", index=False)
     for side, m in zip("ab", s.names): np.save(folder / f"neighbors-{side}.npy", found[m][:, :k])
+    shutil.rmtree(room)
 
 def pair_stage(s: Sides, a: Analysis, folder: Path):
     from ccd.pairs import above_noise, agreement, copies, mine, rule_table, verified
@@ -250,7 +264,9 @@ def compare(
     s = sides(a, b, source, corpus, settings, out, reference_a, reference_b, beside, **how)
     if len(s.items) < 3: raise UserError(f"{source} has {len(s.items)} images: a comparison needs three or more")
     s.lost.to_csv(out / "left_out.csv", index=False)
-    run = lambda part, make, *own: stage(out / part, dict(analysis=plain(an), own=own), s.keys, make)
+    def run(part, make, *own):
+        _give_back() # or what one stage has freed is added to what the next one takes
+        stage(out / part, dict(analysis=plain(an), own=own), s.keys, make)
     run("neighbors", partial(neighbor_stage, s, an))
     run("pairs", partial(pair_stage, s, an))
     todo = dict(factors=(partial(factor_stage, s, an), ()), maps=(lambda f: map_stage(s, f, align_maps), (align_maps,)),
@@ -259,7 +275,14 @@ def compare(
     for p, why in missing.items(): say(f"{p}: left out, since {why}")
     made = [p for p in OPTIONAL if p not in {*without, *missing}]
     for p in made: run(p, *todo[p])
+    _give_back()
     return write_pages(s, out, made, settings, source)
+
+def _give_back():
+    "Return freed memory to the kernel: the C library and Arrow keep it for later."
+    import pyarrow
+    pyarrow.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL("libc.so.6").malloc_trim(0) # glibc's
 
 def _impossible(s: Sides) -> dict: # part -> why
     out = {}

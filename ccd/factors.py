@@ -17,8 +17,8 @@ import pandas as pd
 from PIL import Image
 from . import emoji
 from .core import Progress, UserError, World, content_hash, device
-from .embeddings import BATCH, Embeddings
-from .pairs import similarity_moments
+from .embeddings import BATCH, Embeddings, blocks
+from .pairs import cosine, similarity_moments
 from .sources import Pixels
 from .stats import node_sums
 from .views import GREY, plain_view, to_float
@@ -110,13 +110,13 @@ def corpus_attributes(
     size: int = 64, # px at which they are looked at
 ) -> pd.DataFrame: # item_id and the attributes
     "The attributes of every picture of a corpus."
-    pixels, n, parts = Pixels(corpus, size), len(corpus), []
+    pixels, n = Pixels(corpus, size), len(corpus)
+    found = np.empty((n, len(_ATTRIBUTES)), np.float32)
     with Progress("attributes", n) as bar:
-        for a in range(0, n, BATCH):
-            rows = range(a, min(n, a + BATCH))
-            parts.append(attributes(pixels[rows].transpose(0, 2, 3, 1)))
-            bar.add(len(rows))
-    t = pd.concat(parts, ignore_index=True)
+        for s in blocks(n, BATCH):
+            found[s] = attributes(pixels[range(s.start, s.stop)].transpose(0, 2, 3, 1))
+            bar.add(s.stop - s.start)
+    t = pd.DataFrame(found, columns=_ATTRIBUTES, copy=False)
     t.insert(0, "item_id", corpus["item_id"][:])
     return t
 
@@ -280,15 +280,20 @@ def regress(
     center = x.mean(0), y.mean(0) # far fewer digits are lost
     z = np.column_stack([np.ones(len(x)), x - center[0], y - center[1]])
     a, b = np.triu_indices(z.shape[1])
-    products = lambda s: (z[s, :][:, a] * z[s, :][:, b]) * w[s, None]
-    whole = sum(products(slice(s, s + 4096)).sum(0) for s in range(0, len(z), 4096))
-    drawn = node_sums(products, i, j, draws, seed)
+    products = lambda s: z[s][:, a] * z[s][:, b] * w[s, None]
+    whole = sum(products(s).sum(0) for s in blocks(len(z)))
+    drawn = node_sums(lambda s: _in_blocks(products, s, len(z)), i, j, draws, seed)
     out = []
     for sums in (whole[None], drawn[drawn[:, 0] > 0]):
         gram = np.empty((len(sums), z.shape[1], z.shape[1]))
         gram[:, a, b] = gram[:, b, a] = sums / sums[:, :1]
         out.append(_least_squares(gram, x.shape[1], groups))
     return {k: v[0] for k, v in out[0].items()}, out[1]
+
+def _in_blocks(products, s, n): # float32, of a slice that may hold very many pairs
+    rows = range(n)[s]
+    return np.concatenate([products(slice(rows.start + b.start, rows.start + b.stop)).astype(np.float32)
+                           for b in blocks(len(rows), 1024)])
 
 def _least_squares(gram, k, groups):
     y = np.arange(k + 1, gram.shape[1])
@@ -375,17 +380,14 @@ def _present(items, factors):
 def _nodes(items): # what is drawn together: the concept family, else the picture
     own = items.item_id.values
     named = items["family"].values if "family" in items else np.full(len(items), None)
-    return np.unique([f"item {o}" if pd.isna(f) else f"family {f}" for f, o in zip(named, own)],
-                     return_inverse=True)[1]
+    who = [f"item {o}" if pd.isna(f) else f"family {f}" for f, o in zip(named, own)]
+    return pd.factorize(pd.Series(who), sort=True)[0]
 
 def _standard(e, i, j): # similarity of pairs, in standard deviations over all pairs
-    x = e.unit()
-    if not np.isfinite(x).all():
+    mean, std = similarity_moments(e.unit_blocks())
+    if not np.isfinite(mean):
         raise UserError(f"vectors of {e.card.get('name', 'an encoder')} are not finite; embed again")
-    mean, std = similarity_moments(x)
-    s = np.concatenate([(x[i[a:a + 8192]] * x[j[a:a + 8192]]).sum(1)
-                        for a in range(0, len(i), 8192)])
-    return (s - mean) / std
+    return (cosine(e, i, j) - mean) / std
 
 # %% ../nbs/library/18_factors.ipynb #5cc3e464
 STEP, PER_BIN, RANDOM = 0.1, 1_000, 20_000 # width of a bin of z; pairs kept in each; random pairs
@@ -397,20 +399,20 @@ def equal_similarity(
     seed: int = 0,
 ) -> pd.DataFrame: # i, j, bin; at most `PER_BIN` of each bin, at random
     "Random pairs whose similarity falls in the bins of the mined pairs."
-    x, rng, n = e.unit(), np.random.default_rng(seed), len(e.items)
-    mean, std = similarity_moments(x)
+    rng, n = np.random.default_rng(seed), len(e.items)
+    mean, std = similarity_moments(e.unit_blocks())
     pixel = (pd.factorize(e.items.pixel_hash)[0] if "pixel_hash" in e.items else np.arange(n))
     wanted = np.unique(np.floor(z / STEP).astype(int))
     rows = rng.permutation(n)[:anchors]
     place = np.full(n, n); place[rows] = np.arange(len(rows))
-    best, tile = [], max(1, 2_000_000 // n)
-    for a in range(0, len(rows), tile):
-        r = rows[a:a + tile]
-        b = np.floor((x[r] @ x.T - mean) / std / STEP).astype(int)
-        ok = np.isin(b, wanted) & (pixel[r][:, None] != pixel)
-        ok &= place[r][:, None] < place # two anchors meet twice
-        p, j = np.nonzero(ok)
-        new = pd.DataFrame(dict(i=r[p], j=j, bin=b[p, j], key=_pair_hash(r[p], j, n, seed)))
+    best, x = [], e.unit(rows)
+    for s in blocks(n, 1024):
+        b = np.floor((x @ e.unit(s).T - mean) / std / STEP).astype(int)
+        ok = np.isin(b, wanted) & (pixel[rows][:, None] != pixel[s])
+        ok &= place[rows][:, None] < place[s] # two anchors meet twice
+        p, q = np.nonzero(ok)
+        i, j = rows[p], q + s.start
+        new = pd.DataFrame(dict(i=i, j=j, bin=b[p, q], key=_pair_hash(i, j, n, seed)))
         best = [pd.concat([*best, new]).sort_values("key").groupby("bin").head(PER_BIN)]
     return best[0][["i", "j", "bin"]].reset_index(drop=True)
 
@@ -730,7 +732,7 @@ def sensitivity(
     rows = np.sort(np.random.default_rng(seed).permutation(len(corpus))[:n])
     pictures, items = _looked_at(corpus, rows, size)
     base = {name: _unit_vectors(e, pictures) for name, e in encoders.items()}
-    unit = {name: similarity_moments(v) for name, v in base.items()}
+    unit = {name: similarity_moments([v]) for name, v in base.items()}
     again = recompositions(world, n, seed) if world else {}
     jobs = [(name, s) for name, (_, strengths) in interventions.items() for s in strengths]
     out = []
