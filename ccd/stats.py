@@ -112,7 +112,7 @@ def t_interval(
     half = float(st.t.ppf((1 + level) / 2, k - 1) * x.std(ddof=1) / k**0.5)
     return mean, mean - half, mean + half
 
-# %% ../nbs/library/01_stats.ipynb #0f489170
+# %% ../nbs/library/01_stats.ipynb #951b8f32
 def paired_bootstrap(
     a: np.ndarray, # [n] score of the first model on each question
     b: np.ndarray, # [n] score of the second model, same order
@@ -128,10 +128,12 @@ def paired_bootstrap(
     ids = (np.arange(len(a)) if cluster is None
            else np.unique(cluster, return_inverse=True)[1])
     total, count = np.bincount(ids, a.astype(float) - b), np.bincount(ids)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(count), np.full(len(count), 1 / len(count)), size=draws)
-    means = (drawn @ total) / (drawn @ count)
-    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    n, rng, means = len(count), np.random.default_rng(seed), []
+    step = max(1, 10_000_000 // n) # draws at once
+    for k in range(0, draws, step):
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - k))
+        means.append((drawn @ total) / (drawn @ count))
+    lo, hi = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(total.sum() / count.sum()), float(lo), float(hi)
 
 # %% ../nbs/library/01_stats.ipynb #a9a1c531
