@@ -4,7 +4,7 @@ A process of its own: memory that another test freed would be used again, and no
 import ctypes, json, re, sys, threading, time
 from pathlib import Path
 import numpy as np, pandas as pd
-from ccd import factors, neighbors, pairs
+from ccd import factors, neighbors, pairs, stats
 from ccd.embeddings import Embeddings
 
 N, FEW, D = 40_000, 6_000, 256 # rows; where all are compared with all; dimensions
@@ -46,6 +46,7 @@ def main(home):
         pairs=lambda: pairs.mine(a, b, 10),
         deals=lambda: pairs.agreement(mined, big.items, ["concept"], 300),
         similarity=lambda: factors._standard(big, i, j),
+        bootstrap=lambda: stats.cluster_bootstrap(np.ones(N), np.arange(N), 300),
         equal=lambda: factors.equal_similarity(big, np.array([0.0]), anchors=50))
     print(json.dumps({name: growth(work) for name, work in jobs.items()} | dict(small=len(small))))
 

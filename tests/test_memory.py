@@ -2,7 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
-from ccd import pairs
+from ccd import pairs, stats
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not say how much memory a process has of its own")
 
@@ -15,9 +15,16 @@ def held(tmp_path_factory):
     return json.loads(done.stdout)
 
 @pytest.mark.parametrize("stage, most", [ # MB
-    ("neighbors", 180), ("apart", 180), ("overlap", 60), ("pairs", 200), ("deals", 35), ("similarity", 60), ("equal", 70)])
+    ("neighbors", 180), ("apart", 180), ("overlap", 60), ("pairs", 200), ("deals", 35), ("similarity", 60), ("equal", 70), ("bootstrap", 120)])
 def test_a_stage_holds_little(held, stage, most): assert 0 < held[stage] < most, held
 
 def test_deals_are_the_same_whoever_is_asked_for():
     family, rows = np.random.default_rng(0).integers(0, 40, 300).astype(str), np.array([5, 7, 250])
     assert (pairs.shuffles(family, 20)[:, rows] == pairs.shuffles(family, 20, rows=rows)).all()
+
+def test_draws_in_parts_are_the_same(monkeypatch):
+    rng = np.random.default_rng(1)
+    value, cluster = rng.normal(size=500), rng.integers(0, 90, 500)
+    whole = stats.cluster_bootstrap(value, cluster, 70)
+    monkeypatch.setattr(stats, "AT_ONCE", 1000)
+    assert stats.cluster_bootstrap(value, cluster, 70) == whole
