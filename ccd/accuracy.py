@@ -316,7 +316,7 @@ def probed(
         answers, paths = answers_of(e, asked)
         answers.to_parquet(tmp / "answers.parquet")
         paths.to_csv(tmp / "paths.csv", index=False)
-        few_shot_rows(e, asked).to_csv(tmp / "few_shot.csv", index=False)
+        few_shot_rows(e, asked, seeds=settings.analysis.shot_draws).to_csv(tmp / "few_shot.csv", index=False)
         for name, t in zip(("zero_shot", "retrieval"), naming_rows(spec, datasets[0], corpora, settings, out, **how)):
             if len(t): t.to_csv(tmp / f"{name}.csv", index=False)
         if protocols: protocol_rows(e, asked).to_csv(tmp / "protocols.csv", index=False)

@@ -176,7 +176,8 @@ class Analysis:
     per_image: int = 3 # pairs one image may be in
     neighbors: int = 10 # of a nearest-neighbour search
     changed: int = 500 # pictures that are changed, to see what moves an encoder
-    segmented: int = 3_000 # scenes that a segmentation head learns from; a third as many test it
+    shot_draws: int = 5 # draws of few labels, each learnt from
+    segmented: int = 1_000 # scenes that a segmentation head learns from; a third as many test it
     knn_checks: int = 20 # nearest-neighbour probes during a training run; 0 for none
     draws: int = 1_000 # bootstrap samples behind each interval
 
@@ -215,11 +216,12 @@ def _smoke():
         Control(ViT(width=48, depth=2, heads=2, patch_size=12), samples=1024, batch_size=32),
         **_text(32, width=32, depth=1, heads=2),
         dino=Dino(out_dim=64, hidden=64, bottleneck=16),
-        analysis=Analysis(pairs=20, changed=40, segmented=60, knn_checks=2, draws=100))
+        analysis=Analysis(pairs=20, changed=40, shot_draws=1, segmented=60,
+                          knn_checks=2, draws=100))
 
 def _emoji_small():
     return Settings("emoji-small", control=Control(samples=300_000),
-                    analysis=Analysis(seeds=2, variants=VARIANTS))
+                    analysis=Analysis(seeds=2, variants=VARIANTS, segmented=3_000))
 
 def _emoji():
     vit = ViT(image_size=64, patch_size=8, width=192, depth=12, heads=3)
@@ -228,7 +230,7 @@ def _emoji():
         **_text(256, width=256, depth=6),
         dino=Dino(out_dim=4096, hidden=2048, bottleneck=256, local_crops=6, local_size=32,
                   momentum=0.996),
-        analysis=Analysis(seeds=3, variants=VARIANTS))
+        analysis=Analysis(seeds=3, variants=VARIANTS, segmented=3_000))
 
 _FULL = dict(out_dim=65536, hidden=2048, bottleneck=256, local_crops=8, local_size=96,
              local_scale=(0.05, 0.4), flip=0.5, momentum=0.996)

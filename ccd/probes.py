@@ -100,7 +100,7 @@ class Rows:
     def _norm(self, x): return x.sub_(self.mean).div_(self.std) # a copy, so in place
     def _read(self, rows): return self._norm(read_rows(self.x, rows))
 
-# %% ../nbs/library/12_probes.ipynb #6be20f41
+# %% ../nbs/library/12_probes.ipynb #99eed431
 MEMORY = 20 # steps that L-BFGS remembers
 TOL = 1e-6 # left to gain, relative to the loss, where a fit ends
 
@@ -109,9 +109,9 @@ class Descent:
     def __init__(self, rows: Rows, y: np.ndarray, n_classes: int, dtype=torch.float32):
         self.rows, self.y = rows, torch.from_numpy(y).to(device())
         self.some = slice(None, None, max(1, len(y) // (2 * BLOCK)))
-        self.axes, self.basis = torch.linalg.eigh(_gram(rows.take(self.some)))
+        self.axes, self.basis = _spread(rows.take(self.some))
         self.memory = deque(maxlen=MEMORY)
-        w = torch.zeros(len(self.axes) + 1, n_classes, device=device())
+        w = torch.zeros(len(self.basis) + 1, n_classes, device=device())
         share = torch.bincount(self.y, minlength=n_classes).clamp(min=1).log()
         w[-1] = share - share.mean()
         self.begin(w, dtype)
@@ -138,7 +138,9 @@ class Descent:
     def guess(self, g, ridge): # the inverse of the guessed curvature, times g
         b = self.mixed.clamp(min=0)
         stretch = self.axes.clamp(min=0)[:, None] * b + ridge
-        w = self.basis @ (self.basis.T @ g[:-1] @ self.mix / stretch)
+        along = self.basis.T @ g[:-1]
+        w = self.basis @ (along @ self.mix / stretch)
+        if len(stretch) < len(w): w += (g[:-1] - self.basis @ along) @ self.mix / ridge
         free = torch.where(b > 1e-6 * b.max(), 1 / b, 0) # all biases alike: nothing changes
         return torch.cat([w, g[-1:] @ self.mix * free]) @ self.mix.T
 
@@ -178,6 +180,11 @@ class Descent:
     def total(self, ridge): return self.loss + ridge / 2 * float((self.w[:-1] ** 2).sum())
 
 def _gram(x): return x.T @ x / len(x)
+
+def _spread(z): # variances, and the axes they are along; no more of them than rows
+    if len(z) >= z.shape[1]: return torch.linalg.eigh(_gram(z))
+    _, s, axes = torch.linalg.svd(z, full_matrices=False)
+    return s**2 / len(z), axes.T
 
 def _ridged(slope, w, ridge): # the ridge leaves the bias, the last row, alone
     return torch.cat([slope[:-1] + ridge * w[:-1], slope[-1:]])
@@ -405,7 +412,7 @@ def _nearest(q, x, k, block=16 * BLOCK): # [m, k] cosines, falling, and row numb
     best.finalize()
     return best.D, best.I
 
-# %% ../nbs/library/12_probes.ipynb #6e24efc9
+# %% ../nbs/library/12_probes.ipynb #1fe50f7a
 def few_shot(
     x: np.ndarray, # [n, d] features
     y: np.ndarray, # [n] labels

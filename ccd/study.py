@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'FLOORS', 'CORPORA', 'LABELS', 'FACTORS', 'SMALL', 'runs', 'title', 'floor_of', 'duels', 'corpora',
-           'make_world', 'train_corpus', 'training_data', 'train_all', 'watching', 'adopt', 'encoders', 'embed_all',
-           'vectors', 'probe_stage', 'zero_shot_stage', 'named', 'neighbor_stage', 'pair_stage', 'report_stage',
-           'learning', 'write_page', 'study', 'command_of', 'publish', 'results']
+           'make_world', 'train_corpus', 'training_data', 'train_all', 'watching', 'adopt', 'encoders', 'identity',
+           'embed_all', 'vectors', 'segment_all', 'probe_stage', 'zero_shot_stage', 'named', 'neighbor_stage',
+           'pair_stage', 'report_stage', 'learning', 'write_page', 'study', 'command_of', 'publish', 'results']
 
-# %% ../nbs/library/27_study.ipynb #0722dc36
+# %% ../nbs/library/27_study.ipynb #889d8387
 import json, math, shutil, time
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 import pandas as pd
 from .comparison import listed, purity_table
@@ -108,7 +109,6 @@ def adopt(release: Path, run: Path, wanted: dict, data: dict) -> bool: # is it t
 
 def encoders(out: Path, settings: Settings) -> dict: # title -> (folder, function that loads it)
     "Trained encoders, then floors."
-    from functools import partial
     def load(spec, control): from ccd.encoders import load as l; return l(spec, control)
     c, every = settings.control, runs(settings)
     found = {title(r): (r, partial(load, f"ccd:{out / 'train' / r}", c)) for r in every}
@@ -118,12 +118,15 @@ def encoders(out: Path, settings: Settings) -> dict: # title -> (folder, functio
         found[name] = (folder, partial(load, f"random:{c.seed}", replace(c, vit=vit)))
     return found | {FLOORS[1]: ("pixels", partial(load, "pixels:16", c))}
 
+def identity(out: Path, folder: str, settings: Settings) -> str: # hash
+    "What an encoder's outputs depend on."
+    return sealed(out / "train" / folder) if (out / "train" / folder).exists() else content_hash(plain(settings.control))
+
 def embed_all(out: Path, settings: Settings, world: dict) -> dict: # hashes of all vectors
     "Vectors of every encoder on every corpus."
     done, loaded = {}, None
     for name, (folder, load) in encoders(out, settings).items():
-        own = sealed(out / "train" / folder) if (out / "train" / folder).exists() else content_hash(plain(settings.control))
-        key = content_hash([own, world, settings.world.size])
+        key = content_hash([identity(out, folder, settings), world, settings.world.size])
         mark = out / "embed" / folder / "all.json"
         if not (mark.exists() and read_json(mark)["key"] == key and
                 all((out / "embed" / folder / c / "manifest.json").exists() for c in CORPORA)):
@@ -144,9 +147,25 @@ def vectors(out: Path, settings: Settings, corpus: str) -> dict: # title -> Embe
 LABELS = ["category", "subcategory", "style", "ground_color", "object_color", "kind"]
 FACTORS = ["concept", "category", "word", "style", "ground_color", "object_color", "kind"]
 
-def probe_stage(out, settings, hashes):
+def segment_all(out: Path, settings: Settings, world: dict) -> dict: # title -> folder of its Segmentation; and `majority`
+    "A linear head on the patch tokens of every encoder; raw pixels are read patch by patch."
+    from ccd.accuracy import keep_segmentation, segments
+    from ccd.segmentation import majority, pixel_patches, segmentation_probe
+    parts, v = cache(lambda: segments("emoji-masks", settings)), settings.control.vit
+    head = lambda e: segmentation_probe(e, *parts())
+    def kept(folder, own, make):
+        return stage(out / "segmentation" / folder, dict(pictures=settings.analysis.segmented), world | dict(encoder=own),
+                     lambda tmp: keep_segmentation(make(), tmp))
+    found = {}
+    for name, (folder, load) in encoders(out, settings).items():
+        if name == FLOORS[1]: load = partial(pixel_patches, v.image_size, v.patch_size)
+        found[name] = kept(folder, identity(out, folder, settings), lambda: head(load()))
+    return found | dict(majority=kept("majority", "majority", lambda: majority(parts()[0], parts()[2])))
+
+def probe_stage(out, settings, hashes, segmented):
     def make(tmp):
-        from ccd.accuracy import accuracy_rows, answers_of, compare_probes, few_shot_rows
+        from ccd.accuracy import (accuracy_rows, answers_of, compare_probes, few_shot_rows, read_segmentation,
+                                  segmentation_differences, segmentation_rows)
         from ccd.tasks import tasks
         g, s = vectors(out, settings, "gallery"), vectors(out, settings, "signs")
         asked, draws = tasks("emoji", dict(gallery=g["CLIP"].items, signs=s["CLIP"].items)), settings.analysis.draws
@@ -156,15 +175,18 @@ def probe_stage(out, settings, hashes):
                 e = dict(gallery=g[n], signs=s[n])
                 said, paths = answers_of(e, asked)
                 table.append(accuracy_rows(said, paths, asked, draws).assign(encoder=n))
-                answers.append(said.assign(encoder=n)); shots.append(few_shot_rows(e, asked).assign(encoder=n))
+                answers.append(said.assign(encoder=n)); shots.append(few_shot_rows(e, asked, seeds=settings.analysis.shot_draws).assign(encoder=n))
                 bar.add(1, n)
         answers = pd.concat(answers, ignore_index=True)
+        heads = {n: read_segmentation(f) for n, f in segmented.items()}
+        table.append(segmentation_rows(heads, heads.pop("majority"), "emoji-masks", draws))
         pd.concat(table).to_csv(tmp / "probes.csv", index=False)
         answers.to_parquet(tmp / "answers.parquet")
         pd.concat(shots).to_csv(tmp / "few_shot.csv", index=False)
         apart = [compare_probes(answers, a, b, draws) for a, b in duels(settings)]
-        pd.concat(apart).to_csv(tmp / "differences.csv", index=False)
-    return stage(out / "probes", settings.analysis, {f"{e}/{c}": h for e, d in hashes.items() for c, h in d.items()}, make)
+        pd.concat([*apart, segmentation_differences(heads, duels(settings), "emoji-masks", draws)]).to_csv(tmp / "differences.csv", index=False)
+    return stage(out / "probes", settings.analysis, {f"{e}/{c}": h for e, d in hashes.items() for c, h in d.items()} |
+                 {f"{n} heads": sealed(f) for n, f in segmented.items()}, make)
 
 def zero_shot_stage(out, settings, hashes):
     "Which name of a held-out concept is nearest to a drawing? For encoders that have a text tower."
@@ -364,7 +386,8 @@ def study(
     world = make_world(out, settings)
     train_all(out, settings, world)
     hashes = embed_all(out, settings, world)
-    for s in (probe_stage, zero_shot_stage, neighbor_stage, pair_stage): s(out, settings, hashes)
+    probe_stage(out, settings, hashes, segment_all(out, settings, world))
+    for s in (zero_shot_stage, neighbor_stage, pair_stage): s(out, settings, hashes)
     page = report_stage(out, settings, hashes)
     with open(out / "timing.jsonl", "a") as t: t.write(json.dumps(dict(study=round(time.time() - start, 1))) + "\n")
     say(f"{page} ({(time.time() - start) / 60:.1f} min)")

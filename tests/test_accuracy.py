@@ -184,7 +184,7 @@ def test_a_kill_loses_nothing(tmp_path):
     assert code == 0, said
     assert all(p.stat().st_mtime_ns == t for p, t in first.items())
     tables = lambda out: {p.name: p.read_bytes() for p in (tmp_path / out / "tables").glob("*.csv")}
-    assert len(tables("whole")) == 7 and tables("whole") == tables("killed")
+    assert {"accuracy.csv", "differences.csv", "few_shot.csv"} <= set(tables("whole")) and tables("whole") == tables("killed")
 
 # --- while it trains
 
