@@ -27,3 +27,18 @@ def test_help_shows_the_values_of_the_preset(capsys):
         with pytest.raises(SystemExit): main(["train", "--preset", name, "--help"])
         said = capsys.readouterr()
         assert f"(default: {preset(name).control.samples})" in " ".join((said.out + said.err).split())
+
+def test_logs_are_averaged_and_compared(tmp_path):
+    from ccd.vqa import VMCBENCH, made_answers
+    made_answers({s: 20 for c in VMCBENCH.values() for s in c}, dict(one=0.6, two=0.4), benchmark="VMCBench").to_parquet(tmp_path / "answers.parquet")
+    said, code = finish(start("vqa", tmp_path / "answers.parquet", "--out", tmp_path / "out", "--draws", 100))
+    assert code == 0, said
+    assert "VLMEvalKit" in said and "one and two, overall (macro): one leads" in said and list((tmp_path / "out").glob("summary*.csv"))
+    said, code = finish(start("vqa"))
+    assert code == 2 and "ENCODER@SEED=PATH" in said
+
+def test_published_averages_are_recomputed():
+    said, code = finish(start("published", "check"))
+    assert code == 0 and "I-JEPA" in said and "44.30" in said
+    said, code = finish(start("published", "check", "no-such.csv"))
+    assert code == 2 and "no-such.csv" in said
