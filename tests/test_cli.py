@@ -1,6 +1,7 @@
 "The command line explains itself, fast."
 import subprocess, sys
 import pytest
+from conftest import finish, start
 from ccd.cli import COMMANDS, main
 from ccd.core import preset
 
