@@ -206,3 +206,42 @@ def test_what_was_watched_after_the_last_checkpoint_is_forgotten(tmp_path):
     _note(tmp_path / "w.jsonl", dict(step=10, knn=0.2))
     assert [json.loads(l) for l in (tmp_path / "w.jsonl").read_text().splitlines()] == [
         dict(step=0, knn=0.1), dict(step=5, knn=0.1), dict(step=10, knn=0.2)]
+
+# --- pixel by pixel
+
+def test_masks_of_a_named_set_are_cut_for_validation(monkeypatch, tiny):
+    from datasets import Dataset, Features, Image, Value
+    from PIL import Image as Picture
+    from ccd import accuracy
+    rng = np.random.default_rng(0)
+    columns = Features(item_id=Value("string"), image=Image(), annotation=Image(), pixel_hash=Value("string"), split=Value("string"))
+    def made(part, n):
+        picture = lambda a: Picture.fromarray(a.astype(np.uint8))
+        return Dataset.from_list([dict(item_id=f"{part}-{k}", image=picture(rng.integers(0, 255, (20, 20, 3))), pixel_hash=str(k), split=part,
+                                       annotation=picture(np.full((20, 20), k % 151))) for k in range(n)], features=columns)
+    monkeypatch.setattr(accuracy, "opened", lambda name, settings: {f"{name}-{p}": made(p, n) for p, n in (("train", 40), ("test", 8))})
+    train, val, test = segments("ade20k", tiny)
+    assert (len(train), len(val), len(test)) == (36, 4, 8) and len(train.classes) == 150
+    assert val.corpus["item_id"][:] == [f"train-{k}" for k in range(36, 40)] and (val.mask(1) == 36).all() # 1 is the first class
+    assert (train.mask(0) == 255).all() and (test.mask(7) == 6).all() # 0 is not counted
+    assert set(train.cluster).isdisjoint(val.cluster)
+
+def test_heads_are_kept_as_they_were(tmp_path):
+    from ccd.accuracy import keep_segmentation, read_segmentation, segmentation_differences, segmentation_rows
+    from ccd.segmentation import Segmentation, miou
+    rng = np.random.default_rng(0)
+    def head(luck):
+        truth = rng.integers(0, 50, (30, 2)) + 1
+        hit = (truth * luck).astype(int)
+        return Segmentation(["ground", "thing"], np.stack([hit, truth, hit + (truth - hit)[:, ::-1]], 1), np.eye(2), np.arange(30) // 3,
+                            path=pd.DataFrame(dict(ridge=[1.0, 0.1], chosen=[False, True])))
+    good, poor = head(0.9), head(0.4)
+    poor.counts[:, 1] = good.counts[:, 1]
+    for n, s in dict(good=good, poor=poor).items():
+        (tmp_path / n).mkdir(); keep_segmentation(s, tmp_path / n)
+    found = {n: read_segmentation(tmp_path / n) for n in ("good", "poor")}
+    assert all(np.array_equal(found[n].counts, s.counts) for n, s in dict(good=good, poor=poor).items())
+    rows = segmentation_rows(found, found["poor"], "made", 100).set_index("encoder")
+    assert rows.linear["good"] == pytest.approx(miou(good.counts.sum(0))) and rows.ridge["good"] == 0.1 and rows.clusters["good"] == 10
+    d = segmentation_differences(found, [("good", "poor"), ("good", "nobody")], "made", 100)
+    assert len(d) == 1 and d.lo[0] > 0 and d.difference[0] == pytest.approx(rows.linear["good"] - rows.linear["poor"])

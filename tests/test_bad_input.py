@@ -42,7 +42,7 @@ SMOKE = ["--preset", "smoke"]
     (["embed", "pixels:-3", *SMOKE], "pixels:"),
     (["embed", "ccd:nowhere", *SMOKE], "nowhere holds no finished encoder"),
     (["embed", "pixels:8", *SMOKE, "--images", "nowhere"], "nowhere is not a folder"),
-    (["probe", *SMOKE], "name one encoder or more"),
+    (["probe", *SMOKE], "Missing from ccd probe"),
     (["audit", "nowhere", "nowhere"], "nowhere is not a finished run"),
     (["audit", "nowhere"], "run-b")])
 def test_says_what_is_wrong(refused, tmp_path, monkeypatch, args, says):
