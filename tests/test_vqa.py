@@ -784,3 +784,11 @@ def test_a_category_of_unlike_benchmarks_weighs_each_alike():
     assert r.difference == pytest.approx((d["ADE20K"] / 2 + d["COCO"] / 2 + d["RealWorldQA"]) / 2)
     p, alike = (sign_flip(w.x.values * v, w.y.values * v, np.arange(120), 20_000, 3) for v in (weight, weight * 0 + 1))
     assert r.p == pytest.approx(p, abs=0.03) and abs(p - alike) > 0.06
+
+def test_the_maps_are_those_of_the_published_tables():
+    from ccd.published import categories, data
+    known = data("benchmarks")
+    other = {n.strip(): r.benchmark for r in known[known.suite == "cambrian"].fillna("").itertuples() for n in (r.benchmark, *r.also.split(";"))}
+    assert {c: [other[b] for b in bs] for c, bs in CAMBRIAN.items()} == categories("cambrian")
+    printed = dict(general="General", reason="Reasoning", ocr="OCR", doc="Doc & Chart")
+    assert {printed[c]: bs for c, bs in VMCBENCH.items()} == categories("vmcbench")
