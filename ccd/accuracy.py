@@ -426,7 +426,7 @@ def segmented_by(
         found[s] = kept(s, dict(card=plain(e.card)), partial(segmentation_probe, e, *parts))
     return found | dict(majority=kept("majority", {}, partial(majority, parts[0], parts[2])))
 
-# %% ../nbs/library/26_accuracy.ipynb #05782643
+# %% ../nbs/library/26_accuracy.ipynb #f8cdcee9
 def summary(
     differences: pd.DataFrame, # from `compare_probes`
     names: list[str], # of the encoders; the first is compared with the second
@@ -470,7 +470,8 @@ def _accuracy_section(f, table, apart, names):
 
 def _shots_section(f, shots):
     if shots is None: return None
-    return dict(title="With few labels", text="Linear probes that learn from a few pictures of each class. Bars: the spread of five draws.",
+    return dict(title="With few labels", text="Linear probes that learn from a few pictures of each class, as far as nine classes in ten have so many. Bars: the spread "
+                "of the draws.",
                 body=f.png_tag(f.shot_curves(shots), "accuracy against labelled pictures of each class"), note="")
 
 def _protocol_section(f, t, table):

@@ -9,9 +9,10 @@ __all__ = ['COLORS', 'FACTOR_NAMES', 'FEW', 'TERM_NAMES', 'GROUP_NAMES', 'CHANGE
            'accuracy_table', 'difference_table', 'png_tag', 'credit_list', 'table_tag', 'write_report',
            'attribution_plot', 'profile_plot', 'intervention_examples']
 
-# %% ../nbs/library/23_figures.ipynb #54badcc1
+# %% ../nbs/library/23_figures.ipynb #1fccdd54
 import base64, html, io, re
 from contextlib import contextmanager
+from textwrap import fill
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -98,17 +99,18 @@ def probe_bars(
 ):
     "One panel a task, one dot an encoder, with 95 % intervals and the majority floor."
     p, low, high = plt(), *(("lo", "hi") if value == "linear" else ("knn_lo", "knn_hi"))
-    tasks = list(dict.fromkeys(table.task))
-    fig, axes = p.subplots(2, (len(tasks) + 1) // 2, figsize=(7.4, 4.2), squeeze=False)
+    table = table.dropna(subset=[value])
+    tasks, names = list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))[::-1]
+    fig, axes = p.subplots(2, (len(tasks) + 1) // 2, squeeze=False, sharey=True, figsize=(7.4, 1.8 + 0.48 * len(names)))
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     for ax, task in zip(axes.flat, tasks):
-        t = table[table.task == task].iloc[::-1]
-        y = np.arange(len(t))
-        ax.hlines(y, t[low], t[high], color=[color_of(n) for n in t.encoder], lw=2)
-        ax.scatter(t[value], y, color=[color_of(n) for n in t.encoder], zorder=3, s=22)
-        ax.axvline(t.majority.iloc[0], color="#777", lw=0.8, ls=":")
-        ax.set(title=task, yticks=y, xlim=(0, max(0.05, t[high].max() * 1.12)))
-        ax.set_yticklabels(t.encoder, fontsize=8)
+        t = table[table.task == task].set_index("encoder").reindex(names)
+        y, colors = np.arange(len(names)), [color_of(n) for n in names]
+        ax.hlines(y, t[low], t[high], color=colors, lw=2)
+        ax.scatter(t[value], y, color=colors, zorder=3, s=22)
+        ax.axvline(t.majority.dropna().iloc[0], color="#777", lw=0.8, ls=":")
+        ax.set(title=fill(task, 19), yticks=y, xlim=(0, max(0.05, t[high].max() * 1.12)))
+        ax.set_yticklabels(names, fontsize=8)
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     return fig
 
@@ -138,7 +140,8 @@ def lead_dots(
 def shot_curves(
     table: pd.DataFrame, # from `ccd.accuracy.few_shot_rows`, with column `encoder`
 ):
-    "One panel a task: accuracy against labelled pictures of each class; bars: the spread of the draws."
+    "One panel a task, while nine classes in ten have so many pictures; bars: the spread of the draws."
+    table = table[table.short <= table.classes / 10]
     p, tasks, names = plt(), list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
@@ -149,11 +152,11 @@ def shot_curves(
             g = table[(table.task == task) & (table.encoder == name)].groupby("shots").top1
             m, s = g.mean(), g.std().fillna(0)
             ax.errorbar(m.index, m, s, color=color_of(name), marker="o", ms=3, lw=1.4, label=name)
-        ax.set(title=task, xscale="log", ylim=(0, None), xticks=m.index)
+        ax.set(title=fill(task, 26), xscale="log", ylim=(0, None), xticks=m.index)
         ax.set_xticklabels(m.index); ax.minorticks_off()
         ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     for ax in axes[-1]: ax.set_xlabel("pictures of each class")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=4)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=5)
     return fig
 
 # %% ../nbs/library/23_figures.ipynb #d6bbb440
