@@ -551,9 +551,9 @@ def language_of(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or None)
         net = AutoModelForCausalLM.from_pretrained(name, revision=revision or None, dtype=torch.float32)
     except Exception as e:
-        raise UserError(f"no language model {settings.language!r} ({type(e).__name__}: {e}). Expected "
-                        "scratch, a folder made by save_pretrained, or a hub name that this machine "
-                        "can reach") from e
+        raise UserError(f"no language model {settings.language!r} ({type(e).__name__}: "
+                        f"{' '.join(str(e).split())[:200]}). Expected scratch, a folder made by "
+                        "save_pretrained, or a hub name that this machine can reach") from e
     if IMAGE not in tokenizer.get_vocab():
         tokenizer.add_special_tokens(dict(additional_special_tokens=[IMAGE]))
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
