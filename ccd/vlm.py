@@ -10,9 +10,9 @@ __all__ = ['SYSTEM', 'PRESETS', 'PART', 'IMAGE', 'TEMPLATES', 'FORMS', 'SIGHTS',
            'train_vlm', 'load_vlm', 'published_vlm', 'Asked', 'side_by_side', 'log_likelihoods', 'put', 'option_scores',
            'deranged', 'rotated', 'answer', 'emoji_vlm', 'evaluate']
 
-# %% ../nbs/library/21_vlm.ipynb #df114976
-import hashlib, json, math, shutil, time
-from dataclasses import dataclass, field, replace
+# %% ../nbs/library/21_vlm.ipynb #1d306840
+import copy, hashlib, json, math, shutil, time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from . import emoji, questions as emojivmc
 from .core import (Progress, Run, UserError, World, atomic, cache_dir, claim,
     content_hash, device, from_plain, keep_freed_memory, plain, read_json,
     read_manifest, say, sealed, up_to_date, write_json, write_manifest)
-from .encoders import Encoder, Tap, encoder_of, hf_anatomy, load, parse, Card
+from .encoders import Card, Encoder, Tap, encoder_of, hf_anatomy, load, parse
 from .parallel import agreed, first, processes, rank, spread, start, whole
 from .sources import Pixels, sample_rows
 from .towers import attention_for, blocks, weights_hash
@@ -69,6 +69,7 @@ class VlmSettings:
     context: int = 256 # most tokens, those of the picture included
     template: str = "v1" # key of `TEMPLATES`, of stage 2
     system: str = "" # what stands before the first question
+    ask: str = "" # what follows a question that is answered in words
     layer: int = -2 # of the encoder; the last block is -1
     norm: str = "before" # or after: the encoder's final norm
     tokens: int = 0 # of a picture, resized bilinearly; 0: as many as patches
@@ -92,12 +93,12 @@ def _emoji_small():
 
 def _llava(): # scripts/v1_5/pretrain.sh and finetune.sh of haotian-liu/LLaVA
     return VlmSettings("llava-1.5", "lmsys/vicuna-7b-v1.5", context=2048, system=SYSTEM,
-        forms=("texts", "letters"), align=Stage(0, 256, 1e-3), tune=Stage(0, 128, 2e-5),
+        ask=PHRASE, forms=("texts", "letters"), align=Stage(0, 256, 1e-3), tune=Stage(0, 128, 2e-5),
         run=Run(checkpoint_minutes=15, sharding="fsdp"))
 
 def _cambrian(): # Fan et al. (2025), table 5
     return VlmSettings("cambrian", "meta-llama/Meta-Llama-3-8B-Instruct", context=2048,
-        template="llama-3", layer=-1, norm="after", tokens=576,
+        template="llama-3", ask=PHRASE, layer=-1, norm="after", tokens=576,
         forms=("texts", "letters"), align=Stage(0, 512, 1e-5), tune=Stage(0, 512, 4e-5),
         run=Run(checkpoint_minutes=15, sharding="fsdp"))
 
@@ -297,11 +298,11 @@ def byte_pairs(
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>",
         bos_token="<s>", eos_token="</s>", additional_special_tokens=[IMAGE])
 
-# %% ../nbs/library/21_vlm.ipynb #6aaade22
+# %% ../nbs/library/21_vlm.ipynb #f6951968
 FORMS = dict(
-    texts=(lambda row: row["question"] + "\n" + PHRASE,
+    texts=(lambda row, v: f"{row['question']}\n{v.ask}".strip(),
            lambda row: options_of(row)[row["answer"]]),
-    letters=(lambda row: prompt(row).strip(), lambda row: row["answer"]))
+    letters=(lambda row, v: prompt(row).strip(), lambda row: row["answer"]))
 
 def caption_talks(corpus) -> Talks: # with `image` and `captions`
     "Each caption of each picture."
@@ -311,18 +312,19 @@ def caption_talks(corpus) -> Talks: # with `image` and `captions`
 
 def question_talks(
     questions, # a `datasets.Dataset`, as `ccd.questions.instructions`
-    forms: tuple = ("texts",), # keys of `FORMS`, in turn
+    settings: VlmSettings, # forms and ask
 ) -> Talks:
     "Each question with its answer."
     rows = questions.remove_columns("image").to_list()
-    how = [FORMS[forms[k // 16 % len(forms)]] for k in range(len(rows))] # subsets go in sixteens
-    turns = [[(ask(r), say_(r))] for (ask, say_), r in zip(how, rows)]
+    n, cycle = len(settings.forms), len(emojivmc.SUBSETS) # a form for each round of the subsets
+    how = [FORMS[settings.forms[k // cycle % n]] for k in range(len(rows))]
+    turns = [[(ask(r, settings), said(r))] for (ask, said), r in zip(how, rows)]
     return Talks(questions, turns, np.arange(len(rows)))
 
 def emoji_talks(world: World, settings: VlmSettings) -> tuple[Talks, Talks]:
     "Captions and questions of the emoji world, of training material only."
     asked = emojivmc.instructions(world, settings.questions)
-    return caption_talks(emoji.scenes(world, "train")), question_talks(asked, settings.forms)
+    return caption_talks(emoji.scenes(world, "train")), question_talks(asked, settings)
 
 def llava_talks(
     path, # JSON of LLaVA: id, image, conversations
@@ -499,8 +501,8 @@ def learn(
     s: Samples,
     held: Held | None,
     stage: Stage,
-    trained, # modules; the others are frozen
-    saved: dict, # file -> function that gives its tensors
+    trained, # function: model -> module that trains; the rest is frozen
+    saved: str, # file for its weights
     inputs: dict, # name -> hash
     on_step=None, # called with (step, model) after each step
 ) -> Path:
@@ -514,28 +516,29 @@ def learn(
     inputs = inputs | dict(talks=samples_hash(s))
     if up_to_date(folder, wanted, inputs): return folder
     claim(folder, dict(settings=wanted, inputs=inputs), write=first())
-    vlm.requires_grad_(False)
-    for m in trained: m.requires_grad_(True)
+    if processes() > 1 and v.run.sharding == "fsdp": vlm = copy.deepcopy(vlm) # splits it in place
+    trained(vlm.requires_grad_(False)).requires_grad_(True)
     trainer = VlmTrainer(vlm, TalkFeed(s, held, vlm, stage, v.seed), stage, v.run)
     done = agreed(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")
     run(trainer, folder, done, on_step)
-    return _seal(folder, trainer, saved, wanted, inputs)
+    _seal(folder, trainer, trained(vlm), saved, wanted, inputs)
+    if processes() > 1: torch.distributed.barrier() # the others read what the first has written
+    return folder
 
 def samples_hash(s: Samples) -> str: # 16 hex digits
     parts = [np.ascontiguousarray(x) for x in s]
     return hashlib.sha256(b"".join(str((x.dtype, x.shape)).encode() + x.tobytes() for x in parts)).hexdigest()[:16]
 
-def _seal(folder, trainer, saved, wanted, inputs):
+def _seal(folder, trainer, module, saved, wanted, inputs):
     from safetensors.torch import save_file
-    tensors = {f: {k: whole(x).cpu().contiguous().clone() for k, x in get().items()}
-               for f, get in saved.items()}
-    if not first(): return folder
-    for f, x in tensors.items():
-        with atomic(folder / f) as tmp: save_file(x, tmp)
+    tied = getattr(getattr(module, "config", None), "tie_word_embeddings", False)
+    tensors = {k: whole(x).cpu().contiguous() for k, x in module.state_dict().items()
+               if not (tied and k == "lm_head.weight")} # safetensors holds no tensor twice
+    if not first(): return
+    with atomic(folder / saved) as tmp: save_file(tensors, tmp)
     facts = dict(samples=trainer.c.samples, talks=len(trainer.feed.s), cut=trainer.feed.cut,
                  trained=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
-    write_manifest(folder, wanted, inputs, [*saved, "metrics.jsonl"], seconds_spent(folder), facts=facts)
-    return folder
+    write_manifest(folder, wanted, inputs, [saved, "metrics.jsonl"], seconds_spent(folder), facts=facts)
 
 # %% ../nbs/library/21_vlm.ipynb #b0316b3b
 def language_of(
@@ -563,17 +566,20 @@ def language_of(
             net.resize_token_embeddings(len(tokenizer))
     return net, tokenizer
 
-def _from_scratch(v, captions, questions, home):
+def _small(v, tokenizer): # with its first weights
     from transformers import LlamaConfig, LlamaForCausalLM
-    texts = sorted({x for t in (captions, questions) for talk in t.turns for pair in talk for x in pair})
-    tokenizer = byte_pairs([*texts, v.system], v.vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(v.seed)
-        net = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=v.width,
+        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=v.width,
             intermediate_size=8 * v.width // 3, num_hidden_layers=v.depth,
             num_attention_heads=v.heads, num_key_value_heads=v.heads, tie_word_embeddings=True,
             max_position_embeddings=v.context, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+def _from_scratch(v, captions, questions, home):
+    texts = sorted({x for t in (captions, questions) for talk in t.turns for pair in talk for x in pair})
+    tokenizer = byte_pairs([*texts, v.system], v.vocabulary)
+    net = _small(v, tokenizer)
     parts = [tokenized(t, tokenizer, *how, pictures=False, everything=True)
              for t, how in ((captions, ("plain",)), (questions, (v.template, v.system)))]
     s = joined(parts)
@@ -582,13 +588,9 @@ def _from_scratch(v, captions, questions, home):
     home = (Path(home) if home else cache_dir("language")) / f"vlm-{key}"
     vlm = Vlm(net, tokenizer, v)
     vlm.name = "language model"
-    learn(home, vlm, s, None, v.read, [net], {"model.safetensors": lambda: _untied(net)}, {})
+    learn(home, vlm, s, None, v.read, lambda m: m.net, "model.safetensors", {})
     _fill(net, home / "model.safetensors")
     return net, tokenizer
-
-def _untied(net): # safetensors holds no tensor twice
-    tied = net.config.tie_word_embeddings
-    return {k: x for k, x in net.state_dict().items() if not (tied and k == "lm_head.weight")}
 
 def joined(parts: list) -> Samples:
     ends = np.cumsum([0, *(len(p.ids) for p in parts)])
@@ -616,13 +618,12 @@ def train_vlm(
     shelves = [held(e, t.corpus, v.tokens, home) for t in (captions, questions)]
     vlm = Vlm(llava(net, tokenizer, shelves[0].width, shelves[0].tokens, v.seed), tokenizer, v, e)
     if first(): tokenizer.save_pretrained(out / "tokenizer"); vlm.net.config.save_pretrained(out)
-    projector = vlm.net.model.multi_modal_projector
     before = dict(card=content_hash(plain(e.card)), tokens=shelves[0].tokens, language=weights_hash(net))
     learn(out / "align", vlm, tokenized(captions, tokenizer, "plain"), shelves[0], v.align,
-          [projector], {"projector.safetensors": projector.state_dict}, before, on_step)
-    _fill(projector, out / "align" / "projector.safetensors")
+          lambda m: m.net.model.multi_modal_projector, "projector.safetensors", before, on_step)
+    _fill(vlm.net.model.multi_modal_projector, out / "align" / "projector.safetensors")
     learn(out / "tune", vlm, tokenized(questions, tokenizer, v.template, v.system), shelves[1],
-          v.tune, [vlm.net], {"model.safetensors": lambda: _untied(vlm.net)},
+          v.tune, lambda m: m.net, "model.safetensors",
           before | dict(align=sealed(out / "align")), on_step)
     return out
 
@@ -734,11 +735,10 @@ def put(
     pictured: bool = True,
 ) -> list: # of Asked, or None where a question does not fit the context
     "Questions with their options, as tokens."
-    ask, said = FORMS[how]
+    (ask, said), v = FORMS[how], vlm.settings
     options = [l for r in rows for l in options_of(r)]
     owner = np.repeat(np.arange(len(rows)), [len(options_of(r)) for r in rows])
-    turns = [[(ask(rows[i]), said(rows[i] | dict(answer=l)))] for i, l in zip(owner, options)]
-    v = vlm.settings
+    turns = [[(ask(rows[i], v), said(rows[i] | dict(answer=l)))] for i, l in zip(owner, options)]
     talks = Talks(None, turns, np.full(len(turns), 0 if pictured else -1))
     s = tokenized(talks, vlm.tokenizer, v.template, v.system)
     laid = [laid_out(s, k, vlm.image, vlm.tokens, 1 << 30)[:2] for k in range(len(s))]

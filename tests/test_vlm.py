@@ -11,6 +11,7 @@ from ccd.questions import emoji_questions
 from ccd.segmentation import pixel_patches
 from ccd.sources import Pixels
 from ccd.vqa import check_answers
+from vlm_job import training
 
 WORLD = World(scenes=512, test_scenes=192)
 SETTINGS = replace(v.vlm_preset("smoke"), run=Run(checkpoint_minutes=0.0))
@@ -213,17 +214,16 @@ def test_stages_train_what_they_should(model, home):
 
 def test_a_stage_that_was_killed_ends_the_same(model, home, talks, tmp_path):
     job = f"""
-import os, sys
-from dataclasses import replace
+import os
 from ccd import vlm as v
-from tests.test_vlm import SETTINGS, WORLD
+from test_vlm import SETTINGS, WORLD
 steps = []
 def die(step, model):
     steps.append(step)
     if len(steps) == 14: os.kill(os.getpid(), 9)
 v.train_vlm("random:0", SETTINGS, *v.emoji_talks(WORLD, SETTINGS), {str(tmp_path / "killed")!r}, {str(home)!r}, on_step=die)
 """
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     code = subprocess.run([sys.executable, "-c", job], env=env, capture_output=True).returncode
     assert code == -9 and not (tmp_path / "killed" / "tune" / "manifest.json").exists()
     assert (tmp_path / "killed" / "align" / "manifest.json").exists() # it died in stage 2
@@ -247,6 +247,19 @@ def test_parts_of_a_batch_train_as_the_batch_does(model, home, talks, monkeypatc
     assert a.item() == pytest.approx(b.item(), rel=1e-5) and all(torch.allclose(x[k], y[k], atol=1e-6) for k in x)
     assert all(g.abs().max() > 0 for g in x.values())
 
+def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("CCD_PRECISION", "fp32")
+    job = Path(__file__).with_name("vlm_job.py")
+    training(tmp_path / "one", tmp_path / "home", micro=8)
+    jobs = [f"{tmp_path / s},{tmp_path / (s + '-home')},{s}" for s in ("ddp", "fsdp")]
+    p = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(job), *jobs],
+                       capture_output=True, text=True)
+    assert p.returncode == 0, p.stderr[-3000:]
+    one = weights(tmp_path / "one")
+    for s in ("ddp", "fsdp"):
+        two = weights(tmp_path / s)
+        assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=2e-4) for k in one), s
+
 def test_a_finished_model_is_not_trained_again_and_knows_its_encoder(model, home, talks, tmp_path):
     v.train_vlm("random:0", SETTINGS, *talks, home / "model", home, on_step=lambda *_: pytest.fail("trained again"))
     with pytest.raises(UserError, match="other settings"):
@@ -265,7 +278,7 @@ def plain_loop(model, row, image, how):
     ask, said = v.FORMS[how]
     out = []
     for l in "ABCD":
-        talk = v.Talks(None, [[(ask(row), said(row | dict(answer=l)))]], np.array([0]))
+        talk = v.Talks(None, [[(ask(row, model.settings), said(row | dict(answer=l)))]], np.array([0]))
         s = v.tokenized(talk, model.tokenizer, "v1", model.settings.system)
         ids, learnt, _ = v.laid_out(s, 0, model.image, model.tokens, 999)
         ids = torch.from_numpy(ids).long()[None]
