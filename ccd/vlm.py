@@ -92,14 +92,16 @@ def _emoji_small():
         tune=Stage(300_000, 64, 5e-4))
 
 def _llava(): # scripts/v1_5/pretrain.sh and finetune.sh of haotian-liu/LLaVA
-    return VlmSettings("llava-1.5", "lmsys/vicuna-7b-v1.5", context=2048, system=SYSTEM,
-        ask=PHRASE, forms=("texts", "letters"), align=Stage(0, 256, 1e-3), tune=Stage(0, 128, 2e-5),
+    return VlmSettings("llava-1.5", "lmsys/vicuna-7b-v1.5", context=2048,
+        system=SYSTEM, ask=PHRASE, forms=("texts", "letters"),
+        align=Stage(0, 256, 1e-3), tune=Stage(0, 128, 2e-5),
         run=Run(checkpoint_minutes=15, sharding="fsdp"))
 
 def _cambrian(): # Fan et al. (2025), table 5
-    return VlmSettings("cambrian", "meta-llama/Meta-Llama-3-8B-Instruct", context=2048,
-        template="llama-3", ask=PHRASE, layer=-1, norm="after", tokens=576,
-        forms=("texts", "letters"), align=Stage(0, 512, 1e-5), tune=Stage(0, 512, 4e-5),
+    return VlmSettings("cambrian", "meta-llama/Meta-Llama-3-8B-Instruct",
+        context=2048, template="llama-3", ask=PHRASE, forms=("texts", "letters"),
+        layer=-1, norm="after", tokens=576,
+        align=Stage(0, 512, 1e-5), tune=Stage(0, 512, 4e-5),
         run=Run(checkpoint_minutes=15, sharding="fsdp"))
 
 PRESETS = dict(smoke=_smoke, mini=VlmSettings, **{"emoji-small": _emoji_small,
@@ -111,14 +113,15 @@ def vlm_preset(name: str) -> VlmSettings:
                         f"expected one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
-# %% ../nbs/library/21_vlm.ipynb #778213a0
+# %% ../nbs/library/21_vlm.ipynb #5bb627e9
 def tapped_spec(
     spec: str, # name of an encoder
     settings: VlmSettings,
 ) -> str:
-    "The same name with layer and norm of the settings, where it says nothing itself."
+    "The same name with the settings' layer and norm, where it says none itself."
     said, sign = parse(spec)[2], "," if "#" in spec else "#"
-    more = [f"{k}={getattr(settings, k)}" for k in ("layer", "norm") if k not in said]
+    more = [f"{k}={getattr(settings, k)}" for k in ("layer", "norm")
+            if k not in said]
     return spec + (sign + ",".join(more) if more else "")
 
 @torch.no_grad()
@@ -129,19 +132,19 @@ def tokens_of(
 ) -> Tensor: # [B, n, d] float32
     "Patch tokens without the class token."
     if "patches" not in encoder.taps:
-        raise UserError(f"{encoder.card.name} has no patch tokens: a language model reads "
-                        "patches; for a floor of raw pixels use pixel_patches")
+        raise UserError(f"{encoder.card.name} has no patch tokens, which a language "
+                        "model reads; for a floor of raw pixels use pixel_patches")
     x = encoder.features(to_float(images.to(device()))).patches.float()
     if not tokens or tokens == x.shape[1]: return x
     side, goal = math.isqrt(x.shape[1]), math.isqrt(tokens)
     if side**2 != x.shape[1] or goal**2 != tokens:
-        raise UserError(f"{x.shape[1]} patches of {encoder.card.name} cannot become "
-                        f"{tokens} tokens: both must be square numbers")
+        raise UserError(f"{x.shape[1]} patches of {encoder.card.name} cannot "
+                        f"become {tokens} tokens: both must be square numbers")
     grid = x.transpose(1, 2).unflatten(2, (side, side))
-    grid = F.interpolate(grid, size=(goal, goal), mode="bilinear", align_corners=False)
+    grid = F.interpolate(grid, size=(goal, goal), mode="bilinear")
     return grid.flatten(2).transpose(1, 2)
 
-# %% ../nbs/library/21_vlm.ipynb #8e71bf7b
+# %% ../nbs/library/21_vlm.ipynb #194a08e1
 PART = 4096 # pictures in one file
 
 class Held:
@@ -214,13 +217,15 @@ TEMPLATES = dict(
         "{{ m.content }}{% elif m.role == 'assistant' %}{% generation %}"
         "{{ m.content + '\n' }}{% endgeneration %}{% endif %}{% endfor %}",
     v1="{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
-        "{{ m.content + ' ' }}{% elif m.role == 'user' %}{{ 'USER: ' + m.content + ' ' }}"
-        "{% else %}{{ 'ASSISTANT:' }}{% generation %}{{ ' ' + m.content + eos_token }}"
-        "{% endgeneration %}{% endif %}{% endfor %}")
+        "{{ m.content + ' ' }}{% elif m.role == 'user' %}"
+        "{{ 'USER: ' + m.content + ' ' }}{% else %}{{ 'ASSISTANT:' }}"
+        "{% generation %}{{ ' ' + m.content + eos_token }}{% endgeneration %}"
+        "{% endif %}{% endfor %}")
 TEMPLATES["llama-3"] = ("{{ bos_token }}{% for m in messages %}"
     "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' }}"
-    "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<|eot_id|>' }}"
-    "{% endgeneration %}{% else %}{{ m.content + '<|eot_id|>' }}{% endif %}{% endfor %}")
+    "{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content + '<|eot_id|>' }}{% endgeneration %}"
+    "{% else %}{{ m.content + '<|eot_id|>' }}{% endif %}{% endfor %}")
 
 class Talks(NamedTuple):
     "What is said of pictures."
@@ -235,15 +240,16 @@ def messages(
     system: str = "",
 ) -> list: # of dicts: role, content
     "A talk as chat templates take it; the picture comes first, as in LLaVA."
-    before = (IMAGE if template == "plain" else IMAGE + "\n") if pictured else ""
-    out = [dict(role="system", content=system)] if system and template != "plain" else []
+    bare = template == "plain"
+    before = (IMAGE if bare else IMAGE + "\n") if pictured else ""
+    out = [dict(role="system", content=system)] if system and not bare else []
     for k, (asked, said) in enumerate(turns):
-        asked = "" if template == "plain" else asked
+        asked = "" if bare else asked
         out += [dict(role="user", content=(before if not k else "") + asked),
                 dict(role="assistant", content=said)]
     return out
 
-# %% ../nbs/library/21_vlm.ipynb #eab4ad0c
+# %% ../nbs/library/21_vlm.ipynb #40a10896
 class Samples(NamedTuple):
     "Talks as tokens, one after the other; a picture is one token."
     ids: np.ndarray # [all] int32
@@ -273,7 +279,8 @@ def tokenized(
     ids, mask = out["input_ids"], out["assistant_masks"]
     flat = np.concatenate([np.asarray(x, np.int32) for x in ids])
     learnt = np.concatenate([np.asarray(x, bool) for x in mask])
-    s = Samples(flat, learnt | everything, np.cumsum([len(x) for x in ids]), np.asarray(seen))
+    s = Samples(flat, learnt | everything, np.cumsum([len(x) for x in ids]),
+                np.asarray(seen))
     empty = [k for k in range(len(s)) if not s.learnt[s.of(k)].any()]
     if empty: raise UserError(f"{len(empty)} of {len(s)} talks have nothing to learn: "
                               f"no answer in {listed(empty)}; leave them out")
@@ -295,8 +302,9 @@ def byte_pairs(
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=vocabulary, show_progress=False,
                             special_tokens=["<pad>", "<s>", "</s>", IMAGE])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>",
-        bos_token="<s>", eos_token="</s>", additional_special_tokens=[IMAGE])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer,
+        pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        additional_special_tokens=[IMAGE])
 
 # %% ../nbs/library/21_vlm.ipynb #f6951968
 FORMS = dict(
@@ -304,6 +312,7 @@ FORMS = dict(
            lambda row: options_of(row)[row["answer"]]),
     letters=(lambda row, v: prompt(row).strip(), lambda row: row["answer"]))
 
+# %% ../nbs/library/21_vlm.ipynb #dab4d283
 def caption_talks(corpus) -> Talks: # with `image` and `captions`
     "Each caption of each picture."
     said = corpus["captions"][:]
@@ -349,7 +358,7 @@ class Shelf(nn.Module):
     "A vision tower that has already seen the picture."
     def forward(self, tokens, **_): # [B, n, d]
         from transformers.modeling_outputs import BaseModelOutputWithPooling
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, hidden_states=(tokens,))
+        return BaseModelOutputWithPooling(tokens, hidden_states=(tokens,))
 
 def llava(
     language, # a causal language model of transformers
@@ -362,10 +371,11 @@ def llava(
     from transformers import (CLIPVisionConfig, LlavaConfig,
         LlavaForConditionalGeneration)
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
-    none = CLIPVisionConfig(hidden_size=width, num_hidden_layers=1, num_attention_heads=1,
-                            intermediate_size=1, image_size=1, patch_size=1)
-    config = LlavaConfig(vision_config=none, text_config=language.config, image_seq_length=tokens,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE), vision_feature_layer=-1,
+    none = CLIPVisionConfig(hidden_size=width, num_hidden_layers=1, patch_size=1,
+        num_attention_heads=1, intermediate_size=1, image_size=1)
+    config = LlavaConfig(vision_config=none, text_config=language.config,
+        image_seq_length=tokens, vision_feature_layer=-1,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         vision_feature_select_strategy="full",
         tie_word_embeddings=language.config.tie_word_embeddings)
     with torch.device("meta"): net = LlavaForConditionalGeneration(config)
@@ -383,7 +393,8 @@ class Vlm(nn.Module):
 
     def __init__(self, net, tokenizer, settings: VlmSettings, encoder=None):
         super().__init__()
-        self.net, self.tokenizer, self.settings, self.encoder = net, tokenizer, settings, encoder
+        self.net, self.tokenizer = net, tokenizer
+        self.settings, self.encoder = settings, encoder
         self.image = tokenizer.convert_tokens_to_ids(IMAGE)
         self.tokens = getattr(net.config, "image_seq_length", 0)
 
@@ -394,18 +405,19 @@ class Vlm(nn.Module):
         seen = (ids == self.image).any(1)
         if seen.any(): more["pixel_values"] = tokens[seen]
         with attention_for(ids.device):
-            return self.net.model(input_ids=ids, use_cache=False, **more).last_hidden_state
+            out = self.net.model(input_ids=ids, use_cache=False, **more)
+        return out.last_hidden_state
 
     def forward(self, batch, t, pull=None):
-        h = self.read(batch["ids"], batch.get("tokens"), attention_mask=batch["mask"])
-        told = batch["learnt"][:, 1:]
-        logits = self.net.lm_head(h[:, :-1][told]).float() # only where something is learnt
-        target = batch["ids"][:, 1:][told]
+        ids, counted = batch["ids"], batch["learnt"][:, 1:]
+        h = self.read(ids, batch.get("tokens"), attention_mask=batch["mask"])
+        logits = self.net.lm_head(h[:, :-1][counted]).float() # of what is learnt
+        target = ids[:, 1:][counted]
         nll = F.cross_entropy(logits, target, reduction="sum")
         right = (logits.argmax(1) == target).float().mean()
-        return nll / len(batch["ids"]) * batch["share"][0], dict(token_accuracy=right)
+        return nll / len(ids) * batch["share"][0], dict(token_accuracy=right)
 
-# %% ../nbs/library/21_vlm.ipynb #d3afb095
+# %% ../nbs/library/21_vlm.ipynb #1585f366
 def laid_out(
     s: Samples,
     k: int, # which
@@ -423,8 +435,8 @@ class TalkFeed:
     "Batches of talks; the step alone says which."
     exact = True
 
-    def __init__(self, s: Samples, held: Held | None, vlm: Vlm, stage: Stage, seed: int):
-        self.s, self.held, self.stage, self.seed = s, held, stage, seed
+    def __init__(self, s: Samples, shelf: Held | None, vlm: Vlm, stage: Stage, seed: int):
+        self.s, self.shelf, self.stage, self.seed = s, shelf, stage, seed
         self.layout = vlm.image, vlm.tokens, vlm.settings.context
         self.pad, b = vlm.tokenizer.pad_token_id, stage.batch_size
         if b % processes():
@@ -457,8 +469,8 @@ class TalkFeed:
         own = rows[self.own]
         batch = collate([laid_out(self.s, r, *self.layout)[:2] for r in own], self.pad)
         batch["share"] = torch.full((len(own),), len(rows) / self.counts[rows].sum())
-        if self.held is not None:
-            batch["tokens"] = self.held[np.maximum(self.s.picture[own], 0)]
+        if self.shelf is not None:
+            batch["tokens"] = self.shelf[np.maximum(self.s.picture[own], 0)]
         self.clock["storage"] += time.perf_counter() - begun
         return batch
 
@@ -475,7 +487,7 @@ def collate(laid, pad): # [(ids, learnt), ...]
         mask[k, :len(i)] = 1
     return dict(ids=ids, learnt=learnt, mask=mask)
 
-# %% ../nbs/library/21_vlm.ipynb #ce98c1d4
+# %% ../nbs/library/21_vlm.ipynb #0650dcb2
 class VlmTrainer(Trainer):
     "A model, its optimiser and its talks."
     def __init__(self, vlm: Vlm, feed: TalkFeed, stage: Stage, how: Run):
@@ -499,7 +511,7 @@ def learn(
     folder, # of the stage
     vlm: Vlm,
     s: Samples,
-    held: Held | None,
+    shelf: Held | None, # tokens of the pictures
     stage: Stage,
     trained, # function: model -> module that trains; the rest is frozen
     saved: str, # file for its weights
@@ -518,7 +530,7 @@ def learn(
     claim(folder, dict(settings=wanted, inputs=inputs), write=first())
     if processes() > 1 and v.run.sharding == "fsdp": vlm = copy.deepcopy(vlm) # splits it in place
     trained(vlm.requires_grad_(False)).requires_grad_(True)
-    trainer = VlmTrainer(vlm, TalkFeed(s, held, vlm, stage, v.seed), stage, v.run)
+    trainer = VlmTrainer(vlm, TalkFeed(s, shelf, vlm, stage, v.seed), stage, v.run)
     done = agreed(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")
     run(trainer, folder, done, on_step)
     _seal(folder, trainer, trained(vlm), saved, wanted, inputs)
@@ -527,7 +539,8 @@ def learn(
 
 def samples_hash(s: Samples) -> str: # 16 hex digits
     parts = [np.ascontiguousarray(x) for x in s]
-    return hashlib.sha256(b"".join(str((x.dtype, x.shape)).encode() + x.tobytes() for x in parts)).hexdigest()[:16]
+    named = (str((x.dtype, x.shape)).encode() + x.tobytes() for x in parts)
+    return hashlib.sha256(b"".join(named)).hexdigest()[:16]
 
 def _seal(folder, trainer, module, saved, wanted, inputs):
     from safetensors.torch import save_file
@@ -540,7 +553,7 @@ def _seal(folder, trainer, module, saved, wanted, inputs):
                  trained=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
     write_manifest(folder, wanted, inputs, [saved, "metrics.jsonl"], seconds_spent(folder), facts=facts)
 
-# %% ../nbs/library/21_vlm.ipynb #b0316b3b
+# %% ../nbs/library/21_vlm.ipynb #8025cc17
 def language_of(
     settings: VlmSettings,
     captions: Talks, questions: Talks, # whose texts it reads, where it is made from scratch
@@ -598,7 +611,7 @@ def joined(parts: list) -> Samples:
     return Samples(cat(p.ids for p in parts), cat(p.learnt for p in parts),
                    cat(p.ends + e for p, e in zip(parts, ends)), cat(p.picture for p in parts))
 
-# %% ../nbs/library/21_vlm.ipynb #f13f4b15
+# %% ../nbs/library/21_vlm.ipynb #260dfbb0
 def train_vlm(
     encoder, # a name, or an `Encoder` as it is tapped
     settings: VlmSettings,
@@ -656,7 +669,7 @@ def load_vlm(
     _fill(net, out / "tune" / "model.safetensors")
     return Vlm(net, tokenizer, v, e).to(device()).eval().requires_grad_(False)
 
-# %% ../nbs/library/21_vlm.ipynb #c0df26bf
+# %% ../nbs/library/21_vlm.ipynb #33feb7a6
 def published_vlm(
     name: str, # NAME, NAME@REVISION or a folder
     fit=None, # how pictures become pixels; by default bicubic and cut, as CLIP
@@ -698,9 +711,11 @@ def side_by_side(
     "Options behind one prompt."
     tails = [t[prompt:] for t in texts]
     block = np.repeat(np.arange(len(tails) + 1), [prompt, *map(len, tails)])
-    place = np.concatenate([np.arange(prompt), *(prompt + np.arange(len(t)) for t in tails)])
+    place = np.concatenate([np.arange(prompt),
+                            *(prompt + np.arange(len(t)) for t in tails)])
     return Asked(np.concatenate([texts[0][:prompt], *tails]), block, place)
 
+# %% ../nbs/library/21_vlm.ipynb #f722bfbb
 @torch.no_grad()
 def log_likelihoods(
     vlm: Vlm,
@@ -718,16 +733,16 @@ def log_likelihoods(
     mask = torch.zeros(sees.shape, dtype=like.dtype).masked_fill(~sees, torch.finfo(like.dtype).min)
     h = vlm.read(ids.to(like.device), tokens, attention_mask=mask[:, None].to(like.device),
                  position_ids=place.to(like.device))
-    start = (block == 0).sum(1, keepdim=True) - 1 # an option's first token follows the prompt
+    last = (block == 0).sum(1, keepdim=True) - 1 # an option's first token follows the prompt
     at = torch.arange(ids.shape[1]).expand_as(ids) - 1
-    at = torch.where((place == start + 1) & (block > 0), start, at)
+    at = torch.where((place == last + 1) & (block > 0), last, at)
     b, k = torch.nonzero(block > 0, as_tuple=True)
     logp = vlm.net.lm_head(h[b.to(h.device), at[b, k].to(h.device)]).float().log_softmax(-1).cpu()
     out = torch.zeros(ids.shape)
     out[b, k] = logp[torch.arange(len(b)), ids[b, k]]
     return [x[:len(a.ids)] for x, a in zip(out, asked)]
 
-# %% ../nbs/library/21_vlm.ipynb #f6791e81
+# %% ../nbs/library/21_vlm.ipynb #be04ea9b
 def put(
     vlm: Vlm,
     rows: list, # of questions, without the image
@@ -768,12 +783,14 @@ def deranged(
     seed: int = 0,
 ) -> np.ndarray: # [n] the question whose picture is shown
     "For each question one of the same subset with another picture."
-    out, items, subsets = np.zeros(len(items), int), np.array(items), np.array(subsets)
+    items, subsets = np.array(items), np.array(subsets)
+    out = np.zeros(len(items), int)
     for s in sorted(set(subsets)):
         rows = np.flatnonzero(subsets == s)
         names, at = np.unique(items[rows], return_index=True)
         if len(names) < 2:
-            raise UserError(f"all questions of {str(s)!r} are about one picture: there is no other to show")
+            raise UserError(f"all questions of {str(s)!r} are about one picture: "
+                            "there is no other to show")
         order = np.random.default_rng(seed).permutation(len(names))
         after = dict(zip(names[order], rows[at[np.roll(order, -1)]]))
         out[rows] = [after[i] for i in items[rows]]
@@ -785,7 +802,7 @@ def rotated(row: dict, r: int) -> dict:
     letters, texts = list(given), list(given.values())
     return row | {l: texts[(k + r) % len(texts)] for k, l in enumerate(letters)}
 
-# %% ../nbs/library/21_vlm.ipynb #05c30e92
+# %% ../nbs/library/21_vlm.ipynb #4d01c559
 SIGHTS = ("own", "none", "other")
 
 def answer(

@@ -192,7 +192,7 @@ def test_tokens_are_resized_as_pictures_are(tmp_path):
     want = F.interpolate(v.tokens_of(e, x).view(1, 6, 6, -1).permute(0, 3, 1, 2), scale_factor=2, mode="bilinear")[0]
     assert torch.allclose(grid.permute(2, 0, 1), want, atol=1e-6) and grid[0, 0, 0] < grid[0, -1, 0]
     with pytest.raises(UserError, match="must be square"): v.tokens_of(e, x, 50)
-    with pytest.raises(UserError, match="has no patch tokens"): v.tokens_of(load("pixels:16"), x[..., :16, :16])
+    with pytest.raises(UserError, match="has no patch tokens, which"): v.tokens_of(load("pixels:16"), x[..., :16, :16])
     big = Encoder(Card("big", "", "", ""), lambda x: Features(patches=x.new_full((len(x), 4, 2), 1e6)), taps=("patches",))
     with pytest.raises(UserError, match="float16 cannot hold"):
         v.held(big, emoji.scenes(WORLD, "train").select(range(2)), home=tmp_path)
