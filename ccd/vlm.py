@@ -75,9 +75,9 @@ class VlmSettings:
     tokens: int = 0 # of a picture, resized bilinearly; 0: as many as patches
     questions: int = 20_000 # composed for stage 2
     forms: tuple[str, ...] = ("texts",) # keys of `FORMS`, in turn
-    read: Stage = Stage(100_000, 64, 2e-3) # stage 0
-    align: Stage = Stage(40_000, 64, 1e-3) # stage 1
-    tune: Stage = Stage(100_000, 64, 1e-3) # stage 2
+    read: Stage = Stage(30_000, 64, 2e-3) # stage 0
+    align: Stage = Stage(20_000, 64, 1e-3) # stage 1
+    tune: Stage = Stage(60_000, 64, 1e-3) # stage 2
     seed: int = 0
     run: Run = Run()
 
@@ -88,8 +88,8 @@ def _smoke():
 
 def _emoji_small():
     return VlmSettings("emoji-small", width=192, depth=6, heads=6, questions=60_000,
-        read=Stage(200_000, 64, 1e-3), align=Stage(120_000, 64, 1e-3),
-        tune=Stage(300_000, 64, 5e-4))
+        read=Stage(100_000, 64, 1e-3), align=Stage(60_000, 64, 1e-3),
+        tune=Stage(150_000, 64, 1e-3))
 
 def _llava(): # scripts/v1_5/pretrain.sh and finetune.sh of haotian-liu/LLaVA
     return VlmSettings("llava-1.5", "lmsys/vicuna-7b-v1.5", context=2048,
@@ -132,8 +132,8 @@ def tokens_of(
 ) -> Tensor: # [B, n, d] float32
     "Patch tokens without the class token."
     if "patches" not in encoder.taps:
-        raise UserError(f"{encoder.card.name} has no patch tokens, which a language "
-                        "model reads; for a floor of raw pixels use pixel_patches")
+        raise UserError(f"{encoder.card.name} has no patch tokens, which a "
+                        "language model reads; as a floor, try pixel_patches")
     x = encoder.features(to_float(images.to(device()))).patches.float()
     if not tokens or tokens == x.shape[1]: return x
     side, goal = math.isqrt(x.shape[1]), math.isqrt(tokens)
