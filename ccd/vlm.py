@@ -312,9 +312,11 @@ FORMS = dict(
            lambda row: options_of(row)[row["answer"]]),
     letters=(lambda row, v: prompt(row).strip(), lambda row: row["answer"]))
 
-# %% ../nbs/library/21_vlm.ipynb #dab4d283
+# %% ../nbs/library/21_vlm.ipynb #8ec9d9b1
 def caption_talks(corpus) -> Talks: # with `image` and `captions`
-    "Each caption of each picture."
+    "Each caption of each picture. Raises `UserError` where there are none."
+    if "captions" not in corpus.column_names or not any(corpus["captions"][:]):
+        raise UserError("stage 1 learns from captions, and these pictures have none: give a corpus with `captions`")
     said = corpus["captions"][:]
     turns = [[("", c)] for cs in said for c in cs or ()]
     return Talks(corpus, turns, np.repeat(np.arange(len(said)), [len(c or ()) for c in said]))
@@ -828,8 +830,8 @@ def answer(
     shelf = None if image == "none" else held(vlm.encoder, questions, vlm.settings.tokens, home)
     shown = (deranged(questions["item_id"], questions["category"]) if image == "other"
              else np.arange(len(rows)))
-    model = weights_hash(vlm.net) if folder else ""
-    p, key = [], [how, rotations, image, mean, benchmark, model, plain(vlm.encoder.card), content_hash(rows)]
+    made_of = [weights_hash(vlm.net), plain(vlm.encoder.card), content_hash(rows), pictures_hash(questions)] if folder else []
+    p, key = [], [how, rotations, image, mean, made_of]
     with Progress("answering", len(rows), unit="questions") as bar:
         for a in range(0, len(rows), 1024):
             make = lambda: _ask(vlm, rows[a:a + 1024], shelf, shown[a:a + 1024], how, rotations, mean, batch_size)

@@ -127,6 +127,7 @@ def test_a_text_that_is_not_whole_is_refused(model, talks):
         v.tokenized(v.Talks(None, [[("a", "b")], []], np.array([-1, -1])), tok, "v1")
     with pytest.raises(UserError, match="say <image> themselves, such as 0"):
         v.tokenized(v.Talks(None, [[("what is <image>", "b")]], np.array([0])), tok, "v1")
+    with pytest.raises(UserError, match="these pictures have none"): v.caption_talks(talks[1].corpus)
     with pytest.raises(UserError, match="unknown template"): v.tokenized(talks[0], tok, "v9")
     s = v.tokenized(v.Talks(None, [[("a", "b")]] * 4, np.array([-1] * 4)), tok, "v1")
     with pytest.raises(UserError, match="talk 0 has 0 image tokens and 1 pictures"):
