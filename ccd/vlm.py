@@ -830,7 +830,8 @@ def answer(
     shelf = None if image == "none" else held(vlm.encoder, questions, vlm.settings.tokens, home)
     shown = (deranged(questions["item_id"], questions["category"]) if image == "other"
              else np.arange(len(rows)))
-    made_of = [weights_hash(vlm.net), plain(vlm.encoder.card), content_hash(rows), pictures_hash(questions)] if folder else []
+    made_of = [weights_hash(vlm.net), plain(vlm.encoder.card), content_hash(rows),
+               pictures_hash(questions)] if folder else []
     p, key = [], [how, rotations, image, mean, made_of]
     with Progress("answering", len(rows), unit="questions") as bar:
         for a in range(0, len(rows), 1024):

@@ -272,6 +272,22 @@ def test_a_finished_model_is_not_trained_again_and_knows_its_encoder(model, home
         v.train_vlm("random:0", replace(SETTINGS, language=str(tmp_path)), *talks, tmp_path / "x", home)
     with pytest.raises(UserError, match="unknown preset"): v.vlm_preset("huge")
 
+def test_a_language_model_from_a_folder(home, talks, asked, tmp_path):
+    "Its head is its own, and its tokenizer knows no picture before."
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["where is the thing"] * 5, vocab_size=290, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path / "l")
+    LlamaForCausalLM(LlamaConfig(vocab_size=bpe.get_vocab_size(), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                 num_attention_heads=2, tie_word_embeddings=False)).save_pretrained(tmp_path / "l")
+    few = replace(SETTINGS, language=str(tmp_path / "l"), context=400, align=v.Stage(64, 32), tune=v.Stage(64, 32))
+    out = v.train_vlm("random:0", few, *talks, tmp_path / "m", home)
+    m = v.load_vlm(out)
+    assert m.net.lm_head.weight.shape[0] == bpe.get_vocab_size() + 1 == len(m.tokenizer)
+    assert "lm_head.weight" in weights(out) and torch.equal(m.net.lm_head.weight, weights(out)["lm_head.weight"])
+    assert set(v.answer(m, asked.select(range(4)), home=home).prediction) <= set("ABCD")
+
 # --- answering
 
 def plain_loop(model, row, image, how):
