@@ -1,0 +1,378 @@
+"LLaVA against transformers' own, answers against a plain loop, training against training that was killed."
+import json, os, subprocess, sys
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, pytest, torch
+from torch.nn import functional as F
+from ccd import emoji, vlm as v
+from ccd.core import Run, UserError, World
+from ccd.encoders import Card, Encoder, Features, load
+from ccd.questions import emoji_questions
+from ccd.segmentation import pixel_patches
+from ccd.sources import Pixels
+from ccd.vqa import check_answers
+from vlm_job import training
+
+WORLD = World(scenes=512, test_scenes=192)
+SETTINGS = replace(v.vlm_preset("smoke"), run=Run(checkpoint_minutes=0.0))
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory): # nothing of this is left in the cache
+    return tmp_path_factory.mktemp("vlm")
+
+@pytest.fixture(scope="module")
+def talks(): return v.emoji_talks(WORLD, SETTINGS)
+
+@pytest.fixture(scope="module")
+def model(home, talks):
+    v.train_vlm("random:0", SETTINGS, *talks, home / "model", home)
+    return v.load_vlm(home / "model")
+
+@pytest.fixture(scope="module")
+def asked(): return emoji_questions(WORLD, per_subset=8).select(range(0, 128, 3))
+
+# --- the model is transformers' own
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory): # a LLaVA that transformers has saved
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    folder = tmp_path_factory.mktemp("theirs")
+    tok = v.byte_pairs(["What is it? a red heart"] * 5, 300)
+    tower = CLIPVisionConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8)
+    text = LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                       num_key_value_heads=1, max_position_embeddings=128)
+    torch.manual_seed(1)
+    net = LlavaForConditionalGeneration(LlavaConfig(vision_config=tower, text_config=text, image_seq_length=16,
+                                                    image_token_index=tok.convert_tokens_to_ids(v.IMAGE))).eval()
+    for p in net.parameters(): p.data.add_(0.1 * torch.randn_like(p))
+    net.save_pretrained(folder); tok.save_pretrained(folder)
+    return folder, net, tok
+
+def inputs(tok, n=16):
+    s = v.tokenized(v.Talks(None, [[("What is it?", "a red heart")], [("Is it?", "red")]], np.array([0, 1])), tok, "v1", v.SYSTEM)
+    laid = [v.laid_out(s, k, tok.convert_tokens_to_ids(v.IMAGE), n, 999)[:2] for k in range(2)]
+    return v.collate(laid, tok.pad_token_id)
+
+def test_the_same_logits_as_transformers(theirs):
+    folder, net, tok = theirs
+    ours = v.published_vlm(str(folder), mean=(0.1,) * 3, std=(0.7,) * 3)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    batch = inputs(tok)
+    pixels = (images / 255 - 0.1) / 0.7
+    with torch.no_grad():
+        want = net(input_ids=batch["ids"], pixel_values=pixels, attention_mask=batch["mask"])
+        tokens = v.tokens_of(ours.encoder, images)
+        got = ours.net.lm_head(ours.read(batch["ids"], tokens, attention_mask=batch["mask"]))
+    seen = batch["mask"].bool()
+    assert (got - want.logits)[seen].abs().max() < 1e-4 and want.logits[seen].std() > 0.1
+    assert ours.encoder.card.layer == "2 of 3" and tokens.shape == (2, 16, 24)
+
+def test_the_same_weights_in_our_own_build(theirs):
+    "llava() around their language model, their tower as an encoder by name."
+    from transformers import CLIPVisionModel, LlamaForCausalLM
+    folder, net, tok = theirs
+    tower = CLIPVisionModel(net.config.vision_config)
+    target = tower.vision_model if hasattr(tower, "vision_model") else tower
+    source = net.model.vision_tower
+    target.load_state_dict((source.vision_model if hasattr(source, "vision_model") else source).state_dict())
+    tower.save_pretrained(folder / "tower")
+    spec = v.tapped_spec(f"hf:{folder / 'tower'}#fit=squash,size=32,filter=bicubic,mean=half,std=half", v.VlmSettings())
+    e = load(spec)
+    assert spec.endswith(",layer=-2,norm=before")
+    language = LlamaForCausalLM(net.config.text_config)
+    language.model.load_state_dict(net.model.language_model.state_dict())
+    language.lm_head.load_state_dict(net.lm_head.state_dict())
+    ours = v.Vlm(v.llava(language, tok, 24, 16), tok, v.VlmSettings(), e).eval()
+    ours.net.model.multi_modal_projector.load_state_dict(net.model.multi_modal_projector.state_dict())
+    images, batch = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), inputs(tok)
+    mean, std = (torch.tensor(x)[:, None, None] for x in (e.card.mean, e.card.std))
+    with torch.no_grad():
+        want = net(input_ids=batch["ids"], pixel_values=(images / 255 - mean) / std, attention_mask=batch["mask"]).logits
+        got = ours.net.lm_head(ours.read(batch["ids"], v.tokens_of(e, images), attention_mask=batch["mask"]))
+    assert (got - want)[batch["mask"].bool()].abs().max() < 1e-4
+
+def test_the_loss_is_transformers_loss_however_the_batch_is_divided(theirs):
+    folder, net, tok = theirs
+    ours = v.published_vlm(str(folder)).requires_grad_(True)
+    batch, tokens = inputs(tok), torch.randn(2, 16, 24)
+    labels = batch["ids"].masked_fill(~batch["learnt"], -100)
+    want = ours.net(input_ids=batch["ids"], pixel_values=tokens, attention_mask=batch["mask"], labels=labels).loss
+    total = batch["learnt"][:, 1:].sum()
+    batch |= dict(tokens=tokens, share=torch.full((2,), 2 / total))
+    loss, _ = ours(batch, 0.0)
+    assert loss.item() == pytest.approx(want.item(), rel=1e-5)
+    parts = [ours({k: x[i:i + 1] for k, x in batch.items()}, 0.0)[0] / 2 for i in (0, 1)]
+    assert sum(parts).item() == pytest.approx(want.item(), rel=1e-5)
+
+# --- text and mask
+
+def test_talks_of_several_turns_learn_every_answer():
+    tok = v.byte_pairs(["what is it a heart"], 300)
+    t = v.Talks(None, [[("What?", "a heart"), ("Red?", "yes, it is")]], np.array([0]))
+    s = v.tokenized(t, tok, "v1", "Be kind.")
+    assert tok.decode(s.ids) == "<s>Be kind. USER: <image>\nWhat? ASSISTANT: a heart</s>USER: Red? ASSISTANT: yes, it is</s>"
+    assert tok.decode(s.ids[s.learnt]) == " a heart</s> yes, it is</s>"
+    plain = v.tokenized(v.Talks(None, [[("ignored", "a heart")]], np.array([0])), tok, "plain", "ignored too")
+    assert tok.decode(plain.ids) == "<s><image>a heart\n" and tok.decode(plain.ids[plain.learnt]) == "a heart\n"
+    l3 = v.tokenized(t, tok, "llama-3")
+    assert tok.decode(l3.ids[l3.learnt]) == "a heart<|eot_id|>yes, it is<|eot_id|>"
+
+def test_tokens_are_the_same_each_time(talks):
+    texts = [x for t in talks[0].turns for x in t[0]]
+    assert v.byte_pairs(texts, 400).get_vocab() == v.byte_pairs(texts, 400).get_vocab()
+
+def test_a_text_that_is_not_whole_is_refused(model, talks):
+    tok, stage = model.tokenizer, v.Stage(4, 2)
+    with pytest.raises(UserError, match="1 of 2 talks have nothing to learn.*in 1"):
+        v.tokenized(v.Talks(None, [[("a", "b")], []], np.array([-1, -1])), tok, "v1")
+    with pytest.raises(UserError, match="say <image> themselves, such as 0"):
+        v.tokenized(v.Talks(None, [[("what is <image>", "b")]], np.array([0])), tok, "v1")
+    with pytest.raises(UserError, match="these pictures have none"): v.caption_talks(talks[1].corpus)
+    with pytest.raises(UserError, match="unknown template"): v.tokenized(talks[0], tok, "v9")
+    s = v.tokenized(v.Talks(None, [[("a", "b")]] * 4, np.array([-1] * 4)), tok, "v1")
+    with pytest.raises(UserError, match="talk 0 has 0 image tokens and 1 pictures"):
+        v.TalkFeed(s._replace(picture=np.zeros(4, int)), None, model, stage, 0)
+    long = v.tokenized(v.Talks(None, [[("a", "b " * 300)], [("a", "b")]], np.array([-1, -1])), tok, "v1")
+    assert v.TalkFeed(long, None, model, stage, 0).cut == 1
+    gone = v.tokenized(v.Talks(None, [[("a " * 300, "b")], [("a", "b")]], np.array([-1, -1])), tok, "v1")
+    with pytest.raises(UserError, match="1 talks keep nothing to learn within 256 tokens, such as 0"):
+        v.TalkFeed(gone, None, model, stage, 0)
+
+def test_batches_hold_whole_samples_and_the_tokens_of_their_pictures(model, talks, home):
+    s = v.tokenized(talks[1], model.tokenizer, "v1")
+    shelf = v.held(model.encoder, talks[1].corpus, home=home)
+    feed = v.TalkFeed(s, shelf, model, v.Stage(320, 32), 0)
+    batch, rows = feed(3), feed.rows(3)
+    for b, r in enumerate(rows):
+        ids = batch["ids"][b][batch["mask"][b].bool()]
+        text = model.tokenizer.decode(ids)
+        assert text.count(v.IMAGE) == 36 and talks[1].turns[r][0][0] in text
+        said = model.tokenizer.decode(batch["ids"][b][batch["learnt"][b]])
+        assert said == f" {talks[1].turns[r][0][1]}</s>"
+        assert torch.equal(batch["tokens"][b], shelf[[r]][0])
+    assert batch["share"][0].item() == pytest.approx(32 / batch["learnt"].sum().item())
+
+def test_llavas_own_files_are_read(tmp_path):
+    from PIL import Image
+    for n in "ab": Image.new("RGB", (9, 7), (ord(n), 0, 0)).save(tmp_path / f"{n}.png")
+    talk = lambda *xs: [{"from": "human" if k % 2 == 0 else "gpt", "value": x} for k, x in enumerate(xs)]
+    rows = [dict(id=1, image="b.png", conversations=talk("What?\n<image>", "a thing", "More?", "no")),
+            dict(id=2, conversations=talk("Hello", "hi"))]
+    (tmp_path / "x.json").write_text(json.dumps(rows))
+    t = v.llava_talks(tmp_path / "x.json", tmp_path)
+    assert t.turns == [[("What?", "a thing"), ("More?", "no")], [("Hello", "hi")]] and t.picture.tolist() == [0, -1]
+    assert v.messages(t.turns[0], True, "v1")[0]["content"] == "<image>\nWhat?"
+    assert Pixels(t.corpus, 4)[[0]][0, 0, 0, 0] == ord("b")
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(UserError, match="1 of 1 pictures"): v.llava_talks(tmp_path / "x.json", tmp_path)
+
+# --- tokens of pictures
+
+def test_tokens_on_disk_are_those_of_the_encoder(home, monkeypatch, tmp_path):
+    monkeypatch.setattr(v, "PART", 16)
+    corpus, e = emoji.scenes(WORLD, "train").select(range(40)), load("random:0#layer=-2,norm=before")
+    shelf = v.held(e, corpus, home=tmp_path)
+    images = torch.from_numpy(Pixels(corpus, 48)[[0, 17, 39]])
+    assert len(shelf) == 40 and len(shelf.parts) == 3
+    assert torch.allclose(shelf[[0, 17, 39]], v.tokens_of(e, images), atol=5e-3, rtol=1e-3)
+    file = next(tmp_path.rglob("000001.npy"))
+    want, times = file.read_bytes(), [f.stat().st_mtime_ns for f in sorted(tmp_path.rglob("*.npy"))]
+    file.unlink() # as if it had been killed there
+    again = v.held(e, corpus, home=tmp_path)
+    assert file.read_bytes() == want and torch.equal(again[[17]], shelf[[17]])
+    assert [f.stat().st_mtime_ns for f in sorted(tmp_path.rglob("*.npy"))][::2] == times[::2]
+    other = v.held(load("random:0#layer=-1,norm=before"), corpus, home=tmp_path)
+    assert not torch.equal(other[[0]], shelf[[0]])
+
+def test_tokens_are_resized_as_pictures_are(tmp_path):
+    e = pixel_patches(48, 8)
+    x = torch.zeros(1, 3, 48, 48, dtype=torch.uint8)
+    x[..., 24:] = 200 # right half
+    t = v.tokens_of(e, x, 144)
+    grid = t.view(12, 12, -1)
+    want = F.interpolate(v.tokens_of(e, x).view(1, 6, 6, -1).permute(0, 3, 1, 2), scale_factor=2, mode="bilinear")[0]
+    assert torch.allclose(grid.permute(2, 0, 1), want, atol=1e-6) and grid[0, 0, 0] < grid[0, -1, 0]
+    with pytest.raises(UserError, match="must be square"): v.tokens_of(e, x, 50)
+    with pytest.raises(UserError, match="has no patch tokens, which"): v.tokens_of(load("pixels:16"), x[..., :16, :16])
+    big = Encoder(Card("big", "", "", ""), lambda x: Features(patches=x.new_full((len(x), 4, 2), 1e6)), taps=("patches",))
+    with pytest.raises(UserError, match="float16 cannot hold"):
+        v.held(big, emoji.scenes(WORLD, "train").select(range(2)), home=tmp_path)
+
+# --- training
+
+def weights(folder): 
+    from safetensors.torch import load_file
+    return load_file(folder / "tune" / "model.safetensors") | {f"p.{k}": x for k, x in
+                                                               load_file(folder / "align" / "projector.safetensors").items()}
+
+def test_stages_train_what_they_should(model, home):
+    m = {k: json.loads((home / "model" / k / "manifest.json").read_text()) for k in ("align", "tune")}
+    projector = sum(p.numel() for p in model.net.model.multi_modal_projector.parameters())
+    assert m["align"]["facts"]["trained"] == projector
+    assert m["tune"]["facts"]["trained"] == sum(p.numel() for p in model.net.parameters())
+    log = [json.loads(l) for l in (home / "model" / "tune" / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 20 and log[-1]["loss"] < log[0]["loss"]
+
+def test_a_stage_that_was_killed_ends_the_same(model, home, talks, tmp_path):
+    job = f"""
+import os
+from ccd import vlm as v
+from test_vlm import SETTINGS, WORLD
+steps = []
+def die(step, model):
+    steps.append(step)
+    if len(steps) == 14: os.kill(os.getpid(), 9)
+v.train_vlm("random:0", SETTINGS, *v.emoji_talks(WORLD, SETTINGS), {str(tmp_path / "killed")!r}, {str(home)!r}, on_step=die)
+"""
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    code = subprocess.run([sys.executable, "-c", job], env=env, capture_output=True).returncode
+    assert code == -9 and not (tmp_path / "killed" / "tune" / "manifest.json").exists()
+    assert (tmp_path / "killed" / "align" / "manifest.json").exists() # it died in stage 2
+    left = []
+    v.train_vlm("random:0", SETTINGS, *talks, tmp_path / "killed", home, on_step=lambda k, m: left.append(k))
+    assert left[0] in (4, 5) and left[-1] == 20 # at most the step it was in is lost
+    a, b = weights(home / "model"), weights(tmp_path / "killed")
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    metrics = lambda p: (p / "tune" / "metrics.jsonl").read_text()
+    assert metrics(home / "model") == metrics(tmp_path / "killed")
+
+def test_parts_of_a_batch_train_as_the_batch_does(model, home, talks, monkeypatch):
+    monkeypatch.setenv("CCD_PRECISION", "fp32")
+    s, shelf = v.tokenized(talks[1], model.tokenizer, "v1"), v.held(model.encoder, talks[1].corpus, home=home)
+    def gradients(micro):
+        m, stage = v.load_vlm(home / "model").requires_grad_(True), v.Stage(320, 32)
+        t = v.VlmTrainer(m, v.TalkFeed(s, shelf, m, stage, 0), stage, Run(micro_batch=micro))
+        loss, _ = t._gradients(t.feed(2), 0.0, 2)
+        return loss, {k: p.grad for k, p in m.named_parameters()}
+    (a, x), (b, y) = gradients(0), gradients(5)
+    assert a.item() == pytest.approx(b.item(), rel=1e-5) and all(torch.allclose(x[k], y[k], atol=1e-6) for k in x)
+    assert all(g.abs().max() > 0 for g in x.values())
+
+def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("CCD_PRECISION", "fp32")
+    job = Path(__file__).with_name("vlm_job.py")
+    training(tmp_path / "one", tmp_path / "home", micro=8)
+    jobs = [f"{tmp_path / s},{tmp_path / (s + '-home')},{s}" for s in ("ddp", "fsdp")]
+    p = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(job), *jobs],
+                       capture_output=True, text=True)
+    assert p.returncode == 0, p.stderr[-3000:]
+    one = weights(tmp_path / "one")
+    for s in ("ddp", "fsdp"):
+        two = weights(tmp_path / s)
+        assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=2e-4) for k in one), s
+
+def test_a_finished_model_is_not_trained_again_and_knows_its_encoder(model, home, talks, tmp_path):
+    v.train_vlm("random:0", SETTINGS, *talks, home / "model", home, on_step=lambda *_: pytest.fail("trained again"))
+    with pytest.raises(UserError, match="other settings"):
+        v.train_vlm("random:1", SETTINGS, *talks, home / "model", home)
+    with pytest.raises(UserError, match="was trained on random ViT, layer 3 of 4: give that encoder, not random ViT, layer last"):
+        v.load_vlm(home / "model", load("random:0"))
+    with pytest.raises(UserError, match="no finished"): v.load_vlm(tmp_path)
+    with pytest.raises(UserError, match="no language model '/.*Expected scratch, a folder"):
+        v.train_vlm("random:0", replace(SETTINGS, language=str(tmp_path)), *talks, tmp_path / "x", home)
+    with pytest.raises(UserError, match="unknown preset"): v.vlm_preset("huge")
+
+def test_a_language_model_from_a_folder(home, talks, asked, tmp_path):
+    "Its head is its own, and its tokenizer knows no picture before."
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(["where is the thing"] * 5, vocab_size=290, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>").save_pretrained(tmp_path / "l")
+    LlamaForCausalLM(LlamaConfig(vocab_size=bpe.get_vocab_size(), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                 num_attention_heads=2, tie_word_embeddings=False)).save_pretrained(tmp_path / "l")
+    few = replace(SETTINGS, language=str(tmp_path / "l"), context=400, align=v.Stage(64, 32), tune=v.Stage(64, 32))
+    out = v.train_vlm("random:0", few, *talks, tmp_path / "m", home)
+    m = v.load_vlm(out)
+    assert m.net.lm_head.weight.shape[0] == bpe.get_vocab_size() + 1 == len(m.tokenizer)
+    assert "lm_head.weight" in weights(out) and torch.equal(m.net.lm_head.weight, weights(out)["lm_head.weight"])
+    assert set(v.answer(m, asked.select(range(4)), home=home).prediction) <= set("ABCD")
+
+# --- answering
+
+def plain_loop(model, row, image, how):
+    "One option after the other, as one would write it down."
+    ask, said = v.FORMS[how]
+    out = []
+    for l in "ABCD":
+        talk = v.Talks(None, [[(ask(row, model.settings), said(row | dict(answer=l)))]], np.array([0]))
+        s = v.tokenized(talk, model.tokenizer, "v1", model.settings.system)
+        ids, learnt, _ = v.laid_out(s, 0, model.image, model.tokens, 999)
+        ids = torch.from_numpy(ids).long()[None]
+        tokens = v.tokens_of(model.encoder, torch.from_numpy(Pixels(image, 48)[[0]])).half().float()
+        with torch.no_grad(): logp = model.net(input_ids=ids, pixel_values=tokens).logits[0].log_softmax(-1)
+        each = [logp[k - 1, ids[0, k]].item() for k in np.flatnonzero(learnt)]
+        out.append(each)
+    return out
+
+@pytest.mark.parametrize("how", ["texts", "letters"])
+def test_options_side_by_side_are_options_alone(model, asked, home, how):
+    few = asked.select([0, 13, 30])
+    got = v.answer(model, few, how, home=home)
+    for k, row in enumerate(few.remove_columns("image").to_list()):
+        each = plain_loop(model, row, few.select([k]), how)
+        x = np.array([np.mean(e) if how == "texts" else sum(e[:-1]) for e in each])
+        p = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+        assert np.allclose(got.p_options[k], p, atol=1e-5)
+        assert got.prediction[k] == "ABCD"[p.argmax()]
+    total = v.answer(model, few, "texts", mean=False, home=home)
+    if how == "texts":
+        x = np.array([sum(e) for e in each])
+        assert np.allclose(np.log(total.p_options[2]), x - np.logaddexp.reduce(x), atol=1e-4)
+
+def test_answers_are_the_contract_and_do_not_depend_on_the_batch(model, asked, home, tmp_path):
+    a = v.answer(model, asked, home=home, encoder="one")
+    b = v.answer(model, asked, home=home, encoder="one", batch_size=5, folder=tmp_path)
+    check_answers(a)
+    assert (a.prediction == b.prediction).all() and np.allclose(list(a.p_options), list(b.p_options), atol=1e-5)
+    assert set(a.encoder) == {"one"} and a.score.isin([0, 1]).all()
+    c = v.answer(model, asked, home=home, encoder="one", folder=tmp_path) # read back
+    assert list(c.p_options) == list(b.p_options)
+
+def test_rotations_are_the_mean_over_rotated_questions(model, asked, home):
+    few = asked.select(range(6))
+    got = v.answer(model, few, "letters", rotations=True, home=home)
+    total = np.zeros((6, 4))
+    for r in range(4):
+        turned = few.map(lambda row: v.rotated({k: x for k, x in row.items() if k != "image"}, r))
+        p = v.answer(model, turned, "letters", home=home).p_options
+        for k in range(6):
+            for j in range(4): total[k, (j + r) % 4] += p[k][j] / 4
+    assert np.allclose(np.stack(got.p_options), total, atol=1e-5)
+    with pytest.raises(UserError, match="no options to rotate"): v.answer(model, few, "texts", rotations=True, home=home)
+
+def test_blind_is_blind(model, asked, home):
+    "Without the picture nothing depends on it; another picture is another's."
+    pictures = list(asked["image"])
+    show = lambda places: asked.map(lambda r, k: dict(image=pictures[places[k]]), with_indices=True)
+    swapped = show(range(len(asked) - 1, -1, -1))
+    p = lambda q, image: np.stack(v.answer(model, q, image=image, home=home).p_options)
+    assert np.array_equal(p(asked, "none"), p(swapped, "none"))
+    assert not np.allclose(p(asked, "own"), p(swapped, "own"))
+    at = v.deranged(asked["item_id"], asked["category"]).tolist()
+    assert np.allclose(p(asked, "other"), p(show(at), "own"), atol=1e-4)
+
+def test_each_question_gets_the_picture_of_another_of_its_subset():
+    items = list("aabbccddxyxyz"); subsets = ["s"] * 8 + ["t"] * 5
+    at = v.deranged(items, subsets)
+    assert all(items[k] != items[j] and subsets[k] == subsets[j] for k, j in enumerate(at))
+    assert {items[j] for j in at} == set(items) and (at == v.deranged(items, subsets)).all()
+    with pytest.raises(UserError, match="about one picture"): v.deranged(["a", "a"], ["s", "s"])
+
+def test_what_cannot_be_answered_is_said(model, asked, home, capsys):
+    few = asked.select(range(3))
+    long = few.map(lambda r, k: dict(question="why " * 300 if k == 1 else r["question"]), with_indices=True)
+    t = v.answer(model, long, home=home)
+    assert t.prediction[1] == "" and t.score[1] == 0 and t.p_options[1] is None and t.prediction[0] in "ABCD"
+    assert "1 of 3 questions are longer than 256 tokens: not answered" in capsys.readouterr().err
+    free = few.map(lambda r: dict.fromkeys("ABCD", ""))
+    with pytest.raises(UserError, match="3 questions have no options"): v.answer(model, free, home=home)
+    with pytest.raises(UserError, match="unknown way"): v.answer(model, few, "words", home=home)
+    with pytest.raises(UserError, match="unknown image"): v.answer(model, few, image="blank", home=home)
+
+def test_a_loaded_model_answers_and_keeps_its_floors(home, asked, model):
+    t = v.evaluate(home / "model", asked.select(range(18)), "random", home=home)
+    assert list(t.encoder.unique()) == ["random", "random, no picture", "random, another picture"]
+    import pandas as pd
+    back = pd.read_parquet(home / "model" / "answers.parquet")
+    assert len(back) == 54 and (back.prediction == t.prediction).all()

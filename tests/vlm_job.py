@@ -1,0 +1,17 @@
+"A vision-language model, trained in as many processes as `torchrun` has started."
+import sys
+from dataclasses import replace
+from ccd import vlm as v
+from ccd.core import Run, World
+from ccd.parallel import start
+
+WORLD = World(scenes=512, test_scenes=192)
+STEPS = dict(read=v.Stage(128, 32, 3e-3), align=v.Stage(128, 32, 3e-3), tune=v.Stage(128, 32, 3e-3))
+
+def training(out, home, sharding="ddp", micro=0):
+    settings = replace(v.vlm_preset("smoke"), run=Run(sharding=sharding, micro_batch=micro), **STEPS)
+    v.emoji_vlm("random:0", settings, WORLD, out, home)
+
+if __name__ == "__main__":
+    start()
+    for job in sys.argv[1:]: training(*job.split(","))
