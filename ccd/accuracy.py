@@ -251,9 +251,12 @@ def naming_rows(
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # one row a k; one row a direction and k
     "Zero-shot accuracy and retrieval of one encoder; empty where it has no text side."
     try: speak = speaker(spec)
-    except UserError: return pd.DataFrame(), pd.DataFrame()
+    except UserError as e:
+        say(f"no naming: {e}")
+        return pd.DataFrame(), pd.DataFrame()
     key = next((k for k in corpora if k == "gallery" or k.endswith(("-test", "-all"))))
-    e = embedded(spec + ("," if "#" in spec else "#") + "tap=projected", key, settings, out / "vectors" / slug(spec) / f"{slug(key)}-projected", corpora[key], **how)
+    projected = spec + ("," if "#" in spec else "#") + "tap=projected"
+    e = embedded(projected, key, settings, out / "vectors" / slug(spec) / f"{slug(key)}-projected", corpora[key], **how)
     rows, draws = np.flatnonzero(e.items.split != "train"), settings.analysis.draws
     if dataset == "emoji":
         rows = np.flatnonzero(e.items.split == "test")
@@ -265,7 +268,8 @@ def naming_rows(
         names, words, texts = list(known), list(known.values()), "imagenet" if dataset.startswith("imagenet") else "simple"
     x = e.vectors[rows]
     named = naming_accuracy(y, name_images(x, class_vectors(speak, words, texts), names), group, draws=draws)
-    said, owner = captions_of(corpora[key].select(rows))
+    where = pd.Index(corpora[key]["item_id"][:]).get_indexer(e.items.item_id.values[rows])
+    said, owner = captions_of(corpora[key].select(where))
     found = retrieval(x, speak(said), owner, said, group, draws=draws) if len(said) else pd.DataFrame()
     return named.assign(dataset=dataset, classes=len(names), templates=texts), found.assign(dataset=dataset)
 
@@ -320,7 +324,7 @@ def probed(
         for name, t in zip(("zero_shot", "retrieval"), naming_rows(spec, datasets[0], corpora, settings, out, **how)):
             if len(t): t.to_csv(tmp / f"{name}.csv", index=False)
         if protocols: protocol_rows(e, asked).to_csv(tmp / "protocols.csv", index=False)
-    folder = stage(out / "answers" / slug(spec) / slug(datasets[0]), dict(tasks=[t.name for t in asked], protocols=protocols),
+    folder = stage(out / "answers" / slug(spec) / slug(datasets[0]), dict(tasks=[t.name for t in asked], protocols=protocols, draws=settings.analysis.draws, shot_draws=settings.analysis.shot_draws),
                    {k: sealed(home / slug(k)) for k in e}, make)
     return Probed(spec, next(iter(e.values())).card, asked, folder)
 

@@ -245,3 +245,16 @@ def test_heads_are_kept_as_they_were(tmp_path):
     assert rows.linear["good"] == pytest.approx(miou(good.counts.sum(0))) and rows.ridge["good"] == 0.1 and rows.clusters["good"] == 10
     d = segmentation_differences(found, [("good", "poor"), ("good", "nobody")], "made", 100)
     assert len(d) == 1 and d.lo[0] > 0 and d.difference[0] == pytest.approx(rows.linear["good"] - rows.linear["poor"])
+
+def test_an_encoder_with_text_names_and_finds(whole, tiny, tmp_path):
+    from ccd import emoji
+    from ccd.accuracy import naming_rows
+    corpora = dict(gallery=emoji.gallery(tiny.world))
+    named, found = naming_rows(f"ccd:{whole}/train/clip-0", "emoji", corpora, tiny, tmp_path)
+    names = len({n for n, s in zip(corpora["gallery"]["name"][:], corpora["gallery"]["split"][:]) if s == "test"})
+    assert named.k.tolist() == [k for k in (1, 5) if k <= names] and (named.classes == names).all() and named.accuracy.is_monotonic_increasing
+    assert set(found.direction) == {"image to text", "text to image"} and found.recall.between(0, 1).all() and (found.without == 0).all()
+    old = read_json(whole / "train/clip-0/zero_shot.json") if (whole / "train/clip-0/zero_shot.json").exists() else pd.read_csv(whole / "zero_shot/zero_shot.csv").iloc[0]
+    assert named.tests[0] == old["tests"] and named.accuracy[0] == pytest.approx(old["right"], abs=0.05) # there the mean of templates is not normed
+    none, nothing = naming_rows("pixels:16", "emoji", corpora, tiny, tmp_path)
+    assert not len(none) and not len(nothing)
