@@ -383,7 +383,7 @@ def write_report(
     page = Template(_PAGE).render(title=title, lead=lead, sections=sections)
     with atomic(path) as tmp: tmp.write_text(page, encoding="utf-8")
 
-# %% ../nbs/library/23_figures.ipynb #e28a00af
+# %% ../nbs/library/23_figures.ipynb #de2a2b9c
 TERM_NAMES = {"both have a concept": "both show a thing", "both have a word": "both have a word",
     "same subcategory": "same subcategory, other thing", "same category": "same category, other subcategory",
     "same style_family": "other set of the same team",
@@ -402,7 +402,7 @@ CHANGE_NAMES = {"hue": "hue turned", "grey": "colour taken out", "brightness": "
     "word on a sign": "other word on a sign"}
 FLOORS = ("random ViT", "raw pixels")
 
-def _ladder(rows, names, point, reach=None, fig=None):
+def _ladder(rows, names, point, shown, xlabel, reach=None, fig=None):
     "Rows down, encoders beside each other: points with intervals."
     fig = fig or plt().figure(figsize=(4.8, 1.0 + (0.12 + 0.09 * len(names)) * len(rows)))
     ax, y = fig.subplots(), np.arange(len(rows))[::-1]
@@ -415,9 +415,10 @@ def _ladder(rows, names, point, reach=None, fig=None):
         ax.scatter(value, at, color=color, s=9 if floor else 20, zorder=3, label=name)
     for edge in y[:-1] - 0.5: ax.axhline(edge, color="#eee", lw=0.6, zorder=0)
     ax.axvline(0, color="#777", lw=0.8)
-    ax.set(yticks=y, ylim=(-0.6, len(rows) - 0.4))
+    ax.set(yticks=y, ylim=(-0.6, len(rows) - 0.4), xlabel=xlabel)
+    ax.set_yticklabels([shown.get(r, r) for r in rows], fontsize=8)
     fig.legend(fontsize=8, loc="outside upper center", ncols=2 if len(names) > 3 else 3)
-    return fig, ax
+    return fig
 
 def _encoders(table, names): # those asked for, else all but differences
     return list(names) if names else [e for e in dict.fromkeys(table.encoder) if " − " not in e]
@@ -431,11 +432,9 @@ def attribution_plot(
     "What similarity follows: slopes or unique R² of each encoder, with 95 % intervals."
     t = table[table.quantity == quantity].set_index(["encoder", "term"])[["value", "lo", "hi"]]
     terms, names = list(dict.fromkeys(t.index.get_level_values(1))), _encoders(table, names)
-    fig, ax = _ladder(terms, names, lambda n, r: t.loc[(n, r)], fig=fig)
-    shown = GROUP_NAMES if quantity == "unique" else TERM_NAMES
-    ax.set_yticklabels([shown.get(r, r) for r in terms], fontsize=8)
-    ax.set_xlabel("σ of similarity, per match or per σ nearer" if quantity == "slope" else "unique R²")
-    return fig
+    shown, xlabel = ((GROUP_NAMES, "unique R²") if quantity == "unique" else
+                     (TERM_NAMES, "σ of similarity, per match or per σ nearer"))
+    return _ladder(terms, names, lambda n, r: t.loc[(n, r)], shown, xlabel, fig=fig)
 
 def profile_plot(
     table: pd.DataFrame, # from `ccd.factors.sensitivity`
@@ -450,10 +449,8 @@ def profile_plot(
     rows, names = list(dict.fromkeys(t.intervention)), _encoders(table, names)
     middle = lambda n, r: own[n, r].iloc[len(own[n, r]) // 2][[value, low, high]]
     reach = lambda n, r: (own[n, r][value].iloc[0], own[n, r][value].iloc[-1])
-    fig, ax = _ladder(rows, names, middle, reach, fig)
-    ax.set_yticklabels([CHANGE_NAMES.get(r, r) for r in rows], fontsize=8)
-    ax.set_xlabel("drop in similarity, σ" if value == "drop" else "drop in similarity, mean distances")
-    return fig
+    xlabel = "drop in similarity, σ" if value == "drop" else "drop in similarity, mean distances"
+    return _ladder(rows, names, middle, CHANGE_NAMES, xlabel, reach, fig)
 
 def intervention_examples(
     pictures: dict, # from `ccd.factors.examples`: name -> [s, s, 3] uint8, or None
