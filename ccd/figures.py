@@ -433,7 +433,7 @@ def attribution_plot(
     t = table[table.quantity == quantity].set_index(["encoder", "term"])[["value", "lo", "hi"]]
     terms, names = list(dict.fromkeys(t.index.get_level_values(1))), _encoders(table, names)
     shown, xlabel = ((GROUP_NAMES, "unique R²") if quantity == "unique" else
-                     (TERM_NAMES, "σ of similarity, per match or per σ nearer"))
+                     (TERM_NAMES, "σ per match, or per σ nearer"))
     return _ladder(terms, names, lambda n, r: t.loc[(n, r)], shown, xlabel, fig=fig)
 
 def profile_plot(
