@@ -114,7 +114,8 @@ def encoder_named(spec, settings): # of a name, or the first weights of one
     if kind != "first": return encoders.load(spec, settings.control)
     _, name, options = encoders.parse(rest)
     control = from_plain(Control, read_json(Path(encoders.released(name) or name) / "encoder.json")["control"])
-    return encoders.load(f"random:{control.seed}" + (f"#tap={options['tap']}" if "tap" in options else ""), control)
+    said = ",".join(f"{k}={v}" for k, v in options.items() if k != "precision")
+    return encoders.load(f"random:{control.seed}" + f"#{said}" * bool(said), control)
 
 def _vectors(spec, source, settings, folder, corpus, how): # Embeddings, and a hash of them
     from ccd.embeddings import load_vectors

@@ -7,7 +7,8 @@ __all__ = ['COLORS', 'FACTOR_NAMES', 'FEW', 'TERM_NAMES', 'GROUP_NAMES', 'CHANGE
            'plt', 'loss_curves', 'health_curves', 'watch_curves', 'probe_bars', 'lead_dots', 'shot_curves', 'pair_grid',
            'agreement_bars', 'headline', 'neighbor_grid', 'atlas_plot', 'noise_curves', 'overlap_curves', 'percent',
            'accuracy_table', 'difference_table', 'png_tag', 'credit_list', 'table_tag', 'write_report',
-           'attribution_plot', 'profile_plot', 'intervention_examples']
+           'attribution_plot', 'profile_plot', 'intervention_examples', 'question_ladder', 'question_table',
+           'gap_table']
 
 # %% ../nbs/library/23_figures.ipynb #1fccdd54
 import base64, html, io, re
@@ -467,3 +468,68 @@ def intervention_examples(
         ax.set_title(CHANGE_NAMES.get(name, name).replace(", ", ",\n"), fontsize=7, loc="center",
                      fontweight="normal", pad=2)
     return fig
+
+# %% ../nbs/library/23_figures.ipynb #d2b75f38
+def _numbers(summary, categories): # rows of the figure or table: overall, each category, its subsets
+    order = ["overall", *(n for c, leaves in categories.items() for n in (c, *leaves))]
+    t = summary[(summary.level == "subset") | (summary.convention == "macro")]
+    many = t.seed.nunique() > 1
+    t = t.assign(shown=[f"{e} seed {s}" if s and many else e for e, s in zip(t.encoder, t.seed)])
+    return t[t.name.isin(order)], [n for n in order if n in set(t.name)]
+
+def question_ladder(
+    summary: pd.DataFrame, # from `ccd.vqa.summary`
+    categories: dict, # category -> subsets
+    names: list, # encoders
+    blind: str = "", # what follows an encoder's name where it saw no picture
+    ceiling: str = "", # an encoder that was taught what the answers depend on
+    chance: float | None = 0.25,
+):
+    "Accuracy by category and subset, with 95 % intervals; a cross where a model was blind, a ring for the ceiling."
+    t, rows = _numbers(summary, categories)
+    value = t.set_index(["shown", "name"])[["score", "lo", "hi"]]
+    shown = [s for s in dict.fromkeys(t.shown) if t[t.shown == s].encoder.iloc[0] in names]
+    fig = plt().figure(figsize=(6.2, 1.1 + (0.1 + 0.075 * len(shown)) * len(rows)))
+    label = {n: n for n in rows} | {l: f"   {l}" for ls in categories.values() for l in ls}
+    fig = _ladder(rows, shown, lambda n, r: value.loc[(n, r)], label, "right answers", fig=fig)
+    ax, y = fig.axes[0], np.arange(len(rows))[::-1]
+    marks = [(ceiling, dict(marker="o", fc="none", ec="#222", s=34)),
+             *((n + blind, dict(marker="x", c="#888", s=14, lw=0.9)) for n in shown if blind)]
+    for name, how in marks:
+        if (name, rows[0]) in value.index: ax.scatter(value.score.loc[[(name, r) for r in rows]], y, zorder=2, **how)
+    if chance: ax.axvline(chance, color="#777", lw=0.8, ls=":")
+    gone = set(t.name[t.note == "not informative"])
+    for text, n in zip(ax.get_yticklabels(), rows):
+        text.set(fontweight="bold" if n == "overall" or n in categories else "normal", color="#999" if n in gone else "#111", ha="left")
+    ax.tick_params(axis="y", pad=78, length=0)
+    ax.set_xlim(0, 1)
+    ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    return fig
+
+# %% ../nbs/library/23_figures.ipynb #d2b75f39
+def question_table(
+    summary: pd.DataFrame, # from `ccd.vqa.summary`
+    categories: dict, # category -> subsets
+    names, # encoders
+) -> pd.DataFrame:
+    "Categories and subsets down, encoders across, in percent with 95 % intervals."
+    t, rows = _numbers(summary[summary.encoder.isin(list(names))], categories)
+    t = t.assign(cell=[percent(*r) for r in t[["score", "lo", "hi"]].values])
+    wide = t.pivot(index="name", columns="shown", values="cell").loc[rows, list(dict.fromkeys(t.shown))]
+    first = t.drop_duplicates("name").set_index("name").loc[rows]
+    wide["questions in groups"] = [f"{a:,} in {b:,}" for a, b in zip(first.questions, first.clusters)]
+    note = ["not informative, in no average" if n == "not informative" else "" for n in first.note]
+    return (wide.assign(note=note) if any(note) else wide).rename_axis(index=None, columns=None)
+
+def gap_table(
+    differences: pd.DataFrame, # from `ccd.vqa.compare`, of one pair or more
+    categories: dict,
+) -> pd.DataFrame:
+    "Categories and subsets down, pairs across: the difference in points, with its interval; a star where it is there."
+    order = ["overall", *(n for c, leaves in categories.items() for n in (c, *leaves))]
+    t = differences[(differences.level == "subset") | (differences.convention == "macro")]
+    cell = [f"{100 * d:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){'*' if p < 0.05 else ''}" if d == d else "–"
+            for d, lo, hi, p in t[["difference", "lo", "hi", "p_holm"]].values]
+    t = t.assign(pair=t.a + " − " + t.b, cell=cell)
+    wide = t.pivot(index="name", columns="pair", values="cell")
+    return wide.loc[[n for n in order if n in wide.index], list(dict.fromkeys(t.pair))].rename_axis(index=None, columns=None)

@@ -207,20 +207,23 @@ def lay(
     x: int, y: int, # upper left corner of the square, px
     side: int, # of the square, px
     part: tuple = (0.8, 0.98), # of the side that the drawing takes
-):
-    "Lay a drawing into a square of the canvas."
+) -> list: # x0, y0, x1, y1 of the drawing
+    "Lay a drawing into a square of the canvas, and say where."
     s = int(rng.uniform(*part) * side)
-    dx, dy = rng.integers(0, side - s + 1, 2)
-    paste(canvas, drawing, s, int(x + dx), int(y + dy))
+    x, y = (int(v + d) for v, d in zip((x, y), rng.integers(0, side - s + 1, 2)))
+    paste(canvas, drawing, s, x, y)
+    return [x, y, x + s, y + s]
+
+def _laid(m, picks, boxes): # row of the drawing, box
+    return [[int(m.table["row"][i]), b] for i, b in zip(picks, boxes)]
 
 def lay_grid(rng, m, size, where): # cell -> position in the table
     "One thing in each of these cells."
     canvas, facts, shown = ground_for(rng, m, size, where.values())
     half = size // 2
-    for drawing, name in zip(shown, where):
-        x, y = CELLS[name]
-        lay(canvas, drawing, rng, x * half, y * half, half)
-    return canvas, facts
+    boxes = [lay(canvas, drawing, rng, x * half, y * half, half)
+             for drawing, (x, y) in zip(shown, map(CELLS.get, where))]
+    return canvas, facts | dict(things=_laid(m, where.values(), boxes))
 
 # %% ../nbs/library/19_questions.ipynb #372ea08c
 SMALLEST, LARGEST = 7, 12 # px, height of the letter x on a canvas of 64 px
@@ -254,8 +257,8 @@ ORDER = "ABCD"
 
 def _whole(rng, m, size, pick): # one thing, large
     canvas, facts, (drawing,) = ground_for(rng, m, size, [pick])
-    lay(canvas, drawing, rng, 0, 0, size, (0.62, 0.95))
-    return canvas, facts
+    box = lay(canvas, drawing, rng, 0, 0, size, (0.62, 0.95))
+    return canvas, facts | dict(things=_laid(m, [pick], [box]))
 
 def _of(m, pick, *others): # what is known of the things in a picture or its options
     t = m.table
@@ -311,9 +314,10 @@ def relation(rng, m, size, k):
     way = [str(r) for r in rng.permutation(list(RELATIONS))]
     canvas, facts, shown = ground_for(rng, m, size, (one, other))
     half, quarter, across = size // 2, size // 4, "of" in way[k]
-    for drawing, first in zip(shown, RELATIONS[way[k]]):
-        x, y = (first * half, quarter) if across else (quarter, first * half)
-        lay(canvas, drawing, rng, x, y, half)
+    spot = lambda first: (first * half, quarter)[::1 if across else -1]
+    boxes = [lay(canvas, drawing, rng, *spot(first), half)
+             for drawing, first in zip(shown, RELATIONS[way[k]])]
+    facts |= dict(things=_laid(m, (one, other), boxes))
     return (canvas, f"Where is the {a}?", [f"{w} the {b}" for w in way],
             facts | _of(m, one, other))
 
@@ -399,7 +403,7 @@ def _chart(rng, m, size, labels, values, form):
     while widest() > start - 2 * edge: px -= 1
     away = lambda rgb: np.sqrt(np.mean(((canvas[0, 0] - rgb) / 255) ** 2))
     color = _some(rng, [c for c in PALETTE.values() if away(c) > STANDS_OUT])
-    written, text = [], lambda said, x, y: written.append(
+    bars, written, text = [], [], lambda said, x, y: written.append(
         [said, lay_text(canvas, said, name, px, x, y, ink)])
     for row, i in enumerate(rng.permutation(3)):
         top = row * high
@@ -410,8 +414,10 @@ def _chart(rng, m, size, labels, values, form):
             if row: canvas[top, :] = ink
         else:
             end = start + round((size - edge - start) * values[i] / 9)
-            canvas[top + 2 * edge:top + high - edge, start:end] = color
-    return canvas, facts | dict(cluster="", words=labels, font=name, px=px,
+            box = [start, top + 2 * edge, end, top + high - edge]
+            canvas[box[1]:box[3], box[0]:box[2]] = color
+            bars.append([int(values[i]), box])
+    return canvas, facts | dict(cluster="", words=labels, font=name, px=px, bars=bars,
                                 written=written, values=[int(v) for v in values])
 
 # %% ../nbs/library/19_questions.ipynb #f5baae8f
@@ -450,6 +456,7 @@ TASKS = {f.__name__.replace("_", " "): f for f in
 
 # %% ../nbs/library/19_questions.ipynb #3b2be2e2
 _VERSION = 1 # raised when the composition of questions changes
+_FACTS = 2 # raised when more is said of them
 
 def question(
     world: World,
@@ -515,7 +522,7 @@ def _kept(what, world, todo, split, stream, finish=lambda row: row, more=()):
         load_from_disk)
     from joblib import delayed
     _check(world, split)
-    key = content_hash([_VERSION, [s.sha512 for s in STYLES.values()], todo, stream,
+    key = content_hash([_VERSION, _FACTS, [s.sha512 for s in STYLES.values()], todo, stream,
                         split, world.size, world.seed, world.held_out_style, *more])
     home = cache_dir("corpora", f"{what}-{key}")
     disable_progress_bars()

@@ -592,7 +592,7 @@ class Shown(NamedTuple):
     sample: Tensor # [B] int64, number of the sample in training
     captions: list # [B] str, "" where there is none
     may_flip: Tensor # [B] bool
-    labels: Tensor # [B] int64, -100 where there is none
+    labels: Tensor # [B] or [B, labels] int64, -100 where there is none
 
 # %% ../nbs/library/04_sources.ipynb #45d948a0
 DIRECTION = re.compile(r"\b(left|right|leftwards|rightwards"
@@ -667,7 +667,7 @@ class Feed:
     def __init__(self, corpus, control: Control, size: int, *, # px
         workers: int = 0, # processes that decode; 0: threads, one batch ahead
         rank: int = 0, processes: int = 1, # of training
-        label: str | None = None, # column whose values are the classes
+        label: str | None = None, # column whose values are the classes, or lists of their numbers
         captioned: bool = False, # a row without caption is a fault
         max_faults: float = 0.01, # share of samples
         folder=None, # for `faults.jsonl`
@@ -677,6 +677,7 @@ class Feed:
         self.own = _share(control, rank, processes)
         self.pixels = Pixels(corpus, size, {*FACTS, label})
         self.classes, self.tars = _classes(corpus, label), tar_lengths(corpus)
+        self.many = label is not None and _many(corpus, label)
         self.faults = Faults(folder, max_faults)
         self.clock = dict(storage=0.0, decoding=0.0) # seconds, of all workers
         self.pool, self.ahead = None, {}
@@ -718,8 +719,13 @@ def _classes(corpus, label): # value -> number
     if label not in corpus.column_names:
         raise UserError(f"the images have no column {label!r} to learn classes from; "
                         f"their columns are {', '.join(corpus.column_names)}")
+    if _many(corpus, label): return {}
     found = set().union(*(p.unique().to_pylist() for p in _pieces(corpus, label))) - {None}
     return {v: k for k, v in enumerate(sorted(found))}
+
+def _many(corpus, label): # does the column hold a list of classes a row?
+    from datasets import List
+    return isinstance(corpus.features[label], List)
 
 def _load(feed, step): # the batch, or None; what was met; seconds
     b = feed.control.batch_size
@@ -732,7 +738,7 @@ def _load(feed, step): # the batch, or None; what was met; seconds
             found[k] = _read(feed, [row], clock)[0]
             if not found[k]["fault"]: break
     if any(f["fault"] for f in found): return None, met, clock
-    labels = [feed.classes.get(f.get(feed.label), -100) for f in found]
+    labels = [f[feed.label] if feed.many else feed.classes.get(f.get(feed.label), -100) for f in found]
     return _shown(feed.control.seed, found, sample, labels), met, clock
 
 def _read(feed, rows, clock):

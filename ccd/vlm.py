@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['SYSTEM', 'PRESETS', 'PART', 'IMAGE', 'TEMPLATES', 'FORMS', 'SIGHTS', 'FLOORS', 'Stage', 'VlmSettings', 'vlm_preset',
-           'tapped_spec', 'tokens_of', 'Held', 'pictures_hash', 'held', 'Talks', 'messages', 'Samples', 'tokenized',
-           'byte_pairs', 'caption_talks', 'question_talks', 'emoji_talks', 'llava_talks', 'Shelf', 'llava', 'Vlm',
-           'laid_out', 'TalkFeed', 'collate', 'VlmTrainer', 'learn', 'samples_hash', 'language_of', 'joined',
+           'changed', 'tapped_spec', 'tokens_of', 'Held', 'pictures_hash', 'held', 'Talks', 'messages', 'Samples',
+           'tokenized', 'byte_pairs', 'caption_talks', 'question_talks', 'emoji_talks', 'llava_talks', 'Shelf', 'llava',
+           'Vlm', 'laid_out', 'TalkFeed', 'collate', 'VlmTrainer', 'learn', 'samples_hash', 'language_of', 'joined',
            'train_vlm', 'load_vlm', 'published_vlm', 'Asked', 'side_by_side', 'log_likelihoods', 'put', 'option_scores',
            'deranged', 'rotated', 'answer', 'emoji_vlm', 'evaluate']
 
 # %% ../nbs/library/21_vlm.ipynb #1d306840
 import copy, hashlib, json, math, shutil, time
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from . import emoji, questions as emojivmc
 from .core import (Progress, Run, UserError, World, atomic, cache_dir, claim,
-    content_hash, device, from_plain, keep_freed_memory, plain, read_json,
+    content_hash, device, from_plain, keep_freed_memory, override, plain, read_json,
     read_manifest, say, sealed, up_to_date, write_json, write_manifest)
 from .encoders import Card, Encoder, Tap, encoder_of, hf_anatomy, load, parse
 from .parallel import agreed, first, processes, rank, spread, start, whole
@@ -112,6 +113,24 @@ def vlm_preset(name: str) -> VlmSettings:
         raise UserError(f"unknown preset {name!r} of a vision-language model: "
                         f"expected one of {', '.join(PRESETS)}")
     return PRESETS[name]()
+
+def changed(
+    settings: VlmSettings,
+    said: tuple[str, ...], # such as `tune.samples=30000`
+) -> VlmSettings:
+    "Settings with fields changed. Raises `UserError` where there is no such field, or not such a value."
+    for name, sign, text in (s.partition("=") for s in said):
+        if not sign: raise UserError(f"{name!r} changes nothing: expected FIELD=VALUE, "
+                                     "such as tune.samples=30000")
+        override(settings, **{name: None}) # is there such a field?
+        usual = reduce(getattr, name.split("."), settings)
+        try: value = (text if isinstance(usual, str) else tuple(text.split(","))
+                      if isinstance(usual, tuple) else type(usual)(json.loads(text)))
+        except (TypeError, ValueError) as e:
+            raise UserError(f"{name} cannot be {text!r}: expected a "
+                            f"{type(usual).__name__}, such as {usual!r}") from e
+        settings = override(settings, **{name: value})
+    return settings
 
 # %% ../nbs/library/21_vlm.ipynb #5bb627e9
 def tapped_spec(

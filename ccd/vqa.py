@@ -1050,6 +1050,7 @@ def verdict(
     "What may be said of a difference, and about what."
     points = f"{100 * abs(row['difference']):.1f} points"
     if np.isnan(row["difference"]):
+        if row['left_out'] and not row['missing']: return "not known: no subset is informative"
         return f"not known: {row['missing'] or 'every subset'} is missing"
     if not row["p_holm"] < alpha:
         return (f"not told apart ({points}; {row['questions']} questions could have "
