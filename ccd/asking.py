@@ -26,6 +26,7 @@ from .core import (Settings, UserError, atomic, content_hash, plain, read_json, 
                       stage, write_json, write_manifest)
 from .emoji import drawings, font, words
 from .objectives import OBJECTIVES, Objective
+from .parallel import average
 from .segmentation import pixel_patches
 from .sources import completed
 from .towers import build_vit
@@ -83,10 +84,12 @@ def _letters(text, name, px, x0, x1, x): # number of the letter at each x; 0 bes
     k = np.searchsorted(x0 + ends * (x1 - x0) / ends[-1], x, side="right") - 1
     return [1 + LETTERS.index(text[i]) if 0 <= i < len(text) else 0 for i in k]
 
-# %% ../nbs/library/27_asking.ipynb #7326e6b1
+# %% ../nbs/library/27_asking.ipynb #417b4303
 class FactorObjective(Objective):
-    "A linear classifier over each patch token for each factor: the sum of their cross-entropies."
-    name, couples = "factors", False
+    """A linear classifier over each patch token for each factor: the sum of their cross-entropies.
+
+    Most patches are empty, so what lies somewhere weighs as much as that nothing lies elsewhere."""
+    name = "factors"
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
@@ -108,11 +111,10 @@ class FactorObjective(Objective):
     def loss(self, e, t):
         total, right = 0, {}
         for k, (f, x) in enumerate(zip(self.sizes, e["logits"].split(list(self.sizes.values()), -1))):
-            y = e["label"][:, k]
-            wrong = F.cross_entropy(x.flatten(0, 1), y.flatten(), ignore_index=-100, reduction="sum")
-            total = total + wrong / y.numel()
-            there = y > 0
-            right[f] = ((x.argmax(-1) == y) & there).float().sum() / there.sum().clamp(min=1)
+            x, y = x.flatten(0, 1), e["label"][:, k].flatten()
+            wrong = F.cross_entropy(x, y, ignore_index=-100, reduction="none")
+            for of in (y > 0, y == 0): total = total + wrong[of].sum() / average(of.float().sum()).clamp(min=1)
+            right[f] = ((x.argmax(-1) == y) & (y > 0)).float().sum() / average((y > 0).float().sum()).clamp(min=1)
         return total, right
 
 OBJECTIVES["factors"] = FactorObjective
@@ -130,12 +132,11 @@ def factor_corpus(settings: Settings, pictures: int): # a `datasets.Dataset` wit
 
 def ceiling(
     settings: Settings, # the control of the encoders beside it
-    pictures: int, # different ones
     out, # run folder
 ) -> Path: # the run
-    "The same network under the same control, taught what the answers depend on."
+    "The same network under the same control, taught what the answers depend on. It sees each picture five times."
     own = replace(settings, control=replace(settings.control, base_crop=(1.0, 1.0)))
-    return train("factors", own, factor_corpus(own, pictures), out, title=CEILING)
+    return train("factors", own, factor_corpus(own, own.control.samples // 5), out, title=CEILING)
 
 # %% ../nbs/library/27_asking.ipynb #804795ff
 class Lessons(NamedTuple):
@@ -234,7 +235,7 @@ def vlm(
     every = list(dict.fromkeys(encoders))
     for s in every: seen_by(s, settings, v) # a wrong name is said before anything is trained
     questions = questions_of(benchmark, settings, per_subset, source)
-    if with_ceiling: every.append(f"ccd:{ceiling(settings, v.questions, out / 'ceiling')}")
+    if with_ceiling: every.append(f"ccd:{ceiling(settings, out / 'ceiling')}")
     learnt = learnt or lessons(settings, v)
     folders = {s: asked(s, settings, v, learnt, questions, benchmark, out) for s in every}
     def make(tmp):
