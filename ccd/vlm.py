@@ -63,9 +63,9 @@ class VlmSettings:
     "A vision-language model and its training."
     preset: str = "mini"
     language: str = "scratch" # or a transformers model: folder or NAME@REVISION
-    width: int = 128 # from scratch: size of a token
-    depth: int = 4 # from scratch: blocks
-    heads: int = 4 # from scratch: attention heads
+    width: int = 96 # from scratch: size of a token
+    depth: int = 3 # from scratch: blocks
+    heads: int = 3 # from scratch: attention heads
     vocabulary: int = 512 # from scratch: byte-pair tokens
     context: int = 256 # most tokens, those of the picture included
     template: str = "v1" # key of `TEMPLATES`, of stage 2
@@ -74,11 +74,11 @@ class VlmSettings:
     layer: int = -2 # of the encoder; the last block is -1
     norm: str = "before" # or after: the encoder's final norm
     tokens: int = 0 # of a picture, resized bilinearly; 0: as many as patches
-    questions: int = 20_000 # composed for stage 2
+    questions: int = 6_000 # composed for stage 2
     forms: tuple[str, ...] = ("texts",) # keys of `FORMS`, in turn
-    read: Stage = Stage(30_000, 64, 2e-3) # stage 0
-    align: Stage = Stage(20_000, 64, 1e-3) # stage 1
-    tune: Stage = Stage(60_000, 64, 1e-3) # stage 2
+    read: Stage = Stage(10_000, 64, 2e-3) # stage 0
+    align: Stage = Stage(6_000, 64, 1e-3) # stage 1
+    tune: Stage = Stage(18_000, 64, 1e-3) # stage 2
     seed: int = 0
     run: Run = Run()
 
@@ -88,9 +88,14 @@ def _smoke():
         tune=Stage(640, 32, 3e-3))
 
 def _emoji_small():
-    return VlmSettings("emoji-small", width=192, depth=6, heads=6, questions=60_000,
-        read=Stage(100_000, 64, 1e-3), align=Stage(60_000, 64, 1e-3),
-        tune=Stage(150_000, 64, 1e-3))
+    return VlmSettings("emoji-small", width=128, depth=4, heads=4, questions=60_000,
+        read=Stage(30_000, 64, 2e-3), align=Stage(20_000, 64, 1e-3),
+        tune=Stage(60_000, 64, 1e-3))
+
+def _emoji():
+    return VlmSettings("emoji", width=256, depth=8, heads=8, vocabulary=1024,
+        questions=200_000, read=Stage(200_000, 128, 1e-3),
+        align=Stage(100_000, 128, 1e-3), tune=Stage(600_000, 128, 1e-3))
 
 def _llava(): # scripts/v1_5/pretrain.sh and finetune.sh of haotian-liu/LLaVA
     return VlmSettings("llava-1.5", "lmsys/vicuna-7b-v1.5", context=2048,
@@ -105,8 +110,8 @@ def _cambrian(): # Fan et al. (2025), table 5
         align=Stage(0, 512, 1e-5), tune=Stage(0, 512, 4e-5),
         run=Run(checkpoint_minutes=15, sharding="fsdp"))
 
-PRESETS = dict(smoke=_smoke, mini=VlmSettings, **{"emoji-small": _emoji_small,
-               "llava-1.5": _llava}, cambrian=_cambrian)
+PRESETS = dict(smoke=_smoke, mini=VlmSettings, emoji=_emoji, cambrian=_cambrian,
+               **{"emoji-small": _emoji_small, "llava-1.5": _llava})
 
 def vlm_preset(name: str) -> VlmSettings:
     if name not in PRESETS:

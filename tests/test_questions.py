@@ -23,7 +23,7 @@ def facts(rows): return [json.loads(f) for f in rows["facts"]]
 def test_the_columns_of_the_contract(test):
     assert set(test.column_names) == {"index", "question", *"ABCD", "answer", "category", "image", "item_id", "cluster", "pair_id",
                                       "split", "facts"}
-    assert len(set(test["index"])) == len(set(test["item_id"])) == len(test) == 16 * N
+    assert len(set(test["index"])) == len(set(test["item_id"])) == len(test) == len(q.SUBSETS) * N
     assert set(test["split"]) == {"test"} and set(test["pair_id"]) == {""}
     assert {im.size for im in test["image"]} == {(WORLD.size, WORLD.size)}
     assert all(test["cluster"])
