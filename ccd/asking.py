@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'CEILING', 'factor_sizes', 'patch_factors', 'FactorObjective', 'factor_corpus', 'ceiling', 'Lessons',
-           'lessons', 'seen_by', 'asked', 'answers_of', 'tables_of', 'questions_of', 'vlm', 'verdicts', 'write_page',
+           'lessons', 'seen_by', 'asked', 'answers_of', 'tables_of', 'verdicts', 'questions_of', 'vlm', 'write_page',
            'publish']
 
 # %% ../nbs/library/27_asking.ipynb #998fc672
@@ -25,6 +25,7 @@ from .comparison import encoder_named, listed
 from .core import (Settings, UserError, atomic, content_hash, plain, read_json, read_manifest, say, sealed, spare,
                       stage, write_json, write_manifest)
 from .emoji import drawings, font, words
+from .encoders import parse
 from .objectives import OBJECTIVES, Objective
 from .parallel import average
 from .segmentation import pixel_patches
@@ -32,7 +33,7 @@ from .sources import completed
 from .towers import build_vit
 from .training import train
 from .vlm import FLOORS, Talks, VlmSettings, emoji_talks, evaluate, llava_talks, tapped_spec, train_vlm
-from .vqa import compare, coverage, informative, load_questions, maps_of, over_floor, summary
+from .vqa import compare, coverage, find_benchmark, informative, load_questions, maps_of, over_floor, summary
 
 # %% ../nbs/library/27_asking.ipynb #a8f18600
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -84,7 +85,7 @@ def _letters(text, name, px, x0, x1, x): # number of the letter at each x; 0 bes
     k = np.searchsorted(x0 + ends * (x1 - x0) / ends[-1], x, side="right") - 1
     return [1 + LETTERS.index(text[i]) if 0 <= i < len(text) else 0 for i in k]
 
-# %% ../nbs/library/27_asking.ipynb #417b4303
+# %% ../nbs/library/27_asking.ipynb #796a9d0e
 class FactorObjective(Objective):
     """A linear classifier over each patch token for each factor: the sum of their cross-entropies.
 
@@ -119,7 +120,7 @@ class FactorObjective(Objective):
 
 OBJECTIVES["factors"] = FactorObjective
 
-# %% ../nbs/library/27_asking.ipynb #ce84920b
+# %% ../nbs/library/27_asking.ipynb #9d5fa0b4
 CEILING = "taught the factors"
 
 def factor_corpus(settings: Settings, pictures: int): # a `datasets.Dataset` with `factors`
@@ -138,7 +139,7 @@ def ceiling(
     own = replace(settings, control=replace(settings.control, base_crop=(1.0, 1.0)))
     return train("factors", own, factor_corpus(own, own.control.samples // 5), out, title=CEILING)
 
-# %% ../nbs/library/27_asking.ipynb #804795ff
+# %% ../nbs/library/27_asking.ipynb #c439a232
 class Lessons(NamedTuple):
     "What all models learn from."
     captions: Talks
@@ -158,9 +159,11 @@ def seen_by(
     v: VlmSettings,
 ): # Encoder
     "The encoder as the language model reads it; raw pixels are read patch by patch."
-    vit = settings.control.vit
-    if spec.startswith("pixels:"): return pixel_patches(vit.image_size, vit.patch_size)
-    return encoder_named(tapped_spec(spec, v), settings)
+    vit, (kind, *_) = settings.control.vit, parse(spec)
+    if kind == "pixels": return pixel_patches(vit.image_size, vit.patch_size)
+    e = encoder_named(spec if kind == "colors" else tapped_spec(spec, v), settings)
+    if "patches" not in e.taps: raise UserError(f"{spec} has no patch tokens, which a language model reads")
+    return e
 
 def asked(
     spec: str, # name of an encoder
@@ -180,7 +183,7 @@ def asked(
     about = dict(encoder=spec, questions=content_hash(questions.remove_columns("image").to_list()))
     return stage(out / benchmark / "answers" / slug(spec), about, dict(model=sealed(home / "tune")), make)
 
-# %% ../nbs/library/27_asking.ipynb #8bd36852
+# %% ../nbs/library/27_asking.ipynb #f83dfe90
 def answers_of(folders: dict) -> tuple: # spec -> folder; answers of all, and spec -> (name, seed)
     "Everything that was answered, each encoder by its name and seed."
     cards = {s: read_json(f / "card.json") for s, f in folders.items()}
@@ -207,7 +210,13 @@ def tables_of(
                differences=pd.concat(apart or [pd.DataFrame()]), floors=pd.concat(above))
     return {k: t for k, t in out.items() if len(t)}
 
-# %% ../nbs/library/27_asking.ipynb #865b53ba
+# %% ../nbs/library/27_asking.ipynb #a27f9ae3
+def verdicts(differences: pd.DataFrame, a: str, b: str) -> str:
+    "What was found of two encoders, category by category."
+    d = differences[(differences.a == a) & (differences.b == b) & (differences.convention == "macro")]
+    return " ".join(f"{r.name if r.level == 'category' else 'Overall'}: {r.verdict}." for r in d.itertuples(index=False))
+
+# %% ../nbs/library/27_asking.ipynb #f71ea17e
 def questions_of(
     benchmark: str, # EmojiVMC, or as of `ccd.vqa.load_questions`, such as VMCBench
     settings: Settings,
@@ -222,21 +231,22 @@ def vlm(
     settings: Settings, # of the world, and of the ceiling's control
     v: VlmSettings,
     out, # folder
-    learnt: Lessons | None = None, # by default of the emoji world
+    captions="", instructions="", images="", # to learn from, as of `lessons`
     benchmark: str = "EmojiVMC",
     source: str = "", # of the benchmark; by default its own
     per_subset: int = 250, # questions of each subset of EmojiVMC
     with_ceiling: bool = False, # also train one that is taught the factors of the emoji world
-    draws: int = 10_000, # bootstrap samples
+    draws: int = 0, # bootstrap samples; 0: ten times those of the settings
 ) -> Path: # the report
     "Train a language model around each encoder, ask all of them, compare. Raises `UserError` for unknown names."
-    out = Path(out)
+    out, draws = Path(out), draws or 10 * settings.analysis.draws
     spare(out / benchmark / "tables")
     every = list(dict.fromkeys(encoders))
     for s in every: seen_by(s, settings, v) # a wrong name is said before anything is trained
+    if benchmark != "EmojiVMC": find_benchmark(benchmark)
+    learnt = lessons(settings, v, captions, instructions, images)
     questions = questions_of(benchmark, settings, per_subset, source)
     if with_ceiling: every.append(f"ccd:{ceiling(settings, out / 'ceiling')}")
-    learnt = learnt or lessons(settings, v)
     folders = {s: asked(s, settings, v, learnt, questions, benchmark, out) for s in every}
     def make(tmp):
         answers, named = answers_of(folders)
@@ -250,12 +260,7 @@ def vlm(
     stage(out / benchmark / "tables", dict(draws=draws), {slug(s): sealed(f) for s, f in folders.items()}, make)
     return write_page(out / benchmark, v)
 
-# %% ../nbs/library/27_asking.ipynb #a27f9ae3
-def verdicts(differences: pd.DataFrame, a: str, b: str) -> str:
-    "What was found of two encoders, category by category."
-    d = differences[(differences.a == a) & (differences.b == b) & (differences.convention == "macro")]
-    return " ".join(f"{r.name if r.level == 'category' else 'Overall'}: {r.verdict}." for r in d.itertuples(index=False))
-
+# %% ../nbs/library/27_asking.ipynb #131e376c
 def write_page(out: Path, v: VlmSettings) -> Path: # report.html
     "The report, from the tables."
     from ccd import figures as f
@@ -277,12 +282,12 @@ def write_page(out: Path, v: VlmSettings) -> Path: # report.html
         dict(title="Which subsets can tell encoders apart", text="A ceiling less than 20 points above its floor: not informative, and in no average.",
              body=f.table_tag(t["informative"].round(3), index=False)) if "informative" in t else None,
         dict(title="How it was made", text=f"Preset {v.preset}: see settings.json of each model.",
-             body=f.table_tag(t["encoders"].set_index("encoder").T))]
+             body=f.table_tag(t["encoders"].astype(object).fillna("").set_index("encoder").T))]
     f.write_report(out / "report.html", "What can a language model see through it?", said, [s | dict(note="") for s in sections if s])
     with atomic(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     return out / "report.html"
 
-# %% ../nbs/library/27_asking.ipynb #aa891356
+# %% ../nbs/library/27_asking.ipynb #49212507
 def publish(
     out, # folder of a finished `vlm`
     folder, # for the small results

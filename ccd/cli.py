@@ -144,12 +144,11 @@ def vlm(
     results: str = "", # also copy the tables and answers to this folder
 ):
     "Put encoders into a language model, ask it: accuracy with floors, intervals and paired tests, and report.html."
-    from ccd.asking import lessons, publish, vlm as run
+    from ccd.asking import publish, vlm as run
     from ccd.vlm import PRESETS, changed, vlm_preset
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
     v = changed(vlm_preset(model or (settings.preset if settings.preset in PRESETS else "mini")), change)
-    learnt = lessons(settings, v, captions, instructions, images)
-    page = run(list(encoders), settings, v, out, learnt, benchmark, source, per_subset, ceiling)
+    page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, per_subset, ceiling)
     if results: publish(page.parent, results, settings, v, " ".join(["ccd", *_said]))
     print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")
 

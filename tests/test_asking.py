@@ -1,0 +1,162 @@
+"One language model around each encoder: what the ceiling is taught, and the command from end to end."
+import json, re
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.nn import functional as F
+from ccd import asking, questions as q
+from ccd.cli import main
+from ccd.core import override, preset, read_manifest
+from ccd.emoji import drawings, words
+from ccd.vlm import FLOORS, changed, vlm_preset
+from ccd.vqa import made_answers
+
+WORLD = preset("smoke").world
+FACTORS = list(asking.factor_sizes())
+FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"]
+
+def told(subset, index=0, side=6, split="train"):
+    image, row = q.question(WORLD, subset, index, split)
+    facts = json.loads(row["facts"])
+    return dict(zip(FACTORS, asking.patch_factors(facts, WORLD.size, side))), facts, row
+
+# --- what lies under each patch
+
+def test_every_number_is_below_its_classes():
+    sizes = asking.factor_sizes()
+    for subset in q.SUBSETS:
+        under = told(subset, 1, split="test")[0]
+        for f, x in under.items(): assert -100 <= x.min() and x.max() < sizes[f], (subset, f)
+
+def test_a_thing_lies_where_its_box_is_and_nowhere_else():
+    under, facts, _ = told("relation", 2, side=64) # a patch a pixel
+    seen = np.zeros((64, 64), bool)
+    for row, (x0, y0, x1, y1) in facts["things"]:
+        concepts = under["concept"][y0:y1, x0:x1]
+        assert concepts.min() == concepts.max() > 0
+        seen[y0:y1, x0:x1] = True
+    assert (under["concept"][~seen] == 0).all() and (under["word"] == 0).all()
+
+def test_two_things_have_one_number_just_if_they_are_of_one_concept():
+    t, number = drawings()[0], {}
+    for subset in ("place", "odd thing", "category"):
+        for i in range(12):
+            under, facts, _ = told(subset, i, side=64)
+            for row, (x0, y0, x1, y1) in facts["things"]:
+                number.setdefault(t.concept[row], set()).add(int(under["concept"][(y0 + y1) // 2, (x0 + x1) // 2]))
+    assert all(len(n) == 1 for n in number.values())
+    assert len(set.union(*number.values())) == len(number) > 12
+
+def test_a_concept_that_training_holds_out_has_no_number():
+    under, facts, _ = told("count", 3, side=64, split="test")
+    (x0, y0, x1, y1) = facts["things"][0][1]
+    assert under["concept"][y0, x0] == -100 and under["category"][y0, x0] > 0
+
+@pytest.mark.parametrize("i", range(6))
+def test_letters_spell_the_word(i):
+    under, facts, _ = told("font", i, side=32) # patches of two pixels: no letter falls between
+    (text, box), = facts["written"]
+    line = under["left"][round((box[1] + box[3]) / 4)]
+    spelt = [asking.LETTERS[k - 1] for k in line if k > 0]
+    once = [c for k, c in enumerate(spelt) if k == 0 or c != spelt[k - 1]]
+    assert "".join(once) == "".join(c for k, c in enumerate(text) if k == 0 or c != text[k - 1])
+    assert set(under["word"][under["word"] != 0]) == {1 + words()[0].index(text)}
+
+def test_bars_and_numbers_are_counted():
+    under, facts, _ = told("largest bar", 4, side=64)
+    for n, (x0, y0, x1, y1) in facts["bars"]: assert under["number"][(y0 + y1) // 2, x1 - 1] == n
+    under, facts, _ = told("value", 4, side=64)
+    for text, (x0, y0, x1, y1) in facts["written"]:
+        if text.isdigit(): assert under["number"][(y0 + y1) // 2, (x0 + x1) // 2] == int(text)
+
+# --- the objective
+
+def test_the_loss_weighs_what_lies_somewhere_as_much_as_that_nothing_does():
+    m = asking.FactorObjective(preset("smoke"))
+    g, sizes = torch.Generator().manual_seed(0), list(m.sizes.values())
+    logits = torch.randn(3, 16, sum(sizes), generator=g)
+    label = torch.stack([torch.randint(0, min(n, 4), (3, 16), generator=g) for n in sizes], 1)
+    label[0, :, :5] = -100
+    label[:, 2] = 0 # a factor of which nothing is there
+    got, right = m.loss(dict(logits=logits, label=label), 0.5)
+    want = 0
+    for k, x in enumerate(logits.split(sizes, -1)):
+        parts = dict(some=[], none=[])
+        for b in range(3):
+            for n in range(16):
+                y = int(label[b, k, n])
+                if y >= 0: parts["some" if y else "none"].append(float(-F.log_softmax(x[b, n], 0)[y]))
+        want += sum(np.mean(p) for p in parts.values() if p)
+    assert float(got) == pytest.approx(want, rel=1e-5)
+    assert right["category"] == 0 and set(right) == set(m.sizes)
+
+def test_a_ceiling_is_taught_and_loads_as_any_encoder(tmp_path):
+    from ccd.encoders import load
+    s = override(preset("smoke"), **{"control.lr": 5e-3})
+    run = asking.ceiling(s, tmp_path / "run")
+    lines = [json.loads(l) for l in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [l["loss"] for l in lines if "loss" in l]
+    assert losses[-1] < 0.8 * losses[0]
+    e = load(f"ccd:{run}")
+    assert e.card.name == asking.CEILING and "patches" in e.taps
+    corpus = asking.factor_corpus(s, 20)
+    assert len(corpus["factors"][0]) == len(FACTORS) * (s.control.vit.image_size // s.control.vit.patch_size) ** 2
+
+# --- the tables
+
+def test_what_is_not_informative_leaves_every_average():
+    sees = {"A": 0.6, "B": 0.4, asking.CEILING: {s: 0.3 if s in ("rows", "thing") else 0.9 for s in q.SUBSETS}}
+    right = sees | {n + FLOORS[f]: 0.25 for n in sees for f in ("none", "other")}
+    t = asking.tables_of(made_answers(dict.fromkeys(q.SUBSETS, 60), right), list(sees), q.CATEGORIES, draws=200)
+    mean = t["summary"].query("encoder == 'A' and level == 'category' and convention == 'macro'").set_index("name")
+    alone = t["summary"].query("encoder == 'A' and level == 'subset'").set_index("name").score
+    for c, leaves in q.CATEGORIES.items():
+        assert mean.score[c] == pytest.approx(alone[[s for s in leaves if s not in ("rows", "thing")]].mean())
+    assert set(t["differences"].a) | set(t["differences"].b) == {"A", "B"} # the ceiling is no rival
+    assert set(t["floors"].a) == set(sees)
+
+def test_without_a_ceiling_nothing_is_left_out():
+    right = {n + f: 0.4 for n in ("A", "B") for f in FLOORS.values()}
+    t = asking.tables_of(made_answers(dict.fromkeys(q.SUBSETS, 20), right), ["A", "B"], q.CATEGORIES, draws=50)
+    assert "informative" not in t and not t["summary"].left_out.any()
+
+# --- the command
+
+def test_the_command_from_end_to_end(tmp_path, capsys):
+    out, results = tmp_path / "out", tmp_path / "results"
+    said = ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--per-subset", "4", "--out", str(out), "--results", str(results),
+            "--change", *FEW]
+    main(said)
+    assert "report.html" in capsys.readouterr().out
+    m = read_manifest(results)
+    assert {"summary.csv", "differences.csv", "floors.csv", "answers.parquet", "encoders.csv"} <= set(m["outputs"])
+    a = pd.read_parquet(results / "answers.parquet")
+    assert set(a.encoder) == {n + f for n in ("random ViT", "raw pixels") for f in FLOORS.values()}
+    assert a.groupby("encoder").size().eq(4 * len(q.SUBSETS)).all()
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+    main(said) # all is there
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} and "working" not in capsys.readouterr().err
+    page = (out / "EmojiVMC/report.html").read_text()
+    tables = re.sub(r'<img[^>]*>', '', page)
+    assert "random ViT" in page and "<img alt=" in page and not re.search(r"[+>(]nan", tables.lower())
+
+@pytest.mark.parametrize("said, why", [
+    (["vlm"], "name one encoder or more"),
+    (["vlm", "nobody:0"], "unknown encoder 'nobody:0"),
+    (["vlm", "random:0", "--model", "huge"], "unknown preset 'huge'"),
+    (["vlm", "random:0", "--change", "width"], "expected FIELD=VALUE"),
+    (["vlm", "random:0", "--change", "girth=3"], "unknown field 'girth'"),
+    (["vlm", "random:0", "--change", "tune.samples=many"], "cannot be 'many'"),
+    (["vlm", "random:0", "--captions", "a.json"], "two JSON files"),
+    (["vlm", "random:0", "--benchmark", "Vibes"], "Vibes"),
+    (["vlm", "colors:8"], "no patch tokens")])
+def test_bad_input_is_said_before_anything_is_trained(said, why, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop: main([*said, *([] if said == ["vlm"] else ["--preset", "smoke"])])
+    assert stop.value.code == 2 and why in capsys.readouterr().err
+    assert not any(tmp_path.rglob("*.safetensors"))
+
+def test_fields_are_changed_by_text():
+    v = changed(vlm_preset("smoke"), ("tune.samples=96", "forms=texts,letters", "align.lr=0.01", "language=scratch"))
+    assert (v.tune.samples, v.forms, v.align.lr, v.language) == (96, ("texts", "letters"), 0.01, "scratch")
