@@ -178,7 +178,7 @@ def asked(
     e, home = seen_by(spec, settings, v), out / "models" / slug(spec)
     train_vlm(e, v, *learnt, home)
     def make(tmp):
-        evaluate(home, questions, spec, encoder=e, benchmark=benchmark).to_parquet(tmp / "answers.parquet")
+        evaluate(home, questions, encoder=e, benchmark=benchmark).to_parquet(tmp / "answers.parquet")
         write_json(tmp / "card.json", plain(e.card))
     about = dict(encoder=spec, questions=content_hash(questions.remove_columns("image").to_list()))
     return stage(out / benchmark / "answers" / slug(spec), about, dict(model=sealed(home / "tune")), make)
@@ -190,7 +190,7 @@ def answers_of(folders: dict) -> tuple: # spec -> folder; answers of all, and sp
     named = {s: n.partition(" seed ")[::2] for s, n in names_of(cards).items()}
     def own(s, f):
         t, (name, seed) = pd.read_parquet(f / "answers.parquet"), named[s]
-        return t.assign(encoder=name + t.encoder.str.removeprefix(s), seed=int(seed or 0))
+        return t.assign(encoder=name + t.encoder.str.removeprefix(cards[s]["name"]), seed=int(seed or 0))
     return pd.concat([own(s, f) for s, f in folders.items()], ignore_index=True), named
 
 def tables_of(
@@ -234,7 +234,7 @@ def vlm(
     captions="", instructions="", images="", # to learn from, as of `lessons`
     benchmark: str = "EmojiVMC",
     source: str = "", # of the benchmark; by default its own
-    per_subset: int = 250, # questions of each subset of EmojiVMC
+    per_subset: int = 0, # questions of each subset of EmojiVMC; 0: as the settings say
     with_ceiling: bool = False, # also train one that is taught the factors of the emoji world
     draws: int = 0, # bootstrap samples; 0: ten times those of the settings
 ) -> Path: # the report
@@ -245,7 +245,7 @@ def vlm(
     for s in every: seen_by(s, settings, v) # a wrong name is said before anything is trained
     if benchmark != "EmojiVMC": find_benchmark(benchmark)
     learnt = lessons(settings, v, captions, instructions, images)
-    questions = questions_of(benchmark, settings, per_subset, source)
+    questions = questions_of(benchmark, settings, per_subset or settings.analysis.asked, source)
     if with_ceiling: every.append(f"ccd:{ceiling(settings, out / 'ceiling')}")
     folders = {s: asked(s, settings, v, learnt, questions, benchmark, out) for s in every}
     def make(tmp):
@@ -255,7 +255,7 @@ def vlm(
         pd.Series(categories, name="subset").explode().rename_axis("category").to_csv(tmp / "categories.csv")
         for k, t in tables_of(answers, list(dict.fromkeys(n for n, _ in named.values())), categories, draws).items():
             t.to_csv(tmp / f"{k}.csv", index=False)
-        pd.DataFrame([dict(encoder=n, seed=s or 0, spec=spec) | {k: str(x) for k, x in read_json(folders[spec] / "card.json").items()}
+        pd.DataFrame([dict(encoder=n, seed=s or 0) | {k: str(x) for k, x in read_json(folders[spec] / "card.json").items()}
                       for spec, (n, s) in named.items()]).to_csv(tmp / "encoders.csv", index=False)
     stage(out / benchmark / "tables", dict(draws=draws), {slug(s): sealed(f) for s, f in folders.items()}, make)
     return write_page(out / benchmark, v)

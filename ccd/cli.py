@@ -138,7 +138,6 @@ def vlm(
     images: str = "", # the folder of their pictures
     benchmark: str = "EmojiVMC", # or VMCBench, MMBench …: a key of `ccd.vqa.BENCHMARKS`
     source: str = "", # of the benchmark: a hub name, folder or .tsv; by default its own
-    per_subset: int = 250, # questions of each subset of EmojiVMC
     ceiling: bool = False, # also an encoder that is taught what the answers depend on
     out: str = "vlm", # folder
     results: str = "", # also copy the tables and answers to this folder
@@ -148,7 +147,7 @@ def vlm(
     from ccd.vlm import PRESETS, changed, vlm_preset
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
     v = changed(vlm_preset(model or (settings.preset if settings.preset in PRESETS else "mini")), change)
-    page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, per_subset, ceiling)
+    page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, with_ceiling=ceiling)
     if results: publish(page.parent, results, settings, v, " ".join(["ccd", *_said]))
     print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")
 

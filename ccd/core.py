@@ -179,6 +179,8 @@ class Analysis:
     shot_draws: int = 5 # draws of few labels, each learnt from
     segmented: int = 1_000 # scenes that a segmentation head learns from; a third as many test it
     knn_checks: int = 20 # nearest-neighbour probes during a training run; 0 for none
+    vlm: str = "mini" # preset of the language model around CLIP and DINO (`ccd.vlm`); "" for none
+    asked: int = 250 # questions of each subset that it answers
     draws: int = 1_000 # bootstrap samples behind each interval
 
 @dataclass(frozen=True)
@@ -217,11 +219,11 @@ def _smoke():
         **_text(32, width=32, depth=1, heads=2),
         dino=Dino(out_dim=64, hidden=64, bottleneck=16),
         analysis=Analysis(pairs=20, changed=40, shot_draws=1, segmented=60,
-                          knn_checks=2, draws=100))
+                          knn_checks=2, vlm="", asked=8, draws=100))
 
 def _emoji_small():
     return Settings("emoji-small", control=Control(samples=300_000),
-                    analysis=Analysis(seeds=2, variants=VARIANTS, segmented=3_000))
+                    analysis=Analysis(seeds=2, variants=VARIANTS, segmented=3_000, vlm="emoji-small"))
 
 def _emoji():
     vit = ViT(image_size=64, patch_size=8, width=192, depth=12, heads=3)
@@ -230,7 +232,7 @@ def _emoji():
         **_text(256, width=256, depth=6),
         dino=Dino(out_dim=4096, hidden=2048, bottleneck=256, local_crops=6, local_size=32,
                   momentum=0.996),
-        analysis=Analysis(seeds=3, variants=VARIANTS, segmented=3_000))
+        analysis=Analysis(seeds=3, variants=VARIANTS, segmented=3_000, vlm="emoji"))
 
 _FULL = dict(out_dim=65536, hidden=2048, bottleneck=256, local_crops=8, local_size=96,
              local_scale=(0.05, 0.4), flip=0.5, momentum=0.996)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NAMES', 'CORPORA', 'LABELS', 'FACTORS', 'SMALL', 'runs', 'title', 'floor_of', 'duels', 'corpora', 'make_world',
            'train_corpus', 'training_data', 'train_all', 'watching', 'adopt', 'encoders', 'identity', 'embed_all',
-           'vectors', 'segment_all', 'probe_stage', 'zero_shot_stage', 'named', 'neighbor_stage', 'pair_stage',
-           'report_stage', 'learning', 'write_page', 'study', 'command_of', 'publish', 'results']
+           'vectors', 'segment_all', 'probe_stage', 'zero_shot_stage', 'named', 'neighbor_stage', 'vlm_stage',
+           'pair_stage', 'report_stage', 'learning', 'write_page', 'study', 'command_of', 'publish', 'results']
 
 # %% ../nbs/library/27_study.ipynb #889d8387
 import json, math, shutil, time
@@ -223,6 +223,15 @@ def neighbor_stage(out, settings, hashes):
             np.save(tmp / f"neighbors-{n}.npy", found[n]); np.save(tmp / f"atlas-{n}.npy", atlas(e[n]))
     return stage(out / "neighbors", settings.analysis, {f: d["scenes"] for f, d in hashes.items()}, make)
 
+def vlm_stage(out, settings): # folder of its tables, or None
+    "A language model around each of the two, which answers questions."
+    if not settings.analysis.vlm: return None
+    from ccd.asking import vlm
+    from ccd.vlm import vlm_preset
+    page = vlm([f"ccd:{out / 'train' / f'{k}-0'}" for k in NAMES], settings, vlm_preset(settings.analysis.vlm),
+               out / "vlm", per_subset=settings.analysis.asked)
+    return page.parent / "tables"
+
 def pair_stage(out, settings, hashes):
     def make(tmp):
         from ccd.pairs import agreement, mine
@@ -233,8 +242,9 @@ def pair_stage(out, settings, hashes):
     return stage(out / "pairs", settings.analysis, {f: hashes[f]["scenes"] for f in ("clip-0", "dino-0")}, make)
 
 # %% ../nbs/library/27_study.ipynb #c9e18f89
-def report_stage(out, settings, hashes):
+def report_stage(out, settings, asked):
     inputs = {s: sealed(out / s) for s in ("probes", "zero_shot", "neighbors", "pairs")}
+    if asked: inputs["vlm"] = sealed(asked)
     inputs |= {r: sealed(out / "train" / r) for r in runs(settings)}
     page = out / "report.html"
     def make(tmp):
@@ -282,7 +292,7 @@ def write_page(out: Path, settings: Settings, page: Path, mark: str):
     table = audit(out / "train/clip-0", out / "train/dino-0", timed=True)
     watched = {n: pd.read_json(p, lines=True) for k, n in NAMES.items() if (p := out / f"train/{k}-0/neighbors.jsonl").exists()}
     s = [_section_curves(f, curves, blind, learning(out, settings), watched), _section_probes(f, probes, diff),
-         _section_pairs(f, pairs, agree, picture),
+         *_section_vlm(f, out / "vlm/EmojiVMC/tables", settings), _section_pairs(f, pairs, agree, picture),
          dict(title="Whom does each put next to whom?", text=_overlap_text(lap),
               body=f.png_tag(f.neighbor_grid(drawn, near, picture), "nearest neighbours") +
               f.table_tag(purity_table(f, purity)),
@@ -340,6 +350,17 @@ def _section_probes(f, probes, diff):
         note="Top-1 in percent with 95 % bootstrap interval; the groups of the last column, concept families or words, are "
              "resampled whole.")
 
+def _section_vlm(f, tables, settings): # none where no language model was asked for
+    if not settings.analysis.vlm: return []
+    from ccd.asking import verdicts
+    from ccd.questions import CATEGORIES
+    from ccd.vlm import FLOORS as SIGHTS
+    t, apart = pd.read_csv(tables / "summary.csv"), pd.read_csv(tables / "differences.csv")
+    return [dict(title="What does a language model see through it?", text=verdicts(apart, *NAMES.values()),
+                 body=f.png_tag(f.question_ladder(t, CATEGORIES, list(NAMES.values()), SIGHTS["none"]), "answers to questions"),
+                 note="A small language model around each encoder, trained alike; questions with four options about held-out "
+                      "drawings, words and fonts. Cross: the same model without the picture.")]
+
 def _section_pairs(f, pairs, agree, picture):
     body = ""
     for d, text in (("a", "CLIP joins, DINO parts"), ("b", "DINO joins, CLIP parts")):
@@ -388,7 +409,7 @@ def study(
     hashes = embed_all(out, settings, world)
     probe_stage(out, settings, hashes, segment_all(out, settings, world))
     for s in (zero_shot_stage, neighbor_stage, pair_stage): s(out, settings, hashes)
-    page = report_stage(out, settings, hashes)
+    page = report_stage(out, settings, vlm_stage(out, settings))
     with open(out / "timing.jsonl", "a") as t: t.write(json.dumps(dict(study=round(time.time() - start, 1))) + "\n")
     say(f"{page} ({(time.time() - start) / 60:.1f} min)")
     return page
@@ -415,6 +436,7 @@ def publish(
     with atomic(folder) as tmp:
         tmp.mkdir(parents=True)
         for f in SMALL: shutil.copy(out / f, tmp / Path(f).name)
+        for f in (out / "vlm/EmojiVMC/tables").glob("*.csv") if settings.analysis.vlm else (): shutil.copy(f, tmp / f"vlm-{f.name}")
         for r in sorted((out / "train").glob("*/manifest.json")): _publish_run(r.parent, tmp, weights, settings)
         pd.read_parquet(out / "pairs/pairs.parquet").drop(columns=["i", "j"]).to_csv(
             tmp / "pairs.csv", index=False, float_format="%.5g")

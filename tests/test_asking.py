@@ -1,5 +1,5 @@
 "One language model around each encoder: what the ceiling is taught, and the command from end to end."
-import json, re
+import json, re, shutil
 import numpy as np
 import pandas as pd
 import pytest
@@ -125,7 +125,7 @@ def test_without_a_ceiling_nothing_is_left_out():
 
 def test_the_command_from_end_to_end(tmp_path, capsys):
     out, results = tmp_path / "out", tmp_path / "results"
-    said = ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--per-subset", "4", "--out", str(out), "--results", str(results),
+    said = ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.asked", "4", "--out", str(out), "--results", str(results),
             "--change", *FEW]
     main(said)
     assert "report.html" in capsys.readouterr().out
@@ -160,3 +160,16 @@ def test_bad_input_is_said_before_anything_is_trained(said, why, capsys, tmp_pat
 def test_fields_are_changed_by_text():
     v = changed(vlm_preset("smoke"), ("tune.samples=96", "forms=texts,letters", "align.lr=0.01", "language=scratch"))
     assert (v.tune.samples, v.forms, v.align.lr, v.language) == (96, ("texts", "letters"), 0.01, "scratch")
+
+# --- in the study
+
+def test_a_study_asks_a_language_model_and_tells(whole, tiny, tmp_path, monkeypatch):
+    from ccd import study, vlm
+    out = tmp_path / "study"
+    shutil.copytree(whole, out)
+    monkeypatch.setitem(vlm.PRESETS, "few", lambda: changed(vlm_preset("smoke"), FEW))
+    page = study.study(override(tiny, **{"analysis.vlm": "few", "analysis.asked": 4}), out)
+    assert "What does a language model see through it?" in page.read_text()
+    study.publish(out, tmp_path / "results", override(tiny, **{"analysis.vlm": "few", "analysis.asked": 4}))
+    assert {"vlm-summary.csv", "vlm-differences.csv"} <= set(read_manifest(tmp_path / "results")["outputs"])
+    assert set(pd.read_csv(tmp_path / "results/vlm-encoders.csv").encoder) == {"CLIP", "DINO"}
