@@ -409,7 +409,7 @@ def _ladder(rows, names, point, shown, xlabel, reach=None, fig=None):
     ax, y = fig.subplots(), np.arange(len(rows))[::-1]
     for k, name in enumerate(names):
         floor = name.startswith(FLOORS)
-        at, color = y + 0.17 * ((len(names) - 1) / 2 - k), color_of(name)
+        at, color = y + min(0.17, 0.84 / len(names)) * ((len(names) - 1) / 2 - k), color_of(name)
         value, lo, hi = (np.array(v, float) for v in zip(*(point(name, r) for r in rows)))
         if reach: ax.hlines(at, *zip(*(reach(name, r) for r in rows)), color=color, lw=0.8, alpha=0.45)
         ax.hlines(at, lo, hi, color=color, lw=1.2 if floor else 2.2)
