@@ -252,7 +252,7 @@ def test_training_shares_no_picture_with_the_benchmark(test, lessons):
 
 def test_instructions_cover_every_subset_with_the_answers_text(lessons):
     often = Counter(lessons["category"])
-    assert set(often) == set(q.SUBSETS) and set(often.values()) == {50}
+    assert set(often) == set(q.SUBSETS) and max(often.values()) - min(often.values()) <= 1
     assert all(row[row["answer"]] == row["answer_text"] for row in lessons.remove_columns("image"))
     assert set(lessons["split"]) == {"train"}
     assert len(set(lessons["item_id"])) == len(set(lessons["index"])) == len(lessons)
@@ -290,11 +290,15 @@ def test_the_readers_find_what_text_would_tell(test, how):
 
 @pytest.mark.parametrize("subset", q.SUBSETS)
 def test_the_right_option_is_drawn_after_the_options(subset, monkeypatch):
-    "The same stream asked for another answer offers the same options, in the same order."
+    """The same stream asked for another answer offers the same options, in the same order.
+
+    Of `entry` one word alone is in the table: it moves to the place that is asked for, the others keep their order."""
     s = q.SUBSETS[subset]
     m = q.materials("test", s.held_out, WORLD.held_out_style)
     for i in range(8):
-        said = {json.dumps(q.TASKS[s.task](np.random.default_rng(i), m, 64, k)[2]) for k in range(4)}
+        offered = [q.TASKS[s.task](np.random.default_rng(i), m, 64, k)[2] for k in range(4)]
+        if subset == "entry": offered = [[o[k], *o[:k], *o[k + 1:]] for k, o in enumerate(offered)]
+        said = set(map(json.dumps, offered))
         assert len(said) == 1
 
 # --- one question depends on its number alone
