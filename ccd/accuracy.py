@@ -10,7 +10,7 @@ __all__ = ['KS', 'PROBES', 'SHOTS', 'MASKED', 'Learnt', 'learn', 'answers_of', '
            'publish', 'watch_neighbors']
 
 # %% ../nbs/library/26_accuracy.ipynb #4a80b4c9
-import json, re, shutil, warnings
+import json, re, warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 import torch
 from .comparison import embedded, encoder_named, first_weights, listed
-from .core import (Control, Settings, UserError, atomic, content_hash, device, plain, read_json, read_manifest,
-                      say, sealed, spare, stage, write_manifest)
+from .core import (Control, Settings, UserError, atomic, content_hash, device, plain, read_manifest,
+                      release, say, sealed, spare, stage)
 from .embeddings import Embeddings
 from .encoders import Card, encoder_of, vit_anatomy
 from .parallel import first, whole
@@ -511,12 +511,7 @@ def publish(
     command: str, # that made it
 ):
     "Copy the tables, sealed."
-    spare(folder)
-    m = read_json(Path(out) / "tables" / "manifest.json")
-    with atomic(folder) as tmp:
-        tmp.mkdir(parents=True)
-        for p in sorted((Path(out) / "tables").glob("*.csv")): shutil.copy(p, tmp / p.name)
-        write_manifest(tmp, plain(settings), m["inputs"], [p.name for p in tmp.iterdir()], m["wall_seconds"], command=command)
+    release(Path(out) / "tables", folder, settings, command)
 
 # %% ../nbs/library/26_accuracy.ipynb #2541cac8
 def watch_neighbors(

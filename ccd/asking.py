@@ -8,7 +8,7 @@ __all__ = ['LETTERS', 'CEILING', 'factor_sizes', 'patch_factors', 'FactorObjecti
            'publish']
 
 # %% ../nbs/library/27_asking.ipynb #998fc672
-import json, shutil
+import json
 from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
@@ -22,8 +22,7 @@ from torch.nn import functional as F
 from . import questions as emojivmc, views
 from .accuracy import names_of, slug
 from .comparison import encoder_named, listed
-from .core import (Settings, UserError, atomic, content_hash, plain, read_json, read_manifest, say, sealed, spare,
-                      stage, write_json, write_manifest)
+from .core import Settings, UserError, atomic, content_hash, plain, read_json, release, sealed, spare, stage, write_json
 from .emoji import drawings, font, words
 from .encoders import parse
 from .objectives import OBJECTIVES, Objective
@@ -41,12 +40,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 @lru_cache
 def _classes(): # factor -> number of each of its values, and of each drawing
     t, _ = drawings()
-    kind = emojivmc.thing_kind(t.subcategory, t.concept)
-    of = lambda x, known=None: {v: k + 1 for k, v in enumerate(sorted(set((x if known is None else x[known]).dropna())))}
-    known = (t.split == "train").values # a concept that is held out has no number
-    named = dict(concept=(t.concept, known), kind=(kind, None), category=(t.category, None), subcategory=(t.subcategory, None))
-    numbers = {f: of(x, k) for f, (x, k) in named.items()}
-    rows = {f: x.map(numbers[f]).fillna(-100).astype(int).values for f, (x, _) in named.items()}
+    named = dict(concept=t.concept.where(t.split == "train"), # one that is held out has no number
+                 kind=emojivmc.thing_kind(t.subcategory, t.concept), category=t.category, subcategory=t.subcategory)
+    numbers = {f: {v: k + 1 for k, v in enumerate(sorted(set(x.dropna())))} for f, x in named.items()}
+    rows = {f: x.map(numbers[f]).fillna(-100).astype(int).values for f, x in named.items()}
     return numbers, rows, {w: k + 1 for k, w in enumerate(words()[0])}
 
 def factor_sizes() -> dict: # factor -> classes, nothing among them
@@ -220,10 +217,9 @@ def verdicts(differences: pd.DataFrame, a: str, b: str) -> str:
 def questions_of(
     benchmark: str, # EmojiVMC, or as of `ccd.vqa.load_questions`, such as VMCBench
     settings: Settings,
-    per_subset: int, # of EmojiVMC
     source="", # file or hub name of a benchmark; by default its own
 ): # a `datasets.Dataset`
-    if benchmark == "EmojiVMC": return emojivmc.emoji_questions(settings.world, per_subset=per_subset)
+    if benchmark == "EmojiVMC": return emojivmc.emoji_questions(settings.world, per_subset=settings.analysis.asked)
     return load_questions(benchmark, source=source).questions
 
 def vlm(
@@ -234,23 +230,21 @@ def vlm(
     captions="", instructions="", images="", # to learn from, as of `lessons`
     benchmark: str = "EmojiVMC",
     source: str = "", # of the benchmark; by default its own
-    per_subset: int = 0, # questions of each subset of EmojiVMC; 0: as the settings say
     with_ceiling: bool = False, # also train one that is taught the factors of the emoji world
-    draws: int = 0, # bootstrap samples; 0: ten times those of the settings
 ) -> Path: # the report
     "Train a language model around each encoder, ask all of them, compare. Raises `UserError` for unknown names."
-    out, draws = Path(out), draws or 10 * settings.analysis.draws
+    out, draws = Path(out), 10 * settings.analysis.draws # questions are few, and their tables quick
     spare(out / benchmark / "tables")
     every = list(dict.fromkeys(encoders))
     for s in every: seen_by(s, settings, v) # a wrong name is said before anything is trained
     if benchmark != "EmojiVMC": find_benchmark(benchmark)
     learnt = lessons(settings, v, captions, instructions, images)
-    questions = questions_of(benchmark, settings, per_subset or settings.analysis.asked, source)
+    questions = questions_of(benchmark, settings, source)
     if with_ceiling: every.append(f"ccd:{ceiling(settings, out / 'ceiling')}")
     folders = {s: asked(s, settings, v, learnt, questions, benchmark, out) for s in every}
     def make(tmp):
         answers, named = answers_of(folders)
-        (categories, _), = maps_of(answers).values() if benchmark != "EmojiVMC" else [(emojivmc.CATEGORIES, None)]
+        categories = emojivmc.CATEGORIES if benchmark == "EmojiVMC" else maps_of(answers).popitem()[1][0]
         answers.drop(columns=["options", "p_options"]).to_parquet(tmp / "answers.parquet")
         pd.Series(categories, name="subset").explode().rename_axis("category").to_csv(tmp / "categories.csv")
         for k, t in tables_of(answers, list(dict.fromkeys(n for n, _ in named.values())), categories, draws).items():
@@ -296,10 +290,4 @@ def publish(
     command: str, # that made it
 ):
     "Copy the tables and the answers, sealed."
-    spare(folder)
-    m = read_json(Path(out) / "tables" / "manifest.json")
-    with atomic(folder) as tmp:
-        tmp.mkdir(parents=True)
-        for p in (Path(out) / "tables").glob("*"):
-            if p.name != "manifest.json": shutil.copy(p, tmp / p.name)
-        write_manifest(tmp, dict(plain(settings), vlm=plain(v)), m["inputs"], [p.name for p in tmp.iterdir()], m["wall_seconds"], command=command)
+    release(Path(out) / "tables", folder, dict(plain(settings), vlm=plain(v)), command)

@@ -131,7 +131,7 @@ def compare(
 def vlm(
     encoders: Positional[tuple[str, ...]], # ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; the first is compared with the second
     settings: AnySettings,
-    model: str = "", # preset of the language model and its training: smoke, mini, emoji-small, llava-1.5 or cambrian; by default as `--preset`
+    model: str = "", # preset of the language model and its training: smoke, mini, emoji-small, emoji, llava-1.5 or cambrian; by default as `--preset`
     change: tuple[str, ...] = (), # fields of it: tune.samples=30000 width=96
     captions: str = "", # to learn from: a JSON file of LLaVA; by default the emoji world
     instructions: str = "", # likewise

@@ -8,7 +8,7 @@ __all__ = ['SOURCES', 'CaptionPolicy', 'VARIANTS', 'PRESETS', 'ROBERTA', 'VICUNA
            'from_plain', 'override', 'Recipe', 'find_recipe', 'apply_recipe', 'plain', 'content_hash', 'file_hash',
            'atomic', 'disk_full', 'write_json', 'read_json', 'device', 'keep_freed_memory', 'precision', 'autocast',
            'code_revision', 'machine', 'cores', 'write_manifest', 'read_manifest', 'up_to_date', 'stage', 'spare',
-           'sealed', 'say', 'differences', 'claim', 'run_settings', 'cache_dir', 'Progress']
+           'release', 'sealed', 'say', 'differences', 'claim', 'run_settings', 'cache_dir', 'Progress']
 
 # %% ../nbs/library/00_core.ipynb #39b8da53
 import builtins, contextlib, ctypes, errno, glob, hashlib, json, os, platform, shutil, subprocess, sys, time
@@ -531,6 +531,21 @@ def spare(folder):
     if folder.exists() and not read_manifest(folder) and any(folder.iterdir()):
         raise UserError(f"{folder} holds files that ccd did not make; "
                         "nothing was changed: choose another folder")
+
+def release(
+    made, # folder of a finished stage
+    folder, # for a copy that is kept
+    settings, # of all that came before it too
+    command: str, # that made it
+):
+    "Copy the outputs of a stage, sealed."
+    spare(folder)
+    m = read_manifest(made)
+    with atomic(folder) as tmp:
+        tmp.mkdir(parents=True)
+        for f in m["outputs"]: shutil.copy(Path(made) / f, tmp / f)
+        write_manifest(tmp, settings, m["inputs"], list(m["outputs"]), m["wall_seconds"],
+                       command=command)
 
 def sealed(folder) -> str: # hash of the outputs
     "The name of what a stage has made."

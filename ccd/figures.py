@@ -470,12 +470,15 @@ def intervention_examples(
     return fig
 
 # %% ../nbs/library/23_figures.ipynb #d2b75f38
-def _numbers(summary, categories): # rows of the figure or table: overall, each category, its subsets
+def _in_order(table, categories): # its macro numbers; their names: overall, each category, its subsets
     order = ["overall", *(n for c, leaves in categories.items() for n in (c, *leaves))]
-    t = summary[(summary.level == "subset") | (summary.convention == "macro")]
+    t = table[((table.level == "subset") | (table.convention == "macro")) & table.name.isin(order)]
+    return t, [n for n in order if n in set(t.name)]
+
+def _by_seed(summary, categories): # likewise; `shown` is what an encoder is called
+    t, rows = _in_order(summary, categories)
     many = t.seed.nunique() > 1
-    t = t.assign(shown=[f"{e} seed {s}" if s and many else e for e, s in zip(t.encoder, t.seed)])
-    return t[t.name.isin(order)], [n for n in order if n in set(t.name)]
+    return t.assign(shown=[f"{e} seed {s}" if s and many else e for e, s in zip(t.encoder, t.seed)]), rows
 
 def question_ladder(
     summary: pd.DataFrame, # from `ccd.vqa.summary`
@@ -486,12 +489,12 @@ def question_ladder(
     chance: float | None = 0.25,
 ):
     "Accuracy by category and subset, with 95 % intervals; a cross where a model was blind, a ring for the ceiling."
-    t, rows = _numbers(summary, categories)
+    t, rows = _by_seed(summary, categories)
     value = t.set_index(["shown", "name"])[["score", "lo", "hi"]]
     shown = [s for s in dict.fromkeys(t.shown) if t[t.shown == s].encoder.iloc[0] in names]
     fig = plt().figure(figsize=(6.2, 1.1 + (0.1 + 0.075 * len(shown)) * len(rows)))
-    label = {n: n for n in rows} | {l: f"   {l}" for ls in categories.values() for l in ls}
-    fig = _ladder(rows, shown, lambda n, r: value.loc[(n, r)], label, "right answers", fig=fig)
+    label = {l: f"   {l}" for ls in categories.values() for l in ls}
+    _ladder(rows, shown, lambda n, r: value.loc[(n, r)], label, "right answers", fig=fig)
     ax, y = fig.axes[0], np.arange(len(rows))[::-1]
     marks = [(ceiling, dict(marker="o", fc="none", ec="#222", s=34)),
              *((n + blind, dict(marker="x", c="#888", s=14, lw=0.9)) for n in shown if blind)]
@@ -513,7 +516,7 @@ def question_table(
     names, # encoders
 ) -> pd.DataFrame:
     "Categories and subsets down, encoders across, in percent with 95 % intervals."
-    t, rows = _numbers(summary[summary.encoder.isin(list(names))], categories)
+    t, rows = _by_seed(summary[summary.encoder.isin(list(names))], categories)
     t = t.assign(cell=[percent(*r) for r in t[["score", "lo", "hi"]].values])
     wide = t.pivot(index="name", columns="shown", values="cell").loc[rows, list(dict.fromkeys(t.shown))]
     first = t.drop_duplicates("name").set_index("name").loc[rows]
@@ -526,10 +529,9 @@ def gap_table(
     categories: dict,
 ) -> pd.DataFrame:
     "Categories and subsets down, pairs across: the difference in points, with its interval; a star where it is there."
-    order = ["overall", *(n for c, leaves in categories.items() for n in (c, *leaves))]
-    t = differences[(differences.level == "subset") | (differences.convention == "macro")]
+    t, rows = _in_order(differences, categories)
     cell = [f"{100 * d:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){'*' if p < 0.05 else ''}" if d == d else "–"
             for d, lo, hi, p in t[["difference", "lo", "hi", "p_holm"]].values]
     t = t.assign(pair=t.a + " − " + t.b, cell=cell)
     wide = t.pivot(index="name", columns="pair", values="cell")
-    return wide.loc[[n for n in order if n in wide.index], list(dict.fromkeys(t.pair))].rename_axis(index=None, columns=None)
+    return wide.loc[rows, list(dict.fromkeys(t.pair))].rename_axis(index=None, columns=None)

@@ -228,8 +228,7 @@ def vlm_stage(out, settings): # folder of its tables, or None
     if not settings.analysis.vlm: return None
     from ccd.asking import vlm
     from ccd.vlm import vlm_preset
-    page = vlm([f"ccd:{out / 'train' / f'{k}-0'}" for k in NAMES], settings, vlm_preset(settings.analysis.vlm),
-               out / "vlm", per_subset=settings.analysis.asked)
+    page = vlm([f"ccd:{out / 'train' / f'{k}-0'}" for k in NAMES], settings, vlm_preset(settings.analysis.vlm), out / "vlm")
     return page.parent / "tables"
 
 def pair_stage(out, settings, hashes):
