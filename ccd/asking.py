@@ -23,7 +23,7 @@ from . import questions as emojivmc, views
 from .accuracy import names_of, slug
 from .comparison import encoder_named, listed
 from .core import Settings, UserError, atomic, content_hash, plain, read_json, release, sealed, spare, stage, write_json
-from .emoji import drawings, font, words
+from .emoji import PALETTE, drawings, font, words
 from .encoders import parse
 from .objectives import OBJECTIVES, Objective
 from .parallel import average
@@ -49,7 +49,8 @@ def _classes(): # factor -> number of each of its values, and of each drawing
 def factor_sizes() -> dict: # factor -> classes, nothing among them
     "What is known of each patch of a picture of EmojiVMC."
     numbers, _, known = _classes()
-    return {f: len(n) + 1 for f, n in numbers.items()} | dict(word=len(known) + 1, left=27, right=27, number=10)
+    return {f: len(n) + 1 for f, n in numbers.items()} | dict(word=len(known) + 1, left=27, right=27, number=10,
+                                                         ground=len(PALETTE) + 1)
 
 # %% ../nbs/library/27_asking.ipynb #91bdc7bc
 def patch_factors(
@@ -75,6 +76,7 @@ def patch_factors(
             out[f][line(y0, y1)] = _letters(text, facts["font"], facts["px"], x0, x1, x)
     for n, (x0, y0, x1, y1) in facts.get("bars", ()):
         out["number"][np.ix_(line(y0, y1), edge + p > x0)] = n
+    out["ground"][:] = 1 + list(PALETTE).index(facts["ground_color"])
     return np.stack(list(out.values()))
 
 def _letters(text, name, px, x0, x1, x): # number of the letter at each x; 0 beside the word
@@ -244,7 +246,7 @@ def vlm(
     folders = {s: asked(s, settings, v, learnt, questions, benchmark, out) for s in every}
     def make(tmp):
         answers, named = answers_of(folders)
-        categories = emojivmc.CATEGORIES if benchmark == "EmojiVMC" else maps_of(answers).popitem()[1][0]
+        (categories, _), = maps_of(answers).values()
         answers.drop(columns=["options", "p_options"]).to_parquet(tmp / "answers.parquet")
         pd.Series(categories, name="subset").explode().rename_axis("category").to_csv(tmp / "categories.csv")
         for k, t in tables_of(answers, list(dict.fromkeys(n for n, _ in named.values())), categories, draws).items():

@@ -350,9 +350,10 @@ def ground(
     rng: np.random.Generator,
     size: int, # px
     kind: str | None = None, # plain, gradient, texture; drawn where None
+    color: str | None = None, # of the palette; drawn where None
 ) -> tuple[np.ndarray, dict]: # [size, size, 3] float in 0..255; facts
     "A coloured ground and the name of its colour."
-    color = rng.choice(list(PALETTE))
+    color = color or rng.choice(list(PALETTE))
     kind = kind or rng.choice(["plain", "gradient", "texture"], p=[0.5, 0.25, 0.25])
     base = np.clip(np.array(PALETTE[color]) + rng.uniform(-14, 14, 3), 0, 255)
     shade = np.clip(base + rng.choice([-1, 1]) * rng.uniform(18, 40), 0, 255)

@@ -88,9 +88,9 @@ def _smoke():
         tune=Stage(640, 32, 3e-3))
 
 def _emoji_small():
-    return VlmSettings("emoji-small", width=128, depth=4, heads=4, questions=60_000,
+    return VlmSettings("emoji-small", width=128, depth=4, heads=4, questions=70_000,
         read=Stage(30_000, 64, 2e-3), align=Stage(20_000, 64, 1e-3),
-        tune=Stage(60_000, 64, 1e-3))
+        tune=Stage(70_000, 64, 1e-3))
 
 def _emoji():
     return VlmSettings("emoji", width=256, depth=8, heads=8, vocabulary=1024,

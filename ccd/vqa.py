@@ -32,6 +32,7 @@ from datasets import (Dataset, DatasetDict, Features, Image as ImageFeature, Lis
 from scipy import stats as st
 from .core import (UserError, atomic, cache_dir, content_hash, cores, say,
                       write_json)
+from .questions import CATEGORIES as EMOJIVMC
 from .stats import holm, paired_test, sign_flip, t_interval
 
 # %% ../nbs/library/20_vqa.ipynb #41ba1c3e
@@ -1258,7 +1259,7 @@ def maps_of(answers: pd.DataFrame) -> dict: # name -> (map, its answers)
     sixteen = {n for names in CAMBRIAN.values() for n in names}
     kind = answers.benchmark.map(lambda b: "Cambrian-1" if b in sixteen else b)
     own = lambda t: {b: sorted(set(s)) for b, s in t.groupby("benchmark").subset}
-    known = {"VMCBench": VMCBENCH, "Cambrian-1": CAMBRIAN}
+    known = {"VMCBench": VMCBENCH, "Cambrian-1": CAMBRIAN, "EmojiVMC": EMOJIVMC}
     return {k: (known.get(k) or own(t), t) for k, t in answers.groupby(kind, sort=False)}
 
 def report(

@@ -44,7 +44,7 @@ def test_clusters(test):
     rows = pd.DataFrame({c: test[c] for c in ("category", "cluster", "item_id", "answer", *"ABCD")})
     of = lambda c: rows[rows.category.isin(q.CATEGORIES[c])]
     assert (of("doc").cluster == of("doc").item_id).all()
-    assert all(r[r.answer] == r.cluster for _, r in of("ocr").iterrows())
+    assert all(r.cluster.startswith(r[r.answer]) for _, r in of("ocr").iterrows()) # a word, or its first letter
     families = set(emoji.drawings()[0].family)
     assert set(of("general").cluster) | set(of("reason").cluster) <= families
 
@@ -107,6 +107,14 @@ def test_the_category_is_of_the_thing_shown_alone(painted):
         assert [o for o in "ABCD" if row[o] == kind(shown)] == [row["answer"]]
         assert shown["concept"] not in q.NOT_PLAINLY
 
+def test_the_color_is_of_the_ground_alone(painted):
+    for i in ASK:
+        image, row, answer = painted.ask("color", i)
+        corners = image[[0, 0, -1, -1], [0, -1, 0, -1]]
+        bare = np.median(corners, 0)[None] # a drawing may reach into one corner
+        away = {c: np.abs(bare - np.array(emoji.PALETTE[c])).max() for c in (row[o] for o in "ABCD")}
+        assert min(away, key=away.get) == answer and away[answer] <= 15
+
 def test_as_many_things_as_the_answer_says(painted):
     for i in ASK:
         _, row, answer = painted.ask("count", i)
@@ -147,8 +155,9 @@ def test_the_word_is_written(painted, subset):
     for i in ASK:
         image, row, answer = painted.ask(subset, i)
         said, = painted.texts
-        assert said["text"] == answer and len(answer) <= 5
-        assert json.loads(row["facts"])["written"][0][1] == pytest.approx(said["box"], abs=3)
+        assert said["text"][:1 if subset == "initial" else None] == answer and len(said["text"]) <= 5
+        told = json.loads(row["facts"])
+        assert told["written"][0][1] == pytest.approx(said["box"], abs=max(3, told["px"] / 4)) # with the room beside a letter
         assert 0 <= min(said["box"]) and max(said["box"]) <= WORLD.size
 
 def test_close_words_are_close():
@@ -217,9 +226,10 @@ def test_kinds_do_not_overlap():
 def everything(rows): # axis -> what occurs in pictures or options
     f, concept = facts(rows), emoji.drawings()[0].drop_duplicates("name").set_index("name").family
     said = " ".join(t for c in ("question", *"ABCD") for t in rows[c])
+    read = {w for x in f for w in x.get("words", ())} | {x[0] for y in f for x in y.get("written", ())}
     return dict(style={x["style"] for x in f if "style" in x}, fonts={x["font"] for x in f if "font" in x},
                 families={y for x in f for y in x.get("families", ())}, ground={x["ground"] for x in f},
-                words={w for x in f for w in x.get("words", ())} | {x[0] for y in f for x in y.get("written", ()) if not x[0].isdigit()})
+                words={w for w in read if w[1:] and not w.isdigit()}) # no letters, no numbers
 
 def test_what_is_held_out_is_in_no_training_question(test, lessons):
     known = everything(lessons)
@@ -290,14 +300,11 @@ def test_the_readers_find_what_text_would_tell(test, how):
 
 @pytest.mark.parametrize("subset", q.SUBSETS)
 def test_the_right_option_is_drawn_after_the_options(subset, monkeypatch):
-    """The same stream asked for another answer offers the same options, in the same order.
-
-    Of `entry` one word alone is in the table: it moves to the place that is asked for, the others keep their order."""
+    "The same stream asked for another answer offers the same options, in the same order."
     s = q.SUBSETS[subset]
     m = q.materials("test", s.held_out, WORLD.held_out_style)
     for i in range(8):
         offered = [q.TASKS[s.task](np.random.default_rng(i), m, 64, k)[2] for k in range(4)]
-        if subset == "entry": offered = [[o[k], *o[:k], *o[k + 1:]] for k, o in enumerate(offered)]
         said = set(map(json.dumps, offered))
         assert len(said) == 1
 
