@@ -1,7 +1,8 @@
 """Run notebooks top to bottom and store their outputs; with --check, compare with the stored ones instead.
 
 Leading directives of a cell: `#| slow` is left out by `--skip slow` and keeps its outputs; `#| timing` runs,
-but its output may differ, as times do; `#| eval: false` never runs.
+but its output may differ, as times do; `#| eval: false` never runs. One execution says both whether a notebook
+passes, as `nbdev_test` does, and what it shows.
 """
 import argparse, base64, io, json, os, re, signal, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,21 +20,25 @@ def directives(cell): return set(re.findall(r"^#\|\s*([\w-]+)", join(cell["sourc
 # --- running, in a process of its own
 
 def run(path, skip):
-    "The notebook at `path`, executed and cleaned."
+    "The notebook at `path` with new outputs, run by nbdev's own test of a notebook."
     from execnb.nbio import read_nb
-    from execnb.shell import CaptureShell
+    from nbdev import test
     from nbdev.clean import clean_nb
     from nbdev.config import get_config
-    nb, root = read_nb(path), get_config().config_path
-    sys.path.insert(0, str(root)); os.chdir(path.parent)              # as nbdev_test does
-    shell = CaptureShell(path)
-    def passed_over(cell):
-        if cell.cell_type != "code" or directives(cell) & skip: return True
-        if re.search(r"^#\|\s*eval:\s*false", cell.source, re.M): return True
-        cell.outputs = []                                             # execnb keeps old outputs of a silent cell
-    try: shell.run_all(nb, exc_stop=True, preproc=passed_over)
-    except Exception: sys.exit(shell.prettytb(path)) if shell.exc else None; raise
-    for cell in nb.cells: store(cell)
+    nb, ran = read_nb(path), []
+    class Shell(test.CaptureShell):
+        def run_all(self, made, preproc, **kw):
+            def passed_over(cell):
+                if preproc(cell): return True
+                cell.outputs = []                                     # execnb keeps old outputs of a silent cell
+            ran.extend(made.cells)
+            super().run_all(made, preproc=passed_over, **kw)
+    test.CaptureShell = Shell
+    good, _ = test.test_nb(path, skip_flags=skip, basepath=get_config().config_path)
+    if not good: sys.exit(1)
+    for cell, done in zip(nb.cells, ran):
+        if cell.cell_type == "code": cell.outputs = done.outputs
+        store(cell)
     clean_nb(nb, clear_all=False)
     return nb
 
