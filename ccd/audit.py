@@ -16,9 +16,9 @@ from .core import (RECIPES, Settings, UserError, override, plain, preset,
 def augmentation(objective: str, control: dict, own: dict, dino: dict) -> str:
     "What the trained tower is shown, in words."
     area = lambda a: f"crops of {a[0]:g} to {a[1]:g} of the area"
-    light = objective != "dino" and own.get("views", "base") == "base"
+    light = "local_crops" not in own and own.get("views", "base") == "base"
     if light or own.get("views") == "light": return area(control["base_crop"])
-    local = dino["local_crops"] if objective == "dino" else 0
+    local = dino["local_crops"] if "local_crops" in own else 0
     return "; ".join([area(dino["global_scale"]),
         *([f"{local} more of {dino['local_scale'][0]:g} "
            f"to {dino['local_scale'][1]:g}"] if local else []),
@@ -33,7 +33,7 @@ def settings_sheet(run: dict) -> dict: # line -> text, from `ccd.core.run_settin
     "The effective settings of a run."
     c, own, objective = run["control"], run["own"], run["objective"]
     v = dict(c["vit"]); drop = v.pop("drop_path", 0.0)
-    dino = own if objective == "dino" else run.get("dino") or plain(Settings().dino)
+    dino = own if "local_crops" in own else run.get("dino") or plain(Settings().dino)
     return {"architecture": ", ".join(f"{k.replace('_', ' ')} {x}"
                                       for k, x in sorted(v.items())),
         "drop path": f"{drop:g}", "samples seen": f"{c['samples']:,}",

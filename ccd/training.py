@@ -99,16 +99,14 @@ class Trainer:
 
     def _pulled(self, cut, t, k):
         with torch.no_grad(), autocast(): parts = [self.net(x, t, "encode") for x in cut]
-        leaves, spec = join(parts)
+        leaves, spec, sizes = join(parts)
         with autocast(): loss, info = self.model.loss(tree_unflatten(leaves, spec), t)
         loss.backward()
         self._random(k)
-        at = 0
-        for x in cut:
-            pull = [l.grad if l.grad is None else l.grad / len(cut) if not l.ndim
-                    else l.grad[at:at + rows(x)] for l in leaves]
+        share = lambda g, n: [None] * len(cut) if g is None else g.split(n) if g.ndim else [g / len(cut)] * len(cut)
+        pulls = zip(*(share(l.grad, n) for l, n in zip(leaves, sizes)))
+        for x, pull in zip(cut, pulls):
             with self._synced(x is cut[-1]), autocast(): self.net(x, t, pull).backward()
-            at += rows(x)
         return loss.detach(), info
 
     def _synced(self, last): # gradients are exchanged once, after the last part
@@ -122,10 +120,11 @@ class Trainer:
 
 def rows(batch) -> int: return len(tree_flatten(batch)[0][0])
 
-def join(parts): # encodings of parts of a batch -> leaves that collect a gradient, structure
+def join(parts): # encodings of parts of a batch -> leaves that collect a gradient, structure, rows of each part
     flat, spec = [tree_flatten(e)[0] for e in parts], tree_flatten(parts[0])[1]
     leaves = [torch.cat(x) if x[0].ndim else x[0] for x in zip(*flat)]
-    return [x.detach().requires_grad_(x.is_floating_point()) for x in leaves], spec
+    sizes = [[len(y) for y in x] if x[0].ndim else None for x in zip(*flat)]
+    return [x.detach().requires_grad_(x.is_floating_point()) for x in leaves], spec, sizes
 
 def on_device(shown): # a batch where the model is, pixels in 0..1
     d = device()
@@ -368,7 +367,7 @@ class Diary:
         views, clock = self.trainer.views.seconds(), self.trainer.feed.clock
         self._write(step=done, waited=round(self.waited, 3), views=round(views, 3),
                     **{k: round(v, 3) for k, v in clock.items()})
-        if "teacher_entropy" in info: self._warn(diagnose(info, t))
+        if "teacher_entropy" in info: self._warn(diagnose(info, t, getattr(model, "own", "dino")))
         passed = time.time() - self.begun
         if passed > 60: self._warn(hunger(passed, self.waited, views, clock, self.trainer.settings.run.workers))
 
