@@ -67,6 +67,8 @@ def run_sheet(
         **({"language model": ", ".join(f["language"])}
            if f.get("language") else {}),
         "precision": f["precision"], **settings_sheet(m["settings"]),
+        **({"started from": "{run}, {samples:,} samples at {image_size} px".format(**s)}
+           if (s := m["settings"].get("start")) else {}),
         "weights evaluated": f["evaluated_weights"],
         "views per sample, student": str(f["views"]["student"]),
         "views per sample, teacher": str(f["views"]["teacher"]),
@@ -117,6 +119,12 @@ def published() -> dict: # name -> Published
             preset("dino-vit-s16"), ("base crop, area",),
             (("peak learning rate", "0.001 (0.0005 x batch / 256)"), ("precision", "fp16"),
              ("weights evaluated", "teacher (moving average)"), *views(10, 2))),
+        "dinov2": Published(
+            "DINOv2 ViT-g/14, vitg14.yaml and ssl_default_config.yaml", "github.com/facebookresearch/dinov2", "dinov2",
+            override(preset("web-ssl-1b"), **{"control.warmup": 80 / 500}), ("base crop, area",),
+            (("samples seen", "625,000 steps"), ("batch", "12 on each GPU"),
+             ("peak learning rate", "0.0002 x sqrt(batch / 1024)"), ("gradient clip", "3, backbone and heads each"),
+             ("precision", "fp16"), ("weights evaluated", "teacher (moving average)"), *views(10, 2))),
         "paper:clip": Published("CLIP of the paper", PAPER, "clip", paper, UNSAID, views(1, 0)),
         "paper:dino": Published("DINO of the paper", PAPER, "dino", paper, UNSAID)}
 

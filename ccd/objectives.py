@@ -351,7 +351,7 @@ class DinoObjective(Objective):
 
     def encoder_state(self): return self.teacher_vision.state_dict()
 
-# %% ../nbs/library/07_objectives.ipynb #da796b23
+# %% ../nbs/library/07_objectives.ipynb #be0d4910
 def sinkhorn(
     x: Tensor, # [n, K] cosines of a teacher, of this process
     temp: float,
@@ -365,7 +365,7 @@ def sinkhorn(
         q = q / q.sum(1, keepdim=True).clamp(min=1e-30)
     return q
 
-# %% ../nbs/library/07_objectives.ipynb #f5c6582b
+# %% ../nbs/library/07_objectives.ipynb #cfe88d74
 def patch_loss(
     p: Tensor, # [m, K] what the teacher says of the hidden patches
     log_q: Tensor, # [m, K] what the student says of their places
@@ -375,11 +375,13 @@ def patch_loss(
     "Cross-entropy over hidden patches, crops alike. Source: Zhou et al. (2022), eq. 2."
     return -((p * log_q).sum(-1) * share).sum() / crops
 
-# %% ../nbs/library/07_objectives.ipynb #af2318e2
+# %% ../nbs/library/07_objectives.ipynb #d0e6d875
 def koleo(
     x: Tensor, # [b, d] class tokens, of this process
 ) -> Tensor:
-    "Minus the mean log distance to the nearest. Source: Sablayrolles et al. (2019), eq. 2."
+    """Minus the mean log distance to the nearest.
+
+    Source: Sablayrolles et al. (2019); Oquab et al. (2024), section 4."""
     u = F.normalize(x, dim=-1)
     every = gather(u)
     with torch.no_grad():
@@ -389,7 +391,7 @@ def koleo(
         near = dots.argmax(1)
     return -((u - every[near]).norm(dim=1) + 1e-8).log().mean()
 
-# %% ../nbs/library/07_objectives.ipynb #453d61a5
+# %% ../nbs/library/07_objectives.ipynb #ffe9da3c
 class Dinov2Objective(DinoObjective):
     "DINO, the same on hidden patches, and pictures that keep their distance."
     name, own, couples = "DINOv2", "dinov2", True
@@ -473,7 +475,7 @@ class Dinov2Objective(DinoObjective):
     def pairs(self):
         return super().pairs() + ([] if self.d.shared_head else [self.heads()[::-1]])
 
-# %% ../nbs/library/07_objectives.ipynb #cce4b1c0
+# %% ../nbs/library/07_objectives.ipynb #38ff4eb2
 def to_patches(x: Tensor, size: int) -> Tensor: # [B, 3, S, S] -> [B, N, size * size * 3]
     "Pictures as rows of pixels, patch by patch."
     x = x.unfold(2, size, size).unfold(3, size, size) # [B, 3, rows, columns, size, size]
@@ -517,7 +519,7 @@ class MaeObjective(Objective):
 
     def encode(self, batch, t):
         hidden, size = batch["hidden"], self.control.vit.patch_size
-        n = hidden.shape[1] - min(max(round(self.m.mask_ratio * hidden.shape[1]), 1), hidden.shape[1] - 1)
+        n = hidden.shape[1] - views.how_many(hidden.shape[1], self.m.mask_ratio)
         order = hidden.int().argsort(dim=1, stable=True)[..., None] # the visible first
         h = patch_tokens(self.vision, batch["image"])
         seen = h[:, 1:].take_along_dim(order[:, :n], 1)

@@ -39,7 +39,8 @@ def _feed_forward(vit): # SwiGLU: as many weights as an MLP of 4 x width, rounde
     if vit.ffn == "mlp": return {}
     from timm.layers import SwiGLUPacked
     hidden = (4 * vit.width * 2 // 3 + 7) // 8 * 8
-    return dict(mlp_layer=SwiGLUPacked, mlp_ratio=(2 * hidden + 0.5) / vit.width)
+    return dict(mlp_layer=SwiGLUPacked, mlp_ratio=(2 * hidden + 0.5) / vit.width,
+                act_layer=nn.SiLU)
 
 def weights_hash(model: nn.Module) -> str: # 16 hex digits
     "A name for the exact weights."
@@ -51,7 +52,7 @@ def weights_hash(model: nn.Module) -> str: # 16 hex digits
                  if v.ndim else k.encode() + str(v.item()).encode())
     return h.hexdigest()[:16]
 
-# %% ../nbs/library/05_towers.ipynb #50fb6533
+# %% ../nbs/library/05_towers.ipynb #af5a6718
 def patch_tokens(
     net: nn.Module, # from `build_vit`
     x: Tensor, # [B, 3, H, W]
@@ -68,7 +69,7 @@ def through(net: nn.Module, tokens: Tensor) -> Tensor: # [B, n, width]
     for b in net.blocks: tokens = b(tokens)
     return net.norm(tokens)
 
-# %% ../nbs/library/05_towers.ipynb #65a6a4c3
+# %% ../nbs/library/05_towers.ipynb #62d20c98
 def resize_positions(
     positions: Tensor, # [1, prefix + n * n, width]
     side: int, # patches along a side, wanted

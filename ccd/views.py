@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GREY', 'philox', 'uniform', 'resize_matrix', 'crop', 'random_box', 'color_map', 'recolor', 'blur', 'solarize',
            'to_float', 'normalize', 'base_view', 'plain_view', 'dino_view', 'alternating_view', 'to', 'first_n',
-           'random_mask', 'block_mask']
+           'how_many', 'random_mask', 'block_mask']
 
 # %% ../nbs/library/03_views.ipynb #4e6231d0
 import math
@@ -226,10 +226,13 @@ def to(device, x): # a tensor, or a dict of them
     return ({k: v.to(device) for k, v in x.items()} if isinstance(x, dict)
             else x.to(device))
 
-# %% ../nbs/library/03_views.ipynb #ef638f2d
+# %% ../nbs/library/03_views.ipynb #8e27f44a
 def first_n(order: Tensor, n: Tensor) -> Tensor: # [B, N] bool
     "Where a row is among its `n` smallest."
     return order.argsort(1).argsort(1) < n[:, None]
+
+def how_many(patches: int, ratio: float) -> int: # at least one is hidden, one is not
+    return min(max(round(ratio * patches), 1), patches - 1)
 
 def random_mask(
     seed: int,
@@ -238,7 +241,7 @@ def random_mask(
     ratio: float, # share that is hidden
 ) -> Tensor: # [B, N] bool, True: hidden
     "Hidden patches anywhere, equally many in each picture (He et al., 2022)."
-    n = torch.full_like(sample, min(max(round(ratio * patches), 1), patches - 1))
+    n = torch.full_like(sample, how_many(patches, ratio))
     return first_n(uniform(seed, sample, 255, patches), n)
 
 def block_mask(

@@ -2,17 +2,19 @@
 import math
 from pathlib import Path
 import pytest, torch
+from safetensors.torch import load_file
 import torch.nn.functional as F
 from ccd import views
-from ccd.core import Dinov2, UserError, ViT, apply_recipe, content_hash, override, plain, preset, read_json, run_settings
-from ccd.objectives import Dinov2Objective, MaeObjective, build, koleo, mae_loss, patch_loss, sinkhorn, to_patches
+from ccd.audit import audit
+from ccd.core import PRESETS, WEB_SSL, Dinov2, UserError, ViT, apply_recipe, content_hash, override, plain, preset, read_json, run_settings
+from ccd.objectives import build, koleo, mae_loss, patch_loss, sinkhorn, to_patches
 from ccd.sources import Shown
-from ccd.towers import build_vit, patch_tokens, resize_positions, through
+from ccd.towers import build_vit, patch_tokens, resize_positions, through, weights_hash
 from ccd.training import Trainer, metrics, on_device, train
 from conftest import STEPS, outputs
 
 RESULTS = Path(__file__).parents[1] / "results"
-SHORT = {"control.samples": 320, "control.batch_size": 8, "control.warmup": 0.0}
+SHORT = {"control.batch_size": 8, "control.samples": 320, "control.warmup": 0.0}
 
 @pytest.fixture(autouse=True)
 def fp32(monkeypatch): monkeypatch.setenv("CCD_PRECISION", "fp32")
@@ -39,7 +41,7 @@ def test_sinkhorn_gives_each_picture_one_answer_and_each_prototype_its_share():
 @pytest.mark.parametrize("steps", [1, 3])
 def test_sinkhorn_is_that_of_swav(steps):
     x = F.normalize(double(10, 7), dim=1)
-    q = torch.exp(x / 0.06).T # Caron et al. (2020), appendix A: prototypes by samples
+    q = torch.exp(x / 0.06).T # Caron et al. (2020): prototypes by samples
     q = q / q.sum()
     for _ in range(steps):
         for k in range(7): q[k] = q[k] / q[k].sum() / 7
@@ -256,6 +258,111 @@ def test_resume_is_bit_identical(corpus, tmp_path, recipe):
     with pytest.raises(Killed): train(recipe, s, corpus, tmp_path / "run", hook)
     train(recipe, s, corpus, tmp_path / "run")
     assert outputs(tmp_path / "run") == outputs(tmp_path / "whole")
+
+# --- networks
+
+PARAMETERS = {"300m": 0.304, "1b": 1.135, "2b": 2.084, "3b": 2.948, "5b": 4.938, "7b": 6.450} # billions, Web-SSL's checkpoints
+
+def by_hand(v): # the weights of a ViT with SwiGLU and LayerScale, one table after the other
+    d, h, n = v.width, (4 * v.width * 2 // 3 + 7) // 8 * 8, (v.image_size // v.patch_size)**2
+    block = (d * 3 * d + 3 * d) + (d * d + d) + (d * 2 * h + 2 * h) + (h * d + d) + 4 * d + 2 * d
+    return (3 * v.patch_size**2 * d + d) + d + (n + 1) * d + v.depth * block + 2 * d
+
+@pytest.mark.parametrize("name", WEB_SSL)
+def test_web_ssl_has_the_published_parameters(name):
+    v = WEB_SSL[name]
+    with torch.device("meta"): n = sum(p.numel() for p in build_vit(v).parameters())
+    assert n == by_hand(v) and round(n / 1e9, 3) == PARAMETERS[name]
+    ssl, clip = preset(f"web-ssl-{name}"), preset(f"web-clip-{name}")
+    assert ssl.control.vit == v and clip.control.vit == override(v, drop_path=0.0)
+    assert ssl.control.samples == clip.control.samples and (ssl.control.batch_size, clip.control.batch_size) == (3072, 32768)
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_train_both_kinds_of_self_supervision(name):
+    s = apply_recipe("dinov2", preset(name))
+    s.dinov2.check(s.control.vit), s.dino.check(s.control.vit)
+    assert s.dinov2.out_dim == (131072 if name.startswith("web-ssl") else s.dino.out_dim)
+    assert apply_recipe("dinov2", s) == s
+
+def test_swiglu_is_its_equation():
+    v = ViT(width=24, depth=1, heads=2, ffn="swiglu", layer_scale=0.5)
+    block = build_vit(v).double().blocks[0]
+    x, f = double(2, 5, 24), block.mlp
+    a, b = F.linear(x, f.fc1.weight, f.fc1.bias).chunk(2, -1)
+    assert a.shape[-1] == 64 # 4 x 24 x 2 / 3
+    close(f(x), F.linear(a * torch.sigmoid(a) * b, f.fc2.weight, f.fc2.bias))
+    close(block.ls1(x), 0.5 * x)
+    assert weights_hash(build_vit(ViT())) == weights_hash(build_vit(ViT(ffn="mlp", layer_scale=0.0)))
+    with pytest.raises(UserError, match="expected mlp or swiglu"): ViT(ffn="glu")
+
+RELEASED = [f"dino{n}-full2b-224" for n in ("300m", "1b", "2b", "3b", "5b")] + [f"dino7b-full8b-{n}" for n in (224, 378, 518)] + [
+    f"dino{n}-{data}2b-224" for n in ("2b", "3b") for data in ("light", "heavy")] + ["dino300m-light2b-224"] + [
+    f"mae{n}-full2b-224" for n in ("300m", "700m", "1b", "2b", "3b")] # its README, and its collection on the hub
+
+def test_every_release_of_web_ssl_has_a_name_and_its_ways_of_making_pixels():
+    from ccd.encoders import PUBLISHED
+    ours = {p.repo.removeprefix("facebook/webssl-"): p for k, p in PUBLISHED.items() if k.startswith("webssl:")}
+    assert sorted(ours) == sorted(RELEASED)
+    for name, p in ours.items():
+        size = int(name.rpartition("-")[2])
+        assert p.fits["squash"].squash and {f.size for f in p.fits.values()} == {size}
+        assert ("crop" in p.fits) == (size == 224) and p.network == ("ViTModel" if "mae" in name else "Dinov2Model")
+        assert size > 224 or (p.fits["crop"].shorter, p.fits["crop"].filter) == (256, "bicubic")
+
+# --- other image sizes
+
+@pytest.mark.parametrize("old, new", [(4, 6), (16, 27), (27, 37), (7, 3), (5, 5)])
+def test_positions_are_resized_as_timm_does(old, new):
+    from timm.layers import resample_abs_pos_embed
+    x = torch.randn(1, 1 + old * old, 8)
+    assert torch.equal(resize_positions(x, new), resample_abs_pos_embed(x, [new, new], [old, old]))
+    assert torch.equal(resize_positions(x, old), x) and torch.equal(resize_positions(x, new)[:, 0], x[:, 0])
+
+LARGER = {"control.vit.image_size": 72}
+
+@pytest.fixture(scope="module")
+def first_run(corpus, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("CCD_PRECISION", "fp32")
+        return train("dinov2", settings("dinov2", **{"control.samples": 16}), corpus, tmp_path_factory.mktemp("first") / "run")
+
+def test_a_run_begins_with_another_at_a_larger_size(corpus, first_run, tmp_path):
+    s = settings("dinov2", **LARGER, **{"control.samples": 16, "control.warmup": 0.5})
+    kept = load_file(max(first_run.glob("checkpoints/step-*")) / "model.safetensors")
+    t = Trainer("dinov2", s, corpus, origin=first_run)
+    own = dict([*t.model.named_parameters(), *t.model.named_buffers()])
+    assert own.keys() == kept.keys()
+    for k, x in own.items(): assert torch.equal(x, kept[k] if x.shape == kept[k].shape else resize_positions(kept[k], 6)), k
+    assert sum(x.shape != kept[k].shape for k, x in own.items()) == 2 # student's and teacher's places
+    run = train("dinov2", s, corpus, tmp_path / "run", origin=first_run)
+    m = read_json(run / "manifest.json")
+    assert m["settings"]["start"] == dict(run=read_json(first_run / "manifest.json")["outputs_hash"], samples=16, image_size=48)
+    assert "after 16 samples at 48 px" in read_json(run / "encoder.json")["training"]
+    sheet = audit(run, first_run).set_index("what")
+    assert not sheet.equal[["started from", "architecture", "first weights of the ViT"]].any()
+    train("dinov2", s, corpus, run, origin=first_run) # it is up to date
+    with pytest.raises(UserError, match="other settings.*start"): train("dinov2", s, corpus, run)
+
+@pytest.mark.parametrize("name, changes, said", [
+    ("dinov2", {"control.vit.width": 24}, "another network: width was 48, is now 24"),
+    ("dinov2", {"control.vit.ffn": "swiglu"}, "another network: ffn was mlp, is now swiglu"),
+    ("dinov2", {"dinov2.out_dim": 32}, r"other settings: center is 64 there, 32 here \(6 differ\)"),
+    ("dinov2", {"dinov2.shared_head": True}, "other settings: patch_head.mlp.0.bias is 64 there, missing here"),
+    ("dino", {}, "is a run of dinov2, and dino cannot start from it")])
+def test_a_run_of_something_else_is_no_beginning(corpus, first_run, tmp_path, name, changes, said):
+    with pytest.raises(UserError, match=said): train(name, settings("dinov2", **changes), corpus, tmp_path / "run", origin=first_run)
+    assert not (tmp_path / "run/settings.json").exists()
+
+def test_a_release_or_a_folder_is_no_beginning(corpus, tmp_path):
+    with pytest.raises(UserError, match="not a finished run"): train("dinov2", settings("dinov2"), corpus, tmp_path / "run", origin=tmp_path)
+    s = settings("clip", **{f"control.vit.{k}": v for k, v in plain(preset("mini").control.vit).items()})
+    with pytest.raises(UserError, match="a release brings the encoder alone"):
+        train("clip", s, corpus, tmp_path / "run", origin=RESULTS / "emoji-small/encoders/clip-0")
+
+def test_the_audit_knows_what_dinov2_publishes(first_run):
+    t = audit(first_run, "dinov2").set_index("what")
+    assert "ffn swiglu" in t.B["architecture"] and t.equal["weights evaluated"] and not t.equal["batch"]
+    assert t.B["warm-up"] == "16 % of training" and "8 more of 0.05 to 0.32" in t.B["augmentation"]
 
 # --- settings that came later
 
