@@ -16,9 +16,9 @@ from .core import (RECIPES, Settings, UserError, override, plain, preset,
 def augmentation(objective: str, control: dict, own: dict, dino: dict) -> str:
     "What the trained tower is shown, in words."
     area = lambda a: f"crops of {a[0]:g} to {a[1]:g} of the area"
-    light = objective != "dino" and own.get("views", "base") == "base"
+    light = "local_crops" not in own and own.get("views", "base") == "base"
     if light or own.get("views") == "light": return area(control["base_crop"])
-    local = dino["local_crops"] if objective == "dino" else 0
+    local = dino["local_crops"] if "local_crops" in own else 0
     return "; ".join([area(dino["global_scale"]),
         *([f"{local} more of {dino['local_scale'][0]:g} "
            f"to {dino['local_scale'][1]:g}"] if local else []),
@@ -33,7 +33,7 @@ def settings_sheet(run: dict) -> dict: # line -> text, from `ccd.core.run_settin
     "The effective settings of a run."
     c, own, objective = run["control"], run["own"], run["objective"]
     v = dict(c["vit"]); drop = v.pop("drop_path", 0.0)
-    dino = own if objective == "dino" else run.get("dino") or plain(Settings().dino)
+    dino = own if "local_crops" in own else run.get("dino") or plain(Settings().dino)
     return {"architecture": ", ".join(f"{k.replace('_', ' ')} {x}"
                                       for k, x in sorted(v.items())),
         "drop path": f"{drop:g}", "samples seen": f"{c['samples']:,}",
@@ -67,6 +67,8 @@ def run_sheet(
         **({"language model": ", ".join(f["language"])}
            if f.get("language") else {}),
         "precision": f["precision"], **settings_sheet(m["settings"]),
+        **({"started from": "{run}, {samples:,} samples at {image_size} px".format(**s)}
+           if (s := m["settings"].get("start")) else {}),
         "weights evaluated": f["evaluated_weights"],
         "views per sample, student": str(f["views"]["student"]),
         "views per sample, teacher": str(f["views"]["teacher"]),
@@ -117,6 +119,12 @@ def published() -> dict: # name -> Published
             preset("dino-vit-s16"), ("base crop, area",),
             (("peak learning rate", "0.001 (0.0005 x batch / 256)"), ("precision", "fp16"),
              ("weights evaluated", "teacher (moving average)"), *views(10, 2))),
+        "dinov2": Published(
+            "DINOv2 ViT-g/14, vitg14.yaml and ssl_default_config.yaml", "github.com/facebookresearch/dinov2", "dinov2",
+            override(preset("web-ssl-1b"), **{"control.warmup": 80 / 500}), ("base crop, area",),
+            (("samples seen", "625,000 steps"), ("batch", "12 on each GPU"),
+             ("peak learning rate", "0.0002 x sqrt(batch / 1024)"), ("gradient clip", "3, backbone and heads each"),
+             ("precision", "fp16"), ("weights evaluated", "teacher (moving average)"), *views(10, 2))),
         "paper:clip": Published("CLIP of the paper", PAPER, "clip", paper, UNSAID, views(1, 0)),
         "paper:dino": Published("DINO of the paper", PAPER, "dino", paper, UNSAID)}
 

@@ -44,10 +44,11 @@ def study(
     if results: publish(page.parent, results, settings, weights)
 
 def train(
-    recipe: Positional[str], # clip, dino, siglip, clip-roberta-4 …: one of `ccd.core.RECIPES`
+    recipe: Positional[str], # clip, dino, dinov2, mae, siglip, clip-roberta-4 …: one of `ccd.core.RECIPES`
     settings: AnySettings,
     out: str = "", # run folder; by default runs/PRESET/train/RECIPE-SEED
     compute_of: str = "", # as many samples as cost what this recipe costs at the preset
+    start: str = "", # a finished run to begin with, such as one at a smaller image size
 ):
     "Train one encoder, or go on where it was stopped; under torchrun, with many processes."
     from ccd import audit, parallel, sources, training
@@ -58,13 +59,13 @@ def train(
     if compute_of:
         other = override(preset(settings.preset), **{"control.samples": settings.control.samples})
         settings = audit.match_compute((recipe, settings), (compute_of, apply_recipe(compute_of, other)), opened.corpus)
-    run = training.train(r.objective, settings, opened.corpus, folder, title=r.title)
+    run = training.train(r.objective, settings, opened.corpus, folder, title=r.title, origin=start or None)
     if parallel.first():
         if len(opened.skipped): opened.skipped.to_csv(run / "skipped.csv", index=False)
         print(run)
 
 def audit(
-    run_a: Positional[str], # folder of a finished run, or open_clip, dino, paper:clip, paper:dino
+    run_a: Positional[str], # folder of a finished run, or open_clip, dino, dinov2, paper:clip, paper:dino
     run_b: Positional[str], # another
 ):
     "What two runs had in common, what differed, and what it cost."

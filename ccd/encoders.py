@@ -225,7 +225,7 @@ def random_vit(
 
 def _card(name, control, training, revision):
     v = control.vit
-    arch = f"ViT d{v.width} depth {v.depth} patch {v.patch_size}"
+    arch = f"ViT d{v.width} depth {v.depth} patch {v.patch_size}" + ", SwiGLU" * (v.ffn == "swiglu")
     return Card(name, arch, training, revision, size=v.image_size, mean=control.mean, std=control.std)
 
 def _placed(model, precision): return model.to(device(), DTYPES[precision]).eval().requires_grad_(False)

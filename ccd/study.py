@@ -10,7 +10,7 @@ __all__ = ['NAMES', 'CORPORA', 'LABELS', 'FACTORS', 'SMALL', 'runs', 'title', 'f
 
 # %% ../nbs/library/28_study.ipynb #889d8387
 import json, math, shutil, time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
 import pandas as pd
@@ -419,8 +419,8 @@ SMALL = ("probes/probes.csv", "probes/differences.csv", "probes/few_shot.csv", "
 def command_of(settings: Settings) -> str:
     "The command line that stands for these settings."
     from ccd.audit import flat
-    usual, said = flat(plain(preset(settings.preset))), lambda v: " ".join(map(str, v)) if isinstance(v, list) else str(v)
-    changed = {k: v for k, v in flat(plain(settings)).items() if v != usual[k] and not k.startswith("run.")}
+    usual, said = flat(asdict(preset(settings.preset))), lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)
+    changed = {k: v for k, v in flat(asdict(settings)).items() if v != usual.get(k) and not k.startswith("run.")}
     return " ".join(["ccd study", f"--preset {settings.preset}",
                      *(f"--{k.replace('_', '-')} {said(v)}" for k, v in changed.items())])
 

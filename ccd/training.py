@@ -6,23 +6,24 @@
 __all__ = ['LOG_EVERY', 'HEALTH_EVERY', 'make_optimizer', 'cosine', 'learning_rate', 'clip_gradients', 'Trainer', 'rows', 'join',
            'on_device', 'state_of', 'restore', 'save_checkpoint', 'load_checkpoint', 'Log', 'flops_per_sample',
            'Stopwatch', 'hunger', 'train', 'Interrupt', 'run', 'finite', 'Diary', 'watched', 'estimate', 'finish',
-           'order_hash', 'seconds_spent', 'metrics']
+           'after', 'order_hash', 'seconds_spent', 'metrics', 'beginning', 'inherit']
 
 # %% ../nbs/library/08_training.ipynb #ee8aafbc
 import contextlib, hashlib, json, math, shutil, signal, threading, time, warnings
+from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
-from .core import (Control, Progress, Settings, UserError, atomic, autocast, claim, device,
-                      keep_freed_memory, plain, precision, read_json, run_settings, up_to_date,
-                      write_json, write_manifest)
+from .core import (Control, Progress, Settings, UserError, ViT, atomic, autocast, claim, device, differences,
+                      from_plain, keep_freed_memory, plain, precision, read_json, read_manifest, run_settings,
+                      up_to_date, write_json, write_manifest)
 from .objectives import build, diagnose
 from .parallel import (agreed, anyone, average, first, lost_contact, processes, rank, split_like,
                           spread, start, whole)
 from .sources import feed_for, fingerprint
-from .towers import LanguageTower, locked, stacks, weights_hash
+from .towers import LanguageTower, locked, resize_positions, stacks, weights_hash
 from .views import to_float
 
 # %% ../nbs/library/08_training.ipynb #fe735265
@@ -52,11 +53,12 @@ def clip_gradients(model, control: Control):
 # %% ../nbs/library/08_training.ipynb #97183f52
 class Trainer:
     "A model, its optimiser and its batches."
-    def __init__(self, objective: str, settings: Settings, corpus, folder=None):
+    def __init__(self, objective: str, settings: Settings, corpus, folder=None, origin=None):
         start()
         keep_freed_memory()
         self.settings, self.c, r = settings, settings.control, settings.run
         self.model = build(objective, settings)
+        if origin: inherit(self.model, origin)
         self.first_weights = weights_hash(self.model.vision)
         self.language = [weights_hash(m.net) for m in self.model.modules() if isinstance(m, LanguageTower)]
         self.feed = feed_for(corpus, self.c, settings.world.size, workers=r.workers, rank=rank(),
@@ -99,16 +101,14 @@ class Trainer:
 
     def _pulled(self, cut, t, k):
         with torch.no_grad(), autocast(): parts = [self.net(x, t, "encode") for x in cut]
-        leaves, spec = join(parts)
+        leaves, spec, sizes = join(parts)
         with autocast(): loss, info = self.model.loss(tree_unflatten(leaves, spec), t)
         loss.backward()
         self._random(k)
-        at = 0
-        for x in cut:
-            pull = [l.grad if l.grad is None else l.grad / len(cut) if not l.ndim
-                    else l.grad[at:at + rows(x)] for l in leaves]
+        share = lambda g, n: [None] * len(cut) if g is None else g.split(n) if g.ndim else [g / len(cut)] * len(cut)
+        pulls = zip(*(share(l.grad, n) for l, n in zip(leaves, sizes)))
+        for x, pull in zip(cut, pulls):
             with self._synced(x is cut[-1]), autocast(): self.net(x, t, pull).backward()
-            at += rows(x)
         return loss.detach(), info
 
     def _synced(self, last): # gradients are exchanged once, after the last part
@@ -122,10 +122,11 @@ class Trainer:
 
 def rows(batch) -> int: return len(tree_flatten(batch)[0][0])
 
-def join(parts): # encodings of parts of a batch -> leaves that collect a gradient, structure
+def join(parts): # encodings of parts of a batch -> leaves that collect a gradient, structure, rows of each part
     flat, spec = [tree_flatten(e)[0] for e in parts], tree_flatten(parts[0])[1]
     leaves = [torch.cat(x) if x[0].ndim else x[0] for x in zip(*flat)]
-    return [x.detach().requires_grad_(x.is_floating_point()) for x in leaves], spec
+    sizes = [[len(y) for y in x] if x[0].ndim else None for x in zip(*flat)]
+    return [x.detach().requires_grad_(x.is_floating_point()) for x in leaves], spec, sizes
 
 def on_device(shown): # a batch where the model is, pixels in 0..1
     d = device()
@@ -272,16 +273,18 @@ def train(
     folder, # run folder
     on_step=None, # called with (step, model) after each step
     title: str = "", # of the encoder; by default the objective's name
+    origin=None, # folder of a finished run whose weights it begins with
 ) -> Path: # the run folder
     """Train an encoder, or go on where an earlier call was stopped.
 
     Raises `UserError` where the folder holds a run with other settings."""
     folder = Path(folder)
     wanted = run_settings(objective, settings)
+    if origin: wanted["start"] = beginning(origin, objective, settings)
     inputs = dict(corpus=fingerprint(corpus))
     if up_to_date(folder, wanted, inputs): return folder
     claim(folder, dict(settings=wanted, inputs=inputs), write=False)
-    trainer = Trainer(objective, settings, corpus, folder) # raises where a batch cannot be made
+    trainer = Trainer(objective, settings, corpus, folder, origin) # raises where a batch cannot be made
     if first(): claim(folder, dict(settings=wanted, inputs=inputs))
     done = agreed(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")
     try: run(trainer, folder, done, on_step)
@@ -368,7 +371,7 @@ class Diary:
         views, clock = self.trainer.views.seconds(), self.trainer.feed.clock
         self._write(step=done, waited=round(self.waited, 3), views=round(views, 3),
                     **{k: round(v, 3) for k, v in clock.items()})
-        if "teacher_entropy" in info: self._warn(diagnose(info, t))
+        if "teacher_entropy" in info: self._warn(diagnose(info, t, getattr(model, "own", "dino")))
         passed = time.time() - self.begun
         if passed > 60: self._warn(hunger(passed, self.waited, views, clock, self.trainer.settings.run.workers))
 
@@ -413,7 +416,7 @@ def finish(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title: st
     with atomic(folder / "encoder.safetensors") as tmp: save_file(weights, tmp)
     samples = c.steps * c.batch_size
     write_json(folder / "encoder.json", dict(name=title, control=plain(c),
-        training=f"{title}, {samples:,} samples, seed {c.seed}"))
+        training=f"{title}, {samples:,} samples, seed {c.seed}" + after(wanted.get("start"))))
     facts = dict(objective=title, first_weights=trainer.first_weights, order=order_hash(feed, c), samples=samples,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad), faults=len(feed.faults.items),
         views=model.views_per_sample, flops_per_sample=trainer.flops, flops=trainer.flops * samples,
@@ -422,6 +425,10 @@ def finish(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title: st
     write_manifest(folder, wanted, inputs, ["encoder.safetensors", "encoder.json", "facts.json",
                    "metrics.jsonl"], seconds_spent(folder), facts=facts)
     return folder
+
+def after(start: dict | None) -> str: # of `beginning`
+    "In words, what a run began with."
+    return start and f", after {start['samples']:,} samples at {start['image_size']} px" or ""
 
 def order_hash(feed, c: Control) -> str: # 16 hex digits
     "A name for the order of samples."
@@ -443,3 +450,45 @@ def seconds_spent(folder) -> float:
 def metrics(folder) -> pd.DataFrame: # one row a logged step
     "The curves of a run."
     return pd.read_json(Path(folder) / "metrics.jsonl", lines=True)
+
+# %% ../nbs/library/08_training.ipynb #5431538e
+def beginning(
+    origin, # folder of a finished run
+    objective: str, # of the new run
+    settings: Settings, # of the new run
+) -> dict: # for its settings
+    "What a run begins with. Raises `UserError` where it cannot: all but the image size must be equal."
+    m = read_manifest(origin)
+    if not m or "facts" not in m:
+        raise UserError(f"{origin} is not a finished run, so nothing can start from it: "
+                        "expected a folder with manifest.json; train it first")
+    if m["settings"]["objective"] != objective:
+        raise UserError(f"{origin} is a run of {m['settings']['objective']}, and {objective} cannot start from it: "
+                        "name a run of the same objective")
+    old, new = (asdict(v) for v in (from_plain(ViT, m["settings"]["control"]["vit"]), settings.control.vit))
+    free = dict(image_size=0, drop_path=0)
+    apart = list(differences(old | free, new | free))
+    if apart:
+        raise UserError(f"{origin} is another network: {'; '.join(apart)}. Only the image size may differ: "
+                        "give the same --control.vit")
+    if not list(Path(origin).glob("checkpoints/step-*")):
+        raise UserError(f"{origin} holds no checkpoint, so no heads and no teacher: a release brings "
+                        "the encoder alone; train the run to start from it")
+    return dict(run=m["outputs_hash"], samples=m["facts"]["samples"], image_size=old["image_size"])
+
+@torch.no_grad()
+def inherit(model, origin):
+    "Take over the weights of a finished run; position embeddings are resized."
+    from safetensors.torch import load_file
+    theirs = load_file(max(Path(origin).glob("checkpoints/step-*")) / "model.safetensors")
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    for n, x in theirs.items():
+        if n.endswith("pos_embed") and n in own:
+            theirs[n] = resize_positions(x, math.isqrt(own[n].shape[1] - 1))
+    wanted = {n: own[n].shape for n in set(own) - locked(model)}
+    odd = sorted(n for n in set(theirs) | set(wanted) if n not in theirs or theirs[n].shape != wanted.get(n))
+    if odd:
+        shape = lambda x: "missing" if x is None else " x ".join(map(str, x)) or "a number"
+        raise UserError(f"{origin} has other settings: {odd[0]} is {shape(getattr(theirs.get(odd[0]), 'shape', None))} "
+                        f"there, {shape(wanted.get(odd[0]))} here ({len(odd)} differ); give the same options")
+    for n, x in theirs.items(): own[n].copy_(x)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GREY', 'philox', 'uniform', 'resize_matrix', 'crop', 'random_box', 'color_map', 'recolor', 'blur', 'solarize',
-           'to_float', 'normalize', 'base_view', 'plain_view', 'dino_view', 'alternating_view', 'to']
+           'to_float', 'normalize', 'base_view', 'plain_view', 'dino_view', 'alternating_view', 'to', 'first_n',
+           'how_many', 'random_mask', 'block_mask']
 
 # %% ../nbs/library/03_views.ipynb #4e6231d0
 import math
@@ -224,3 +225,50 @@ def to(device, x): # a tensor, or a dict of them
     "What a tower reads, on its device."
     return ({k: v.to(device) for k, v in x.items()} if isinstance(x, dict)
             else x.to(device))
+
+# %% ../nbs/library/03_views.ipynb #8e27f44a
+def first_n(order: Tensor, n: Tensor) -> Tensor: # [B, N] bool
+    "Where a row is among its `n` smallest."
+    return order.argsort(1).argsort(1) < n[:, None]
+
+def how_many(patches: int, ratio: float) -> int: # at least one is hidden, one is not
+    return min(max(round(ratio * patches), 1), patches - 1)
+
+def random_mask(
+    seed: int,
+    sample: Tensor, # [B] numbers of the samples
+    patches: int, # N
+    ratio: float, # share that is hidden
+) -> Tensor: # [B, N] bool, True: hidden
+    "Hidden patches anywhere, equally many in each picture (He et al., 2022)."
+    n = torch.full_like(sample, how_many(patches, ratio))
+    return first_n(uniform(seed, sample, 255, patches), n)
+
+def block_mask(
+    seed: int,
+    sample: Tensor, # [B] numbers of the samples
+    view: int, # of the sample
+    side: int, # patches along a side
+    probability: float, # of hiding anything
+    ratio: tuple[float, float], # share of the patches, least and most
+    blocks: int = 8, # rectangles drawn
+) -> Tensor: # [B, side * side] bool, True: hidden
+    "Hidden rectangles of 4 patches or more, aspects 0.3 to 3.3 (Bao et al., 2022, algorithm 1)."
+    N = side * side
+    u = uniform(seed, sample, 256 + view, 3 + 4 * blocks + N)
+    share = ratio[0] + (ratio[1] - ratio[0]) * u[:, 1]
+    n = (share * N).round().clamp(1, N)
+    area, aspect, x, y = u[:, 2:2 + 4 * blocks].view(-1, blocks, 4).unbind(2)
+    area = 4 + area * (n[:, None] - 4).clamp(min=0)
+    aspect = torch.exp((2 * aspect - 1) * math.log(0.3))
+    w, h = ((area * a).sqrt().round().clamp(1, side) for a in (aspect, 1 / aspect))
+    inside = lambda at, long: (at >= 0) & (at < long)
+    i, k = torch.arange(side, device=u.device), torch.arange(blocks, device=u.device)
+    column = inside(i - (x * (side - w + 1)).floor()[..., None], w[..., None])
+    row = inside(i - (y * (side - h + 1)).floor()[..., None], h[..., None])
+    covers = (row[..., None] & column[..., None, :]).flatten(2) # [B, blocks, N]
+    when = torch.where(covers, k[:, None], blocks).amin(1)
+    down = torch.arange(N, device=u.device) / N
+    cut = torch.where(u[:, 2 + 4 * blocks, None] < 0.5, down, down.flip(0)) # of the last one
+    within = torch.where(when < blocks, cut, u[:, -N:])
+    return first_n(when + within, torch.where(u[:, 0] < probability, n, 0))

@@ -19,9 +19,12 @@ def arms(llama): # name -> objective, what it changes, how it is spread
     frozen = {"clip.text.source": llama, "clip.text.unlocked": 0}
     minilm = {"clip.text.source": "minilm", "clip.text.unlocked": 2}
     average = {"clip.views": "dino", "clip.ema": 0.9}
+    centred = {"dinov2.centering": "mean", "dinov2.shared_head": True}
     return {o: (o, {}, SPREAD) for o in OBJECTIVES} | dict(
         lora=("clip", lora, [("ddp", 0), ("fsdp", 3)]), minilm=("clip", minilm, [("ddp", 3), ("fsdp", 0)]),
-        frozen=("clip", frozen, [("fsdp", 3)]), average=("clip", average, [("fsdp", 0)]))
+        frozen=("clip", frozen, [("fsdp", 3)]), average=("clip", average, [("fsdp", 0)]),
+        dinov2=("dinov2", {}, [("ddp", 0), ("fsdp", 3)]), centred=("dinov2", centred, [("ddp", 3), ("fsdp", 0)]),
+        mae=("mae", {}, [("ddp", 3), ("fsdp", 0)]))
 
 def gradients(objective, corpus, changes, sharding="ddp", micro=0, steps=2):
     "Loss, gradients, averages and buffers of the last of some steps, whole, by name."
