@@ -570,7 +570,8 @@ def _composed(world, split, index): # and what was laid where: row, size, x, y
     rng = np.random.Generator(
         np.random.Philox(key=[world.seed * 4 + _SPLIT[split], index]))
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    canvas, facts = _DRAW[kind](rng, stock(split, world.held_out_style, *_part(world, split)), world.size)
+    st = stock(split, world.held_out_style, *_part(world, split))
+    canvas, facts = _DRAW[kind](rng, st, world.size)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     placed = facts.pop("placed", [])
     return image, dict(item_id=f"scene-{split}-{index:07d}", kind=kind, split=split,

@@ -1,5 +1,5 @@
 "A grid holds each run once, under one control; what is measured is kept, and taken as done."
-import json, shlex, shutil, signal
+import math, shlex, shutil
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest
 from ccd import scaling as s
@@ -7,7 +7,6 @@ from ccd.audit import flat
 from ccd.cli import AnySettings, main, starting_point, train as train_command
 from ccd.core import RECIPES, UserError, World, override, plain, preset, read_json, run_settings, share_of, write_json
 from ccd.emoji import scene, stock
-from conftest import finish, signal_when, start, step_of
 
 EMOJI = s.GRIDS["emoji"]
 TINY = replace(s.GRIDS["smoke"], changes=s.GRIDS["smoke"].changes | {
@@ -147,16 +146,44 @@ def test_unknown_names_are_refused(capsys):
     with pytest.raises(SystemExit): main(["scale", "imagenet", "--dry"])
     assert "unknown grid" in capsys.readouterr().err
 
-def test_killed_while_it_trains_it_goes_on(tmp_path, cache):
-    command = ["scale", "smoke", "--only", "clip-w48-d1", "--out", tmp_path / "runs", "--results", tmp_path / "results"]
-    run = tmp_path / "runs" / "clip-w48-d1-n256-px48-s0"
-    code = signal_when(start(*command), lambda: (run / "timing.jsonl").exists(), signal.SIGTERM)[1]
-    assert code == 2 and step_of(run) and not (tmp_path / "results").exists()
-    done = step_of(run)
-    said, code = finish(start(*command))
-    assert code == 0, said
-    started = [t["started_at"] for t in map(json.loads, (run / "timing.jsonl").read_text().splitlines()) if "started_at" in t]
-    assert started == [0, done] and (tmp_path / "results" / run.name / "masks" / "measured.json").exists()
+class Killed(BaseException): pass
+
+def test_killed_it_loses_nothing_that_was_saved(results, tmp_path, monkeypatch):
+    from ccd.training import Trainer
+    run, steps, step, masks = s.runs(TINY)[0], [], Trainer.step, s.MEASURES["masks"]
+    def counted(self, k, shown):
+        steps.append(k)
+        if len(steps) == 20: raise Killed
+        return step(self, k, shown)
+    def killed(*_): raise Killed
+    monkeypatch.setattr(Trainer, "step", counted)
+    monkeypatch.setitem(s.MEASURES, "masks", replace(masks, of=killed))
+    again = lambda: s.scale(TINY, tmp_path / "runs", tmp_path / "results", run.name)
+    with pytest.raises(Killed): again() # in the twentieth step: a checkpoint is written after each
+    with pytest.raises(Killed): again() # in the second measure
+    assert steps == [*range(20), *range(19, 32)]
+    kept = (tmp_path / "results" / run.name / "probes" / "manifest.json").read_bytes()
+    monkeypatch.setitem(s.MEASURES, "masks", masks)
+    again()
+    assert len(steps) == 33 and (tmp_path / "results" / run.name / "probes" / "manifest.json").read_bytes() == kept
+    for k in s.MEASURES:
+        a, b = (read_json(x / run.name / k / "measured.json") for x in (tmp_path / "results", results))
+        assert a["metrics"] == b["metrics"] and a["run"]["encoder"] == b["run"]["encoder"]
+
+def test_a_field_that_is_newer_than_a_measurement_had_its_default(results, tmp_path):
+    some = shutil.copytree(results, tmp_path / "results")
+    run = s.runs(TINY)[0]
+    at = some / run.name / "probes" / "manifest.json"
+    m = read_json(at)
+    del m["settings"]["run"]["control"]["clip_each"], m["settings"]["run"]["own"]["ema"], m["settings"]["world"]["seed"]
+    write_json(at, m)
+    assert s.kept(some, run, "probes")
+    with pytest.raises(UserError, match="clip_each was False, is now True"):
+        s.kept(some, run._replace(settings=override(run.settings, **{"control.clip_each": True})), "probes")
+
+def test_many_processes_are_sent_to_the_commands(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="--commands torchrun"): s.scale(TINY, tmp_path)
 
 # --- commands
 
@@ -193,3 +220,156 @@ def test_slurm_gets_one_job_a_run():
     body = "\n".join(l for l in said.splitlines() if not l.startswith("eval")) + '\necho "${#runs[@]}"; echo "${runs[1]}"'
     lines = subprocess.run(["bash", "-c", body], capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines == ["3", s.commands("smoke", "torchrun", "runs/x").splitlines()[1]]
+
+# --- curves of which the truth is known
+
+def made_up(truth, seed_sd=0.004, sampling=0.01, rng=None, grid=EMOJI, only=lambda p: True, metrics=("category",)):
+    "A table as `read_results` makes it: truth plus what other seeds and other test items would change."
+    rng, rows = rng or np.random.default_rng(0), []
+    items = {m: rng.normal() for m in metrics} # the same test items for all
+    drawn = {m: rng.normal(size=s.DRAWS) for m in metrics}
+    for p in filter(only, s.points(grid)):
+        for m in metrics:
+            own = sampling * (0.6 * items[m] + 0.8 * rng.normal())
+            y = truth(p) + seed_sd * rng.normal() + own
+            rows.append(vars(p) | dict(metric=m, estimate=y, draws=y + sampling * (0.6 * drawn[m] + 0.8 * rng.normal(size=s.DRAWS)),
+                                       tests=1, clusters=1, parameters=p.size**2, flops=p.samples * p.size**2 * (3 if p.recipe == "dino" else 1)))
+    return pd.DataFrame(rows)
+
+C = EMOJI.centre
+by = lambda p, a: math.log2(getattr(p, a) / C[a])
+
+def one(t, axis, recipe="clip", stretch="last"):
+    return t[(t.axis == axis) & (t.recipe == recipe) & (t.stretch == stretch)].iloc[0]
+
+def test_growth_is_told_from_a_plateau_and_from_noise():
+    quiet = dict(seed_sd=0.0005, sampling=0.0005)
+    t = s.gains(made_up(lambda p: 0.5 + 0.04 * by(p, "samples") - 0.04 * by(p, "drawings"), **quiet), C)
+    assert one(t, "samples").plateau == "no, it grows" and one(t, "drawings").plateau == "no, it falls"
+    assert one(t, "size").plateau == "yes, it is level"
+    loud = s.gains(made_up(lambda p: 0.5, seed_sd=0.02, sampling=0.02), C)
+    assert one(loud, "samples").plateau == one(loud, "drawings").plateau == "cannot be told"
+    assert one(loud, "samples").shows > 5 * one(t, "samples").shows
+
+def test_a_gain_is_that_of_a_doubling():
+    t = s.gains(made_up(lambda p: 0.5 + 0.01 * 2 * by(p, "size") + 0.03 * by(p, "samples") - 0.02 * by(p, "pixels"), 0, 1e-9), C)
+    for stretch in ("whole", "last"): # a width twice as large has four times the parameters
+        assert one(t, "size", stretch=stretch).value == pytest.approx(0.01, abs=1e-6)
+        assert one(t, "samples", stretch=stretch).value == pytest.approx(0.03, abs=1e-6)
+    assert one(t, "pixels").value == pytest.approx(-0.02, abs=1e-6)
+    assert one(t, "samples").low == 20_480 and one(t, "samples", stretch="whole").low == 10_240
+
+def test_one_seed_says_so():
+    t = s.gains(made_up(lambda p: 0.5 + 0.04 * by(p, "samples"), only=lambda p: not p.seed, sampling=0.001), C)
+    r = one(t, "samples")
+    assert r.plateau == "no, it grows, by one seed" and not r.seeds_known and np.isnan(r.seed_lo)
+
+def last_step(gain, rng, seeds=0.01, sampling=0.01):
+    t = made_up(lambda p: 0.5 + gain * by(p, "samples"), seeds, sampling, rng, only=lambda p: p.recipe == "clip")
+    return s.contrast(s.on_axis(t, "samples", C, "clip", "category")[-2:], [-1, 1], s.spreads(t)).row()
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    hits, rng, gain = [], np.random.default_rng(1), 0.02
+    for _ in range(150):
+        r = last_step(gain, rng)
+        hits.append((r["all_lo"] <= gain <= r["all_hi"], r["lo"] <= gain <= r["hi"]))
+    both, sampling = np.mean(hits, 0)
+    assert 0.89 < both < 0.995 and sampling < both - 0.1 # without the seeds an interval promises too much
+
+def test_what_could_be_shown_is_shown_four_times_in_five():
+    rng = np.random.default_rng(2)
+    shows = float(np.median([s.could_show(last_step(0.0, rng)) for _ in range(30)]))
+    assert 0.68 < np.mean([last_step(shows, rng)["all_lo"] > 0 for _ in range(120)]) < 0.92
+
+def test_seeds_are_pooled_over_places():
+    t = made_up(lambda p: 0.5, seed_sd=0.05, sampling=1e-9)
+    for (recipe, _), (v, df) in s.spreads(t).items():
+        runs = t[t.recipe == recipe].groupby(list(s.AXES)).estimate.agg(["var", "size"])
+        twice = runs[runs["size"] > 1]
+        assert df == (5 if recipe in EMOJI.recipes else 0) and (df == 0 or v == pytest.approx(twice["var"].mean()))
+
+def test_shared_test_items_cancel():
+    t = made_up(lambda p: 0.5, seed_sd=0, sampling=0.01)
+    cells = s.on_axis(t, "samples", C, "clip", "category")
+    low, high, apart = (np.std(s.contrast(c, w, s.spreads(t)).draws) for c, w in (([cells[0]], [1]), ([cells[-1]], [1]), ([cells[0], cells[-1]], [1, -1])))
+    assert apart < 0.85 * math.hypot(low, high) # as if they had been asked other items
+
+def test_dino_catches_up_where_it_does():
+    quiet = dict(seed_sd=0.001, sampling=0.001)
+    truth = lambda p: 0.5 + (0.02 * by(p, "samples") if p.recipe == "dino" else 0.03 * by(p, "drawings") if p.recipe == "clip" else 0)
+    each, trend = s.leads(made_up(truth, **quiet), C)
+    said = trend.set_index("axis").verdict
+    assert said["samples"] == "DINO gains on it" and said["drawings"] == "CLIP pulls away"
+    assert trend.set_index("axis").value["samples"] == pytest.approx(-0.02, abs=0.003)
+    centre = each[(each.axis == "samples") & (each["at"] == C["samples"])]
+    assert abs(centre.value.iloc[0]) < 0.005
+    assert set(s.leads(made_up(lambda p: 0.5, 0.02, 0.02), C)[1].verdict) == {"cannot be told"}
+
+def test_fits_want_more_points_than_parameters():
+    x = 2.0 ** np.arange(7)
+    line, power = 0.3 + 0.05 * np.log2(x), 0.9 - 0.4 * x**-0.5
+    near = lambda y: y + 1e-5 * np.random.default_rng(0).normal(size=(100, len(y)))
+    for n in range(2, 8):
+        t = s.fits(x[:n], line[:n], near(line[:n]))
+        assert set(t.curve) == ({"line"} if n > 3 else set()) | ({"power law"} if n > 4 else set())
+    assert s.fits(x, line, near(line)).value[0] == pytest.approx(0.05, abs=1e-3)
+    t = s.fits(x, power, near(power)).set_index("quantity")
+    assert t.value["plateau"] == pytest.approx(0.9, abs=0.01) and t.value["exponent"] == pytest.approx(0.5, rel=0.1) and t.found.all()
+    assert not s.fits(x, line, line + 0.002 * np.random.default_rng(0).normal(size=(100, 7))).set_index("quantity").found["plateau"]
+
+def test_the_best_within_a_budget():
+    t = s.at_compute(made_up(lambda p: 0.5 + 0.05 * by(p, "samples"), 0, 1e-9))
+    for _, g in t.groupby("recipe"):
+        best = g[g.best]
+        assert best.value.is_monotonic_increasing and all(r.value >= g[g.flops <= r.flops].value.max() for r in best.itertuples())
+
+@pytest.mark.parametrize("only", [lambda p: p.recipe == "clip", lambda p: p.name.endswith("s0"), lambda p: s._turn(EMOJI, p) == 0,
+                                  lambda p: p.recipe == "dino" and p.samples < 40_960])
+def test_any_part_of_a_grid_will_do(only):
+    t = made_up(lambda p: 0.5 + 0.01 * by(p, "size"), only=only)
+    gains, curves, (each, trend) = s.gains(t, C), s.curves(t, C), s.leads(t, C)
+    assert len(s.at_compute(t)) == len(t.groupby(["recipe", *s.AXES])) and len(each) >= len(trend)
+    for r in (gains.itertuples() if len(gains) else ()): assert r.low < r.high
+
+# --- what is there
+
+def test_results_are_read_with_what_is_missing(results, tmp_path):
+    m = s.found(TINY, results)
+    assert m.done == 3 and not m.missing and set(m.table.metric) == {*s.PROBED.values(), "masks"}
+    assert set(m.curves.axis) == {"drawings"} and (m.curves["at"].unique() == [0.5, 1.0]).all() and "machine" not in m.table
+    assert s.made(results).endswith(")")
+    none = s.found(TINY, tmp_path / "nothing")
+    assert none.done == 0 and len(none.missing) == 3 and not len(none.curves) and s.made(tmp_path / "nothing") == ""
+    with pytest.raises(UserError, match="no measurements in"): s.read_results(tmp_path)
+
+def test_runs_of_another_grid_are_left_out(results):
+    m = s.found(replace(TINY, recipes=("dino",), also=()), results)
+    assert set(m.table.recipe) == {"dino"} and len(m.missing) == 1
+
+# --- published
+
+def test_published_curves_are_the_tables():
+    from ccd.published import data
+    c = s.published_curves()
+    a = c[c["quantity"] == "average"].set_index(["axis", "name", "x"])
+    assert a.value["size", "CLIP", 6.450] == pytest.approx(52.97, abs=0.02) and a.value["samples", "Web-DINO", 1.0] == pytest.approx(51.02, abs=0.02)
+    assert a.value["samples", "Web-DINO", 2.0] == a.value["size", "Web-DINO", 6.450] and a.value["samples", "Web-DINO", 8.0] == a.value["pixels", "Web-DINO", 224.0]
+    assert len(a) == sum((data("webssl_vqa").table == t).sum() for t in (6, 8, 10, 11, 12, 15)) and (c.groupby(["axis", "name", "quantity"]).x.is_monotonic_increasing).all()
+    assert c.se.between(0.3, 1.5).all()
+
+def test_published_verdicts():
+    g = s.published_gains().set_index(["axis", "name", "quantity", "stretch"])
+    at = lambda *k: g.loc[k]
+    assert at("size", "Web-DINO", "average", "whole").plateau.startswith("no, it grows") and at("samples", "Web-DINO", "OCR & Chart", "last").plateau.startswith("no, it grows")
+    assert at("size", "CLIP", "average", "last").plateau == "cannot be told" and at("size", "CLIP", "average", "last").tie.startswith("tie")
+    assert at("size", "Web-DINO", "average", "whole").difference == pytest.approx(4.86, abs=0.02)
+    assert at("size", "Web-DINO", "average", "whole").gain == pytest.approx(4.86 / math.log2(6.45 / 1.135), abs=0.02)
+    assert at("samples", "Web-DINO", "average", "last").tie.startswith("tie")
+
+def test_what_the_average_hides():
+    c = s.published_costs().set_index("quantity")
+    assert c.low["ADE20K"] == 49.08 and c.high["ADE20K"] == 42.14 and not c.better["ADE20K"] and not c.better["NYUd_lin1"] and c.better["average"]
+    assert c.verdict["ADE20K"] == "its error is not known" and c.verdict["average"] == "real"
+    o = s.over_blind().set_index("model")
+    assert o.over.min() == 0 and o.index[0] == "I-JEPA H 224" and o.over["CLIP 7B"] > o.over["Web-DINO 7B"] > o.over["Web-DINO 1B"] > 0
+    with pytest.raises(UserError, match="no published curve"): s.published_fits("SigLIP")
