@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'CaptionPolicy', 'VARIANTS', 'PRESETS', 'WEB_SSL', 'ROBERTA', 'VICUNA', 'RECIPES', 'UserError', 'later',
-           'ViT', 'check_size', 'World', 'Control', 'Text', 'Clip', 'Siglip', 'Supervised', 'Dino', 'Dinov2', 'Mae',
-           'Analysis', 'Run', 'Settings', 'preset', 'from_plain', 'override', 'Recipe', 'find_recipe', 'apply_recipe',
-           'plain', 'content_hash', 'file_hash', 'atomic', 'disk_full', 'write_json', 'read_json', 'device',
-           'keep_freed_memory', 'precision', 'autocast', 'code_revision', 'machine', 'cores', 'write_manifest',
-           'read_manifest', 'up_to_date', 'stage', 'spare', 'release', 'sealed', 'say', 'differences', 'claim',
-           'run_settings', 'cache_dir', 'Progress']
+           'ViT', 'check_size', 'World', 'share_of', 'Control', 'Text', 'Clip', 'Siglip', 'Supervised', 'Dino',
+           'Dinov2', 'Mae', 'Analysis', 'Run', 'Settings', 'preset', 'from_plain', 'override', 'Recipe', 'find_recipe',
+           'apply_recipe', 'plain', 'content_hash', 'file_hash', 'atomic', 'disk_full', 'write_json', 'read_json',
+           'device', 'keep_freed_memory', 'precision', 'autocast', 'code_revision', 'machine', 'cores',
+           'write_manifest', 'read_manifest', 'up_to_date', 'stage', 'spare', 'release', 'sealed', 'say', 'differences',
+           'claim', 'run_settings', 'cache_dir', 'Progress']
 
 # %% ../nbs/library/00_core.ipynb #39b8da53
 import builtins, contextlib, ctypes, errno, glob, hashlib, json, os, platform, shutil, subprocess, sys, time
@@ -68,7 +68,7 @@ CaptionPolicy = Literal["name", "name+category", "name+ground", "name+style", "s
 @dataclass(frozen=True)
 class World:
     "The images and captions an experiment trains and tests on."
-    source: str = "emoji" # emoji, or `folder:`, `shards:`, `hf:`, `stream:` and a name
+    source: str = "emoji" # emoji, emoji:SHARE, or `folder:`, `shards:`, `hf:`, `stream:` and a name
     scenes: int = 40_000 # training scenes composed from the drawings
     test_scenes: int = 4_000 # scenes of held-out concept families
     size: int = 64 # side of a scene, px
@@ -81,9 +81,23 @@ class World:
         if self.source.partition(":")[0] not in SOURCES:
             raise UserError(f"unknown world {self.source!r}: expected `emoji`, "
                             "`folder:PATH`, `shards:PATH`, `hf:NAME` or `stream:NAME`")
+        share_of(self.source)
         if self.scenes < 1 or self.test_scenes < 1:
             raise UserError("a world needs at least one training and one test scene; "
                             f"got {self.scenes} and {self.test_scenes}")
+
+def share_of(
+    source: str, # of a world, such as `emoji`, `emoji:0.25` or `emoji:0.25:SEED`
+) -> tuple[float, int]: # share of the training drawings in 0..1; seed of their order
+    "How much of the drawings a world is composed from. Raises `UserError` for what is no share."
+    kind, *said = source.split(":")
+    if kind != "emoji" or not said: return 1.0, 0
+    try: share, seed = float(said[0]), int(said[1]) if said[1:] else 0
+    except ValueError: share, seed = 0.0, 0
+    if len(said) > 2 or not 0 < share <= 1 or seed < 0:
+        raise UserError(f"unknown world {source!r}: expected `emoji:SHARE` or `emoji:SHARE:SEED`, "
+                        "a share of the training drawings above 0 and up to 1, such as emoji:0.25")
+    return share, seed
 
 # %% ../nbs/library/00_core.ipynb #d7acacd9
 @dataclass(frozen=True)

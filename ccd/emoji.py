@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
-from .core import Progress, UserError, World, atomic, cache_dir, content_hash, cores
+from .core import Progress, UserError, World, atomic, cache_dir, content_hash, cores, share_of
 
 # %% ../nbs/library/02_emoji.ipynb #4204d186
 @dataclass(frozen=True)
@@ -429,15 +429,29 @@ class Stock:
     fonts: list
 
 @lru_cache(maxsize=8)
-def stock(split: str, held_out_style: str) -> Stock:
-    "Drawings, words and fonts of a split."
+def stock(
+    split: str,
+    held_out_style: str,
+    share: float = 1.0, # of the training drawings
+    seed: int = 0, # of the order in which a share takes them
+) -> Stock:
+    "Drawings, words and fonts of a split. A smaller share lies inside a larger one of the same seed."
     table, _ = drawings()
     keep = table.split == split
-    if split == "train": keep &= table["style"] != held_out_style
+    if split == "train":
+        keep &= table["style"] != held_out_style
+        if share < 1: keep &= _first(table.drawing_id[keep], share, seed).reindex(keep.index, fill_value=False)
     t = table[keep]
     w, f = (words()[0], TRAIN_FONTS) if split == "train" else (words()[1], TEST_FONTS)
     by = {s: np.nonzero((t["style"] == s).values)[0] for s in t["style"].unique()}
+    if min(map(len, by.values())) < 2: # two of one style stand side by side
+        raise UserError(f"emoji:{share:g} leaves {len(t)} drawings, too few for a scene of two things of one "
+                        "style: take a larger share")
     return Stock(t.reset_index(drop=True), np.nonzero(keep.values)[0], by, w, f)
+
+def _first(names, share, seed): # which of them, by an order that depends on the names alone
+    rank = names.map(lambda n: content_hash([n, seed])).rank()
+    return rank <= round(share * len(names))
 
 # %% ../nbs/library/02_emoji.ipynb #bb6d827b
 FACTORS = ["drawing_id", "concept", "name", "family", "category", "subcategory", "style",
@@ -550,11 +564,15 @@ def scene(
     image, facts, _ = _composed(world, split, index)
     return image, facts
 
+def _part(world, split): # share, seed: a test is of all drawings
+    return share_of(world.source) if split == "train" else (1.0, 0)
+
 def _composed(world, split, index): # and what was laid where: row, size, x, y
     rng = np.random.Generator(
         np.random.Philox(key=[world.seed * 4 + _SPLIT[split], index]))
     kind = str(rng.choice(list(KINDS), p=list(KINDS.values())))
-    canvas, facts = _DRAW[kind](rng, stock(split, world.held_out_style), world.size)
+    st = stock(split, world.held_out_style, *_part(world, split))
+    canvas, facts = _DRAW[kind](rng, st, world.size)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     placed = facts.pop("placed", [])
     return image, dict(item_id=f"scene-{split}-{index:07d}", kind=kind, split=split,
@@ -667,9 +685,9 @@ def scenes(
 ): # a `datasets.Dataset`: the Corpus contract
     "The composed scenes of a split."
     from joblib import delayed
-    n = world.scenes if split == "train" else world.test_scenes
+    n, part = world.scenes if split == "train" else world.test_scenes, _part(world, split)
     key = content_hash([_world_key("scenes 2", KINDS), split, n, world.size, world.held_out_style, world.seed,
-                        world.caption_policy])
+                        world.caption_policy, *([part] if part[0] < 1 else [])])
     if world.caption_policy == "shuffled": key = f"shuffled-{key}"
     jobs = (delayed(_worker)("_scene_rows", world, split, i, min(n, i + 500)) for i in range(0, n, 500))
     return _corpus(f"scenes-{key}", f"{split} scenes", jobs, n)

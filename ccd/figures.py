@@ -8,7 +8,7 @@ __all__ = ['COLORS', 'FACTOR_NAMES', 'FEW', 'TERM_NAMES', 'GROUP_NAMES', 'CHANGE
            'agreement_bars', 'headline', 'neighbor_grid', 'atlas_plot', 'noise_curves', 'overlap_curves', 'percent',
            'accuracy_table', 'difference_table', 'png_tag', 'credit_list', 'table_tag', 'write_report',
            'attribution_plot', 'profile_plot', 'intervention_examples', 'question_ladder', 'question_table',
-           'gap_table']
+           'gap_table', 'growth_grid', 'compute_plot']
 
 # %% ../nbs/library/23_figures.ipynb #1fccdd54
 import base64, html, io, re
@@ -21,7 +21,8 @@ from .core import UserError, atomic
 
 # %% ../nbs/library/23_figures.ipynb #285bf803
 COLORS = {"CLIP": "#D55E00", "DINO": "#0072B2", "SigLIP": "#CC79A7", "classifier": "#009E73",
-          "random ViT": "#9A9A9A", "raw pixels": "#C9C9C9"}
+          "random ViT": "#9A9A9A", "raw pixels": "#C9C9C9",
+          "Web-DINO": "#0072B2", "Web-DINO, ImageNet": "#8EC1E0", "Web-MAE": "#009E73"}
 
 def color_of(name: str) -> str:
     "The colour of an encoder, whatever its seed."
@@ -535,3 +536,71 @@ def gap_table(
     t = t.assign(pair=t.a + " − " + t.b, cell=cell)
     wide = t.pivot(index="name", columns="pair", values="cell")
     return wide.loc[rows, list(dict.fromkeys(t.pair))].rename_axis(index=None, columns=None)
+
+# %% ../nbs/library/23_figures.ipynb #5ca1f002
+def growth_grid(
+    table: pd.DataFrame, # x, value, lo, hi; all_lo, all_hi where seeds are known
+    rows: str, # column that names the rows of panels, or their axis
+    columns: str, # column that names the columns of panels
+    lines: str, # column that names the lines
+    xlabels: dict, # row, or column where it is an axis -> text under it
+    percent: bool = False, # values are shares
+):
+    "Curves over axes that double, with their intervals."
+    t, names = table.sort_values("x"), list(dict.fromkeys(table[lines]))
+    down, across = (sorted(dict.fromkeys(table[k]), key=[*xlabels, *table[k]].index) for k in (rows, columns))
+    fig = plt().figure(figsize=(max(4.0, 1.75 * len(across)), 0.6 + 1.55 * len(down)))
+    axes = fig.subplots(len(down), len(across), squeeze=False, sharey="row" if set(down) - set(xlabels) else False)
+    for i, r in enumerate(down):
+        for j, c in enumerate(across):
+            ax, own = axes[i, j], t[(t[rows] == r) & (t[columns] == c)]
+            for n, name in enumerate(names): _growth(ax, own[own[lines] == name], name, 1 + 0.025 * (n - (len(names) - 1) / 2))
+            ax.set_xscale("log", base=2)
+            ax.minorticks_off()
+            ticks = sorted(set(own.x))
+            ax.set_xticks(ticks, [_short(v) for v in ticks])
+            ax.tick_params(labelsize=7)
+            if percent: ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
+            if i == 0: ax.set_title(c if c not in xlabels else "", fontsize=8.5)
+            if j == 0 and r not in xlabels: ax.set_ylabel(fill(str(r), 16), fontsize=8)
+            if i == len(down) - 1 or r in xlabels: ax.set_xlabel(xlabels.get(r, xlabels.get(c, "")), fontsize=7.5)
+    handles = {h.get_label(): h for ax in axes.flat for h in ax.get_legend_handles_labels()[0]}
+    fig.legend(handles=[handles[n] for n in names if n in handles], fontsize=8, loc="outside upper center", ncols=4)
+    return fig
+
+def _growth(ax, t, name, aside): # one line; lines stand a little beside each other
+    if not len(t): return
+    color, x = color_of(name), t.x.values * aside
+    ax.plot(x, t.value, color=color, lw=1, marker="o", ms=3, label=name)
+    ax.vlines(x, t.lo, t.hi, color=color, lw=2.2, alpha=0.6)
+    if "all_lo" in t: ax.vlines(x, t.all_lo, t.all_hi, color=color, lw=0.8)
+
+def _short(v): # 12,582,912 -> 12.6M; 0.125 -> 1/8
+    if 0 < v < 1 and 1 / v == round(1 / v): return f"1/{1 / v:.0f}"
+    for unit, mark in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if v >= unit: return f"{v / unit:.3g}{mark}"
+    return f"{v:.{2 if v < 10 else 3}g}"
+
+def compute_plot(
+    table: pd.DataFrame, # recipe, metric, flops, value, all_lo, all_hi, best
+    names: dict, # recipe -> what it is called
+):
+    "One panel a metric: every run against its FLOPs; steps join the best within each budget."
+    metrics = list(dict.fromkeys(table.metric))
+    fig = plt().figure(figsize=(max(4.0, 1.75 * len(metrics)), 2.3))
+    for ax, m in zip(fig.subplots(1, len(metrics), squeeze=False)[0], metrics):
+        for recipe, name in names.items():
+            t = table[(table.metric == m) & (table.recipe == recipe)].sort_values("flops")
+            if not len(t): continue
+            ax.vlines(t.flops, t.all_lo, t.all_hi, color=color_of(name), lw=0.6, alpha=0.6)
+            ax.scatter(t.flops, t.value, color=color_of(name), s=9, label=name)
+            b = t[t.best]
+            ax.step([*b.flops, t.flops.max()], [*b.value, b.value.iloc[-1]], where="post", color=color_of(name), lw=0.9)
+        ax.set_xscale("log")
+        ax.set_title(m, fontsize=8.5)
+        ax.set_xlabel("FLOPs", fontsize=7.5)
+        ax.tick_params(labelsize=7)
+        ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    handles, labels = fig.axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, fontsize=8, loc="outside upper center", ncols=4)
+    return fig

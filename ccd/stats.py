@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'mcnemar_exact', 'sign_flip', 'paired_test', 'holm', 'gap_power', 'smallest_gap', 't_interval',
-           'paired_bootstrap', 'cluster_bootstrap', 'pair_weights', 'node_sums', 'node_bootstrap']
+           'cluster_draws', 'paired_bootstrap', 'cluster_bootstrap', 'pair_weights', 'node_sums', 'node_bootstrap']
 
 # %% ../nbs/library/01_stats.ipynb #df460a5b
 import numpy as np
@@ -115,6 +115,22 @@ def t_interval(
 # %% ../nbs/library/01_stats.ipynb #965f16b2
 AT_ONCE = 4_000_000 # multiplicities held, draws times clusters
 
+def cluster_draws(
+    values: np.ndarray, # [n] score of each item
+    cluster: np.ndarray, # [n] what is drawn together, e.g. the image
+    draws: int, # bootstrap samples
+    seed: int = 0, # equal clusters and seed draw alike
+) -> tuple[float, np.ndarray]: # mean, [draws] means
+    "A mean, and means of whole clusters drawn again with replacement."
+    ids = np.unique(cluster, return_inverse=True)[1]
+    total, count = np.bincount(ids, np.asarray(values, float)), np.bincount(ids)
+    n, rng, means = len(count), np.random.default_rng(seed), []
+    step = max(1, AT_ONCE // n) # draws at once
+    for k in range(0, draws, step):
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - k))
+        means.append((drawn @ total) / (drawn @ count))
+    return float(total.sum() / count.sum()), np.concatenate(means)
+
 def paired_bootstrap(
     a: np.ndarray, # [n] score of the first model on each question
     b: np.ndarray, # [n] score of the second model, same order
@@ -127,16 +143,10 @@ def paired_bootstrap(
     if a.shape != b.shape:
         raise ValueError("need answers to the same questions; "
                          f"got {a.shape} and {b.shape}")
-    ids = (np.arange(len(a)) if cluster is None
-           else np.unique(cluster, return_inverse=True)[1])
-    total, count = np.bincount(ids, a.astype(float) - b), np.bincount(ids)
-    n, rng, means = len(count), np.random.default_rng(seed), []
-    step = max(1, AT_ONCE // n) # draws at once
-    for k in range(0, draws, step):
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - k))
-        means.append((drawn @ total) / (drawn @ count))
-    lo, hi = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(total.sum() / count.sum()), float(lo), float(hi)
+    own = np.arange(len(a)) if cluster is None else cluster
+    mean, means = cluster_draws(a.astype(float) - b, own, draws, seed)
+    lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return mean, float(lo), float(hi)
 
 # %% ../nbs/library/01_stats.ipynb #a9a1c531
 def cluster_bootstrap(
