@@ -7,6 +7,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "_docs"
 
+def pages(root):
+    "Those of the site; the atlas beside them has tests of its own."
+    return [p for p in sorted(root.rglob("*.html")) if p.name != "twin_atlas.html"]
+
 def fresh():
     "Is the built site newer than all that it is made of?"
     made = DOCS / "index.html"
@@ -102,7 +106,7 @@ def seen(browser, address, root):
     page.on("console", lambda m: m.type in ("error", "warning") and now["errors"].append(m.text))
     page.on("pageerror", lambda e: now["errors"].append(str(e)))
     page.on("response", lambda r: r.status >= 400 and now["errors"].append(f"{r.status}: {r.url}"))
-    for path in sorted(root.rglob("*.html")):
+    for path in pages(root):
         name = path.relative_to(root).as_posix()
         now = notes[name] = dict(errors=[], foreign=[])
         page.set_viewport_size(dict(width=390, height=844))
@@ -173,4 +177,17 @@ def test_pictures_enlarge_and_tables_sort(browser, address):
     for up in (True, False):
         table.locator("th button.sort").first.click()
         assert sorted(column()) == sorted(before) and table.locator("th").first.get_attribute("aria-sort") == ("ascending" if up else "descending")
+    page.close()
+
+def test_the_atlas_lives_in_its_page(browser, address, root):
+    assert (root / "findings/twin_atlas.html").stat().st_size <= 15_000_000
+    page, foreign = browser.new_page(viewport=dict(width=1280, height=900)), []
+    page.on("request", lambda r: r.url.startswith((address, "data:", "blob:")) or foreign.append(r.url))
+    page.goto(address + "findings/atlas.html")
+    page.locator("iframe.atlas").scroll_into_view_if_needed()
+    inside = page.frame_locator("iframe.atlas")
+    inside.locator("body[data-ready=true]").wait_for(timeout=60_000)
+    assert inside.locator("body").evaluate("() => atlas.maps.map(m => m.x.length)") == [1500, 1500]
+    assert "Apache-2.0" in inside.locator("footer").inner_text()
+    assert foreign == []
     page.close()

@@ -155,6 +155,11 @@ def self_contained(root):
         css = p.read_text(encoding="utf-8")
         if (kept := re.sub(asks, "", css)) != css: p.write_text(kept, encoding="utf-8")
 
+def add_atlas(root):
+    "The twin atlas beside the page that shows it; its art comes from package registries, not from the repository."
+    from live_atlas import kept
+    shutil.copy(kept(), root/"findings"/"twin_atlas.html")
+
 # --- checking what was built, whoever built it
 
 Page = namedtuple("Page", "ids links media words")
@@ -207,7 +212,7 @@ def main():
         rc, built = render(quarto)
         if not built.exists(): return "the build failed"
         shutil.rmtree(cfg.doc_path, ignore_errors=True); shutil.move(built, cfg.doc_path)
-        self_contained(cfg.doc_path)
+        self_contained(cfg.doc_path); add_atlas(cfg.doc_path)
         errors = ["the builder warned or failed: see above"]*bool(rc) + site_errors(cfg.doc_path)
     for e in errors: print(e)
     if not errors: print(f"{cfg.doc_path.name}/index.html, by {'Quarto' if quarto else 'smalldocs, as a preview'}")
