@@ -131,7 +131,7 @@ def stage_for_smalldocs(src, stage, conf, out):
         p.write_text(json.dumps(nb))
     conf = {k: v for k, v in conf.items() if k != "execute"}
     conf["project"] = {**conf["project"], "output-dir": out}
-    conf["format"]["html"].pop("html-math-method", None)
+    for k in ("html-math-method", "respect-user-color-scheme"): conf["format"]["html"].pop(k, None) # smalldocs does both unasked
     yml = yaml.safe_dump(conf, sort_keys=False)
     for a, b in names.items(): yml = re.sub(rf"(?<=[ /]){re.escape(a)}$", b, yml, flags=re.M)
     (stage/"_quarto.yml").write_text(yml)
@@ -147,6 +147,18 @@ def render(quarto):
         stage_for_smalldocs(src, at, config(cfg.nbs_path/"_quarto.yml"), cfg.doc_path.name)
         cmd = [sys.executable, "-m", "smalldocs.cli", "render", ".", "--strict"]
     return subprocess.run(cmd, cwd=at).returncode, at/cfg.doc_path.name
+
+def self_contained(root):
+    "Both builders' themes ask Google for a font; the site loads nothing from elsewhere."
+    asks = r"""@import\s*(?:url\(\s*(['"]?)https?:[^)'"]*\1\s*\)|(['"])https?:.*?\2)[^;]*;"""
+    for p in root.rglob("*.css"):
+        css = p.read_text(encoding="utf-8")
+        if (kept := re.sub(asks, "", css)) != css: p.write_text(kept, encoding="utf-8")
+
+def add_atlas(root):
+    "The twin atlas beside the page that shows it; its art comes from package registries, not from the repository."
+    from live_atlas import kept
+    shutil.copy(kept(), root/"findings"/"twin_atlas.html")
 
 # --- checking what was built, whoever built it
 
@@ -200,6 +212,7 @@ def main():
         rc, built = render(quarto)
         if not built.exists(): return "the build failed"
         shutil.rmtree(cfg.doc_path, ignore_errors=True); shutil.move(built, cfg.doc_path)
+        self_contained(cfg.doc_path); add_atlas(cfg.doc_path)
         errors = ["the builder warned or failed: see above"]*bool(rc) + site_errors(cfg.doc_path)
     for e in errors: print(e)
     if not errors: print(f"{cfg.doc_path.name}/index.html, by {'Quarto' if quarto else 'smalldocs, as a preview'}")
