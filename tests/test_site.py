@@ -4,6 +4,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 import pytest
 
+pytestmark = pytest.mark.timeout(900) # all pages are read before the first test
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "_docs"
 
@@ -103,7 +104,7 @@ def seen(browser, address, root):
         if route.request.url.startswith(address): return route.continue_()
         now["foreign"].append(route.request.url); route.abort()
     context.route(lambda url: not url.startswith(("data:", "blob:", address)), asked)
-    page.on("console", lambda m: m.type in ("error", "warning") and now["errors"].append(m.text))
+    page.on("console", lambda m: m.type in ("error", "warning") and "GL Driver Message" not in m.text and now["errors"].append(m.text))
     page.on("pageerror", lambda e: now["errors"].append(str(e)))
     page.on("response", lambda r: r.status >= 400 and now["errors"].append(f"{r.status}: {r.url}"))
     for path in pages(root):
