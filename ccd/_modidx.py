@@ -86,6 +86,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'ccd.audit.augmentation': ('library/audit.html#augmentation', 'ccd/audit.py'),
                            'ccd.audit.flat': ('library/audit.html#flat', 'ccd/audit.py'),
                            'ccd.audit.match_compute': ('library/audit.html#match_compute', 'ccd/audit.py'),
+                           'ccd.audit.options': ('library/audit.html#options', 'ccd/audit.py'),
                            'ccd.audit.published': ('library/audit.html#published', 'ccd/audit.py'),
                            'ccd.audit.published_sheet': ('library/audit.html#published_sheet', 'ccd/audit.py'),
                            'ccd.audit.run_sheet': ('library/audit.html#run_sheet', 'ccd/audit.py'),

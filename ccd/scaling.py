@@ -269,12 +269,9 @@ def said(t: pd.DataFrame) -> str: # from `dry`
 
 def options_of(run: Run) -> list[str]:
     "What `ccd train RECIPE` must be told so that it trains just this run."
-    from ccd.audit import flat
-    usual = flat(plain(apply_recipe(run.point.recipe, preset(run.settings.preset))))
-    said = lambda v: list(map(str, v)) if isinstance(v, list) else [str(v)]
-    more = [x for k, v in flat(plain(run.settings)).items() if v != usual[k] and k.partition(".")[0] != "analysis"
-            for x in (f"--{k.replace('_', '-')}", *said(v))]
-    return [run.point.recipe, "--preset", run.settings.preset, *more]
+    from ccd.audit import options
+    usual = apply_recipe(run.point.recipe, preset(run.settings.preset))
+    return [run.point.recipe, "--preset", run.settings.preset, *options(run.settings, usual, ("analysis",))]
 
 KINDS = ("torchrun", "slurm")
 

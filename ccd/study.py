@@ -10,7 +10,7 @@ __all__ = ['NAMES', 'CORPORA', 'LABELS', 'FACTORS', 'SMALL', 'runs', 'title', 'f
 
 # %% ../nbs/library/29_study.ipynb #889d8387
 import json, math, shutil, time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 import pandas as pd
@@ -418,11 +418,8 @@ SMALL = ("probes/probes.csv", "probes/differences.csv", "probes/few_shot.csv", "
 
 def command_of(settings: Settings) -> str:
     "The command line that stands for these settings."
-    from ccd.audit import flat
-    usual, said = flat(asdict(preset(settings.preset))), lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)
-    changed = {k: v for k, v in flat(asdict(settings)).items() if v != usual.get(k) and not k.startswith("run.")}
-    return " ".join(["ccd study", f"--preset {settings.preset}",
-                     *(f"--{k.replace('_', '-')} {said(v)}" for k, v in changed.items())])
+    from ccd.audit import options
+    return " ".join(["ccd study", "--preset", settings.preset, *options(settings, preset(settings.preset), ("run",))])
 
 def publish(
     out: Path, # folder of a finished study
