@@ -417,6 +417,10 @@ RECIPES = {
     "dino-light-views": Recipe("DINO, CLIP's light views", "dino",
         {"dino.views": "light", "dino.local_crops": 0}),
     "supervised": Recipe("classifier on concepts", "supervised"),
+    "clip-ground": Recipe("CLIP, captions with the ground", "clip",
+        {"world.caption_policy": "name+ground"}),
+    "clip-style": Recipe("CLIP, captions with the style", "clip",
+        {"world.caption_policy": "name+style"}),
     "clip-shuffled": Recipe("CLIP, shuffled captions", "clip",
         {"world.caption_policy": "shuffled"})}
 

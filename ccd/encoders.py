@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['DTYPES', 'FILTERS', 'RELEASES', 'MEANS', 'STDS', 'OPTIONS', 'PUBLISHED', 'Features', 'Card', 'Encoder', 'Tap',
            'Anatomy', 'read_taps', 'encoder_of', 'vit_anatomy', 'raw_pixels', 'color_histogram', 'random_vit', 'Fit',
-           'trained', 'Captioner', 'captioner', 'released', 'parse', 'rule', 'Published', 'lock_file', 'processor_rule',
-           'checked', 'hf_anatomy', 'hf_encoder', 'timm_anatomy', 'timm_rule', 'timm_encoder', 'clip_anatomy',
-           'open_clip_encoder', 'published_encoder', 'load']
+           'trained', 'Captioner', 'captioner', 'releases', 'released', 'parse', 'rule', 'Published', 'lock_file',
+           'processor_rule', 'checked', 'hf_anatomy', 'hf_encoder', 'timm_anatomy', 'timm_rule', 'timm_encoder',
+           'clip_anatomy', 'open_clip_encoder', 'published_encoder', 'load']
 
 # %% ../nbs/library/10_encoders.ipynb #e51cb1cd
 import contextlib, math, os, re, sys, warnings
@@ -328,6 +328,15 @@ def _number(spec, text, least=0):
 
 RELEASES = ("emoji", "emoji-small") # the best first
 
+def _homes(): # folders that may hold releases
+    homes = [Path(os.environ["CCD_RESULTS"])] if "CCD_RESULTS" in os.environ else [
+        Path("results"), Path(__file__).resolve().parents[1] / "results"]
+    return [h / r / "encoders" for h in homes for r in RELEASES]
+
+def releases() -> list[Path]: # run folders
+    "Every encoder that was released on the emoji world, the best release first."
+    return [p.parent for home in _homes() for p in sorted(home.glob("*/encoder.safetensors"))]
+
 def released(
     name: str, # such as emoji/clip, or emoji/clip-1 of another seed
 ) -> Path | None: # a run folder; None where it is not the name of a release
@@ -335,9 +344,7 @@ def released(
     world, _, recipe = name.partition("/")
     if world != "emoji" or Path(name).exists(): return None
     run = recipe if recipe.rpartition("-")[2].isdecimal() and recipe not in RECIPES else f"{recipe}-0"
-    homes = [Path(os.environ["CCD_RESULTS"])] if "CCD_RESULTS" in os.environ else [
-        Path("results"), Path(__file__).resolve().parents[1] / "results"]
-    tried = [h / r / "encoders" / run for h in homes for r in RELEASES]
+    tried = [home / run for home in _homes()]
     found = next((t for t in tried if (t / "encoder.safetensors").exists()), None)
     if found: return found
     have = sorted({p.parent.name for t in tried for p in t.parent.glob("*/encoder.safetensors")})

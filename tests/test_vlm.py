@@ -10,6 +10,7 @@ from ccd.encoders import Card, Encoder, Features, load
 from ccd.questions import emoji_questions
 from ccd.segmentation import pixel_patches
 from ccd.sources import Pixels
+from ccd.training import learning_rate
 from ccd.vqa import check_answers
 from vlm_job import training
 
@@ -251,15 +252,15 @@ def test_parts_of_a_batch_train_as_the_batch_does(model, home, talks, monkeypatc
 def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
     monkeypatch.setenv("CCD_PRECISION", "fp32")
     job = Path(__file__).with_name("vlm_job.py")
-    training(tmp_path / "one", tmp_path / "home", micro=8)
-    jobs = [f"{tmp_path / s},{tmp_path / (s + '-home')},{s}" for s in ("ddp", "fsdp")]
+    arms = [("ddp", "whole"), ("fsdp", "whole"), ("fsdp", "lora")]
+    for how in ("whole", "lora"): training(tmp_path / how, tmp_path / "home", adapt=how, micro=8)
+    jobs = [f"{tmp_path / s}-{how},{tmp_path / s}-home,{s},{how}" for s, how in arms]
     p = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(job), *jobs],
                        capture_output=True, text=True)
     assert p.returncode == 0, p.stderr[-3000:]
-    one = weights(tmp_path / "one")
-    for s in ("ddp", "fsdp"):
-        two = weights(tmp_path / s)
-        assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=2e-4) for k in one), s
+    for s, how in arms:
+        one, two = weights(tmp_path / how), weights(tmp_path / f"{s}-{how}")
+        assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=2e-4) for k in one), (s, how)
 
 def test_a_finished_model_is_not_trained_again_and_knows_its_encoder(model, home, talks, tmp_path):
     v.train_vlm("random:0", SETTINGS, *talks, home / "model", home, on_step=lambda *_: pytest.fail("trained again"))
@@ -287,6 +288,37 @@ def test_a_language_model_from_a_folder(home, talks, asked, tmp_path):
     assert m.net.lm_head.weight.shape[0] == bpe.get_vocab_size() + 1 == len(m.tokenizer)
     assert "lm_head.weight" in weights(out) and torch.equal(m.net.lm_head.weight, weights(out)["lm_head.weight"])
     assert set(v.answer(m, asked.select(range(4)), home=home).prediction) <= set("ABCD")
+
+@pytest.mark.parametrize("how", ["lora", "frozen"])
+def test_what_trains_of_a_language_model_is_what_was_said(home, talks, tmp_path, how):
+    few = replace(SETTINGS, adapt=how, rank=3, tune=v.Stage(160, 32, 1e-2, projector_lr=1e-3))
+    seen = {}
+    def look(step, m):
+        if step == few.tune.steps: seen.update(net=m.net, trained={k for k, p in m.net.named_parameters() if p.requires_grad})
+    out = v.train_vlm("random:0", few, None, talks[1], tmp_path / "m", home, on_step=look)
+    assert not (out / "align").exists() and all("multi_modal_projector" in k or "lora_" in k for k in seen["trained"])
+    ours, first = v.load_vlm(out), v.language_of(few, None, talks[1], home)[0]
+    now, before = ours.net.model.language_model.state_dict(), first.model.state_dict()
+    assert now.keys() == before.keys()
+    ranks = {k: int(torch.linalg.matrix_rank((now[k] - before[k]).double(), rtol=1e-4)) for k in now if now[k].ndim == 2}
+    adapted = {k for k, r in ranks.items() if r}
+    assert adapted == ({k for k in ranks if "embed" not in k} if how == "lora" else set()) and max(ranks.values()) <= 3
+    assert all(torch.equal(now[k], before[k]) for k in now.keys() - adapted)
+    ids = torch.from_numpy(v.tokenized(talks[1], ours.tokenizer, "v1", pictures=False).ids[:40]).long()[None]
+    seen["net"].eval()
+    with torch.no_grad(): a, b = (n(input_ids=ids).logits for n in (ours.net, seen["net"]))
+    assert torch.allclose(a, b, atol=1e-4) # adapters are in the weights that were kept
+
+def test_the_projector_has_its_own_rate(model, home, talks):
+    stage = v.Stage(320, 32, 1e-2, projector_lr=1e-3)
+    s, shelf = v.tokenized(talks[1], model.tokenizer, "v1"), v.held(model.encoder, talks[1].corpus, home=home)
+    m = v.load_vlm(home / "model").requires_grad_(True)
+    t = v.VlmTrainer(m, v.TalkFeed(s, shelf, m, stage, 0), stage, Run())
+    t.step(5, t.feed(5))
+    rate = {id(p): g["lr"] for g in t.optimizer.param_groups for p in g["params"]}
+    assert len(rate) == len(list(m.parameters()))
+    for k, p in m.named_parameters():
+        assert rate[id(p)] == pytest.approx(learning_rate(0.5, stage) * (0.1 if "multi_modal_projector" in k else 1)), k
 
 # --- answering
 
