@@ -339,7 +339,7 @@ def _web_ssl(size): # DINOv2: its vitg14.yaml and ssl_default_config.yaml
         momentum=0.994, freeze_last_layer=1 / 500)
     return replace(s, dinov2=Dinov2(**_FULL | own))
 
-def _web_clip(size): # weight decay, betas, text tower: open_clip's for ViT-H/14
+def _web_clip(size): # weight decay, betas: MetaCLIP's; text: open_clip's ViT-H-14
     return _web(f"web-clip-{size}", 32768, 2_000, lr=4e-4, weight_decay=0.2,
         vit=replace(WEB_SSL[size], drop_path=0.0), betas=(0.9, 0.98),
         mean=(0.4815, 0.4578, 0.4082), std=(0.2686, 0.2613, 0.2758))
