@@ -8,7 +8,7 @@ __all__ = ['COLORS', 'FACTOR_NAMES', 'FEW', 'TERM_NAMES', 'GROUP_NAMES', 'CHANGE
            'agreement_bars', 'headline', 'neighbor_grid', 'atlas_plot', 'noise_curves', 'overlap_curves', 'percent',
            'accuracy_table', 'difference_table', 'png_tag', 'credit_list', 'table_tag', 'write_report',
            'attribution_plot', 'profile_plot', 'intervention_examples', 'question_ladder', 'question_table',
-           'gap_table', 'growth_grid', 'compute_plot']
+           'gap_table', 'growth_grid', 'compute_plot', 'arms_plot']
 
 # %% ../nbs/library/23_figures.ipynb #1fccdd54
 import base64, html, io, re
@@ -604,3 +604,32 @@ def compute_plot(
     handles, labels = fig.axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, fontsize=8, loc="outside upper center", ncols=4)
     return fig
+
+# %% ../nbs/library/23_figures.ipynb #5ca1f001
+def arms_plot(
+    table: pd.DataFrame, # name, metric, few (is it of the smaller share?), value, all_lo, all_hi
+    said: tuple[str, str], # what a full and a hollow dot are
+    floors: dict, # metric -> what is reached without an encoder
+):
+    "One panel a metric: each way of teaching with all of the data and with a part of it."
+    names, metrics = list(dict.fromkeys(table.name))[::-1], list(dict.fromkeys(table.metric))
+    rows = -(-len(metrics) // 3)
+    fig = plt().figure(figsize=(7.2, 0.5 + rows * (0.55 + 0.2 * len(names))))
+    axes = fig.subplots(rows, 3, squeeze=False, sharey=True).flat
+    for ax, m in zip(axes, metrics):
+        for few, up in ((False, 0.14), (True, -0.14)):
+            t = table[(table.metric == m) & (table.few == few)]
+            y = t.name.map(names.index) + up
+            colors = [color_of(n) for n in t.name]
+            ax.hlines(y, t.all_lo, t.all_hi, color=colors, lw=1)
+            ax.scatter(t.value, y, s=16, color=["white" if few else c for c in colors], edgecolor=colors, zorder=3)
+        if m in floors: ax.axvline(floors[m], color="#888888", lw=0.8, ls=":")
+        ax.set_title(m, fontsize=8.5)
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        ax.tick_params(axis="x", labelsize=7)
+        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
+    for ax in list(axes)[len(metrics):]: ax.axis("off")
+    dots = [plt().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n) for c, n in zip(("#555555", "white"), said)]
+    fig.legend(handles=dots, fontsize=8, loc="outside upper center", ncols=2)
+    return fig
+
