@@ -794,6 +794,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ccd.published.mean_errors': ('library/published.html#mean_errors', 'ccd/published.py'),
                                'ccd.published.means': ('library/published.html#means', 'ccd/published.py'),
                                'ccd.published.mismatches': ('library/published.html#mismatches', 'ccd/published.py'),
+                               'ccd.published.originals': ('library/published.html#originals', 'ccd/published.py'),
                                'ccd.published.paper_differences': ('library/published.html#paper_differences', 'ccd/published.py'),
                                'ccd.published.read_table': ('library/published.html#read_table', 'ccd/published.py'),
                                'ccd.published.row_of': ('library/published.html#row_of', 'ccd/published.py'),
