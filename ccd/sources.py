@@ -446,7 +446,7 @@ def _pieces(corpus, column): # Arrow arrays
     d = corpus.select_columns([column]).with_format("arrow")
     return (t[column] for t in d.iter(batch_size=50_000))
 
-# %% ../nbs/library/04_sources.ipynb #40b1e208
+# %% ../nbs/library/04_sources.ipynb #6541605f
 class Rule(NamedTuple):
     "Which pictures are kept."
     score: str # a column of the scores: light or heavy
@@ -472,7 +472,7 @@ def rule_of(text: str) -> Rule: # `light`, `heavy`, `light@CUT`, `not-light`
                         "not-heavy, perhaps with a cut of its own, such as light@0.9")
     return Rule(score, at, name != score)
 
-# %% ../nbs/library/04_sources.ipynb #87d0c4b3
+# %% ../nbs/library/04_sources.ipynb #ad1e422c
 def filtered(
     world: World, # its source is `filter:KEEP:FOLDER`
     split: str = "train",
@@ -504,7 +504,7 @@ def scores_of(
     if not made or not up_to_date(folder, made["settings"], made["inputs"]):
         raise UserError(f"{home} holds no finished scores of {split} pictures: make them, or go on, with "
                         f"`ccd filter SOURCE --split {split} --out {home}`")
-    return made, pd.read_parquet(folder / "scores.parquet")
+    return made, pd.read_parquet(folder / "scores.parquet", columns=["item_id", "light", "heavy", "fault"])
 
 # %% ../nbs/library/04_sources.ipynb #13c3e528
 def square(
