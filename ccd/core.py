@@ -62,13 +62,13 @@ def check_size(
                         f"resize to {' or '.join(map(str, near))}")
 
 # %% ../nbs/library/00_core.ipynb #ae9e7c4b
-SOURCES = ("emoji", "folder", "shards", "hf", "stream")
+SOURCES = ("emoji", "folder", "shards", "hf", "stream", "filter")
 CaptionPolicy = Literal["name", "name+category", "name+ground", "name+style", "shuffled"]
 
 @dataclass(frozen=True)
 class World:
     "The images and captions an experiment trains and tests on."
-    source: str = "emoji" # emoji, emoji:SHARE, or `folder:`, `shards:`, `hf:`, `stream:` and a name
+    source: str = "emoji" # emoji, emoji:SHARE, or `folder:`, `shards:`, `hf:`, `stream:`, `filter:` and a name
     scenes: int = 40_000 # training scenes composed from the drawings
     test_scenes: int = 4_000 # scenes of held-out concept families
     size: int = 64 # side of a scene, px
@@ -80,7 +80,7 @@ class World:
     def __post_init__(self):
         if self.source.partition(":")[0] not in SOURCES:
             raise UserError(f"unknown world {self.source!r}: expected `emoji`, "
-                            "`folder:PATH`, `shards:PATH`, `hf:NAME` or `stream:NAME`")
+                            "`folder:PATH`, `shards:PATH`, `hf:NAME`, `stream:NAME` or `filter:KEEP:FOLDER`")
         share_of(self.source)
         if self.scenes < 1 or self.test_scenes < 1:
             raise UserError("a world needs at least one training and one test scene; "
@@ -339,7 +339,7 @@ def _web_ssl(size): # DINOv2: its vitg14.yaml and ssl_default_config.yaml
         momentum=0.994, freeze_last_layer=1 / 500)
     return replace(s, dinov2=Dinov2(**_FULL | own))
 
-def _web_clip(size): # weight decay, betas, text tower: open_clip's for ViT-H/14
+def _web_clip(size): # weight decay, betas: MetaCLIP's; text: open_clip's ViT-H-14
     return _web(f"web-clip-{size}", 32768, 2_000, lr=4e-4, weight_decay=0.2,
         vit=replace(WEB_SSL[size], drop_path=0.0), betas=(0.9, 0.98),
         mean=(0.4815, 0.4578, 0.4082), std=(0.2686, 0.2613, 0.2758))

@@ -372,7 +372,7 @@ def patch_loss(
     share: Tensor, # [m] 1 / hidden patches of its crop
     crops: int, # with and without hidden patches
 ) -> Tensor:
-    "Cross-entropy over hidden patches, crops alike. Source: Zhou et al. (2022), eq. 2."
+    "Cross-entropy over hidden patches, crops alike. Source: Zhou et al. (2022), masked image modeling."
     return -((p * log_q).sum(-1) * share).sum() / crops
 
 # %% ../nbs/library/07_objectives.ipynb #d0e6d875
@@ -381,7 +381,7 @@ def koleo(
 ) -> Tensor:
     """Minus the mean log distance to the nearest.
 
-    Source: Sablayrolles et al. (2019); Oquab et al. (2024), section 4."""
+    Source: Sablayrolles et al. (2019); Oquab et al. (2024), KoLeo regularizer."""
     u = F.normalize(x, dim=-1)
     every = gather(u)
     with torch.no_grad():

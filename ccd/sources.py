@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['Opened', 'IMAGE_SUFFIXES', 'TEXT_COLUMNS', 'MANY', 'STREAMED', 'WINDOW', 'DIRECTION', 'FACTS', 'FEW', 'NO_CAPTION',
            'BUFFER', 'decode', 'pixel_hash', 'folder', 'hub', 'completed', 'tar_members', 'TarImage', 'image_bytes',
-           'shards', 'stream', 'open_corpus', 'fingerprint', 'square', 'Pixels', 'readable', 'epoch_order',
-           'sample_rows', 'shard_order', 'tar_lengths', 'Shown', 'Faults', 'Feed', 'Stream', 'feed_for']
+           'shards', 'stream', 'open_corpus', 'fingerprint', 'Rule', 'rule_of', 'filtered', 'scores_of', 'square',
+           'Pixels', 'readable', 'epoch_order', 'sample_rows', 'shard_order', 'tar_lengths', 'Shown', 'Faults', 'Feed',
+           'Stream', 'feed_for']
 
 # %% ../nbs/library/04_sources.ipynb #83b99301
 import hashlib, io, itertools, json, os, re, signal, threading, time, warnings
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -27,8 +28,8 @@ from datasets.features.features import register_feature
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from .core import (Control, Progress, UserError, World, atomic, cache_dir,
-                      content_hash, cores, read_json, write_json)
+from .core import (Control, Progress, UserError, World, atomic, cache_dir, content_hash, cores,
+                      differences, plain, read_json, read_manifest, up_to_date, write_json)
 from . import emoji
 from .views import uniform
 
@@ -417,6 +418,7 @@ def open_corpus(
     if kind == "emoji": return Opened(emoji.scenes(world, split), _skipped())
     if kind == "hf": return hub(rest, split)
     if kind == "stream": return stream(rest, split)
+    if kind == "filter": return filtered(world, split)
     opened = shards(rest, split) if kind == "shards" else folder(rest)
     keep = opened.corpus
     if kind == "folder":
@@ -443,6 +445,66 @@ def fingerprint(corpus) -> str: # 16 hex digits
 def _pieces(corpus, column): # Arrow arrays
     d = corpus.select_columns([column]).with_format("arrow")
     return (t[column] for t in d.iter(batch_size=50_000))
+
+# %% ../nbs/library/04_sources.ipynb #6541605f
+class Rule(NamedTuple):
+    "Which pictures are kept."
+    score: str # a column of the scores: light or heavy
+    cut: float | None = None # kept above it; None: the scorer's own
+    others: bool = False # keep those that are left out otherwise
+
+    def __call__(self,
+        scores: pd.DataFrame, # as `ccd.filters.score` leaves them
+        cuts: dict, # the scorer's own
+    ) -> np.ndarray: # [n] bool
+        "The rows that are kept. A picture without a score never is."
+        above = scores[self.score] > (cuts[self.score] if self.cut is None else self.cut)
+        return ((above != self.others) & scores[self.score].notna()).to_numpy()
+
+def rule_of(text: str) -> Rule: # `light`, `heavy`, `light@CUT`, `not-light`
+    "A rule by its name."
+    name, sign, cut = text.partition("@")
+    score = name.removeprefix("not-")
+    try: at = float(cut) if sign else None
+    except ValueError: score = ""
+    if score not in ("light", "heavy"):
+        raise UserError(f"unknown filter {text!r}: expected light, heavy, not-light or "
+                        "not-heavy, perhaps with a cut of its own, such as light@0.9")
+    return Rule(score, at, name != score)
+
+# %% ../nbs/library/04_sources.ipynb #ad1e422c
+def filtered(
+    world: World, # its source is `filter:KEEP:FOLDER`
+    split: str = "train",
+) -> Opened:
+    "The pictures that a rule keeps. Raises `UserError` where others were scored."
+    keep, _, home = world.source.partition(":")[2].partition(":")
+    chosen, (made, scores) = rule_of(keep), scores_of(home, split)
+    source = made["settings"]["source"]
+    whole = replace(world, source=source)
+    opened = open_corpus(whole, split)
+    if fingerprint(opened.corpus) != made["inputs"]["corpus"]:
+        apart = "; ".join(differences(made["world"], plain(whole), "world.")) or "its pictures have changed"
+        raise UserError(f"{home} holds scores of another corpus than {source} is now: {apart}. "
+                        "Score it again: `ccd filter` with another --out")
+    rows = np.flatnonzero(chosen(scores, made["settings"]["scorer"]["cuts"]))
+    if not len(rows): raise UserError(f"{keep} keeps none of {len(scores):,} pictures of {source}")
+    lost = scores[scores.fault != ""]
+    bad = list(zip(lost.item_id, lost.fault))
+    _warn(bad, f"of {len(scores)} images of {source}")
+    return Opened(opened.corpus.select(rows), pd.concat([opened.skipped, _skipped(bad)], ignore_index=True))
+
+def scores_of(
+    home, # folder of `ccd filter`
+    split: str = "train",
+) -> tuple[dict, pd.DataFrame]: # its manifest; a row for each picture
+    "Scores, and what made them. Raises `UserError` where there are none, or not all."
+    folder = Path(home).expanduser() / split
+    made = read_manifest(folder)
+    if not made or not up_to_date(folder, made["settings"], made["inputs"]):
+        raise UserError(f"{home} holds no finished scores of {split} pictures: make them, or go on, with "
+                        f"`ccd filter SOURCE --split {split} --out {home}`")
+    return made, pd.read_parquet(folder / "scores.parquet", columns=["item_id", "light", "heavy", "fault"])
 
 # %% ../nbs/library/04_sources.ipynb #13c3e528
 def square(
