@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['OCR', 'QUESTIONS', 'ANSWERS', 'Scorer', 'by_function', 'score', 'ocr', 'lines_seen', 'by_vlm', 'scorer', 'said']
 
-# %% ../nbs/library/30_filters.ipynb #65df734f
-import shutil, threading, time
+# %% ../nbs/library/30_filters.ipynb #59cb1a29
+import shutil, time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -24,7 +23,7 @@ from .sources import FEW, Pixels, fingerprint, open_corpus, rule_of
 from .towers import weights_hash
 from .vlm import Vlm, log_likelihoods, option_scores, published_vlm, put, tokens_of
 
-# %% ../nbs/library/30_filters.ipynb #053301be
+# %% ../nbs/library/30_filters.ipynb #e132896f
 @dataclass(frozen=True)
 class Scorer:
     "Says of pictures how much text they hold."
@@ -50,16 +49,16 @@ def by_function(
                         "function's: define it with `def` in a file, or make a Scorer with a card") from None
     return Scorer(dict(name=name, source=source, cuts=dict(light=light, heavy=heavy)), partial(_each, f))
 
-def _each(f, pictures, many=map): # one that it cannot score is a fault
+def _each(f, pictures): # one that it cannot score is a fault
     def one(x):
         try:
             said = dict(f(x))
             if said.keys() & {"light", "heavy"}: return said
             raise ValueError(f"neither light nor heavy in {said}")
         except Exception as e: return dict(fault=f"not scored: {type(e).__name__}: {e}")
-    return list(many(one, pictures))
+    return [one(x) for x in pictures]
 
-# %% ../nbs/library/30_filters.ipynb #89e8b64a
+# %% ../nbs/library/30_filters.ipynb #70f9fab9
 def score(
     world: World, # its source is scored
     scorer: Scorer,
@@ -98,7 +97,7 @@ def _only_these(folder, settings, inputs): # what is there stays there
         raise UserError(f"{folder} holds other scores: {'; '.join(apart[:3])}. Nothing was changed: "
                         "choose another folder with --out")
 
-# %% ../nbs/library/30_filters.ipynb #efd11b91
+# %% ../nbs/library/30_filters.ipynb #587af9dc
 def _score_all(scorer, corpus, parts, most, flush): # a row for each picture, in order
     parts.mkdir(parents=True, exist_ok=True)
     done = [pd.read_parquet(p) for p in sorted(parts.glob("*.parquet"))]
@@ -133,7 +132,7 @@ def _too_many(t, most, n): # a sentence
     return (f"{len(bad):,} of the first {len(t):,} pictures cannot be scored, and {most:.2%} of {n:,} may be so: "
             f"{some}. Nothing is lost: mend the data, or raise --max-faults, and start again")
 
-# %% ../nbs/library/30_filters.ipynb #f645adfd
+# %% ../nbs/library/30_filters.ipynb #b7b4b743
 def _summary(t, cuts, lost): # what each rule keeps
     out, bad = [], t.fault != ""
     for name, cut in cuts.items():
@@ -143,7 +142,7 @@ def _summary(t, cuts, lost): # what each rule keeps
                         unreadable=lost, share=float(k.mean())))
     return pd.DataFrame(out)
 
-# %% ../nbs/library/30_filters.ipynb #d8cebadc
+# %% ../nbs/library/30_filters.ipynb #22dd3cb6
 OCR = dict(name="ocr", reader="rapidocr-onnxruntime",
     light="confidence of the surest line of two letters or digits or more",
     heavy="share of the picture under lines of confidence above 0.5, where there are two or more",
@@ -152,17 +151,14 @@ OCR = dict(name="ocr", reader="rapidocr-onnxruntime",
 def ocr() -> Scorer:
     "RapidOCR as a scorer; it also leaves the lines that it read. Raises `UserError` where it is not installed."
     from importlib.metadata import version
-    try: make = import_module("rapidocr_onnxruntime").RapidOCR
+    try:
+        engine = import_module("rapidocr_onnxruntime").RapidOCR(
+            text_score=0.0, intra_op_num_threads=cores(), inter_op_num_threads=1)
     except ImportError as e:
         raise UserError(f"the scorer ocr needs RapidOCR ({e}): pip install 'ccd[ocr]', with Python 3.11 or 3.12") from None
-    own = threading.local() # a reader for each thread
     def read(x): # it expects BGR
-        if not hasattr(own, "engine"):
-            own.engine = make(text_score=0.0, intra_op_num_threads=1, inter_op_num_threads=1)
-        found, _ = own.engine(np.ascontiguousarray(x[..., ::-1]))
-        return lines_seen(found or [], x.shape[0] * x.shape[1])
-    return Scorer(OCR | dict(version=version("rapidocr-onnxruntime")),
-                  partial(_each, read, many=ThreadPoolExecutor(cores()).map))
+        return lines_seen(engine(np.ascontiguousarray(x[..., ::-1]))[0] or [], x.shape[0] * x.shape[1])
+    return Scorer(OCR | dict(version=version("rapidocr-onnxruntime")), partial(_each, read))
 
 def lines_seen(
     found, # [(corners of a quadrangle, text, confidence), …]
@@ -180,14 +176,14 @@ def _area(p): # of a quadrangle, by its corners
     x, y = p.T
     return abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
 
-# %% ../nbs/library/30_filters.ipynb #2e7acf21
+# %% ../nbs/library/30_filters.ipynb #3af3b685
 QUESTIONS = dict( # Fan et al. (2025), of each picture of MetaCLIP
     light="Does this image contain any readable text? Answer only yes or no.",
     heavy="Please think carefully before answering. Does this image contain charts, tables, or "
           "documents with readable text? Answer only yes or no.")
 ANSWERS = ("Yes", "yes", "No", "no")
 
-# %% ../nbs/library/30_filters.ipynb #49a1d618
+# %% ../nbs/library/30_filters.ipynb #ee070394
 def by_vlm(
     vlm: Vlm, # as of `ccd.vlm.published_vlm`
     name: str, # of it, with its revision
@@ -212,7 +208,7 @@ def _share(asked, logp): # of the probability of all answers, that of the first 
     p = np.exp(x - x.max())
     return float(p[:2].sum() / p.sum())
 
-# %% ../nbs/library/30_filters.ipynb #8bf474eb
+# %% ../nbs/library/30_filters.ipynb #612340cd
 def scorer(
     name: str, # ocr, vlm:NAME or python:MODULE.FUNCTION
 ) -> Scorer:
@@ -231,7 +227,7 @@ def _function(path): # module.function
         raise UserError(f"there is no function {path}: {e}; expected python:MODULE.FUNCTION, of a module that "
                         "Python finds from here") from e
 
-# %% ../nbs/library/30_filters.ipynb #3fd7f370
+# %% ../nbs/library/30_filters.ipynb #8075d720
 def said(folder) -> str:
     "What a folder of scores keeps and leaves out, as lines."
     folder = Path(folder)
