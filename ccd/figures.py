@@ -645,8 +645,8 @@ def arms_plot(
     "One panel a metric: each way of teaching with all of the data and with a part of it."
     names, metrics = list(dict.fromkeys(table.name))[::-1], list(dict.fromkeys(table.metric))
     rows = -(-len(metrics) // 3)
-    fig = plt().figure(figsize=(7.2, 0.5 + rows * (0.55 + 0.2 * len(names))))
-    axes = fig.subplots(rows, 3, squeeze=False, sharey=True).flat
+    fig = plt().figure(figsize=(7.2, 0.5 + rows * (0.6 + 0.25 * len(names))))
+    axes = fig.subplots(rows, 3, squeeze=False, sharey=True).ravel()
     for ax, m in zip(axes, metrics):
         for few, up in ((False, 0.14), (True, -0.14)):
             t = table[(table.metric == m) & (table.few == few)]
@@ -655,12 +655,12 @@ def arms_plot(
             ax.hlines(y, t.all_lo, t.all_hi, color=colors, lw=1)
             ax.scatter(t.value, y, s=16, color=["white" if few else c for c in colors], edgecolor=colors, zorder=3)
         if m in floors: ax.axvline(floors[m], color="#888888", lw=0.8, ls=":")
-        ax.set_title(m, fontsize=8.5)
-        ax.set_yticks(range(len(names)), names, fontsize=8)
-        ax.tick_params(axis="x", labelsize=7)
+        ax.set_title(fill(m, 17), fontsize=10.5, fontweight="normal")
+        ax.set_yticks(range(len(names)), names, fontsize=9.5)
+        ax.tick_params(axis="x", labelsize=9)
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
-    for ax in list(axes)[len(metrics):]: ax.axis("off")
+    for ax in axes[len(metrics):]: ax.remove()
     dots = [plt().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n) for c, n in zip(("#555555", "white"), said)]
-    fig.legend(handles=dots, fontsize=8, loc="outside upper center", ncols=2)
+    fig.legend(handles=dots, fontsize=10, loc="outside upper center", ncols=2)
     return fig
 

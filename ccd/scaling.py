@@ -398,7 +398,8 @@ def _vision_size(vit):
 def read_results(results) -> pd.DataFrame: # columns of `Point`, metric, estimate, draws, tests, clusters, parameters, flops
     "All measurements that are there."
     rows = []
-    for f in sorted(Path(results).glob("*/*/measured.json")):
+    turn = [*MEASURES].index
+    for f in sorted(Path(results).glob("*/*/measured.json"), key=lambda f: (f.parts[-3], turn(f.parts[-2]))):
         x, about = read_json(f), read_manifest(f.parent)["settings"]
         vit = from_plain(Settings, dict(control=about["run"]["control"])).control.vit
         more = about["point"] | dict(parameters=_vision_size(vit), flops=x["run"]["flops"])
