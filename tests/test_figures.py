@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PathCollection
 from ccd import figures as f
 
 PHONE = 358 # px of text width on a screen of 390
@@ -21,7 +22,9 @@ def texts(fig):
     "The boxes of all that is written, in px; ticks beyond the ends of an axis are not."
     import matplotlib.text
     fig.canvas.draw()
-    beyond = {id(t.label1) for ax in fig.axes for t in ax.yaxis.get_major_ticks() if not min(ax.get_ylim()) <= t.get_loc() <= max(ax.get_ylim())}
+    ends = lambda axis: sorted(axis.get_view_interval())
+    beyond = {id(t.label1) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for lo, hi in [ends(axis)]
+              for t in axis.get_major_ticks() if not lo <= t.get_loc() <= hi}
     return [(t, t.get_window_extent()) for t in fig.findobj(matplotlib.text.Text) if t.get_text() and t.get_visible() and id(t) not in beyond]
 
 @pytest.fixture(scope="module")
@@ -60,3 +63,21 @@ def test_a_grid_can_be_read_at_the_width_of_a_page(rows, measures, axes):
 def test_labels_that_would_touch_are_left_out():
     assert f._apart(np.array([0.0, 1, 2, 3]), list("abcd")) == list("abcd")
     assert f._apart(np.array([0.0, 1.9, 2]), ["1B", "6.9B", "7B"]) == ["1B", "", "7B"]
+
+@pytest.mark.parametrize("measures", [MEASURES[:1], MEASURES[:5], MEASURES])
+def test_ways_of_teaching_stand_where_their_numbers_are(measures):
+    names, rng = ("CLIP", "classifier on concepts", "DINO"), np.random.default_rng(0)
+    t = pd.DataFrame([dict(name=n, metric=m, few=few, value=v, all_lo=v - 0.02, all_hi=v + 0.03)
+                      for n in names for m in measures for few in (False, True) for v in [rng.uniform(0.1, 0.9)]])
+    fig = f.arms_plot(t, ("all", "some"), {measures[0]: 0.25})
+    assert len(fig.axes) == len(measures) # no empty panel
+    for ax, m in zip(fig.axes, measures):
+        own = t[t.metric == m]
+        dots = np.concatenate([c.get_offsets() for c in ax.collections if isinstance(c, PathCollection)])
+        assert sorted(dots[:, 0].round(9)) == sorted(own.value.round(9))
+        assert (len(ax.lines) == 1) == (m == measures[0]) # the floor
+        rows = {n: np.mean([y for x, y in dots if (own.value[own.name == n] - x).abs().min() < 1e-9]) for n in names}
+        assert rows["CLIP"] > rows["classifier on concepts"] > rows["DINO"] # in the order that was given
+    boxes = texts(fig)
+    f.plt().close(fig)
+    assert not [(x.get_text(), y.get_text()) for (x, a), (y, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
