@@ -9,8 +9,9 @@ __all__ = ['AXES', 'GRIDS', 'DRAWS', 'PROBED', 'INFORMATIVE', 'LEARNT', 'PROJECT
            'reader_settings', 'shared_reader', 'answers', 'whole_world', 'fingerprint_of', 'kept', 'measured', 'chosen',
            'trained_before', 'scale', 'dry', 'said', 'options_of', 'commands', 'read_results', 'progress', 'Estimate',
            'weighted', 'spreads', 'Cell', 'cell', 'placed', 'on_axis', 'contrast', 'verdict', 'curves', 'doublings',
-           'gains', 'could_show', 'leads', 'effect', 'needed', 'fits', 'fitted', 'at_compute', 'Found', 'found', 'made',
-           'published_curves', 'published_gains', 'published_fits', 'published_costs', 'over_blind']
+           'gains', 'could_show', 'leads', 'effect', 'language_or_data', 'needed', 'fits', 'fitted', 'at_compute',
+           'Found', 'found', 'made', 'published_curves', 'published_gains', 'published_fits', 'published_costs',
+           'over_blind']
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a005
 import fnmatch, json, math, os, re, shlex, shutil
@@ -23,7 +24,7 @@ import pandas as pd
 from scipy import stats as st
 from .core import (RECIPES, Settings, UserError, apply_recipe, content_hash, differences, find_recipe, from_plain, override,
                       plain, preset, read_json, read_manifest, run_settings, say, sealed, spare, stage, write_json)
-from .stats import cluster_draws
+from .stats import cluster_draws, holm
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a007
 @dataclass(frozen=True)
@@ -397,7 +398,8 @@ def _vision_size(vit):
 def read_results(results) -> pd.DataFrame: # columns of `Point`, metric, estimate, draws, tests, clusters, parameters, flops
     "All measurements that are there."
     rows = []
-    for f in sorted(Path(results).glob("*/*/measured.json")):
+    turn = [*MEASURES].index
+    for f in sorted(Path(results).glob("*/*/measured.json"), key=lambda f: (f.parts[-3], turn(f.parts[-2]))):
         x, about = read_json(f), read_manifest(f.parent)["settings"]
         vit = from_plain(Settings, dict(control=about["run"]["control"])).control.vit
         more = about["point"] | dict(parameters=_vision_size(vit), flops=x["run"]["flops"])
@@ -566,6 +568,23 @@ def effect(table: pd.DataFrame, centre: dict, metric: str, parts: list[tuple], #
     row = contrast([cell(t) for t in at], [w for w, *_ in parts], spreads(table)).row()
     return row | dict(p=float(2 * st.t.sf(abs(row["value"]) / row["se"], row["df"])) if row["se"] else math.nan)
 
+def language_or_data(table: pd.DataFrame, grid: Grid) -> pd.DataFrame: # effect, metric, and the columns of `effect`, p_holm
+    "What supervision and what drawings change, each in points of each metric; Holm's method over all of them."
+    few = dict(drawings=min(grid.axes["drawings"]))
+    share, times = f"{few['drawings']:g} of the drawings", f"{1 / few['drawings']:g} times the drawings"
+    lead, low = [(1, "clip", {}), (-1, "dino", {})], [(1, "clip", few), (-1, "dino", few)]
+    more = lambda r: [(1, r, {}), (-1, r, few)]
+    asked = {"CLIP − DINO": lead, f"CLIP − DINO, {share}": low, f"CLIP, {times}": more("clip"), f"DINO, {times}": more("dino"),
+             f"CLIP − DINO, what {times} add to it": lead + [(-w, r, at) for w, r, at in low],
+             f"CLIP with {share} − DINO with all": [(1, "clip", few), (-1, "dino", {})],
+             "CLIP − shuffled captions": [(1, "clip", {}), (-1, "clip-shuffled", {})],
+             "CLIP − classifier on concepts": [(1, "clip", {}), (-1, "supervised", {})],
+             "captions say the ground too": [(1, "clip-ground", {}), (-1, "clip", {})],
+             "captions say the style too": [(1, "clip-style", {}), (-1, "clip", {})]}
+    rows = [dict(effect=name, metric=m) | e for name, parts in asked.items() for m in dict.fromkeys(table.metric)
+            if (e := effect(table, grid.centre, m, parts))]
+    return pd.DataFrame(rows).assign(p_holm=holm(np.array([r["p"] for r in rows]))) if rows else pd.DataFrame()
+
 def needed(table: pd.DataFrame, centre: dict, metric: str, a: str = "clip", b: str = "dino") -> pd.DataFrame: # samples, times, lo, hi
     """How many times the samples of `a` recipe `b` needs to do as well, for each number of samples.
 
@@ -653,8 +672,8 @@ def at_compute(table: pd.DataFrame) -> pd.DataFrame: # recipe, metric, place, se
 # %% ../nbs/library/28_scaling.ipynb #5ca1b019
 class Found(NamedTuple):
     "Tables; empty where too little is measured."
-    done: int # runs
-    missing: list # names of the others
+    done: int # runs that every measure has asked
+    missing: list # names of the others, of which parts may be in the tables
     table: pd.DataFrame # from `read_results`, arms among them; what follows is without them
     curves: pd.DataFrame
     gains: pd.DataFrame
@@ -666,7 +685,7 @@ class Found(NamedTuple):
 def found(grid: Grid, results, margin: float = MARGIN) -> Found:
     "Everything that can be said so far."
     done, missing = progress(grid, results)
-    if not done: return Found(0, missing, *[pd.DataFrame()] * 7)
+    if not any(Path(results).glob("*/*/measured.json")): return Found(0, missing, *[pd.DataFrame()] * 7)
     every, c, own = read_results(results), grid.centre, {p: 0 for p in points(grid)}
     every = every[[Point(**{k: r[k] for k in Point.__dataclass_fields__}) in own for r in every.to_dict("records")]]
     t = every[every.recipe.isin([*grid.recipes, *grid.also])]

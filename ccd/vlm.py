@@ -667,7 +667,7 @@ def joined(parts: list) -> Samples:
     return Samples(cat(p.ids for p in parts), cat(p.learnt for p in parts),
                    cat(p.ends + e for p, e in zip(parts, ends)), cat(p.picture for p in parts))
 
-# %% ../nbs/library/21_vlm.ipynb #ac3694c3
+# %% ../nbs/library/21_vlm.ipynb #4790d8c6
 def merged(tensors: dict) -> dict:
     "Weights with their low-rank adapters added in: W + 2BA, as `ccd.towers.adapt` scales them (Hu et al., 2022)."
     out = {}

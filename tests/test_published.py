@@ -9,7 +9,7 @@ from ccd.core import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = dict(accuracy=39, webssl_vqa=41, webssl_classic=17, webssl_summary=3, cambrian_encoders=18,
-            vmcbench=4, benchmarks=63, claims=27)
+            vmcbench=4, benchmarks=63, claims=27, originals=56)
 Z = 1.959964
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,36 @@ def test_what_is_not_known_of_the_paper_is_said_to_be_so():
     assert list(t.loc["CLIP", ["ImageNet", "Cars", "CUB"]]) == ["65.8*", "74.7*", "52.3*"]
     assert list(t.loc["DINO", ["ImageNet", "Cars", "CUB", "VMCBench OCR"]]) == ["66.4*", "54.1*", "43.0*", "40.0*"]
     assert t.loc["CLIP - DINO", "VMCBench OCR"] == "7.5"
+
+def test_the_originals_say_where_each_cell_comes_from():
+    t = P.data("originals")
+    known = ~t.status.isin(["not found", "does not apply"])
+    assert (known == t.source.notna()).all() and set(t.status[known]) == {"paper", "repository", "second-hand"}
+    assert all(any(s in x for s in ("arXiv", ".com/")) for x in t.source.dropna())
+    shown, sources = P.originals()
+    cells = shown.to_numpy().ravel()
+    assert len(cells) == len(t) and (cells == "not found").sum() == (t.status == "not found").sum()
+    for r in t[known].itertuples():
+        cell = shown.loc[r.measure, f"{r.encoder}, {r.trained}"]
+        text, _, n = cell[:-1].rpartition(" [")
+        assert text == r.value + "*" * (r.status == "second-hand") and sources[int(n) - 1] == r.source
+
+def test_the_originals_repeat_the_other_tables():
+    t = P.data("originals").set_index(["measure", "encoder", "trained"]).value.dropna()
+    number = lambda *at: float(t[at].split()[0])
+    a = P.data("accuracy").set_index(["work", "encoder", "measure"]).value
+    for e in ("CLIP", "DINO"):
+        for ours, theirs in {"ImageNet, linear probe of the paper's code": "ImageNet", "Cars, linear probe": "Cars",
+                             "CUB, linear probe": "CUB", "VMCBench, OCR": "VMCBench OCR"}.items():
+            assert number(ours, e, "controlled") == a["paper", e, theirs]
+    official = "DINO B/16, official"
+    assert number("ImageNet, linear probe of the paper's code", "DINO", "original") == a["paper", official, "ImageNet"]
+    assert number("ImageNet, linear probe of its authors", "DINO", "original") == a["dino", official, "ImageNet linear"]
+    assert number("ImageNet, nearest neighbours", "DINO", "original") == a["dino", official, "ImageNet k-NN"]
+    kin = P.data("cambrian_encoders").set_index("model")["OCR & Chart"]
+    assert number("Cambrian-1, OCR & Chart", "CLIP", "original") == kin["CLIP L/14 336"]
+    assert number("Cambrian-1, OCR & Chart", "DINO", "original") == kin["DINOv2 L 336"]
+    assert number("VMCBench, all of dev", "CLIP", "original") == P.data("vmcbench").set_index("model").average["LLaVA-1.5-7B"]
 
 def test_printed_differences_of_the_paper_follow():
     t = P.data("accuracy").pivot(index="measure", columns="encoder", values="value")
