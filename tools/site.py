@@ -90,6 +90,16 @@ def numbered(s, name):
     "Source of a labelled cell with its number in its caption."
     return re.sub(r"^(#\| *(?:fig|tbl)-cap: *)(['\"]?)(.*?)\2$", lambda m: m[1] + json.dumps(f"{name}: {m[3]}", ensure_ascii=False), s, flags=re.M)
 
+def plain_code(src):
+    "nbdev makes links of names in backticks, in the comments of signatures too, where no link can be."
+    for p in src.rglob("*.ipynb"):
+        nb = json.loads(p.read_text(encoding="utf-8"))
+        shown = [o["data"] for c in nb["cells"] for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+        for d in shown:
+            d["text/markdown"] = re.sub(r"^```python\n.*?^```", lambda m: re.sub(r"\[`([^`\]]*)`\]\([^)\n]*\)", r"`\1`", m[0]),
+                                        "".join(d["text/markdown"]), flags=re.M | re.S)
+        if shown: p.write_text(json.dumps(nb), encoding="utf-8")
+
 def rewrite(nb):
     seen = labels(nb)
     for c in nb["cells"]:
@@ -141,6 +151,7 @@ def render(quarto):
     cfg = get_config()
     refresh_quarto_yml()
     src = Path(proc_nbs(force=True))
+    plain_code(src)
     if quarto: cmd, at = ["quarto", "render", "--no-cache"], src
     else:
         at = cfg.config_path/"_stage"
