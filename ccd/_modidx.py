@@ -962,6 +962,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'ccd.scaling.runs': ('library/scaling.html#runs', 'ccd/scaling.py'),
                              'ccd.scaling.said': ('library/scaling.html#said', 'ccd/scaling.py'),
                              'ccd.scaling.scale': ('library/scaling.html#scale', 'ccd/scaling.py'),
+                             'ccd.scaling.seal': ('library/scaling.html#seal', 'ccd/scaling.py'),
                              'ccd.scaling.settings_of': ('library/scaling.html#settings_of', 'ccd/scaling.py'),
                              'ccd.scaling.shared_reader': ('library/scaling.html#shared_reader', 'ccd/scaling.py'),
                              'ccd.scaling.spreads': ('library/scaling.html#spreads', 'ccd/scaling.py'),

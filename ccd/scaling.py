@@ -7,11 +7,11 @@ __all__ = ['AXES', 'GRIDS', 'DRAWS', 'PROBED', 'INFORMATIVE', 'LEARNT', 'PROJECT
            'EXPONENTS', 'PARAMETERS', 'WEB_SSL', 'USUAL', 'HIDDEN', 'Point', 'Grid', 'find_grid', 'points',
            'settings_of', 'reckoned_flops', 'Run', 'runs', 'Measure', 'probes', 'masks', 'asked_of', 'by_category',
            'reader_settings', 'shared_reader', 'answers', 'whole_world', 'fingerprint_of', 'kept', 'measured', 'chosen',
-           'trained_before', 'scale', 'dry', 'said', 'options_of', 'commands', 'read_results', 'progress', 'Estimate',
-           'weighted', 'spreads', 'Cell', 'cell', 'placed', 'on_axis', 'contrast', 'verdict', 'curves', 'doublings',
-           'gains', 'could_show', 'leads', 'effect', 'language_or_data', 'needed', 'fits', 'fitted', 'at_compute',
-           'Found', 'found', 'made', 'published_curves', 'published_gains', 'published_fits', 'published_costs',
-           'over_blind']
+           'trained_before', 'scale', 'seal', 'dry', 'said', 'options_of', 'commands', 'read_results', 'progress',
+           'Estimate', 'weighted', 'spreads', 'Cell', 'cell', 'placed', 'on_axis', 'contrast', 'verdict', 'curves',
+           'doublings', 'gains', 'could_show', 'leads', 'effect', 'language_or_data', 'needed', 'fits', 'fitted',
+           'at_compute', 'Found', 'found', 'made', 'published_curves', 'published_gains', 'published_fits',
+           'published_costs', 'over_blind']
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a005
 import fnmatch, json, math, os, re, shlex, shutil
@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as st
 from .core import (RECIPES, Settings, UserError, apply_recipe, content_hash, differences, find_recipe, from_plain, override,
-                      plain, preset, read_json, read_manifest, run_settings, say, sealed, spare, stage, write_json)
+                      plain, preset, read_json, read_manifest, run_settings, say, sealed, spare, stage, write_json, write_manifest)
 from .stats import cluster_draws, holm
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a007
@@ -345,7 +345,16 @@ def scale(
         for m in missing:
             reader = shared_reader(grid.reader, out / "reader", results) if MEASURES[m].reads else None
             measured(r, m, folder, results, out / "measuring" / r.name, reader)
+        seal(grid, results)
     return results
+
+def seal(grid: Grid, results: Path):
+    "One manifest over all that is there; what made each measurement stands in its own."
+    parts = [*sorted(results.glob("*/*/manifest.json")), *results.glob("reader/manifest.json")]
+    made = {p: read_json(p) for p in parts}
+    files = [f.relative_to(results) for p, m in made.items() for f in (p, *(p.parent / o for o in m["outputs"]))]
+    name = next((n for n, g in GRIDS.items() if g == grid), "GRID")
+    write_manifest(results, plain(grid), {}, files, sum(m["wall_seconds"] for m in made.values()), command=f"ccd scale {name}")
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a022
 def dry(grid: Grid, results=None, only: str = "") -> pd.DataFrame: # one row a run

@@ -108,7 +108,7 @@ def results(tmp_path_factory):
 
 def test_measurements_are_small_sealed_and_whole(results):
     runs = s.runs(TINY)
-    assert {p.name for p in results.iterdir()} == {r.name for r in runs} | {"reader"}
+    assert {p.name for p in results.iterdir() if p.is_dir()} == {r.name for r in runs} | {"reader"}
     for r in runs:
         found = {m for k in s.MEASURES for m in read_json(results / r.name / k / "measured.json")["metrics"]}
         assert found == METRICS
@@ -116,6 +116,7 @@ def test_measurements_are_small_sealed_and_whole(results):
             for m in read_json(results / r.name / k / "measured.json")["metrics"].values():
                 assert len(m["draws"]) == s.DRAWS and min(m["draws"]) <= m["estimate"] <= max(m["draws"]) and m["clusters"] <= m["tests"]
     assert sum(f.stat().st_size for f in results.rglob("*/measured.json")) < 40_000 * len(runs)
+    assert {f.relative_to(results).as_posix() for f in results.rglob("*") if f.is_file()} == {*read_manifest(results)["outputs"], "manifest.json"}
     assert not any(str(results.parent) in f.read_text() for f in results.rglob("*.json"))
 
 def test_what_is_measured_is_not_run_again(results, tmp_path, monkeypatch):
