@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AnySettings', 'COMMANDS', 'chosen_preset', 'chosen_recipe', 'study', 'train', 'filter', 'audit', 'embed', 'probe',
-           'compare', 'vlm', 'vqa', 'scale', 'published', 'starting_point', 'usage', 'main']
+           'compare', 'vlm', 'vqa', 'scale', 'published', 'starting_point', 'by_family', 'usage', 'main']
 
 # %% ../nbs/library/31_cli.ipynb #904d3631
 import sys
@@ -215,12 +215,19 @@ def starting_point(command, args: list[str]) -> Settings:
     settings, recipe = chosen_preset(args), chosen_recipe(args)
     return apply_recipe(recipe, settings) if command is train and recipe else settings
 
+def by_family(names) -> str:
+    "The names, where three or more differ in their last part only as `family-{one,two,three}`."
+    stems = [n.rpartition("-")[0] for n in names]
+    many = {s: [n.rpartition("-")[2] for n in names if n.rpartition("-")[0] == s] for s in stems if s}
+    short = [f"{s}-{{{','.join(many[s])}}}" if len(many.get(s, ())) > 2 else n for s, n in zip(stems, names)]
+    return ", ".join(dict.fromkeys(short))
+
 def usage() -> str:
     "What `ccd --help` prints."
     return "\n".join(["usage: ccd COMMAND [options]", "",
                       *(f"  {k:<9} {f.__doc__}" for k, f in COMMANDS.items()), "",
                       "`ccd COMMAND --help` lists its options.",
-                      f"Presets: {', '.join(PRESETS)}.", f"Recipes: {', '.join(RECIPES)}."])
+                      f"Presets: {by_family(PRESETS)}.", f"Recipes: {', '.join(RECIPES)}."])
 
 def main(argv: list[str] | None = None):
     "The `ccd` command."

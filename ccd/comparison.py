@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABELS', 'OPTIONAL', 'PARTS', 'images', 'embedded', 'Sides', 'sides', 'first_weights', 'encoder_named', 'labels_of',
            'neighbor_stage', 'pair_stage', 'factor_stage', 'intervention_stage', 'map_stage', 'compare', 'write_pages',
-           'listed', 'summary', 'purity_table', 'publish']
+           'listed', 'summary', 'purity_table', 'write_atlas', 'publish']
 
 # %% ../nbs/library/25_comparison.ipynb #78817f03
 import contextlib, ctypes, shutil, warnings
@@ -467,20 +467,31 @@ def _credits(source): # whose pictures they are
     from ccd.emoji import attribution
     return attribution().splitlines() if source in ("scenes", "gallery", "signs") else []
 
-def _write_atlas(s, out, credits):
+def write_atlas(
+    path, # of the page
+    two: dict, # name -> `Embeddings` of the same pictures
+    maps, # of each, [n, 2]
+    pairs: pd.DataFrame, # from `ccd.pairs.mine`, by rows of these
+    picture, # row -> picture
+    factors: list[str], # columns of the items to colour by
+    credits: list[str],
+    k: int = 10, # neighbours shown
+):
+    "Write the twin atlas of two encoders."
     from ccd.atlas import twin_atlas
     from ccd.figures import color_of
     from ccd.neighbors import neighbors
     from ccd.pairs import cosine
+    twin_atlas(path, dict(zip(two, maps)), next(iter(two.values())).items, {n: neighbors(e, k) for n, e in two.items()},
+               {n: partial(cosine, e) for n, e in two.items()}, pairs, picture, factors, " and ".join(two), credits, {n: color_of(n) for n in two})
+
+def _write_atlas(s, out, credits):
     rows, pairs = np.load(out / "maps/rows.npy"), pd.read_parquet(out / "pairs/pairs.parquet")
     some = {n: e if len(rows) == len(s.items) else e.rows(rows) for n, e in zip(s.names, s.two)}
     k = min(10, max(1, (len(rows) - 1) // 2))
-    twin_atlas(out / "atlas.html", {n: np.load(out / f"maps/map-{d}.npy") for d, n in zip("ab", s.names)},
-               s.items.iloc[rows].reset_index(drop=True), {n: neighbors(e, k) for n, e in some.items()},
-               {n: partial(cosine, e) for n, e in some.items()},
-               pairs.assign(i=np.searchsorted(rows, pairs.i), j=np.searchsorted(rows, pairs.j)),
-               lambda r: s.picture(rows[r]), sorted(labels_of(s.items), key=lambda c: s.items[c].nunique()), f"{s.names[0]} and {s.names[1]}", credits,
-               {n: color_of(n) for n in s.names})
+    write_atlas(out / "atlas.html", some, [np.load(out / f"maps/map-{d}.npy") for d in "ab"],
+                pairs.assign(i=np.searchsorted(rows, pairs.i), j=np.searchsorted(rows, pairs.j)), lambda r: s.picture(rows[r]),
+                sorted(labels_of(s.items), key=lambda c: s.items[c].nunique()), credits, k)
 
 # %% ../nbs/library/25_comparison.ipynb #7547b73d
 def publish(

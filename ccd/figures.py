@@ -359,6 +359,7 @@ def credit_list(lines: list[str]) -> str: # HTML
     return "<ul>" + "".join(f"<li>{item(l)}</li>" for l in lines if l.strip()) + "</ul>" if lines else ""
 
 def table_tag(t: pd.DataFrame, index: bool = True) -> str: # HTML
+    "A table that scrolls inside itself."
     return f'<div class="scroll">{t.to_html(index=index, border=0, classes="t")}</div>'
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">

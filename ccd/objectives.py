@@ -472,6 +472,11 @@ class Dinov2Objective(DinoObjective):
             center.lerp_(x / n.clamp(min=1), step)
         self.answers = []
 
+    def health(self):
+        found = super().health()
+        if self.d.centering == "sinkhorn": found.pop("center_norm", None) # no centre is kept
+        return found
+
     def pairs(self):
         return super().pairs() + ([] if self.d.shared_head else [self.heads()[::-1]])
 

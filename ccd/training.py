@@ -23,7 +23,7 @@ from .objectives import build, diagnose
 from .parallel import (agreed, anyone, average, first, lost_contact, processes, rank, split_like,
                           spread, start, whole)
 from .sources import feed_for, fingerprint
-from .towers import LanguageTower, locked, resize_positions, stacks, weights_hash
+from .towers import LanguageTower, locked, stacks, weights_hash
 from .views import to_float
 
 # %% ../nbs/library/08_training.ipynb #fe735265
@@ -480,11 +480,12 @@ def beginning(
 def inherit(model, origin):
     "Take over the weights of a finished run; position embeddings are resized."
     from safetensors.torch import load_file
+    from timm.layers import resample_abs_pos_embed
     theirs = load_file(max(Path(origin).glob("checkpoints/step-*")) / "model.safetensors")
     own = dict([*model.named_parameters(), *model.named_buffers()])
     for n, x in theirs.items():
         if n.endswith("pos_embed") and n in own:
-            theirs[n] = resize_positions(x, math.isqrt(own[n].shape[1] - 1))
+            theirs[n] = resample_abs_pos_embed(x, [math.isqrt(own[n].shape[1] - 1)] * 2)
     wanted = {n: own[n].shape for n in set(own) - locked(model)}
     odd = sorted(n for n in set(theirs) | set(wanted) if n not in theirs or theirs[n].shape != wanted.get(n))
     if odd:

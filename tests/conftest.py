@@ -71,6 +71,17 @@ def whole(tmp_path_factory):
     return out
 
 @pytest.fixture(scope="module")
+def browser():
+    "Chromium, without a window."
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not found: pytest.skip("no chromium on PATH: no page is tried in a browser")
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page is tried in a browser")
+    with sync.sync_playwright() as p:
+        b = p.chromium.launch(executable_path=found, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
+        yield b
+        b.close()
+
+@pytest.fixture(scope="module")
 def local_ray():
     "Ray on this machine, two workers."
     ray = pytest.importorskip("ray")

@@ -35,16 +35,6 @@ def given(cache):
 def built(given, tmp_path_factory): return atlas.twin_atlas(tmp_path_factory.mktemp("atlas") / "atlas.html", **given)
 
 @pytest.fixture(scope="module")
-def browser():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not found: pytest.skip("no chromium on PATH: the page is not tried in a browser")
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page is not tried in a browser")
-    with sync.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=found, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
-        yield b
-        b.close()
-
-@pytest.fixture(scope="module")
 def opener(browser):
     "Opens pages from disk, offline; collects what they fetch and the errors they log."
     bad = []

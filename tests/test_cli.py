@@ -1,9 +1,9 @@
 "The command line explains itself, fast."
-import subprocess, sys
+import re, subprocess, sys
 import pytest
 from conftest import finish, start
 from ccd.cli import COMMANDS, main
-from ccd.core import preset
+from ccd.core import PRESETS, preset
 
 def test_help_imports_nothing_heavy():
     code = ("import sys; from ccd.cli import main; main(['--help']); "
@@ -43,3 +43,12 @@ def test_published_averages_are_recomputed():
     assert code == 0 and "I-JEPA" in said and "44.30" in said
     said, code = finish(start("published", "check", "no-such.csv"))
     assert code == 2 and "no-such.csv" in said
+
+def test_the_families_of_presets_are_written_once_and_none_is_lost():
+    from ccd.cli import by_family
+    def spelt(text): # as a shell would
+        for part in re.split(r", ", text):
+            stem, _, many = part.rstrip("}").partition("{")
+            yield from (stem + x for x in many.split(",")) if many else [part]
+    assert by_family(["a-1", "b", "a-2", "c-x", "a-3", "c-y"]) == "a-{1,2,3}, b, c-x, c-y"
+    assert sorted(spelt(by_family(PRESETS))) == sorted(PRESETS)

@@ -3,13 +3,14 @@ import math
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 import torch.nn.functional as F
 from ccd import views
 from ccd.audit import audit
 from ccd.core import PRESETS, WEB_SSL, Dinov2, UserError, ViT, apply_recipe, content_hash, override, plain, preset, read_json, run_settings
 from ccd.objectives import build, koleo, mae_loss, patch_loss, sinkhorn, to_patches
 from ccd.sources import Shown
-from ccd.towers import build_vit, patch_tokens, resize_positions, through, weights_hash
+from ccd.towers import build_vit, patch_tokens, through, weights_hash
 from ccd.training import Trainer, metrics, on_device, train
 from conftest import STEPS, outputs
 
@@ -90,7 +91,7 @@ def plain_dinov2(m, batch, t):
         if v < 2: h = torch.stack([torch.stack([m.mask_token if gone else own for gone, own in zip(*row)])
                                    for row in zip(hidden[:, v], h)])
         side = math.isqrt(h.shape[1])
-        h = torch.cat([m.vision.cls_token.expand(n, -1, -1), h], 1) + resize_positions(m.vision.pos_embed, side)
+        h = torch.cat([m.vision.cls_token.expand(n, -1, -1), h], 1) + resample_abs_pos_embed(m.vision.pos_embed, [side, side])
         h = m.vision.norm(m.vision.blocks(h))
         students.append((m.head(h[:, 0]) / d.student_temp).log_softmax(1))
         if v < 2:
@@ -135,6 +136,13 @@ def test_centres_follow_both_kinds_of_answers(corpus):
     close(m.center, 0.25 * e["teacher"].mean((0, 1))); close(m.patch_center, 0.25 * e["wanted"].mean(0))
     m.loss(m.encode(batch | dict(hidden=torch.zeros_like(batch["hidden"])), 0.0), 0.0); m.after_step(0.0)
     close(m.patch_center, 0.25 * e["wanted"].mean(0))
+
+@pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
+def test_a_centre_is_logged_where_there_is_one(centering):
+    m = build("dinov2", settings("dinov2", **{"dinov2.centering": centering}))
+    m.loss(m.encode(m.batch(shown()), 0.0), 0.0)
+    assert {"teacher_entropy", "mean_entropy", "feature_rank"} <= m.health().keys()
+    assert ("center_norm" in m.health()) == (centering == "mean")
 
 def test_the_teacher_sees_what_the_student_does_not():
     m = build("dinov2", settings("dinov2", **{"dinov2.mask_probability": 1.0}))
@@ -311,13 +319,6 @@ def test_every_release_of_web_ssl_has_a_name_and_its_ways_of_making_pixels():
 
 # --- other image sizes
 
-@pytest.mark.parametrize("old, new", [(4, 6), (16, 27), (27, 37), (7, 3), (5, 5)])
-def test_positions_are_resized_as_timm_does(old, new):
-    from timm.layers import resample_abs_pos_embed
-    x = torch.randn(1, 1 + old * old, 8)
-    assert torch.equal(resize_positions(x, new), resample_abs_pos_embed(x, [new, new], [old, old]))
-    assert torch.equal(resize_positions(x, old), x) and torch.equal(resize_positions(x, new)[:, 0], x[:, 0])
-
 LARGER = {"control.vit.image_size": 72}
 
 @pytest.fixture(scope="module")
@@ -332,7 +333,7 @@ def test_a_run_begins_with_another_at_a_larger_size(corpus, first_run, tmp_path)
     t = Trainer("dinov2", s, corpus, origin=first_run)
     own = dict([*t.model.named_parameters(), *t.model.named_buffers()])
     assert own.keys() == kept.keys()
-    for k, x in own.items(): assert torch.equal(x, kept[k] if x.shape == kept[k].shape else resize_positions(kept[k], 6)), k
+    for k, x in own.items(): assert torch.equal(x, kept[k] if x.shape == kept[k].shape else resample_abs_pos_embed(kept[k], [6, 6])), k
     assert sum(x.shape != kept[k].shape for k, x in own.items()) == 2 # student's and teacher's places
     run = train("dinov2", s, corpus, tmp_path / "run", origin=first_run)
     m = read_json(run / "manifest.json")

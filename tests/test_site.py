@@ -1,5 +1,5 @@
 "The site as a reader meets it: every page in one browser, on a desk and on a phone, light and dark, without a network."
-import functools, http.server, shutil, subprocess, sys, threading
+import functools, http.server, subprocess, sys, threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 import pytest
@@ -31,16 +31,6 @@ def the_axe():
     try: from axe_playwright_python.base import AXE_FILE_PATH
     except ImportError: return None
     return AXE_FILE_PATH.read_text(encoding="utf-8")
-
-@pytest.fixture(scope="module")
-def browser():
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if not found: pytest.skip("no chromium on PATH: the site is not tried in a browser")
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the site is not tried in a browser")
-    with sync.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield b
-        b.close()
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *a): pass

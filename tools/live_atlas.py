@@ -3,7 +3,6 @@
 The art may not be in the repository, so the page is not either. It is kept in the cache under a name of all that it is made from.
 """
 import shutil, sys, tempfile
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -12,21 +11,16 @@ SCENES, NAMES = 1500, ("clip", "dino")
 def make(path):
     "Write the page. The first time also loads the drawings and compiles UMAP: a minute or more."
     from ccd import emoji
-    from ccd.atlas import twin_atlas
+    from ccd.comparison import write_atlas
     from ccd.core import World
     from ccd.embeddings import embed, load_embeddings
-    from ccd.figures import color_of
-    from ccd.neighbors import aligned, neighbors
-    from ccd.pairs import cosine, mine
+    from ccd.neighbors import aligned
+    from ccd.pairs import mine
     corpus = emoji.scenes(World(test_scenes=SCENES), "test")
     with tempfile.TemporaryDirectory() as tmp:
         found = [load_embeddings(embed(f"ccd:emoji/{n}", corpus, Path(tmp) / n)) for n in NAMES]
-    names = [e.card["name"] for e in found]
-    by = dict(zip(names, found))
-    twin_atlas(path, dict(zip(names, aligned(*found))), found[0].items, {n: neighbors(e, 10) for n, e in by.items()},
-               {n: partial(cosine, e) for n, e in by.items()}, mine(*found, k=40), lambda r: corpus[int(r)]["image"],
-               ["kind", "category", "style", "ground_color", "word"], f"{names[0]} and {names[1]}",
-               emoji.attribution().splitlines(), {n: color_of(n) for n in names})
+    write_atlas(path, {e.card["name"]: e for e in found}, aligned(*found), mine(*found, k=40), lambda r: corpus[int(r)]["image"],
+                ["kind", "category", "style", "ground_color", "word"], emoji.attribution().splitlines())
 
 def kept():
     "Where the page lies in the cache; it is made if it is not there."
