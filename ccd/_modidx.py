@@ -934,6 +934,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'ccd.scaling.could_show': ('library/scaling.html#could_show', 'ccd/scaling.py'),
                              'ccd.scaling.curves': ('library/scaling.html#curves', 'ccd/scaling.py'),
                              'ccd.scaling.doublings': ('library/scaling.html#doublings', 'ccd/scaling.py'),
+                             'ccd.scaling.drawings_said': ('library/scaling.html#drawings_said', 'ccd/scaling.py'),
                              'ccd.scaling.dry': ('library/scaling.html#dry', 'ccd/scaling.py'),
                              'ccd.scaling.effect': ('library/scaling.html#effect', 'ccd/scaling.py'),
                              'ccd.scaling.find_grid': ('library/scaling.html#find_grid', 'ccd/scaling.py'),

@@ -9,8 +9,8 @@ __all__ = ['AXES', 'GRIDS', 'DRAWS', 'PROBED', 'INFORMATIVE', 'LEARNT', 'PROJECT
            'reader_settings', 'shared_reader', 'answers', 'whole_world', 'fingerprint_of', 'kept', 'measured', 'chosen',
            'trained_before', 'scale', 'seal', 'dry', 'said', 'options_of', 'commands', 'read_results', 'progress',
            'Estimate', 'weighted', 'spreads', 'Cell', 'cell', 'placed', 'on_axis', 'contrast', 'verdict', 'curves',
-           'doublings', 'gains', 'could_show', 'leads', 'effect', 'language_or_data', 'needed', 'fits', 'fitted',
-           'at_compute', 'Found', 'found', 'made', 'published_curves', 'published_gains', 'published_fits',
+           'doublings', 'gains', 'could_show', 'leads', 'effect', 'drawings_said', 'language_or_data', 'needed', 'fits',
+           'fitted', 'at_compute', 'Found', 'found', 'made', 'published_curves', 'published_gains', 'published_fits',
            'published_costs', 'over_blind']
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a005
@@ -407,13 +407,14 @@ def _vision_size(vit):
 def read_results(results) -> pd.DataFrame: # columns of `Point`, metric, estimate, draws, tests, clusters, parameters, flops
     "All measurements that are there."
     rows = []
-    turn = [*MEASURES].index
+    turn, shown = [*MEASURES].index, [*PROBED.values(), "masks", *(f"asked: {c}" for c in ("general", "reason", "ocr", "doc"))]
+    place = lambda m: shown.index(m) if m in shown else len(shown)
     for f in sorted(Path(results).glob("*/*/measured.json"), key=lambda f: (f.parts[-3], turn(f.parts[-2]))):
         x, about = read_json(f), read_manifest(f.parent)["settings"]
         vit = from_plain(Settings, dict(control=about["run"]["control"])).control.vit
         more = about["point"] | dict(parameters=_vision_size(vit), flops=x["run"]["flops"])
         rows += [more | dict(metric=m, estimate=v["estimate"], draws=np.array(v["draws"]), tests=v["tests"], clusters=v["clusters"])
-                 for m, v in x["metrics"].items()]
+                 for m, v in sorted(x["metrics"].items(), key=lambda mv: place(mv[0]))]
     if not rows: raise UserError(f"no measurements in {results}: expected RUN/MEASURE/measured.json; `ccd scale GRID --results {results}`")
     return pd.DataFrame(rows)
 
@@ -577,10 +578,14 @@ def effect(table: pd.DataFrame, centre: dict, metric: str, parts: list[tuple], #
     row = contrast([cell(t) for t in at], [w for w, *_ in parts], spreads(table)).row()
     return row | dict(p=float(2 * st.t.sf(abs(row["value"]) / row["se"], row["df"])) if row["se"] else math.nan)
 
+def drawings_said(grid: Grid) -> tuple[str, str]: # such as `1/8 of the drawings`, `8 times the drawings`
+    few = min(grid.axes["drawings"])
+    return f"1/{1 / few:g} of the drawings", f"{1 / few:g} times the drawings"
+
 def language_or_data(table: pd.DataFrame, grid: Grid) -> pd.DataFrame: # effect, metric, and the columns of `effect`, p_holm
     "What supervision and what drawings change, each in points of each metric; Holm's method over all of them."
     few = dict(drawings=min(grid.axes["drawings"]))
-    share, times = f"{few['drawings']:g} of the drawings", f"{1 / few['drawings']:g} times the drawings"
+    share, times = drawings_said(grid)
     lead, low = [(1, "clip", {}), (-1, "dino", {})], [(1, "clip", few), (-1, "dino", few)]
     more = lambda r: [(1, r, {}), (-1, r, few)]
     asked = {"CLIP − DINO": lead, f"CLIP − DINO, {share}": low, f"CLIP, {times}": more("clip"), f"DINO, {times}": more("dino"),
