@@ -14,7 +14,7 @@ __all__ = ['AXES', 'GRIDS', 'DRAWS', 'PROBED', 'INFORMATIVE', 'LEARNT', 'PROJECT
            'published_costs', 'over_blind']
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a005
-import fnmatch, json, math, os, re, shlex, shutil
+import fnmatch, math, os, re, shlex, shutil
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
