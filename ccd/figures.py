@@ -645,9 +645,9 @@ def arms_plot(
 ):
     "One panel a metric: each way of teaching with all of the data and with a part of it."
     names, metrics = list(dict.fromkeys(table.name))[::-1], list(dict.fromkeys(table.metric))
-    rows = -(-len(metrics) // 3)
+    rows = -(-len(metrics) // ACROSS)
     fig = plt().figure(figsize=(7.2, 0.5 + rows * (0.6 + 0.25 * len(names))))
-    axes = fig.subplots(rows, 3, squeeze=False, sharey=True).ravel()
+    axes = fig.subplots(rows, ACROSS, squeeze=False, sharey=True).ravel()
     for ax, m in zip(axes, metrics):
         for few, up in ((False, 0.14), (True, -0.14)):
             t = table[(table.metric == m) & (table.few == few)]

@@ -6,11 +6,11 @@
 __all__ = ['AXES', 'GRIDS', 'DRAWS', 'PROBED', 'INFORMATIVE', 'LEARNT', 'PROJECTOR_LR', 'MEASURES', 'KINDS', 'MARGIN',
            'EXPONENTS', 'PARAMETERS', 'WEB_SSL', 'USUAL', 'HIDDEN', 'Point', 'Grid', 'find_grid', 'points',
            'settings_of', 'reckoned_flops', 'Run', 'runs', 'Measure', 'probes', 'masks', 'asked_of', 'by_category',
-           'reader_settings', 'shared_reader', 'answers', 'whole_world', 'fingerprint_of', 'kept', 'measured', 'chosen',
-           'trained_before', 'scale', 'seal', 'dry', 'said', 'options_of', 'commands', 'read_results', 'progress',
-           'Estimate', 'weighted', 'spreads', 'Cell', 'cell', 'placed', 'on_axis', 'contrast', 'verdict', 'curves',
-           'doublings', 'gains', 'could_show', 'leads', 'effect', 'drawings_said', 'language_or_data', 'needed', 'fits',
-           'fitted', 'at_compute', 'Found', 'found', 'made', 'published_curves', 'published_gains', 'published_fits',
+           'shared_reader', 'answers', 'whole_world', 'fingerprint_of', 'kept', 'measured', 'chosen', 'trained_before',
+           'scale', 'seal', 'dry', 'said', 'options_of', 'commands', 'read_results', 'progress', 'Estimate', 'weighted',
+           'spreads', 'Cell', 'cell', 'placed', 'on_axis', 'contrast', 'verdict', 'curves', 'doublings', 'gains',
+           'could_show', 'leads', 'effect', 'drawings_said', 'language_or_data', 'needed', 'fits', 'fitted',
+           'at_compute', 'Found', 'found', 'made', 'published_curves', 'published_gains', 'published_fits',
            'published_costs', 'over_blind']
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a005
@@ -22,7 +22,7 @@ from typing import Callable, NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats as st
-from .core import (RECIPES, Settings, UserError, apply_recipe, content_hash, differences, find_recipe, from_plain, override,
+from .core import (RECIPES, Settings, UserError, World, apply_recipe, content_hash, differences, find_recipe, from_plain, override,
                       plain, preset, read_json, read_manifest, run_settings, say, sealed, spare, stage, write_json, write_manifest)
 from .stats import cluster_draws, holm
 
@@ -213,15 +213,11 @@ def by_category(answers: pd.DataFrame) -> pd.DataFrame: # of one model
     return pd.DataFrame(rows)
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1e003
-def reader_settings(name: str) -> tuple: # Settings, VlmSettings
-    from ccd.vlm import vlm_preset
-    return preset(name), vlm_preset(name)
-
 def shared_reader(name: str, home: Path, results: Path) -> Path: # a folder as transformers has it, and floor.json
     "The language model that all runs share, made once; skipped where it is there."
     from ccd.asking import ceiling, lessons, seen_by
-    from ccd.vlm import answer, load_vlm, train_vlm
-    settings, v = reader_settings(name)
+    from ccd.vlm import answer, load_vlm, train_vlm, vlm_preset
+    settings, v = preset(name), vlm_preset(name)
     def make(tmp):
         e = seen_by(f"ccd:{ceiling(settings, home / 'ceiling')}", settings, v)
         m = load_vlm(train_vlm(e, v, *lessons(settings, v), home / "model"), e)
@@ -244,8 +240,8 @@ def answers(spec: str, settings: Settings, home: Path, reader: Path) -> pd.DataF
     "EmojiVMC by category, through a projector and the language model that all runs share."
     from ccd.asking import seen_by
     from ccd.questions import instructions
-    from ccd.vlm import answer, load_vlm, question_talks, train_vlm
-    v = reader_settings(read_manifest(reader)["settings"]["reader"])[1]
+    from ccd.vlm import answer, load_vlm, question_talks, train_vlm, vlm_preset
+    v = vlm_preset(read_manifest(reader)["settings"]["reader"])
     n = min(LEARNT, v.questions)
     v = replace(v, language=str(reader), adapt="frozen", questions=n, tune=replace(v.tune, samples=n, lr=PROJECTOR_LR))
     e, tokens = seen_by(spec, settings, v), home / "tokens"
@@ -281,12 +277,16 @@ def kept(results, run: Run, measure: str) -> bool: # is it there?
     if not (folder / "measured.json").exists(): raise UserError(f"{folder} has lost its measured.json: remove it to measure again")
     return True
 
-def _with_defaults(said):
+def _full(kind, values): return plain(from_plain(kind, values))
+
+def _run_with_defaults(run): # as of `run_settings`
     own = Settings()
-    full = lambda kind, values: plain(from_plain(kind, values))
-    run = said["run"] | dict(control=full(type(own.control), said["run"]["control"]))
-    if part := getattr(own, run["objective"], None): run["own"] = full(type(part), run["own"])
-    return said | dict(run=run) | (dict(world=full(type(own.world), said["world"])) if "world" in said else {})
+    run = run | dict(control=_full(type(own.control), run["control"]))
+    part = getattr(own, run["objective"], None)
+    return run | (dict(own=_full(type(part), run["own"])) if part else {})
+
+def _with_defaults(said):
+    return said | dict(run=_run_with_defaults(said["run"]), world=_full(World, said["world"]))
 
 def measured(run: Run, measure: str, trained: Path, results: Path, home: Path, reader: Path | None = None) -> Path: # folder of measured.json
     "Ask one measure about one run, and keep what it says."
@@ -318,7 +318,7 @@ def trained_before(run: Run, corpus) -> Path | None: # a folder as `ccd.training
     for folder in releases():
         m = read_manifest(folder)
         if not m or m["settings"].get("objective") != wanted["objective"]: continue
-        same = not list(differences(_with_defaults(dict(run=m["settings"]))["run"], wanted))
+        same = not list(differences(_run_with_defaults(m["settings"]), wanted))
         if same and m["inputs"]["corpus"] == fingerprint(corpus): return folder
 
 def scale(
@@ -407,7 +407,8 @@ def _vision_size(vit):
 def read_results(results) -> pd.DataFrame: # columns of `Point`, metric, estimate, draws, tests, clusters, parameters, flops
     "All measurements that are there."
     rows = []
-    turn, shown = [*MEASURES].index, [*PROBED.values(), "masks", *(f"asked: {c}" for c in ("general", "reason", "ocr", "doc"))]
+    from ccd.vqa import EMOJIVMC
+    turn, shown = [*MEASURES].index, [*PROBED.values(), "masks", *(f"asked: {c}" for c in EMOJIVMC)]
     place = lambda m: shown.index(m) if m in shown else len(shown)
     for f in sorted(Path(results).glob("*/*/measured.json"), key=lambda f: (f.parts[-3], turn(f.parts[-2]))):
         x, about = read_json(f), read_manifest(f.parent)["settings"]

@@ -1,7 +1,7 @@
 "Filters by text: the kept and the left out are the whole, a kill loses nothing, and a score is what its source says it is."
 import io, json, sys, tarfile
 from dataclasses import replace
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, tiny_llava, torch
 from PIL import Image
 from ccd import filters as f
 from ccd.cli import main
@@ -220,17 +220,8 @@ def test_the_reader_itself(tmp_path):
 
 def test_a_model_is_asked_as_transformers_would(tmp_path):
     "The share of yes among four answers, each scored alone by transformers' own LLaVA."
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
     from ccd import vlm as v
-    tok = v.byte_pairs([*f.QUESTIONS.values(), "yes no Yes No"] * 3, 320)
-    tower = CLIPVisionConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8)
-    text = LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                       num_key_value_heads=1, max_position_embeddings=400)
-    torch.manual_seed(1)
-    net = LlavaForConditionalGeneration(LlavaConfig(vision_config=tower, text_config=text, image_seq_length=16,
-                                                    image_token_index=tok.convert_tokens_to_ids(v.IMAGE))).eval()
-    for p in net.parameters(): p.data.add_(0.1 * torch.randn_like(p))
-    net.save_pretrained(tmp_path / "m"); tok.save_pretrained(tmp_path / "m")
+    net, tok = tiny_llava.saved(tmp_path / "m", [*f.QUESTIONS.values(), "yes no Yes No"] * 3, 320, 400)
     s = scorer(f"vlm:{tmp_path / 'm'}")
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(3)]

@@ -12,6 +12,7 @@ from ccd.segmentation import pixel_patches
 from ccd.sources import Pixels
 from ccd.training import learning_rate
 from ccd.vqa import check_answers
+import tiny_llava
 from vlm_job import training
 
 WORLD = World(scenes=512, test_scenes=192)
@@ -36,18 +37,8 @@ def asked(): return emoji_questions(WORLD, per_subset=8).select(range(0, 128, 3)
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory): # a LLaVA that transformers has saved
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
     folder = tmp_path_factory.mktemp("theirs")
-    tok = v.byte_pairs(["What is it? a red heart"] * 5, 300)
-    tower = CLIPVisionConfig(hidden_size=24, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2, image_size=32, patch_size=8)
-    text = LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                       num_key_value_heads=1, max_position_embeddings=128)
-    torch.manual_seed(1)
-    net = LlavaForConditionalGeneration(LlavaConfig(vision_config=tower, text_config=text, image_seq_length=16,
-                                                    image_token_index=tok.convert_tokens_to_ids(v.IMAGE))).eval()
-    for p in net.parameters(): p.data.add_(0.1 * torch.randn_like(p))
-    net.save_pretrained(folder); tok.save_pretrained(folder)
-    return folder, net, tok
+    return folder, *tiny_llava.saved(folder, ["What is it? a red heart"] * 5, 300, 128)
 
 def inputs(tok, n=16):
     s = v.tokenized(v.Talks(None, [[("What is it?", "a red heart")], [("Is it?", "red")]], np.array([0, 1])), tok, "v1", v.SYSTEM)
