@@ -47,6 +47,22 @@ def test_the_gradient_vanishes_at_the_minimum():
     r = (chances(w, x) - np.eye(4)[y]) / len(x)
     assert np.abs(x.T @ r + 1e-2 * w[:-1]).max() < 2e-4 and np.abs(r.sum(0)).max() < 2e-4
 
+def test_what_some_rows_say_of_the_curvature_changes_the_way_and_not_the_end(monkeypatch):
+    rng, (low, y) = np.random.default_rng(0), problem(6_000, 8, 12, 3)
+    x = np.tanh(low @ rng.normal(size=(8, 48)) / 3) @ rng.normal(size=(48, 24)) / 5 # a curved sheet
+    x = np.float32((x - x.mean(0)) / x.std(0) + 0.3 * rng.normal(size=x.shape))
+    monkeypatch.setattr(P, "BLOCK", 200)
+    took, ends = {}, {}
+    for many in (8, 10**9):
+        monkeypatch.setattr(P, "MANY", many)
+        rows = P.Rows(x, np.arange(len(x)), np.zeros(24, np.float32), np.ones(24, np.float32))
+        fit = P.Descent(rows, y, 12)
+        assert fit.many == (many == 8)
+        took[many], ends[many] = fit.run(1e-3, 1e-6), fit.w.numpy().astype(float)
+    least = penalised(scikit(x, y, 1e-3), x, y, 1e-3)
+    for w in ends.values(): assert penalised(w, x, y, 1e-3) == pytest.approx(least, rel=1e-5)
+    assert took[8] < 0.8 * took[10**9]
+
 def test_a_start_changes_the_way_and_not_the_end():
     x, y = problem(200, 10, 4, 1, gap=0.5)
     a = fit_logistic(x, y, 4, 1e-2, tol=1e-8)
