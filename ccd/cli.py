@@ -108,6 +108,7 @@ def probe(
     beside: tuple[str, ...] = (), # more encoders; the first of them is who it is compared with
     out: str = "probes", # folder
     protocols: bool = False, # also by the paper's protocol, as written and as corrected, and by DINO's
+    cuts: int = 1, # of validation images from train, each by a seed of its own, where the data set gives none
     results: str = "", # also copy the tables to this folder
     max_faults: float = 0.01, # share of images that may be broken
 ):
@@ -115,7 +116,7 @@ def probe(
     from pandas import read_csv
     from ccd.accuracy import probe as run, publish
     from ccd.figures import accuracy_table
-    page = run([encoder, *beside], list(datasets or ["emoji"]), settings, out, protocols, max_faults=max_faults)
+    page = run([encoder, *beside], list(datasets or ["emoji"]), settings, out, protocols, cuts, max_faults=max_faults)
     if results: publish(out, results, settings, " ".join(["ccd", *_said]))
     print(accuracy_table(read_csv(page.parent / "tables/accuracy.csv")).to_string())
     print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")

@@ -6,8 +6,8 @@
 __all__ = ['IGNORED', 'DRAWN', 'WINDOWS', 'RIDGES', 'BLOCK', 'HELD', 'RATIOS', 'Segmented', 'emoji_segments', 'annotated', 'Look',
            'starts', 'look_at', 'windows', 'last_layers', 'pixel_patches', 'dense', 'grid_of', 'Tokens',
            'training_tokens', 'patch_labels', 'cell_counts', 'Head', 'fit_heads', 'assemble', 'Segmentation', 'miou',
-           'iou', 'draw_counts', 'summary', 'miou_difference', 'class_table', 'segmentation_probe', 'majority',
-           'segmented']
+           'iou', 'draw_counts', 'summary', 'miou_difference', 'miou_test', 'class_table', 'segmentation_probe',
+           'majority', 'segmented']
 
 # %% ../nbs/library/15_segmentation.ipynb #bc013a7b
 import math, tempfile
@@ -478,6 +478,25 @@ def miou_difference(
     lo, hi = np.quantile(x - y, [(1 - level) / 2, (1 + level) / 2])
     apart = miou(a.counts.sum(0)) - miou(b.counts.sum(0))
     return float(apart), float(lo), float(hi)
+
+def miou_test(
+    a: Segmentation, b: Segmentation, # of the same pictures
+    draws: int = 10_000, # deals
+    seed: int = 0,
+) -> float: # two-sided p-value, never below 1 / (draws + 1)
+    """Permutation test of equal mIoU: which of the two heads said what of a cluster is dealt anew.
+
+    The mean over classes is no sum over pictures, so signs of differences will not do."""
+    names, at = np.unique(np.asarray(a.cluster).astype(str), return_inverse=True)
+    own = np.zeros((2, len(names), a.counts[0].size))
+    for side, s in zip(own, (a, b)): np.add.at(side, at, s.counts.reshape(len(at), -1))
+    apart = lambda swap: np.subtract(*(miou((swap @ x + (1 - swap) @ y).reshape(-1, *a.counts.shape[1:]))
+                                       for x, y in (own[::-1], own)))
+    seen, rng, far = abs(apart(np.zeros((1, len(names))))[0]), np.random.default_rng(seed), 0
+    for k in range(0, draws, 1_000):
+        swap = rng.integers(0, 2, (min(1_000, draws - k), len(names))).astype(float)
+        far += int((abs(apart(swap)) >= seen * (1 - 1e-9)).sum())
+    return (far + 1) / (draws + 1)
 
 def class_table(
     s: Segmentation,

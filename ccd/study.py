@@ -164,7 +164,7 @@ def segment_all(out: Path, settings: Settings, world: dict) -> dict: # title -> 
 
 def probe_stage(out, settings, hashes, segmented):
     def make(tmp):
-        from ccd.accuracy import (accuracy_rows, answers_of, compare_probes, few_shot_rows, read_segmentation,
+        from ccd.accuracy import (accuracy_rows, answers_of, compare_probes, corrected, few_shot_rows, read_segmentation,
                                   segmentation_differences, segmentation_rows)
         from ccd.tasks import tasks
         g, s = vectors(out, settings, "gallery"), vectors(out, settings, "signs")
@@ -184,7 +184,7 @@ def probe_stage(out, settings, hashes, segmented):
         answers.to_parquet(tmp / "answers.parquet")
         pd.concat(shots).to_csv(tmp / "few_shot.csv", index=False)
         apart = [compare_probes(answers, a, b, draws) for a, b in duels(settings)]
-        pd.concat([*apart, segmentation_differences(heads, duels(settings), "emoji-masks", draws)]).to_csv(tmp / "differences.csv", index=False)
+        corrected(pd.concat([*apart, segmentation_differences(heads, duels(settings), "emoji-masks", draws)])).to_csv(tmp / "differences.csv", index=False)
     return stage(out / "probes", settings.analysis, {f"{e}/{c}": h for e, d in hashes.items() for c, h in d.items()} |
                  {f"{n} heads": sealed(f) for n, f in segmented.items()}, make)
 

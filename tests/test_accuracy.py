@@ -1,7 +1,7 @@
 "The room of probes: parents answer for robustness sets, differences are paired, floors come along, a kill loses nothing."
 import json
 import numpy as np, pandas as pd, pytest, torch
-from ccd.accuracy import (above, accuracy_rows, answers_of, compare_probes, few_shot_rows, floors, names_of, segments,
+from ccd.accuracy import (above, accuracy_rows, answers_of, compare_probes, cut_rows, few_shot_rows, floors, names_of, segments,
                           watch_neighbors, with_parents)
 from ccd.core import UserError, read_json
 from ccd.embeddings import Embeddings
@@ -37,6 +37,25 @@ def test_the_probe_of_the_parent_answers_for_a_robustness_set(world):
     swapped = dict(vectors, shifted=vectors["base"].rows(np.arange(400, 600)))
     again = answers_of(swapped, tasks)[0].query("task == 'far'")
     assert (again.linear.values == near.linear.values).all() and (again.knn.values == near.knn.values).all()
+
+def test_other_cuts_hold_back_other_rows(world, monkeypatch):
+    from ccd import accuracy
+    vectors, (far, near) = world
+    fold, asked = near.folds[0], []
+    def cut(name, items, seed=0):
+        assert items.keys() == vectors.keys()
+        mixed = np.random.default_rng(seed).permutation(400)
+        f = Fold(*(Rows("base", np.sort(mixed[a:b])) for a, b in ((0, 40), (40, 400))), fold.test)
+        asked.append((name, seed))
+        return [Task(**(vars(near) | dict(folds=[f])))] if name == "near" else [far]
+    monkeypatch.setattr(accuracy, "tasks", cut)
+    t = cut_rows(vectors, ["near", "far"], 3)
+    assert asked == [(n, k) for k in range(3) for n in ("near", "far")]
+    assert t.cut.tolist() == [0, 0, 1, 1, 2, 2] and t.groupby("task").top1.nunique().max() > 1
+    answers, paths = answers_of(vectors, cut("near", vectors, 2) + [far])
+    last = t[t.cut == 2].set_index("task")
+    for n, a in answers.groupby("task"): assert last.top1[n] == (a.linear == a.label).mean()
+    assert (last.ridge == paths.ridge[paths.chosen].iloc[0]).all()
 
 def test_a_set_with_fewer_classes_is_answered_among_them(world):
     vectors, tasks = world
@@ -165,9 +184,11 @@ def test_the_command_from_a_folder_of_classes(tmp_path):
             x = np.clip(np.array(color) + rng.normal(0, 25, (20, 24, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(x).save(tmp_path / "pictures" / name / f"{k}.png")
     said, code = finish(start("probe", "colors:3", f"folder:{tmp_path}/pictures", *OPTIONS, "--out", tmp_path / "out",
-                              "--results", tmp_path / "results"))
+                              "--results", tmp_path / "results", "--cuts", 2))
     assert code == 0, said
+    cuts = pd.read_csv(tmp_path / "results/cuts.csv").pivot(index="encoder", columns="cut", values="top1")
     t = pd.read_csv(tmp_path / "results/accuracy.csv").set_index("encoder")
+    assert np.allclose(cuts[0], t.linear[cuts.index]) and list(cuts) == [0, 1]
     assert t.linear["colors-3"] > 0.95 and t.tests.eq(90).all() and set(t.index) == {"colors-3", "random ViT", "raw pixels"}
     assert "colors-3" in said and str(tmp_path / "out/report.html") in said
     m = read_json(tmp_path / "results/manifest.json")

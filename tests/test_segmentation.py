@@ -1,5 +1,6 @@
 "Masks against a second way to make them; the head against scikit-learn; windows, scores and intervals against their definitions."
 from dataclasses import replace
+from itertools import product
 import numpy as np, pytest, torch
 from PIL import Image
 from torch.nn import functional as F
@@ -7,7 +8,7 @@ from ccd import emoji, segmentation
 from ccd.core import UserError, preset
 from ccd.encoders import Card, Encoder, Features, load
 from ccd.segmentation import (IGNORED, Head, Segmentation, Segmented, Tokens, annotated, assemble, cell_counts, class_table,
-    dense, draw_counts, emoji_segments, fit_heads, grid_of, iou, last_layers, look_at, majority, miou, miou_difference,
+    dense, draw_counts, emoji_segments, fit_heads, grid_of, iou, last_layers, look_at, majority, miou, miou_difference, miou_test,
     patch_labels, pixel_patches, segmentation_probe, segmented, starts, summary, training_tokens, windows)
 
 WORLD = preset("smoke").world
@@ -276,6 +277,22 @@ def test_two_are_compared_on_the_same_draws():
     assert lo > 0 and hi - lo < alone and d == pytest.approx(summary(a)["miou"] - summary(b)["miou"])
     assert miou_difference(a, a) == (0, 0, 0)
     with pytest.raises(UserError, match="same pictures"): miou_difference(a, scored(truth[::-1], said[::-1]))
+
+def test_who_said_what_is_dealt_anew_in_whole_clusters():
+    truth, said = random_answers()
+    rng = np.random.default_rng(9)
+    worse = np.where(rng.random(said.shape) < 0.02, (said + 1) % 4, said)
+    few = np.arange(len(said)) * 6 // len(said) # six clusters: all 64 deals can be written out
+    a, b = (replace(scored(truth, s), cluster=few) for s in (said, worse))
+    def gap(deal):
+        mixed = [np.where(np.array(deal)[few][:, None, None], y, x) for x, y in ((a.counts, b.counts), (b.counts, a.counts))]
+        return abs(miou(mixed[0].sum(0)) - miou(mixed[1].sum(0)))
+    seen = gap([0] * 6)
+    exact = np.mean([gap(d) >= seen * (1 - 1e-9) for d in product((0, 1), repeat=6)])
+    assert exact < 1 and miou_test(a, b, 20_000) == pytest.approx(exact, abs=0.015)
+    assert miou_test(a, a) == 1
+    alone = [replace(s, cluster=np.arange(len(said))) for s in (a, scored(truth, np.where(rng.random(said.shape) < 0.3, (said + 1) % 4, said)))]
+    assert miou_test(*alone, 999) == 1 / 1_000
 
 def test_pixels_that_are_not_counted_do_not_count():
     truth, said = random_answers(4)
