@@ -203,6 +203,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                           'ccd.core._tower': ('library/core.html#_tower', 'ccd/core.py'),
                           'ccd.core._web': ('library/core.html#_web', 'ccd/core.py'),
                           'ccd.core._web_clip': ('library/core.html#_web_clip', 'ccd/core.py'),
+                          'ccd.core._web_mae': ('library/core.html#_web_mae', 'ccd/core.py'),
                           'ccd.core._web_ssl': ('library/core.html#_web_ssl', 'ccd/core.py'),
                           'ccd.core.apply_recipe': ('library/core.html#apply_recipe', 'ccd/core.py'),
                           'ccd.core.atomic': ('library/core.html#atomic', 'ccd/core.py'),

@@ -29,7 +29,7 @@ from .core import (Progress, Run, UserError, World, atomic, cache_dir, claim,
 from .encoders import Card, Encoder, Tap, encoder_of, hf_anatomy, load, parse
 from .parallel import agreed, first, processes, rank, spread, start, whole
 from .sources import Pixels, sample_rows
-from .towers import adapt as low_rank, attention_for, blocks, weights_hash
+from .towers import LORA_SCALE, adapt as low_rank, attention_for, blocks, weights_hash
 from .training import (Stopwatch, Trainer, clip_gradients, learning_rate,
     load_checkpoint, make_optimizer, run, seconds_spent)
 from .views import to, to_float
@@ -669,13 +669,13 @@ def joined(parts: list) -> Samples:
 
 # %% ../nbs/library/21_vlm.ipynb #4790d8c6
 def merged(tensors: dict) -> dict:
-    "Weights with their low-rank adapters added in: W + 2BA, as `ccd.towers.adapt` scales them (Hu et al., 2022)."
+    "Weights with their low-rank adapters added in: W + sBA, with s = `LORA_SCALE` (Hu et al., 2022)."
     out = {}
     for k, x in tensors.items():
         at, is_base, kind = k.partition(".base_layer")
         if is_base and kind == ".weight":
             a, b = (tensors[f"{at}.lora_{m}.default.weight"] for m in "AB")
-            x = x + 2 * (b @ a)
+            x = x + LORA_SCALE * (b @ a)
         if "lora_" not in k: out[at + kind] = x
     return out
 

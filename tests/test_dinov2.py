@@ -7,7 +7,7 @@ from timm.layers import resample_abs_pos_embed
 import torch.nn.functional as F
 from ccd import views
 from ccd.audit import audit
-from ccd.core import PRESETS, WEB_SSL, Dinov2, UserError, ViT, apply_recipe, content_hash, override, plain, preset, read_json, run_settings
+from ccd.core import PRESETS, WEB_MAE, WEB_SSL, Dinov2, UserError, ViT, apply_recipe, content_hash, override, plain, preset, read_json, run_settings
 from ccd.objectives import build, koleo, mae_loss, patch_loss, sinkhorn, to_patches
 from ccd.sources import Shown
 from ccd.towers import build_vit, patch_tokens, through, weights_hash
@@ -284,6 +284,18 @@ def test_web_ssl_has_the_published_parameters(name):
     ssl, clip = preset(f"web-ssl-{name}"), preset(f"web-clip-{name}")
     assert ssl.control.vit == v and clip.control.vit == override(v, drop_path=0.0)
     assert ssl.control.samples == clip.control.samples and (ssl.control.batch_size, clip.control.batch_size) == (3072, 32768)
+
+@pytest.mark.parametrize("name", WEB_MAE)
+def test_web_mae_has_the_parameters_of_its_name(name):
+    s = preset(f"web-mae-{name}")
+    v, n = s.control.vit, float(name[:-1]) / (1_000 if name.endswith("m") else 1)
+    with torch.device("meta"): net = build_vit(v)
+    d = v.width
+    block = 3 * d * d + 3 * d + d * d + d + 8 * d * d + 5 * d + 4 * d # attention, feed-forward, norms
+    patches = (v.image_size // v.patch_size)**2
+    total = 3 * v.patch_size**2 * d + d + d + (patches + 1) * d + v.depth * block + 2 * d
+    assert sum(p.numel() for p in net.parameters()) == total and abs(total / 1e9 / n - 1) < 0.15
+    assert s.mae.width == 512 and s.control.batch_size == 4096 and s.control.steps * s.control.warmup == pytest.approx(80_000, rel=1e-3)
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_train_both_kinds_of_self_supervision(name):
