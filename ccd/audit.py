@@ -8,6 +8,7 @@ __all__ = ['UNSAID', 'PAPER', 'NOT_SAID', 'augmentation', 'schedule', 'settings_
 
 # %% ../nbs/library/09_audit.ipynb #645c32af
 from dataclasses import asdict, dataclass
+from pathlib import Path
 import pandas as pd
 from .core import (RECIPES, Settings, UserError, override, plain, preset,
                       read_manifest, run_settings)
@@ -58,8 +59,9 @@ def run_sheet(
     "What a run was, and what it cost. Raises `UserError` if it is not finished."
     m = read_manifest(run)
     if not m or "facts" not in m:
-        raise UserError(f"{run} is not a finished run: expected a folder with "
-                        "manifest.json; train it first")
+        inside = sorted(str(p.parent) for p in Path(run).glob("train/*/manifest.json"))
+        raise UserError(f"{run} is a study: name one of its runs, {' or '.join(inside)}" if inside else
+                        f"{run} is not a finished run: expected a folder with manifest.json; train it first")
     f = m["facts"]
     sheet = {"objective": f["objective"], "training data": m["inputs"]["corpus"],
         "order of samples": f["order"],

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['AnySettings', 'COMMANDS', 'chosen_preset', 'chosen_recipe', 'study', 'train', 'filter', 'audit', 'embed', 'probe',
-           'compare', 'vlm', 'vqa', 'scale', 'published', 'starting_point', 'by_family', 'usage', 'main']
+           'compare', 'vlm', 'vqa', 'scale', 'published', 'starting_point', 'explained', 'by_family', 'usage', 'main']
 
 # %% ../nbs/library/31_cli.ipynb #904d3631
-import sys
+import inspect, re, sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 import tyro
 from tyro.conf import Positional
 from .core import PRESETS, RECIPES, Settings, UserError, apply_recipe, disk_full, find_recipe, override, preset
@@ -216,6 +216,15 @@ def starting_point(command, args: list[str]) -> Settings:
     settings, recipe = chosen_preset(args), chosen_recipe(args)
     return apply_recipe(recipe, settings) if command is train and recipe else settings
 
+def explained(command): # the same function
+    "The command, the comment beside each argument as the help of its option."
+    head = inspect.getsource(command).partition("\n):")[0]
+    said = {k: tyro.conf.arg(help=what, metavar=k.upper().replace("_", "-") if "Positional[str]" in kind else None)
+            for k, kind, what in re.findall(r"^ +(\w+): ([^#\n]*)# (.+)$", head, re.M)}
+    command.__annotations__ = {k: Annotated[t, said[k]] if k in said else t
+                               for k, t in get_type_hints(command, include_extras=True).items()}
+    return command
+
 def by_family(names) -> str:
     "The names, where three or more differ in their last part only as `family-{one,two,three}`."
     stems = [n.rpartition("-")[0] for n in names]
@@ -238,7 +247,7 @@ def main(argv: list[str] | None = None):
     try:
         if args[0] not in COMMANDS:
             raise UserError(f"unknown command {args[0]!r}: expected one of {', '.join(COMMANDS)}")
-        f = COMMANDS[args[0]]
+        f = explained(COMMANDS[args[0]])
         if "settings" in f.__annotations__: f = partial(f, settings=starting_point(f, args[1:]))
         tyro.cli(f, args=args[1:], prog=f"ccd {args[0]}")
     except UserError as e: _stop(e, 2)

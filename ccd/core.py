@@ -253,7 +253,7 @@ class Run:
 @dataclass(frozen=True)
 class Settings:
     "A whole experiment."
-    preset: str = "mini"
+    preset: str = "mini" # where the other settings start; `ccd --help` lists them
     world: World = World()
     control: Control = Control()
     clip: Clip = Clip()
@@ -731,12 +731,12 @@ class Progress:
     def add(self, n: int, note: str = ""):
         self.done += n
         if self.bar:
-            self.bar.update(self.task, completed=self.done, rate=self.rate(), note=note)
+            self.bar.update(self.task, completed=self.done, rate=_pace(self.rate()), note=note)
         now = time.time()
         if not self.bar and not self.quiet and now - self.last >= self.every:
             self.last = now
             self._line(f"{_clock(self.left())} left  {note}")
-        if not self.estimated and now - self.start > 30 and not self.quiet:
+        if not self.estimated and now - self.start > 30 and not self.quiet and self.done < self.total:
             self.estimated = True
             self._say(f"{self.what}: estimate after 30 s: {_clock(self.left())} to go")
 
@@ -749,18 +749,19 @@ class Progress:
         from rich.console import Console
         self.bar = rp.Progress(
             rp.TextColumn("{task.description:<22}"), rp.BarColumn(), rp.MofNCompleteColumn(),
-            rp.TextColumn("{task.fields[rate]:,.0f}/s"), rp.TimeRemainingColumn(),
+            rp.TextColumn("{task.fields[rate]}"), rp.TimeRemainingColumn(),
             rp.TextColumn("{task.fields[note]}"), console=Console(stderr=True))
         self.task = self.bar.add_task(self.what, total=self.total, completed=self.done,
-                                      rate=0.0, note="")
+                                      rate="", note="")
         self.bar.start()
 
     def _line(self, note):
         self._say(f"{self.what:<22} {100 * self.done / max(self.total, 1):5.1f} %  "
-                  f"{self.done:,}/{self.total:,} {self.unit}  {self.rate():,.0f}/s  {note}")
+                  f"{self.done:,}/{self.total:,} {self.unit}  {_pace(self.rate())}  {note}")
 
     def _say(self, text):
         if self.bar: self.bar.console.print(text)
         else: print(text, file=sys.stderr, flush=True)
 
+def _pace(r): return f"{r:,.0f}/s" if r >= 1 else f"{_clock(1 / r)} each" if r else ""
 def _clock(s): return f"{int(s // 60)} min {int(s % 60):02d} s" if s >= 60 else f"{s:.0f} s"

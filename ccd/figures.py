@@ -62,7 +62,7 @@ def loss_curves(
         ax.axhline(blind[name], color="#777", lw=0.8, ls=":")
         ax.text(m.samples.iloc[-1], blind[name], "knows nothing", ha="right", va="bottom", fontsize=7.5, color="#555")
         ax.set(title=name, xlabel="images seen", ylabel="loss", ylim=(0, max(m.loss.max(), blind[name]) * 1.08))
-        ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:.0f}k")
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k")
     return fig
 
 # %% ../nbs/library/23_figures.ipynb #1f5fee62
@@ -76,7 +76,9 @@ def health_curves(m: pd.DataFrame):
     a.legend(fontsize=8)
     b.plot(m.samples, m.feature_rank, color=COLORS["DINO"])
     b.set(title="Effective rank of the features", xlabel="images seen", ylim=(0, None))
-    for ax in (a, b): ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:.0f}k")
+    for ax in (a, b):
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k")
+        if len(m) == 1: ax.lines[0].set_marker("o") # a line needs two points
     return fig
 
 # %% ../nbs/library/23_figures.ipynb #2451794f
@@ -89,7 +91,7 @@ def watch_curves(
     for name, m in curves.items():
         ax.plot(m.samples, m.knn, color=color_of(name), marker="o", ms=2.5, label=name)
     ax.set(xlabel="images seen", ylabel="right category", ylim=(0, None))
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:.0f}k" if v else "0")
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:g}k" if v else "0")
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     ax.legend(fontsize=8)
     return fig
@@ -350,7 +352,7 @@ def png_tag(fig, alt: str, width: str = "100%") -> str: # HTML
     buf = io.BytesIO()
     fig.savefig(buf, format="png", metadata={"Software": None})
     plt().close(fig)
-    return (f'<img alt="{alt}" style="max-width:{width}" '
+    return (f'<img alt="{alt}" style="max-width:min({width},100%)" '
             f'src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">')
 
 def credit_list(lines: list[str]) -> str: # HTML
@@ -358,9 +360,13 @@ def credit_list(lines: list[str]) -> str: # HTML
     item = lambda l: re.sub(r"\[([^]]+)\]\((https?://[^)]+)\)", r'<a href="\2">\1</a>', html.escape(l.lstrip("*- "), quote=False))
     return "<ul>" + "".join(f"<li>{item(l)}</li>" for l in lines if l.strip()) + "</ul>" if lines else ""
 
-def table_tag(t: pd.DataFrame, index: bool = True) -> str: # HTML
+def table_tag(
+    t: pd.DataFrame,
+    index: bool = True,
+    prose: bool = False, # words rather than numbers: to the left, in lines that break
+) -> str: # HTML
     "A table that scrolls inside itself."
-    return f'<div class="scroll">{t.to_html(index=index, border=0, classes="t")}</div>'
+    return f'<div class="scroll">{t.to_html(index=index, border=0, classes="t prose" if prose else "t")}</div>'
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
@@ -370,6 +376,7 @@ h1{font-size:1.7rem;line-height:1.25;margin:.4rem 0}h2{font-size:1.2rem;margin:2
 p.lead{font-size:1.08rem}.note{color:#56606a;font-size:.9rem}img{display:block;height:auto;margin:.6rem 0}
 .scroll{overflow-x:auto}table.t{border-collapse:collapse;font-size:.86rem;margin:.6rem 0;white-space:nowrap}
 .t th,.t td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e6e9ec}.t th:first-child,.t td:first-child{text-align:left}
+.t.prose th,.t.prose td{text-align:left;white-space:normal;vertical-align:top}
 .t tr.differs td{background:#fff6ea}details{margin:.6rem 0}summary{cursor:pointer}
 </style><h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
 {% for s in sections %}<h2>{{ s.title }}</h2><p>{{ s.text }}</p>{{ s.body }}

@@ -88,7 +88,7 @@ def train_all(out: Path, settings: Settings, world: dict):
     from ccd.training import estimate, train
     cost = {n: estimate(RECIPES[n].objective, s, train_corpus(s)) / 60 for n, s in {n: s for n, s in todo.values()}.items()}
     parts = [f"{title(r)} {cost[n]:.1f}" for r, (n, _) in todo.items()]
-    say(f"training takes about {sum(cost[n] for n, _ in todo.values()):.0f} minutes on this machine "
+    say(f"training takes about {sum(cost[n] for n, _ in todo.values()):.0f} min on this machine "
          f"({', '.join(parts)}), less what was done before; the analysis a few more")
     for r, (name, own) in todo.items():
         train(RECIPES[name].objective, own, train_corpus(own), out / "train" / r, watching(own, out / "train" / r),
@@ -292,15 +292,15 @@ def write_page(out: Path, settings: Settings, page: Path, mark: str):
     watched = {n: pd.read_json(p, lines=True) for k, n in NAMES.items() if (p := out / f"train/{k}-0/neighbors.jsonl").exists()}
     s = [_section_curves(f, curves, blind, learning(out, settings), watched), _section_probes(f, probes, diff),
          *_section_vlm(f, out / "vlm/EmojiVMC/tables", settings), _section_pairs(f, pairs, agree, picture),
-         dict(title="Whom does each put next to whom?", text=_overlap_text(lap),
+         dict(title="Whom does each put next to whom?", text=_overlap_text(lap, settings.analysis.neighbors),
               body=f.png_tag(f.neighbor_grid(drawn, near, picture), "nearest neighbours") +
               f.table_tag(purity_table(f, purity)),
-              note="Share of the ten nearest pictures with the same label (percent, 95 % interval over concept "
+              note=f"Share of the {settings.analysis.neighbors} nearest pictures with the same label (percent, 95 % interval over concept "
                    "families); neighbours of the same family are left out. Pictures without a drawing have no concept."),
          dict(title="The same pictures on two maps", text="UMAP of the held-out scenes: what lies together is alike to the encoder.",
               body=f.png_tag(f.atlas_plot(maps, picture), "two maps of the same pictures"), note=""),
          dict(title="What was equal, what was not, and what it cost", text=_audit_text(table),
-              body=f.table_tag(table.drop(columns="equal"), index=False), note=""),
+              body=f.table_tag(table.drop(columns="equal"), index=False, prose=True), note=""),
          _section_made(settings, machine(), attribution())]
     f.write_report(page, "CLIP and DINO, trained on the same pictures", _lead(settings, diff, agree), s)
     with atomic(page) as tmp:
@@ -372,9 +372,9 @@ def _section_pairs(f, pairs, agree, picture):
         note="Every pair was scored; exact copies removed; no picture in more than a few pairs. Dots: share of pairs "
              "with a 95 % interval; ticks: share among all pairs. Factors that fewer than 20 pairs have on both sides are left out.")
 
-def _overlap_text(lap):
+def _overlap_text(lap, k):
     r = lap.iloc[0]
-    return (f"CLIP and DINO share {100 * r.overlap:.1f} % ({100 * r.lo:.1f}–{100 * r.hi:.1f}) of their ten nearest "
+    return (f"CLIP and DINO share {100 * r.overlap:.1f} % ({100 * r.lo:.1f}–{100 * r.hi:.1f}) of their {k} nearest "
             f"neighbours; chance is {100 * r.chance:.2f} %.")
 
 def _audit_text(t):
@@ -386,7 +386,7 @@ def _section_made(settings, machine, art):
     rows = pd.DataFrame([dict(what=k, value=html.escape(str(v))) for k, v in
                          dict(preset=settings.preset, seeds=settings.analysis.seeds, **machine).items()])
     from ccd.figures import credit_list, table_tag
-    return dict(title="How it was made", text=f"<code>ccd study --preset {settings.preset}</code>; settings and hashes of "
+    return dict(title="How it was made", text=f"<code>{html.escape(command_of(settings))}</code>; settings and hashes of "
                 "every stage stand in the <code>manifest.json</code> beside it.",
                 body=table_tag(rows, index=False), note="Drawings: " + credit_list(art.splitlines()))
 

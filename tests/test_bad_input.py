@@ -174,3 +174,11 @@ def test_control_c_while_probing(whole, tmp_path):
     p = start("study", *OPTIONS, "--out", out)
     assert "the same command goes on from here" in one_message(*signal_when(p, seen, signal.SIGINT, 0.5, group=True))
     assert contents(out) == before
+
+def test_a_study_in_place_of_a_run_is_told_its_runs(tmp_path):
+    from ccd.audit import audit
+    for run in ("clip-0", "dino-0"):
+        (tmp_path / "train" / run).mkdir(parents=True)
+        (tmp_path / "train" / run / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a study: name one of its runs, .*train/clip-0 or .*train/dino-0"):
+        audit(tmp_path, tmp_path)

@@ -1,5 +1,5 @@
 "The command line explains itself, fast."
-import re, subprocess, sys
+import inspect, re, subprocess, sys
 import pytest
 from conftest import finish, start
 from ccd.cli import COMMANDS, main
@@ -22,6 +22,13 @@ def test_help_of_every_command(command, capsys):
     said = capsys.readouterr()
     assert stop.value.code in (0, None)
     assert COMMANDS[command].__doc__.split(",")[0] in " ".join((said.out + said.err).split())
+
+def test_help_says_what_each_argument_is(capsys):
+    for command in ("audit", "train", "compare"):
+        with pytest.raises(SystemExit): main([command, "--help"])
+        said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+        for line in inspect.getsource(COMMANDS[command]).partition("\n):")[0].splitlines():
+            assert "# " not in line or line.partition("# ")[2] in said, line
 
 def test_help_shows_the_values_of_the_preset(capsys):
     for name in ("smoke", "mini"):
@@ -52,3 +59,14 @@ def test_the_families_of_presets_are_written_once_and_none_is_lost():
             yield from (stem + x for x in many.split(",")) if many else [part]
     assert by_family(["a-1", "b", "a-2", "c-x", "a-3", "c-y"]) == "a-{1,2,3}, b, c-x, c-y"
     assert sorted(spelt(by_family(PRESETS))) == sorted(PRESETS)
+
+def test_slow_work_says_how_long_one_item_takes(capsys):
+    import time
+    from ccd.core import Progress
+    for seconds, pace in ((90, "30 s each"), (0.3, "/s")):
+        with Progress("reading", total=3, every=1e9) as p:
+            p.start = time.time() - seconds
+            p.add(3)
+        said = capsys.readouterr().err
+        assert pace in said and " 0/s" not in said, said
+        assert "to go" not in said # nothing is left to estimate

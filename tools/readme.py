@@ -28,12 +28,13 @@ def prose(md):
     "`md` for the repository, code left alone."
     return "".join(p if i % 2 else repository(p) for i, p in enumerate(re.split(r"(^```.*?^```$)", md, flags=re.M | re.S)))
 
-def output_md(o, images):
+def output_md(o, images, opts={}):
     d = {k: "".join(v) for k, v in o.get("data", {}).items()}
     if "image/png" in d:
         name = f"images/index-{len(images) + 1}.png"
         images[name] = base64.b64decode(d["image/png"])
-        return f"![](nbs/{name})"
+        said = [prose(opts[k].strip('"')) if k in opts else "" for k in ("fig-alt", "fig-cap")]
+        return "\n\n".join(x for x in (f"![{said[0]}](nbs/{name})", said[1] and f"*{said[1]}*") if x)
     if "text/markdown" in d: return prose(d["text/markdown"])
     if "<table" in d.get("text/html", ""): return re.sub(r"<style.*?</style>\s*", "", d["text/html"], flags=re.S)
     text = "".join(o.get("text", [])) or d.get("text/plain", "")
@@ -46,7 +47,7 @@ def cell_md(c, images):
     opts = dict(re.findall(r"^#\| *([\w-]+): *(.*)$", s, re.M))
     code = "\n".join(l for l in s.splitlines() if not l.startswith("#|")).strip()
     shown = [f"```python\n{code}\n```"] if code and opts.get("echo") != "false" else []
-    return "\n\n".join(x for x in shown + [output_md(o, images) for o in c.get("outputs", [])] if x.strip())
+    return "\n\n".join(x for x in shown + [output_md(o, images, opts) for o in c.get("outputs", [])] if x.strip())
 
 def readme():
     "File name -> content, for all that README.md needs."
