@@ -187,6 +187,7 @@ def asked_for(name: str) -> Asked:
     near = difflib.get_close_matches(head, [*DATASETS, "folder", "hf"], 1)
     raise UserError(f"unknown data set {name!r}: "
                     + (f"did you mean {near[0]!r}? " if near else "")
+                    + (f"There is a folder of that name: folder:{name}. " if Path(name).is_dir() else "")
                     + f"Expected one of {', '.join(known)}; or NAME:PATH or "
                     "NAME=hf:OTHER for a copy of a named one")
 
@@ -295,7 +296,7 @@ def _unpacked(path): # a folder in the cache
     try:
         with atomic(home) as tmp, tarfile.open(path) as t: t.extractall(tmp, filter="data")
     except (tarfile.TarError, EOFError, zlib.error) as e:
-        raise UserError(f"{path} is no whole tar: {e}; expected a folder, or a tar of a folder per class") from e
+        raise UserError(f"{path} is no whole tar ({str(e).splitlines()[0].rstrip(':')}): expected a folder, or a tar of a folder per class") from e
     return home
 
 def _innermost(root): # tars often hold one folder that holds all

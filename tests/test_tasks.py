@@ -237,7 +237,12 @@ def test_what_holds_no_images_in_classes_says_so(tmp_path):
     for name in ("train", "test"): (tmp_path / name).mkdir()
     with pytest.raises(UserError, match="PATH/train/CLASS/IMAGE"): opened(f"folder:{tmp_path}")
     (tmp_path / "bad.tar").write_bytes(b"this is no tar at all")
-    with pytest.raises(UserError, match="no whole tar"): opened(f"imagenetv2:{tmp_path / 'bad.tar'}")
+    with pytest.raises(UserError, match="no whole tar") as said: opened(f"imagenetv2:{tmp_path / 'bad.tar'}")
+    assert "\n" not in str(said.value)
+
+def test_a_folder_named_without_its_kind_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); (tmp_path / "birds").mkdir()
+    with pytest.raises(UserError, match="folder:birds"): asked_for("birds")
 
 def test_the_hub_says_how_to_get_in_and_round(monkeypatch):
     def closed(*a, **k): raise hf.exceptions.DatasetNotFoundError("Dataset 'ILSVRC/imagenet-1k' is a gated dataset on the Hub.")
