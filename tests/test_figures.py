@@ -19,12 +19,12 @@ def curves(measures, axes):
     return pd.concat(rows)
 
 def texts(fig):
-    "The boxes of all that is written, in px; ticks beyond the ends of an axis are not."
+    "The boxes of all that is written, in px; ticks beyond the ends of an axis, or of one that is off, are not."
     import matplotlib.text
     fig.canvas.draw()
     ends = lambda axis: sorted(axis.get_view_interval())
     beyond = {id(t.label1) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for lo, hi in [ends(axis)]
-              for t in axis.get_major_ticks() if not lo <= t.get_loc() <= hi}
+              for t in axis.get_major_ticks() if not (ax.axison and lo <= t.get_loc() <= hi)}
     return [(t, t.get_window_extent()) for t in fig.findobj(matplotlib.text.Text) if t.get_text() and t.get_visible() and id(t) not in beyond]
 
 @pytest.fixture(scope="module")
@@ -81,3 +81,36 @@ def test_ways_of_teaching_stand_where_their_numbers_are(measures):
     boxes = texts(fig)
     f.plt().close(fig)
     assert not [(x.get_text(), y.get_text()) for (x, a), (y, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+def probes(tasks):
+    rng = np.random.default_rng(0)
+    return pd.DataFrame([dict(encoder=e, task=t, linear=v, lo=v - 0.05, hi=v + 0.05, majority=0.1)
+                         for e in ("CLIP", "DINO", "random ViT", "raw pixels") for t in tasks for v in [rng.uniform(0.2, 0.5)]])
+
+def run_of(*names): # metrics as training writes them
+    x = np.arange(0, 300_001, 3000)
+    return {n: pd.DataFrame(dict(samples=x, loss=4 * np.exp(-x / 1e5) + 1)) for n in names}
+
+FIGURES = dict(
+    probes=lambda: f.probe_bars(probes(MEASURES)),
+    leads=lambda: f.lead_dots(probes(MEASURES).rename(columns=dict(encoder="a", linear="difference")).assign(probe="linear")),
+    shots=lambda: f.shot_curves(pd.DataFrame([dict(encoder=e, task=t, shots=s, top1=0.1 + s / 50, short=0, classes=9)
+                                              for e in ("CLIP", "DINO", "random ViT") for t in MEASURES for s in (1, 2, 4, 8, 16)])),
+    losses=lambda: f.loss_curves(run_of("CLIP", "DINO", "SigLIP"), dict.fromkeys(("CLIP", "DINO", "SigLIP"), 4.2)),
+    shares=lambda: f.agreement_bars(pd.DataFrame([dict(direction=d, factor=k, share=0.5, lo=0.4, hi=0.6, chance=0.1, pairs=99)
+                                                  for d in "ab" for k in f.FACTOR_NAMES])),
+    arms=lambda: f.arms_plot(pd.DataFrame([dict(name=n, metric=m, few=few, value=0.4, all_lo=0.3, all_hi=0.5) for m in MEASURES
+                             for n in ("CLIP", "CLIP, shuffled captions", "classifier on concepts") for few in (False, True)]), ("all", "some"), {}),
+    pairs=lambda: f.pair_grid(pd.DataFrame(dict(rank=range(12), i=0, j=0, z_a=-3.1, z_b=2.9)), lambda r: np.zeros((8, 8, 3), np.uint8)))
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_can_be_read_on_a_phone(name):
+    fig = FIGURES[name]()
+    boxes, (w, h) = texts(fig), fig.canvas.get_width_height()
+    f.plt().close(fig)
+    small = min(t.get_fontsize() for t, _ in boxes) * fig.dpi / 72 * min(1, PHONE / w)
+    assert small >= 7.9, f"letters of {small:.1f} px"
+    assert all(b.x0 >= -1 and b.y0 >= -1 and b.x1 <= w + 1 and b.y1 <= h + 1 for _, b in boxes), "cut off at the edge"
+    over = [(s.get_text(), t.get_text()) for (s, a), (t, b) in itertools.combinations(boxes, 2)
+            if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1]
+    assert not over, over

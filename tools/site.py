@@ -91,13 +91,14 @@ def numbered(s, name):
     return re.sub(r"^(#\| *(?:fig|tbl)-cap: *)(['\"]?)(.*?)\2$", lambda m: m[1] + json.dumps(f"{name}: {m[3]}", ensure_ascii=False), s, flags=re.M)
 
 def plain_code(src):
-    "nbdev makes links of names in backticks, in the comments of signatures too, where no link can be."
+    """nbdev makes links of names in backticks, in the comments of signatures too, where no link can be; and of a function
+    that says nothing of itself it says what Python says of any."""
     for p in src.rglob("*.ipynb"):
         nb = json.loads(p.read_text(encoding="utf-8"))
         shown = [o["data"] for c in nb["cells"] for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
         for d in shown:
             d["text/markdown"] = re.sub(r"^```python\n.*?^```", lambda m: re.sub(r"\[`([^`\]]*)`\]\([^)\n]*\)", r"`\1`", m[0]),
-                                        "".join(d["text/markdown"]), flags=re.M | re.S)
+                                        "".join(d["text/markdown"]), flags=re.M | re.S).replace("*Call self as a function.*", "")
         if shown: p.write_text(json.dumps(nb), encoding="utf-8")
 
 def rewrite(nb):
