@@ -6,8 +6,8 @@
 __all__ = ['DOUBLES', 'TILE', 'GPU_TILE', 'ROUND', 'SAME', 'LOOSE', 'RULES', 'similarity_moments', 'doubles', 'unit_rows',
            'name_of', 'cosine', 'Moments', 'pair_moments', 'Product', 'score_product', 'reaching', 'Best', 'scan',
            'search', 'mine', 'same_items', 'pixel_groups', 'fast_product', 'copies', 'Links', 'Ranks', 'rank_in',
-           'sample_pairs', 'units32', 'rule_table', 'agreement', 'families', 'shuffles', 'chance_agreement', 'verified',
-           'halves', 'above_noise', 'search_faiss', 'search_ray']
+           'sample_pairs', 'units32', 'rule_table', 'agreement', 'families', 'shuffles', 'chance_agreement', 'Taken',
+           'verified', 'halves', 'above_noise', 'search_faiss', 'search_ray']
 
 # %% ../nbs/library/17_pairs.ipynb #e0db93e2
 from contextlib import contextmanager
@@ -543,6 +543,12 @@ def chance_agreement(
     return float((n * (n - 1)).sum() / max(n.sum() * (n.sum() - 1), 1))
 
 # %% ../nbs/library/17_pairs.ipynb #9a4d5ccd
+class Taken:
+    "Some rows of an array on disk, read when they are asked for."
+    def __init__(self, x, rows): self.x, self.rows, self.shape, self.dtype = x, rows, (len(rows), *x.shape[1:]), x.dtype
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, at): return self.x[self.rows[at]]
+
 def verified(
     a: Embeddings,
     b: Embeddings, # of the same items
@@ -553,9 +559,9 @@ def verified(
 ) -> pd.DataFrame: # as `agreement`, of half 1 and (`_2`) of half 2; holds
     "What pairs of half of the families share, and whether the others' do."
     same_items(a, b)
-    def of(m): # what is copied for one half is gone before the other
-        items = a.items[m].reset_index(drop=True)
-        half = [Embeddings(e.vectors[m], items, e.card) for e in (a, b)]
+    def of(m):
+        rows, items = np.flatnonzero(m), a.items[m].reset_index(drop=True)
+        half = [Embeddings(Taken(e.vectors, rows), items, e.card) for e in (a, b)]
         return agreement(mine(*half, k, **how), items, factors, draws)
     first = halves(families(a.items))
     one, two = of(first), of(~first)
