@@ -675,6 +675,7 @@ def arms_plot(
         if m in floors: ax.axvline(floors[m], color="#888888", lw=0.8, ls=":")
         ax.set_title(fill(m, 14), fontsize=9, fontweight="normal")
         ax.set_yticks(range(len(names)), [fill(n, 16) for n in names], fontsize=SMALL, linespacing=0.95)
+        ax.set_ylim(-0.5, len(names) - 0.5)
         ax.locator_params(axis="x", nbins=3)
         ax.tick_params(axis="x", labelsize=SMALL)
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
@@ -682,4 +683,3 @@ def arms_plot(
     dots = [plt().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n) for c, n in zip(("#555555", "white"), said)]
     fig.legend(handles=dots, fontsize=9, loc="outside upper center", ncols=2)
     return fig
-
