@@ -20,7 +20,7 @@ import pandas as pd
 from .core import UserError, atomic
 
 # %% ../nbs/library/23_figures.ipynb #285bf803
-COLORS = {"CLIP": "#D55E00", "DINO": "#0072B2", "SigLIP": "#CC79A7", "classifier": "#009E73",
+COLORS = {"CLIP": "#D55E00", "DINOv2": "#56B4E9", "DINO": "#0072B2", "SigLIP": "#CC79A7", "classifier": "#009E73",
           "random ViT": "#9A9A9A", "raw pixels": "#C9C9C9",
           "Web-DINO": "#0072B2", "Web-DINO, ImageNet": "#8EC1E0", "Web-MAE": "#009E73"}
 
