@@ -48,6 +48,13 @@ def plt():
         "axes.titlelocation": "left", "legend.frameon": False, "figure.constrained_layout.use": True})
     return p
 
+def _short(v): # 12,582,912 -> 12.6M; 0.125 -> 1/8
+    if 0 < v < 1 and 1 / v == round(1 / v): return f"1/{1 / v:.0f}"
+    if not v: return "0"
+    for unit, mark in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if v >= unit: return f"{v / unit:.3g}{mark}"
+    return f"{v:.{2 if v < 10 else 3}g}"
+
 # %% ../nbs/library/23_figures.ipynb #f839b31c
 def loss_curves(
     curves: dict, # name -> metrics table of a run
@@ -617,13 +624,6 @@ def _apart(at, labels, character=0.07): # only labels that do not touch; the end
     for k in [len(at) - 1, *range(len(at) - 1)]:
         if all(abs(at[k] - at[j]) > character * (2 + len(labels[k]) + len(labels[j])) / 2 for j in kept): kept.append(k)
     return [x if k in kept else "" for k, x in enumerate(labels)]
-
-def _short(v): # 12,582,912 -> 12.6M; 0.125 -> 1/8
-    if 0 < v < 1 and 1 / v == round(1 / v): return f"1/{1 / v:.0f}"
-    if not v: return "0"
-    for unit, mark in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if v >= unit: return f"{v / unit:.3g}{mark}"
-    return f"{v:.{2 if v < 10 else 3}g}"
 
 def compute_plot(
     table: pd.DataFrame, # recipe, metric, flops, value, all_lo, all_hi, best

@@ -39,8 +39,14 @@ def run(path, skip):
     for cell, done in zip(nb.cells, ran):
         if cell.cell_type == "code": cell.outputs = done.outputs
         store(cell)
+    if any(broken(c) for c in nb.cells): sys.exit(1)
     clean_nb(nb, clear_all=False)
     return nb
+
+def broken(cell):
+    "Was an output not drawn? IPython then prints the error and goes on."
+    return cell.cell_type == "code" and any("Traceback (most recent call last)" in re.sub(r"\x1b\[[\d;]*m", "", join(o.get("text", "")))
+                                            for o in cell.outputs)
 
 def store(cell):
     "Drop what names this machine: warnings, and the source lines in show_doc, which nbdev draws again."
