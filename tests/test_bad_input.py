@@ -44,7 +44,7 @@ SMOKE = ["--preset", "smoke"]
     (["embed", "pixels:8", *SMOKE, "--images", "nowhere"], "nowhere is not a folder"),
     (["probe", *SMOKE], "Missing from ccd probe"),
     (["audit", "nowhere", "nowhere"], "nowhere is not a finished run"),
-    (["audit", "nowhere"], "run-b")])
+    (["audit", "nowhere"], "RUN-B")])
 def test_says_what_is_wrong(refused, tmp_path, monkeypatch, args, says):
     monkeypatch.chdir(tmp_path)
     assert says in refused(*args)

@@ -182,3 +182,13 @@ def test_the_atlas_lives_in_its_page(browser, address, root):
     assert "Apache-2.0" in inside.locator("footer").inner_text()
     assert foreign == []
     page.close()
+
+def test_a_builder_that_warns_has_failed(tmp_path, capfd):
+    import importlib.util
+    spec = importlib.util.spec_from_file_location("tools_site", ROOT / "tools/site.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    says = lambda line, rc=0: tool.strictly([sys.executable, "-c", f"import sys; print({line!r}, file=sys.stderr); sys.exit({rc})"], tmp_path)
+    assert says("Output created: index.html") == 0 and says("no WARN here") == 0
+    assert says("WARN: Unable to resolve crossref @fig-x") and says("\x1b[33mWARNING (main): nothing\x1b[39m") and says("fine", 3) == 3
+    assert "crossref" in capfd.readouterr().out

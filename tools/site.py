@@ -158,7 +158,16 @@ def render(quarto):
         at = cfg.config_path/"_stage"
         stage_for_smalldocs(src, at, config(cfg.nbs_path/"_quarto.yml"), cfg.doc_path.name)
         cmd = [sys.executable, "-m", "smalldocs.cli", "render", ".", "--strict"]
-    return subprocess.run(cmd, cwd=at).returncode, at/cfg.doc_path.name
+    return strictly(cmd, at), at/cfg.doc_path.name
+
+def strictly(cmd, at):
+    "The exit code of a builder, what it says passed on; not 0 where it warned, which Quarto lets pass."
+    warned = False
+    with subprocess.Popen(cmd, cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as p:
+        for line in p.stdout:
+            print(line, end="", flush=True)
+            warned |= bool(re.match(r"(\x1b\[[\d;]*m)*\s*\[?WARN", line))
+    return p.returncode or int(warned)
 
 def self_contained(root):
     "Both builders' themes ask Google for a font; the site loads nothing from elsewhere."
