@@ -244,12 +244,12 @@ def segmentation_differences(
     duels, # pairs of encoders
     dataset: str,
     draws: int = 1_000, # bootstrap samples
-) -> pd.DataFrame: # as of `compare_probes`
+) -> pd.DataFrame: # as of `compare_probes`, before `corrected`
     "Differences of mIoU, with intervals that resample the pictures of both together, and a permutation test."
-    return corrected(pd.DataFrame([
+    return pd.DataFrame([
         dict(a=a, b=b, task=f"{dataset}, mIoU", probe="linear", p=segmentation.miou_test(found[a], found[b]),
              **dict(zip(("difference", "lo", "hi"), segmentation.miou_difference(found[a], found[b], draws))))
-        for a, b in duels if a in found and b in found]))
+        for a, b in duels if a in found and b in found])
 
 # %% ../nbs/library/26_accuracy.ipynb #7f0ff203
 SHOTS = (1, 2, 4, 8, 16)
