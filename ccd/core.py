@@ -104,7 +104,7 @@ def share_of(
 class Control:
     "What is held equal between objectives."
     vit: ViT = ViT()
-    samples: int = 120_000 # images seen in training, repeats counted
+    samples: int = 102_400 # images seen in training, repeats counted
     batch_size: int = 64 # images in one optimiser step
     lr: float = 5e-4 # peak learning rate, taken literally (never scaled by batch)
     warmup: float = 0.1 # part of training spent raising the rate from 0
