@@ -1266,6 +1266,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'ccd.towers.LanguageTower.locked': ('library/towers.html#languagetower.locked', 'ccd/towers.py'),
                             'ccd.towers.LanguageTower.tokenize': ('library/towers.html#languagetower.tokenize', 'ccd/towers.py'),
                             'ccd.towers.LanguageTower.train': ('library/towers.html#languagetower.train', 'ccd/towers.py'),
+                            'ccd.towers.LastBlock': ('library/towers.html#lastblock', 'ccd/towers.py'),
+                            'ccd.towers.LastBlock.forward': ('library/towers.html#lastblock.forward', 'ccd/towers.py'),
                             'ccd.towers.Reader': ('library/towers.html#reader', 'ccd/towers.py'),
                             'ccd.towers.TextTower': ('library/towers.html#texttower', 'ccd/towers.py'),
                             'ccd.towers.TextTower.__init__': ('library/towers.html#texttower.__init__', 'ccd/towers.py'),

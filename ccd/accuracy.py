@@ -19,10 +19,9 @@ import numpy as np
 import pandas as pd
 import torch
 from .comparison import embedded, encoder_named, first_weights, listed
-from .core import (Control, Settings, UserError, atomic, content_hash, device, plain, read_manifest,
+from .core import (Control, Settings, UserError, atomic, autocast, content_hash, device, plain, read_manifest,
                       release, say, sealed, spare, stage)
 from .embeddings import Embeddings
-from .encoders import Card, encoder_of, vit_anatomy
 from .parallel import first, whole
 from .probes import PROTOCOLS, Linear, accuracy, few_shot, knn_probe, linear_probe, per_class, sgd_probe
 from . import segmentation
@@ -31,7 +30,7 @@ from .sources import Pixels, fingerprint
 from .stats import holm, paired_bootstrap, paired_test
 from .tasks import Task, asked_for, class_names, opened, tasks
 from .towers import build_vit
-from .views import to_float
+from .views import normalize, to_float
 from .zeroshot import captions_of, class_vectors, name_images, naming_accuracy, retrieval, speaker
 
 # %% ../nbs/library/26_accuracy.ipynb #8d1c7cb8
@@ -569,12 +568,12 @@ def watch_neighbors(
     steps, path = control.steps, Path(path)
     due = {round(steps * n / times) for n in range(1, times + 1)}
     pixels, y, train = _some_of(corpus, label, most, control.vit.image_size)
-    net = build_vit(control.vit, control.seed).eval().to(device())
-    card = Card("watched", "", "", "", size=control.vit.image_size, mean=control.mean, std=control.std)
-    see = encoder_of(vit_anatomy(net), card)
+    net = build_vit(control.vit, control.seed, patches=False).eval().to(device())
+    def see(part):
+        with torch.no_grad(), autocast():
+            return net(normalize(to_float(torch.from_numpy(part), device()), control)).float().cpu()
     def probe(step):
-        x = np.concatenate([see.vector(to_float(torch.from_numpy(p), device())).cpu()
-                            for p in np.array_split(pixels, -(-len(pixels) // 256))])
+        x = np.concatenate([see(p) for p in np.array_split(pixels, -(-len(pixels) // 256))])
         said = knn_probe(x[train], y[train], x[~train], (k,))[k]
         _note(path, dict(step=step, samples=step * control.batch_size,
                          knn=float((said == y[~train]).mean())))

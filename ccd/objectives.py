@@ -131,7 +131,7 @@ class ClipObjective(Objective):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.c, vit, seed = getattr(settings, self.own), self.control.vit, self.control.seed
-        self.vision = build_vit(vit, seed)
+        self.vision = build_vit(vit, seed, patches=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.text = build_text(self.c.text, self.c.embed_dim)
@@ -139,7 +139,7 @@ class ClipObjective(Objective):
             nn.init.normal_(self.projection.weight, std=vit.width**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.c.init_temperature)]))
         if self.c.ema:
-            self.averaged = nn.ModuleList([build_vit(replace(vit, drop_path=0.0), seed),
+            self.averaged = nn.ModuleList([build_vit(replace(vit, drop_path=0.0), seed, False),
                                            nn.Linear(vit.width, self.c.embed_dim, bias=False)])
             self.averaged.requires_grad_(False)[1].load_state_dict(self.projection.state_dict())
             self.evaluated = "moving average"
@@ -276,14 +276,15 @@ def diagnose(
 class DinoObjective(Objective):
     "Self-distillation without labels: student, teacher, centre."
     name, own, couples, evaluated = "DINO", "dino", False, "teacher (moving average)"
+    patches = False # does it read their tokens?
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
         d, vit, seed = getattr(settings, self.own), self.control.vit, self.control.seed
         d.check(vit)
         self.d, self.views_per_sample = d, dict(student=2 + d.local_crops, teacher=2)
-        self.vision = build_vit(vit, seed)
-        self.teacher_vision = build_vit(replace(vit, drop_path=0.0), seed).requires_grad_(False)
+        self.vision = build_vit(vit, seed, self.patches)
+        self.teacher_vision = build_vit(replace(vit, drop_path=0.0), seed, self.patches).requires_grad_(False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head = DinoHead(vit.width, d)
@@ -394,7 +395,7 @@ def koleo(
 # %% ../nbs/library/07_objectives.ipynb #ffe9da3c
 class Dinov2Objective(DinoObjective):
     "DINO, the same on hidden patches, and pictures that keep their distance."
-    name, own, couples = "DINOv2", "dinov2", True
+    name, own, couples, patches = "DINOv2", "dinov2", True, True
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
@@ -546,7 +547,7 @@ class SupervisedObjective(Objective):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.s = settings.supervised
-        self.vision = build_vit(self.control.vit, self.control.seed)
+        self.vision = build_vit(self.control.vit, self.control.seed, patches=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.control.seed)
             self.head = nn.Linear(self.control.vit.width, self.s.classes)

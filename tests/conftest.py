@@ -1,15 +1,22 @@
-"A tiny study that nothing disturbed, and ways to start, stop and kill others like it."
-import contextlib, json, os, shutil, signal, subprocess, sys, tempfile, time
+"A tiny study, comparison and sweep that nothing disturbed, and ways to start, stop and kill others like them."
+import ast, contextlib, json, os, shutil, signal, subprocess, sys, tempfile, time
+from dataclasses import replace
 from pathlib import Path
 import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1") # before torch; tiny nets are slower on many threads
 from ccd.core import cache_dir, override, preset
+from ccd.scaling import GRIDS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 CHANGES = {"control.samples": 320, "control.batch_size": 8, "world.max_drawings": 320,
            "analysis.draws": 20, "run.checkpoint_minutes": 0.0}
 OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
                                    for x in (f"--{k}".replace("_", "-"), str(v))]
 STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
+TINY = replace(GRIDS["smoke"], changes=GRIDS["smoke"].changes | {
+    "control.batch_size": 8, "analysis.segmented": 24, "run.checkpoint_minutes": 0.0})
+FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"] # of a language model
 
 def start(*args, **env):
     "`ccd ARGS` in a process group of its own; Ctrl-C reaches it even where pytest ignores it."
@@ -69,6 +76,43 @@ def whole(tmp_path_factory):
     said, code = finish(start("study", *OPTIONS, "--out", out))
     assert code == 0, said
     return out
+
+@pytest.fixture(scope="session")
+def published(tiny, whole, tmp_path_factory):
+    "Where `results/smoke` holds what a study publishes."
+    home = tmp_path_factory.mktemp("published")
+    from ccd.study import publish
+    publish(whole, home / "results" / "smoke", tiny, weights=True)
+    return home
+
+@pytest.fixture(scope="session")
+def whole_comparison(whole, tiny, tmp_path_factory):
+    "Both encoders of the tiny study, with everything: its folder, the encoders, the settings."
+    from ccd.comparison import compare
+    out = tmp_path_factory.mktemp("compare") / "all"
+    runs = [f"ccd:{whole / 'train' / r}" for r in ("clip-0", "dino-0")]
+    settings = replace(tiny, analysis=replace(tiny.analysis, pairs=60))
+    return compare(*runs, "scenes", settings, out, reference_a=runs[1]).parent, runs, settings
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory):
+    "The measurements of a tiny grid, by the cell that makes those of the findings."
+    home = tmp_path_factory.mktemp("scale")
+    with pytest.MonkeyPatch.context() as m, contextlib.chdir(home):
+        m.setitem(GRIDS, "emoji", TINY)
+        slow_cell("findings/scaling.ipynb", home=home / "results")
+    return home / "results"
+
+def is_import(source):
+    return all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in ast.parse(source).body)
+
+def slow_cell(notebook, **names):
+    "Run the cell of a notebook that is marked slow, after its imports; it knows `names` and nothing else."
+    cells = ["".join(c["source"]) for c in json.loads((ROOT / "nbs" / notebook).read_text())["cells"] if c["cell_type"] == "code"]
+    slow, = (c for c in cells if c.startswith("#| slow"))
+    for c in cells:
+        if not c.startswith("#| slow") and not c.startswith("%") and is_import(c): exec(c, names)
+    exec(slow, names)
 
 @pytest.fixture(scope="module")
 def browser():

@@ -11,10 +11,10 @@ from ccd.core import override, preset, read_manifest
 from ccd.emoji import drawings, words
 from ccd.vlm import FLOORS, changed, vlm_preset
 from ccd.vqa import made_answers
+from conftest import FEW
 
 WORLD = preset("smoke").world
 FACTORS = list(asking.factor_sizes())
-FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"]
 
 def told(subset, index=0, side=6, split="train"):
     image, row = q.question(WORLD, subset, index, split)

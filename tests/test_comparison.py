@@ -11,15 +11,6 @@ FAST = ["--without", "factors", "interventions", "maps", "--beside"]
 
 def said(out): return (out / "summary.txt").read_text()
 
-@pytest.fixture(scope="module")
-def whole_comparison(whole, tiny, tmp_path_factory):
-    "Both encoders of the tiny study, with everything."
-    out = tmp_path_factory.mktemp("compare") / "all"
-    runs = [f"ccd:{whole / 'train' / r}" for r in ("clip-0", "dino-0")]
-    from dataclasses import replace
-    settings = replace(tiny, analysis=replace(tiny.analysis, pairs=60))
-    return compare(*runs, "scenes", settings, out, reference_a=runs[1]).parent, runs, settings
-
 def test_a_whole_comparison(whole_comparison, whole):
     out, runs, _ = whole_comparison
     page = (out / "report.html").read_text()

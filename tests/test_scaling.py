@@ -8,11 +8,10 @@ from ccd.audit import flat
 from ccd.cli import AnySettings, main, starting_point, train as train_command
 from ccd.core import RECIPES, UserError, World, override, plain, preset, read_json, read_manifest, run_settings, share_of, write_json
 from ccd.emoji import scene, stock
+from conftest import TINY
 
 EMOJI = s.GRIDS["emoji"]
 METRICS = {*s.PROBED.values(), "masks", *(f"asked: {c}" for c in ("general", "reason", "ocr", "doc"))}
-TINY = replace(s.GRIDS["smoke"], changes=s.GRIDS["smoke"].changes | {
-    "control.batch_size": 8, "analysis.segmented": 24, "run.checkpoint_minutes": 0.0})
 
 # --- the grid
 
@@ -101,10 +100,7 @@ def test_too_few_drawings_are_refused():
 # --- running
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    "The measurements of a tiny grid that nothing disturbed."
-    home = tmp_path_factory.mktemp("scale")
-    return s.scale(TINY, home / "runs", home / "results")
+def results(sweep): return sweep
 
 def test_measurements_are_small_sealed_and_whole(results):
     runs = s.runs(TINY)

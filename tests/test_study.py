@@ -4,13 +4,7 @@ import pytest, torch
 from ccd import training
 from ccd.core import UserError, file_hash, override, read_json
 from ccd.encoders import load
-from ccd.study import command_of, publish, runs, train_all
-
-@pytest.fixture(scope="module")
-def published(tiny, whole, tmp_path_factory):
-    home = tmp_path_factory.mktemp("published")
-    publish(whole, home / "results" / "smoke", tiny, weights=True)
-    return home
+from ccd.study import command_of, runs, train_all
 
 def world_of(out): return read_json(out / "world/fingerprints.json")
 

@@ -1,0 +1,122 @@
+"What lies in results/ is what the code writes today: each command and slow cell, at a small size, writes the same columns."
+import json, re, shutil, sys, types
+import numpy as np, pandas as pd, pytest
+from ccd import comparison, filters, questions
+from ccd.cli import main
+from ccd.core import override
+from ccd.study import publish, study
+from ccd.vlm import PRESETS, changed, vlm_preset
+from conftest import FEW, OPTIONS, ROOT, slow_cell
+
+RESULTS = ROOT / "results"
+
+# --- what a folder holds
+
+def kind(column):
+    "number, truth or text; None of a column that is empty."
+    full = column.dropna()
+    if not len(full): return None
+    return "truth" if full.map(type).eq(bool).all() else "number" if full.dtype.kind in "iufb" else "text"
+
+def columns(file):
+    "Name -> kind, of a table; the keys of anything else that is JSON."
+    if file.suffix == ".json": return dict.fromkeys(json.loads(file.read_text()))
+    if file.stat().st_size < 2: return {}
+    read = dict(csv=pd.read_csv, parquet=pd.read_parquet, jsonl=lambda f: pd.read_json(f, lines=True))[file.suffix[1:]]
+    return {c: kind(v) for c, v in read(file).items()}
+
+def schema(folder):
+    "File -> its columns; all seeds, and all runs of a sweep, are one file."
+    found = {}
+    for f in sorted(f for f in folder.rglob("*") if f.suffix in (".csv", ".json", ".jsonl", ".parquet")):
+        name = re.sub(r"^[\w.-]+-w\d+[^/]*", "RUN", f.relative_to(folder).as_posix())
+        known = found.setdefault(re.sub(r"\b(clip|dino|siglip)-\d\b", r"\1", name), {})
+        known.update({c: k or known.get(c) for c, k in columns(f).items()})
+    return found
+
+def differences(made, kept, alone=""):
+    "What is not alike in two folders; files that only the second may have match `alone`."
+    a, b = schema(made), schema(kept)
+    for f in sorted(a.keys() ^ b.keys()):
+        if f in a or not (alone and re.fullmatch(alone, f)): yield f"{f}: only in {'what is written now' if f in a else 'results'}"
+    for f in sorted(a.keys() & b.keys()):
+        if list(a[f]) != list(b[f]): yield f"{f}: now {list(a[f])}, in results {list(b[f])}"
+        else: yield from (f"{f}: {c} is now {k}, in results {b[f][c]}" for c, k in a[f].items() if k and b[f][c] and k != b[f][c])
+
+def test_a_difference_is_seen(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder, table in ((a, dict(x=[1], y=["u"])), (b, dict(x=["1 %"], y=["v"]))):
+        folder.mkdir(); pd.DataFrame(table).to_csv(folder / "t.csv", index=False)
+    assert list(differences(a, a)) == [] and list(differences(a, b)) == ["t.csv: x is now number, in results text"]
+    pd.DataFrame(dict(y=["v"])).to_csv(b / "t.csv", index=False); (b / "more.csv").write_text("x\n1\n")
+    assert len(list(differences(a, b))) == 2 and len(list(differences(a, b, "more.csv"))) == 1
+
+# --- commands
+
+def test_a_study(whole, tiny, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "study")
+    monkeypatch.setitem(PRESETS, "few", lambda: changed(vlm_preset("smoke"), FEW))
+    asked = override(tiny, **{"analysis.vlm": "few", "analysis.asked": 4})
+    study(asked, tmp_path / "study")
+    publish(tmp_path / "study", tmp_path / "results", asked)
+    assert list(differences(tmp_path / "results", RESULTS / "mini")) == []
+
+def test_released_encoders(published):
+    assert list(differences(published / "results/smoke", RESULTS / "emoji-small", r"(encoders/)?siglip[./].*")) == []
+
+def test_a_comparison(whole_comparison, tmp_path):
+    out, _, settings = whole_comparison
+    comparison.publish(out, tmp_path / "results", settings, "ccd compare")
+    assert list(differences(tmp_path / "results", RESULTS / "comparison")) == []
+
+def test_probes(whole, tmp_path):
+    main(["probe", f"ccd:{whole / 'train/clip-0'}", "emoji", "emoji-masks", "--beside", f"ccd:{whole / 'train/dino-0'}", "--protocols",
+          *OPTIONS, "--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")])
+    assert list(differences(tmp_path / "results", RESULTS / "accuracy")) == []
+
+def test_questions_to_language_models(tmp_path):
+    main(["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.asked", "4", "--ceiling", "--out", str(tmp_path / "out"),
+          "--results", str(tmp_path / "results"), "--change", *FEW])
+    assert list(differences(tmp_path / "results", RESULTS / "vlm")) == []
+
+# --- slow cells
+
+class Reader:
+    "Stands for the optional OCR reader: sees one line, whatever it is shown."
+    def __init__(self, **_): pass
+    def __call__(self, x, use_det=True, **_):
+        h, w = x.shape[:2]
+        return [[[(0, 0), (w, 0), (w, h), (0, h)], "stop", 0.9]] if use_det else [["stop", 0.9]], None
+
+@pytest.fixture
+def reader(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", types.SimpleNamespace(RapidOCR=Reader))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.4.4")
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    "A folder for the results that the cell is to write, and where it runs."
+    (tmp_path / "results").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results"
+
+def test_every_slow_cell_is_run_here():
+    marked = {p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
+              and any("".join(c["source"]).startswith("#| slow") for c in json.loads(p.read_text())["cells"])}
+    assert marked == {"findings/scaling.ipynb", "library/19_questions.ipynb", "library/30_filters.ipynb"}
+
+def test_the_cell_that_scales(sweep): assert list(differences(sweep, RESULTS / "scaling")) == []
+
+def test_the_cell_that_reads_questions(reader, room):
+    world = override(questions.World(), scenes=200, test_scenes=40)
+    test = questions.emoji_questions(world, per_subset=2)
+    slow_cell("library/19_questions.ipynb", world=world, test=test, **vars(questions) | dict(np=np, pd=pd))
+    assert list(differences(room / "questions", RESULTS / "questions")) == []
+
+def test_the_cell_that_reads_scenes(reader, room, tiny):
+    slow_cell("library/30_filters.ipynb", smoke=tiny.world, home=room.parent / "home", **vars(filters))
+    assert list(differences(room / "filters", RESULTS / "filters")) == []
+
+def test_the_command_that_reads_scenes(reader, room):
+    main(["filter", "emoji", "--preset", "smoke", "--scorer", "ocr", "--split", "test", "--out", str(room / "made")])
+    assert list(differences(room / "made/test", RESULTS / "filters-test")) == []
