@@ -75,7 +75,8 @@ def filter(
     "Score the text in pictures, so that training may keep those with some, or with much."
     from ccd import filters
     world = override(settings.world, source=source)
-    print(filters.said(filters.score(world, filters.scorer(scorer), out, split, max_faults)))
+    print(filters.said(filters.score(world, filters.scorer(scorer), out, split, max_faults,
+                                     command=" ".join(["ccd", *_said]))))
 
 def audit(
     run_a: Positional[str], # folder of a finished run, or open_clip, dino, dinov2, paper:clip, paper:dino

@@ -67,6 +67,7 @@ def score(
     split: str = "train",
     max_faults: float = 0.01, # share of pictures that may be unreadable, of 300 or more
     flush: float = 30.0, # seconds between parts
+    command: str = "", # that asks for it, for the manifest
 ) -> Path: # OUT/SPLIT
     "Score all pictures of a source, or go on. Raises `UserError` for a stream, and for other scores in the folder."
     corpus, skipped = open_corpus(world, split)
@@ -87,7 +88,8 @@ def score(
         table.to_parquet(tmp / "scores.parquet")
         _summary(table, scorer.card["cuts"], len(lost)).to_csv(tmp / "summary.csv", index=False)
         lost.to_csv(tmp / "unreadable.csv", index=False)
-        write_manifest(tmp, settings, inputs, [p.name for p in tmp.iterdir()], time.time() - start, world=plain(world))
+        write_manifest(tmp, settings, inputs, [p.name for p in tmp.iterdir()], time.time() - start,
+                       world=plain(world), command=command)
     shutil.rmtree(parts)
     return folder
 

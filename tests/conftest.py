@@ -87,12 +87,26 @@ def published(tiny, whole, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole_comparison(whole, tiny, tmp_path_factory):
-    "Both encoders of the tiny study, with everything: its folder, the encoders, the settings."
+    "Both encoders of the tiny study, with everything: its folder, the encoders, the settings, the references."
     from ccd.comparison import compare
     out = tmp_path_factory.mktemp("compare") / "all"
     runs = [f"ccd:{whole / 'train' / r}" for r in ("clip-0", "dino-0")]
     settings = replace(tiny, analysis=replace(tiny.analysis, pairs=60))
-    return compare(*runs, "scenes", settings, out, reference_a=runs[1]).parent, runs, settings
+    beside = dict(reference_a=runs[1], reference_b=runs[0])
+    return compare(*runs, "scenes", settings, out, **beside).parent, runs, settings, beside
+
+@pytest.fixture(scope="session")
+def asked_study(whole, tiny, tmp_path_factory):
+    "The tiny study with a language model around each encoder: its report, and what it publishes."
+    from ccd import study, vlm
+    home = tmp_path_factory.mktemp("asked")
+    shutil.copytree(whole, home / "study")
+    settings = override(tiny, **{"analysis.vlm": "few", "analysis.asked": 4})
+    with pytest.MonkeyPatch.context() as m:
+        m.setitem(vlm.PRESETS, "few", lambda: vlm.changed(vlm.vlm_preset("smoke"), FEW))
+        page = study.study(settings, home / "study")
+    study.publish(home / "study", home / "results", settings)
+    return page, home / "results"
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory):

@@ -163,13 +163,8 @@ def test_fields_are_changed_by_text():
 
 # --- in the study
 
-def test_a_study_asks_a_language_model_and_tells(whole, tiny, tmp_path, monkeypatch):
-    from ccd import study, vlm
-    out = tmp_path / "study"
-    shutil.copytree(whole, out)
-    monkeypatch.setitem(vlm.PRESETS, "few", lambda: changed(vlm_preset("smoke"), FEW))
-    page = study.study(override(tiny, **{"analysis.vlm": "few", "analysis.asked": 4}), out)
+def test_a_study_asks_a_language_model_and_tells(asked_study):
+    page, results = asked_study
     assert "What does a language model see through it?" in page.read_text()
-    study.publish(out, tmp_path / "results", override(tiny, **{"analysis.vlm": "few", "analysis.asked": 4}))
-    assert {"vlm-summary.csv", "vlm-differences.csv"} <= set(read_manifest(tmp_path / "results")["outputs"])
-    assert set(pd.read_csv(tmp_path / "results/vlm-encoders.csv").encoder) == {"CLIP", "DINO"}
+    assert {"vlm-summary.csv", "vlm-differences.csv"} <= set(read_manifest(results)["outputs"])
+    assert set(pd.read_csv(results / "vlm-encoders.csv").encoder) == {"CLIP", "DINO"}

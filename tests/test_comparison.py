@@ -12,7 +12,7 @@ FAST = ["--without", "factors", "interventions", "maps", "--beside"]
 def said(out): return (out / "summary.txt").read_text()
 
 def test_a_whole_comparison(whole_comparison, whole):
-    out, runs, _ = whole_comparison
+    out, runs, *_ = whole_comparison
     page = (out / "report.html").read_text()
     for title in ("Where they disagree most", "What do such pairs share?", "What does similarity follow?", "What moves each of them?",
                   "Whom does each put next to whom?", "What was compared, and how"): assert title in page
@@ -25,13 +25,13 @@ def test_a_whole_comparison(whole_comparison, whole):
     assert first["revision"] == study["revision"] # the very weights that both began with
 
 def test_again_nothing_is_done(whole_comparison):
-    out, runs, settings = whole_comparison
+    out, runs, settings, beside = whole_comparison
     before = {p: p.stat().st_mtime_ns for p in out.rglob("manifest.json")}
-    compare(*runs, "scenes", settings, out, reference_a=runs[1])
+    compare(*runs, "scenes", settings, out, **beside)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("manifest.json")} == before
 
 def test_other_encoders_need_another_folder(whole_comparison):
-    out, runs, settings = whole_comparison
+    out, runs, settings, beside = whole_comparison
     with pytest.raises(UserError, match="holds a run with other settings"): compare(runs[0], runs[0], "scenes", settings, out)
 
 def test_first_weights_are_of_one_control(whole, tmp_path):
