@@ -1332,6 +1332,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                               'ccd.training.finite': ('library/training.html#finite', 'ccd/training.py'),
                               'ccd.training.flops_per_sample': ('library/training.html#flops_per_sample', 'ccd/training.py'),
                               'ccd.training.hunger': ('library/training.html#hunger', 'ccd/training.py'),
+                              'ccd.training.in_words': ('library/training.html#in_words', 'ccd/training.py'),
                               'ccd.training.inherit': ('library/training.html#inherit', 'ccd/training.py'),
                               'ccd.training.join': ('library/training.html#join', 'ccd/training.py'),
                               'ccd.training.learning_rate': ('library/training.html#learning_rate', 'ccd/training.py'),

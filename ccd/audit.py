@@ -63,7 +63,8 @@ def run_sheet(
         raise UserError(f"{run} is a study: name one of its runs, {' or '.join(inside)}" if inside else
                         f"{run} is not a finished run: expected a folder with manifest.json; train it first")
     f = m["facts"]
-    sheet = {"objective": f["objective"], "training data": m["inputs"]["corpus"],
+    sheet = {"objective": f["objective"], **({"pictures and captions": f["data"]} if "data" in f else {}),
+        "training data": m["inputs"]["corpus"],
         "order of samples": f["order"],
         "first weights of the ViT": f["first_weights"],
         **({"language model": ", ".join(f["language"])}

@@ -6,7 +6,7 @@
 __all__ = ['LOG_EVERY', 'HEALTH_EVERY', 'make_optimizer', 'cosine', 'learning_rate', 'clip_gradients', 'Trainer', 'rows', 'join',
            'on_device', 'state_of', 'restore', 'save_checkpoint', 'load_checkpoint', 'Log', 'flops_per_sample',
            'Stopwatch', 'hunger', 'train', 'Interrupt', 'run', 'finite', 'Diary', 'watched', 'estimate', 'finish',
-           'after', 'order_hash', 'seconds_spent', 'metrics', 'beginning', 'inherit']
+           'in_words', 'after', 'order_hash', 'seconds_spent', 'metrics', 'beginning', 'inherit']
 
 # %% ../nbs/library/08_training.ipynb #ee8aafbc
 import contextlib, hashlib, json, math, shutil, signal, threading, time, warnings
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
-from .core import (Control, Progress, Settings, UserError, ViT, atomic, autocast, claim, device, differences,
+from .core import (Control, Progress, Settings, UserError, ViT, World, atomic, autocast, claim, device, differences,
                       from_plain, keep_freed_memory, plain, precision, read_json, read_manifest, run_settings,
                       up_to_date, write_json, write_manifest)
 from .objectives import build, diagnose
@@ -417,7 +417,7 @@ def finish(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title: st
     samples = c.steps * c.batch_size
     write_json(folder / "encoder.json", dict(name=title, control=plain(c),
         training=f"{title}, {samples:,} samples, seed {c.seed}" + after(wanted.get("start"))))
-    facts = dict(objective=title, first_weights=trainer.first_weights, order=order_hash(feed, c), samples=samples,
+    facts = dict(objective=title, data=in_words(trainer.settings.world), first_weights=trainer.first_weights, order=order_hash(feed, c), samples=samples,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad), faults=len(feed.faults.items),
         views=model.views_per_sample, flops_per_sample=trainer.flops, flops=trainer.flops * samples,
         precision=precision(), language=trainer.language, evaluated_weights=model.evaluated, exact_resume=feed.exact)
@@ -425,6 +425,13 @@ def finish(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title: st
     write_manifest(folder, wanted, inputs, ["encoder.safetensors", "encoder.json", "facts.json",
                    "metrics.jsonl"], seconds_spent(folder), facts=facts)
     return folder
+
+def in_words(world: World) -> str: # without the folders of this machine
+    "What was trained on, for the audit."
+    kind, _, rest = world.source.partition(":")
+    if kind != "emoji": return f"{kind}:{Path(rest).name}"
+    return (f"{world.source}, {world.scenes:,} scenes, seed {world.seed}, without {world.held_out_style}, "
+            f"captions: {world.caption_policy}")
 
 def after(start: dict | None) -> str: # of `beginning`
     "In words, what a run began with."

@@ -3,9 +3,9 @@ import random, shutil, signal
 import numpy as np, pytest, torch
 from ccd import objectives
 from ccd.audit import audit, match_compute
-from ccd.core import UserError, override, read_json, write_json
+from ccd.core import UserError, World, override, read_json, write_json
 from ccd.sources import Feed, epoch_order, sample_rows
-from ccd.training import train
+from ccd.training import in_words, train
 from conftest import STEPS, outputs
 
 @pytest.fixture(autouse=True)
@@ -71,7 +71,7 @@ def unequal(a, b):
 
 def test_audit_of_a_controlled_pair(whole):
     t = audit(whole / "train/clip-0", whole / "train/dino-0").set_index("what").equal
-    same = ["training data", "order of samples", "first weights of the ViT", "precision", "architecture", "samples seen",
+    same = ["pictures and captions", "training data", "order of samples", "first weights of the ViT", "precision", "architecture", "samples seen",
             "batch", "peak learning rate", "warm-up", "weight decay", "gradient clip", "base crop, area", "seed"]
     apart = ["objective", "weights evaluated", "views per sample, student", "trained parameters", "GFLOP per sample"]
     assert t[same].all() and not t[apart].any()
@@ -84,7 +84,7 @@ def test_audit_with_itself_finds_no_difference(whole):
     ("settings.control", "lr", 0.5, "peak learning rate"), ("settings.control", "base_crop", [0.1, 1.0], "base crop, area"),
     ("settings.control", "seed", 5, "seed"), ("facts", "order", "another", "order of samples"),
     ("facts", "first_weights", "others", "first weights of the ViT"), ("inputs", "corpus", "another", "training data"),
-    ("settings.own", "out_dim", 5, "own: out_dim")])
+    ("facts", "data", "emoji", "pictures and captions"), ("settings.own", "out_dim", 5, "own: out_dim")])
 def test_audit_finds_a_change_and_nothing_else(whole, tmp_path, place, key, value, line):
     other = tmp_path / "other"
     shutil.copytree(whole / "train/dino-0", other, ignore=shutil.ignore_patterns("checkpoints"))
@@ -94,6 +94,12 @@ def test_audit_finds_a_change_and_nothing_else(whole, tmp_path, place, key, valu
     at[key] = value
     write_json(other / "manifest.json", m)
     assert unequal(whole / "train/dino-0", other) == {line}
+
+def test_the_audit_says_the_data_without_a_path():
+    assert in_words(World(source="shards:/home/me/datacomp-12m")) == "shards:datacomp-12m"
+    assert in_words(World(source="filter:light:/home/me/kept")) == "filter:kept"
+    said = {in_words(World(**c)) for c in ({}, dict(caption_policy="name+style"), dict(source="emoji:0.5"), dict(scenes=9), dict(seed=1))}
+    assert len(said) == 5
 
 def test_samples_at_equal_compute(whole):
     t = audit(whole / "train/clip-0", whole / "train/dino-0").set_index("what")
