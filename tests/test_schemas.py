@@ -55,10 +55,6 @@ def test_a_difference_is_seen(tmp_path):
 
 def test_a_study(asked_study): assert list(differences(asked_study[1], RESULTS / "mini")) == []
 
-def test_a_study_that_releases_encoders(published): # some of them are older than what is noted of a run now
-    found = differences(published / "results/smoke", RESULTS / "emoji-small", r".*")
-    assert [d for d in found if d.partition(":")[0].endswith(".csv")] == []
-
 def test_a_comparison(whole_comparison, tmp_path):
     out, _, settings, _ = whole_comparison
     comparison.publish(out, tmp_path / "results", settings, "ccd compare")
