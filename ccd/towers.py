@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .core import (Progress, Text, UserError, ViT, atomic, autocast, cache_dir, content_hash,
@@ -26,6 +25,7 @@ def build_vit(
     patches: bool = True, # False: only the class token is read, and no more is computed than that needs
 ) -> nn.Module: # timm VisionTransformer; [B, 3, H, W] -> [B, width]
     "The ViT every objective trains. Position embeddings stretch to other sizes."
+    from timm.models.vision_transformer import VisionTransformer
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VisionTransformer(
@@ -37,8 +37,8 @@ def build_vit(
     if not patches: model.blocks[-1].__class__ = LastBlock
     return model
 
-class LastBlock(Block):
-    "A timm block from which only the first token goes on: the others give keys and values."
+class LastBlock(nn.Module): # what a timm Block is made into
+    "A block from which only the first token goes on: the others give keys and values."
     def forward(self, x): # [B, n, width] -> [B, 1, width]
         a, y, x = self.attn, self.norm1(x), x[:, :1]
         (w_q, w_kv), (b_q, b_kv) = (p.split((a.attn_dim, 2 * a.attn_dim))
