@@ -75,8 +75,7 @@ def filter(
     "Score the text in pictures, so that training may keep those with some, or with much."
     from ccd import filters
     world = override(settings.world, source=source)
-    print(filters.said(filters.score(world, filters.scorer(scorer), out, split, max_faults,
-                                     command=" ".join(["ccd", *_said]))))
+    print(filters.said(filters.score(world, filters.scorer(scorer), out, split, max_faults, command=_command())))
 
 def audit(
     run_a: Positional[str], # folder of a finished run, or open_clip, dino, dinov2, paper:clip, paper:dino
@@ -118,7 +117,7 @@ def probe(
     from ccd.accuracy import probe as run, publish
     from ccd.figures import accuracy_table
     page = run([encoder, *beside], list(datasets or ["emoji"]), settings, out, protocols, cuts, max_faults=max_faults)
-    if results: publish(out, results, settings, " ".join(["ccd", *_said]))
+    if results: publish(out, results, settings, _command())
     print(accuracy_table(read_csv(page.parent / "tables/accuracy.csv")).to_string())
     print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")
 
@@ -140,7 +139,7 @@ def compare(
     "Find what one encoder sees that the other does not: tables, report.html and the twin atlas."
     from ccd.comparison import compare as run, publish
     page = run(encoder_a, encoder_b, images, settings, out, reference_a, reference_b, beside, without, align_maps, engine=engine)
-    if results: publish(out, results, settings, " ".join(["ccd", *_said]))
+    if results: publish(out, results, settings, _command())
     print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")
 
 # %% ../nbs/library/31_cli.ipynb #58c27d80
@@ -164,7 +163,7 @@ def vlm(
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
     v = changed(vlm_preset(model or (settings.preset if settings.preset in PRESETS else "mini")), change)
     page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, with_ceiling=ceiling)
-    if results: publish(page.parent, results, settings, v, " ".join(["ccd", *_said]))
+    if results: publish(page.parent, results, settings, v, _command())
     print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")
 
 def vqa(
@@ -210,6 +209,9 @@ def published(
 
 # %% ../nbs/library/31_cli.ipynb #3e208c57
 _said = [] # the command line
+
+def _command() -> str: return " ".join(["ccd", *_said])
+
 COMMANDS = {f.__name__: f for f in (study, train, filter, audit, embed, probe, compare, vlm, vqa, scale, published)}
 
 def starting_point(command, args: list[str]) -> Settings:

@@ -1,11 +1,9 @@
-"A tiny study, comparison and sweep that nothing disturbed, and ways to start, stop and kill others like them."
+"A tiny study that nothing disturbed, and ways to start, stop and kill others like it."
 import ast, contextlib, json, os, shutil, signal, subprocess, sys, tempfile, time
-from dataclasses import replace
 from pathlib import Path
 import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1") # before torch; tiny nets are slower on many threads
 from ccd.core import cache_dir, override, preset
-from ccd.scaling import GRIDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,8 +12,6 @@ CHANGES = {"control.samples": 320, "control.batch_size": 8, "world.max_drawings"
 OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
                                    for x in (f"--{k}".replace("_", "-"), str(v))]
 STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
-TINY = replace(GRIDS["smoke"], changes=GRIDS["smoke"].changes | {
-    "control.batch_size": 8, "analysis.segmented": 24, "run.checkpoint_minutes": 0.0})
 FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"] # of a language model
 
 def start(*args, **env):
@@ -84,38 +80,6 @@ def published(tiny, whole, tmp_path_factory):
     from ccd.study import publish
     publish(whole, home / "results" / "smoke", tiny, weights=True)
     return home
-
-@pytest.fixture(scope="session")
-def whole_comparison(whole, tiny, tmp_path_factory):
-    "Both encoders of the tiny study, with everything: its folder, the encoders, the settings, the references."
-    from ccd.comparison import compare
-    out = tmp_path_factory.mktemp("compare") / "all"
-    runs = [f"ccd:{whole / 'train' / r}" for r in ("clip-0", "dino-0")]
-    settings = replace(tiny, analysis=replace(tiny.analysis, pairs=60))
-    beside = dict(reference_a=runs[1], reference_b=runs[0])
-    return compare(*runs, "scenes", settings, out, **beside).parent, runs, settings, beside
-
-@pytest.fixture(scope="session")
-def asked_study(whole, tiny, tmp_path_factory):
-    "The tiny study with a language model around each encoder: its report, and what it publishes."
-    from ccd import study, vlm
-    home = tmp_path_factory.mktemp("asked")
-    shutil.copytree(whole, home / "study")
-    settings = override(tiny, **{"analysis.vlm": "few", "analysis.asked": 4})
-    with pytest.MonkeyPatch.context() as m:
-        m.setitem(vlm.PRESETS, "few", lambda: vlm.changed(vlm.vlm_preset("smoke"), FEW))
-        page = study.study(settings, home / "study")
-    study.publish(home / "study", home / "results", settings)
-    return page, home / "results"
-
-@pytest.fixture(scope="session")
-def sweep(tmp_path_factory):
-    "The measurements of a tiny grid, by the cell that makes those of the findings."
-    home = tmp_path_factory.mktemp("scale")
-    with pytest.MonkeyPatch.context() as m, contextlib.chdir(home):
-        m.setitem(GRIDS, "emoji", TINY)
-        slow_cell("findings/scaling.ipynb", home=home / "results")
-    return home / "results"
 
 def is_import(source):
     return all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in ast.parse(source).body)

@@ -12,6 +12,7 @@ from ccd.emoji import drawings, words
 from ccd.vlm import FLOORS, changed, vlm_preset
 from ccd.vqa import made_answers
 from conftest import FEW
+from schemas import RESULTS, differences
 
 WORLD = preset("smoke").world
 FACTORS = list(asking.factor_sizes())
@@ -163,8 +164,15 @@ def test_fields_are_changed_by_text():
 
 # --- in the study
 
-def test_a_study_asks_a_language_model_and_tells(asked_study):
-    page, results = asked_study
+def test_a_study_asks_a_language_model_and_tells(whole, tiny, tmp_path, monkeypatch):
+    from ccd import study, vlm
+    out, results = tmp_path / "study", tmp_path / "results"
+    shutil.copytree(whole, out)
+    monkeypatch.setitem(vlm.PRESETS, "few", lambda: changed(vlm_preset("smoke"), FEW))
+    settings = override(tiny, **{"analysis.vlm": "few", "analysis.asked": 4})
+    page = study.study(settings, out)
+    study.publish(out, results, settings)
     assert "What does a language model see through it?" in page.read_text()
     assert {"vlm-summary.csv", "vlm-differences.csv"} <= set(read_manifest(results)["outputs"])
     assert set(pd.read_csv(results / "vlm-encoders.csv").encoder) == {"CLIP", "DINO"}
+    assert list(differences(results, RESULTS / "mini")) == []

@@ -1,15 +1,26 @@
 "`ccd compare` on what people bring: two encoders, vectors of their own, folders, an encoder and itself."
 import json, shutil
+from dataclasses import replace
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from ccd.cli import main
-from ccd.comparison import PARTS, compare, first_weights, images, labels_of
+from ccd.comparison import PARTS, compare, first_weights, images, labels_of, publish
 from ccd.core import UserError, file_hash
 from conftest import OPTIONS, finish, signal_when, start
+from schemas import RESULTS, differences
 
 FAST = ["--without", "factors", "interventions", "maps", "--beside"]
 
 def said(out): return (out / "summary.txt").read_text()
+
+@pytest.fixture(scope="module")
+def whole_comparison(whole, tiny, tmp_path_factory):
+    "Both encoders of the tiny study, with everything: its folder, the encoders, the settings, the references."
+    out = tmp_path_factory.mktemp("compare") / "all"
+    runs = [f"ccd:{whole / 'train' / r}" for r in ("clip-0", "dino-0")]
+    settings = replace(tiny, analysis=replace(tiny.analysis, pairs=60))
+    beside = dict(reference_a=runs[1], reference_b=runs[0])
+    return compare(*runs, "scenes", settings, out, **beside).parent, runs, settings, beside
 
 def test_a_whole_comparison(whole_comparison, whole):
     out, runs, *_ = whole_comparison
@@ -30,8 +41,13 @@ def test_again_nothing_is_done(whole_comparison):
     compare(*runs, "scenes", settings, out, **beside)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("manifest.json")} == before
 
+def test_what_is_kept_has_these_columns(whole_comparison, tmp_path):
+    out, _, settings, _ = whole_comparison
+    publish(out, tmp_path / "results", settings, "ccd compare")
+    assert list(differences(tmp_path / "results", RESULTS / "comparison")) == []
+
 def test_other_encoders_need_another_folder(whole_comparison):
-    out, runs, settings, beside = whole_comparison
+    out, runs, settings, _ = whole_comparison
     with pytest.raises(UserError, match="holds a run with other settings"): compare(runs[0], runs[0], "scenes", settings, out)
 
 def test_first_weights_are_of_one_control(whole, tmp_path):

@@ -1,5 +1,5 @@
 "A grid holds each run once, under one control; what is measured is kept, and taken as done."
-import math, shlex, shutil
+import contextlib, math, shlex, shutil
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
@@ -8,10 +8,13 @@ from ccd.audit import flat
 from ccd.cli import AnySettings, main, starting_point, train as train_command
 from ccd.core import RECIPES, UserError, World, override, plain, preset, read_json, read_manifest, run_settings, share_of, write_json
 from ccd.emoji import scene, stock
-from conftest import TINY
+from conftest import slow_cell
+from schemas import RESULTS, differences
 
 EMOJI = s.GRIDS["emoji"]
 METRICS = {*s.PROBED.values(), "masks", *(f"asked: {c}" for c in ("general", "reason", "ocr", "doc"))}
+TINY = replace(s.GRIDS["smoke"], changes=s.GRIDS["smoke"].changes | {
+    "control.batch_size": 8, "analysis.segmented": 24, "run.checkpoint_minutes": 0.0})
 
 # --- the grid
 
@@ -100,7 +103,15 @@ def test_too_few_drawings_are_refused():
 # --- running
 
 @pytest.fixture(scope="module")
-def results(sweep): return sweep
+def results(tmp_path_factory):
+    "The measurements of a tiny grid that nothing disturbed, by the cell that makes those of the findings."
+    home = tmp_path_factory.mktemp("scale")
+    with pytest.MonkeyPatch.context() as m, contextlib.chdir(home):
+        m.setitem(s.GRIDS, "emoji", TINY)
+        slow_cell("findings/scaling.ipynb", home=home / "results")
+    return home / "results"
+
+def test_what_is_kept_has_these_columns(results): assert list(differences(results, RESULTS / "scaling")) == []
 
 def test_measurements_are_small_sealed_and_whole(results):
     runs = s.runs(TINY)
