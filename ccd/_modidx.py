@@ -543,6 +543,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ccd.neighbors._approximate': ('library/neighbors.html#_approximate', 'ccd/neighbors.py'),
                                'ccd.neighbors._better': ('library/neighbors.html#_better', 'ccd/neighbors.py'),
                                'ccd.neighbors._common': ('library/neighbors.html#_common', 'ccd/neighbors.py'),
+                               'ccd.neighbors._compile_once': ('library/neighbors.html#_compile_once', 'ccd/neighbors.py'),
+                               'ccd.neighbors._distances': ('library/neighbors.html#_distances', 'ccd/neighbors.py'),
                                'ccd.neighbors._exact': ('library/neighbors.html#_exact', 'ccd/neighbors.py'),
                                'ccd.neighbors._near': ('library/neighbors.html#_near', 'ccd/neighbors.py'),
                                'ccd.neighbors._pieces': ('library/neighbors.html#_pieces', 'ccd/neighbors.py'),

@@ -446,9 +446,12 @@ def apply_recipe(
     settings: Settings, # of a preset
 ) -> Settings:
     "Settings as a recipe changes them."
-    changes = find_recipe(name).changes.items()
-    return override(settings, **{k: v(settings) if callable(v) else v
-                                 for k, v in changes})
+    r = find_recipe(name)
+    own = override(settings, **{k: v(settings) if callable(v) else v
+                                for k, v in r.changes.items()})
+    check = getattr(getattr(own, r.objective, None), "check", None)
+    if check: check(own.control.vit)
+    return own
 
 # %% ../nbs/library/00_core.ipynb #86ba3f8c
 def plain(x):

@@ -243,10 +243,20 @@ def atlas(
     n_neighbors: int = 15,
     start: np.ndarray | None = None, # [n, 2] another map of the same items to begin with
 ) -> np.ndarray: # [n, 2]
-    "A two-dimensional map by UMAP (McInnes et al., 2018), on cosine."
+    "A two-dimensional map by UMAP (McInnes et al., 2018), on cosine, from exact neighbours."
     with _umap(len(e.items), n_neighbors) as (umap, k):
-        return umap.UMAP(n_neighbors=k, metric="cosine", random_state=seed, n_jobs=1,
-                         init="spectral" if start is None else start).fit_transform(e.unit()).astype(np.float32)
+        made = umap.UMAP(n_neighbors=k, metric="cosine", random_state=seed, n_jobs=1, precomputed_knn=(*_distances(e, k), None),
+                         init="spectral" if start is None else start).fit_transform(e.unit())
+        return made.astype(np.float32)
+
+def _distances(e, k): # [n, k] rows and distances as UMAP wants them: each item is its own nearest
+    near = neighbors(e, k - 1)
+    far = np.empty(near.shape, np.float32)
+    for s in blocks(len(near), 512):
+        y = e.unit(near[s].ravel()).reshape(*near[s].shape, -1)
+        far[s] = 1 - np.einsum("nd,nkd->nk", e.unit(s), y)
+    own = np.arange(len(near), dtype=near.dtype)[:, None]
+    return np.hstack([own, near]), np.pad(far.clip(0), ((0, 0), (1, 0)))
 
 def aligned(
     a: Embeddings,
@@ -270,5 +280,11 @@ def _umap(n, n_neighbors):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import umap
+            _compile_once(umap.umap_)
             yield umap, min(n_neighbors, n - 1)
     finally: torch.set_num_threads(threads) # UMAP's numba changes it
+
+def _compile_once(module): # for this machine, instead of ten seconds in each process
+    from numba.core.dispatcher import Dispatcher
+    for f in vars(module).values():
+        if isinstance(f, Dispatcher): f.enable_caching()

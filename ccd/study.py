@@ -27,7 +27,7 @@ def runs(settings: Settings) -> dict: # "clip-0" -> (recipe, its settings with t
     a, c, out = settings.analysis, settings.control, {}
     for k in range(a.seeds):
         seeded = replace(settings, control=replace(c, seed=c.seed + k))
-        for name in NAMES: out[f"{name}-{k}"] = (name, seeded)
+        for name in NAMES: out[f"{name}-{k}"] = (name, apply_recipe(name, seeded))
     return out | {f"{v}-0": (v, apply_recipe(v, settings)) for v in a.variants}
 
 def title(run: str) -> str: # "clip-0" -> "CLIP", "clip-1" -> "CLIP seed 1"

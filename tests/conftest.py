@@ -2,6 +2,7 @@
 import ast, contextlib, json, os, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import pytest
+from filelock import FileLock
 os.environ.setdefault("OMP_NUM_THREADS", "1") # before torch; tiny nets are slower on many threads
 from ccd.core import cache_dir, override, preset
 
@@ -46,13 +47,26 @@ def step_of(run):
 
 def outputs(run): return json.loads((Path(run) / "manifest.json").read_text())["outputs"]
 
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    "`once(name, make)`: the folder that `make` fills, called by the first test of all workers that asks for it."
+    home = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: home = home.parent
+    def folder(name, make):
+        with FileLock(home / f"{name}.lock"):
+            if not (home / f"{name}.made").exists():
+                (home / name).mkdir()
+                make(home / name)
+                (home / f"{name}.made").touch()
+        return home / name
+    return folder
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory):
+def cache(once):
     "The drawings of the user's cache; corpora in one that goes with the tests."
     from ccd import emoji
     emoji.drawings()
-    home = tmp_path_factory.mktemp("cache")
-    (home / "emoji").symlink_to(cache_dir("emoji").resolve())
+    home = once("cache", lambda home: (home / "emoji").symlink_to(cache_dir("emoji").resolve()))
     with pytest.MonkeyPatch.context() as m:
         m.setenv("CCD_CACHE", str(home))
         yield home
@@ -66,20 +80,18 @@ def corpus(tiny):
     return open_corpus(tiny.world).corpus
 
 @pytest.fixture(scope="session")
-def whole(tmp_path_factory):
+def whole(once):
     "The folder of an undisturbed study."
-    out = tmp_path_factory.mktemp("whole") / "study"
-    said, code = finish(start("study", *OPTIONS, "--out", out))
-    assert code == 0, said
-    return out
+    def make(home):
+        said, code = finish(start("study", *OPTIONS, "--out", home / "study"))
+        assert code == 0, said
+    return once("whole", make) / "study"
 
 @pytest.fixture(scope="session")
-def published(tiny, whole, tmp_path_factory):
+def published(tiny, whole, once):
     "Where `results/smoke` holds what a study publishes."
-    home = tmp_path_factory.mktemp("published")
     from ccd.study import publish
-    publish(whole, home / "results" / "smoke", tiny, weights=True)
-    return home
+    return once("published", lambda home: publish(whole, home / "results" / "smoke", tiny, weights=True))
 
 def is_import(source):
     return all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in ast.parse(source).body)
