@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LETTERS', 'CEILING', 'factor_sizes', 'patch_factors', 'FactorObjective', 'factor_corpus', 'ceiling', 'Lessons',
-           'lessons', 'seen_by', 'asked', 'answers_of', 'tables_of', 'verdicts', 'questions_of', 'vlm', 'write_page',
-           'publish']
+           'lessons', 'seen_by', 'asked', 'asked_before', 'taken', 'answers_of', 'tables_of', 'verdicts',
+           'questions_of', 'vlm', 'write_page', 'publish']
 
 # %% ../nbs/library/27_asking.ipynb #998fc672
 import json
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from . import questions as emojivmc, views
 from .accuracy import names_of, slug
 from .comparison import encoder_named, listed
-from .core import Settings, UserError, atomic, content_hash, plain, read_json, release, sealed, spare, stage, write_json
+from .core import Settings, UserError, atomic, content_hash, plain, read_json, read_manifest, release, say, sealed, spare, stage, write_json
 from .emoji import PALETTE, drawings, font, words
 from .encoders import parse
 from .objectives import OBJECTIVES, Objective
@@ -32,7 +32,7 @@ from .sources import completed
 from .towers import build_vit
 from .training import train
 from .vlm import FLOORS, Talks, VlmSettings, emoji_talks, evaluate, llava_talks, tapped_spec, train_vlm
-from .vqa import compare, coverage, find_benchmark, informative, load_questions, maps_of, over_floor, summary
+from .vqa import compare, coverage, find_benchmark, informative, load_questions, maps_of, options_of, over_floor, summary
 
 # %% ../nbs/library/27_asking.ipynb #a8f18600
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -176,11 +176,43 @@ def asked(
     "Train the model around one encoder, and ask it; skipped when it is up to date."
     e, home = seen_by(spec, settings, v), out / "models" / slug(spec)
     train_vlm(e, v, *learnt, home)
-    def make(tmp):
-        evaluate(home, questions, encoder=e, benchmark=benchmark).to_parquet(tmp / "answers.parquet")
-        write_json(tmp / "card.json", plain(e.card))
-    about = dict(encoder=spec, questions=content_hash(questions.remove_columns("image").to_list()))
-    return stage(out / benchmark / "answers" / slug(spec), about, dict(model=sealed(home / "tune")), make)
+    make = lambda tmp: _keep(tmp, evaluate(home, questions, encoder=e, benchmark=benchmark), plain(e.card))
+    return stage(out / benchmark / "answers" / slug(spec), _about(spec, questions), dict(model=sealed(home / "tune")), make)
+
+def _about(spec, questions): return dict(encoder=spec, questions=content_hash(questions.remove_columns("image").to_list()))
+
+def _keep(tmp, answers, card):
+    answers.to_parquet(tmp / "answers.parquet")
+    write_json(tmp / "card.json", card)
+
+def asked_before(
+    results, # folder that `publish` has left, or ""
+    settings: Settings,
+    v: VlmSettings,
+    questions, # a `datasets.Dataset`: the Questions contract
+) -> list: # of (card, answers); empty where the models, what they learnt or what they were asked differ
+    "What the same models have answered, on another machine or another day."
+    m = read_manifest(results) if results else None
+    wanted = json.loads(json.dumps(plain(settings) | dict(vlm=plain(v))))
+    if not m or "learnt" in m["settings"] or any(m["settings"].get(k) != wanted[k] for k in ("world", "control", "vlm")): return []
+    t, cards = pd.read_parquet(Path(results) / "answers.parquet"), pd.read_csv(Path(results) / "encoders.csv", dtype=str, keep_default_na=False)
+    found, options = [], {q["item_id"]: list(options_of(q).values()) for q in questions.remove_columns("image")} # they are not kept
+    for row in cards.to_dict("records"):
+        name, seed = row.pop("encoder"), int(row.pop("seed"))
+        own = t[t.encoder.isin([name + f for f in FLOORS.values()]) & (t.seed == seed)].drop(columns="seed")
+        one = own[own.encoder == name]
+        if sorted(zip(one.item_id, one.answer)) != sorted(zip(questions["item_id"], questions["answer"])): return []
+        found.append((row, own.assign(encoder=row["name"] + own.encoder.str.slice(len(name)), options=own.item_id.map(options), p_options=None)))
+    return found
+
+def taken(spec: str, before: list, card: dict, questions, out: Path) -> Path | None: # folder with answers.parquet
+    "The answers of the one that has this card, if it has answered before and is not being trained here."
+    alike = [(c, t) for c, t in before if card.items() <= c.items()]
+    if not alike or (out.parent / "models" / slug(spec)).exists(): return None
+    (card, answers), = alike
+    home = out / "answers" / slug(spec)
+    if not home.exists(): say(f"{spec}: answered before")
+    return stage(home, _about(spec, questions), dict(answers=content_hash(answers.to_csv(index=False))), lambda tmp: _keep(tmp, answers, card))
 
 # %% ../nbs/library/27_asking.ipynb #f83dfe90
 def answers_of(folders: dict) -> tuple: # spec -> folder; answers of all, and spec -> (name, seed)
@@ -233,17 +265,22 @@ def vlm(
     benchmark: str = "EmojiVMC",
     source: str = "", # of the benchmark; by default its own
     with_ceiling: bool = False, # also train one that is taught the factors of the emoji world
+    results: str = "", # folder of an earlier `publish`: who has answered there is not asked again
 ) -> Path: # the report
     "Train a language model around each encoder, ask all of them, compare. Raises `UserError` for unknown names."
     out, draws = Path(out), 10 * settings.analysis.draws # questions are few, and their tables quick
     spare(out / benchmark / "tables")
-    every = list(dict.fromkeys(encoders))
-    for s in every: seen_by(s, settings, v) # a wrong name is said before anything is trained
+    cards = {s: seen_by(s, settings, v).card for s in dict.fromkeys(encoders)} # a wrong name is said before anything is trained
     if benchmark != "EmojiVMC": find_benchmark(benchmark)
     learnt = lessons(settings, v, captions, instructions, images)
     questions = questions_of(benchmark, settings, source)
-    if with_ceiling: every.append(f"ccd:{ceiling(settings, out / 'ceiling')}")
-    folders = {s: asked(s, settings, v, learnt, questions, benchmark, out) for s in every}
+    before = asked_before(results, settings, v, questions) if benchmark == "EmojiVMC" and not captions else []
+    known = {s: {k: str(x) for k, x in plain(c).items()} for s, c in cards.items()}
+    if with_ceiling: known[f"ccd:{out / 'ceiling'}"] = dict(name=CEILING)
+    def answers(s):
+        if s not in cards: ceiling(settings, out / "ceiling")
+        return asked(s, settings, v, learnt, questions, benchmark, out)
+    folders = {s: taken(s, before, c, questions, out / benchmark) or answers(s) for s, c in known.items()}
     def make(tmp):
         answers, named = answers_of(folders)
         (categories, _), = maps_of(answers).values()
@@ -290,6 +327,8 @@ def publish(
     settings: Settings,
     v: VlmSettings,
     command: str, # that made it
+    captions="", instructions="", images="", # what the models learnt from, as of `lessons`
 ):
     "Copy the tables and the answers, sealed."
-    release(Path(out) / "tables", folder, dict(plain(settings), vlm=plain(v)), command)
+    learnt = dict(learnt=[str(captions), str(instructions), str(images)]) if captions else {}
+    release(Path(out) / "tables", folder, dict(plain(settings), vlm=plain(v)) | learnt, command)

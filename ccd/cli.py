@@ -155,15 +155,15 @@ def vlm(
     source: str = "", # of the benchmark: a hub name, folder or .tsv; by default its own
     ceiling: bool = False, # also an encoder that is taught what the answers depend on
     out: str = "vlm", # folder
-    results: str = "", # also copy the tables and answers to this folder
+    results: str = "", # also copy the tables and answers to this folder; who has answered there before is not asked again
 ):
     "Put encoders into a language model, ask it: accuracy with floors, intervals and paired tests, and report.html."
     from ccd.asking import publish, vlm as run
     from ccd.vlm import PRESETS, changed, vlm_preset
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
     v = changed(vlm_preset(model or (settings.preset if settings.preset in PRESETS else "mini")), change)
-    page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, with_ceiling=ceiling)
-    if results: publish(page.parent, results, settings, v, _command())
+    page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, ceiling, results)
+    if results: publish(page.parent, results, settings, v, _command(), captions, instructions, images)
     print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")
 
 def vqa(

@@ -124,7 +124,7 @@ def test_without_a_ceiling_nothing_is_left_out():
 
 # --- the command
 
-def test_the_command_from_end_to_end(tmp_path, capsys):
+def test_the_command_from_end_to_end(tmp_path, capsys, monkeypatch):
     out, results = tmp_path / "out", tmp_path / "results"
     said = ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.asked", "4", "--out", str(out), "--results", str(results),
             "--change", *FEW]
@@ -138,6 +138,10 @@ def test_the_command_from_end_to_end(tmp_path, capsys):
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
     main(said) # all is there
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} and "working" not in capsys.readouterr().err
+    monkeypatch.setattr(asking, "train_vlm", lambda *_: pytest.fail("it was trained again"))
+    main([x if x != str(out) else str(tmp_path / "elsewhere") for x in said]) # what has answered before is not asked again
+    assert {k: x["sha256"] for k, x in read_manifest(results)["outputs"].items()} == {k: x["sha256"] for k, x in m["outputs"].items()}
+    with pytest.raises(pytest.fail.Exception): main([*said[:-len(FEW)], *FEW[:-1], "tune.samples=96", "--out", str(tmp_path / "third")])
     page = (out / "EmojiVMC/report.html").read_text()
     tables = re.sub(r'<img[^>]*>', '', page)
     assert "random ViT" in page and "<img alt=" in page and not re.search(r"[+>(]nan", tables.lower())
