@@ -280,11 +280,14 @@ def _umap(n, n_neighbors):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import umap
-            _compile_once(umap.umap_)
+            _compile_once(umap)
             yield umap, min(n_neighbors, n - 1)
     finally: torch.set_num_threads(threads) # UMAP's numba changes it
 
-def _compile_once(module): # for this machine, instead of ten seconds in each process
+def _compile_once(package): # for this machine, instead of ten seconds in each process
+    import sys
     from numba.core.dispatcher import Dispatcher
-    for f in vars(module).values():
-        if isinstance(f, Dispatcher): f.enable_caching()
+    for name, module in list(sys.modules.items()):
+        if not name.startswith(package.__name__ + "."): continue
+        for f in vars(module).values():
+            if isinstance(f, Dispatcher): f.enable_caching()
