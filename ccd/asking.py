@@ -277,10 +277,10 @@ def vlm(
     before = asked_before(results, settings, v, questions) if benchmark == "EmojiVMC" and not captions else []
     known = {s: {k: str(x) for k, x in plain(c).items()} for s, c in cards.items()}
     if with_ceiling: known[f"ccd:{out / 'ceiling'}"] = dict(name=CEILING)
-    def answers(s):
+    def train_and_ask(s):
         if s not in cards: ceiling(settings, out / "ceiling")
         return asked(s, settings, v, learnt, questions, benchmark, out)
-    folders = {s: taken(s, before, c, questions, out / benchmark) or answers(s) for s, c in known.items()}
+    folders = {s: taken(s, before, c, questions, out / benchmark) or train_and_ask(s) for s, c in known.items()}
     def make(tmp):
         answers, named = answers_of(folders)
         (categories, _), = maps_of(answers).values()

@@ -3,7 +3,7 @@ import json, re
 import pandas as pd
 from conftest import ROOT
 
-RESULTS = ROOT / "results" # but emoji-small, whose tables are older than some columns
+RESULTS = ROOT / "results"
 
 def kind(column):
     "number, truth or text; None of a column that is empty."

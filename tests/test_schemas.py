@@ -7,7 +7,7 @@ from ccd import filters, questions
 from ccd.cli import main
 from ccd.core import override
 from conftest import FEW, OPTIONS, ROOT, slow_cell
-from schemas import RESULTS, differences
+from schemas import RESULTS, differences, schema
 
 def test_a_difference_is_seen(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
@@ -29,6 +29,11 @@ def test_questions_to_language_models(tmp_path):
     main(["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.asked", "4", "--ceiling", "--out", str(tmp_path / "out"),
           "--results", str(tmp_path / "results"), "--change", *FEW])
     assert list(differences(tmp_path / "results", RESULTS / "vlm")) == []
+
+def test_the_larger_study_has_the_tables_of_the_smaller():
+    "That the smaller one has those of today is tried in test_asking."
+    tables = lambda study: {f: list(c) for f, c in schema(RESULTS / study).items() if "/" not in f and not f.startswith("vlm-") and not f.endswith(".jsonl")}
+    assert tables("emoji-small") == tables("mini")
 
 # --- slow cells
 
