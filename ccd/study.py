@@ -9,7 +9,7 @@ __all__ = ['NAMES', 'CORPORA', 'LABELS', 'FACTORS', 'SMALL', 'runs', 'title', 'f
            'pair_stage', 'report_stage', 'learning', 'write_page', 'study', 'command_of', 'publish', 'results']
 
 # %% ../nbs/library/29_study.ipynb #889d8387
-import json, math, shutil, time
+import json, math, shlex, shutil, time
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -192,7 +192,7 @@ def zero_shot_stage(out, settings, hashes):
     "Which name of a held-out concept is nearest to a drawing? For encoders that have a text tower."
     def make(tmp):
         found = {title(r): named(out / "train" / r, settings) for r in runs(settings)}
-        table = pd.DataFrame([dict(encoder=n, **z) for n, z in found.items() if z])
+        table = pd.DataFrame([dict(encoder=n, **z) for n, z in found.items() if z], columns=["encoder", "right", "lo", "hi", "chance", "names", "tests"])
         table.to_csv(tmp / "zero_shot.csv", index=False)
     return stage(out / "zero_shot", settings.analysis, {r: sealed(out / "train" / r) for r in runs(settings)}, make)
 
@@ -419,7 +419,7 @@ SMALL = ("probes/probes.csv", "probes/differences.csv", "probes/few_shot.csv", "
 def command_of(settings: Settings) -> str:
     "The command line that stands for these settings."
     from ccd.audit import options
-    return " ".join(["ccd study", "--preset", settings.preset, *options(settings, preset(settings.preset), ("run",))])
+    return shlex.join(["ccd", "study", "--preset", settings.preset, *options(settings, preset(settings.preset), ("run",))])
 
 def publish(
     out: Path, # folder of a finished study
