@@ -70,7 +70,7 @@ def loss_curves(
         ax.plot(m.samples, m.loss.rolling(9, min_periods=1, center=True).mean(), color=color_of(name))
         ax.axhline(blind[name], color="#777", lw=0.8, ls=":")
         ax.text(m.samples.iloc[-1], blind[name], "knows nothing", ha="right", va="bottom", fontsize=SMALL, color="#555")
-        ax.set(title=name, xlabel="images seen", ylabel="loss", ylim=(0, max(m.loss.max(), blind[name]) * 1.08))
+        ax.set(title=fill(name, 18), xlabel="images seen", ylabel="loss", ylim=(0, max(m.loss.max(), blind[name]) * 1.08))
         ax.locator_params(axis="x", nbins=3)
         ax.xaxis.set_major_formatter(lambda v, _: _short(v))
     return fig
@@ -140,8 +140,9 @@ def lead_dots(
     "One panel a task: how many points each encoder is above another, with 95 % intervals."
     p, t = plt(), differences[differences.probe == value]
     tasks, names = list(dict.fromkeys(t.task)), list(dict.fromkeys(t.a))[::-1]
-    rows = -(-len(tasks) // ACROSS)
-    fig, axes = p.subplots(rows, ACROSS, sharey=True, squeeze=False, figsize=(WIDE, rows * (0.75 + 0.19 * len(names))))
+    across = ACROSS if max(map(len, names)) < 20 else 2 # long names leave less room
+    rows = -(-len(tasks) // across)
+    fig, axes = p.subplots(rows, across, sharey=True, squeeze=False, figsize=(WIDE, rows * (0.75 + 0.19 * len(names))))
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     for ax, task in zip(axes.flat, tasks):
         own = t[t.task == task].set_index("a").reindex(names)
