@@ -3,9 +3,9 @@
 `ccd study`, `ccd compare` and the cell that scales are tried where their outputs are: test_asking, test_comparison, test_scaling."""
 import importlib.metadata, json, sys, types
 import numpy as np, pandas as pd, pytest
-from ccd import filters, questions
+from ccd import asking, filters, questions
 from ccd.cli import main
-from ccd.core import override
+from ccd.core import override, read_manifest
 from conftest import FEW, OPTIONS, ROOT, slow_cell
 from schemas import RESULTS, differences, schema
 
@@ -25,10 +25,15 @@ def test_probes(published, tmp_path):
           "--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")])
     assert list(differences(tmp_path / "results", RESULTS / "accuracy")) == []
 
-def test_questions_to_language_models(tmp_path):
-    main(["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.asked", "4", "--ceiling", "--out", str(tmp_path / "out"),
-          "--results", str(tmp_path / "results"), "--change", *FEW])
+def test_questions_to_language_models(tmp_path, monkeypatch):
+    said = lambda out: ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.asked", "4", "--ceiling", "--out", str(tmp_path / out),
+                        "--results", str(tmp_path / "results"), "--change", *FEW]
+    main(said("out"))
     assert list(differences(tmp_path / "results", RESULTS / "vlm")) == []
+    for name in ("ceiling", "train_vlm"): monkeypatch.setattr(asking, name, lambda *_: pytest.fail("it was trained again"))
+    before = read_manifest(tmp_path / "results")["outputs"]
+    main(said("elsewhere")) # the ceiling, too, has answered before
+    assert read_manifest(tmp_path / "results")["outputs"] == before
 
 def test_the_larger_study_has_the_tables_of_the_smaller():
     "That the smaller one has those of today is tried in test_asking."
