@@ -12,7 +12,7 @@ this script stops where it does not. Needs webdataset<=0.2.86, the newest that t
 """
 import argparse, io, json, tarfile, tempfile
 from pathlib import Path
-from harness import POLICIES, Clock, compare, fresh, interleaved, write_csv
+from harness import POLICIES, Clock, compare, fresh, interleaved, training_rate, write_csv
 
 SMALL = {"control.vit.image_size": 112, "control.vit.patch_size": 16, "control.vit.width": 384, "control.vit.depth": 12,
          "control.vit.heads": 6, "clip.text.width": 256, "clip.text.depth": 4, "clip.embed_dim": 256, "world.size": 128}
@@ -26,12 +26,7 @@ def settings(size, batch, source, scenes):
 
 
 def ours(size, batch, steps, source, scenes):
-    s = settings(size, batch, source, scenes)
-    from ccd.sources import open_corpus
-    from ccd.training import estimate
-    corpus = open_corpus(s.world).corpus
-    estimate("clip", s, corpus, steps=3) # warm-up
-    return s.control.samples / estimate("clip", s, corpus, steps)
+    return training_rate("clip", settings(size, batch, source, scenes), batch, steps)
 
 
 def write_shards(size, scenes, folder, suffix, shards=8):

@@ -12,7 +12,7 @@ run twice, with the threads they would have by themselves and with ccd's. Needs,
 import argparse, itertools, sys
 from importlib.util import find_spec
 from types import SimpleNamespace
-from harness import POLICIES, Clock, compare, fresh, interleaved, write_csv
+from harness import POLICIES, Clock, compare, fresh, interleaved, training_rate, write_csv
 
 
 def settings(batch, scenes):
@@ -22,25 +22,11 @@ def settings(batch, scenes):
 
 def ours(batch, steps, scenes, views):
     s = settings(batch, scenes)
-    from ccd.sources import open_corpus
-    from ccd.training import estimate
-    corpus = open_corpus(s.world).corpus
-    if not views: return our_step(s, corpus, batch, steps)
-    estimate("dino", s, corpus, steps=3) # warm-up
-    return s.control.samples / estimate("dino", s, corpus, steps)
-
-
-def our_step(s, corpus, batch, steps):
-    "Whole steps of training, in which making views is replaced by views made before."
+    if views: return training_rate("dino", s, batch, steps)
     import torch
     from ccd.core import device
-    from ccd.training import Trainer
-    trainer, x = Trainer("dino", s, corpus), [v.to(device()) for v in tensors(s, batch)]
-    made, shown = [torch.stack(x[:2], 1), torch.stack(x[2:], 1)], next(iter(trainer.feed.batches(0, 1)))
-    trainer.model.batch = lambda _: made
-    clock = Clock(itertools.repeat(shown), batch, steps, sync=sync())
-    for k, shown in enumerate(clock): trainer.step(k, shown)
-    return clock.rate
+    x = [v.to(device()) for v in tensors(s, batch)]
+    return training_rate("dino", s, batch, steps, [torch.stack(x[:2], 1), torch.stack(x[2:], 1)])
 
 
 def tensors(s, batch): # random, of the shapes of the views

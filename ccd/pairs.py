@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['DOUBLES', 'TILE', 'GPU_TILE', 'ROUND', 'SAME', 'LOOSE', 'RULES', 'similarity_moments', 'doubles', 'unit_rows',
-           'name_of', 'cosine', 'Moments', 'pair_moments', 'Product', 'score_product', 'reaching', 'Best', 'scan',
-           'search', 'mine', 'same_items', 'pixel_groups', 'fast_product', 'copies', 'Links', 'Ranks', 'rank_in',
-           'sample_pairs', 'units32', 'rule_table', 'agreement', 'families', 'shuffles', 'chance_agreement', 'Taken',
-           'verified', 'halves', 'above_noise', 'search_faiss', 'search_ray']
+           'name_of', 'cosine', 'Moments', 'pair_moments', 'Product', 'score_product', 'short_axes', 'Bytes',
+           'whole_products', 'reaching', 'Best', 'scan', 'search', 'mine', 'same_items', 'pixel_groups', 'fast_product',
+           'copies', 'Links', 'Ranks', 'rank_in', 'sample_pairs', 'units32', 'rule_table', 'agreement', 'families',
+           'shuffles', 'chance_agreement', 'Taken', 'verified', 'halves', 'above_noise', 'search_faiss', 'search_ray']
 
 # %% ../nbs/library/17_pairs.ipynb #e0db93e2
+import math, os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -53,7 +54,7 @@ def unit_rows(
         item, name = e.items.item_id.values[rows][bad][0], name_of(e)
         raise UserError(f"the vector of {item!r} by {name} is not finite: expected numbers; "
                         "embed it again or leave it out")
-    return x / length.where(length > 0, torch.ones_like(length))
+    return x.div_(length.where(length > 0, torch.ones_like(length)))
 
 def name_of(e: Embeddings) -> str: return str(e.card.get("name", "an encoder"))
 
@@ -79,6 +80,7 @@ class Moments:
     std: tuple[float, float]
     correlation: float # of the two cosines, pair by pair
     center: tuple # [d] mean unit vector of each
+    second: torch.Tensor # [D, D] mean of u u', of both vectors end to end
 
     @property
     def score_std(self) -> float: # of the difference of the standardised cosines
@@ -106,11 +108,14 @@ def pair_moments(
                             "there is nothing to compare")
     correlation = (squares[2] - mean[0] * mean[1]) / (std[0] * std[1])
     center = tuple(t / n for t in sums)
-    return Moments(n, tuple(mean), tuple(std), correlation, center)
+    second = torch.cat([torch.cat([gram[0], gram[2]], 1), torch.cat([gram[2].T, gram[1]], 1)])
+    return Moments(n, tuple(mean), tuple(std), correlation, center, second / n)
 
 # %% ../nbs/library/17_pairs.ipynb #b3d5a354
 class Product:
     "wa cos_a + wb cos_b + constant of all pairs as one product, and its error."
+    unit = 1.0 # what a tile's 1 stands for
+
     def __init__(self,
         a: Embeddings, b: Embeddings, m: Moments,
         weights: tuple[float, float], # wa > 0, wb
@@ -118,25 +123,30 @@ class Product:
         dtype: torch.dtype, # of the product
         where: torch.device,
     ):
-        self.a, self.b, self.weights, self.constant = a, b, weights, constant
-        (wa, wb), (ca, cb) = weights, m.center
-        wide = len(ca) + len(cb)
-        half = float(constant - wa * (ca @ ca) - wb * (cb @ cb)) / 2
-        self.right = torch.empty(m.n, wide + 4, dtype=dtype)
-        self.sign = torch.ones(wide, dtype=dtype, device=where)
-        self.sign[len(ca):] = float(np.sign(wb))
-        worst = dict(size=0.0, error=0.0, rest=0.0, rest_error=0.0)
-        for s in blocks(m.n, DOUBLES):
-            x, y = unit_rows(a, s), unit_rows(b, s)
-            u = torch.cat([wa**0.5 * (x - ca), abs(wb) ** 0.5 * (y - cb)], 1)
-            _fill(self.right[s], u, wa * (x @ ca) + wb * (y @ cb) + half, worst)
-        self.right = self.right.to(where)
-        self.error = _bound(worst, wide + 4, dtype)
+        self.a, self.b, self.m, self.weights, self.constant = a, b, m, weights, constant
+        self.sign = torch.ones(len(m.second), dtype=dtype)
+        self.sign[len(m.center[0]):] = float(np.sign(weights[1]))
+        self.error = self.fill(dtype)
+        self.right, self.sign = self.right.to(where), self.sign.to(where)
+
+    def rows(self, s) -> tuple: # [m, D] centred and weighted, [m] what centring took away
+        x, y = unit_rows(self.a, s), unit_rows(self.b, s)
+        (wa, wb), (ca, cb) = self.weights, self.m.center
+        half = float(self.constant - wa * (ca @ ca) - wb * (cb @ cb)) / 2
+        r = wa * (x @ ca) + wb * (y @ cb) + half
+        return torch.cat([x.sub_(ca).mul_(wa**0.5), y.sub_(cb).mul_(abs(wb) ** 0.5)], 1), r
+
+    def fill(self, dtype) -> float: # bound of the error
+        n, wide, worst = self.m.n, len(self.sign), {}
+        self.right = torch.empty(n, wide + 4, dtype=dtype)
+        for s in blocks(n, DOUBLES): _fill(self.right[s], *self.rows(s), worst)
+        return _bound(worst, wide + 4, 2.0**-53 if dtype == torch.float64 else 2.0**-24)
 
     def left(self, rows: slice) -> torch.Tensor: # [rows, K]
-        "What multiplies `right`: signs of b turned, the last four columns swapped."
-        v = self.right[rows]
-        return torch.cat([v[:, :-4] * self.sign, v[:, -2:], v[:, -4:-2]], 1)
+        "What multiplies `right`: signs turned, the columns of r and of its factor swapped."
+        v, wide = self.right[rows], len(self.sign)
+        factor, r = v[:, wide:].chunk(2, 1)
+        return torch.cat([v[:, :wide] * self.sign, r, factor], 1)
 
     def tile(self, left: torch.Tensor, columns: slice): # [rows, columns]
         return left @ self.right[columns].T
@@ -150,14 +160,13 @@ def _fill(rows, u, r, worst): # one block; r as a sum of two low-precision numbe
     rows[:, :-4], rows[:, -4:-2] = u.to(rows.dtype), 1
     rows[:, -2] = r.to(rows.dtype)
     rows[:, -1] = (r - rows[:, -2].double()).to(rows.dtype)
-    lost = rows[:, :-4].double() - u
-    left = r - rows[:, -2].double() - rows[:, -1].double()
-    for k, v in dict(size=u.norm(dim=1), error=lost.norm(dim=1),
-                     rest=r.abs(), rest_error=left.abs()).items():
-        worst[k] = max(worst[k], float(v.max()))
+    _note(worst, size=u.norm(dim=1), error=(rows[:, :-4].double() - u).norm(dim=1), rest=r,
+          rest_error=r - rows[:, -2].double() - rows[:, -1].double())
 
-def _bound(w, columns, dtype): # of any pair
-    unit = 2.0**-53 if dtype == torch.float64 else 2.0**-24
+def _note(worst, **what): # the largest so far
+    for k, v in what.items(): worst[k] = max(worst.get(k, 0.0), float(v.abs().max()))
+
+def _bound(w, columns, unit): # of any pair
     rounded, rest = w["size"] + w["error"], w["rest"] + w["rest_error"]
     return (w["error"] * (w["size"] + rounded) + 2 * w["rest_error"]
             + 4 * columns * unit * (rounded**2 + 2 * rest))
@@ -165,10 +174,66 @@ def _bound(w, columns, dtype): # of any pair
 def score_product(a, b, m: Moments, dtype, where) -> Product:
     "The score of a pair: z of A less z of B."
     constant = m.mean[1] / m.std[1] - m.mean[0] / m.std[0]
-    return Product(a, b, m, (1 / m.std[0], -1 / m.std[1]), constant, dtype, where)
+    kind = Bytes if dtype == torch.int8 else Product
+    return kind(a, b, m, (1 / m.std[0], -1 / m.std[1]), constant, dtype, where)
+
+# %% ../nbs/library/17_pairs.ipynb #a51c0de2
+def short_axes(
+    m: Moments,
+    weights: tuple[float, float], # of `Product`
+) -> tuple: # T [D, D], its signs [D]; float64
+    "The axes in which the rows of a `Product` are shortest."
+    d, wide = len(m.center[0]), len(m.second)
+    w, s, c = torch.ones(3, wide, dtype=torch.float64)
+    w[:d], w[d:], s[d:] = weights[0] ** 0.5, abs(weights[1]) ** 0.5, float(np.sign(weights[1]))
+    c = torch.cat(m.center)
+    gram = w[:, None] * (m.second - torch.outer(c, c)) * w
+    gram.diagonal().add_(1e-6 * gram.trace() / wide) # any L will do, but it needs an inverse
+    L = torch.linalg.cholesky(gram)
+    size, v = torch.linalg.eigh(L.T @ (s[:, None] * L))
+    turn = torch.linalg.solve_triangular(L.T, v * size.abs().sqrt(), upper=True)
+    lot = torch.Generator().manual_seed(0)
+    for own in (size > 0, size <= 0):
+        k = int(own.sum())
+        mixed = torch.linalg.qr(torch.randn(k, k, generator=lot, dtype=torch.float64))[0]
+        turn[:, own] = turn[:, own] @ mixed
+    return turn, size.sign()
+
+class Bytes(Product):
+    "A `Product` in whole numbers of 8 bits, on a processor."
+    def fill(self, dtype) -> float:
+        turn, sign = short_axes(self.m, self.weights)
+        u, r = self.rows(np.linspace(0, self.m.n - 1, 4 * DOUBLES).astype(int))
+        step = 1.1 * float((u @ turn).abs().max()) / 127 # what lies beyond is cut, and noted
+        self.unit, self.sign = step**2, sign.to(dtype)
+        digits = min(int(1.3 * r.abs().max() / self.unit / 127**2), 62) + 2
+        wide, worst = len(sign), {}
+        self.right = torch.empty(self.m.n, wide + 2 * digits, dtype=dtype)
+        self.right[:, wide:wide + digits - 1], self.right[:, wide + digits - 1] = 127, 1
+        for s in blocks(self.m.n, DOUBLES):
+            u, r = self.rows(s)
+            _round(self.right[s], u @ turn, r, step, digits, worst)
+        return _bound(worst, wide, 2.0**-50)
+
+    def tile(self, left: torch.Tensor, columns: slice): return torch._int_mm(left, self.right[columns].T)
+
+def _round(rows, u, r, step, digits, worst): # one block
+    near = lambda x: x.round().clamp(-127, 127)
+    q = near(u / step)
+    rows[:, :u.shape[1]], rest = q.to(rows.dtype), (r / step**2).round()
+    lost = r / step**2 - rest
+    for k in range(-digits, 0):
+        d = near(rest / (127 if k < -1 else 1))
+        rows[:, k], rest = d.to(rows.dtype), rest - d * (127 if k < -1 else 1)
+    _note(worst, size=u.norm(dim=1), error=(q * step - u).norm(dim=1), rest=r, rest_error=(lost + rest) * step**2)
+
+def whole_products() -> bool: # of 8 bits
+    "Does this processor multiply them fast?"
+    return (device().type == "cpu" and os.environ.get("CCD_PRECISION") != "fp32"
+            and hasattr(torch, "_int_mm") and getattr(torch.cpu, "_is_vnni_supported", bool)())
 
 # %% ../nbs/library/17_pairs.ipynb #99787ab9
-TILE = (2048, 4096) # rows and columns scored at once; more on a GPU
+TILE = (2048, 2048) # rows and columns scored at once; more on a GPU
 GPU_TILE = (8192, 16384)
 ROUND = 2.0**-8 # half the last bit of a bf16 number, relative
 
@@ -184,13 +249,13 @@ def reaching(
     if s.dtype == torch.bfloat16 and cut > 0: # its bits, read as whole numbers, have its order
         s, cut = s.view(torch.int16).numpy(), (sign * cut).view(torch.int16).numpy()
         if sign < 0: s, cut = s.view(np.uint16), cut.view(np.uint16)
-    else:
-        plain = torch.promote_types(s.dtype, torch.float32)
-        s, cut = s.to(plain).numpy(), (sign * cut).to(plain).numpy()
-        if sign < 0: return _positions(s, s.min(1) <= cut, np.less_equal, cut)
-    return _positions(s, s.max(1) >= cut, np.greater_equal, cut)
+        return _positions(s, s.max(1) >= cut, np.greater_equal, cut)
+    if s.dtype.itemsize < 4: s, cut = s.float(), cut.float()
+    if s.shape[1] % 128 == 0: s = s.view(-1, 128)
+    some = s.amin(1) <= -cut if sign < 0 else s.amax(1) >= cut
+    return _positions(s.numpy(), some.numpy(), np.less_equal if sign < 0 else np.greater_equal, (sign * cut).numpy())
 
-def _positions(s, some, reaches, cut): # few rows have any
+def _positions(s, some, reaches, cut): # few stretches have any
     rows, wide = np.flatnonzero(some), s.shape[1]
     at = np.flatnonzero(reaches(s[rows], cut))
     return rows[at // wide] * wide + at % wide
@@ -208,12 +273,13 @@ class Best:
             for k, part in enumerate(s.split(64)):
                 self.offer(part, row + 64 * k, column); self.settle()
             return
-        cut = torch.tensor(self.floor - self.product.error).to(s.dtype)
-        where = reaching(s, cut, self.sign)
+        cut = (self.floor - self.product.error) / self.product.unit
+        if not s.is_floating_point(): cut = math.floor(max(cut, -2.0**30))
+        where = reaching(s, torch.tensor(cut).to(s.dtype), self.sign)
         i, j = where // s.shape[1] + row, where % s.shape[1] + column
         ok = (i < j) & (self.group[i] != self.group[j])
         flat = torch.from_numpy(where[ok]).to(s.device)
-        about = self.sign * s.flatten()[flat].double().cpu().numpy()
+        about = self.sign * self.product.unit * s.flatten()[flat].double().cpu().numpy()
         self.waiting.append(self._possible(i[ok], j[ok], about))
         if sum(len(w[0]) for w in self.waiting) > self.room // 4: self.settle()
 
@@ -331,11 +397,12 @@ def pixel_groups(items: pd.DataFrame) -> np.ndarray: # [n] equal for equal pixel
     key = items.pixel_hash.fillna(items.item_id) if "pixel_hash" in items else items.item_id
     return pd.factorize(key.astype(str), sort=True)[0]
 
-LOOSE = 0.25 # error, in deviations of the score, that asks for the next precision
+LOOSE = 0.5 # error, in deviations of the score, that asks for the next precision
 
 def fast_product(a, b, m: Moments) -> Product:
     "The score in the lowest precision whose error leaves few candidates."
-    fast = [torch.bfloat16] if precision() == "bf16" else []
+    fast = [torch.int8] if whole_products() and m.n > 16 * len(m.second) else []
+    fast += [torch.bfloat16] if precision() == "bf16" else []
     for dtype in (*fast, torch.float32, torch.float64):
         p = score_product(a, b, m, dtype, device())
         if p.error < LOOSE * m.score_std: break
@@ -406,6 +473,8 @@ class Links:
 # %% ../nbs/library/17_pairs.ipynb #743f5476
 class Ranks:
     "`F_a(cos_a) - F_b(cos_b)`: each encoder by its own distribution of similarities."
+    unit = 1.0
+
     def __init__(self,
         a: Embeddings, b: Embeddings, where: torch.device,
         sample: int = 2_000_000, # pairs that F is read from; all, where there are no more
@@ -600,6 +669,8 @@ def search_faiss(
 ) -> list[Best]:
     "Approximately the best `room` pairs: those that an inverted file finds."
     import faiss
+    if product.right.dtype == torch.int8:
+        product = score_product(product.a, product.b, product.m, torch.float32, product.right.device)
     n, wide = product.right.shape
     cells = min(cells or int(4 * n**0.5), n // 4 or 1)
     right = np.ascontiguousarray(product.right.float().cpu().numpy())

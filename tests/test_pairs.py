@@ -57,23 +57,49 @@ def test_low_precision_changes_nothing(monkeypatch, shift):
     m, group = pairs.pair_moments(a, b), pairs.pixel_groups(a.items)
     every = 2500 * 2499 // 2
     found = {}
-    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+    for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.float64):
         best = pairs.search(pairs.score_product(a, b, m, dtype, torch.device("cpu")), 500, group)
         assert all(len(f.i) == 500 and f.seen < every / 20 for f in best)
         found[dtype] = [(f.i.tolist(), f.j.tolist(), f.score.tolist()) for f in best]
-    assert found[torch.bfloat16] == found[torch.float32] == found[torch.float64]
+    assert found[torch.int8] == found[torch.bfloat16] == found[torch.float32] == found[torch.float64]
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype, small", [(torch.int8, 1.0), (torch.bfloat16, 0.1), (torch.float32, 1e-3)])
 @pytest.mark.parametrize("shift, scale", [(0, 1), (5, 1), (0, 1e4)])
-def test_no_score_is_further_off_than_its_bound(dtype, shift, scale):
+def test_no_score_is_further_off_than_its_bound(dtype, small, shift, scale):
     a, b = vectors(400, 40, 0, shift=shift), vectors(400, 70, 1)
     a.vectors *= scale
     p = pairs.score_product(a, b, pairs.pair_moments(a, b), dtype, torch.device("cpu"))
-    s = p.tile(p.left(slice(None)), slice(None)).double().numpy()
+    s = p.unit * p.tile(p.left(slice(None)), slice(None)).double().numpy()
     i, j = np.triu_indices(400, 1)
-    exact = p.exact(i, j)
-    assert (abs(s[i, j] - exact) <= p.error + abs(s[i, j]) * torch.finfo(dtype).eps / 2).all()
-    assert p.error < 0.1 # and the bound says something
+    exact, rounding = p.exact(i, j), 0 if dtype == torch.int8 else torch.finfo(dtype).eps / 2
+    assert (abs(s[i, j] - exact) <= p.error + abs(s[i, j]) * rounding).all()
+    assert p.error < small # and the bound says something
+
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_eight_bits_find_what_brute_force_finds(monkeypatch, shared):
+    "Also where encoders say nearly the same."
+    monkeypatch.setattr(pairs, "whole_products", lambda: True)
+    a, b = vectors(600, 8, 0, copies=6), vectors(600, 8, 1, copies=6)
+    b.vectors[:] = shared * a.vectors + (1 - shared) * b.vectors
+    m = pairs.pair_moments(a, b)
+    assert pairs.score_product(a, b, m, torch.int8, torch.device("cpu")).right.dtype == torch.int8
+    monkeypatch.setattr(pairs, "LOOSE", np.inf)
+    assert pairs.fast_product(a, b, m).right.dtype == torch.int8
+    t = pairs.mine(a, b, 30, 2)
+    for direction, sign in (("a", 1), ("b", -1)):
+        p = t[t.direction == direction]
+        assert list(zip(p.i, p.j)) == [(i, j) for i, j, _ in brute(a, b, sign, 2, 30)]
+
+def test_short_axes_give_the_same_scores_from_shorter_rows():
+    a, b = vectors(500, 12, 0), vectors(500, 9, 1)
+    b.vectors[:] += a.vectors[:, :9]
+    p = pairs.score_product(a, b, pairs.pair_moments(a, b), torch.float64, torch.device("cpu"))
+    u, _ = p.rows(slice(None))
+    turn, sign = pairs.short_axes(p.m, p.weights)
+    v, scores = u @ turn, (u * p.sign) @ u.T
+    assert torch.allclose((v * sign) @ v.T, scores, atol=1e-9)
+    nuclear = float(torch.linalg.svdvals(scores).sum())
+    assert abs(float(v.square().sum()) / nuclear - 1) < 1e-4 < float(u.square().sum()) / nuclear - 1
 
 def test_a_wrong_bound_is_noticed():
     a, b = vectors(200, 8, 0), vectors(200, 8, 1)
