@@ -12,7 +12,7 @@ run twice, with the threads they would have by themselves and with ccd's. Needs,
 import argparse, itertools, sys
 from importlib.util import find_spec
 from types import SimpleNamespace
-from harness import POLICIES, Clock, compare, fresh, interleaved, training_rate, write_csv
+from harness import POLICIES, Clock, compare, fresh, interleaved, sync, training_rate, write_csv
 
 
 def settings(batch, scenes):
@@ -33,11 +33,6 @@ def tensors(s, batch): # random, of the shapes of the views
     import torch
     sizes = [s.control.vit.image_size] * 2 + [s.dino.local_size] * s.dino.local_crops
     return [torch.randn(batch, 3, n, n) for n in sizes]
-
-
-def sync():
-    import torch
-    return torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
 
 
 def batches(s, transform, batch, workers, views):

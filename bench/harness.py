@@ -55,13 +55,18 @@ class Clock:
         self.rate = self.batch * self.steps / (time.perf_counter() - start)
 
 
+def sync():
+    "What waits until the device is done."
+    import torch
+    return torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+
+
 def training_rate(objective, settings, batch, steps, made=None):
     "Images per second of ccd's own steps on its own batches; `made`: what to learn from in place of making views."
-    import torch
     from ccd.sources import open_corpus
     from ccd.training import Trainer
     trainer = Trainer(objective, settings, open_corpus(settings.world).corpus)
-    clock = Clock(None, batch, steps, sync=torch.cuda.synchronize if torch.cuda.is_available() else lambda: None)
+    clock = Clock(None, batch, steps, sync=sync())
     clock.batches = trainer.feed.batches(0, len(clock))
     if made is not None:
         trainer.model.batch = lambda _: made

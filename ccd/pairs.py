@@ -184,7 +184,7 @@ def short_axes(
 ) -> tuple: # T [D, D], its signs [D]; float64
     "The axes in which the rows of a `Product` are shortest."
     d, wide = len(m.center[0]), len(m.second)
-    w, s, c = torch.ones(3, wide, dtype=torch.float64)
+    w, s = torch.ones(2, wide, dtype=torch.float64)
     w[:d], w[d:], s[d:] = weights[0] ** 0.5, abs(weights[1]) ** 0.5, float(np.sign(weights[1]))
     c = torch.cat(m.center)
     gram = w[:, None] * (m.second - torch.outer(c, c)) * w
@@ -222,9 +222,9 @@ def _round(rows, u, r, step, digits, worst): # one block
     q = near(u / step)
     rows[:, :u.shape[1]], rest = q.to(rows.dtype), (r / step**2).round()
     lost = r / step**2 - rest
-    for k in range(-digits, 0):
-        d = near(rest / (127 if k < -1 else 1))
-        rows[:, k], rest = d.to(rows.dtype), rest - d * (127 if k < -1 else 1)
+    for k, base in zip(range(-digits, 0), [127] * (digits - 1) + [1]):
+        d = near(rest / base)
+        rows[:, k], rest = d.to(rows.dtype), rest - d * base
     _note(worst, size=u.norm(dim=1), error=(q * step - u).norm(dim=1), rest=r, rest_error=(lost + rest) * step**2)
 
 def whole_products() -> bool: # of 8 bits
