@@ -71,25 +71,21 @@ def ways(a, b, full):
     ua, ub = (P.units32(e) for e in (a, b))
     joined, group = torch.cat([ua, ub], 1), P.pixel_groups(a.items)
 
-    def ours(name, whole=False, **env):
+    def ours(name, precision):
         def run():
-            old = {k: os.environ.get(k) for k in env}
-            os.environ.update(env)
-            P.whole_products = lambda: whole
-            t = P.mine(a, b, TOP)
-            for k, v in old.items(): os.environ.pop(k) if v is None else os.environ.__setitem__(k, v)
-            found[name] = t
+            os.environ["CCD_PRECISION"] = precision
+            found[name] = P.mine(a, b, TOP)
         return run
 
     def approximate(name, **how):
         def run(): found[name] = P.mine(a, b, TOP, engine=lambda *x, **k: P.search_faiss(*x, **how, **k))
         return run
-    cases = {"bare float32 products": lambda: bare(joined), "ccd, float32": ours("ccd, float32", CCD_PRECISION="fp32"),
-             "ccd, bf16 and float64": ours("ccd, bf16 and float64", whole=False, CCD_PRECISION="bf16"),
-             "ccd, 8 bits and float64": ours("ccd, 8 bits and float64", whole=True, CCD_PRECISION="bf16"),
+    cases = {"bare float32 products": lambda: bare(joined), "ccd, float32": ours("ccd, float32", "fp32"),
+             "ccd, bf16 and float64": ours("ccd, bf16 and float64", "bf16"),
              "plain tiles, running threshold": lambda: plain_tiles(ua, ub, m),
              "faiss, 16 of its lists": approximate("faiss, 16 of its lists", probes=16),
              "faiss, 64 of its lists": approximate("faiss, 64 of its lists", probes=64)}
+    if P.whole_products(): cases["ccd, 8 bits and float64"] = ours("ccd, 8 bits and float64", "")
     if full:
         cases["faiss, exhaustive"] = approximate("faiss, exhaustive", cells=1, probes=1)
         cases["numpy, both whole matrices"] = lambda: np.partition((ua.numpy() @ ua.numpy().T - ub.numpy() @ ub.numpy().T).ravel(), -TOP)

@@ -203,6 +203,7 @@ class Bytes(Product):
     "A `Product` in whole numbers of 8 bits, on a processor."
     def fill(self, dtype) -> float:
         turn, sign = short_axes(self.m, self.weights)
+        bent = float(((turn * sign) @ turn.T - torch.diag(self.sign.double())).norm())
         u, r = self.rows(np.linspace(0, self.m.n - 1, 4 * DOUBLES).astype(int))
         step = 1.1 * float((u @ turn).abs().max()) / 127 # what lies beyond is cut, and noted
         self.unit, self.sign = step**2, sign.to(dtype)
@@ -213,7 +214,8 @@ class Bytes(Product):
         for s in blocks(self.m.n, DOUBLES):
             u, r = self.rows(s)
             _round(self.right[s], u @ turn, r, step, digits, worst)
-        return _bound(worst, wide, 2.0**-50)
+            _note(worst, length=u.norm(dim=1))
+        return _bound(worst, wide, 2.0**-50) + bent * worst["length"]**2
 
     def tile(self, left: torch.Tensor, columns: slice): return torch._int_mm(left, self.right[columns].T)
 
@@ -228,8 +230,8 @@ def _round(rows, u, r, step, digits, worst): # one block
     _note(worst, size=u.norm(dim=1), error=(q * step - u).norm(dim=1), rest=r, rest_error=(lost + rest) * step**2)
 
 def whole_products() -> bool: # of 8 bits
-    "Does this processor multiply them fast?"
-    return (device().type == "cpu" and os.environ.get("CCD_PRECISION") != "fp32"
+    "Does this processor multiply them fast? CCD_PRECISION, where set, asks for others."
+    return (device().type == "cpu" and not os.environ.get("CCD_PRECISION")
             and hasattr(torch, "_int_mm") and getattr(torch.cpu, "_is_vnni_supported", bool)())
 
 # %% ../nbs/library/17_pairs.ipynb #99787ab9
@@ -266,7 +268,7 @@ class Best:
     def __init__(self, product, sign: int, room: int, group: np.ndarray):
         self.product, self.sign, self.room, self.group = product, sign, room, group
         self.i, self.j, self.score = np.empty(0, int), np.empty(0, int), np.empty(0)
-        self.floor, self.seen, self.waiting = -np.inf, 0, []
+        self.floor, self.scored, self.waiting, self.fresh = -np.inf, 0, [], 0
 
     def offer(self, s: torch.Tensor, row: int, column: int): # a tile and its place
         if self.floor == -np.inf and len(s) > 64: # the first ones, in small parts
@@ -280,24 +282,30 @@ class Best:
         ok = (i < j) & (self.group[i] != self.group[j])
         flat = torch.from_numpy(where[ok]).to(s.device)
         about = self.sign * self.product.unit * s.flatten()[flat].double().cpu().numpy()
-        self.waiting.append(self._possible(i[ok], j[ok], about))
-        if sum(len(w[0]) for w in self.waiting) > self.room // 4: self.settle()
+        self.waiting.append((i[ok], j[ok], about))
+        self.fresh += len(about)
+        if self.fresh > self.room: self.settle()
 
-    def _possible(self, i, j, about): # none under the room-th of a tile can be kept
-        if len(i) <= self.room: return i, j, about
-        worst = np.partition(about, -self.room)[-self.room]
-        ok = about >= worst - 2 * self.product.error - ROUND * abs(about)
-        return i[ok], j[ok], about[ok]
-
-    def settle(self):
-        "Score exactly what waits, and raise the floor."
+    def settle(self, last: bool = False):
+        "Score exactly what seems best, raise the floor; at last, all that could be."
         if not self.waiting: return
         i, j, about = (np.concatenate(w) for w in zip(*self.waiting))
-        self.waiting, self.seen = [], self.seen + len(i)
+        at_most = about + self.product.error + ROUND * abs(about)
+        now = at_most >= self.floor if last else about >= self._least(about)
+        self._score(i[now], j[now], about[now])
+        later = ~now & (at_most >= self.floor)
+        self.waiting, self.fresh = [(i[later], j[later], about[later])], 0
+
+    def _least(self, about): # the room-th of what is known, exactly or not
+        known = np.concatenate([self.score, about])
+        return np.partition(known, -self.room)[-self.room] if len(known) > self.room else -np.inf
+
+    def _score(self, i, j, about):
         exact = self.sign * self.product.exact(i, j)
         if (abs(exact - about) > self.product.error + ROUND * abs(about)).any():
             raise RuntimeError("a score is further off than its bound: set "
                                "CCD_PRECISION=fp32, and report the processor")
+        self.scored += len(i)
         self.merge(i, j, exact)
 
     def merge(self, i, j, score):
@@ -327,7 +335,7 @@ def scan(
                 if c == r: s.triu_(1)
                 for t in takers: t.offer(s, r, c)
             bar.add(n - r)
-    for t in takers: t.settle()
+    for t in takers: t.settle(last=True)
 
 @contextmanager
 def _plain_sums(): # float32 sums on GPUs, as the error bound assumes
@@ -468,7 +476,7 @@ class Links:
         graph = coo_matrix((np.ones(len(i), bool), (g[i], g[j])), shape=(n, n))
         self.group = connected_components(graph, directed=False)[1][g]
 
-    def settle(self): pass
+    def settle(self, last): pass
 
 # %% ../nbs/library/17_pairs.ipynb #743f5476
 class Ranks:
@@ -669,8 +677,6 @@ def search_faiss(
 ) -> list[Best]:
     "Approximately the best `room` pairs: those that an inverted file finds."
     import faiss
-    if product.right.dtype == torch.int8:
-        product = score_product(product.a, product.b, product.m, torch.float32, product.right.device)
     n, wide = product.right.shape
     cells = min(cells or int(4 * n**0.5), n // 4 or 1)
     right = np.ascontiguousarray(product.right.float().cpu().numpy())
@@ -683,7 +689,7 @@ def search_faiss(
         left = product.left(s).float().cpu().numpy()
         for b in best:
             about, col = index.search(np.ascontiguousarray(b.sign * left), partners)
-            _offer_found(b, s.start, about, col)
+            _offer_found(b, s.start, product.unit * about, col)
     return best
 
 def _offer_found(best, first, about, col):

@@ -59,7 +59,7 @@ def test_low_precision_changes_nothing(monkeypatch, shift):
     found = {}
     for dtype in (torch.int8, torch.bfloat16, torch.float32, torch.float64):
         best = pairs.search(pairs.score_product(a, b, m, dtype, torch.device("cpu")), 500, group)
-        assert all(len(f.i) == 500 and f.seen < every / 20 for f in best)
+        assert all(len(f.i) == 500 and f.scored < every / 20 for f in best)
         found[dtype] = [(f.i.tolist(), f.j.tolist(), f.score.tolist()) for f in best]
     assert found[torch.int8] == found[torch.bfloat16] == found[torch.float32] == found[torch.float64]
 
