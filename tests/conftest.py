@@ -1,5 +1,5 @@
 "A tiny study that nothing disturbed, and ways to start, stop and kill others like it."
-import ast, contextlib, json, os, shutil, signal, subprocess, sys, tempfile, time
+import ast, contextlib, json, multiprocessing, os, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 import pytest
 from filelock import FileLock
@@ -15,12 +15,32 @@ OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
 STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
 FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"] # of a language model
 
+READY = multiprocessing.get_context("forkserver") # has imported what commands import, once
+READY.set_forkserver_preload(["ccd.cli", "ccd.study", "ccd.comparison", "ccd.training", "ccd.factors", "ccd.figures", "ccd.sources",
+                              "torch._dynamo", "sklearn.linear_model", "faiss", "conftest"])
+
+class Command(READY.Process):
+    "`ccd ARGS` in a process of its own, with what `subprocess.Popen` has."
+    returncode = property(lambda self: self.exitcode)
+    def poll(self): return self.exitcode
+    def wait(self, seconds):
+        self.join(seconds)
+        if self.exitcode is None: raise subprocess.TimeoutExpired("ccd", seconds)
+    def send_signal(self, number): os.kill(self.pid, number)
+
+def _run(args, env, said):
+    os.setsid()
+    for stream in (1, 2): os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), stream)
+    os.environ.clear(); os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from ccd.cli import main
+    main(args)
+
 def start(*args, **env):
     "`ccd ARGS` in a process group of its own; Ctrl-C reaches it even where pytest ignores it."
-    said = tempfile.TemporaryFile("w+")
-    p = subprocess.Popen([sys.executable, "-c", "from ccd.cli import main; main()", *map(str, args)],
-        env=os.environ | {k: str(v) for k, v in env.items()}, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    said = tempfile.NamedTemporaryFile("w+")
+    p = Command(target=_run, args=(list(map(str, args)), os.environ | {k: str(v) for k, v in env.items()}, said.name), daemon=False)
+    p.start()
     p.said = said
     return p
 
