@@ -551,6 +551,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ccd.neighbors._distances': ('library/neighbors.html#_distances', 'ccd/neighbors.py'),
                                'ccd.neighbors._exact': ('library/neighbors.html#_exact', 'ccd/neighbors.py'),
                                'ccd.neighbors._near': ('library/neighbors.html#_near', 'ccd/neighbors.py'),
+                               'ccd.neighbors._picked': ('library/neighbors.html#_picked', 'ccd/neighbors.py'),
                                'ccd.neighbors._pieces': ('library/neighbors.html#_pieces', 'ccd/neighbors.py'),
                                'ccd.neighbors._ratio': ('library/neighbors.html#_ratio', 'ccd/neighbors.py'),
                                'ccd.neighbors._search': ('library/neighbors.html#_search', 'ccd/neighbors.py'),

@@ -185,7 +185,7 @@ def neighbor_stage(s: Sides, a: Analysis, folder: Path):
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
     pd.DataFrame(hubs).to_csv(folder / "hubness.csv", index=False)
     known = labels_of(s.items)
-    table = neighbor_table(s.vectors, known, k, a.draws) if known else pd.DataFrame(columns=["encoder", "label", "purity", "lo", "hi", "chance", "k"])
+    table = neighbor_table(s.vectors, known, k, a.draws, known=found) if known else pd.DataFrame(columns=["encoder", "label", "purity", "lo", "hi", "chance", "k"])
     table.to_csv(folder / "purity.csv", index=False)
     for side, m in zip("ab", s.names): np.save(folder / f"neighbors-{side}.npy", found[m][:, :k])
     shutil.rmtree(room)

@@ -23,6 +23,7 @@ def neighbors(
     k: int = 10,
     apart: np.ndarray | None = None, # [n] rows of equal value are not neighbours, such as one family
     index: str = "flat", # exact; `ivf` and `hnsw` are approximate, for millions of rows
+    known: np.ndarray | None = None, # [n, K] nearest of all, which often hold k that are not apart
 ) -> np.ndarray: # [n, k] rows, nearest first, never the row itself
     "Nearest neighbours by cosine. Raises `UserError` where a row has fewer."
     n = len(e.items)
@@ -33,25 +34,36 @@ def neighbors(
     if k > n - largest:
         raise UserError(f"{k} neighbours asked of {n} items, of which {largest} are kept apart: "
                         f"at most {n - largest} can be given")
-    return _exact(e, k, group) if index == "flat" else _approximate(e, k, group, largest, index)
-
+    if index != "flat": return _approximate(e, k, group, largest, index)
+    out = np.empty((n, k), np.int32)
+    enough = known is not None and known.shape[1] >= k
+    left = _picked(known, group, out) if enough else np.arange(n)
+    if len(left): _exact(e, group, left, out)
+    return out
 
 # %% ../nbs/library/16_neighbors.ipynb #5cc9a58f
 TILE = (4096, 16384) # rows and columns compared at once
 
-def _exact(e, k, group): # [n, k] int32
-    order = np.argsort(group, kind="stable") # a group lies together
-    group, n, out = group[order], len(order), np.empty((len(order), k), np.int32)
-    for r in blocks(n, TILE[0]):
-        x, best = e.unit(order[r]), None
-        first = np.searchsorted(group, group[r.start], "left")
-        end = np.searchsorted(group, group[r.stop - 1], "right")
-        for c in _pieces(n, first, end):
-            same = group[r, None] == group[c] if first <= c.start < end else None
+def _exact(e, group, rows, out): # fills some rows of out [n, k]
+    order, k = np.argsort(group, kind="stable"), out.shape[1] # a group lies together
+    rows, of = rows[np.argsort(group[rows], kind="stable")], group[order]
+    for r in (rows[s] for s in blocks(len(rows), TILE[0])):
+        x, own, best = e.unit(r), group[r], None
+        first, end = (int(np.searchsorted(of, own[at], side)) for at, side in ((0, "left"), (-1, "right")))
+        for c in _pieces(len(of), first, end):
+            same = own[:, None] == of[c] if first <= c.start < end else None
             new = _near(x, e.unit(order[c]), min(k, c.stop - c.start), same)
             best = _better(best, new, c.start, k)
-        out[order[r]] = order[best[1]]
-    return out
+        out[r] = order[best[1]]
+
+def _picked(known, group, out): # fills the rows whose known nearest hold enough; the others
+    k, left = out.shape[1], []
+    for s in blocks(len(known)):
+        other = group[known[s]] != group[s, None]
+        first = np.argsort(~other, axis=1, kind="stable")[:, :k]
+        out[s] = np.take_along_axis(known[s], first, 1)
+        left.append(s.start + np.flatnonzero(other.sum(1) < k))
+    return np.concatenate(left)
 
 def _pieces(n, first, end): # of the columns; none lies across `first` or `end`
     for a, b, wide in (0, first, TILE[1]), (first, end, TILE[0]), (end, n, TILE[1]):
@@ -117,7 +129,7 @@ def overlap_curve(
     permutations: int = 200,
     seed: int = 0,
 ) -> pd.DataFrame: # k, overlap, lo, hi, chance, null_hi, p
-    "Mutual k-NN for several k, with interval and permutation null."
+    "Mutual k-NN for several k, with interval and permutation null (of 20,000 rows at most)."
     rng, rows, n = np.random.default_rng(seed), [], len(a)
     for k in (k for k in ks if k <= a.shape[1]):
         shared = overlap(a[:, :k], b[:, :k])
@@ -130,9 +142,10 @@ def overlap_curve(
             p=float((1 + (null >= mean).sum()) / (1 + permutations))))
     return pd.DataFrame(rows)
 
-def _under(a, b, order): # mean overlap when row i of b is row order[i]
-    shared = sum(_common(a[order[s]], order[b[s]]).sum() for s in blocks(len(a)))
-    return float(shared / a.size)
+def _under(a, b, order, most=20_000): # mean overlap when row i of b is row order[i]
+    rows = order[:most] if len(a) > most else np.arange(len(a))
+    shared = sum(_common(a[order[r]], order[b[r]]).sum() for r in (rows[s] for s in blocks(len(rows))))
+    return float(shared / (len(rows) * a.shape[1]))
 
 # %% ../nbs/library/16_neighbors.ipynb #1e82411e
 def purity(
@@ -151,6 +164,7 @@ def neighbor_table(
     k: int = 10,
     draws: int = 1_000,
     apart: str = "family", # column; neighbours of the same value are left out
+    known: dict | None = None, # name -> `neighbors` that are not kept apart: less to search
 ) -> pd.DataFrame: # encoder, label, purity with interval, chance
     "Neighbour purity of every encoder and label, against chance."
     rows = []
@@ -158,7 +172,7 @@ def neighbor_table(
         group = e.items.item_id
         if apart in e.items: group = e.items[apart].fillna(group)
         group = np.unique(group.values.astype(object), return_inverse=True)[1]
-        found = neighbors(e, k, group)
+        found = neighbors(e, k, group, known=(known or {}).get(name))
         for label in labels:
             y = e.items[label].values
             p = purity(found, y); ok = ~np.isnan(p)

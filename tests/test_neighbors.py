@@ -16,9 +16,17 @@ def slow(x, k, group):
     return np.argsort(-s, axis=1)[:, :k]
 
 @pytest.mark.parametrize("groups", [200, 20])
-def test_neighbors_are_the_nearest_of_other_groups(x, groups):
+@pytest.mark.parametrize("tile", [nb.TILE, (3, 64)]) # one group in the middle, with few rows before it
+def test_neighbors_are_the_nearest_of_other_groups(x, groups, tile, monkeypatch):
+    monkeypatch.setattr(nb, "TILE", tile)
     group = np.arange(200) % groups
     assert (nb.neighbors(toy(x), 7, group) == slow(x, 7, group)).all()
+
+@pytest.mark.parametrize("most", [3, 12, 60])
+def test_what_is_known_changes_nothing(x, monkeypatch, most):
+    monkeypatch.setattr(nb, "TILE", (16, 64))
+    group = np.arange(200) % 40
+    assert (nb.neighbors(toy(x), 7, group, known=nb.neighbors(toy(x), most)) == slow(x, 7, group)).all()
 
 @pytest.mark.parametrize("index", ["ivf", "hnsw"])
 def test_approximate_indexes_find_most(x, index):
@@ -41,6 +49,12 @@ def test_the_null_of_overlap_has_its_expectation(x):
     assert (t.null_hi > t.chance).all() and (t.overlap < 2 * t.null_hi).all() and (t.p > 0.005).all()
     kept = nb.overlap_curve(a, a, np.arange(150), ks=(5,), draws=50, permutations=99).iloc[0]
     assert kept.overlap == 1 and kept.p == pytest.approx(0.01)
+
+def test_the_null_of_some_rows_has_the_expectation_of_all():
+    a, b = (nb.neighbors(toy(np.random.default_rng(s).normal(size=(90, 6))), 10) for s in (0, 1))
+    orders = [np.random.default_rng(s).permutation(90) for s in range(3000)]
+    every, some = (np.array([nb._under(a, b, o, most) for o in orders]) for most in (90, 20))
+    assert abs(every.mean() - 10 / 89) < 0.001 and abs(some.mean() - 10 / 89) < 0.001 and some.std() > every.std()
 
 def hsic(x, y):
     K, L, n = x @ x.T, y @ y.T, len(x)
