@@ -1,5 +1,5 @@
 "A tiny study that nothing disturbed, and ways to start, stop and kill others like it."
-import ast, contextlib, json, multiprocessing, os, shutil, signal, subprocess, sys, tempfile, time
+import ast, json, os, shutil, socket, sys, tempfile, time
 from pathlib import Path
 import pytest
 from filelock import FileLock
@@ -7,6 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1") # before torch; tiny nets are slow
 from ccd.core import cache_dir, override, preset
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+from ready import READY, Job, end
 
 CHANGES = {"control.samples": 320, "control.batch_size": 8, "world.max_drawings": 320,
            "analysis.draws": 20, "run.checkpoint_minutes": 0.0}
@@ -15,40 +17,32 @@ OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
 STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
 FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"] # of a language model
 
-READY = multiprocessing.get_context("forkserver") # has imported what commands import, once
-READY.set_forkserver_preload(["ccd.cli", "ccd.study", "ccd.comparison", "ccd.training", "ccd.factors", "ccd.figures", "ccd.sources",
-                              "torch._dynamo", "sklearn.linear_model", "faiss", "conftest"])
+READY.set_forkserver_preload(["ccd.cli", "ccd.study", "ccd.comparison", "ccd.training", "ccd.factors", "ccd.figures", "ccd.sources", "ccd.vlm",
+                              "torch._dynamo", "torch.distributed.fsdp", "sklearn.linear_model", "faiss", "conftest"])
 
-class Command(READY.Process):
-    "`ccd ARGS` in a process of its own, with what `subprocess.Popen` has."
-    returncode = property(lambda self: self.exitcode)
-    def poll(self): return self.exitcode
-    def wait(self, seconds):
-        self.join(seconds)
-        if self.exitcode is None: raise subprocess.TimeoutExpired("ccd", seconds)
-    def send_signal(self, number): os.kill(self.pid, number)
-
-def _run(args, env, said):
-    os.setsid()
-    for stream in (1, 2): os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), stream)
-    os.environ.clear(); os.environ.update(env)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def _command(args):
     from ccd.cli import main
     main(args)
 
-def start(*args, **env):
-    "`ccd ARGS` in a process group of its own; Ctrl-C reaches it even where pytest ignores it."
+def job(function, *args, **env):
+    "`function(*args)` in a process group of its own; Ctrl-C reaches it even where pytest ignores it."
     said = tempfile.NamedTemporaryFile("w+")
-    p = Command(target=_run, args=(list(map(str, args)), os.environ | {k: str(v) for k, v in env.items()}, said.name), daemon=False)
-    p.start()
+    p = Job(function, *args, said=said.name, env=os.environ | {k: str(v) for k, v in env.items()})
     p.said = said
     return p
+
+def start(*args, **env): return job(_command, list(map(str, args)), **env) # `ccd ARGS`
+
+def two(function, *args):
+    "`function(*args)` in two processes that find each other as those of `torchrun` do."
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    jobs = [job(function, *args, RANK=r, LOCAL_RANK=r, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for r in range(2)]
+    for said, code in map(finish, jobs): assert code == 0, said
 
 def finish(p):
     "What it said, and its exit code; nothing that it started outlives it."
     try: p.wait(240)
-    finally:
-        with contextlib.suppress(ProcessLookupError): os.killpg(p.pid, signal.SIGKILL)
+    finally: end(p)
     p.said.seek(0)
     return p.said.read(), p.returncode
 

@@ -1,5 +1,4 @@
-"Gradients of a step, or whole trainings, in as many processes as `torchrun` has started."
-import json, sys
+"Gradients of a step, or whole trainings, in as many processes as there are."
 import torch
 from ccd.core import UserError, override, preset
 from ccd.parallel import average, first, first_goes_first, start, whole
@@ -52,9 +51,6 @@ def training(corpus, name, sharding, out, killed=0, **changes):
 def main(out, jobs):
     start()
     with first_goes_first(): corpus = open_corpus(settings().world).corpus
-    jobs = json.loads(jobs)
     said = [training(corpus, *job[:-1], **job[-1]) for job in jobs] if isinstance(jobs, list) else \
         all_gradients(corpus, jobs["llama"])
     if first(): torch.save(said, out)
-
-if __name__ == "__main__": main(*sys.argv[1:])

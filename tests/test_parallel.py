@@ -1,15 +1,13 @@
 "Two processes compute what one computes, go on where one has stopped, and end when one of them does."
 import json, signal, subprocess, sys, tempfile, time
-from pathlib import Path
 import psutil, pytest, torch
 import transformers as hf
 from safetensors.torch import load_file
 from ccd.core import read_json
 from ccd.sources import open_corpus
-from conftest import finish, step_of
-from parallel_job import all_gradients, settings, training
+from conftest import finish, step_of, two
+from parallel_job import all_gradients, main, settings, training
 
-JOB = Path(__file__).with_name("parallel_job.py")
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(autouse=True, scope="module")
@@ -31,8 +29,7 @@ def torchrun(*args):
 
 def together(jobs, out):
     "What the job has saved under two processes."
-    said, code = finish(torchrun(JOB, out, json.dumps(jobs)))
-    assert code == 0, said
+    two(main, out, jobs)
     return torch.load(out)
 
 # --- a step

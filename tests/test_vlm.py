@@ -1,7 +1,6 @@
 "LLaVA against transformers' own, answers against a plain loop, training against training that was killed."
-import json, os, subprocess, sys
+import json, os
 from dataclasses import replace
-from pathlib import Path
 import numpy as np, pytest, torch
 from torch.nn import functional as F
 from ccd import emoji, vlm as v
@@ -13,7 +12,8 @@ from ccd.sources import Pixels
 from ccd.training import learning_rate
 from ccd.vqa import check_answers
 import tiny_llava
-from vlm_job import training
+from conftest import finish, job, two
+from vlm_job import main, training
 
 WORLD = World(scenes=512, test_scenes=192)
 SETTINGS = replace(v.vlm_preset("smoke"), run=Run(checkpoint_minutes=0.0))
@@ -205,21 +205,17 @@ def test_stages_train_what_they_should(model, home):
     log = [json.loads(l) for l in (home / "model" / "tune" / "metrics.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 20 and log[-1]["loss"] < log[0]["loss"]
 
+def die_at_step_14(out, home):
+    steps = []
+    def die(step, model):
+        steps.append(step)
+        if len(steps) == 14: os.kill(os.getpid(), 9)
+    v.train_vlm("random:0", SETTINGS, *v.emoji_talks(WORLD, SETTINGS), out, home, on_step=die)
+
 def test_a_stage_that_was_killed_ends_the_same(model, home, talks, tmp_path):
-    job = f"""
-import os
-from ccd import vlm as v
-from test_vlm import SETTINGS, WORLD
-steps = []
-def die(step, model):
-    steps.append(step)
-    if len(steps) == 14: os.kill(os.getpid(), 9)
-v.train_vlm("random:0", SETTINGS, *v.emoji_talks(WORLD, SETTINGS), {str(tmp_path / "killed")!r}, {str(home)!r}, on_step=die)
-"""
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), *sys.path]))
-    code = subprocess.run([sys.executable, "-c", job], env=env, capture_output=True).returncode
+    said, code = finish(job(die_at_step_14, tmp_path / "killed", home))
     assert code == -9 and not (tmp_path / "killed" / "tune" / "manifest.json").exists()
-    assert (tmp_path / "killed" / "align" / "manifest.json").exists() # it died in stage 2
+    assert (tmp_path / "killed" / "align" / "manifest.json").exists(), said # it died in stage 2
     left = []
     v.train_vlm("random:0", SETTINGS, *talks, tmp_path / "killed", home, on_step=lambda k, m: left.append(k))
     assert left[0] in (4, 5) and left[-1] == 20 # at most the step it was in is lost
@@ -242,16 +238,12 @@ def test_parts_of_a_batch_train_as_the_batch_does(model, home, talks, monkeypatc
 
 def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
     monkeypatch.setenv("CCD_PRECISION", "fp32")
-    job = Path(__file__).with_name("vlm_job.py")
     arms = [("ddp", "whole"), ("fsdp", "whole"), ("fsdp", "lora")]
     for how in ("whole", "lora"): training(tmp_path / how, tmp_path / "home", adapt=how, micro=8)
-    jobs = [f"{tmp_path / s}-{how},{tmp_path / s}-home,{s},{how}" for s, how in arms]
-    p = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(job), *jobs],
-                       capture_output=True, text=True)
-    assert p.returncode == 0, p.stderr[-3000:]
+    two(main, [(tmp_path / f"{s}-{how}", tmp_path / f"{s}-home", s, how) for s, how in arms])
     for s, how in arms:
-        one, two = weights(tmp_path / how), weights(tmp_path / f"{s}-{how}")
-        assert one.keys() == two.keys() and all(torch.allclose(one[k], two[k], atol=2e-4) for k in one), (s, how)
+        one, both = weights(tmp_path / how), weights(tmp_path / f"{s}-{how}")
+        assert one.keys() == both.keys() and all(torch.allclose(one[k], both[k], atol=2e-4) for k in one), (s, how)
 
 def test_a_finished_model_is_not_trained_again_and_knows_its_encoder(model, home, talks, tmp_path):
     v.train_vlm("random:0", SETTINGS, *talks, home / "model", home, on_step=lambda *_: pytest.fail("trained again"))

@@ -1,5 +1,4 @@
-"A vision-language model, trained in as many processes as `torchrun` has started."
-import sys
+"A vision-language model, trained in as many processes as there are."
 from dataclasses import replace
 from ccd import vlm as v
 from ccd.core import Run, World
@@ -12,6 +11,6 @@ def training(out, home, sharding="ddp", adapt="whole", micro=0):
     settings = replace(v.vlm_preset("smoke"), adapt=adapt, rank=4, run=Run(sharding=sharding, micro_batch=micro), **STEPS)
     v.emoji_vlm("random:0", settings, WORLD, out, home)
 
-if __name__ == "__main__":
+def main(jobs):
     start()
-    for job in sys.argv[1:]: training(*job.split(","))
+    for job in jobs: training(*job)
