@@ -16,6 +16,7 @@ class Job(READY.Process):
         for stream in (1, 2): os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), stream)
         if env is not None: os.environ.clear(); os.environ.update(env)
         signal.signal(signal.SIGINT, signal.default_int_handler) # also where the caller ignores it
+        multiprocessing.set_start_method(None, force=True) # its own children begin as those of any program
         super().run()
 
     returncode = property(lambda self: self.exitcode)

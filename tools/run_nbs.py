@@ -4,9 +4,10 @@ Leading directives of a cell: `#| slow` is left out by `--skip slow` and keeps i
 but its output may differ, as times do; `#| eval: false` never runs. One execution says both whether a notebook
 passes, as `nbdev_test` does, and what it shows.
 """
-import argparse, base64, io, json, os, re, signal, subprocess, sys, tempfile, time
+import argparse, base64, io, json, os, re, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from ready import READY, Job, end
 
 RTOL, ATOL, PIXELS = 0.02, 1e-3, 0.02   # two machines agree when numbers and image sizes do, this far
 NUM = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.?)(?:[eE][-+]?\d+)?")
@@ -60,21 +61,23 @@ def child(path, out, skip):
     from execnb.nbio import nb2str
     Path(out).write_text(nb2str(run(path, skip)), encoding="utf-8")
 
-def execute(path, skip, workers, timeout):
+def execute(path, skip, timeout):
     "(text of the executed notebook, or None; what it said; seconds)"
     with tempfile.TemporaryDirectory() as tmp:
-        out, t0 = Path(tmp)/"out.ipynb", time.time()
-        env = dict(os.environ, MPLBACKEND="agg", PYTHONHASHSEED="0", PYTHONUTF8="1")
-        if workers > 1: env["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1)//workers))
-        cmd = [sys.executable, __file__, str(path), "--child", str(out), *(f"--skip={s}" for s in skip)]
-        p = subprocess.Popen(cmd, env=env, text=True, start_new_session=True, stdin=subprocess.DEVNULL,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        try: said = p.communicate(timeout=timeout)[0]
-        except subprocess.TimeoutExpired: said = f"stopped after {timeout:.0f} s: raise --timeout, or mark its long cells #| slow"
-        finally:
-            try: os.killpg(p.pid, signal.SIGKILL)
-            except ProcessLookupError: pass
-        return out.read_text(encoding="utf-8") if out.exists() else None, said, time.time()-t0
+        out, said, t0, late = Path(tmp)/"out.ipynb", Path(tmp)/"said", time.time(), ""
+        said.touch()
+        p = Job(child, path, out, skip, said=said)
+        try: p.wait(timeout)
+        except subprocess.TimeoutExpired: late = f"\nstopped after {timeout:.0f} s: raise --timeout, or mark its long cells #| slow"
+        finally: end(p)
+        new = out.read_text(encoding="utf-8") if out.exists() else None
+        return new, said.read_text(encoding="utf-8", errors="replace") + late, time.time()-t0
+
+def prepare(workers):
+    "What all notebooks find: variables, and imports that each need not wait for."
+    os.environ.update(MPLBACKEND="agg", PYTHONHASHSEED="0", PYTHONUTF8="1")
+    if workers > 1: os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1)//workers))
+    READY.set_forkserver_preload(["nbdev.test", "nbdev.clean", "nbdev.showdoc", "matplotlib.pyplot", "ccd.study", "ccd.training", "ccd.factors"])
 
 # --- comparing
 
@@ -145,7 +148,7 @@ def notebooks(names):
     return [p for p in found if names or not re.search(r"(^|/)[._]", str(p.relative_to(root)))]
 
 def one(path, a):
-    new, said, seconds = execute(path, a.skip, a.workers, a.timeout)
+    new, said, seconds = execute(path, a.skip, a.timeout)
     lines = said.strip().splitlines()[-40:]
     if new is None: word = "FAIL"
     elif a.check:
@@ -163,10 +166,9 @@ def main():
     p.add_argument("--skip", action="append", default=[], help="a directive whose cells are left out, such as slow")
     p.add_argument("--workers", type=int, default=1)
     p.add_argument("--timeout", type=float, help="seconds for one notebook (600; none where slow cells run)")
-    p.add_argument("--child", help=argparse.SUPPRESS)
     a = p.parse_args()
     a.skip = set(a.skip)
-    if a.child: return child(Path(a.files[0]), a.child, a.skip)
+    prepare(a.workers)
     if a.timeout is None and "slow" in a.skip: a.timeout = 600
     with ThreadPoolExecutor(a.workers) as pool: words = list(pool.map(lambda f: one(f, a), notebooks(a.files)))
     if "DIFF" in words: print("if the new outputs are right, store them: python tools/run_nbs.py --skip slow NOTEBOOK")
