@@ -412,6 +412,7 @@ def fast_product(a, b, m: Moments) -> Product:
     fast = [torch.int8] if whole_products() and m.n > 16 * len(m.second) else []
     fast += [torch.bfloat16] if precision() == "bf16" else []
     for dtype in (*fast, torch.float32, torch.float64):
+        p = None # one in memory at a time
         p = score_product(a, b, m, dtype, device())
         if p.error < LOOSE * m.score_std: break
     return p
@@ -546,11 +547,11 @@ def rule_table(
     for r in blocks(n, TILE[1]):
         x, y = unit(a, r), unit(b, r)
         for c in (slice(s.start + r.start, s.stop + r.start) for s in blocks(n - r.start, TILE[0])):
-            sim = dict(a=x @ unit(a, c).T, b=y @ unit(b, c).T)
+            sim = dict(a=(x @ unit(a, c).T).numpy(), b=(y @ unit(b, c).T).numpy())
             for k, (_, d, over, under) in enumerate(asked):
                 hit = (sim[d] > over) & (sim["ba"["ab".index(d)]] < under)
-                times[k, r] += hit.sum(1).numpy()
-                if c.start >= r.stop: times[k, c] += hit.sum(0).numpy()
+                times[k, r] += np.count_nonzero(hit, 1)
+                if c.start >= r.stop: times[k, c] += np.count_nonzero(hit, 0)
     total = times.sum(1) // 2
     return pd.DataFrame(asked, columns=["rule", "direction", "over", "under"]).assign(
         pairs=total, hub=[t.max() / p if p else np.nan for t, p in zip(times, total)])
