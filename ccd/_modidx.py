@@ -696,7 +696,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'ccd.pairs.Best.settle': ('library/pairs.html#best.settle', 'ccd/pairs.py'),
                            'ccd.pairs.Bytes': ('library/pairs.html#bytes', 'ccd/pairs.py'),
                            'ccd.pairs.Bytes.fill': ('library/pairs.html#bytes.fill', 'ccd/pairs.py'),
-                           'ccd.pairs.Bytes.tile': ('library/pairs.html#bytes.tile', 'ccd/pairs.py'),
                            'ccd.pairs.Links': ('library/pairs.html#links', 'ccd/pairs.py'),
                            'ccd.pairs.Links.__init__': ('library/pairs.html#links.__init__', 'ccd/pairs.py'),
                            'ccd.pairs.Links._join': ('library/pairs.html#links._join', 'ccd/pairs.py'),

@@ -115,6 +115,7 @@ def pair_moments(
 class Product:
     "wa cos_a + wb cos_b + constant of all pairs as one product, and its error."
     unit = 1.0 # what a tile's 1 stands for
+    space = None # of a tile, used again: a new one each time is slow, and scatters the memory
 
     def __init__(self,
         a: Embeddings, b: Embeddings, m: Moments,
@@ -148,8 +149,13 @@ class Product:
         factor, r = v[:, wide:].chunk(2, 1)
         return torch.cat([v[:, :wide] * self.sign, r, factor], 1)
 
-    def tile(self, left: torch.Tensor, columns: slice): # [rows, columns]
-        return left @ self.right[columns].T
+    def tile(self, left: torch.Tensor, columns: slice): # [rows, columns], until the next one
+        right = self.right[columns]
+        whole, size = left.dtype == torch.int8, len(left) * len(right)
+        if self.space is None or len(self.space) < size:
+            self.space = torch.empty(size, dtype=torch.int32 if whole else left.dtype, device=left.device)
+        multiply = torch._int_mm if whole else torch.mm
+        return multiply(left, right.T, out=self.space[:size].view(len(left), len(right)))
 
     def exact(self, i: np.ndarray, j: np.ndarray) -> np.ndarray: # [m] float64
         (wa, wb), ca, cb = self.weights, cosine(self.a, i, j), cosine(self.b, i, j)
@@ -216,8 +222,6 @@ class Bytes(Product):
             _round(self.right[s], u @ turn, r, step, digits, worst)
             _note(worst, length=u.norm(dim=1))
         return _bound(worst, wide, 2.0**-50) + bent * worst["length"]**2
-
-    def tile(self, left: torch.Tensor, columns: slice): return torch._int_mm(left, self.right[columns].T)
 
 def _round(rows, u, r, step, digits, worst): # one block
     near = lambda x: x.round().clamp(-127, 127)
