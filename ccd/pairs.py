@@ -210,8 +210,9 @@ class Bytes(Product):
     def fill(self, dtype) -> float:
         turn, sign = short_axes(self.m, self.weights)
         bent = float(((turn * sign) @ turn.T - torch.diag(self.sign.double())).norm())
+        slip, turn = (len(turn) + 9) * 2.0**-24 * float(turn.norm()), turn.float() # of a row of length 1, in float32
         u, r = self.rows(np.linspace(0, self.m.n - 1, 4 * DOUBLES).astype(int))
-        step = 1.1 * float((u @ turn).abs().max()) / 127 # what lies beyond is cut, and noted
+        step = 1.1 * float((u.float() @ turn).abs().max()) / 127 # what lies beyond is cut, and noted
         self.unit, self.sign = step**2, sign.to(dtype)
         digits = min(int(1.3 * r.abs().max() / self.unit / 127**2), 62) + 2
         wide, worst = len(sign), {}
@@ -219,11 +220,12 @@ class Bytes(Product):
         self.right[:, wide:wide + digits - 1], self.right[:, wide + digits - 1] = 127, 1
         for s in blocks(self.m.n, DOUBLES):
             u, r = self.rows(s)
-            _round(self.right[s], u @ turn, r, step, digits, worst)
-            _note(worst, length=u.norm(dim=1))
+            length = u.norm(dim=1)
+            _round(self.right[s], u.float() @ turn, length * slip, r, step, digits, worst)
+            _note(worst, length=length)
         return _bound(worst, wide, 2.0**-50) + bent * worst["length"]**2
 
-def _round(rows, u, r, step, digits, worst): # one block
+def _round(rows, u, slip, r, step, digits, worst): # one block; u is off by slip
     near = lambda x: x.round().clamp(-127, 127)
     q = near(u / step)
     rows[:, :u.shape[1]], rest = q.to(rows.dtype), (r / step**2).round()
@@ -231,7 +233,7 @@ def _round(rows, u, r, step, digits, worst): # one block
     for k, base in zip(range(-digits, 0), [127] * (digits - 1) + [1]):
         d = near(rest / base)
         rows[:, k], rest = d.to(rows.dtype), rest - d * base
-    _note(worst, size=u.norm(dim=1), error=(q * step - u).norm(dim=1), rest=r, rest_error=(lost + rest) * step**2)
+    _note(worst, size=u.norm(dim=1) + slip, error=(q * step - u).norm(dim=1) + slip, rest=r, rest_error=(lost + rest) * step**2)
 
 def whole_products() -> bool: # of 8 bits
     "Does this processor multiply them fast? CCD_PRECISION, where set, asks for others."
@@ -409,7 +411,7 @@ def pixel_groups(items: pd.DataFrame) -> np.ndarray: # [n] equal for equal pixel
     key = items.pixel_hash.fillna(items.item_id) if "pixel_hash" in items else items.item_id
     return pd.factorize(key.astype(str), sort=True)[0]
 
-LOOSE = 0.5 # error, in deviations of the score, that asks for the next precision
+LOOSE = 0.75 # error, in deviations of the score, that asks for the next precision
 
 def fast_product(a, b, m: Moments) -> Product:
     "The score in the lowest precision whose error leaves few candidates."
