@@ -81,11 +81,11 @@ def ways(a, b, full):
         def run(): found[name] = P.mine(a, b, TOP, engine=lambda *x, **k: P.search_faiss(*x, **how, **k))
         return run
     cases = {"bare float32 products": lambda: bare(joined), "ccd, float32": ours("ccd, float32", "fp32"),
-             "ccd, bf16 and float64": ours("ccd, bf16 and float64", "bf16"),
-             "plain tiles, running threshold": lambda: plain_tiles(ua, ub, m),
+             "ccd, bf16 and float64": ours("ccd, bf16 and float64", "bf16")}
+    if P.whole_products(): cases["ccd, 8 bits and float64"] = ours("ccd, 8 bits and float64", "")
+    cases |= {"plain tiles, running threshold": lambda: plain_tiles(ua, ub, m),
              "faiss, 16 of its lists": approximate("faiss, 16 of its lists", probes=16),
              "faiss, 64 of its lists": approximate("faiss, 64 of its lists", probes=64)}
-    if P.whole_products(): cases["ccd, 8 bits and float64"] = ours("ccd, 8 bits and float64", "")
     if full:
         cases["faiss, exhaustive"] = approximate("faiss, exhaustive", cells=1, probes=1)
         cases["numpy, both whole matrices"] = lambda: np.partition((ua.numpy() @ ua.numpy().T - ub.numpy() @ ub.numpy().T).ravel(), -TOP)
