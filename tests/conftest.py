@@ -10,6 +10,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from ready import READY, Job, end
 
+LONG = ("test_site", "test_embeddings", "test_kill", "test_bad_input", "test_parallel") # first, or one worker waits for another
+
+def pytest_collection_modifyitems(items): items.sort(key=lambda i: LONG.index(i.path.stem) if i.path.stem in LONG else len(LONG))
+
 CHANGES = {"control.samples": 320, "control.batch_size": 8, "world.max_drawings": 320,
            "analysis.draws": 20, "run.checkpoint_minutes": 0.0}
 OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()

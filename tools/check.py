@@ -52,7 +52,7 @@ STEPS = {
     "notebooks pass and reproduce": lambda: counted(*tool("run_nbs", "--check", "--skip", "slow", "--workers", "2")),
     "README.md is current": lambda: whole(tool("readme", "--check")[0]),
     "site": lambda: whole(tool("site")[0]),
-    "pytest": lambda: counted(*run([sys.executable, "-m", "pytest", "-q", "--timeout", "300", "-n", "2", "--dist", "loadfile", "tests"])),
+    "pytest": lambda: counted(*run([sys.executable, "-m", "pytest", "-q", "--timeout", "300", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "tests"])),
 }
 
 def main():
