@@ -11,6 +11,12 @@ def test_help_imports_nothing_heavy():
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-1] == "[]" and all(c in said for c in COMMANDS)
 
+@pytest.mark.parametrize("args", [["-V"], ["--version"]])
+def test_version(args, capsys):
+    import ccd
+    main(args)
+    assert capsys.readouterr().out == f"ccd {ccd.__version__}\n"
+
 @pytest.mark.parametrize("args", [[], ["-h"], ["--help"]])
 def test_usage(args, capsys):
     assert main(args) is None
