@@ -22,7 +22,7 @@ STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
 FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"] # of a language model
 
 READY.set_forkserver_preload(["ccd.cli", "ccd.study", "ccd.comparison", "ccd.training", "ccd.factors", "ccd.figures", "ccd.sources", "ccd.vlm",
-                              "torch._dynamo", "torch.distributed.fsdp", "sklearn.linear_model", "faiss", "conftest"])
+                              "ccd.atlas", "torch._dynamo", "torch.distributed.fsdp", "sklearn.linear_model", "faiss", "timm", "umap", "conftest"])
 
 def _command(args):
     from ccd.cli import main
