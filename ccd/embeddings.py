@@ -38,6 +38,13 @@ class Embeddings:
     items: pd.DataFrame # item_id, pixel_hash and factors
     card: dict
 
+    def __post_init__(self):
+        shape = getattr(self.vectors, "shape", ())
+        if not isinstance(self.items, pd.DataFrame) or "item_id" not in self.items:
+            raise UserError("items: expected a DataFrame with a column item_id, a row for each vector")
+        if len(shape) != 2 or shape[0] != len(self.items):
+            raise UserError(f"vectors of shape {tuple(shape)} for {len(self.items)} items: expected [n, d], a row for each item")
+
     def unit(self,
         rows=slice(None), # of them
         dtype=np.float32,

@@ -378,8 +378,11 @@ def mine(
 ) -> pd.DataFrame: # i, j, item_id_i/_j, sim_a/_b, z_a/_b, score, direction, rank
     """The most extreme disagreements over all n (n - 1) / 2 pairs, both directions.
 
-    Empty where the encoders agree on every pair. Raises `UserError` where they
-    describe other items, and for vectors that are not finite."""
+    In the direction of A all scores are above 0, in that of B below. Empty where the
+    encoders agree on every pair. Raises `UserError` where they describe other items,
+    for vectors that are not finite, and for numbers of pairs below 1."""
+    if min(k, per_image) < 1: raise UserError(f"k = {k}, per_image = {per_image}: expected 1 or more of both")
+    if calibration not in ("linear", "rank"): raise UserError(f"calibration {calibration!r}: expected linear or rank")
     same_items(a, b)
     m = pair_moments(a, b)
     if m.score_std < SAME: return _table([], [], "a", a, b, m)
@@ -390,7 +393,7 @@ def mine(
     while True:
         found = engine(product, room, group, quiet=quiet)
         kept = [_limit(f, per_image, k, group) for f in found]
-        if all(len(p) >= k or len(f.i) < room for p, f in zip(kept, found)): break
+        if all(len(p) >= k or len(f.i) < room or f.score[-1] <= 0 for p, f in zip(kept, found)): break
         room *= 4
     t = pd.concat([_table(f.i[p], f.j[p], d, a, b, m)
                    for f, p, d in zip(found, kept, "ab")], ignore_index=True)
@@ -424,9 +427,10 @@ def fast_product(a, b, m: Moments) -> Product:
     return p
 
 def _limit(found, per_image, k, group):
-    "Positions to keep, from the top, no group in more than `per_image` pairs."
+    "Positions to keep, from the top, above 0, no group in more than `per_image` pairs."
     used, kept = {}, []
     for p, (i, j) in enumerate(zip(group[found.i].tolist(), group[found.j].tolist())):
+        if found.score[p] <= 0: break
         if used.get(i, 0) < per_image and used.get(j, 0) < per_image:
             used[i] = used.get(i, 0) + 1; used[j] = used.get(j, 0) + 1
             kept.append(p)

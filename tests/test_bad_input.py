@@ -1,6 +1,6 @@
 "Whatever is wrong with the input: one clear message, no traceback, exit code not 0, nothing lost."
 import errno, re, shutil, signal, subprocess
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from PIL import Image
 from ccd import core
 from ccd.cli import main
@@ -63,6 +63,7 @@ def pictures(tmp_path):
 def test_broken_images_are_counted_and_listed(pictures, tmp_path):
     said, code = finish(start("compare", "pixels:16", "random:0", *OPTIONS, "--images", pictures, "--out", tmp_path / "out"))
     assert code == 0 and (tmp_path / "out/report.html").exists() and "On 5 pictures" in said, said
+    assert set(pd.read_csv(tmp_path / "out/left_out.csv").item_id) == {"cut.png", "text.jpg"}
     listed = said + "".join(p.read_text() for p in tmp_path.glob("out/**/skipped.csv"))
     assert "2 of 7" in said and "cut.png" in listed and "text.jpg" in listed
 

@@ -128,6 +128,19 @@ def test_vectors_from_elsewhere_beside_an_encoder(folder, tmp_path):
     main(["compare", a, "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out"), *FAST])
     assert "mine joins, pixels" in (tmp_path / "out/report.html").read_text().replace("raw ", "")
 
+def test_labels_of_a_table_are_kept_beside_an_encoder(folder, tmp_path):
+    ids = sorted(p.name for p in folder.iterdir())
+    a = own_vectors(tmp_path, "mine", ids, 16, 0, category=["cat", "dog"] * (len(ids) // 2) + ["cat"] * (len(ids) % 2))
+    main(["compare", a, "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out"), *FAST])
+    assert set(pd.read_csv(tmp_path / "out/neighbors/purity.csv").label) == {"category"}
+
+def test_a_misspelt_encoder_is_told_before_pictures_are_opened(folder, tmp_path, capsys, monkeypatch):
+    from ccd import sources
+    monkeypatch.setattr(sources, "folder", lambda _: pytest.fail("opened"))
+    for wrong, says in (("ccd:emoji/clipp", "no release of 'emoji/clipp'"), ("clip", "clip")):
+        with pytest.raises(SystemExit): main(["compare", wrong, "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out")])
+        assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
+
 @pytest.mark.parametrize("change, says", [
     (lambda x: x.__setitem__((3, 2), np.nan), "'x3'"), (lambda x: x.__setitem__(slice(None), 1), "same vector")])
 def test_bad_vectors_are_refused(tmp_path, capsys, change, says):

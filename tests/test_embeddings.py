@@ -130,6 +130,14 @@ def test_ray_needs_a_name(scenes, tmp_path):
 
 # --- what is wrong
 
+@pytest.mark.parametrize("vectors, items, says", [
+    (np.zeros((5, 2)), pd.DataFrame(dict(item_id=list("abcd"))), r"shape \(5, 2\) for 4 items"),
+    (np.zeros(4), pd.DataFrame(dict(item_id=list("abcd"))), "expected"),
+    (np.zeros((4, 2)), pd.DataFrame(dict(name=list("abcd"))), "column item_id"),
+    (np.zeros((4, 2)), list("abcd"), "column item_id")])
+def test_rows_and_items_must_agree(vectors, items, says):
+    with pytest.raises(UserError, match=says): Embeddings(vectors, items, {})
+
 @pytest.fixture
 def pictures(scenes, tmp_path):
     home = tmp_path / "pictures"

@@ -26,7 +26,7 @@ def brute(a, b, sign, per_image, k):
     for p in np.argsort(-score):
         i, j = upper[0][p], upper[1][p]
         x, y = hashes[i], hashes[j]
-        if len(kept) < k and x != y and max(used.get(x, 0), used.get(y, 0)) < per_image:
+        if len(kept) < k and score[p] > 0 and x != y and max(used.get(x, 0), used.get(y, 0)) < per_image:
             used[x], used[y] = used.get(x, 0) + 1, used.get(y, 0) + 1
             kept.append((i, j, score[p]))
     return kept
@@ -127,6 +127,16 @@ def test_almost_the_same_encoder_needs_more_precision(precision):
     t, want = pairs.mine(a, b, 20, 99), brute(a, b, 1, 99, 20)
     assert list(zip(t.i[:20], t.j[:20])) == [(i, j) for i, j, _ in want]
 
+@pytest.mark.parametrize("calibration", ["linear", "rank"])
+def test_no_pair_is_listed_that_the_other_encoder_joins(calibration):
+    "All that a few pictures have is not what one encoder joins and the other parts."
+    t = pairs.mine(vectors(12, 8, 0), vectors(12, 5, 1), 200, 99, calibration=calibration)
+    assert 20 < len(t) <= 66 and (t.score[t.direction == "a"] > 0).all() and (t.score[t.direction == "b"] < 0).all()
+
+@pytest.mark.parametrize("wrong, says", [(dict(k=0), "k = 0"), (dict(per_image=0), "per_image = 0"), (dict(calibration="ranks"), "'ranks'")])
+def test_what_cannot_be_mined(wrong, says):
+    with pytest.raises(UserError, match=says): pairs.mine(vectors(12, 8, 0), vectors(12, 5, 1), **wrong)
+
 def test_other_items_are_refused():
     a, b = vectors(10, 4, 0), vectors(10, 4, 1)
     b.items.loc[3, "item_id"] = "another"
@@ -142,7 +152,7 @@ def test_items_without_a_hash_are_no_copies():
     a, b = vectors(30, 6, 0), vectors(30, 6, 1)
     want = len(pairs.mine(a, b, 500, 99))
     for e in (a, b): e.items["pixel_hash"] = None
-    assert len(pairs.mine(a, b, 500, 99)) == want == 2 * 30 * 29 // 2
+    assert len(pairs.mine(a, b, 500, 99)) == want == 30 * 29 // 2 # each pair is one encoder's
     for e in (a, b): del e.items["pixel_hash"]
     assert len(pairs.mine(a, b, 500, 99)) == want
 
@@ -151,7 +161,7 @@ def test_few_images_and_one_vector_for_all():
         with pytest.raises(UserError, match="three or more"): pairs.mine(vectors(n, 4, 0), vectors(n, 4, 1))
     flat = vectors(10, 4, 0); flat.vectors[:] = 1
     with pytest.raises(UserError, match="same vector"): pairs.mine(flat, vectors(10, 4, 1))
-    assert len(pairs.mine(vectors(3, 4, 0), vectors(3, 4, 1), per_image=9)) == 6
+    assert len(pairs.mine(vectors(3, 4, 0), vectors(3, 4, 1), per_image=9)) == 3
 
 def test_a_zero_vector_is_like_nothing():
     a, b = vectors(40, 6, 0), vectors(40, 6, 1)
