@@ -124,7 +124,7 @@ def probe(
 
 # %% ../nbs/library/31_cli.ipynb #bc3f4f8a
 def compare(
-    encoder_a: Positional[str], # ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME, npy:FILE …; see `ccd.encoders`
+    encoder_a: Positional[str], # ccd:RUN, ccd:emoji/clip, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME, npy:FILE …; see `ccd.encoders`
     encoder_b: Positional[str], # another
     settings: AnySettings,
     images: str = "scenes", # gallery, signs, scenes, a folder, shards:PATH or hf:NAME
