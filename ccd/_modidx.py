@@ -145,6 +145,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                 'ccd.comparison._reach': ('library/comparison.html#_reach', 'ccd/comparison.py'),
                                 'ccd.comparison._rows': ('library/comparison.html#_rows', 'ccd/comparison.py'),
                                 'ccd.comparison._share_section': ('library/comparison.html#_share_section', 'ccd/comparison.py'),
+                                'ccd.comparison._sorted': ('library/comparison.html#_sorted', 'ccd/comparison.py'),
                                 'ccd.comparison._table': ('library/comparison.html#_table', 'ccd/comparison.py'),
                                 'ccd.comparison._vectors': ('library/comparison.html#_vectors', 'ccd/comparison.py'),
                                 'ccd.comparison._write_atlas': ('library/comparison.html#_write_atlas', 'ccd/comparison.py'),

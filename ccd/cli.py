@@ -127,7 +127,7 @@ def compare(
     encoder_a: Positional[str], # ccd:RUN, ccd:emoji/clip, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME, npy:FILE …; see `ccd.encoders`
     encoder_b: Positional[str], # another
     settings: AnySettings,
-    images: str = "scenes", # gallery, signs, scenes, a folder, shards:PATH or hf:NAME
+    images: str = "", # gallery, signs, scenes, a folder, shards:PATH or hf:NAME; by default scenes, or none of two npy:
     out: str = "comparison", # folder
     reference_a: str = "", # another seed of the first encoder: how far do two seeds disagree?
     reference_b: str = "", # another seed of the second

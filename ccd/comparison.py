@@ -32,7 +32,12 @@ def opened(source, settings): # and what could not be
     if source in own: return sources.Opened(own[source](w), ())
     if kind == "hf": return sources.hub(rest)
     if kind == "shards": return sources.shards(rest)
-    return sources.folder(rest if kind == "folder" else source)
+    return _sorted(sources.folder(rest if kind == "folder" else source))
+
+def _sorted(found): # folders within a folder of pictures are categories
+    inside = [Path(i).parent.as_posix() for i in found.corpus["item_id"][:]]
+    if not 1 < len(set(inside)) <= len(inside) // 2: return found
+    return found._replace(corpus=found.corpus.add_column("category", inside))
 
 def embedded(
     encoder: str, # a name
@@ -163,6 +168,9 @@ def _common(found): # all on the items of all, in the order of the first; and wh
 
 def _rows(corpus, items): # the pictures of the items, in their order
     at = pd.Index(corpus["item_id"][:]).get_indexer(items.item_id)
+    if (at < 0).any():
+        raise UserError(f"there is no picture of {(at < 0).sum()} items, such as {items.item_id[at < 0].iloc[0]!r}: "
+                        "expected every item_id among the images; name their folder, or give no images")
     return corpus if np.array_equal(at, np.arange(len(corpus))) else corpus.select(at)
 
 # %% ../nbs/library/25_comparison.ipynb #7466998e
@@ -253,7 +261,7 @@ PARTS = ("neighbors", "pairs", *OPTIONAL)
 
 def compare(
     a: str, b: str, # encoders, or `npy:FILE`
-    source: str, # images
+    source: str, # images; "": scenes, or no pictures where both are `npy:`
     settings: Settings,
     out, # folder
     reference_a: str = "", reference_b: str = "", # another seed of each
@@ -269,13 +277,14 @@ def compare(
         raise UserError(f"unknown part {sorted(unknown)[0]!r}: without takes some of {', '.join(OPTIONAL)}")
     out, an = Path(out), settings.analysis
     spare(out / "report")
+    source = source or ("" if a.startswith("npy:") and b.startswith("npy:") else "scenes")
     asked = dict(a=a, b=b, images=source, reference_a=reference_a, reference_b=reference_b, beside=list(beside))
     claim(out, asked, write=False)
     for e in (a, b, reference_a, reference_b, *beside): _known(e, settings) # before pictures are opened
-    corpus, skipped = (None, ()) if a.startswith("npy:") and b.startswith("npy:") else opened(source, settings)
+    corpus, skipped = opened(source, settings) if source else (None, ())
     claim(out, asked)
     s = sides(a, b, source, corpus, settings, out, reference_a, reference_b, beside, **how)
-    if len(s.items) < 3: raise UserError(f"{source} has {len(s.items)} images: a comparison needs three or more")
+    if len(s.items) < 3: raise UserError(f"{len(s.items)} images have vectors of both: a comparison needs three or more")
     if len(skipped): s.lost = pd.concat([skipped.rename(columns=dict(file="item_id")), s.lost])
     s.lost.to_csv(out / "left_out.csv", index=False)
     def run(part, make, *own):
@@ -387,7 +396,7 @@ def _pair_section(f, s, out):
     body = ""
     for d, (x, y) in (("a", s.names), ("b", s.names[::-1])):
         title, own = f"{x} joins, {y} parts", pairs[pairs.direction == d]
-        body += f"<h3>{title}</h3>" + (f.png_tag(f.pair_grid(own, s.picture, s.names), title) if s.corpus is not None else
+        body += f"<h3>{title}</h3>" + (f.png_tag(f.pair_grid(own, partial(s.picture, size=160), s.names), title) if s.corpus is not None else
                  f.table_tag(own.head(20)[["item_id_i", "item_id_j", "z_a", "z_b", "score"]].round(2), index=False))
     if s.references: body += f.png_tag(f.noise_curves(noise, s.names, s.references), "score at each rank, beside two seeds")
     groups = 0 if copies is None else copies.group.nunique()
@@ -483,7 +492,7 @@ def _made_section(f, s, out, settings, source, credits):
     lost = f"{len(s.lost)} items are left out (left_out.csv says why). " if len(s.lost) else ""
     lost += f"{len(pd.read_csv(skipped[0]))} images could not be decoded (skipped.csv). " if skipped else ""
     about = ", ".join(f"{k} {v}" for k, v in machine().items())
-    return dict(title="What was compared, and how", text=f"{len(s.items):,} pictures of <code>{html.escape(source)}</code>. {lost}"
+    return dict(title="What was compared, and how", text=f"{len(s.items):,} pictures{f' of <code>{html.escape(source)}</code>' if source else ''}. {lost}"
                 f"Which vector is compared, the tap, is said in the cards.", body=cards,
                 note=html.escape(about) + f.credit_list(credits))
 

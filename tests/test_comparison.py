@@ -118,7 +118,7 @@ def test_vectors_from_elsewhere_on_common_items(tmp_path, capsys):
     a = own_vectors(tmp_path, "mine", ids, 16, 0, category=["cat", "dog"] * 30)
     b = own_vectors(tmp_path, "yours", ids[:55][::-1] + ["only here"], 24, 1)
     with pytest.warns(UserWarning, match="6 items are not in all"):
-        main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out"), "--images", "nowhere"])
+        main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out")])
     assert len(pd.read_csv(tmp_path / "out/left_out.csv")) == 6 and "mine and yours share" in said(tmp_path / "out")
     assert "there are only vectors" in capsys.readouterr().err and not (tmp_path / "out/atlas.html").exists()
 
@@ -127,6 +127,23 @@ def test_vectors_from_elsewhere_beside_an_encoder(folder, tmp_path):
     a = own_vectors(tmp_path, "mine", ids, 16, 0)
     main(["compare", a, "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out"), *FAST])
     assert "mine joins, pixels" in (tmp_path / "out/report.html").read_text().replace("raw ", "")
+
+def test_vectors_from_elsewhere_with_their_pictures(folder, tmp_path, capsys):
+    ids = sorted(p.name for p in folder.iterdir())
+    a, b = (own_vectors(tmp_path, n, ids, 16, k) for k, n in enumerate(("mine", "yours")))
+    main(["compare", a, b, *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out"), "--without", "maps"])
+    assert (tmp_path / "out/factors/attribution.csv").exists() and "nearest neighbours" in (tmp_path / "out/report.html").read_text()
+    c, d = (own_vectors(tmp_path, n, [*ids, "gone.png"], 16, k) for k, n in enumerate("cd"))
+    with pytest.raises(SystemExit): main(["compare", c, d, *OPTIONS, "--images", str(folder), "--beside", "--out", str(tmp_path / "gone")])
+    assert "no picture of 1 items, such as 'gone.png'" in capsys.readouterr().err
+
+def test_folders_within_a_folder_are_categories(folder, tmp_path):
+    for k, p in enumerate(sorted(folder.iterdir())):
+        (tmp_path / "sorted" / "xyz"[k % 3]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sorted" / "xyz"[k % 3] / p.name).write_bytes(p.read_bytes())
+    main(["compare", "pixels:8", "colors:3", *OPTIONS, "--images", str(tmp_path / "sorted"), "--out", str(tmp_path / "out"), *FAST])
+    assert set(pd.read_csv(tmp_path / "out/neighbors/purity.csv").label) == {"category"}
+    assert set(pd.read_csv(tmp_path / "out/pairs/agreement.csv").factor) == {"category"}
 
 def test_labels_of_a_table_are_kept_beside_an_encoder(folder, tmp_path):
     ids = sorted(p.name for p in folder.iterdir())
