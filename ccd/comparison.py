@@ -422,8 +422,8 @@ def _share_section(f, s, out):
                  "second half": cell(r, "_2"), "all pairs": f.percent(r.chance), "verified": r.holds} for _, r in seen.iterrows()]
         body += f.table_tag(pd.DataFrame(rows), index=False) if rows else "<p>In the first half nothing is shared more than by all pairs.</p>"
     return dict(title="What do such pairs share?", body=body,
-        text="Share of the pairs whose two pictures agree on a factor, with a 95 % interval over concept families; ticks: all pairs. "
-             "The table lists what was found in one half of the families, and whether it holds in the other.",
+        text=f"Share of the pairs whose two pictures agree on a factor, with a 95 % interval over {_drawn(s)}; ticks: all pairs. "
+             f"The table lists what was found in one half of the {_drawn(s)}, and whether it holds in the other.",
         note="Verified: in both halves above all pairs, and in the second above 95 % of labels dealt anew to whole families. Shares of fewer "
              f"than {f.FEW} pairs are not drawn.")
 
