@@ -9,11 +9,11 @@ __all__ = ['AnySettings', 'COMMANDS', 'chosen_preset', 'chosen_recipe', 'study',
 # %% ../nbs/library/31_cli.ipynb #904d3631
 import inspect, re, sys
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 import tyro
 from tyro.conf import Positional
-from . import __version__
 from .core import PRESETS, RECIPES, Settings, UserError, apply_recipe, disk_full, find_recipe, override, preset
 
 # %% ../nbs/library/31_cli.ipynb #31d9dbf3
@@ -248,7 +248,7 @@ def main(argv: list[str] | None = None):
     args = sys.argv[1:] if argv is None else argv
     _said[:] = args
     if not args or args[0] in ("-h", "--help"): print(usage()); return
-    if args[0] in ("-V", "--version"): print(f"ccd {__version__}"); return
+    if args[0] in ("-V", "--version"): print(f"ccd {version('ccd')}"); return
     try:
         if args[0] not in COMMANDS:
             raise UserError(f"unknown command {args[0]!r}: expected one of {', '.join(COMMANDS)}")
