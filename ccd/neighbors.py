@@ -59,11 +59,14 @@ def _exact(e, group, rows, out): # fills some rows of out [n, k]
 def _picked(known, group, out): # fills the rows whose known nearest hold enough; the others
     k, left = out.shape[1], []
     for s in blocks(len(known)):
-        other = group[known[s]] != group[s, None]
-        first = np.argsort(~other, axis=1, kind="stable")[:, :k]
-        out[s] = np.take_along_axis(known[s], first, 1)
-        left.append(s.start + np.flatnonzero(other.sum(1) < k))
+        out[s], enough = _others(known[s], group, group[s], k)
+        left.append(s.start + np.flatnonzero(~enough))
     return np.concatenate(left)
+
+def _others(found, group, own, k): # the first k of each list that are of another group, and are there k?
+    other = (group[found] != own[:, None]) & (found >= 0)
+    first = np.argsort(~other, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(found, first, 1), other.sum(1) >= k
 
 def _pieces(n, first, end): # of the columns; none lies across `first` or `end`
     for a, b, wide in (0, first, TILE[1]), (first, end, TILE[0]), (end, n, TILE[1]):
@@ -88,11 +91,10 @@ def _better(best, new, start, k): # of what is known, and of columns from `start
 # %% ../nbs/library/16_neighbors.ipynb #5cc9a590
 def _approximate(e, k, group, largest, kind): # the index holds all vectors
     found = _search(np.ascontiguousarray(e.unit()), k + largest, kind)
-    other = (group[found] != group[:, None]) & (found >= 0)
-    if (lost := (other.sum(1) < k).sum()):
+    chosen, enough = _others(found, group, group, k)
+    if (lost := (~enough).sum()):
         raise UserError(f"the index {kind!r} found fewer than {k} neighbours for {lost} of {len(found)} rows: use flat")
-    first = np.argsort(~other, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(found, first, 1)
+    return chosen
 
 def _search(x, k, kind): # [n, k] rows, the row itself among them; faiss
     import faiss
@@ -143,7 +145,7 @@ def overlap_curve(
     return pd.DataFrame(rows)
 
 def _under(a, b, order, most=20_000): # mean overlap when row i of b is row order[i]
-    rows = order[:most] if len(a) > most else np.arange(len(a))
+    rows = order[:most] # any, since the order is drawn
     shared = sum(_common(a[order[r]], order[b[r]]).sum() for r in (rows[s] for s in blocks(len(rows))))
     return float(shared / (len(rows) * a.shape[1]))
 
