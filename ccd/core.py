@@ -23,9 +23,12 @@ class UserError(Exception):
     "A mistake the user can mend; the message says how."
 
 # %% ../nbs/library/00_core.ipynb #99a03c25
-def later(default):
-    "A field that came later: `plain` leaves it out while it has its default."
-    return field(default=default, metadata=dict(later=True))
+def later(
+    default, # of new settings
+    *before, # the value that runs had before the field came, where it is another
+): # a dataclass field
+    "A field that came later: settings without it read as the value from before, and `plain` leaves that out."
+    return field(default=default, metadata=dict(before=before[0] if before else default))
 
 # %% ../nbs/library/00_core.ipynb #ccaa472a
 @dataclass(frozen=True)
@@ -187,6 +190,7 @@ class Dino:
     momentum: float = 0.992 # of the teacher at the start; 1 at the end
     center_momentum: float = 0.9
     freeze_last_layer: float = 0.05 # part of training
+    head_init: Literal["linear", "trunc_normal"] = later("linear", "trunc_normal") # of the last layer: as nn.Linear, or 0.02 wide
 
     def check(self, vit: ViT):
         if self.local_crops: check_size(self.local_size, vit.patch_size)
@@ -368,13 +372,14 @@ def preset(
 # %% ../nbs/library/00_core.ipynb #62603820
 def from_plain(
     kind, # a settings dataclass
-    values: dict, # as JSON holds it; fields that are missing have their default
+    values: dict, # as JSON holds it; a missing field has its default, one that came `later` the value from before
 ): # an instance
     "Settings read back."
     hints = get_type_hints(kind)
     tidy = lambda k, v: (from_plain(hints[k], v) if is_dataclass(hints[k]) else
                          tuple(v) if isinstance(v, list) else v)
-    return kind(**{k: tidy(k, v) for k, v in values.items() if k in hints})
+    before = {f.name: f.metadata["before"] for f in fields(kind) if "before" in f.metadata}
+    return kind(**before | {k: tidy(k, v) for k, v in values.items() if k in hints})
 
 def override(
     settings, # a settings dataclass
@@ -457,8 +462,8 @@ def apply_recipe(
 def plain(x):
     "Dataclasses, tuples and paths as what JSON knows."
     if is_dataclass(x):
-        return {f.name: plain(v) for f in fields(x)
-                if (v := getattr(x, f.name)) != f.default or "later" not in f.metadata}
+        return {f.name: plain(getattr(x, f.name)) for f in fields(x)
+                if "before" not in f.metadata or getattr(x, f.name) != f.metadata["before"]}
     if isinstance(x, dict): return {str(k): plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [plain(v) for v in x]
     return str(x) if isinstance(x, Path) else x

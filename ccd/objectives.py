@@ -237,6 +237,8 @@ class DinoHead(nn.Module):
         self.prototypes = nn.Parameter(torch.empty(d.out_dim, d.bottleneck))
         for p in self.parameters():
             nn.init.trunc_normal_(p, std=0.02) if p.ndim > 1 else nn.init.zeros_(p)
+        if d.head_init == "linear":
+            nn.init.uniform_(self.prototypes, -d.bottleneck**-0.5, d.bottleneck**-0.5)
 
     def forward(self, x):
         z = self.mlp(x)

@@ -4,7 +4,8 @@ import numpy as np, pytest, torch
 import torch.nn.functional as F
 from torch import nn
 from ccd import objectives, views
-from ccd.core import UserError, apply_recipe, override, preset
+from ccd.core import (Settings, UserError, apply_recipe, content_hash, from_plain, override, plain, preset,
+                      run_settings)
 from ccd.objectives import build, clip_loss, siglip_loss
 from ccd.sources import open_corpus
 from ccd.training import Trainer, on_device, train
@@ -208,3 +209,22 @@ def test_a_loss_that_is_no_number_stops_the_run(corpus, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"the loss of CLIP is nan: lower control.lr \(now 0.0005\)"):
         train("clip", settings(**{"run.checkpoint_minutes": 0.0}), corpus, tmp_path)
     assert not list(tmp_path.glob("checkpoints/*")) and not (tmp_path / "manifest.json").exists()
+
+@pytest.mark.parametrize("objective, of", [("dino", "head"), ("dinov2", "patch_head")])
+def test_prototypes_start_as_long_as_those_of_the_reference(objective, of):
+    "facebookresearch/dino leaves `last_layer` as nn.Linear starts; encoders from before this was a setting started shorter."
+    s = override(preset("mini"), **{f"{objective}.bottleneck": 64, f"{objective}.out_dim": 512})
+    length = lambda s: getattr(build(objective, s), of).prototypes.norm(dim=1).mean().item()
+    torch.manual_seed(0)
+    reference = nn.Linear(64, 512, bias=False).weight.norm(dim=1).mean().item()
+    assert length(s) == pytest.approx(reference, rel=0.02)
+    assert length(override(s, **{f"{objective}.head_init": "trunc_normal"})) == pytest.approx(0.02 * 8, rel=0.02)
+
+def test_settings_from_before_a_field_read_as_what_they_were():
+    new = plain(preset("mini"))
+    assert new["dino"].pop("head_init") == "linear"
+    old = from_plain(Settings, new)
+    assert old.dino.head_init == "trunc_normal" and plain(old) == new
+    assert content_hash(old.dino) != content_hash(preset("mini").dino)
+    assert run_settings("dino", old) != run_settings("dino", preset("mini"))
+    assert run_settings("clip", old) == run_settings("clip", preset("mini"))
