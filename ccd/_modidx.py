@@ -89,6 +89,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'ccd.audit': { 'ccd.audit.Published': ('library/audit.html#published', 'ccd/audit.py'),
                            'ccd.audit._cost': ('library/audit.html#_cost', 'ccd/audit.py'),
                            'ccd.audit._flops': ('library/audit.html#_flops', 'ccd/audit.py'),
+                           'ccd.audit._own_settings': ('library/audit.html#_own_settings', 'ccd/audit.py'),
                            'ccd.audit.audit': ('library/audit.html#audit', 'ccd/audit.py'),
                            'ccd.audit.augmentation': ('library/audit.html#augmentation', 'ccd/audit.py'),
                            'ccd.audit.flat': ('library/audit.html#flat', 'ccd/audit.py'),

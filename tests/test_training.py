@@ -95,6 +95,14 @@ def test_audit_finds_a_change_and_nothing_else(whole, tmp_path, place, key, valu
     write_json(other / "manifest.json", m)
     assert unequal(whole / "train/dino-0", other) == {line}
 
+def test_the_audit_of_an_older_run_reads_what_it_was(whole, tmp_path):
+    shutil.copytree(whole / "train/dino-0", tmp_path / "old")
+    m = read_json(tmp_path / "old/manifest.json")
+    assert m["settings"]["own"].pop("head_init") == "linear" # a setting that came later
+    write_json(tmp_path / "old/manifest.json", m)
+    t = audit(tmp_path / "old", whole / "train/dino-0").set_index("what")
+    assert list(t.loc["own: head_init"]) == ["trunc_normal", "linear", False]
+
 def test_the_audit_says_the_data_without_a_path():
     assert in_words(World(source="shards:/home/me/datacomp-12m")) == "shards:datacomp-12m"
     assert in_words(World(source="filter:light:/home/me/kept")) == "filter:kept"
