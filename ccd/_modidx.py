@@ -250,6 +250,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                           'ccd.core.spare': ('library/core.html#spare', 'ccd/core.py'),
                           'ccd.core.stage': ('library/core.html#stage', 'ccd/core.py'),
                           'ccd.core.up_to_date': ('library/core.html#up_to_date', 'ccd/core.py'),
+                          'ccd.core.user_path': ('library/core.html#user_path', 'ccd/core.py'),
                           'ccd.core.write_json': ('library/core.html#write_json', 'ccd/core.py'),
                           'ccd.core.write_manifest': ('library/core.html#write_manifest', 'ccd/core.py')},
             'ccd.embeddings': { 'ccd.embeddings.Embeddings': ('library/embeddings.html#embeddings', 'ccd/embeddings.py'),

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'CaptionPolicy', 'VARIANTS', 'PRESETS', 'WEB_SSL', 'WEB_MAE', 'ROBERTA', 'VICUNA', 'RECIPES', 'UserError',
-           'later', 'ViT', 'check_size', 'World', 'share_of', 'Control', 'Text', 'Clip', 'Siglip', 'Supervised', 'Dino',
-           'Dinov2', 'Mae', 'Analysis', 'Run', 'Settings', 'preset', 'from_plain', 'override', 'Recipe', 'find_recipe',
-           'apply_recipe', 'plain', 'content_hash', 'file_hash', 'atomic', 'disk_full', 'write_json', 'read_json',
-           'device', 'keep_freed_memory', 'precision', 'autocast', 'code_revision', 'machine', 'cores',
-           'write_manifest', 'read_manifest', 'up_to_date', 'stage', 'spare', 'release', 'sealed', 'say', 'differences',
-           'claim', 'run_settings', 'cache_dir', 'Progress']
+           'user_path', 'later', 'ViT', 'check_size', 'World', 'share_of', 'Control', 'Text', 'Clip', 'Siglip',
+           'Supervised', 'Dino', 'Dinov2', 'Mae', 'Analysis', 'Run', 'Settings', 'preset', 'from_plain', 'override',
+           'Recipe', 'find_recipe', 'apply_recipe', 'plain', 'content_hash', 'file_hash', 'atomic', 'disk_full',
+           'write_json', 'read_json', 'device', 'keep_freed_memory', 'precision', 'autocast', 'code_revision',
+           'machine', 'cores', 'write_manifest', 'read_manifest', 'up_to_date', 'stage', 'spare', 'release', 'sealed',
+           'say', 'differences', 'claim', 'run_settings', 'cache_dir', 'Progress']
 
 # %% ../nbs/library/00_core.ipynb #39b8da53
 import builtins, contextlib, ctypes, errno, glob, hashlib, json, os, platform, shutil, subprocess, sys, time
@@ -21,6 +21,23 @@ from typing import Literal, get_type_hints
 # %% ../nbs/library/00_core.ipynb #4b631a4a
 class UserError(Exception):
     "A mistake the user can mend; the message says how."
+
+# %% ../nbs/library/00_core.ipynb #d87486f5
+def user_path(
+    path, # as a person writes it, `~` for a home folder: text or a `Path`
+) -> Path:
+    "Return the path that is meant. Raises `UserError` for what no file can be called."
+    text = os.fspath(path)
+    if not text.strip() or "\0" in text:
+        raise UserError(f"{text!r} is no path: expected the name of a file or folder, such as ~/images")
+    try: meant = Path(text).expanduser()
+    except RuntimeError: meant = None
+    if meant is None or (text[0] == "~" and os.environ.get("HOME") == ""):
+        raise UserError(f"{text}: no home folder is known for {Path(text).parts[0]}: set HOME, or write the path in full")
+    if too_long := [p for p in meant.parts if len(os.fsencode(p)) > 255]:
+        raise UserError(f"{too_long[0][:40]}… is a name of {len(os.fsencode(too_long[0]))} bytes: no file can have "
+                        "one of more than 255; choose a shorter name")
+    return meant
 
 # %% ../nbs/library/00_core.ipynb #99a03c25
 def later(
