@@ -596,6 +596,6 @@ def _some_of(corpus, label, most, size): # [n, 3, size, size] uint8; labels; whi
     return Pixels(corpus, size)[rows], items[label].values.astype(str), (items.split == "train").values
 
 def _note(path, row): # and forget what was noted of later steps
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [l for l in lines if json.loads(l)["step"] < row["step"]]
-    with atomic(path) as tmp: tmp.write_text("\n".join([*kept, json.dumps(row)]) + "\n")
+    with atomic(path) as tmp: tmp.write_text("\n".join([*kept, json.dumps(row)]) + "\n", encoding="utf-8")

@@ -297,7 +297,7 @@ def vlm(
 def write_page(out: Path, v: VlmSettings) -> Path: # report.html
     "The report, from the tables."
     from ccd import figures as f
-    t = {p.stem: pd.read_csv(p) for p in (out / "tables").glob("*.csv")}
+    t = {p.stem: pd.read_csv(p) for p in sorted((out / "tables").glob("*.csv"))}
     m = {c: x.subset.tolist() for c, x in t["categories"].groupby("category", sort=False)}
     names = [n for n in dict.fromkeys(t["encoders"].encoder) if n != CEILING]
     said = verdicts(t["differences"], *names[:2]) if len(names) > 1 else f"{names[0]}, above its floors or not: see below."

@@ -120,7 +120,7 @@ def probe(
     page = run([encoder, *beside], list(datasets or ["emoji"]), settings, out, protocols, cuts, max_faults=max_faults)
     if results: publish(out, results, settings, _command())
     print(accuracy_table(read_csv(page.parent / "tables/accuracy.csv")).to_string())
-    print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")
+    print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/31_cli.ipynb #bc3f4f8a
 def compare(
@@ -141,7 +141,7 @@ def compare(
     from ccd.comparison import compare as run, publish
     page = run(encoder_a, encoder_b, images, settings, out, reference_a, reference_b, beside, without, align_maps, engine=engine)
     if results: publish(out, results, settings, _command())
-    print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")
+    print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/31_cli.ipynb #58c27d80
 def vlm(
@@ -165,7 +165,7 @@ def vlm(
     v = changed(vlm_preset(model or (settings.preset if settings.preset in PRESETS else "mini")), change)
     page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, ceiling, results)
     if results: publish(page.parent, results, settings, v, _command(), captions, instructions, images)
-    print(f"{(page.parent / 'summary.txt').read_text()}\n{page}")
+    print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 def vqa(
     logs: Positional[tuple[str, ...]], # of lmms-eval or VLMEvalKit: files or folders, also as ENCODER@SEED=PATH

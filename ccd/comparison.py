@@ -489,7 +489,7 @@ def _made_section(f, s, out, settings, source, credits):
     import html
     from ccd.core import machine
     cards = f.table_tag(pd.DataFrame({n: {k: html.escape(str(v)) for k, v in e.card.items()} for n, e in s.vectors.items()}))
-    skipped = [p for p in (out / "vectors").glob("*/skipped.csv")]
+    skipped = sorted((out / "vectors").glob("*/skipped.csv"))
     lost = f"{len(s.lost)} items are left out (left_out.csv says why). " if len(s.lost) else ""
     lost += f"{len(pd.read_csv(skipped[0]))} images could not be decoded (skipped.csv). " if skipped else ""
     about = ", ".join(f"{k} {v}" for k, v in machine().items())
@@ -540,7 +540,7 @@ def publish(
     with atomic(folder) as tmp:
         tmp.mkdir(parents=True)
         for p in tables: shutil.copy(p, tmp / p.name)
-        made = {p.parent.name: read_json(p) for part in PARTS for p in Path(out).glob(f"{part}/manifest.json")}
+        made = {p.parent.name: read_json(p) for part in PARTS for p in sorted(Path(out).glob(f"{part}/manifest.json"))}
         about = {p.parent.name: read_json(p) for p in sorted(Path(out).glob("vectors/*/card.json"))}
         write_manifest(tmp, dict(settings=plain(settings), encoders=about), {k: m["outputs_hash"] for k, m in made.items()},
-                       [p.name for p in tmp.iterdir()], sum(m["wall_seconds"] for m in made.values()), command=command)
+                       [p.name for p in sorted(tmp.iterdir())], sum(m["wall_seconds"] for m in made.values()), command=command)

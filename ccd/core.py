@@ -511,7 +511,7 @@ def atomic(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    for old in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
+    for old in sorted(path.parent.glob(f".{glob.escape(path.name)}.tmp-*")):
         pid = old.name.rpartition("-")[2]
         if pid.isdecimal() and not _alive(int(pid)): _remove(old)
     try:
@@ -546,9 +546,9 @@ def _remove(p):
 def write_json(path, x):
     "Write plain values atomically, readable and with sorted keys."
     with atomic(path) as tmp:
-        tmp.write_text(json.dumps(plain(x), indent=1, sort_keys=True) + "\n")
+        tmp.write_text(json.dumps(plain(x), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
-def read_json(path): return json.loads(Path(path).read_text())
+def read_json(path): return json.loads(Path(path).read_text(encoding="utf-8"))
 
 # %% ../nbs/library/00_core.ipynb #765c31b8
 def device():
@@ -585,7 +585,7 @@ def code_revision() -> dict:
     here = Path(find_spec("ccd").origin).parent
     source = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(here.glob("*.py"))))
     git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"],
-                         capture_output=True, text=True) if shutil.which("git") else None
+                         capture_output=True, encoding="utf-8") if shutil.which("git") else None
     commit = git.stdout.strip() if git and git.returncode == 0 else None
     return dict(commit=commit, source=source.hexdigest()[:16])
 
@@ -594,7 +594,7 @@ def machine() -> dict:
     import torch
     name = platform.processor()
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next((l.split(":")[1].strip() for l in lines if l.startswith("model name")), name)
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return dict(cpu=name, cores=cores(), gpus=gpus, python=platform.python_version(),
@@ -656,7 +656,7 @@ def stage(
     with atomic(folder) as tmp:
         tmp.mkdir(parents=True)
         make(tmp)
-        files = [p.relative_to(tmp) for p in tmp.rglob("*") if p.is_file()]
+        files = [p.relative_to(tmp) for p in sorted(tmp.rglob("*")) if p.is_file()]
         write_manifest(tmp, settings, inputs, files, time.time() - start)
     return folder
 

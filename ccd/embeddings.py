@@ -271,7 +271,7 @@ def _job(encoder, corpus, size, dtype, draft, batch): # and the settings it is k
 # %% ../nbs/library/11_embeddings.ipynb #2b6f0a19
 def _parts_folder(folder, key): # parts of other settings are of no use
     mine = folder.resolve() / f".parts-{key}"
-    for other in mine.parent.glob(".parts-*"):
+    for other in sorted(mine.parent.glob(".parts-*")):
         if other != mine: shutil.rmtree(other)
     mine.mkdir(parents=True, exist_ok=True)
     return mine

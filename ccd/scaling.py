@@ -350,7 +350,7 @@ def scale(
 
 def seal(grid: Grid, results: Path):
     "One manifest over all that is there; what made each measurement stands in its own."
-    parts = [*sorted(results.glob("*/*/manifest.json")), *results.glob("reader/manifest.json")]
+    parts = [*sorted(results.glob("*/*/manifest.json")), *sorted(results.glob("reader/manifest.json"))]
     made = {p: read_json(p) for p in parts}
     files = [f.relative_to(results) for p, m in made.items() for f in (p, *(p.parent / o for o in m["outputs"]))]
     name = next((n for n, g in GRIDS.items() if g == grid), "GRID")

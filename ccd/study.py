@@ -409,7 +409,7 @@ def study(
     probe_stage(out, settings, hashes, segment_all(out, settings, world))
     for s in (zero_shot_stage, neighbor_stage, pair_stage): s(out, settings, hashes)
     page = report_stage(out, settings, vlm_stage(out, settings))
-    with open(out / "timing.jsonl", "a") as t: t.write(json.dumps(dict(study=round(time.time() - start, 1))) + "\n")
+    with open(out / "timing.jsonl", "a", encoding="utf-8") as t: t.write(json.dumps(dict(study=round(time.time() - start, 1))) + "\n")
     say(f"{page} ({(time.time() - start) / 60:.1f} min)")
     return page
 
@@ -432,17 +432,17 @@ def publish(
     with atomic(folder) as tmp:
         tmp.mkdir(parents=True)
         for f in SMALL: shutil.copy(out / f, tmp / Path(f).name)
-        for f in (out / "vlm/EmojiVMC/tables").glob("*.csv") if settings.analysis.vlm else (): shutil.copy(f, tmp / f"vlm-{f.name}")
+        for f in sorted((out / "vlm/EmojiVMC/tables").glob("*.csv")) if settings.analysis.vlm else (): shutil.copy(f, tmp / f"vlm-{f.name}")
         for r in sorted((out / "train").glob("*/manifest.json")): _publish_run(r.parent, tmp, weights, settings)
         pd.read_parquet(out / "pairs/pairs.parquet").drop(columns=["i", "j"]).to_csv(
             tmp / "pairs.csv", index=False, float_format="%.5g")
         runs_of = {p.parent.name: read_json(p) for p in sorted((out / "train").glob("*/manifest.json"))}
         stages = sum(read_json(p)["wall_seconds"] for p in out.rglob("manifest.json"))
-        calls = [json.loads(l)["study"] for l in (out / "timing.jsonl").read_text().splitlines()]
+        calls = [json.loads(l)["study"] for l in (out / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
         seconds = dict(study=max(stages, *calls), # a call that did them all has filled the cache, too
                        **{r: m["wall_seconds"] for r, m in runs_of.items()})
         write_manifest(tmp, settings, {r: m["outputs_hash"] for r, m in runs_of.items()},
-            [p.relative_to(tmp) for p in tmp.rglob("*") if p.is_file()], seconds["study"], command=command_of(settings),
+            [p.relative_to(tmp) for p in sorted(tmp.rglob("*")) if p.is_file()], seconds["study"], command=command_of(settings),
             minutes={k: round(s / 60, 1) for k, s in seconds.items()})
 
 def _publish_run(run, folder, weights, settings):
@@ -456,7 +456,7 @@ def _publish_run(run, folder, weights, settings):
     for f in ("encoder.json", "facts.json", "metrics.jsonl"): shutil.copy(run / f, home / f)
     save_file({k: v.half() for k, v in load_file(run / "encoder.safetensors").items()}, home / "encoder.safetensors")
     write_json(home / "zero_shot.json", named(run, settings))
-    made = write_manifest(home, m["settings"], m["inputs"], [p.name for p in home.iterdir()], m["wall_seconds"])
+    made = write_manifest(home, m["settings"], m["inputs"], [p.name for p in sorted(home.iterdir())], m["wall_seconds"])
     write_json(home / "manifest.json", made | {k: m[k] for k in ("facts", "code", "machine")} | dict(weights="half precision"))
 
 def results(out) -> dict: # path -> sha256

@@ -300,7 +300,7 @@ def _unpacked(path): # a folder in the cache
     return home
 
 def _innermost(root): # tars often hold one folder that holds all
-    inside = [p for p in root.iterdir() if not p.name.startswith(".")]
+    inside = [p for p in sorted(root.iterdir()) if not p.name.startswith(".")]
     only = inside[0] if len(inside) == 1 and inside[0].is_dir() else None
     return _innermost(only) if only and any(p.is_dir() for p in only.iterdir()) else root
 

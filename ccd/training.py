@@ -177,7 +177,7 @@ def save_checkpoint(folder, trainer, step: int):
 def load_checkpoint(folder, trainer) -> int: # steps done, 0 if none found
     "Restore the newest state."
     from safetensors.torch import load_file
-    if first(): [shutil.rmtree(d) for d in Path(folder).glob(".step-*")] # left by a kill
+    if first(): [shutil.rmtree(d) for d in sorted(Path(folder).glob(".step-*"))] # left by a kill
     found = sorted(Path(folder).glob("step-*"))
     if not found: return 0
     restore(trainer, *(load_file(found[-1] / f"{k}.safetensors")
@@ -191,10 +191,10 @@ class Log:
     "Lines of numbers that can be cut back: `metrics.jsonl`."
     def __init__(self, path, step: int): # keep what was logged up to `step`
         self.path = Path(path)
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [l for l in lines if _step_of(l) <= step]
-        with atomic(self.path) as tmp: tmp.write_text("".join(l + "\n" for l in kept))
-        self.file, self.board = open(self.path, "a"), _board(self.path.parent, step)
+        with atomic(self.path) as tmp: tmp.write_text("".join(l + "\n" for l in kept), encoding="utf-8")
+        self.file, self.board = open(self.path, "a", encoding="utf-8"), _board(self.path.parent, step)
 
     def __call__(self, **numbers):
         self.file.write(json.dumps(numbers) + "\n"); self.file.flush()
@@ -359,7 +359,7 @@ class Diary:
     "What a run tells: metrics that belong to the result, timing that does not, warnings."
     def __init__(self, trainer, folder, done):
         self.trainer, self.log = trainer, Log(folder / "metrics.jsonl", done)
-        self.file = open(folder / "timing.jsonl", "a", buffering=1)
+        self.file = open(folder / "timing.jsonl", "a", buffering=1, encoding="utf-8")
         self.waited, self.warned, self.begun = 0.0, set(), time.time()
         self._write(started_at=done)
 
@@ -447,7 +447,7 @@ def order_hash(feed, c: Control) -> str: # 16 hex digits
 def seconds_spent(folder) -> float:
     "Time spent in training, restarts included, from `timing.jsonl`."
     spent, last = 0.0, None
-    for line in (Path(folder) / "timing.jsonl").read_text().splitlines():
+    for line in (Path(folder) / "timing.jsonl").read_text(encoding="utf-8").splitlines():
         try: t = json.loads(line)
         except ValueError: continue # cut short by a kill
         if "started_at" not in t and last: spent += t["time"] - last
@@ -478,7 +478,7 @@ def beginning(
     if apart:
         raise UserError(f"{origin} is another network: {'; '.join(apart)}. Only the image size may differ: "
                         "give the same --control.vit")
-    if not list(Path(origin).glob("checkpoints/step-*")):
+    if not any(Path(origin).glob("checkpoints/step-*")):
         raise UserError(f"{origin} holds no checkpoint, so no heads and no teacher: a release brings "
                         "the encoder alone; train the run to start from it")
     return dict(run=m["outputs_hash"], samples=m["facts"]["samples"], image_size=old["image_size"])

@@ -1220,7 +1220,7 @@ def _table(path): # text in every cell: "None" is an option too
         if path.suffix in (".tsv", ".csv"):
             return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", **text)
         if path.suffix == ".json":
-            return pd.DataFrame(json.loads(path.read_text())).fillna("").astype(str)
+            return pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))).fillna("").astype(str)
     except ImportError as e:
         raise UserError(f"reading {path.name} needs openpyxl: `pip install openpyxl`, or let "
                         "VLMEvalKit write PRED_FORMAT=tsv") from e

@@ -42,3 +42,42 @@ def test_every_module_has_a_page_and_a_row():
     rows = re.findall(r"\| \[[^\]]+\]\((\S+\.ipynb)\) \| `ccd\.(\w+)` \|", "".join(
         "".join(c["source"]) + "\n" for c in json.loads((ROOT / "nbs/library/index.ipynb").read_text(encoding="utf-8"))["cells"]))
     assert rows == [(p.name, m) for p, m in zip(PAGES, modules)]
+
+OWN = [*sorted((ROOT / "ccd").glob("*.py")), *sorted((ROOT / "tools").glob("*.py"))]
+LISTINGS = {"iterdir", "glob", "rglob", "listdir", "scandir"}
+ANY_ORDER = {"sorted", "min", "max", "any", "all", "set", "len", "sum"}
+
+def called(n): # the last part of a call's name
+    return getattr(n.func, "attr", getattr(n.func, "id", ""))
+
+def by_locale(source):
+    "Lines that read or write text as the locale says: `open` and its like without an encoding."
+    for n in ast.walk(ast.parse(source)):
+        if not isinstance(n, ast.Call): continue
+        given = {k.arg: ast.unparse(k.value) for k in n.keywords}
+        mode = given.get("mode", "".join(ast.unparse(a) for a in n.args[1:2]))
+        text = isinstance(n.func, ast.Name) and n.func.id == "open" and "b" not in mode.strip("'\"")
+        piped = {"text", "universal_newlines"} & {k for k, v in given.items() if v == "True"}
+        if "encoding" not in given and (text or piped or called(n) in ("read_text", "write_text")): yield n.lineno
+
+def by_directory(source):
+    "Lines that take a folder's files in the order that the disk gives them."
+    tree = ast.parse(source)
+    above = {c: p for p in ast.walk(tree) for c in ast.iter_child_nodes(p)}
+    def around(n):
+        while (n := above.get(n)) and not isinstance(n, ast.stmt): yield n
+    for n in ast.walk(tree):
+        if isinstance(n, ast.Call) and called(n) in LISTINGS and not any(
+                isinstance(p, ast.SetComp) or (isinstance(p, ast.Call) and called(p) in ANY_ORDER) for p in around(n)): yield n.lineno
+
+@pytest.mark.parametrize("found", [by_locale, by_directory])
+def test_neither_locale_nor_disk_changes_a_result(found):
+    assert {p.name: lines for p in OWN if (lines := list(found(p.read_text(encoding="utf-8"))))} == {}
+
+@pytest.mark.parametrize("found, line, seen", [
+    (by_locale, "p.read_text()", 1), (by_locale, "p.write_text(x, encoding='utf-8')", 0), (by_locale, "open(p, 'a')", 1),
+    (by_locale, "open(p, 'rb')", 0), (by_locale, "Image.open(p)", 0), (by_locale, "subprocess.run(c, text=True)", 1),
+    (by_locale, "dict(title='a', text='b')", 0), (by_directory, "for f in p.glob('*'): use(f)", 1),
+    (by_directory, "x = {f: 1 for f in os.listdir(p)}", 1), (by_directory, "x = sorted(f for f in p.rglob('*') if f.is_file())", 0),
+    (by_directory, "any(p.iterdir())", 0), (by_directory, "x = {f.name for f in p.iterdir()}", 0)])
+def test_a_line_that_follows_locale_or_disk_is_seen(found, line, seen): assert len(list(found(line))) == seen

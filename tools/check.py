@@ -8,7 +8,7 @@ ENV = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", HF_HUB_OFF
 
 def run(cmd, cwd=ROOT, **env):
     "Exit code and output of `cmd`, shown as it comes; ended after LIMIT seconds with all it started."
-    p = subprocess.Popen(list(map(str, cmd)), cwd=cwd, env=ENV | env, text=True, stdin=subprocess.DEVNULL, errors="replace",
+    p = subprocess.Popen(list(map(str, cmd)), cwd=cwd, env=ENV | env, encoding="utf-8", stdin=subprocess.DEVNULL, errors="replace",
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     def end():
         print(f"stopped after {LIMIT} s", flush=True); os.killpg(p.pid, signal.SIGKILL)

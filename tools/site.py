@@ -24,7 +24,7 @@ def merge(a, b):
 
 def config(path):
     "A `_quarto.yml` over its `metadata-files`, as Quarto merges them."
-    d, base = yaml.safe_load(path.read_text()) or {}, {}
+    d, base = yaml.safe_load(path.read_text(encoding="utf-8")) or {}, {}
     for f in d.pop("metadata-files", []):
         if (path.parent/f).exists(): merge(base, config(path.parent/f))
     return merge(base, d)
@@ -93,7 +93,7 @@ def numbered(s, name):
 def plain_code(src):
     """nbdev makes links of names in backticks, in the comments of signatures too, where no link can be; and of a function
     that says nothing of itself it says what Python says of any."""
-    for p in src.rglob("*.ipynb"):
+    for p in sorted(src.rglob("*.ipynb")):
         nb = json.loads(p.read_text(encoding="utf-8"))
         shown = [o["data"] for c in nb["cells"] for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
         for d in shown:
@@ -114,12 +114,12 @@ def rewrite(nb):
 def rename(stage):
     "Give each notebook the name of its output file, in links too; source -> new name, relative to the site."
     names = {}
-    for p in stage.rglob("*.ipynb"):
-        nb = json.loads(p.read_text()); c = nb["cells"][0]
+    for p in sorted(stage.rglob("*.ipynb")):
+        nb = json.loads(p.read_text(encoding="utf-8")); c = nb["cells"][0]
         m = re.search(r"^output-file: *(\S+)\n", text(c), re.M)
         if c["cell_type"] != "raw" or not m: continue
         c["source"] = text(c).replace(m[0], ""); p.unlink()
-        q = p.with_name(Path(m[1]).stem + ".ipynb"); q.write_text(json.dumps(nb))
+        q = p.with_name(Path(m[1]).stem + ".ipynb"); q.write_text(json.dumps(nb), encoding="utf-8")
         names[str(p.relative_to(stage))] = str(q.relative_to(stage))
     return names
 
@@ -136,16 +136,16 @@ def stage_for_smalldocs(src, stage, conf, out):
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(src, stage, ignore=shutil.ignore_patterns(out, "*.yml"))
     names = rename(stage)
-    for p in stage.rglob("*.ipynb"):
-        nb = json.loads(p.read_text())
+    for p in sorted(stage.rglob("*.ipynb")):
+        nb = json.loads(p.read_text(encoding="utf-8"))
         rewrite(nb); relink(nb, str(p.parent.relative_to(stage)), names)
-        p.write_text(json.dumps(nb))
+        p.write_text(json.dumps(nb), encoding="utf-8")
     conf = {k: v for k, v in conf.items() if k != "execute"}
     conf["project"] = {**conf["project"], "output-dir": out}
     for k in ("html-math-method", "respect-user-color-scheme"): conf["format"]["html"].pop(k, None) # smalldocs does both unasked
     yml = yaml.safe_dump(conf, sort_keys=False)
     for a, b in names.items(): yml = re.sub(rf"(?<=[ /]){re.escape(a)}$", b, yml, flags=re.M)
-    (stage/"_quarto.yml").write_text(yml)
+    (stage/"_quarto.yml").write_text(yml, encoding="utf-8")
 
 def render(quarto):
     "The builder's exit code, and the folder where it left the site."
@@ -163,7 +163,7 @@ def render(quarto):
 def strictly(cmd, at):
     "The exit code of a builder, what it says passed on; not 0 where it warned, which Quarto lets pass."
     warned = False
-    with subprocess.Popen(cmd, cwd=at, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as p:
+    with subprocess.Popen(cmd, cwd=at, encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as p:
         for line in p.stdout:
             print(line, end="", flush=True)
             warned |= bool(re.match(r"(\x1b\[[\d;]*m)*\s*\[?WARN", line))
@@ -172,7 +172,7 @@ def strictly(cmd, at):
 def self_contained(root):
     "Both builders' themes ask Google for a font; the site loads nothing from elsewhere."
     asks = r"""@import\s*(?:url\(\s*(['"]?)https?:[^)'"]*\1\s*\)|(['"])https?:.*?\2)[^;]*;"""
-    for p in root.rglob("*.css"):
+    for p in sorted(root.rglob("*.css")):
         css = p.read_text(encoding="utf-8")
         if (kept := re.sub(asks, "", css)) != css: p.write_text(kept, encoding="utf-8")
 
