@@ -1,5 +1,5 @@
 "A tiny study that nothing disturbed, and ways to start, stop and kill others like it."
-import ast, json, os, shutil, socket, sys, tempfile, time
+import ast, json, os, random, shutil, socket, sys, tempfile, time
 from pathlib import Path
 import pytest
 from filelock import FileLock
@@ -11,8 +11,25 @@ sys.path.insert(0, str(ROOT / "tools"))
 from ready import READY, Job, end
 
 LONG = ("test_site", "test_embeddings", "test_kill", "test_bad_input", "test_parallel") # first, or one worker waits for another
+SEED = os.environ.setdefault("CCD_TEST_SEED", str(random.SystemRandom().randrange(10**6))) # the workers find it there
 
-def pytest_collection_modifyitems(items): items.sort(key=lambda i: LONG.index(i.path.stem) if i.path.stem in LONG else len(LONG))
+def pytest_configure(config): config.addinivalue_line("markers", "numeric: computes numbers; tools/machines.py runs it under other kernels")
+
+def shuffled(items, seed):
+    "`items` in a random order: files first, then the tests of each file; the longest files stay in front."
+    rng, files = random.Random(seed), {}
+    for i in items: files.setdefault(i.path, []).append(i)
+    order = rng.sample(sorted(files), len(files))
+    order.sort(key=lambda p: LONG.index(p.stem) if p.stem in LONG else len(LONG))
+    return [i for p in order for i in rng.sample(files[p], len(files[p]))]
+
+def pytest_collection_modifyitems(items): items[:] = shuffled(items, SEED)
+
+def pytest_report_header(): return said_order()
+
+def pytest_terminal_summary(terminalreporter): terminalreporter.write_line(said_order()) # -q has no header
+
+def said_order(): return f"tests in a random order; this one again: CCD_TEST_SEED={SEED}"
 
 CHANGES = {"control.samples": 320, "control.batch_size": 8, "world.max_drawings": 320,
            "analysis.draws": 20, "run.checkpoint_minutes": 0.0}

@@ -440,7 +440,8 @@ def test_published_curves_are_the_tables():
     c = s.published_curves()
     a = c[c["quantity"] == "average"].set_index(["axis", "name", "x"])
     assert a.value["size", "CLIP", 6.450] == pytest.approx(52.97, abs=0.02) and a.value["samples", "Web-DINO", 1.0] == pytest.approx(51.02, abs=0.02)
-    assert a.value["samples", "Web-DINO", 2.0] == a.value["size", "Web-DINO", 6.450] and a.value["samples", "Web-DINO", 8.0] == a.value["pixels", "Web-DINO", 224.0]
+    assert a.value["samples", "Web-DINO", 2.0] == pytest.approx(a.value["size", "Web-DINO", 6.450], rel=1e-9)
+    assert a.value["samples", "Web-DINO", 8.0] == pytest.approx(a.value["pixels", "Web-DINO", 224.0], rel=1e-9)
     assert len(a) == sum((data("webssl_vqa").table == t).sum() for t in (6, 8, 10, 11, 12, 15)) and (c.groupby(["axis", "name", "quantity"]).x.is_monotonic_increasing).all()
     assert c.se.between(0.3, 1.5).all()
 
