@@ -1,21 +1,33 @@
-"""Everything CI runs: each step says what it found, all steps run, and the last line counts them."""
+"""Everything CI runs: each step says what it found, all steps run, and the last line counts them.
+
+The steps that use one core run one after the other beside the notebooks; what they say comes when they are over.
+"""
 import os, re, shutil, signal, subprocess, sys, tempfile, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT, BIN, LIMIT = Path(__file__).resolve().parents[1], Path(sys.executable).parent, 1200   # seconds for one step
 ENV = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", HF_HUB_OFFLINE="1", MPLBACKEND="agg",
            PYTHONHASHSEED="0", PYTHONUTF8="1", NO_COLOR="1")
 
+LANE = threading.local()
+
+def say(line):
+    "Print a line, or keep it while the step runs beside others."
+    if hasattr(LANE, "kept"): LANE.kept.append(line)
+    else: print(line, flush=True)
+
 def run(cmd, cwd=ROOT, **env):
-    "Exit code and output of `cmd`, shown as it comes; ended after LIMIT seconds with all it started."
+    "Exit code and output of `cmd`, said as it comes; ended after LIMIT seconds with all it started."
     p = subprocess.Popen(list(map(str, cmd)), cwd=cwd, env=ENV | env, encoding="utf-8", stdin=subprocess.DEVNULL, errors="replace",
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
-    def end():
-        print(f"stopped after {LIMIT} s", flush=True); os.killpg(p.pid, signal.SIGKILL)
-    timer, said = threading.Timer(LIMIT, end), []
+    late, said = threading.Event(), []
+    def end(): late.set(); os.killpg(p.pid, signal.SIGKILL)
+    timer = threading.Timer(LIMIT, end)
     timer.start()
     try:
-        for line in p.stdout: said.append(line); print("   ", line, end="", flush=True)
+        for line in p.stdout: said.append(line); say("    " + line.rstrip("\n"))
+        if late.is_set(): say(f"stopped after {LIMIT} s")
         return p.wait(), "".join(said)
     finally:
         timer.cancel()
@@ -44,7 +56,7 @@ def drift():
         before, rcs = contents(copy), [run([BIN/c], copy)[0] for c in ("nbdev_clean", "nbdev_export")]
         after = contents(copy)
     stale = [k for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
-    for k in stale: print(f"    {k}: out of step with the notebooks; run make export")
+    for k in stale: say(f"    {k}: out of step with the notebooks; run make export")
     return whole(stale or any(rcs) or not before)
 
 STEPS = {
@@ -55,14 +67,31 @@ STEPS = {
     "pytest": lambda: counted(*run([sys.executable, "-m", "pytest", "-q", "--timeout", "300", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "tests"])),
 }
 
+ASIDE = "notebooks and ccd/ agree", "README.md is current", "site" # one core
+
+def step(name):
+    "What a step found: its name, how many passed, how many failed, and its seconds."
+    say(f"== {name}")
+    t0 = time.time()
+    good, bad = STEPS[name]()
+    if good + bad == 0: say("    no test ran"); bad = 1
+    return name, good, bad, time.time() - t0
+
+def beside(names):
+    "What steps found that ran while others did; what a step said is shown once it is over."
+    rows = []
+    for s in names:
+        LANE.kept = []
+        try: rows.append(step(s))
+        finally: print(*LANE.kept, sep="\n", flush=True)
+    return rows
+
 def main():
     want = [s for s in STEPS if not sys.argv[1:] or any(w in s for w in sys.argv[1:])]
-    rows = []
-    for s in want:
-        print(f"== {s}", flush=True)
-        t0 = time.time(); good, bad = STEPS[s]()
-        if good + bad == 0: print("    no test ran"); bad = 1
-        rows.append((s, good, bad, time.time() - t0))
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(beside, [s for s in want if s in ASIDE])
+        rows = [step(s) for s in want if s.startswith("notebooks pass")] + others.result()
+    if "pytest" in want: rows.append(step("pytest")) # it looks at the site
     print()
     for s, good, bad, t in rows: print(f"{'FAIL' if bad else 'ok  '} {s:28} {good:4} passed {bad:4} failed {t:6.0f} s")
     good, bad = (sum(r[i] for r in rows) for i in (1, 2))
