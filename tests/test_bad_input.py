@@ -133,7 +133,6 @@ def small_disk(tmp_path):
     yield disk, lambda: mount("remount,size=64m")
     subprocess.run(["umount", "-l", disk], check=True)
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("command, out", [(["train", "clip"], "train/clip-0"), (["embed", "pixels:16", "--images", "gallery"], "embed/pixels/gallery")])
 def test_a_disk_that_is_really_full(small_disk, whole, command, out):
     disk, enlarge = small_disk
@@ -145,18 +144,16 @@ def test_a_disk_that_is_really_full(small_disk, whole, command, out):
     assert code == 0, said
     assert outputs(disk / "out") == outputs(whole / out)
 
-@pytest.mark.timeout(300)
 def test_control_c_in_training(whole, tmp_path):
     run = tmp_path / "run"
     args = ["train", "dino", *OPTIONS, "--run.checkpoint-minutes", 9, "--out", run]
     logged = lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text()
-    said, code = signal_when(start(*args), logged, signal.SIGINT, 0.05)
+    said, code = signal_when(start(*args), logged, signal.SIGINT)
     assert "nothing is lost: the same command goes on from here" in one_message(said, code)
     assert not (run / "manifest.json").exists() and step_of(run) >= 10
     said, code = finish(start(*args))
     assert code == 0 and outputs(run) == outputs(whole / "train/dino-0"), said
 
-@pytest.mark.timeout(300)
 def test_control_c_while_composing(cache, tmp_path):
     own, out = tmp_path / "cache", tmp_path / "out"
     own.mkdir(); (own / "emoji").symlink_to((cache / "emoji").resolve())
@@ -165,7 +162,6 @@ def test_control_c_while_composing(cache, tmp_path):
     assert "the same command goes on from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
     assert not [*own.rglob("*.tmp-*"), *out.rglob("*.tmp-*")] and not (out / "world").exists()
 
-@pytest.mark.timeout(300)
 def test_control_c_while_probing(whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
@@ -173,7 +169,7 @@ def test_control_c_while_probing(whole, tmp_path):
     before = contents(out)
     seen = lambda: any(out.glob(".probes.tmp-*"))
     p = start("study", *OPTIONS, "--out", out)
-    assert "the same command goes on from here" in one_message(*signal_when(p, seen, signal.SIGINT, 0.5, group=True))
+    assert "the same command goes on from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
     assert contents(out) == before
 
 def test_a_study_in_place_of_a_run_is_told_its_runs(tmp_path):

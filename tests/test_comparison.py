@@ -197,7 +197,6 @@ def test_colours_are_lent(names):
     with f.own_colors(names): assert f.color_of(names[0]) != f.color_of(names[1])
     assert f.COLORS == before
 
-@pytest.mark.timeout(300)
 def test_killed_in_the_middle(folder, tmp_path):
     import signal
     args = ["compare", "pixels:8", "colors:4", *OPTIONS, "--images", folder, "--beside", "--without", "interventions", "maps", "--out"]

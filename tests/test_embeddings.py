@@ -99,14 +99,12 @@ def ray_job(scenes, out, kill_after=None):
     if kill_after: thread.join(10)
     return killed
 
-@pytest.mark.timeout(240)
 def test_ray_with_a_killed_worker_makes_the_same_file(whole, scenes, tmp_path, local_ray, monkeypatch):
     monkeypatch.setattr(embeddings, "STRIDE", SMALL)
     out = tmp_path / "e"
     (parts_then,) = ray_job(scenes, out, kill_after=2)
     assert parts_then < len(scenes) // SMALL and same(out, whole)
 
-@pytest.mark.timeout(240)
 def test_ray_finishes_what_was_begun_here(whole, scenes, tmp_path, local_ray, monkeypatch):
     monkeypatch.setattr(embeddings, "STRIDE", 4 * SMALL)
     class Stop(Exception): pass

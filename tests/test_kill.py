@@ -7,7 +7,7 @@ from ccd.training import metrics, train
 from conftest import OPTIONS, STEPS, finish, outputs, signal_when, start, step_of
 
 rng = random.Random(3)
-TRAINING = sorted(rng.sample([(r, s) for r in ("clip-0", "dino-0") for s in range(1, STEPS)], 3))
+TRAINING = sorted(rng.sample([(r, s) for r in ("clip-0", "dino-0") for s in range(1, STEPS - 10)], 3)) # not so late that the end may come first
 
 def moments(out, cache):
     "What shows that a stage is under way, what shows that it is over, and a part of a step."
@@ -18,7 +18,6 @@ def moments(out, cache):
     for s in ("probes", "neighbors", "pairs"): yield lambda: any(out.glob(f".{s}.tmp-*")), out / s, 0
     yield lambda: (out / "report").exists(), out / "report.html", 0
 
-@pytest.mark.timeout(900)
 def test_killed_in_every_stage(tmp_path, cache, whole):
     out, own = tmp_path / "study", tmp_path / "cache"
     own.mkdir(); (own / "emoji").symlink_to((cache / "emoji").resolve())

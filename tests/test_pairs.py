@@ -247,7 +247,6 @@ def test_faiss_finds_most(probes, least):
     ids = lambda t: set(zip(t.direction, t.i, t.j))
     assert len(ids(exact) & ids(found)) >= least * 100
 
-@pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 def test_ray_finds_the_same(local_ray):
     a, b = vectors(2500, 16, 0), vectors(2500, 16, 1)

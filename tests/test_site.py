@@ -4,7 +4,6 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 import pytest
 
-pytestmark = pytest.mark.timeout(900) # all pages are read before the first test
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "_docs"
 

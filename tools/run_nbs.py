@@ -166,11 +166,11 @@ def main():
     p.add_argument("--check", action="store_true", help="compare with the stored outputs, change nothing")
     p.add_argument("--skip", action="append", default=[], help="a directive whose cells are left out, such as slow")
     p.add_argument("--workers", type=int, default=1)
-    p.add_argument("--timeout", type=float, help="seconds for one notebook (600; none where slow cells run)")
+    p.add_argument("--timeout", type=float, help="seconds for one notebook (1200; none where slow cells run)")
     a = p.parse_args()
     a.skip = set(a.skip)
     prepare(a.workers)
-    if a.timeout is None and "slow" in a.skip: a.timeout = 600
+    if a.timeout is None and "slow" in a.skip: a.timeout = 1200
     with ThreadPoolExecutor(a.workers) as pool: words = list(pool.map(lambda f: one(f, a), notebooks(a.files)))
     if "DIFF" in words: print("if the new outputs are right, store them: python tools/run_nbs.py --skip slow NOTEBOOK")
     good = words.count("ok")
