@@ -82,6 +82,12 @@ def step_of(run):
 
 def outputs(run): return json.loads((Path(run) / "manifest.json").read_text())["outputs"]
 
+@pytest.fixture(autouse=True)
+def same_chance():
+    "What a test draws does not hang on which tests ran before it."
+    random.seed(0)
+    if "torch" in sys.modules: sys.modules["torch"].manual_seed(0)
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
     "`once(name, make)`: the folder that `make` fills, called by the first test of all workers that asks for it."

@@ -6,11 +6,11 @@ from ccd.study import results, stage
 from ccd.training import metrics, train
 from conftest import OPTIONS, STEPS, finish, outputs, signal_when, start, step_of
 
-rng = random.Random(3)
-TRAINING = sorted(rng.sample([(r, s) for r in ("clip-0", "dino-0") for s in range(1, STEPS - 10)], 3)) # not so late that the end may come first
+TRAINING = sorted(random.Random(3).sample([(r, s) for r in ("clip-0", "dino-0") for s in range(1, STEPS - 10)], 3)) # not so late that the end may come first
 
 def moments(out, cache):
     "What shows that a stage is under way, what shows that it is over, and a part of a step."
+    rng = random.Random(5)
     yield lambda: any(cache.glob("corpora/gallery-*")), out / "world", 0
     for run, step in TRAINING:
         yield lambda: step_of(out / "train" / run) >= step, out / "train" / run / "manifest.json", rng.uniform(0, 0.03)
