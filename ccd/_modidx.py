@@ -586,6 +586,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                'ccd.neighbors._under': ('library/neighbors.html#_under', 'ccd/neighbors.py'),
                                'ccd.neighbors.aligned': ('library/neighbors.html#aligned', 'ccd/neighbors.py'),
                                'ccd.neighbors.atlas': ('library/neighbors.html#atlas', 'ccd/neighbors.py'),
+                               'ccd.neighbors.chance_purity': ('library/neighbors.html#chance_purity', 'ccd/neighbors.py'),
                                'ccd.neighbors.cka': ('library/neighbors.html#cka', 'ccd/neighbors.py'),
                                'ccd.neighbors.hubness': ('library/neighbors.html#hubness', 'ccd/neighbors.py'),
                                'ccd.neighbors.neighbor_table': ('library/neighbors.html#neighbor_table', 'ccd/neighbors.py'),

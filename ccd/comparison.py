@@ -203,8 +203,7 @@ def neighbor_stage(s: Sides, a: Analysis, folder: Path):
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
     pd.DataFrame(hubs).to_csv(folder / "hubness.csv", index=False)
     known = labels_of(s.items)
-    table = neighbor_table(s.vectors, known, k, a.draws, known=found) if known else pd.DataFrame(columns=["encoder", "label", "purity", "lo", "hi", "chance", "k"])
-    table.to_csv(folder / "purity.csv", index=False)
+    neighbor_table(s.vectors, known, k, a.draws, known=found).to_csv(folder / "purity.csv", index=False)
     for side, m in zip("ab", s.names): np.save(folder / f"neighbors-{side}.npy", found[m][:, :k])
     shutil.rmtree(room)
 
@@ -473,10 +472,12 @@ def _neighbor_section(f, s, out):
         body += f.png_tag(f.neighbor_grid(rows, near, partial(s.picture, size=64), k=min(5, near[s.names[0]].shape[1])), "nearest neighbours")
     if len(purity): body += f.table_tag(purity_table(f, purity))
     said = listed([f"{r.encoder} {r.skewness:.2f}" for r in hubs.itertuples()])
+    never = listed([f.FACTOR_NAMES.get(x, x) for x in labels_of(s.items) if x not in set(purity.label)])
     return dict(title="Whom does each put next to whom?", body=body,
         text='The share of neighbours that both name, for several numbers of neighbours.' + (
             ' On <a href="atlas.html">the twin atlas</a> both maps can be walked.' if (out / "atlas.html").exists() else ""),
-        note=f"Hubness, the skewness of how often a picture is a neighbour: {said}.")
+        note=f"Hubness, the skewness of how often a picture is a neighbour: {said}." + (
+            f" Not listed: {never}, which only pictures of one family share, and those are not counted as neighbours." if never else ""))
 
 def purity_table(f, purity) -> pd.DataFrame:
     "Labels down, encoders across."

@@ -56,6 +56,53 @@ def test_the_null_of_some_rows_has_the_expectation_of_all():
     every, some = (np.array([nb._under(a, b, o, most) for o in orders]) for most in (90, 20))
     assert abs(every.mean() - 10 / 89) < 0.001 and abs(some.mean() - 10 / 89) < 0.001 and some.std() > every.std()
 
+def labelled(seed, n=240, families=30):
+    "Labels that most rows lack and families share, one class of few rows, and families of unequal size."
+    rng = np.random.default_rng(seed)
+    family = np.sort(rng.choice(families, n, p=np.arange(1, families + 1) / (families * (families + 1) / 2)))
+    of_family = rng.choice(["cat", "dog", None], families, p=[0.4, 0.2, 0.4])
+    label = np.where(rng.random(n) < 0.7, of_family[family], rng.choice(["cat", "dog", None], n))
+    label[rng.choice(n, 3, replace=False)] = "rare"
+    return label, family
+
+def random_neighbors(rng, family, k): # as the statistic may find them: not the row itself, not of its family, each once
+    order = rng.random((len(family), len(family)))
+    order[family[:, None] == family] = 2
+    return np.argsort(order, axis=1)[:, :k]
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("own", [False, True]) # nothing is kept apart but the row itself
+def test_chance_of_purity_is_that_of_random_neighbors(seed, own):
+    label, family = labelled(seed)
+    if own: family = np.arange(len(label))
+    rng = np.random.default_rng(seed)
+    drawn = np.array([nb.purity(random_neighbors(rng, family, 20), label) for _ in range(60)])
+    chance = nb.chance_purity(label, family)
+    assert (np.isnan(chance) == pd.isna(label)).all()
+    for name in ("cat", "dog", "rare"): # each class, since an error of a small one does not show in the mean of all
+        of = drawn[:, label == name].mean(1)
+        assert abs(of.mean() - chance[label == name].mean()) < 4 * of.std(ddof=1) / len(of)**0.5
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chance_of_purity_is_its_definition(seed):
+    label, family = labelled(seed, 60, 8)
+    allowed = family[:, None] != family
+    want = ((label[:, None] == label) & allowed).sum(1) / allowed.sum(1)
+    assert np.allclose(nb.chance_purity(label, family), np.where(pd.isna(label), np.nan, want), equal_nan=True)
+
+def test_strangers_have_the_purity_of_chance(x):
+    label, family = labelled(3, 1500, 300)
+    e = toy(np.random.default_rng(1).normal(size=(1500, 24)), label=label, family=[f"f{k}" for k in family])
+    t = nb.neighbor_table(dict(a=e), ["label"], draws=200).iloc[0]
+    assert t.lo < t.chance < t.hi
+
+def test_what_no_neighbor_can_share_has_no_row(x):
+    family = [f"f{k % 20}" for k in range(200)]
+    e = toy(x, family=family, thing=family, half=["cat", "dog"] * 100, none=[None] * 200)
+    t = nb.neighbor_table(dict(a=e), ["thing", "half", "none"], draws=10)
+    assert t.label.tolist() == ["half"] and t.chance.iloc[0] == pytest.approx(90 / 190) # families are of one half: 9 others of it
+    assert nb.neighbor_table(dict(a=e), ["thing"]).columns.tolist() == t.columns.tolist()
+
 def hsic(x, y):
     K, L, n = x @ x.T, y @ y.T, len(x)
     np.fill_diagonal(K, 0); np.fill_diagonal(L, 0)
