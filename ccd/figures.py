@@ -556,13 +556,20 @@ def gap_table(
     differences: pd.DataFrame, # from `ccd.vqa.compare`, of one pair or more
     categories: dict,
 ) -> pd.DataFrame:
-    "Categories and subsets down, pairs across: the difference in points, with its interval; a star where it is there."
+    """Categories and subsets down, pairs across: the difference in points, with its interval.
+
+    The interval is over questions and seeds where the spread of seeds is known, else over questions alone. A star:
+    significant over both, of encoders that were trained more than once."""
     t, rows = _in_order(differences, categories)
-    cell = [f"{100 * d:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){'*' if p < 0.05 else ''}" if d == d else "–"
-            for d, lo, hi, p in t[["difference", "lo", "hi", "p_holm"]].values]
-    t = t.assign(pair=t.a + " − " + t.b, cell=cell)
-    wide = t.pivot(index="name", columns="pair", values="cell")
-    return wide.loc[rows, list(dict.fromkeys(t.pair))].rename_axis(index=None, columns=None)
+    pairs = list(dict.fromkeys(t.a + " − " + t.b))
+    wide = t.assign(pair=t.a + " − " + t.b, cell=[_gap(r) for r in t.to_dict("records")]).pivot(index="name", columns="pair", values="cell")
+    return wide.loc[rows, pairs].rename_axis(index=None, columns=None)
+
+def _gap(r): # one cell
+    if r["difference"] != r["difference"]: return "–"
+    lo, hi = (r["all_lo"], r["all_hi"]) if r["seeds_known"] else (r["lo"], r["hi"])
+    star = "*" if r["p_all_holm"] < 0.05 and r.get("above_baseline") != "neither" else ""
+    return f"{100 * r['difference']:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){star}"
 
 # %% ../nbs/library/23_figures.ipynb #5ca1f002
 def growth_grid(

@@ -7,11 +7,10 @@ __all__ = ['AXES', 'GRIDS', 'DRAWS', 'PROBED', 'INFORMATIVE', 'LEARNT', 'PROJECT
            'EXPONENTS', 'PARAMETERS', 'WEB_SSL', 'USUAL', 'HIDDEN', 'Point', 'Grid', 'find_grid', 'points',
            'settings_of', 'reckoned_flops', 'Run', 'runs', 'Measure', 'probes', 'masks', 'asked_of', 'by_category',
            'shared_reader', 'answers', 'whole_world', 'fingerprint_of', 'kept', 'measured', 'chosen', 'trained_before',
-           'scale', 'seal', 'dry', 'said', 'options_of', 'commands', 'read_results', 'progress', 'Estimate', 'weighted',
-           'spreads', 'Cell', 'cell', 'placed', 'on_axis', 'contrast', 'verdict', 'curves', 'doublings', 'gains',
-           'could_show', 'leads', 'effect', 'drawings_said', 'language_or_data', 'needed', 'fits', 'fitted',
-           'at_compute', 'Found', 'found', 'made', 'published_curves', 'published_gains', 'published_fits',
-           'published_costs', 'over_blind']
+           'scale', 'seal', 'dry', 'said', 'options_of', 'commands', 'read_results', 'progress', 'spreads', 'Cell',
+           'cell', 'placed', 'on_axis', 'contrast', 'verdict', 'curves', 'doublings', 'gains', 'leads', 'effect',
+           'drawings_said', 'language_or_data', 'needed', 'fits', 'fitted', 'at_compute', 'Found', 'found', 'made',
+           'published_curves', 'published_gains', 'published_fits', 'published_costs', 'over_blind']
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a005
 import fnmatch, math, os, re, shlex, shutil
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np
 import pandas as pd
-from scipy import stats as st
 from .core import (RECIPES, Settings, UserError, World, apply_recipe, content_hash, differences, find_recipe, from_plain, override,
                       plain, preset, read_json, read_manifest, run_settings, say, sealed, spare, stage, write_json, write_manifest)
-from .stats import cluster_draws, holm
+from .stats import Estimate, cluster_draws, could_show, holm, pooled_variance, t_test, weighted
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a007
 @dataclass(frozen=True)
@@ -425,45 +423,11 @@ def progress(grid: Grid, results) -> tuple[int, list[str]]: # runs that are meas
     names = [p.name for p in points(grid)]
     return sum(n in there for n in names), [n for n in names if n not in there]
 
-# %% ../nbs/library/28_scaling.ipynb #5ca1b004
-@dataclass(frozen=True)
-class Estimate:
-    "A number, what other test items would make of it, and what other seeds would."
-    value: float
-    draws: np.ndarray # [draws] bootstrap
-    seed_var: float = math.nan # variance over seeds; NaN where no place was run twice
-    df: float = 0.0 # degrees of freedom of that variance
-
-    def row(self) -> dict: # value, lo, hi: sampling; seed_lo, seed_hi; all_lo, all_hi, se, t
-        "The number with its intervals, 95 %."
-        own, v = float(np.std(self.draws, ddof=1)), self.seed_var
-        known = self.df > 0 and np.isfinite(v)
-        se = math.sqrt(own**2 + (v if known else 0.0))
-        df = se**4 / (v**2 / self.df) if known and v > 0 else math.inf
-        t, ts = (float(st.t.ppf(0.975, x)) for x in (df, self.df if known else 1))
-        half = ts * math.sqrt(v) if known else math.nan
-        lo, hi = np.quantile(self.draws, [0.025, 0.975])
-        return dict(value=self.value, lo=float(lo), hi=float(hi), seed_lo=self.value - half, seed_hi=self.value + half,
-                    all_lo=self.value - t * se, all_hi=self.value + t * se, se=se, t=t, df=df, seeds_known=known)
-
-def weighted(parts: list[tuple[float, Estimate]]) -> Estimate: # weight, independent in their seeds
-    "A weighted sum; test items are shared, seeds are not."
-    v = [(w * w * e.seed_var, e.df) for w, e in parts]
-    total = sum(x for x, _ in v)
-    below = sum(x * x / df for x, df in v if df > 0 and x > 0)
-    known = all(df > 0 for _, df in v)
-    return Estimate(sum(w * e.value for w, e in parts), sum(w * e.draws for w, e in parts), total if known else math.nan,
-                    (total**2 / below if below else math.inf) if known else 0.0)
-
 # %% ../nbs/library/28_scaling.ipynb #5ca1b005
 def spreads(table: pd.DataFrame) -> dict: # (recipe, metric) -> variance over seeds, degrees of freedom
     "How far seeds lie apart, pooled over the places that were run more than once."
-    out = {}
-    for key, t in table.groupby(["recipe", "metric"]):
-        runs = [g.estimate.values for _, g in t.groupby(list(AXES)) if len(g) > 1]
-        df = sum(len(g) - 1 for g in runs)
-        out[key] = (sum(((g - g.mean())**2).sum() for g in runs) / df if df else math.nan, df)
-    return out
+    return {key: pooled_variance([g.estimate.values for _, g in t.groupby(list(AXES))])
+            for key, t in table.groupby(["recipe", "metric"])}
 
 class Cell(NamedTuple):
     "One place of a grid, its seeds together."
@@ -545,10 +509,6 @@ def gains(table: pd.DataFrame, centre: dict, margin: float = MARGIN) -> pd.DataF
                         dict(shows=could_show(r), plateau=verdict(r, margin)))
     return pd.DataFrame(rows)
 
-def could_show(row: dict, power: float = 0.8) -> float:
-    "The smallest gain that would be told from none with this chance."
-    return float((row["t"] + st.t.ppf(power, row["df"])) * row["se"])
-
 # %% ../nbs/library/28_scaling.ipynb #5ca1b010
 def leads(table: pd.DataFrame, centre: dict, a: str = "clip", b: str = "dino") -> tuple[pd.DataFrame, pd.DataFrame]: # each value; each axis
     "a minus b along each axis, and what a doubling changes in it."
@@ -577,7 +537,7 @@ def effect(table: pd.DataFrame, centre: dict, metric: str, parts: list[tuple], #
     at = [placed(table, r, metric, centre | where) for _, r, where in parts]
     if not all(len(t) for t in at): return None
     row = contrast([cell(t) for t in at], [w for w, *_ in parts], spreads(table)).row()
-    return row | dict(p=float(2 * st.t.sf(abs(row["value"]) / row["se"], row["df"])) if row["se"] else math.nan)
+    return row | dict(p=t_test(row))
 
 def drawings_said(grid: Grid) -> tuple[str, str]: # such as `1/8 of the drawings`, `8 times the drawings`
     few = min(grid.axes["drawings"])

@@ -4,9 +4,12 @@
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'mcnemar_exact', 'sign_flip', 'paired_test', 'holm', 'gap_power', 'smallest_gap', 't_interval',
-           'cluster_draws', 'paired_bootstrap', 'cluster_bootstrap', 'pair_weights', 'node_sums', 'node_bootstrap']
+           'pooled_variance', 'Estimate', 'weighted', 't_test', 'could_show', 'cluster_draws', 'paired_bootstrap',
+           'cluster_bootstrap', 'pair_weights', 'node_sums', 'node_bootstrap']
 
 # %% ../nbs/library/01_stats.ipynb #df460a5b
+import math
+from dataclasses import dataclass
 import numpy as np
 from scipy import stats as st
 
@@ -111,6 +114,58 @@ def t_interval(
     if k < 2: return mean, float("nan"), float("nan")
     half = float(st.t.ppf((1 + level) / 2, k - 1) * x.std(ddof=1) / k**0.5)
     return mean, mean - half, mean + half
+
+# %% ../nbs/library/01_stats.ipynb #75dccb78
+def pooled_variance(
+    groups: list, # of [k] arrays, the same number from k seeds
+) -> tuple[float, int]: # variance within groups, degrees of freedom; NaN and 0 where no group has two
+    "How far seeds lie apart, pooled over all that was run more than once."
+    many = [np.asarray(g, float) for g in groups if len(g) > 1]
+    df = sum(len(g) - 1 for g in many)
+    return (sum(((g - g.mean())**2).sum() for g in many) / df if df else math.nan), df
+
+@dataclass(frozen=True)
+class Estimate:
+    "A number, what other test items would make of it, and what other seeds would."
+    value: float
+    draws: np.ndarray # [draws] bootstrap
+    seed_var: float = math.nan # variance over seeds; NaN where nothing was run twice
+    df: float = 0.0 # degrees of freedom of that variance
+
+    def row(self) -> dict: # value, lo, hi: sampling; seed_lo, seed_hi; all_lo, all_hi, se, t
+        "The number with its intervals, 95 %."
+        own, v = float(np.std(self.draws, ddof=1)), self.seed_var
+        known = self.df > 0 and np.isfinite(v)
+        se = math.sqrt(own**2 + (v if known else 0.0))
+        df = se**4 / (v**2 / self.df) if known and v > 0 else math.inf
+        t, ts = (float(st.t.ppf(0.975, x)) for x in (df, self.df if known else 1))
+        half = ts * math.sqrt(v) if known else math.nan
+        lo, hi = np.quantile(self.draws, [0.025, 0.975])
+        return dict(value=self.value, lo=float(lo), hi=float(hi), seed_lo=self.value - half, seed_hi=self.value + half,
+                    all_lo=self.value - t * se, all_hi=self.value + t * se, se=se, t=t, df=df, seeds_known=known)
+
+def weighted(parts: list[tuple[float, Estimate]]) -> Estimate: # weight, independent in their seeds
+    "A weighted sum; test items are shared, seeds are not."
+    v = [(w * w * e.seed_var, e.df) for w, e in parts]
+    total = sum(x for x, _ in v)
+    below = sum(x * x / df for x, df in v if df > 0 and x > 0)
+    known = all(df > 0 for _, df in v)
+    return Estimate(sum(w * e.value for w, e in parts), sum(w * e.draws for w, e in parts), total if known else math.nan,
+                    (total**2 / below if below else math.inf) if known else 0.0)
+
+# %% ../nbs/library/01_stats.ipynb #601ee62d
+def t_test(
+    row: dict, # of `Estimate.row`
+) -> float: # two-sided p-value; NaN where nothing varies
+    "Is the number zero, by questions and seeds together?"
+    return float(2 * st.t.sf(abs(row["value"]) / row["se"], row["df"])) if row["se"] else math.nan
+
+def could_show(
+    row: dict, # of `Estimate.row`
+    power: float = 0.8, # chance to see it
+) -> float: # in units of the value; NaN where nothing varies
+    "The smallest difference from zero that would be significant with this chance."
+    return float((row["t"] + st.t.ppf(power, row["df"])) * row["se"]) if row["se"] else math.nan
 
 # %% ../nbs/library/01_stats.ipynb #965f16b2
 AT_ONCE = 4_000_000 # multiplicities held, draws times clusters

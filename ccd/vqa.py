@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VMCBENCH', 'CAMBRIAN', 'LETTERS', 'COLUMNS', 'LETTER', 'PHRASE', 'SHORT', 'ARTICLE', 'RULES', 'NUMBERS',
            'CONTRACTIONS', 'PERCEPTION', 'MMVP_LABELS', 'BENCHMARKS', 'Loaded', 'ANSWER_COLUMNS', 'Scores',
-           'CONVENTIONS', 'SEEN', 'Log', 'NEED_OPTIONS', 'NOT_NOTES', 'schema', 'options_of', 'fault', 'has_image',
+           'CONVENTIONS', 'COMPARED', 'Log', 'NEED_OPTIONS', 'NOT_NOTES', 'schema', 'options_of', 'fault', 'has_image',
            'check_questions', 'check_ids', 'listed', 'Benchmark', 'prompt', 'find_benchmark', 'parse',
            'parse_published', 'rule', 'tail', 'tail_published', 'bare_letter', 'number', 'plainly', 'letter',
            'coin_toss', 'first_letter', 'letter_or_text', 'exact', 'yes_no', 'near', 'relaxed', 'relaxed_plain',
@@ -14,8 +14,9 @@ __all__ = ['VMCBENCH', 'CAMBRIAN', 'LETTERS', 'COLUMNS', 'LETTER', 'PHRASE', 'SH
            'rotations', 'load_questions', 'counted', 'question_of', 'picture_id', 'answer_table', 'rule_of',
            'find_rule', 'scored', 'coverage', 'scored_units', 'check_pairs', 'check_answers', 'aligned', 'leaf_of',
            'resampled', 'rolled', 'summary', 'ends', 'point', 'leaves_of', 'over', 'check_left_out', 'made_answers',
-           'conventions', 'compare', 'two_sides', 'weights', 'p_value', 'discordance', 'verdict', 'over_floor',
-           'informative', 'read_log', 'told_by', 'several', 'maps_of', 'report', 'gathered', 'write_tables']
+           'conventions', 'compare', 'spreads', 'two_sides', 'weights', 'p_value', 'discordance', 'verdict',
+           'over_floor', 'with_baselines', 'informative', 'read_log', 'told_by', 'several', 'maps_of', 'report',
+           'gathered', 'write_tables']
 
 # %% ../nbs/library/20_vqa.ipynb #9e1424b7
 import ast, base64, hashlib, json, random, re
@@ -33,7 +34,7 @@ from scipy import stats as st
 from .core import (UserError, atomic, cache_dir, content_hash, cores, say,
                       write_json)
 from .questions import CATEGORIES as EMOJIVMC
-from .stats import holm, paired_test, sign_flip, t_interval
+from .stats import Estimate, could_show, holm, paired_test, pooled_variance, sign_flip, t_test
 
 # %% ../nbs/library/20_vqa.ipynb #41ba1c3e
 VMCBENCH = { # Zhang et al. (2025), as lmms-eval and VLMEvalKit have it
@@ -966,57 +967,93 @@ def compare(
     left_out: tuple = (), # leaves that no average counts
     partial: bool = False,
     common: bool = False, # only questions that both answered
+    paired: bool = False, # is each seed of `b` the very run of `a`, such as without the image?
+    spread: dict | None = None, # from `spreads`; by default of these two
     draws: int = 10_000,
-    level: float = 0.95, # coverage
 ) -> pd.DataFrame: # a row per subset, category and overall number
     "How far apart two encoders are, how sure that is, and what it is about."
     check_left_out(left_out, categories)
-    s, seeds = two_sides(answers, a, b, categories, common)
+    how = dict(left_out=left_out, partial=partial)
+    spread = spread or spreads(answers, [a] if paired else [a, b], categories, {a: b} if paired else {},
+                               common=common, **how)
+    s, runs = two_sides(answers, a, b, categories, common, paired)
     s.values[np.isnan(s.values).any(1)] = np.nan # what one lacks is compared for none
-    x = s.values.reshape(len(s.values), 2, len(seeds)).mean(2) # [units, 2]
-    by_seed = rolled(*point(s), s.cells, categories, left_out, partial)
-    pair = s._replace(values=x, models=[(a, 0), (b, 0)])
-    one = rolled(*point(pair), s.cells, categories, left_out, partial)
-    many = rolled(*resampled(pair, draws), s.cells, categories, left_out, partial)
-    rows = []
-    for key, (first, second) in one.items():
-        known = not np.isnan(first - second) # unless a subset is missing
-        drawn = many[key][:, 0] - many[key][:, 1]
-        lo, hi = ends(drawn, level)
-        apart = np.subtract(*by_seed[key].reshape(2, len(seeds)))
-        _, seed_lo, seed_hi = t_interval(apart, level)
-        p = p_value(key, pair, len(seeds), categories, left_out, draws)
-        rows.append(dict(zip(("level", "name", "convention"), key), a=a, b=b,
-            score_a=first, score_b=second, difference=first - second, lo=lo, hi=hi,
-            p=p if known else np.nan,
-            could_show=SEEN * np.nanstd(drawn) if known else np.nan,
-            discordant=discordance(key, pair, categories, left_out),
-            seeds=len(seeds), seed_lo=seed_lo, seed_hi=seed_hi,
-            **over(key, pair, [0, 1], categories, left_out, partial)))
-    t = pd.DataFrame(rows)
-    corrected = t.groupby(t.level + t.convention).p.transform(holm) # a family each
-    t.insert(t.columns.get_loc("p") + 1, "p_holm", corrected)
+    sides = [s.values[:, :runs[0]].mean(1), s.values[:, runs[0]:].mean(1)]
+    pair = s._replace(values=np.stack(sides, 1), models=[(a, 0), (b, 0)])
+    one, many = (rolled(*x, s.cells, categories, **how) for x in (point(pair), resampled(pair, draws)))
+    about = lambda key: over(key, pair, [0, 1], categories, left_out, partial)
+    t = pd.DataFrame([dict(zip(("level", "name", "convention"), key), a=a, b=b,
+        p=p_value(key, pair, runs, categories, left_out, draws),
+        discordant=discordance(key, pair, categories, left_out), runs_a=runs[0], runs_b=runs[1],
+        paired=paired, **about(key)) for key in one])
+    found = [_difference(one[k], many[k], d, runs, paired, spread[k])
+             for k, d in zip(one, t.discordant)]
+    return _tested(t, pd.DataFrame(found))
+
+# %% ../nbs/library/20_vqa.ipynb #aee82913
+def _difference(one, many, discordant, runs, paired, spread): # of one number; questions and seeds in its error
+    (first, second), (var, df) = one, spread
+    drawn = many[:, 0] - many[:, 1]
+    drawn = drawn[~np.isnan(drawn)] if discordant else np.zeros(2) # a draw may hold none of a subset
+    if np.isnan(first - second): drawn = np.full(2, np.nan)
+    per_run = 1 / runs[0] + (0 if paired else 1 / runs[1])
+    r = Estimate(first - second, drawn, per_run * var, df).row()
+    several = min(runs) > 1 and r["seeds_known"]
+    return dict(score_a=first, score_b=second, difference=r["value"]) | {
+        k: r[k] for k in ("lo", "hi", "all_lo", "all_hi", "seed_lo", "seed_hi", "seeds_known")} | dict(
+        p_all=t_test(r) if several else np.nan, could_show=could_show(r) if discordant else np.nan)
+
+COMPARED = ("level name convention a b score_a score_b difference lo hi p p_holm all_lo all_hi p_all "
+            "p_all_holm could_show discordant runs_a runs_b paired seeds_known seed_lo seed_hi questions "
+            "clusters subsets missing left_out note").split()
+
+def _tested(t, found): # both in one table; what is not known has no p; Holm's method, a family each
+    t = pd.concat([t, found], axis=1)
+    t.loc[t.difference.isna(), "p"] = np.nan
+    for p in ("p", "p_all"): t[f"{p}_holm"] = t.groupby(t.level + t.convention)[p].transform(holm)
+    t = t[COMPARED]
     return t.assign(verdict=[verdict(r) for r in t.to_dict("records")])
 
-SEEN = float(st.norm.ppf(0.975) + st.norm.ppf(0.8)) # standard errors of 80 % power
+# %% ../nbs/library/20_vqa.ipynb #d1e12007
+def spreads(
+    answers: pd.DataFrame,
+    encoders: list[str], # whose seeds lie equally far apart, it is taken
+    categories: dict, # category -> leaves
+    less: dict | None = None, # encoder -> what is subtracted run by run, such as "clip blind"
+    left_out: tuple = (),
+    partial: bool = False,
+    common: bool = False,
+) -> dict: # (level, name, convention) -> variance over seeds, degrees of freedom
+    "How far seeds lie apart in every number, pooled over encoders. NaN and 0 where no two runs differ."
+    less = less or {}
+    s = aligned(answers[answers.encoder.isin({*encoders, *less.values()})], categories, common)
+    one = rolled(*point(s), s.cells, categories, left_out, partial)
+    at = {m: k for k, m in enumerate(s.models)}
+    def runs(e, x): # what each run of an encoder scores
+        seeds = [k for name, k in s.models if name == e]
+        if e not in less: return np.array([x[at[e, k]] for k in seeds])
+        return np.array([x[at[e, k]] - x[at[less[e], k]] for k in seeds if (less[e], k) in at])
+    def pooled(x):
+        var, df = pooled_variance([g for e in encoders if not np.isnan(g := runs(e, x)).any()])
+        return (var, df) if var > 0 else (np.nan, 0)
+    return {key: pooled(x) for key, x in one.items()}
 
 # %% ../nbs/library/20_vqa.ipynb #cfc7c025
-def two_sides(answers, a, b, categories, common): # Scores of a's seeds, then b's; the seeds
-    of = lambda e: set(answers.seed[answers.encoder == e])
+def two_sides(
+    answers, a, b, categories, common,
+    paired=False, # only the seeds of both
+): # Scores of a's seeds, then of b's; how many there are of each
+    of = {e: set(answers.seed[answers.encoder == e]) for e in (a, b)}
     for e in (a, b):
-        if not of(e):
-            raise UserError(f"no answers of {e!r}: there are {listed(answers.encoder.unique())}")
-    seeds = sorted(of(a) & of(b))
-    if not seeds:
-        if len(of(a)) > 1 or len(of(b)) > 1:
-            raise UserError(f"{a} and {b} have no seed in common: {sorted(of(a))}, {sorted(of(b))}")
-        answers, seeds = answers.assign(seed=0), [0] # two checkpoints, whatever their seeds
-    spare = sorted((of(a) | of(b)) - set(seeds))
-    if spare and len(seeds): say(f"{a} and {b}: seeds {listed(spare)} are not in both, left out")
-    s = aligned(answers[answers.encoder.isin([a, b]) & answers.seed.isin(seeds)],
-                categories, common)
-    order = [s.models.index((e, k)) for e in (a, b) for k in seeds]
-    return s._replace(values=s.values[:, order], models=[s.models[k] for k in order]), seeds
+        if not of[e]: raise UserError(f"no answers of {e!r}: there are {listed(answers.encoder.unique())}")
+    if paired and not of[a] & of[b]:
+        raise UserError(f"{a} and {b} have no seed in common: {sorted(of[a])}, {sorted(of[b])}")
+    order = [(e, k) for e in (a, b) for k in sorted(of[a] & of[b] if paired else of[e])]
+    own = pd.MultiIndex.from_frame(answers[["encoder", "seed"]]).isin(order)
+    s = aligned(answers[own], categories, common)
+    at = [s.models.index(m) for m in order]
+    n = sum(e == a for e, _ in order)
+    return s._replace(values=s.values[:, at], models=order), (n, len(order) - n)
 
 def weights(key, s, categories, left_out): # [units] of a number as a sum over units
     _, used = leaves_of(key, categories, left_out)
@@ -1028,13 +1065,13 @@ def weights(key, s, categories, left_out): # [units] of a number as a sum over u
         w = there / (alike * c.n)
     return w.values[s.cell]
 
-def p_value(key, s, seeds, categories, left_out, draws):
+def p_value(key, s, runs, categories, left_out, draws):
     w = weights(key, s, categories, left_out)
     on = (w > 0) & ~np.isnan(s.values).any(1)
     if not on.any(): return float("nan")
     x, w, cluster = s.values[on], w[on], s.cluster[on]
     alone = key[0] == "subset" and len(np.unique(s.cell[on])) == 1
-    if alone and seeds == 1 and np.isin(x, (0, 1)).all():
+    if alone and max(runs) == 1 and np.isin(x, (0, 1)).all():
         return paired_test(x[:, 0] == 1, x[:, 1] == 1, cluster, draws)
     w = w / w.max()
     return sign_flip(w * x[:, 0], w * x[:, 1], cluster, draws)
@@ -1053,14 +1090,19 @@ def verdict(
     if np.isnan(row["difference"]):
         if row['left_out'] and not row['missing']: return "not known: no subset is informative"
         return f"not known: {row['missing'] or 'every subset'} is missing"
-    if not row["p_holm"] < alpha:
-        return (f"not told apart ({points}; {row['questions']} questions could have "
-                f"shown {100 * row['could_show']:.1f})")
+    if row.get("above_baseline") == "neither": return "no verdict: neither is above its own no-image baseline"
+    if not row["p_holm"] < alpha and not row["p_all_holm"] < alpha:
+        return f"no significant difference ({points}; {_power(row)})"
     leads = f"{row['a'] if row['difference'] > 0 else row['b']} leads by {points}"
-    if row["seeds"] < 3: return f"{leads}: these two checkpoints"
-    if row["seed_lo"] > 0 or row["seed_hi"] < 0:
-        return f"{leads}: over {row['seeds']} seeds"
-    return f"{leads} on these checkpoints; over {row['seeds']} seeds not shown"
+    runs = row["runs_a"], row["runs_b"]
+    if row["p_all_holm"] < alpha: return f"{leads}: over {' and '.join(map(str, dict.fromkeys(runs)))} seeds"
+    if max(runs) == 1: return f"{leads}: {'this checkpoint' if row['paired'] else 'these two checkpoints'}"
+    if min(runs) > 1: return f"{leads} on these checkpoints; not significant over {' and '.join(map(str, dict.fromkeys(runs)))} seeds"
+    return f"{leads} on these checkpoints; {row['a'] if runs[0] == 1 else row['b']} was trained once"
+
+def _power(row): # what could have been found
+    if np.isnan(row["could_show"]): return "what could have been shown cannot be said, since the two answer alike"
+    return f"{row['questions']} questions could have shown {100 * row['could_show']:.1f}"
 
 # %% ../nbs/library/20_vqa.ipynb #e7dc5e70
 def over_floor(
@@ -1069,9 +1111,26 @@ def over_floor(
     categories: dict,
     **how, # more of `compare`
 ) -> pd.DataFrame: # as `compare`
-    "How far each encoder is above its floor."
-    return pd.concat([compare(answers, e, f, categories, **how)
+    "How far each encoder is above its floor: the same runs, asked twice."
+    shown = {k: v for k, v in how.items() if k in ("left_out", "partial", "common")}
+    spread = spreads(answers, list(floors), categories, floors, **shown)
+    return pd.concat([compare(answers, e, f, categories, paired=True, spread=spread, **how)
                       for e, f in floors.items()], ignore_index=True)
+
+def with_baselines(
+    differences: pd.DataFrame, # of `compare`
+    above: pd.DataFrame, # of `over_floor`
+) -> pd.DataFrame: # with `above_baseline`: which of the two is, or "neither"; and its verdicts
+    "Where neither encoder is above its own no-image baseline, the image was not used, and no verdict is given."
+    low = above.all_lo.where(above.seeds_known, above.lo)
+    of = dict(zip(zip(above.a, above.level, above.name, above.convention), low > 0))
+    def which(r):
+        sides = [of.get((e, r["level"], r["name"], r["convention"])) for e in (r["a"], r["b"])]
+        if None in sides: return ""
+        return " and ".join(e for e, x in zip((r["a"], r["b"]), sides) if x) or "neither"
+    rows = differences.drop(columns="verdict").to_dict("records")
+    t = differences.assign(above_baseline=[which(r) for r in rows]).drop(columns="verdict")
+    return t.assign(verdict=[verdict(r) for r in t.to_dict("records")])
 
 def informative(
     answers: pd.DataFrame,
@@ -1081,7 +1140,7 @@ def informative(
     **how, # more of `compare`
 ) -> pd.DataFrame: # subset, ceiling, blind, gap, lo, hi, informative
     "Which subsets can tell encoders apart at all."
-    t = compare(answers, ceiling, blind, categories, **how)
+    t = compare(answers, ceiling, blind, categories, paired=True, **how)
     t = t[t.level == "subset"].rename(columns=dict(
         name="subset", score_a="ceiling", score_b="blind", difference="gap"))
     columns = ["subset", "ceiling", "blind", "gap", "lo", "hi", "informative"]
@@ -1286,10 +1345,12 @@ def report(
         pairs = [(a, b) for k, a in enumerate(names) for b in names[k + 1:]]
         tables[f"summary {name}"] = summary(t, m, **how)
         tables[f"conventions {name}"] = conventions(t, m, common)
-        found = [compare(t, a, b, m, **how) for a, b in pairs]
-        if found: tables[f"differences {name}"] = pd.concat(found, ignore_index=True)
         above = {e: f for e, f in (floors or {}).items() if {e, f} <= set(names)}
         if above: tables[f"over the floor {name}"] = over_floor(t, above, m, **how)
+        found = [compare(t, a, b, m, **how) for a, b in pairs]
+        if found: tables[f"differences {name}"] = pd.concat(found, ignore_index=True)
+        if found and above:
+            tables[f"differences {name}"] = with_baselines(tables[f"differences {name}"], tables[f"over the floor {name}"])
     write_tables(tables, out, {n: m for n, (m, _) in maps.items()})
     return tables
 

@@ -3,9 +3,11 @@ import base64, io, itertools, json, random
 import numpy as np, pandas as pd, pytest
 from datasets import Dataset, Image as ImageFeature, List
 from PIL import Image
+from scipy import stats as st
 from ccd import vqa
 from ccd.core import UserError
-from ccd.stats import gap_power, holm, mcnemar_exact, paired_bootstrap, sign_flip, smallest_gap, t_interval
+from ccd.stats import (Estimate, cluster_draws, gap_power, holm, mcnemar_exact, paired_bootstrap, pooled_variance, sign_flip,
+                       smallest_gap, t_interval, t_test)
 from ccd.vqa import (BENCHMARKS, CAMBRIAN, CONVENTIONS, RULES, VMCBENCH, answer_table, check_questions, compare,
                      conventions, coverage, informative, load_questions, made_answers, over_floor, parse,
                      parse_published, prompt, read_log, report, resampled, rolled, summary, verdict)
@@ -531,28 +533,89 @@ def seeds(n, gap, noise=0.0):
     return pd.concat([some(s, dict(a=200, b=200, c=200), x=0.5 + gap / 2 + noise * rng.normal(), y=0.5 - gap / 2 + noise * rng.normal())
                       .assign(seed=s, cluster=lambda t: t.question_id.astype(str)) for s in range(n)])
 
-def test_seeds_give_a_t_interval_and_the_verdict_says_what_it_is_about():
-    a = seeds(4, 0.2)
-    t = compare(a, "x", "y", MAP, draws=500).set_index(["name", "convention"])
-    per = a.groupby(["encoder", "seed", "subset"]).score.mean().groupby(["encoder", "seed"]).mean()
-    d = (per["x"] - per["y"]).values
-    r = t.loc[("overall", "macro")]
-    assert [r.difference, r.seed_lo, r.seed_hi] == pytest.approx(t_interval(d)) and r.seeds == 4
-    assert r.verdict == f"x leads by {100 * d.mean():.1f} points: over 4 seeds"
-    two = compare(a[a.seed < 2], "x", "y", MAP, draws=500).set_index(["name", "convention"]).loc[("overall", "macro")]
-    assert "these two checkpoints" in two.verdict and two.seeds == 2
-    wild = compare(seeds(3, 0.15, 0.3), "x", "y", MAP, draws=500).set_index(["name", "convention"]).loc[("overall", "macro")]
-    assert wild.verdict.endswith("over 3 seeds not shown") and wild.p < 0.05
-    tie = compare(seeds(1, 0.0), "x", "y", MAP, draws=500).set_index(["name", "convention"]).loc[("overall", "macro")]
-    assert tie.verdict.startswith("not told apart") and np.isnan(tie.seed_lo)
+def overall(*a, **k): return compare(*a, draws=500, **k).set_index(["name", "convention"]).loc[("overall", "macro")]
 
-def test_seeds_without_a_common_one():
-    a = seeds(2, 0.1)
-    one = pd.concat([a[(a.encoder == "x") & (a.seed == 0)], a[(a.encoder == "y") & (a.seed == 0)].assign(seed=7)])
-    assert (compare(one, "x", "y", MAP, draws=50).seeds == 1).all()
-    with pytest.raises(UserError, match="no seed in common"):
-        compare(a.assign(seed=a.seed + 10 * (a.encoder == "y")), "x", "y", MAP)
+def means(a): # of each encoder's seeds, the mean of its subsets
+    per = a.groupby(["encoder", "seed", "subset"]).score.mean().groupby(["encoder", "seed"]).mean()
+    return per["x"].values, per["y"].values
+
+def test_seeds_give_the_interval_of_two_samples_and_the_verdict_says_what_it_is_about():
+    a = seeds(4, 0.2)
+    x, y = means(a)
+    r, want = overall(a, "x", "y", MAP), st.ttest_ind(x, y).confidence_interval()
+    assert [r.difference, r.seed_lo, r.seed_hi] == pytest.approx([x.mean() - y.mean(), *want]) and (r.runs_a, r.runs_b) == (4, 4)
+    assert r.all_lo < r.lo and r.all_hi > r.hi and r.verdict == f"x leads by {100 * (x.mean() - y.mean()):.1f} points: over 4 seeds"
+    wild = overall(seeds(3, 0.15, 0.3), "x", "y", MAP)
+    assert wild.verdict.endswith("on these checkpoints; not significant over 3 seeds") and wild.p < 0.05 < wild.p_all
+    tie = overall(seeds(1, 0.0), "x", "y", MAP)
+    assert tie.verdict.startswith("no significant difference") and np.isnan(tie.seed_lo) and np.isnan(tie.p_all)
+    assert overall(seeds(1, 0.3), "x", "y", MAP).verdict.endswith(": these two checkpoints")
+
+def test_the_error_is_that_of_questions_and_of_seeds():
+    a = seeds(3, 0.1, 0.05)
+    x, y = means(a)
+    r = overall(a, "x", "y", MAP)
+    w = a.groupby(["encoder", "subset", "question_id"]).score.mean().unstack("encoder")
+    items = sum(np.var(d.x - d.y) / len(d) for _, d in w.groupby("subset")) / 9 # three subsets weigh alike
+    v = (np.var(x, ddof=1) + np.var(y, ddof=1)) / 2 * (1 / 3 + 1 / 3)
+    se = (items + v)**0.5
+    half = st.t.ppf(0.975, se**4 / (v**2 / 4)) * se # Satterthwaite; four degrees of freedom are known
+    assert r.all_hi - r.difference == pytest.approx(half, rel=0.08) == r.difference - r.all_lo # 500 draws tell a spread to 3 %
+    assert r.p_all == pytest.approx(2 * st.t.sf(r.difference / se, se**4 / (v**2 / 4)), rel=0.3)
+
+def test_runs_of_one_recipe_are_rarely_called_two_recipes():
+    "Two recipes that are one, whose runs lie two to four points apart: what questions alone make of it, and what both do."
+    rng, alone, both = np.random.default_rng(0), 0, 0
+    for k in range(300):
+        hard, runs = rng.normal(size=250), 0.1 * rng.normal(size=6)
+        right = (0.6**0.5 * hard[:, None] + 0.4**0.5 * rng.normal(size=(250, 6)) < runs).astype(float) # of x, then of y
+        d, (v, df) = right[:, :3].mean(1) - right[:, 3:].mean(1), pooled_variance(right.mean(0).reshape(2, 3))
+        r = Estimate(d.mean(), cluster_draws(d, np.arange(250), 200, k)[1], v * 2 / 3, df).row()
+        alone, both = alone + (r["lo"] > 0 or r["hi"] < 0), both + (t_test(r) < 0.05)
+    assert alone > 45 and both <= 24 # 15 of 300 are 5 %, and more than 24 have a chance of 1 %
+
+def test_an_encoder_of_one_run_is_compared_with_the_mean_of_the_others_runs_and_is_not_significant():
+    a = seeds(3, 0.3)
+    one = a[(a.encoder == "x") | (a.seed == 1)]
+    x, y = means(one)
+    for t in (one, one.assign(seed=one.seed + 10 * (one.encoder == "y"))): # whatever its number
+        r = overall(t, "x", "y", MAP)
+        assert r.difference == pytest.approx(x.mean() - y[0]) and (r.runs_a, r.runs_b) == (3, 1)
+        assert r.seeds_known and r.all_lo < r.lo and np.isnan(r.p_all_holm) and r.verdict.endswith("on these checkpoints; y was trained once")
+    known = vqa.spreads(a, ["x", "y"], MAP) # how far runs lie apart, from all that were trained more than once
+    assert overall(one, "x", "y", MAP, spread=known).seed_hi - r.difference == pytest.approx(
+        st.t.ppf(0.975, 4) * (known["overall", "overall", "macro"][0] * (1 + 1 / 3))**0.5)
     with pytest.raises(UserError, match="no answers of 'z'"): compare(a, "x", "z", MAP)
+
+def test_a_model_without_the_image_is_the_same_run():
+    a = seeds(3, 0.2, 0.1)
+    x, y = means(a)
+    r = overall(a, "x", "y", MAP, paired=True)
+    assert [r.difference, r.seed_lo, r.seed_hi] == pytest.approx(t_interval(x - y))
+    assert over_floor(a, dict(x="y"), MAP, draws=500).set_index(["name", "convention"]).seed_lo["overall", "macro"] == pytest.approx(r.seed_lo)
+    assert overall(a[a.seed == 0], "x", "y", MAP, paired=True).verdict.endswith("points: this checkpoint")
+    with pytest.raises(UserError, match="no seed in common"): compare(a.assign(seed=a.seed + 10 * (a.encoder == "y")), "x", "y", MAP, paired=True)
+
+def test_of_answers_that_are_all_alike_no_power_is_said():
+    a = some(sizes=dict(a=40, b=40, c=40))
+    same = pd.concat([a[a.encoder == "x"], a[a.encoder == "x"].assign(encoder="y")])
+    for t in (same, pd.concat([same, same.assign(seed=1)])):
+        d = compare(t, "x", "y", MAP, draws=50)
+        assert d.could_show.isna().all() and (d.difference == 0).all() and (d.lo == 0).all() and (d.hi == 0).all()
+        assert d.verdict.str.contains("what could have been shown cannot be said").all()
+
+def test_no_verdict_where_neither_is_above_its_own_baseline(tmp_path):
+    truth = dict(x=dict(a=0.8, b=0.3, c=0.3), y=dict(a=0.3, b=0.6, c=0.3)) | {n: dict.fromkeys("abc", 0.3) for n in ("x blind", "y blind")}
+    a = made_answers(dict(a=300, b=300, c=300), truth)
+    a.loc[(a.subset == "c") & (a.encoder == "x"), "score"] = 1 # far ahead of y; so is the same model without the image
+    a.loc[(a.subset == "c") & (a.encoder == "x blind"), "score"] = 1
+    above = over_floor(a, {"x": "x blind", "y": "y blind"}, MAP, draws=200)
+    t = vqa.with_baselines(compare(a, "x", "y", MAP, draws=200), above).set_index(["name", "convention"])
+    assert [t.above_baseline[s, ""] for s in "abc"] == ["x", "y", "neither"] and t.p_holm["c", ""] < 0.01
+    assert t.verdict["c", ""] == t.verdict["doc", "macro"] == "no verdict: neither is above its own no-image baseline"
+    assert t.verdict["a", ""].startswith("x leads by") and t.verdict["b", ""].startswith("y leads by")
+    told = report(a, tmp_path / "out", MAP, floors={"x": "x blind", "y": "y blind"}, draws=50)["differences answers"]
+    assert told.query("a == 'x' and b == 'y' and name == 'c'").verdict.item().startswith("no verdict")
 
 def test_what_could_be_shown_is_shown_four_times_in_five():
     truth = dict(x=0.60, y=0.45)
@@ -581,8 +644,8 @@ def test_floors_and_what_is_informative():
     assert g.difference["ocr", "macro"] == pytest.approx(by["x", "a"] - by["blind", "a"]) and g.left_out["ocr", "macro"] == "b"
 
 def test_verdict_of_a_tie_names_the_power():
-    r = dict(a="x", b="y", difference=0.01, p_holm=0.5, could_show=0.15, questions=100, seeds=1, seed_lo=0, seed_hi=0, missing="")
-    assert verdict(r) == "not told apart (1.0 points; 100 questions could have shown 15.0)"
+    r = dict(a="x", b="y", difference=0.01, p_holm=0.5, p_all_holm=np.nan, could_show=0.15, questions=100, runs_a=1, runs_b=1, missing="")
+    assert verdict(r) == "no significant difference (1.0 points; 100 questions could have shown 15.0)"
 
 # --- logs
 
@@ -761,7 +824,7 @@ def test_logs_may_be_named_with_encoder_and_seed(tmp_path):
             paths.append(f"{encoder}@{seed}={lmms_file(tmp_path / encoder, 'vmcbench', rows, f'run{seed}').parent}")
     t = report(paths, tmp_path / "out", partial=True, draws=100)
     assert sorted(set(zip(t["answers"].encoder, t["answers"].seed))) == [(e, k) for e in ("clip", "dino") for k in range(3)]
-    assert (t["differences VMCBench"].seeds == 3).all()
+    assert (t["differences VMCBench"][["runs_a", "runs_b"]] == 3).all(axis=None)
 
 def test_a_benchmark_of_several_sources_is_tested_as_it_is_averaged():
     a = some(sizes=dict(ADE20K=300, COCO=20), x=dict(ADE20K=0.5, COCO=0.95), y=dict(ADE20K=0.55, COCO=0.3))
