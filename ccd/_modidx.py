@@ -249,6 +249,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                           'ccd.core.from_plain': ('library/core.html#from_plain', 'ccd/core.py'),
                           'ccd.core.keep_freed_memory': ('library/core.html#keep_freed_memory', 'ccd/core.py'),
                           'ccd.core.later': ('library/core.html#later', 'ccd/core.py'),
+                          'ccd.core.load_table': ('library/core.html#load_table', 'ccd/core.py'),
                           'ccd.core.machine': ('library/core.html#machine', 'ccd/core.py'),
                           'ccd.core.once': ('library/core.html#once', 'ccd/core.py'),
                           'ccd.core.override': ('library/core.html#override', 'ccd/core.py'),

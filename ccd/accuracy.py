@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from .comparison import embedded, encoder_named, first_weights, listed
-from .core import (Control, Settings, UserError, atomic, autocast, content_hash, device, plain, read_manifest,
+from .core import (Control, Settings, UserError, atomic, autocast, content_hash, device, load_table, plain, read_manifest,
                       release, say, sealed, spare, stage)
 from .embeddings import Embeddings
 from .parallel import first, whole
@@ -224,7 +224,7 @@ def keep_segmentation(s: Segmentation, folder: Path):
 
 def read_segmentation(folder: Path) -> Segmentation:
     with np.load(Path(folder) / "counts.npz") as z: s = Segmentation(list(z["classes"]), z["counts"], z["confusion"], z["cluster"])
-    return replace(s, path=pd.read_csv(p)) if (p := Path(folder) / "path.csv").exists() else s
+    return replace(s, path=load_table(p)) if (p := Path(folder) / "path.csv").exists() else s
 
 def segmentation_rows(
     found: dict, # encoder -> Segmentation
@@ -386,7 +386,7 @@ def label_tables(
     "Everything that is read off one label an image."
     read = lambda f, g: pd.concat([f(p.folder / g).assign(encoder=n) for n, ps in done.items() for p in ps
                                    if (p.folder / g).exists()] or [pd.DataFrame()], ignore_index=True)
-    answers, paths = read(pd.read_parquet, "answers.parquet"), read(pd.read_csv, "paths.csv")
+    answers, paths = read(pd.read_parquet, "answers.parquet"), read(load_table, "paths.csv")
     of = lambda t, n: t[t.encoder == n]
     rows = [accuracy_rows(of(answers, n), of(paths, n), [t for p in ps for t in p.tasks], draws).assign(encoder=n) for n, ps in done.items()]
     apart = [compare_probes(answers, a, b, draws) for a, b in combinations(done, 2)]
@@ -394,7 +394,7 @@ def label_tables(
                for (n, t), a in answers.groupby(["encoder", "task"], sort=False)]
     left = [t.left_out.assign(task=t.name) for p in next(iter(done.values())) for t in p.tasks]
     return dict(accuracy=pd.concat(rows), differences=pd.concat(apart), paths=paths, per_class=pd.concat(classes),
-                left_out=pd.concat(left), **{n: read(pd.read_csv, f"{n}.csv") for n in ("few_shot", "zero_shot", "retrieval", "protocols", "cuts")})
+                left_out=pd.concat(left), **{n: read(load_table, f"{n}.csv") for n in ("few_shot", "zero_shot", "retrieval", "protocols", "cuts")})
 
 def pixel_tables(
     found: dict, # data set -> name -> Segmentation
@@ -485,8 +485,8 @@ def summary(
 def write_page(out: Path, names: list[str], datasets: list[str]) -> Path: # report.html
     "The report, from the tables."
     from ccd import figures as f
-    table, apart, cards = (pd.read_csv(out / "tables" / f"{n}.csv") for n in ("accuracy", "differences", "encoders"))
-    more = {n: pd.read_csv(p) for n in ("few_shot", "zero_shot", "retrieval", "per_class", "protocols", "cuts", "left_out") if (p := out / "tables" / f"{n}.csv").exists()}
+    table, apart, cards = (load_table(out / "tables" / f"{n}.csv") for n in ("accuracy", "differences", "encoders"))
+    more = {n: load_table(p) for n in ("few_shot", "zero_shot", "retrieval", "per_class", "protocols", "cuts", "left_out") if (p := out / "tables" / f"{n}.csv").exists()}
     said, left = summary(apart, names), more.get("left_out", ())
     with f.own_colors(tuple(names[:2])):
         sections = [_accuracy_section(f, table, apart, names), _shots_section(f, more.get("few_shot")),

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from . import questions as emojivmc, views
 from .accuracy import names_of, slug
 from .comparison import encoder_named, listed
-from .core import Settings, UserError, atomic, content_hash, plain, read_json, read_manifest, release, say, sealed, spare, stage, write_json
+from .core import Settings, UserError, atomic, content_hash, load_table, plain, read_json, read_manifest, release, say, sealed, spare, stage, write_json
 from .emoji import PALETTE, drawings, font, words
 from .encoders import parse
 from .objectives import OBJECTIVES, Objective
@@ -305,7 +305,7 @@ def vlm(
 def write_page(out: Path, v: VlmSettings) -> Path: # report.html
     "The report, from the tables."
     from ccd import figures as f
-    t = {p.stem: pd.read_csv(p) for p in sorted((out / "tables").glob("*.csv"))}
+    t = {p.stem: load_table(p) for p in sorted((out / "tables").glob("*.csv"))}
     m = {c: x.subset.tolist() for c, x in t["categories"].groupby("category", sort=False)}
     names = [n for n in dict.fromkeys(t["encoders"].encoder) if n != CEILING]
     said = verdicts(t["differences"], *names[:2]) if len(names) > 1 else f"{names[0]}, above its floors or not: see below."

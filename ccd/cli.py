@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Annotated, Literal, get_type_hints
 import tyro
 from tyro.conf import Positional
-from .core import (PRESETS, RECIPES, Settings, UserError, alone, apply_recipe, disk_full, find_recipe, override, preset, spare,
-                   user_path, writable)
+from .core import (PRESETS, RECIPES, Settings, UserError, alone, apply_recipe, disk_full, find_recipe, load_table, override, preset,
+                   spare, user_path, writable)
 
 # %% ../nbs/library/31_cli.ipynb #31d9dbf3
 AnySettings = Annotated[Settings, tyro.conf.arg(name="")] # its options carry no prefix
@@ -128,13 +128,12 @@ def probe(
     max_faults: float = 0.01, # share of images that may be broken
 ):
     "Read labels off frozen features: accuracy with floors, intervals and paired tests, and report.html."
-    from pandas import read_csv
     from ccd.accuracy import probe as run, publish
     from ccd.figures import accuracy_table
     with at_work(out, results) as (out, results):
         page = run([encoder, *beside], list(datasets or ["emoji"]), settings, out, protocols, cuts, max_faults=max_faults)
         if results: publish(out, results, settings, _command())
-    print(accuracy_table(read_csv(page.parent / "tables/accuracy.csv")).to_string())
+    print(accuracy_table(load_table(page.parent / "tables/accuracy.csv")).to_string())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/31_cli.ipynb #bc3f4f8a

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from .core import (Analysis, Control, Settings, UserError, atomic, claim, content_hash, from_plain, plain, read_json,
+from .core import (Analysis, Control, Settings, UserError, atomic, claim, content_hash, from_plain, load_table, plain, read_json,
                       say, sealed, spare, stage, write_manifest)
 
 # %% ../nbs/library/25_comparison.ipynb #7513f2bc
@@ -336,7 +336,7 @@ def _drawn(s): return "concept families" if "family" in s.items else "pictures" 
 
 def _table(out, name): # of a stage; None where there is none
     path = out / name
-    return pd.read_csv(path) if path.exists() and path.stat().st_size > 2 else None
+    return load_table(path) if path.exists() and path.stat().st_size > 2 else None
 
 def listed(x: list[str]) -> str: return ", ".join(x[:-1]) + (" and " if len(x) > 1 else "") + x[-1] if x else ""
 

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'CaptionPolicy', 'VARIANTS', 'PRESETS', 'WEB_SSL', 'WEB_MAE', 'ROBERTA', 'VICUNA', 'RECIPES', 'LOCK',
-           'UserError', 'user_path', 'later', 'ViT', 'check_size', 'World', 'share_of', 'Control', 'Text', 'Clip',
-           'Siglip', 'Supervised', 'Dino', 'Dinov2', 'Mae', 'Analysis', 'Run', 'Settings', 'preset', 'from_plain',
-           'override', 'Recipe', 'find_recipe', 'apply_recipe', 'plain', 'content_hash', 'file_hash', 'atomic',
-           'disk_full', 'why_not', 'write_json', 'read_json', 'writable', 'alone', 'device', 'keep_freed_memory',
-           'precision', 'autocast', 'code_revision', 'machine', 'cores', 'write_manifest', 'read_manifest',
-           'up_to_date', 'stage', 'spare', 'release', 'sealed', 'say', 'differences', 'claim', 'run_settings',
-           'cache_dir', 'once', 'Progress']
+           'NAMES', 'UserError', 'user_path', 'later', 'ViT', 'check_size', 'World', 'share_of', 'Control', 'Text',
+           'Clip', 'Siglip', 'Supervised', 'Dino', 'Dinov2', 'Mae', 'Analysis', 'Run', 'Settings', 'preset',
+           'from_plain', 'override', 'Recipe', 'find_recipe', 'apply_recipe', 'plain', 'content_hash', 'file_hash',
+           'atomic', 'disk_full', 'why_not', 'write_json', 'read_json', 'writable', 'alone', 'load_table', 'device',
+           'keep_freed_memory', 'precision', 'autocast', 'code_revision', 'machine', 'cores', 'write_manifest',
+           'read_manifest', 'up_to_date', 'stage', 'spare', 'release', 'sealed', 'say', 'differences', 'claim',
+           'run_settings', 'cache_dir', 'once', 'Progress']
 
 # %% ../nbs/library/00_core.ipynb #39b8da53
 import builtins, contextlib, ctypes, errno, glob, hashlib, json, os, platform, re, shutil, subprocess, sys, tempfile, time
@@ -673,6 +673,20 @@ def _busy(folder):
     except OSError: who = ""
     return UserError(f"another ccd is at work in {folder} ({who or 'it has just begun'}); nothing was changed there: "
                      "let it end, or choose another folder")
+
+# %% ../nbs/library/00_core.ipynb #62be4943
+NAMES = tuple("""a b category change class class_name dataset direction encoder factor file item_id item_id_i item_id_j label
+    most_taken_for name parent probe reason spec subset task""".split()) # columns of a table
+
+def load_table(
+    file, # .csv, or .tsv
+    names: tuple | None = NAMES, # columns that stay strings; None: all do
+): # DataFrame
+    "A table as it was written: only an empty cell is missing, and names stay strings."
+    import pandas as pd
+    text = str if names is None else dict.fromkeys(names, str)
+    return pd.read_csv(file, sep="\t" if str(file).lower().endswith(".tsv") else ",", dtype=text, keep_default_na=False,
+                       na_values=[""], encoding="utf-8-sig", index_col=False, low_memory=False)
 
 # %% ../nbs/library/00_core.ipynb #765c31b8
 def device():
