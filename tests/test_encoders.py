@@ -422,13 +422,71 @@ def test_the_cosine_of_two_histograms_is_their_bhattacharyya_coefficient():
     assert torch.equal(v, e.vector(x.flip(3)[..., torch.randperm(64)])) # knows colours, and not where they are
     with pytest.raises(UserError, match="1 to 32 bins"): load("colors:64")
 
+# --- an image that is not square
+
+def expanded(im, color): # LLaVA's way, the square made whole
+    side = max(im.size)
+    square = Image.new("RGB", (side, side), color)
+    square.paste(im, tuple((side - v) // 2 for v in im.size))
+    return square
+
+@pytest.mark.parametrize("shape", [(64, 64), (90, 40), (41, 90), (700, 30), (33, 700), (1, 50)])
+@pytest.mark.parametrize("resample", ["bicubic", "nearest", "lanczos"])
+def test_a_padded_image_is_what_the_whole_square_gives(shape, resample):
+    im = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape[::-1], 3), dtype=np.uint8))
+    color = (122, 116, 104)
+    want = expanded(im, color).resize((48, 48), encoders.FILTERS[resample])
+    assert np.array_equal(Fit(48, pad=color, filter=resample)(im), want)
+    cut = expanded(im, color).resize((60, 60), encoders.FILTERS[resample]).crop((6, 6, 54, 54))
+    assert np.array_equal(Fit(48, 60, pad=color, filter=resample)(im), cut)
+
+def test_padding_is_that_of_llava(saved):
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    theirs = LlavaImageProcessorPil(do_pad=True, size=dict(shortest_edge=SIDE), crop_size=dict(height=SIDE, width=SIDE), image_mean=mean, image_std=std)
+    e = load(f"hf:{saved('clip_vision')[0]}#fit=pad,mean=clip,std=clip")
+    for shape in ((90, 40), (33, 71)):
+        im = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*shape[::-1], 3), dtype=np.uint8))
+        want = theirs(images=im, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0) * std + mean
+        assert np.abs(e.fit(im) - 255 * want).max() < 0.51 # theirs are floats, ours levels
+    assert e.card.resize == "padded to a square with (122, 116, 104), both sides to 32 px, bicubic"
+
+def test_an_encoder_of_squares_pads_when_asked():
+    plain, crop, squash, pad = (load(f"random:0{way}") for way in ("", "#fit=crop", "#fit=squash", "#fit=pad"))
+    assert plain.fit is crop.fit is None and plain.card == crop.card
+    im = Image.new("RGB", (96, 48), (255, 0, 0))
+    assert (squash.fit(im) == (255, 0, 0)).all()
+    got = pad.fit(im)
+    assert (got[[0, 9, 38, 47]] == (127, 127, 127)).all() and (got[15:33] == (255, 0, 0)).all()
+    assert len({e.card.resize for e in (plain, squash, pad)}) == 3
+
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize("shape", [(1000, 40), (37, 801)])
+def test_a_thin_image_is_cut_before_it_is_resized(shape, even):
+    fit, n = Fit(48, 56, even=even), 56
+    few = np.random.default_rng(2).integers(64, 192, (9, 9, 3), dtype=np.uint8) # smooth: no overshoot is clipped
+    im = Image.fromarray(few).resize(shape, Image.Resampling.BILINEAR)
+    to = fit.resized(im.size)
+    x, y = ((round((s - 48) / 2) if even else (s - 48) // 2) for s in to)
+    want = np.asarray(im.resize(to, Image.Resampling.BICUBIC).crop((x, y, x + 48, y + 48))).astype(int)
+    assert max(to) > encoders.THIN * n and np.abs(fit(im) - want).max() <= 1
+
+@pytest.mark.parametrize("fit", [Fit(48), Fit(48, squash=True), Fit(48, pad=(1, 2, 3))])
+@pytest.mark.parametrize("shape", [(200_000, 2), (2, 200_000)])
+def test_a_thread_of_an_image_takes_little_memory(shape, fit, monkeypatch):
+    "The largest image that is made has as many pixels as a few of what goes in and comes out."
+    made, real = [], Image.Image._new
+    monkeypatch.setattr(Image.Image, "_new", lambda self, im: made.append(im.size) or real(self, im))
+    assert fit(Image.new("RGB", shape, (9, 9, 9))).shape == (48, 48, 3)
+    assert max(w * h for w, h in made) <= encoders.LONGEST**2
+
 # --- names, and what must be refused
 
 @pytest.mark.parametrize("spec, said", [
     ("hf:x#tap=mean", "cls, pooled or projected"), ("hf:x#layer=0", "-1 for the last block"), ("hf:x#colour=3", "unknown option 'colour=3'"),
     ("hf:x#mean=1/2", "imagenet, clip, half"), ("hf:x#size=big", "a number of pixels"), ("hf:", "has no name"), ("timm:", "has no name"),
     ("hf:/no/such/folder", "is not a folder"), ("timm:./nowhere", "is not a folder"), ("pixels:16#tap=cls", "no options"),
-    ("random:0#size=64", "random takes tap, layer, norm, blocks and precision, not size"), ("random:0#blocks=5", "up to its layer there are 4"), ("random:0#blocks=2,layer=1", "up to its layer there are 1"),
+    ("random:0#size=64", "random takes tap, layer, norm, blocks, fit and precision, not size"), ("random:0#blocks=5", "up to its layer there are 4"), ("random:0#blocks=2,layer=1", "up to its layer there are 1"),
     ("random:0#blocks=0", "a number of blocks"), ("random:0#tap=cls+projected", "or cls\\+pooled"), ("random:0#tap=projected", "has no tap 'projected'"),
     ("random:0#layer=5", "no layer 5: it has 1 to 4"), ("webssl:dino-9b", "webssl:dino-7b-518"), ("clip", "expected ccd:FOLDER"), ("clip#size=3", "expected ccd:FOLDER"),
     ("timm:vit_tiny_patch17", "could not be loaded.*timm:FOLDER")])
