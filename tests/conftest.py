@@ -3,12 +3,18 @@ import ast, json, os, random, shutil, socket, sys, tempfile, time
 from pathlib import Path
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings as hypothesis
 os.environ.setdefault("OMP_NUM_THREADS", "1") # before torch; tiny nets are slower on many threads
 from ccd.core import cache_dir, override, preset
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from ready import READY, Job, end
+
+for name, examples in dict(ci=50, thorough=1_000).items(): # HYPOTHESIS_PROFILE=thorough pytest tests/test_fuzz_sources.py
+    hypothesis.register_profile(name, max_examples=examples, deadline=None, derandomize=name == "ci", database=None,
+                                suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+hypothesis.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 LONG = ("test_site", "test_embeddings", "test_kill", "test_bad_input", "test_parallel") # first, or one worker waits for another
 SEED = os.environ.setdefault("CCD_TEST_SEED", str(random.SystemRandom().randrange(10**6))) # the workers find it there
