@@ -40,7 +40,7 @@ def settings():
 
 def processor():
     "What the processor can do, as Linux lists it; None where nothing does."
-    try: return set(re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M)[1].split())
+    try: return set(re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)[1].split())
     except (OSError, TypeError): return None
 
 def lacking(change, flags, env):
@@ -65,7 +65,7 @@ def machine():
 # --- one setting
 
 def run(cmd, env):
-    p = subprocess.run(list(map(str, cmd)), cwd=ROOT, env=env, text=True, stdin=subprocess.DEVNULL, errors="replace",
+    p = subprocess.run(list(map(str, cmd)), cwd=ROOT, env=env, encoding="utf-8", stdin=subprocess.DEVNULL, errors="replace",
                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     return p.returncode, p.stdout
 
