@@ -215,6 +215,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                           'ccd.core._fits': ('library/core.html#_fits', 'ccd/core.py'),
                           'ccd.core._like_dino': ('library/core.html#_like_dino', 'ccd/core.py'),
                           'ccd.core._locked': ('library/core.html#_locked', 'ccd/core.py'),
+                          'ccd.core._no_space': ('library/core.html#_no_space', 'ccd/core.py'),
                           'ccd.core._not_writable': ('library/core.html#_not_writable', 'ccd/core.py'),
                           'ccd.core._pace': ('library/core.html#_pace', 'ccd/core.py'),
                           'ccd.core._paper': ('library/core.html#_paper', 'ccd/core.py'),

@@ -523,9 +523,7 @@ def atomic(
         with _told(path): _put(tmp, path)
     except Exception as e:
         if isinstance(e, UserError) or not disk_full(e): raise
-        raise UserError(f"no space left while writing {path}; nothing was lost: "
-                        "free some room, or move the cache with CCD_CACHE, "
-                        "and start again") from e
+        raise _no_space(path) from e
     finally: _remove(tmp)
 
 def _put(tmp, path): # a folder that is in the way goes whole, in one step, also where two processes do this at once
@@ -546,11 +544,15 @@ def disk_full(e: Exception) -> bool:
         e = e.__cause__ or e.__context__
     return False
 
+def _no_space(path):
+    return UserError(f"no space left while writing {path}; nothing was lost: free some room, "
+                     "or move the cache with CCD_CACHE, and start again")
+
 @contextlib.contextmanager
 def _told(path): # what keeps a path from being written, as a sentence
     try: yield
     except OSError as e:
-        if disk_full(e): raise
+        if disk_full(e): raise _no_space(path) from e
         raise UserError(f"{path} cannot be written: {why_not(path, e)}; nothing was lost: "
                         "choose another folder, or mend this one, and start again") from e
 
@@ -585,7 +587,11 @@ def write_json(path, x):
     with atomic(path) as tmp:
         tmp.write_text(json.dumps(plain(x), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
-def read_json(path): return json.loads(Path(path).read_text(encoding="utf-8"))
+def read_json(path):
+    "Read what JSON a file holds. Raises `UserError` where there is none."
+    try: return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as e: raise UserError(f"{path} cannot be read: {os.strerror(e.errno).lower()}") from e
+    except ValueError as e: raise UserError(f"{path} is no JSON in UTF-8: {e}") from e
 
 # %% ../nbs/library/00_core.ipynb #31aa5e14
 def writable(
@@ -763,9 +769,10 @@ def write_manifest(
 
 def read_manifest(
     folder, # run folder
-) -> dict | None: # None where the folder was never sealed
+) -> dict | None: # None where the folder was never sealed; others too have files of that name
     p = Path(folder) / "manifest.json"
-    return read_json(p) if p.exists() else None
+    m = read_json(p) if p.is_file() else None
+    return m if isinstance(m, dict) and {"settings_hash", "inputs", "outputs"} <= set(m) else None
 
 def up_to_date(
     folder, # run folder
@@ -803,8 +810,11 @@ def spare(folder):
     folder = Path(folder)
     if not os.path.lexists(folder): return
     if not folder.is_dir(): raise _not_writable(folder, NotADirectoryError(errno.ENOTDIR, ""))
-    if not read_manifest(folder) and any(p.name != LOCK for p in folder.iterdir()):
-        raise UserError(f"{folder} holds files that ccd did not make; "
+    m = read_manifest(folder)
+    made = {"manifest.json", *m["outputs"]} if m else set()
+    own = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() and p.name not in (LOCK, ".DS_Store"))
+    if own := [p for p in own if p not in made]:
+        raise UserError(f"{folder} holds files that ccd did not make, such as {own[0]}; "
                         "nothing was changed: choose another folder")
 
 def release(
@@ -844,7 +854,9 @@ def claim(
     "Make a folder for these settings, or go on in it. Raises `UserError` where it holds others."
     p, want = Path(folder) / "settings.json", json.loads(json.dumps(plain(settings)))
     if p.exists():
-        apart = list(differences(read_json(p), want))
+        have = read_json(p)
+        if not isinstance(have, dict): raise UserError(f"{p} is not of ccd; nothing was changed: choose another folder with --out")
+        apart = list(differences(have, want))
         if apart:
             raise UserError(f"{folder} holds a run with other settings: {'; '.join(apart[:4])}. "
                             "Nothing was changed: choose another folder with --out, or remove this one")
