@@ -275,8 +275,14 @@ def _worker(name, *args): # by name, so that the workers of a notebook find it t
     import ccd.emoji
     return getattr(ccd.emoji, name)(*args)
 
+_FEW = 3 # jobs
+
 def _parallel(jobs):
-    "Results of jobs in order, on all cores; the workers end with them."
+    "Results of jobs in order, on all cores; the workers end with them. A few are done sooner than workers start."
+    jobs = list(jobs)
+    if len(jobs) <= _FEW:
+        yield from (f(*args, **more) for f, args, more in jobs)
+        return
     from joblib import Parallel
     from joblib.externals.loky import get_reusable_executor
     with warnings.catch_warnings():

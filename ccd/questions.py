@@ -584,12 +584,9 @@ def _kept(what, world, todo, split, stream, finish=lambda row: row, more=()):
             parts = [todo[i:i + 1000] for i in range(0, len(todo), 1000)]
             jobs = (delayed(_worker)("_composed", world, p, split, stream)
                     for p in parts)
-            found = _parallel(jobs)
-            if len(parts) == 1: # done before a worker has started
-                found = (_composed(world, p, split, stream) for p in parts)
             rows = []
             with Progress(f"composing {what}", len(todo), unit="questions") as p:
-                for part in found:
+                for part in _parallel(jobs):
                     rows += map(finish, part); p.add(len(part))
             with atomic(home) as tmp:
                 made = Dataset.from_list(rows, features=_features(more))

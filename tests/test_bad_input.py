@@ -31,7 +31,7 @@ SMOKE = ["--preset", "smoke"]
     (["nope"], "unknown command 'nope': expected one of study, train"),
     (["train", "nope", *SMOKE], "unknown recipe 'nope': expected one of clip"),
     (["train", "clip", "--control.vit.image-size", "50"], "50 is not a multiple of 8; resize to 48 or 56"),
-    (["train", "dino", "--dino.local-size", "20"], "20 is not a multiple of 8; resize to 16 or 24"),
+    (["train", "dino", *SMOKE, "--dino.local-size", "20"], "20 is not a multiple of 12; resize to 12 or 24"),
     (["train", "clip", *SMOKE, "--control.vit.heads", "5"], "width"),
     (["train", "clip", *SMOKE, "--control.samples", "1"], "1 samples in batches of 32"),
     (["study", *SMOKE, "--world.source", "nope"], "unknown world 'nope': expected `emoji`"),
