@@ -182,7 +182,7 @@ def labels_of(items: pd.DataFrame) -> list[str]:
     return [c for c in known if 1 < items[c].nunique() < items[c].notna().sum()]
 
 def neighbor_stage(s: Sides, a: Analysis, folder: Path):
-    from ccd.neighbors import cka, hubness, neighbor_table, neighbors, overlap_curve
+    from ccd.neighbors import LEAST, cka, hubness, neighbor_table, neighbors, overlap_curve
     from ccd.pairs import families
     n, family = len(s.items), families(s.items)
     most = min(100, max(1, (n - 1) // 2))
@@ -197,7 +197,7 @@ def neighbor_stage(s: Sides, a: Analysis, folder: Path):
         found[name] = np.load(room / f"{len(found)}.npy", mmap_mode="r")
     for x, y in duels:
         rows.append(overlap_curve(found[x], found[y], family, (1, 3, 10, 30, 100), a.draws).assign(a=x, b=y))
-        value = cka(s.vectors[x], s.vectors[y], family) if len(set(family)) > 4 else (np.nan,) * 3
+        value = cka(s.vectors[x], s.vectors[y], family) if len(set(family)) >= LEAST else (np.nan,) * 3
         values.append(dict(a=x, b=y, **dict(zip(("cka", "lo", "hi"), value))))
     pd.concat(rows).to_csv(folder / "overlap.csv", index=False)
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
@@ -350,10 +350,9 @@ def summary(
     lap, cka = _table(out, "neighbors/overlap.csv"), _table(out, "neighbors/cka.csv").iloc[0]
     r = lap[(lap.a == a) & (lap.b == b)].pipe(lambda t: t[t.k <= 10]).iloc[-1]
     text = [f"On {n:,} pictures {a} and {b} share {100 * r.overlap:.1f} % ({100 * r.lo:.1f}–{100 * r.hi:.1f}) of their {r.k:.0f} nearest "
-            f"neighbours; chance is {100 * r.chance:.2g} %. " + (
-            f"Their debiased linear CKA is {cka.cka:.3f} ({cka.lo:.3f} to {cka.hi:.3f})." if cka.cka == cka.cka else "")]
+            f"neighbours; chance is {100 * r.chance:.2g} %.", _alike(cka)]
     pairs = pd.read_parquet(out / "pairs/pairs.parquet")
-    if not len(pairs): return text[0] + " They agree on every pair of pictures: all scores are 0."
+    if not len(pairs): return " ".join(text) + " They agree on every pair of pictures: all scores are 0."
     shared = _table(out, "pairs/agreement.csv")
     if shared is not None:
         said = [(n, _most(shared[shared.direction == d])) for d, n in zip("ab", names)]
@@ -363,6 +362,11 @@ def summary(
     moved = _table(out, "interventions/sensitivity.csv")
     if moved is not None: text.append(_moved(moved, names))
     return " ".join(t for t in text if t)
+
+def _alike(cka): # a sentence
+    from ccd.neighbors import LEAST
+    if np.isnan(cka.lo): return f"They are too few for CKA, which takes {LEAST} or more different pictures, of as many families."
+    return f"Their debiased linear CKA is {cka.cka:.3f} ({cka.lo:.3f} to {cka.hi:.3f})."
 
 def _most(t): # the factors shared most above chance and above labels dealt anew
     from ccd.figures import FACTOR_NAMES, FEW

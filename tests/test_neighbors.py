@@ -129,8 +129,46 @@ def test_the_interval_of_cka_covers():
         hits += lo <= truth <= hi
     assert 50 <= hits <= 60
 
-def test_few_items_have_no_cka(x):
-    with pytest.raises(UserError, match="two or more families"): nb.cka(toy(x), toy(x), np.zeros(200))
+@pytest.mark.parametrize("family", [np.zeros(200), np.arange(200) % 19, np.arange(5)])
+def test_few_families_have_no_cka(x, family):
+    with pytest.raises(UserError, match="20 families or more"): nb.cka(*2 * [toy(x[:len(family)])], family)
+
+@pytest.mark.parametrize("far", [1, 30, 300]) # all vectors near one, in float32
+def test_cka_of_vectors_that_are_nearly_one(x, far):
+    "The mean is taken off exactly: what float32 has kept is compared, and no digits are lost on the way."
+    a, b = toy(x + far), toy(x[:, ::-1] + far)
+    u, v = (y - y.mean(0) for y in (e.unit().astype(float) for e in (a, b)))
+    assert nb.cka(a, b, np.arange(200))[0] == pytest.approx(hsic(u, v) / (hsic(u, u) * hsic(v, v)) ** 0.5, abs=1e-6)
+
+@pytest.mark.parametrize("seed", range(8))
+def test_cka_stays_within_its_bounds(seed):
+    "Whatever the vectors: finite, at most 1, and below 0 only as far as the interval goes; or NaN, where too few differ."
+    rng = np.random.default_rng(seed)
+    n, d = rng.integers(20, 60), rng.integers(1, 40)
+    x = rng.normal(size=(n, d)) * 10.0 ** rng.integers(-8, 8)
+    x[: int(n * rng.choice([0, 0.5, 0.88]))] = x[0] # copies
+    if seed % 2: x = np.sign(x)
+    for y in (rng.normal(size=(n, 3)), x, np.eye(n), rng.normal(size=(n, 1))):
+        value, lo, hi = nb.cka(toy(x), toy(y), np.arange(n))
+        assert np.isnan(lo) or (-1 <= lo <= value <= 1 + 1e-9 and max(value, 0) <= hi + 1e-9 and hi <= 1)
+
+DTYPES = np.float16, np.float32, np.float64
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", [1, 200.0])
+def test_nearly_one_vector_is_refused_by_its_relative_spread(dtype, length):
+    rng = np.random.default_rng(0)
+    one, noise = rng.normal(size=16), rng.normal(size=(100, 16))
+    def made(x): return Embeddings((length * x).astype(dtype), toy(noise).items, dict(name="mine"))
+    for x in (np.tile(one, (100, 1)), one * (1 + np.finfo(dtype).eps * noise), np.vstack([noise[:5], np.tile(one, (95, 1))])):
+        with pytest.raises(UserError, match="mine gives nine in ten of 100 items or more the same vector"): nb.expect_spread(made(x))
+    for x in (noise, one + 0.1 * noise, np.vstack([noise[:50], np.tile(one, (50, 1))])): nb.expect_spread(made(x))
+
+def test_small_and_large_vectors_are_as_good_as_others(x):
+    for scale in (1e-200, 1e-30, 1e30, 1e200):
+        e = Embeddings(x * scale, toy(x).items, {})
+        assert np.allclose(e.unit(), toy(x).unit(), atol=1e-6)
+        nb.expect_spread(e)
 
 def test_hubs():
     star = np.array([[1, 2]] + [[0, 1 + k % 3] for k in range(1, 60)])

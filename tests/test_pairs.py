@@ -163,6 +163,20 @@ def test_few_images_and_one_vector_for_all():
     with pytest.raises(UserError, match="same vector"): pairs.mine(flat, vectors(10, 4, 1))
     assert len(pairs.mine(vectors(3, 4, 0), vectors(3, 4, 1), per_image=9)) == 3
 
+@pytest.mark.parametrize("x", [np.eye(6), 1e-200 * np.eye(6), np.eye(6) - 1 / 6, np.eye(40)[:30] + 3]) # corners of a simplex
+def test_different_vectors_that_are_equally_alike_are_not_called_the_same(x):
+    e = Embeddings(x, vectors(len(x), 4, 1).items, dict(name="mine"))
+    for do in (pairs.mine, pairs.copies):
+        args = (5,) if do is pairs.mine else ()
+        with pytest.raises(UserError, match=f"to mine all pairs of the {len(x)} items are equally alike"): do(e, vectors(len(x), 4, 1), *args)
+
+def test_vectors_of_any_length_give_the_same_pairs():
+    a, b = vectors(40, 6, 0, dtype=np.float64), vectors(40, 6, 1)
+    want = pairs.mine(a, b, 10)
+    for scale in (1e-200, 1e200):
+        got = pairs.mine(Embeddings(a.vectors * scale, a.items, a.card), b, 10)
+        assert (got[["i", "j"]] == want[["i", "j"]]).all(axis=None) and np.allclose(got.score, want.score, atol=1e-9)
+
 def test_a_zero_vector_is_like_nothing():
     a, b = vectors(40, 6, 0), vectors(40, 6, 1)
     a.vectors[5] = 0
