@@ -10,7 +10,7 @@ __all__ = ['KS', 'PROBES', 'FAMILY', 'SHOTS', 'MASKED', 'Learnt', 'learn', 'answ
            'write_page', 'publish', 'watch_neighbors']
 
 # %% ../nbs/library/26_accuracy.ipynb #4a80b4c9
-import json, re, warnings
+import html, json, re, warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -500,7 +500,7 @@ def write_page(out: Path, names: list[str], datasets: list[str]) -> Path: # repo
 
 def _accuracy_section(f, table, apart, names):
     others = dict(balanced="Balanced over classes", family_mean="Macro average over families, or what else belongs together", knn="Nearest neighbours")
-    more = "".join(f"<h3>{title}</h3>{f.table_tag(t)}" for title, t in (
+    more = "".join(f"<h3>{html.escape(title)}</h3>{f.table_tag(t)}" for title, t in (
         *((title, f.accuracy_table(table, v)) for v, title in others.items() if v in table), # of masks there are none
         (f"{names[0]} against the others, in points", f.difference_table(apart[apart.a == names[0]]))))
     return dict(title="Linear probes", text="Top-1 in percent, of test images that were looked at once, with 95 % intervals. Ridge and number "

@@ -8,12 +8,13 @@ __all__ = ['LABELS', 'OPTIONAL', 'PARTS', 'images', 'embedded', 'Sides', 'sides'
            'listed', 'summary', 'purity_table', 'write_atlas', 'publish']
 
 # %% ../nbs/library/25_comparison.ipynb #78817f03
-import contextlib, ctypes, shutil, warnings
+import contextlib, ctypes, html, shutil, warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from .core import (Analysis, Control, Settings, UserError, atomic, claim, content_hash, from_plain, load_table, plain, read_json,
                       say, sealed, spare, stage, write_manifest)
 
@@ -66,6 +67,7 @@ class Sides:
     references: dict = field(default_factory=dict) # name of A or B -> name of its other seed
     corpus: object = None # the pictures; None where there are only vectors
     lost: pd.DataFrame = None # item_id, reason: what only some encoders have
+    doubts: list = field(default_factory=list) # sentences: where two tables of items contradict each other
     keys: dict = field(default_factory=dict) # name -> hash of vectors and items
 
     @property
@@ -99,11 +101,11 @@ def sides(
         e, key = _vectors(spec, source, settings, out / "vectors" / k, corpus, how)
         made[k] = replace(e, items=_held_once(e.items, tables)), key
     names = _names({k: e.card for k, (e, _) in made.items()}, wanted)
-    found, lost = _common({names[k]: e for k, (e, _) in made.items()})
+    found, lost, doubts = _common({names[k]: e for k, (e, _) in made.items()})
     references = {names[k]: names[f"reference_{k}"] for k in "ab" if f"reference_{k}" in wanted}
     if corpus is not None: corpus = _rows(corpus, found[names["a"]].items)
     return Sides((names["a"], names["b"]), found, {names[k]: s for k, s in wanted.items() if not s.startswith("npy:")},
-                 references, corpus, lost, {names[k]: key for k, (_, key) in made.items()})
+                 references, corpus, lost, doubts, {names[k]: key for k, (_, key) in made.items()})
 
 def first_weights(a: str, b: str) -> str: # `random:SEED@FOLDER`; empty where they are not runs of one control
     "The untrained network from which both began."
@@ -160,11 +162,25 @@ def _common(found): # all on the items of all, in the order of the first; and wh
         lost += [(i, f"no vector by {n}") for i in both.only_a] + [(i, f"no vector by {first}") for i in both.only_b]
         found[first] = both.a
     for n in rest: found[n] = align(found[first], found[n]).b
-    items = found[first].items
-    for e in found.values(): items = items.assign(**{c: e.items[c].values for c in e.items if c not in items})
+    items, doubts, whose = found[first].items, [], {}
+    for n, e in found.items():
+        doubts += [_contradiction(c, items, e.items[c], whose.get(c, first), n) for c in (*LABELS, "family") if c in items and c in e.items]
+        new = [c for c in e.items if c not in items]
+        items, whose = items.assign(**{c: e.items[c].values for c in new}), whose | dict.fromkeys(new, n)
     found = {n: replace(e, items=items) for n, e in found.items()}
     if lost: warnings.warn(f"{len(lost)} items are not in all encoders and are left out; see left_out.csv")
-    return found, pd.DataFrame(lost, columns=["item_id", "reason"])
+    doubts = list(filter(None, doubts))
+    for d in doubts: warnings.warn(d)
+    return found, pd.DataFrame(lost, columns=["item_id", "reason"]), doubts
+
+def _contradiction(column, items, other, whose, by): # a sentence; empty where both say the same
+    from ccd.atlas import label_text
+    if np.array_equal(items[column].values, other.values): return ""
+    one, two = (np.array([label_text(v) for v in x], object) for x in (items[column], other))
+    apart = np.flatnonzero(one != two)
+    some = "; ".join(f"{items.item_id.iloc[k]}: {one[k]!r} and {two[k]!r}" for k in apart[:3])
+    return "" if not len(apart) else (f"{column} of {len(apart):,} of {len(items):,} items is one thing by the table of {whose} and another by that of {by} "
+                           f"({some}): what that of {whose} says is used")
 
 def _rows(corpus, items): # the pictures of the items, in their order
     at = pd.Index(corpus["item_id"][:]).get_indexer(items.item_id)
@@ -400,7 +416,7 @@ def _pair_section(f, s, out):
     body = ""
     for d, (x, y) in (("a", s.names), ("b", s.names[::-1])):
         title, own = f"{x} joins, {y} parts", pairs[pairs.direction == d]
-        body += f"<h3>{title}</h3>" + (f.png_tag(f.pair_grid(own, partial(s.picture, size=160), s.names), title) if s.corpus is not None else
+        body += f"<h3>{html.escape(title)}</h3>" + (f.png_tag(f.pair_grid(own, partial(s.picture, size=160), s.names), title) if s.corpus is not None else
                  f.table_tag(own.head(20)[["item_id_i", "item_id_j", "z_a", "z_b", "score"]].round(2), index=False))
     if s.references: body += f.png_tag(f.noise_curves(noise, s.names, s.references), "score at each rank, beside two seeds")
     groups = 0 if copies is None else copies.group.nunique()
@@ -478,8 +494,8 @@ def _neighbor_section(f, s, out):
     said = listed([f"{r.encoder} {r.skewness:.2f}" for r in hubs.itertuples()])
     never = listed([f.FACTOR_NAMES.get(x, x) for x in labels_of(s.items) if x not in set(purity.label)])
     return dict(title="Whom does each put next to whom?", body=body,
-        text='The share of neighbours that both name, for several numbers of neighbours.' + (
-            ' On <a href="atlas.html">the twin atlas</a> both maps can be walked.' if (out / "atlas.html").exists() else ""),
+        text=Markup('The share of neighbours that both name, for several numbers of neighbours.' + (
+            ' On <a href="atlas.html">the twin atlas</a> both maps can be walked.' if (out / "atlas.html").exists() else "")),
         note=f"Hubness, the skewness of how often a picture is a neighbour: {said}." + (
             f" Not listed: {never}, which only pictures of one family share, and those are not counted as neighbours." if never else ""))
 
@@ -491,16 +507,16 @@ def purity_table(f, purity) -> pd.DataFrame:
     return wide.rename(index=f.FACTOR_NAMES).rename_axis(index=None, columns=None)
 
 def _made_section(f, s, out, settings, source, credits):
-    import html
     from ccd.core import machine
-    cards = f.table_tag(pd.DataFrame({n: {k: html.escape(str(v)) for k, v in e.card.items()} for n, e in s.vectors.items()}))
+    cards = f.table_tag(pd.DataFrame({n: {k: str(v) for k, v in e.card.items()} for n, e in s.vectors.items()}))
     skipped = sorted((out / "vectors").glob("*/skipped.csv"))
     lost = f"{len(s.lost)} items are left out (left_out.csv says why). " if len(s.lost) else ""
     lost += f"{len(pd.read_csv(skipped[0]))} images could not be decoded (skipped.csv). " if skipped else ""
+    lost += "".join(f"{d[0].upper()}{d[1:]}. " for d in s.doubts)
     about = ", ".join(f"{k} {v}" for k, v in machine().items())
-    return dict(title="What was compared, and how", text=f"{len(s.items):,} pictures{f' of <code>{html.escape(source)}</code>' if source else ''}. {lost}"
-                f"Which vector is compared, the tap, is said in the cards.", body=cards,
-                note=html.escape(about) + f.credit_list(credits))
+    of = Markup(" of <code>{}</code>").format(source) if source else ""
+    return dict(title="What was compared, and how", text=Markup("{:,} pictures{}. {}Which vector is compared, the tap, is said in the "
+                "cards.").format(len(s.items), of, lost), body=cards, note=about + f.credit_list(credits))
 
 def _credits(source): # whose pictures they are
     from ccd.emoji import attribution

@@ -8,7 +8,7 @@ __all__ = ['COLORS', 'ACROSS', 'WIDE', 'SMALL', 'FACTOR_NAMES', 'FEW', 'TERM_NAM
            'shot_curves', 'pair_grid', 'agreement_bars', 'headline', 'neighbor_grid', 'atlas_plot', 'noise_curves',
            'overlap_curves', 'percent', 'accuracy_table', 'difference_table', 'png_tag', 'credit_list', 'table_tag',
            'write_report', 'attribution_plot', 'profile_plot', 'intervention_examples', 'question_ladder',
-           'question_table', 'gap_table', 'growth_grid', 'compute_plot', 'arms_plot']
+           'question_table', 'gap_table', 'arms_plot', 'growth_grid', 'compute_plot']
 
 # %% ../nbs/library/23_figures.ipynb #1fccdd54
 import base64, html, io, re
@@ -17,6 +17,7 @@ from textwrap import fill
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from .core import UserError, atomic
 
 # %% ../nbs/library/23_figures.ipynb #285bf803
@@ -45,7 +46,8 @@ def plt():
     import matplotlib.pyplot as p
     p.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "font.size": 9, "axes.spines.top": False,
         "axes.spines.right": False, "axes.titlesize": 10, "axes.titleweight": "bold",
-        "axes.titlelocation": "left", "legend.frameon": False, "figure.constrained_layout.use": True})
+        "axes.titlelocation": "left", "legend.frameon": False, "figure.constrained_layout.use": True,
+        "text.parse_math": False}) # names may have dollars in them
     return p
 
 def _short(v): # 12,582,912 -> 12.6M; 0.125 -> 1/8
@@ -374,13 +376,13 @@ def png_tag(fig, alt: str, width: str = "100%") -> str: # HTML
     buf = io.BytesIO()
     fig.savefig(buf, format="png", metadata={"Software": None})
     plt().close(fig)
-    return (f'<img alt="{alt}" style="max-width:min({width},100%)" '
+    return (f'<img alt="{html.escape(alt)}" style="max-width:min({width},100%)" '
             f'src="data:image/png;base64,{base64.b64encode(buf.getvalue()).decode()}">')
 
-def credit_list(lines: list[str]) -> str: # HTML
+def credit_list(lines: list[str]) -> Markup:
     "Lines of markdown, each with a link perhaps, as a list."
     item = lambda l: re.sub(r"\[([^]]+)\]\((https?://[^)]+)\)", r'<a href="\2">\1</a>', html.escape(l.lstrip("*- "), quote=False))
-    return "<ul>" + "".join(f"<li>{item(l)}</li>" for l in lines if l.strip()) + "</ul>" if lines else ""
+    return Markup("<ul>" + "".join(f"<li>{item(l)}</li>" for l in lines if l.strip()) + "</ul>" if lines else "")
 
 def table_tag(
     t: pd.DataFrame,
@@ -401,18 +403,18 @@ p.lead{font-size:1.08rem}.note{color:#56606a;font-size:.9rem}img{display:block;h
 .t.prose th,.t.prose td{text-align:left;white-space:normal;vertical-align:top}
 .t tr.differs td{background:#fff6ea}details{margin:.6rem 0}summary{cursor:pointer}
 </style><h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
-{% for s in sections %}<h2>{{ s.title }}</h2><p>{{ s.text }}</p>{{ s.body }}
+{% for s in sections %}<h2>{{ s.title }}</h2><p>{{ s.text }}</p>{{ s.body | safe }}
 {% if s.note %}<p class="note">{{ s.note }}</p>{% endif %}{% endfor %}</html>"""
 
 def write_report(
     path, # where to
     title: str,
-    lead: str, # HTML: the answer in two sentences
+    lead: str, # the answer in two sentences
     sections: list[dict], # title, text, body (HTML), note
 ):
-    "Bind sections into one self-contained page."
-    from jinja2 import Template
-    page = Template(_PAGE).render(title=title, lead=lead, sections=sections)
+    "Bind sections into one self-contained page. Words are escaped, names in them too, but those in `Markup`; a body is HTML."
+    from jinja2 import Environment
+    page = Environment(autoescape=True).from_string(_PAGE).render(title=title, lead=lead, sections=sections)
     with atomic(path) as tmp: tmp.write_text(page, encoding="utf-8")
 
 # %% ../nbs/library/23_figures.ipynb #de2a2b9c
@@ -573,6 +575,36 @@ def _gap(r): # one cell
     lo, hi = (r["all_lo"], r["all_hi"]) if r["seeds_known"] else (r["lo"], r["hi"])
     star = "*" if r["p_all_holm"] < 0.05 and r.get("above_baseline") != "neither" else ""
     return f"{100 * r['difference']:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){star}"
+
+# %% ../nbs/library/23_figures.ipynb #5ca1f001
+def arms_plot(
+    table: pd.DataFrame, # name, metric, few (is it of the smaller share?), value, all_lo, all_hi
+    said: tuple[str, str], # what a full and a hollow dot are
+    floors: dict, # metric -> what is reached without an encoder
+):
+    "One panel a metric: each way of teaching with all of the data and with a part of it."
+    names, metrics = list(dict.fromkeys(table.name))[::-1], list(dict.fromkeys(table.metric))
+    rows = -(-len(metrics) // ACROSS)
+    fig = plt().figure(figsize=(WIDE, 0.5 + rows * (0.65 + 0.28 * len(names))))
+    axes = fig.subplots(rows, ACROSS, squeeze=False, sharey=True).ravel()
+    for ax, m in zip(axes, metrics):
+        for few, up in ((False, 0.14), (True, -0.14)):
+            t = table[(table.metric == m) & (table.few == few)]
+            y = t.name.map(names.index) + up
+            colors = [color_of(n) for n in t.name]
+            ax.hlines(y, t.all_lo, t.all_hi, color=colors, lw=1)
+            ax.scatter(t.value, y, s=16, color=["white" if few else c for c in colors], edgecolor=colors, zorder=3)
+        if m in floors: ax.axvline(floors[m], color="#888888", lw=0.8, ls=":")
+        ax.set_title(fill(m, 14), fontsize=9, fontweight="normal")
+        ax.set_yticks(range(len(names)), [fill(n, 16) for n in names], fontsize=SMALL, linespacing=0.95)
+        ax.set_ylim(-0.5, len(names) - 0.5)
+        ax.locator_params(axis="x", nbins=3)
+        ax.tick_params(axis="x", labelsize=SMALL)
+        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
+    for ax in axes[len(metrics):]: ax.remove()
+    dots = [plt().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n) for c, n in zip(("#555555", "white"), said)]
+    fig.legend(handles=dots, fontsize=9, loc="outside upper center", ncols=2)
+    return fig
 
 # %% ../nbs/library/23_figures.ipynb #5ca1f002
 def growth_grid(

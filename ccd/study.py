@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 import pandas as pd
+from markupsafe import Markup
 from .comparison import listed, purity_table
 from .figures import FLOORS
 from .core import (RECIPES, Progress, Settings, UserError, apply_recipe, atomic, claim, content_hash, plain, preset, read_json,
@@ -387,12 +388,11 @@ def _audit_text(t):
     return f"{n} of the {len(t)} lines are equal. What differs belongs to the objective, or is its price."
 
 def _section_made(settings, machine, art):
-    import html
-    rows = pd.DataFrame([dict(what=k, value=html.escape(str(v))) for k, v in
+    rows = pd.DataFrame([dict(what=k, value=str(v)) for k, v in
                          dict(preset=settings.preset, seeds=settings.analysis.seeds, **machine).items()])
     from ccd.figures import credit_list, table_tag
-    return dict(title="How it was made", text=f"<code>{html.escape(command_of(settings))}</code>; settings and hashes of "
-                "every stage stand in the <code>manifest.json</code> beside it.",
+    return dict(title="How it was made", text=Markup("<code>{}</code>; settings and hashes of every stage stand in the "
+                "<code>manifest.json</code> beside it.").format(command_of(settings)),
                 body=table_tag(rows, index=False), note="Drawings: " + credit_list(art.splitlines()))
 
 # %% ../nbs/library/29_study.ipynb #7755b85c
