@@ -1,7 +1,9 @@
 "`ccd compare` on what people bring: two encoders, vectors of their own, folders, an encoder and itself."
-import json, shutil
+import json, shutil, tempfile
 from dataclasses import replace
+from pathlib import Path
 import numpy as np, pandas as pd, pytest
+from hypothesis import given, strategies as st
 from PIL import Image
 from ccd.cli import main
 from ccd.comparison import PARTS, compare, first_weights, images, labels_of, publish
@@ -158,8 +160,55 @@ def test_a_misspelt_encoder_is_told_before_pictures_are_opened(folder, tmp_path,
         with pytest.raises(SystemExit): main(["compare", wrong, "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out")])
         assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
 
+def test_labels_that_contradict_are_told(tmp_path):
+    ids = [f"x{k}" for k in range(30)]
+    labels = np.array(["cat", "dog", "1", None] * 8, object)[:30]
+    other = labels.copy(); other[[4, 9]] = "bird"; other[3] = "cat"
+    a = own_vectors(tmp_path, "mine", ids, 8, 0, category=labels, style=[1.0, None, 2.0] * 10)
+    b = own_vectors(tmp_path, "yours", ids, 8, 1, category=other, style=[1.0, None, 2.0] * 10)
+    with pytest.warns(UserWarning) as told: main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out"), *FAST])
+    said, = [str(w.message) for w in told if "one thing" in str(w.message)]
+    for what in ("category of 3 of 30 items", "mine", "yours", "x3: None and 'cat'; x4: 'cat' and 'bird'; x9: 'dog' and 'bird'", "mine says is used"): assert what in said
+    assert "ategory of 3 of 30 items" in (tmp_path / "out/report.html").read_text()
+
+def words_of(page): # what a browser would show, and how often each tag occurs
+    from html.parser import HTMLParser
+    class Reader(HTMLParser):
+        def __init__(self): super().__init__(); self.tags, self.words = [], []
+        def handle_starttag(self, tag, attrs): self.tags.append(tag)
+        def handle_data(self, data): self.words.append(data)
+    r = Reader(); r.feed(page); r.close()
+    return " ".join("".join(r.words).split()), {t: r.tags.count(t) for t in set(r.tags)}
+
+NAMES = ["<b>x<b>", "<script>alert(1)<", "a&lt;b & 'c' \"d\"", "$x_{1$ \\frac", "NA", "01", "_under", "x − y", "{{ 7 * 7 }}", "日本 é"]
+
+@pytest.mark.parametrize("k", range(0, len(NAMES), 2))
+def test_any_name_label_and_id_is_shown_as_it_is(tmp_path, k):
+    a, b = NAMES[k:k + 2]
+    ids = [f"{NAMES[n % len(NAMES)]}{n}" for n in range(40)]
+    paths = [own_vectors(tmp_path, n, ids, 8, s) for s, n in enumerate((a, b))]
+    for n in (a, b): pd.DataFrame(dict(item_id=ids, category=[b, a] * 20)).to_parquet(tmp_path / f"{n}.parquet")
+    main(["compare", *paths, *OPTIONS, "--out", str(tmp_path / "out"), *FAST])
+    words, tags = words_of((tmp_path / "out/report.html").read_text(encoding="utf-8"))
+    for text in (f"{a} joins, {b} parts", f"On 40 pictures {a} and {b} share"): assert " ".join(text.split()) in words
+    assert set(tags) <= set("html meta title style h1 h2 h3 p div table thead tbody tr th td img details summary code ul li".split())
+    pairs = pd.read_csv(tmp_path / "out/pairs/pairs.csv", dtype=str, keep_default_na=False)
+    assert len(pairs) and {*pairs.item_id_i, *pairs.item_id_j} <= set(ids) and pairs.item_id_i[0] in words
+    purity = pd.read_csv(tmp_path / "out/neighbors/purity.csv", dtype=str, keep_default_na=False)
+    assert purity.encoder.tolist() == [a, b]
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max_size=30).filter(str.strip))
+def test_any_word_stays_a_word_in_a_report(word):
+    from ccd import figures as f
+    with tempfile.TemporaryDirectory() as room:
+        plain = dict(text=word, note=word, title=word)
+        f.write_report(Path(room) / "x.html", word, word, [plain | dict(body=f.table_tag(pd.DataFrame({word: [word]}, index=[word])))])
+        words, tags = words_of((Path(room) / "x.html").read_text(encoding="utf-8"))
+    assert words.count(" ".join(word.split())) >= 8 and set(tags) <= set("html meta title style h1 h2 p div table thead tbody tr th td".split())
+
 @pytest.mark.parametrize("change, says", [
-    (lambda x: x.__setitem__((3, 2), np.nan), "'x3'"), (lambda x: x.__setitem__(slice(None), 1), "same vector")])
+    (lambda x: x.__setitem__((3, 2), np.nan), "'x3'"), (lambda x: x.__setitem__(slice(None), 1), "same vector"),
+    (lambda x: x.__setitem__(slice(1, None), 1), "same vector"), (lambda x: x.__setitem__(slice(None), 1 + 1e-7 * x), "same vector")])
 def test_bad_vectors_are_refused(tmp_path, capsys, change, says):
     ids = [f"x{k}" for k in range(20)]
     a, b = own_vectors(tmp_path, "a", ids, 8, 0), own_vectors(tmp_path, "b", ids, 8, 1)
@@ -180,7 +229,13 @@ def test_nothing_in_common_and_too_little(tmp_path, capsys):
 def test_a_handful_of_pictures(tmp_path, n):
     a, b = (own_vectors(tmp_path, s, [f"x{k}" for k in range(n)], 8, k) for k, s in enumerate("ab"))
     main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out")])
-    assert (tmp_path / "out/report.html").exists()
+    assert (tmp_path / "out/report.html").exists() and "too few for CKA, which takes 20" in said(tmp_path / "out")
+
+def test_different_vectors_are_not_called_the_same(tmp_path, capsys):
+    a, b = (own_vectors(tmp_path, s, list("pqrstu"), 6, k) for k, s in enumerate("ab"))
+    np.save(tmp_path / "b.npy", np.eye(6) * 1e-200)
+    with pytest.raises(SystemExit): main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out")])
+    assert "to b all pairs of the 6 items are equally alike" in capsys.readouterr().err
 
 def test_an_unknown_part(tmp_path, capsys):
     with pytest.raises(SystemExit): main(["compare", "pixels:8", "pixels:4", *OPTIONS, "--without", "tables", "--out", str(tmp_path / "out")])
