@@ -77,7 +77,7 @@ def test_the_published_parser_is_the_published_one():
     ("B", "B"), ("B.", "B"), ("(B)", "B"), ("B. two", "B"), ("The answer is B", "B"), ("A or (B)", "B"),
     ("A. no, rather B. yes", "B"), ("(A) no, rather (D)", "D"), ("made in the USA. (B)", "B"),
     ("A cat is sitting on the mat", "A"), ("I think that it shows a dog", "D"), ("A dog is sitting on the mat", "D"),
-    ("no idea", None), ("", None), (None, None), ("E", None), ("b", None), ("USA. Answer", None), ("A dog sits", None)])
+    ("no idea", None), ("", None), (None, None), ("E", None), ("b", "B"), ("USA. Answer", "C"), ("A dog sits", "D"), ("A dog or USA", None)])
 def test_parse(said, letter):
     assert parse(said, dict(A="a cat", B="two", C="USA", D="dog")) == letter
 
