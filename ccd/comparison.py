@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from .core import (Analysis, Control, Settings, UserError, atomic, claim, content_hash, from_plain, load_table, plain, read_json,
+from .core import (Analysis, Control, Settings, UserError, atomic, claim, content_hash, file_hash, from_plain, load_table, plain, read_json,
                       say, sealed, spare, stage, write_manifest)
 
 # %% ../nbs/library/25_comparison.ipynb #7513f2bc
@@ -102,6 +102,8 @@ def sides(
         made[k] = replace(e, items=_held_once(e.items, tables)), key
     names = _names({k: e.card for k, (e, _) in made.items()}, wanted)
     found, lost, doubts = _common({names[k]: e for k, (e, _) in made.items()})
+    skipped = pd.concat([pd.DataFrame(columns=["item_id", "reason"]), *(e.skipped for e, _ in made.values() if e.skipped is not None)])
+    lost = pd.concat([skipped, lost[~lost.item_id.isin(skipped.item_id)]], ignore_index=True)
     references = {names[k]: names[f"reference_{k}"] for k in "ab" if f"reference_{k}" in wanted}
     if corpus is not None: corpus = _rows(corpus, found[names["a"]].items)
     return Sides((names["a"], names["b"]), found, {names[k]: s for k, s in wanted.items() if not s.startswith("npy:")},
@@ -111,6 +113,7 @@ def first_weights(a: str, b: str) -> str: # `random:SEED@FOLDER`; empty where th
     "The untrained network from which both began."
     from ccd.encoders import parse, released
     begun = []
+    if any(s.startswith("npy:") for s in (a, b)): return "" # a path may hold a #
     for kind, name, _ in map(parse, (a, b)):
         about = Path(released(name) or name) / "encoder.json" if kind == "ccd" else None
         begun.append(read_json(about)["control"] if about and about.exists() else None)
@@ -136,8 +139,10 @@ def _known(spec, settings): # or an error; what lies elsewhere is not fetched fo
 def _vectors(spec, source, settings, folder, corpus, how): # Embeddings, and a hash of them
     from ccd.embeddings import load_vectors
     if not spec.startswith("npy:"): return embedded(spec, source, settings, folder, corpus, **how), sealed(folder)
-    e = load_vectors(spec.removeprefix("npy:"))
-    return e, content_hash([e.card["revision"], e.items.item_id.tolist()])
+    path = Path(spec.removeprefix("npy:")).expanduser()
+    e = load_vectors(path)
+    table = pd.util.hash_pandas_object(e.items.astype(str), index=False).tolist() # labels too: they may be mended
+    return e, content_hash([file_hash(path / "vectors.npy") if path.is_dir() else e.card["revision"], table])
 
 def _held_once(items, tables): # equal tables of items are one
     same = next((t for t in tables if t.equals(items)), None)

@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from ccd.cli import main
 from ccd.comparison import PARTS, compare, first_weights, images, labels_of, publish
-from ccd.core import UserError, file_hash
+from ccd.core import UserError, file_hash, load_table
 from conftest import OPTIONS, finish, signal_when, start
 from schemas import RESULTS, differences
 
@@ -206,8 +206,18 @@ def test_any_word_stays_a_word_in_a_report(word):
         words, tags = words_of((Path(room) / "x.html").read_text(encoding="utf-8"))
     assert words.count(" ".join(word.split())) >= 8 and set(tags) <= set("html meta title style h1 h2 p div table thead tbody tr th td".split())
 
+def test_vectors_and_items_called_by_numbers_and_a_row_of_nan(tmp_path):
+    ids = ["NA", "None", "nan", "01", "1", "1.0", *(f"x{k}" for k in range(24))]
+    a, b = (own_vectors(tmp_path, n, ids, 8, k, category=["NA", "01", "1"] * 10) for k, n in enumerate(("1", "01#tap=x")))
+    x = np.load(tmp_path / "1.npy"); x[5] = np.nan; np.save(tmp_path / "1.npy", x)
+    with pytest.warns(UserWarning, match="1 of 30 vectors"): main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out")])
+    lost = load_table(tmp_path / "out/left_out.csv")
+    assert lost.item_id.tolist() == ["1.0"] and lost.reason[0] == "NaN or infinity in its vector"
+    assert "On 29 pictures 1 and 01#tap=x share" in said(tmp_path / "out")
+    assert set(load_table(tmp_path / "out/neighbors/purity.csv").encoder) == {"1", "01#tap=x"}
+
 @pytest.mark.parametrize("change, says", [
-    (lambda x: x.__setitem__((3, 2), np.nan), "'x3'"), (lambda x: x.__setitem__(slice(None), 1), "same vector"),
+    (lambda x: x.__setitem__(slice(None), np.nan), "no vector that can be used"), (lambda x: x.__setitem__(slice(None), 1), "same vector"),
     (lambda x: x.__setitem__(slice(1, None), 1), "same vector"), (lambda x: x.__setitem__(slice(None), 1 + 1e-7 * x), "same vector")])
 def test_bad_vectors_are_refused(tmp_path, capsys, change, says):
     ids = [f"x{k}" for k in range(20)]

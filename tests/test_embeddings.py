@@ -213,11 +213,53 @@ IDS = dict(item_id=list("abc"))
 @pytest.mark.parametrize("x, table, says", [
     (GOOD[0], IDS, "shape \\(4,\\)"), (GOOD[:0], IDS, "one row or more"), (GOOD[None], IDS, "shape \\(1, 3, 4\\)"),
     (GOOD.astype(int), IDS, "holds int64"), (GOOD.astype(object), IDS, "no readable .npy"),
-    (GOOD[:2], IDS, "has 2 rows and its table 3"), (GOOD * [np.nan, 1, 1, 1], IDS, "NaN or infinity in the vector of 'a'"),
-    (GOOD + [[0], [0], [np.inf]], IDS, "of 'c'"), (GOOD, dict(name=list("abc")), "no column item_id; its columns are name"),
+    (GOOD[:2], IDS, "has 2 rows and its table 3"), (GOOD * np.nan, IDS, "no vector that can be used, of 3: a \\(NaN or infinity"),
+    (np.float32(1), IDS, "shape \\(\\)"), (GOOD.astype(complex), IDS, "holds complex128.*save them as numpy.float32"), (GOOD, dict(name=list("abc")), "no column item_id; its columns are name"),
     (GOOD, dict(item_id=list("aba")), "first 'a'"), (GOOD, dict(item_id=["a", None, "c"]), "no item_id in row 1")])
 def test_unusable_vectors_from_elsewhere(tmp_path, x, table, says):
     with pytest.raises(UserError, match=says): load_vectors(given(tmp_path, x, table))
+
+@pytest.mark.parametrize("kind", ["<f2", ">f2", ">f4", ">f8", "<f8", "g"])
+def test_floats_of_any_width_and_byte_order(tmp_path, kind):
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float16) # every kind holds these exactly
+    e = load_vectors(given(tmp_path, x.astype(kind), IDS))
+    assert e.vectors.dtype.isnative and e.vectors.dtype.itemsize <= 8 and np.array_equal(e.vectors, x)
+    assert torch.from_numpy(np.array(e.vectors)).shape == (3, 4)
+
+def test_rows_that_cannot_be_compared_are_listed_and_the_others_used(tmp_path):
+    x = np.float64([[1, 2], [np.nan, 1], [3, 4], [-np.inf, 0], [1e200, 0], [1e-200, 0], [0, 0]])
+    with pytest.warns(UserWarning, match="4 of 7 vectors .* are left out: b \\(NaN or infinity in its vector\\)"):
+        e = load_vectors(given(tmp_path, x, dict(item_id=list("abcdefg"))))
+    assert e.items.item_id.tolist() == list("acg") and e.skipped.item_id.tolist() == list("bdef")
+    assert e.skipped.reason.str.contains("NaN or infinity|too large or too small for float32").all() and np.isfinite(e.unit()).all()
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_names_stay_what_they_are(tmp_path, kind):
+    names = ["NA", "None", "nan", "null", "01", "1", "1.0", "1e3", "True", "a#b~c"]
+    t = pd.DataFrame(dict(item_id=names, category=names[::-1]))
+    np.save(tmp_path / "x.npy", np.eye(len(names)))
+    getattr(t, "to_parquet" if kind == "parquet" else "to_csv")(tmp_path / f"x.{kind}", index=False, **(dict(sep="\t") if kind == "tsv" else {}))
+    e = load_vectors(tmp_path / "x.npy")
+    assert e.items.item_id.tolist() == names and e.items.category.tolist() == names[::-1]
+
+def test_labels_that_are_lists_are_one_value_each(tmp_path):
+    lists = [["a"], ["a", "b"], []]
+    with pytest.warns(UserWarning, match="column 'category' holds lists"): e = load_vectors(given(tmp_path, GOOD, dict(IDS, category=lists), "parquet"))
+    assert e.items.category.fillna("").tolist() == ["a", "a; b", ""]
+
+def test_a_row_longer_than_the_head_moves_no_name(tmp_path):
+    np.save(tmp_path / "x.npy", GOOD)
+    (tmp_path / "x.csv").write_text("item_id,word\na,b,c\nd,e,f\ng,h,i\n")
+    with pytest.raises(UserError, match="no readable table"): load_vectors(tmp_path / "x.npy")
+
+def test_what_embed_wrote_is_read_as_vectors(whole, tmp_path, monkeypatch):
+    e, own = load_vectors(whole), load_embeddings(whole)
+    assert np.array_equal(e.vectors, own.vectors) and e.items.equals(own.items) and e.card == own.card
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(whole, tmp_path / "a#b~1,c=d")
+    assert load_vectors("~/a#b~1,c=d").items.equals(own.items)
+    (tmp_path / "begun").mkdir()
+    with pytest.raises(UserError, match="holds no vectors.npy"): load_vectors(tmp_path / "begun")
 
 def test_missing_files(tmp_path):
     with pytest.raises(UserError, match="no readable .npy"): load_vectors(tmp_path / "x.npy")
