@@ -6,7 +6,7 @@
 __all__ = ['OCR', 'QUESTIONS', 'ANSWERS', 'Scorer', 'by_function', 'score', 'ocr', 'lines_seen', 'by_vlm', 'scorer', 'said']
 
 # %% ../nbs/library/30_filters.ipynb #65df734f
-import shutil, threading, time
+import math, shutil, threading, time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from .core import (Progress, UserError, World, atomic, content_hash, cores, differences,
                       plain, read_manifest, spare, up_to_date, write_manifest)
-from .sources import FEW, Pixels, fingerprint, open_corpus, rule_of
+from .sources import FEW, Pixels, broken, fingerprint, open_corpus, rule_of
 from .towers import weights_hash
 from .vlm import Vlm, log_likelihoods, option_scores, published_vlm, put, tokens_of
 
@@ -90,7 +90,7 @@ def score(
     with atomic(folder) as tmp:
         tmp.mkdir()
         table.to_parquet(tmp / "scores.parquet")
-        _summary(table, scorer.card["cuts"], len(lost)).to_csv(tmp / "summary.csv", index=False)
+        _summary(table, scorer.card["cuts"], len(broken(lost))).to_csv(tmp / "summary.csv", index=False)
         lost.to_csv(tmp / "unreadable.csv", index=False)
         write_manifest(tmp, settings, inputs, [p.name for p in sorted(tmp.iterdir())], time.time() - start,
                        world=plain(world), command=command)
@@ -115,7 +115,7 @@ def _score_all(scorer, corpus, parts, most, flush): # a row for each picture, in
             over = bad > most * max(n, FEW) or bad == n
             if new and (at == n or over or time.time() - saved > flush):
                 done.append(_kept(parts / f"{at:012d}.parquet", new)); new, saved = [], time.time()
-            if over: raise UserError(_too_many(pd.concat(done), most, n))
+            if over: raise UserError(_too_many(scorer, pd.concat(done), most, n))
             if at == n: return pd.concat(done, ignore_index=True)
             found = pixels.read(range(at, min(n, at + scorer.batch)))
             new.append(_scored(scorer, found)); at += len(found); bar.add(len(found))
@@ -128,15 +128,31 @@ def _kept(path, tables):
 
 def _scored(scorer, found): # a batch as a table
     good = [f["pixels"] for f in found if not f["fault"]]
-    said = iter(scorer.score(good) if good else [])
-    rows = [dict(light=None, heavy=None, fault=f["fault"] or "") | ({} if f["fault"] else next(said))
+    said = list(scorer.score(good)) if good else []
+    if len(said) != len(good):
+        raise UserError(f"the scorer {scorer.card['name']} gave {len(said)} scores for {len(good)} pictures: expected one of each")
+    said = iter(said)
+    rows = [dict(light=None, heavy=None, fault=f["fault"] or "") | ({} if f["fault"] else _checked(next(said)))
             | dict(item_id=f["item_id"]) for f in found]
     return pd.DataFrame(rows).astype(dict(light=float, heavy=float))
 
-def _too_many(t, most, n): # a sentence
+def _checked(said): # what a scorer gave, or the fault in it
+    if not isinstance(said, dict): return dict(fault=f"not scored: it gave {said!r:.80}, where a dict was expected")
+    if said.get("fault"): return said
+    given = {k: said[k] for k in ("light", "heavy") if said.get(k) is not None}
+    wrong = [k for k, v in given.items() if not _is_number(v)]
+    if given and not wrong: return said
+    why = f"{wrong[0]} = {given[wrong[0]]!r:.80}" if wrong else f"neither light nor heavy in {said!r:.80}"
+    return dict(fault=f"not scored: it gave {why}, where a finite number was expected")
+
+def _is_number(x): # a word that looks like one is none
+    try: return not isinstance(x, (str, bytes)) and math.isfinite(float(x))
+    except (TypeError, ValueError, RuntimeError): return False
+
+def _too_many(scorer, t, most, n): # a sentence
     bad = t[t.fault != ""]
     some = "; ".join(f"{i} ({why})" for i, why in zip(bad.item_id[:3], bad.fault[:3]))
-    return (f"{len(bad):,} of the first {len(t):,} pictures cannot be scored, and {most:.2%} of {n:,} may be so: "
+    return (f"the scorer {scorer.card['name']}: {len(bad):,} of the first {len(t):,} pictures cannot be scored, and {most:.2%} of {n:,} may be so: "
             f"{some}. Nothing is lost: mend the data, or raise --max-faults, and start again")
 
 # %% ../nbs/library/30_filters.ipynb #f645adfd

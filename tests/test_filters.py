@@ -26,6 +26,35 @@ def source(out, keep): return World(source=f"filter:{keep}:{out}")
 
 def ids(world, split="train"): return open_corpus(world, split).corpus["item_id"][:]
 
+# --- what a scorer gives
+
+@pytest.mark.parametrize("gives, why", [(float("nan"), "light = nan"), (float("inf"), "light = inf"), ("yes", "light = 'yes'"),
+                                        ("0.5", "light = '0.5'"), ([1, 2], r"light = \[1, 2\]"), (None, "neither light nor heavy")])
+def test_what_is_no_score_is_told(photos, tmp_path, gives, why):
+    s = f.Scorer(dict(name="odd", cuts=dict(light=0.5, heavy=0.5)), lambda xs: [dict(light=gives) for _ in xs])
+    with pytest.raises(UserError, match=f"the scorer odd: .*not scored: it gave {why}"): score(photos, s, tmp_path / "s")
+    def one(x): return dict(light=gives, heavy=0.1)
+    if gives is not None:
+        with pytest.raises(UserError, match=f"one: .*not scored: it gave {why}"): score(photos, by_function(one), tmp_path / "t")
+
+@pytest.mark.parametrize("scores, why", [([], "gave 0 scores for"), ([dict(light=0.5)] * 99, "gave 99 scores for"),
+                                         ([0.5] * 16, "it gave 0.5, where a dict")])
+def test_as_many_scores_as_pictures(photos, tmp_path, scores, why):
+    s = f.Scorer(dict(name="odd", cuts=dict(light=0.5, heavy=0.5)), lambda xs: scores)
+    with pytest.raises(UserError, match=f"the scorer odd.*{why}"): score(photos, s, tmp_path / "s")
+
+def test_numbers_of_any_kind_are_scores(photos, tmp_path):
+    kinds = [1, True, np.float32(0.25), np.array(0.5), torch.tensor(0.75)]
+    s = f.Scorer(dict(name="kinds", cuts=dict(light=0.5, heavy=0.5)), lambda xs: [dict(light=kinds[k % 5]) for k in range(len(xs))], batch=5)
+    t = pd.read_parquet(score(photos, s, tmp_path / "s") / "scores.parquet")
+    assert t.light[:5].tolist() == [1, 1, 0.25, 0.5, 0.75] and (t.fault == "").all()
+
+def test_other_files_are_no_unreadable_pictures(photos, tmp_path):
+    home = tmp_path / "photos"
+    (home / "notes.md").write_text("no picture"); (home / "text.jpg").write_text("broken")
+    folder = score(photos, by_function(red), tmp_path / "s")
+    assert set(pd.read_csv(folder / "summary.csv").unreadable) == {1} and len(pd.read_csv(folder / "unreadable.csv")) == 2
+
 # --- what is kept
 
 @pytest.mark.parametrize("keep", ["light", "heavy", "light@0.2", "heavy@0.77"])
