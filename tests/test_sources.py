@@ -1,10 +1,10 @@
 "Data at scale: what is broken is listed and nothing else, and a batch is a function of corpus, control and step."
-import io, json, multiprocessing, os, pickle, signal, tarfile
+import gzip, io, json, multiprocessing, os, pickle, re, signal, tarfile, warnings
 import numpy as np, pytest, torch
-from PIL import ImageFile
+from PIL import Image, ImageFile
 from ccd import sources
 from ccd.core import Control, UserError, World, content_hash
-from ccd.sources import (FEW, WINDOW, Feed, decode, feed_for, fingerprint, hub, open_corpus, pixel_hash, readable,
+from ccd.sources import (FEW, WINDOW, Feed, decode, feed_for, fingerprint, folder, hub, open_corpus, pixel_hash, readable,
                          sample_rows, shard_order, shards)
 from ccd.views import uniform
 
@@ -209,6 +209,272 @@ def test_hub_sets_broken_images_aside(tmp_path, corpus, monkeypatch):
     monkeypatch.setattr(sources, "decode", None)
     many = hub(str(tmp_path / "d")).corpus
     assert len(set(many["pixel_hash"][:])) == len(many) == 4 and fingerprint(many) == fingerprint(hub(str(tmp_path / "d")).corpus)
+
+# --- every image: used, or listed with the reason
+
+GOOD = np.add.outer(np.arange(40), np.arange(60)).astype(np.uint8)
+
+def picture(kind="png", x=GOOD, **how):
+    out = io.BytesIO()
+    Image.fromarray(x).save(out, kind, **how)
+    return out.getvalue()
+
+def tar(path, files, **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **how) as t:
+        for name, data in files:
+            head = tarfile.TarInfo(name); head.size = len(data)
+            t.addfile(head, io.BytesIO(data))
+    return path
+
+def listed(skipped):
+    "How many files the rows of `skipped` stand for."
+    counts = [re.search(r", ([\d,]+) files?$", why) for why in skipped.reason]
+    return sum(int(c[1].replace(",", "")) if c else 1 for c in counts)
+
+def reasons(opened): return dict(zip(opened.skipped.file, opened.skipped.reason))
+
+@pytest.mark.parametrize("x, kind", [
+    (GOOD.astype(np.uint16) * 257, "png"), (GOOD.astype(np.uint16) * 257, "tiff"), (GOOD.astype(np.int32) * 257, "tiff"),
+    (GOOD.astype(np.float32) / np.float32(255), "tiff"), (GOOD.astype(np.uint16) * 257, "jpeg2000"), (GOOD.astype(np.uint16) * 257, "ppm")],
+    ids=["png16", "tiff16", "tiff32", "float", "jpeg2000", "pgm16"])
+def test_deep_grey_is_the_eight_bit_image(x, kind):
+    assert (np.asarray(decode(picture(kind, x, **(dict(irreversible=False) if kind == "jpeg2000" else {})))) == GOOD[..., None]).all()
+
+def tiff(x, bits, signed): # by hand: Pillow writes no such TIFF
+    import struct
+    data = x.tobytes()
+    tags = [(256, x.shape[1]), (257, x.shape[0]), (258, bits), (259, 1), (262, 1), (273, 8 + 2 + 10 * 12 + 4), (277, 1), (278, x.shape[0]), (279, len(data)), (339, 1 + signed)]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(struct.pack("<HHII", t, 4 if t in (273, 279) else 3, 1, v) for t, v in tags) + b"\0" * 4 + data
+
+def test_signed_and_wide_grey():
+    x = np.linspace(0, 32767, 2400).reshape(40, 60).astype(np.int16)
+    seen = np.asarray(decode(tiff(x, 16, True)))[..., 0]
+    assert seen.min() == 0 and seen.max() == 255
+    wide = (GOOD.astype(np.int64) * (2 ** 31 - 1) // 255).astype(np.int32)
+    assert (np.asarray(decode(tiff(wide, 32, True)))[..., 0] == GOOD).all()
+
+@pytest.mark.parametrize("x", [GOOD.astype(np.int32) * 1000, -GOOD.astype(np.int32), GOOD.astype(np.float32),
+                               np.where(GOOD > 3, GOOD, np.nan).astype(np.float32) / 255, -GOOD.astype(np.float32) / 255])
+def test_grey_of_unknown_scale_is_a_fault(x):
+    with pytest.raises(ValueError, match="nobody says what is white"): decode(picture("tiff", x))
+
+def test_a_clear_value_of_deep_grey_is_white():
+    x = np.array([[0, 514], [1028, 65535]], np.uint16)
+    assert np.asarray(decode(picture("png", x, transparency=514)))[..., 0].tolist() == [[0, 255], [4, 255]]
+
+def test_suffixes_are_those_that_pillow_opens():
+    Image.init()
+    stubs = {"EPS", "WMF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"} # opened by another program, or not at all
+    assert sources.IMAGE_SUFFIXES == {s for s, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in stubs} | {".mpo"}
+
+@pytest.mark.parametrize("kind, suffix", [("jpeg", "jfif"), ("jpeg", "JPE"), ("avif", "avif"), ("jpeg2000", "jp2"), ("ppm", "ppm"), ("tga", "tga"), ("qoi", "qoi")])
+def test_every_suffix_is_used(tmp_path, kind, suffix):
+    if kind.upper() not in Image.SAVE and not Image.init() and kind.upper() not in Image.SAVE: pytest.skip(f"this Pillow writes no {kind}")
+    (tmp_path / f"a.{suffix}").write_bytes(picture(kind, np.repeat(GOOD[..., None], 3, 2)))
+    tar(tmp_path / "s/0.tar", [(f"a.{suffix}", (tmp_path / f"a.{suffix}").read_bytes())])
+    assert folder(tmp_path).corpus["item_id"][:] == [f"a.{suffix}"] and shards(tmp_path / "s").corpus[0]["image"].size == (60, 40)
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+def test_a_broken_note_leaves_the_image(kind):
+    exif = Image.Exif(); exif[274] = 6; whole = exif.tobytes()
+    same = decode(picture(kind, np.repeat(GOOD[..., None], 3, 2)))
+    for note in (whole[:12], whole[:-5] + b"\xff" * 9, b"Exif\0\0II*\0" + b"\xff" * 40, b"Exif\0\0junk"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            im = decode(picture(kind, np.repeat(GOOD[..., None], 3, 2), exif=note))
+        assert sorted(im.size) == sorted(same.size)
+    assert decode(picture(kind, exif=whole)).size == (40, 60)
+
+def test_long_thin_images_are_shortened_before_an_encoder_resizes_them():
+    seen = []
+    def fit(im): seen.append(im.size); return np.asarray(im.resize((4, 4)))
+    x = np.zeros((60_000, 1), np.uint8); x[29_950:30_050] = 200
+    sources._seen(picture("png", x), fit, False); sources._seen(picture("png", x.T.copy()), fit, False); sources._seen(picture("png", GOOD), fit, False)
+    assert seen == [(1, 100), (100, 1), (60, 40)]
+    assert (sources._seen(picture("png", x), 8, False) == 200).all() # the middle square
+    assert decode(picture("png", x)).size == (1, 60_000) # whole, so that two that differ at an end are two
+
+def test_a_bomb_is_listed_and_large_images_are_quiet(tmp_path, monkeypatch, recwarn):
+    for n, side in dict(fine=60, large=80, bomb=120).items(): (tmp_path / f"{n}.png").write_bytes(picture("png", np.zeros((side, 60), np.uint8)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 59)
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning) # pytest forgets it
+    opened = folder(tmp_path)
+    assert opened.corpus["item_id"][:] == ["fine.png", "large.png"] and "too many to open" in reasons(opened)["bomb.png"]
+
+# --- folders
+
+def test_folders_of_a_system_are_counted(tmp_path):
+    for n in ("a.png", "._a.png", "Thumbs.db", ".ipynb_checkpoints/a-checkpoint.png", ".Trash-1000/x/y.png", "__MACOSX/._a.png", "@eaDir/a.png/b.png",
+              "b/.thumbnails/a.png", "b/@eaDir/c.png", "notes.md", "b/more.md", "README", "b/alone.txt", "a.txt", "a.json"):
+        (tmp_path / n).parent.mkdir(parents=True, exist_ok=True); (tmp_path / n).write_bytes(picture() if n.endswith("png") else b"{}")
+    with pytest.warns(UserWarning, match="set aside in .*beside the images: .*md .no image by its suffix, 2 files"): opened = folder(tmp_path)
+    assert opened.corpus["item_id"][:] == ["a.png"]
+    assert {f: why.rpartition(", ")[2] for f, why in reasons(opened).items()} == {
+        ".*": "2 files", ".ipynb_checkpoints/": "1 file", ".Trash-1000/": "1 file", "__MACOSX/": "1 file", "@eaDir/": "2 files", ".thumbnails/": "1 file",
+        "*.md": "2 files", "*": "1 file", "*.txt": "1 file"}
+    assert listed(opened.skipped) + 1 + 2 == 15 and not len(sources.broken(opened.skipped)) # an image and its two captions
+
+def test_links_are_followed_and_loops_are_told(tmp_path):
+    (tmp_path / "elsewhere/deep").mkdir(parents=True); (tmp_path / "in").mkdir()
+    for n in ("x.png", "deep/y.png"): (tmp_path / "elsewhere" / n).write_bytes(picture())
+    for name, to in dict(dogs="../elsewhere", again="../elsewhere", self="self", gone="nowhere").items(): (tmp_path / "in" / name).symlink_to(to)
+    (tmp_path / "in/one.png").symlink_to(tmp_path / "elsewhere/x.png"); (tmp_path / "in/lost.png").symlink_to("nowhere.png")
+    (tmp_path / "elsewhere/deep/up").symlink_to(tmp_path / "elsewhere"); os.mkfifo(tmp_path / "in/pipe.png")
+    opened = folder(tmp_path / "in")
+    assert opened.corpus["item_id"][:] == ["again/deep/y.png", "again/x.png", "dogs/deep/y.png", "dogs/x.png", "one.png"]
+    found = reasons(opened)
+    assert all("a link back to a folder" in found[f"{d}/deep/up"] for d in ("again", "dogs"))
+    assert all("no regular file" in found[n] for n in ("self", "gone", "lost.png", "pipe.png")) and len(found) == 6
+
+def test_names_that_are_no_utf8(tmp_path):
+    for n in (b"caf\xe9.png", b"d\xfcr/x.png"):
+        os.makedirs(os.path.dirname(os.path.join(os.fsencode(tmp_path), n)), exist_ok=True)
+        try: open(os.path.join(os.fsencode(tmp_path), n), "wb").write(picture())
+        except OSError: pytest.skip("this file system takes UTF-8 only")
+    open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt"), "w").write("a cup")
+    open(os.path.join(os.fsencode(tmp_path), b"\xff.md"), "w").close(); open(os.path.join(os.fsencode(tmp_path), b"\xff.jpg"), "w").write("broken")
+    opened = folder(tmp_path)
+    assert opened.corpus["item_id"][:] == [r"caf\udce9.png", r"d\udcfcr/x.png"] and opened.corpus["captions"][:] == [["a cup"], []]
+    assert {im.size for im in opened.corpus["image"][:]} == {(60, 40)} and sources.Pixels(opened.corpus, 8)[[0, 1]].shape == (2, 3, 8, 8)
+    assert r"\udcff.jpg" in reasons(opened)
+    opened.skipped.to_csv(tmp_path / "skipped.csv")
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_is_not_this_folder(name):
+    for kind in ("folder", "shards", "hf", "stream"):
+        with pytest.raises(UserError, match="no name is given"): open_corpus(World(source=f"{kind}:{name}"))
+
+def test_an_unknown_home_is_a_folder_that_is_missing():
+    with pytest.raises(UserError, match="is not a folder"): folder("~nobody-of-that-name/x")
+
+def test_images_shown_are_the_images_embedded(tmp_path):
+    (tmp_path / "deep.png").write_bytes(picture("png", GOOD.astype(np.uint16) * 257))
+    c = folder(tmp_path).corpus
+    assert (np.asarray(c[0]["image"]) == GOOD[..., None]).all() and c[0]["image"].mode == "RGB"
+
+# --- captions
+
+SAID = "a café, “naïve”"
+
+@pytest.mark.parametrize("code", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+def test_captions_in_any_encoding(tmp_path, code):
+    text, facts = f"{SAID}\r\nand more \r\n".encode(code), json.dumps(dict(caption=SAID), ensure_ascii=False).encode(code)
+    for n, data in {"a.png": picture(), "a.txt": text, "b.png": picture(), "b.json": facts}.items(): (tmp_path / n).write_bytes(data)
+    tar(tmp_path / "s/0.tar", [(p.name, p.read_bytes()) for p in sorted(tmp_path.glob("?.*"))])
+    for opened in (folder(tmp_path), shards(tmp_path / "s")): assert sorted(opened.corpus["captions"][:]) == sorted([[f"{SAID}\nand more"], [SAID]])
+
+@pytest.mark.parametrize("value, said", [(["one", "two"], ["one", "two"]), (7, ["7"]), (0.5, ["0.5"]), (float("nan"), []), (None, []), (True, []), ({"a": 1}, []),
+                                         ("", []), (["x", None, [3]], ["x", "3"]), ("\ud800x", ["?x"]), ([], [])])
+def test_captions_in_json(tmp_path, value, said):
+    facts = json.dumps(dict(caption=value, sha256=5)).encode()
+    (tmp_path / "0.png").write_bytes(picture()); (tmp_path / "0.json").write_bytes(facts)
+    tar(tmp_path / "s/0.tar", [("0.png", picture()), ("0.json", facts)])
+    for opened in (folder(tmp_path), shards(tmp_path / "s")): assert opened.corpus["captions"][:] == [said]
+
+def test_only_a_hash_names_an_image(tmp_path):
+    values = [5, None, "", "same", "é" * 20, "0123456789abcdef" * 4]
+    tar(tmp_path / "0.tar", [x for k, v in enumerate(values) for x in ((f"{k}.png", picture()), (f"{k}.json", json.dumps(dict(sha256=v)).encode()))])
+    got = dict(zip(*(shards(tmp_path).corpus[c][:] for c in ("item_id", "pixel_hash"))))
+    assert got.pop("0/5") == "0123456789abcdef" and len(set(got.values())) == 5
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"caption": ', b"[1, 2]", b"", b'{"caption": "' + b"x" * (1 << 20) + b'"}'])
+def test_a_broken_caption_is_listed_and_its_image_is_used(tmp_path, data):
+    (tmp_path / "0.png").write_bytes(picture()); (tmp_path / "0.json").write_bytes(data)
+    tar(tmp_path / "s/0.tar", [("0.png", picture()), ("0.json", data)])
+    for opened, name in ((folder(tmp_path), "0.json"), (shards(tmp_path / "s"), "0.tar/0.json")):
+        assert opened.corpus["captions"][:] == [[]] and "a caption that cannot be read" in reasons(opened)[name] and not len(sources.broken(opened.skipped))
+
+def test_captions_of_a_dataset_are_texts(tmp_path):
+    from datasets import Dataset, Features, Image as ImageFeature, List, Value
+    d = dict(image=[dict(bytes=picture(), path=None)] * 4, caption=[["a", None], None, [" "], ["b", "c"]])
+    d = Dataset.from_dict(d, Features(image=ImageFeature(), caption=List(Value("string"))))
+    assert sources.completed(d, "d").corpus["captions"][:] == [["a"], [], [], ["b", "c"]]
+
+# --- tars
+
+def members(path): return dict(zip(*(shards(path).corpus[c][:] for c in ("item_id", "captions"))))
+
+def test_dots_in_keys(tmp_path):
+    tar(tmp_path / "s/0.tar", [(n, picture() if n.endswith("png") else n.encode()) for n in
+        ("img.v1.png", "img.v1.txt", "img.v2.png", "22.05.png", "a.png", "s0.input.png", "s0.outputs.txt", "s1.input.png", "d.x/b.png", "d.x/b.txt", "c.png.txt", "c.png")])
+    assert members(tmp_path / "s") == {"0/img.v1": ["img.v1.txt"], "0/img.v2": [], "0/22.05": [], "0/a": [], "0/s0.input": ["s0.outputs.txt"], "0/s1.input": [],
+                                       "0/d.x/b": ["d.x/b.txt"], "0/c": ["c.png.txt"]}
+
+def test_masks_beside_an_image_are_counted(tmp_path):
+    tar(tmp_path / "0.tar", [(f"{k}{s}", picture()) for k in range(3) for s in (".png", ".seg.png", ".depth.png")])
+    opened = shards(tmp_path)
+    assert opened.corpus["item_id"][:] == ["0/0", "0/1", "0/2"] and listed(opened.skipped) == 6 and set(opened.skipped.file) == {"*.seg.png", "*.depth.png"}
+
+def test_double_members_and_keys_are_listed(tmp_path):
+    tar(tmp_path / "0.tar", [("a.png", picture()), ("a.txt", b"old"), ("a.txt", b"new"), ("b.png", picture()), ("b.jpg", picture("jpeg")), ("c.png", b"x"), ("c.png", picture())])
+    tar(tmp_path / "1.tar", [("a.png", picture())])
+    opened = shards(tmp_path)
+    assert dict(zip(opened.corpus["item_id"][:], opened.corpus["captions"][:])) == {"0/a": ["new"], "0/b": [], "0/c": [], "1/a": []}
+    assert {f: why[10:15] for f, why in reasons(opened).items()} == {"0.tar/a.txt": "twice", "0.tar/c.png": "twice", "0.tar/b.jpg": "one m"}
+    assert "keys that another tar has too: 1" in opened.corpus.info.description and opened.corpus[2]["image"].size == (60, 40)
+    assert "too:" not in shards(tmp_path / "0.tar").corpus.info.description
+
+def test_linked_and_packed_tars(tmp_path):
+    tar(tmp_path / "far/deep/0.tar", [("a.png", picture())]); (tmp_path / "in").mkdir()
+    (tmp_path / "in/far").symlink_to(tmp_path / "far"); (tmp_path / "in/1.tar").symlink_to(tmp_path / "far/deep/0.tar")
+    (tmp_path / "in/2.tar").symlink_to("nowhere"); (tmp_path / "in/3.tar").mkdir(); (tmp_path / "far/back").symlink_to(tmp_path / "in")
+    for n in ("4.tar.gz", "5.tgz"): (tmp_path / "in" / n).write_bytes(gzip.compress((tmp_path / "far/deep/0.tar").read_bytes()))
+    (tmp_path / "in/6.tar").write_bytes((tmp_path / "in/5.tgz").read_bytes())
+    opened = shards(tmp_path / "in")
+    assert sorted(opened.corpus["item_id"][:]) == ["1/a", "far/deep/0/a"]
+    found = reasons(opened)
+    assert all("unpack it" in found[n] for n in ("4.tar.gz", "5.tgz", "6.tar")) and "no regular file" in found["2.tar"] and "a link back" in found["far/back"]
+    for n in ("4.tar.gz", "5.tgz"):
+        with pytest.raises(UserError, match="holds no tar: .*unpack it"): shards(tmp_path / "in" / n)
+
+def test_a_tar_written_anew_at_its_size_and_time(tmp_path):
+    path = tar(tmp_path / "0.tar", [("a.png", picture("png", GOOD)), ("a.txt", b"old")])
+    c, state = shards(tmp_path).corpus, path.stat()
+    other = picture("png", GOOD[::-1].copy())
+    data = [("b.png", other), ("b.txt", b"new")]
+    tar(path, data + [("fill.bin", b"")]); path.write_bytes(path.read_bytes()[:state.st_size].ljust(state.st_size, b"\0"))
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size and path.stat().st_mtime_ns == state.st_mtime_ns
+    assert members(tmp_path) == {"0/b": ["new"]}
+    path.write_bytes(b"\0" * state.st_size) # while it is open
+    sources._open_tar.cache_clear()
+    assert "has changed since" in sources.Pixels(c, 8).read([0])[0]["fault"]
+
+@pytest.mark.parametrize("name", [b"a\xff.png", "é.png".encode("latin-1")])
+def test_names_in_a_tar_that_are_no_utf8(tmp_path, name):
+    with tarfile.open(tmp_path / "0.tar", "w", encoding="latin-1", format=tarfile.GNU_FORMAT) as t:
+        head = tarfile.TarInfo(name.decode("latin-1")); head.size = len(picture()); t.addfile(head, io.BytesIO(picture()))
+    assert len(members(tmp_path)) == 1 and "\\x" in next(iter(members(tmp_path)))
+
+def test_links_and_hidden_files_in_a_tar(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as t:
+        for n in ("./a.png", "./._a.png", "__MACOSX/a.png", "notes.md"):
+            head = tarfile.TarInfo(n); head.size = len(picture()); t.addfile(head, io.BytesIO(picture()))
+        head = tarfile.TarInfo("b.png"); head.type, head.linkname = tarfile.SYMTYPE, "./a.png"; t.addfile(head)
+    opened = shards(tmp_path)
+    assert opened.corpus["item_id"][:] == ["0/./a"] and listed(opened.skipped) == 4 and set(opened.skipped.file) == {".*", "*.md", "links"}
+
+# --- the hub
+
+@pytest.mark.parametrize("saved", ["parquet", "file", "disk", "splits"])
+def test_datasets_in_a_folder(tmp_path, saved):
+    from datasets import Dataset, DatasetDict, Features, Image as ImageFeature, Value
+    d = Dataset.from_dict(dict(image=[dict(bytes=picture(), path=None)] * 3, text=list("abc")), Features(image=ImageFeature(), text=Value("string")))
+    home = tmp_path / "set"
+    if saved == "disk": d.save_to_disk(home)
+    elif saved == "splits": DatasetDict(train=d).save_to_disk(home)
+    else: (home / "data").mkdir(parents=True); d.to_parquet(home / "data/train-00000-of-00001.parquet")
+    c = hub(str(home / "data/train-00000-of-00001.parquet" if saved == "file" else home)).corpus
+    assert c["captions"][:] == [["a"], ["b"], ["c"]] and c[0]["image"].size == (60, 40)
+    if saved in ("parquet", "splits"):
+        with pytest.raises(UserError, match="no split 'test': its splits are train"): hub(str(home), "test")
+
+def test_a_folder_of_no_dataset_says_what_is_expected(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture())
+    with pytest.raises(UserError, match="holds no dataset: expected Parquet files.*folder:"): hub(str(tmp_path))
+    (tmp_path / "a.parquet").write_bytes(b"no parquet")
+    with pytest.raises(UserError, match="could not open the dataset"): hub(str(tmp_path))
 
 # --- order
 
