@@ -109,6 +109,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                          'ccd.cli.at_work': ('library/cli.html#at_work', 'ccd/cli.py'),
                          'ccd.cli.audit': ('library/cli.html#audit', 'ccd/cli.py'),
                          'ccd.cli.by_family': ('library/cli.html#by_family', 'ccd/cli.py'),
+                         'ccd.cli.check_none_is_empty': ('library/cli.html#check_none_is_empty', 'ccd/cli.py'),
                          'ccd.cli.chosen_preset': ('library/cli.html#chosen_preset', 'ccd/cli.py'),
                          'ccd.cli.chosen_recipe': ('library/cli.html#chosen_recipe', 'ccd/cli.py'),
                          'ccd.cli.compare': ('library/cli.html#compare', 'ccd/cli.py'),

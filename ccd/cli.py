@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AnySettings', 'COMMANDS', 'BARRED', 'chosen_preset', 'chosen_recipe', 'at_work', 'study', 'train', 'filter', 'audit',
            'embed', 'probe', 'compare', 'vlm', 'vqa', 'scale', 'published', 'starting_point', 'explained', 'by_family',
-           'usage', 'at_home', 'main']
+           'usage', 'at_home', 'check_none_is_empty', 'main']
 
 # %% ../nbs/library/31_cli.ipynb #904d3631
 import contextlib, errno, inspect, os, re, sys
@@ -268,6 +268,13 @@ def at_home(
     "The same with `~` as the home folder where a path begins: also after `=` and after the kind of a source, as in `npy:~/x.npy`."
     return re.sub(r"(^|[:=])~(?=/|$)", lambda m: f"{m[1]}{user_path('~')}", arg)
 
+def check_none_is_empty(args: list[str]):
+    "Raise `UserError` for an argument of no letter, as of a shell's variable that is not set; only a field of the settings may be empty."
+    for before, a in zip(["", *args], args):
+        option, sign, value = a.partition("=") if a.startswith("--") else (before if before.startswith("--") else "", "=", a)
+        if sign and not value.strip() and "." not in option:
+            raise UserError(f"{option or 'an argument'} is empty: leave it out, or say what it is (a variable of the shell may not be set)")
+
 def main(argv: list[str] | None = None):
     "The `ccd` command."
     for stream in (sys.stdout, sys.stderr): # a name that the terminal cannot show is no reason to stop
@@ -278,6 +285,7 @@ def main(argv: list[str] | None = None):
     if args[0] in ("-V", "--version"): print(f"ccd {version('ccd')}"); return
     try:
         args = list(map(at_home, args))
+        check_none_is_empty(args)
         if args[0] not in COMMANDS:
             raise UserError(f"unknown command {args[0]!r}: expected one of {', '.join(COMMANDS)}")
         f = explained(COMMANDS[args[0]])
