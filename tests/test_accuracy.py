@@ -9,6 +9,8 @@ from ccd.stats import holm, paired_bootstrap, paired_test, sign_flip
 from ccd.tasks import Fold, Rows, Task
 from conftest import OPTIONS, finish, signal_when, start
 
+pytestmark = pytest.mark.numeric
+
 LETTERS = np.array(list("abcd"))
 
 def embedded(y, seed, gap=1.0, d=8, name="e"):

@@ -14,6 +14,8 @@ from ccd.towers import build_vit, patch_tokens, through, weights_hash
 from ccd.training import Trainer, metrics, on_device, train
 from conftest import STEPS, outputs
 
+pytestmark = pytest.mark.numeric
+
 RESULTS = Path(__file__).parents[1] / "results"
 SHORT = {"control.batch_size": 8, "control.samples": 320, "control.warmup": 0.0}
 

@@ -8,6 +8,8 @@ from ccd import encoders
 from ccd.core import Control, UserError, read_json
 from ccd.encoders import PUBLISHED, Fit, load, parse
 
+pytestmark = pytest.mark.numeric
+
 SIDE, PATCH, DEPTH = 32, 8, 3
 BODY = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=DEPTH, num_attention_heads=2)
 EYE = BODY | dict(image_size=SIDE, patch_size=PATCH)

@@ -11,6 +11,8 @@ from ccd.encoders import Card, Encoder, Features, raw_pixels
 from ccd.sources import Pixels, folder
 from ccd.views import plain_view
 
+pytestmark = pytest.mark.numeric
+
 WORLD = World(test_scenes=240)
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ from ccd import neighbors as nb
 from ccd.core import UserError
 from ccd.embeddings import Embeddings
 
+pytestmark = pytest.mark.numeric
+
 def toy(x, **more): return Embeddings(x.astype(np.float32), pd.DataFrame(dict(item_id=[f"p{k}" for k in range(len(x))]) | more), {})
 
 @pytest.fixture

@@ -10,6 +10,8 @@ from ccd.objectives import build, clip_loss, siglip_loss
 from ccd.sources import open_corpus
 from ccd.training import Trainer, on_device, train
 
+pytestmark = pytest.mark.numeric
+
 SHORT = {"control.samples": 160, "control.batch_size": 8, "control.warmup": 0.0}
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,8 @@ from ccd import pairs
 from ccd.core import UserError
 from ccd.embeddings import Embeddings
 
+pytestmark = pytest.mark.numeric
+
 def vectors(n, d, seed, copies=0, shift=0.0, dtype=np.float32):
     "Random vectors; some rows are pictures that occur twice."
     x = np.random.default_rng(seed).normal(size=(n, d)) + shift

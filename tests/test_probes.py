@@ -6,6 +6,8 @@ from ccd import probes as P
 from ccd.core import UserError
 from ccd.probes import PROTOCOLS, RIDGES, accuracy, few_shot, fit_logistic, knn_probe, linear_probe, per_class, schedule, sgd_probe
 
+pytestmark = pytest.mark.numeric
+
 def problem(n, d, classes, seed, gap=1.0):
     rng = np.random.default_rng(seed)
     y = np.r_[np.arange(classes), rng.integers(0, classes, n - classes)]

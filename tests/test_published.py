@@ -7,6 +7,8 @@ import pytest
 from ccd import published as P
 from ccd.core import UserError
 
+pytestmark = pytest.mark.numeric
+
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = dict(accuracy=39, webssl_vqa=41, webssl_classic=17, webssl_summary=3, cambrian_encoders=18,
             vmcbench=4, benchmarks=63, claims=27, originals=56)

@@ -11,6 +11,8 @@ from ccd.emoji import scene, stock
 from conftest import slow_cell
 from schemas import RESULTS, differences
 
+pytestmark = pytest.mark.numeric
+
 EMOJI = s.GRIDS["emoji"]
 METRICS = {*s.PROBED.values(), "masks", *(f"asked: {c}" for c in ("general", "reason", "ocr", "doc"))}
 TINY = replace(s.GRIDS["smoke"], changes=s.GRIDS["smoke"].changes | {

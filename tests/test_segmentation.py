@@ -11,6 +11,8 @@ from ccd.segmentation import (IGNORED, Head, Segmentation, Segmented, Tokens, an
     dense, draw_counts, emoji_segments, fit_heads, grid_of, iou, last_layers, look_at, majority, miou, miou_difference, miou_test,
     patch_labels, pixel_patches, segmentation_probe, segmented, starts, summary, training_tokens, windows)
 
+pytestmark = pytest.mark.numeric
+
 WORLD = preset("smoke").world
 
 # --- masks

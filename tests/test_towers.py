@@ -8,6 +8,8 @@ from ccd.sources import open_corpus
 from ccd.towers import LanguageTower, TextTower, language_model
 from ccd.training import Trainer, load_checkpoint, save_checkpoint, train
 
+pytestmark = pytest.mark.numeric
+
 DECODERS, BIDIRECTIONAL = ("llama", "gpt2", "qwen2", "opt"), ("bert", "roberta")
 SAID = ["a cat", "a small red house left of a very large tree", "sun"]
 LAYERS, WIDTH = 4, 32

@@ -6,6 +6,8 @@ from ccd import views
 from ccd.core import Control, Dino
 from ccd.sources import Feed
 
+pytestmark = pytest.mark.numeric
+
 M = 2**32 - 1
 
 def philox(c, k, rounds=10):

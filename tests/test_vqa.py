@@ -12,6 +12,8 @@ from ccd.vqa import (BENCHMARKS, CAMBRIAN, CONVENTIONS, RULES, VMCBENCH, answer_
                      conventions, coverage, informative, load_questions, made_answers, over_floor, parse,
                      parse_published, prompt, read_log, report, resampled, rolled, summary, verdict)
 
+pytestmark = pytest.mark.numeric
+
 def picture(k):
     f = io.BytesIO()
     Image.new("RGB", (8, 8), (k % 256, k // 256, 7)).save(f, "png")

@@ -9,6 +9,8 @@ from ccd.encoders import Card, Encoder, Features, load
 from ccd.stats import cluster_bootstrap
 from ccd.zeroshot import PROMPTS, class_vectors, hit_by_lot, name_images, naming_accuracy, retrieval, speaker, zero_shot
 
+pytestmark = pytest.mark.numeric
+
 @pytest.fixture
 def rng(): return np.random.default_rng(0)
 
