@@ -1,6 +1,10 @@
-"tools/machines.py knows what a machine lacks, and reads what failed and why."
+"tools/machines.py knows what a machine lacks, and reads what failed and why; the order of tests is that of a seed."
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
 import pytest
 import machines as m # of tools/
+from conftest import LONG, shuffled
 
 ZEN5 = m.AVX2 | m.AVX512
 
@@ -35,3 +39,11 @@ def test_a_difference_names_every_setting_that_has_it():
     assert list(m.differences(rows)) == ["nbs/b.ipynb: two, three", "    - 1", "    + 2"]
     words = [line.split()[0] for line in m.table(rows)]
     assert words == ["ok", "-", "FAIL", "FAIL"] and "lacks avx2" in list(m.table(rows))[1]
+
+def test_a_seed_has_one_order_and_files_stay_whole():
+    items = [SimpleNamespace(path=Path(f"tests/{f}.py"), name=k) for f in ("test_a", "test_b", LONG[1], "test_c", LONG[0]) for k in range(6)]
+    found = shuffled(items, "7")
+    assert found == shuffled(items, "7") and any(found != shuffled(items, str(k)) for k in range(3))
+    assert sorted(map(id, found)) == sorted(map(id, items))
+    files = [f.stem for f, _ in itertools.groupby(found, lambda i: i.path)]
+    assert files[:2] == list(LONG[:2]) and set(files[2:]) == {"test_a", "test_b", "test_c"} and len(files) == 5

@@ -99,7 +99,8 @@ def outcome(env, a):
     "What passes, what does not and why, and the seconds."
     row, t0 = dict(bad={}, good=0), time.time()
     jobs = [("notebooks", notebooks_of, [sys.executable, "tools/run_nbs.py", "--check", "--skip", "slow", "--workers", a.workers, *a.notebooks]),
-            ("tests", tests_of, [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=no", "-m", "numeric", "-n", a.workers, *a.tests])]
+            ("tests", tests_of, [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=no", "-m", "numeric", "-n", a.workers if a.workers > 1 else 0,
+                      *a.tests])]
     for what, read, cmd in jobs:
         if what in a.without: continue
         rc, said = run(cmd, env)
@@ -137,8 +138,9 @@ def arguments():
     return p.parse_args()
 
 def main():
-    a, rows, env, flags = arguments(), [], dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-                                                HF_HUB_OFFLINE="1", MPLBACKEND="agg", NO_COLOR="1"), processor()
+    a, rows, flags = arguments(), [], processor()
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), HF_HUB_OFFLINE="1", MPLBACKEND="agg",
+               NO_COLOR="1", CCD_TEST_SEED=os.environ.get("CCD_TEST_SEED", "0")) # one order for all settings
     found = {k: v for k, v in settings().items() if not a.words or any(w in k for w in a.words)}
     if not found: return f"no setting is called {' or '.join(a.words)}; there are {', '.join(settings())}"
     for name, change in found.items():
