@@ -464,9 +464,17 @@ def _factor_section(f, s, out):
         text=f"A regression of standardised similarity on what two pictures share, over {int(t.pairs.iloc[0]):,} pairs. Together the factors "
              f"explain, of the variance: {fit}.",
         note=("Matches are exclusive: the same thing; another thing of the same subcategory; another subcategory of the same category. "
-              if "concept" in s.items else "") + f"Bars: 95 % intervals over {_drawn(s)}. Each slope is at equal other factors, and colours overlap."
-             + (" The first weights are where both began: only the change from them was learnt."
+              if "concept" in s.items else "") + f"Bars: 95 % intervals over {_drawn(s)}. Each slope is at equal other factors. "
+             + _collinear(f, t) + (" The first weights are where both began: only the change from them was learnt."
                 if any(x.startswith("first:") for x in s.specs.values()) else ""))
+
+def _collinear(f, t): # a sentence on the terms that are one; empty where there are none
+    own = t[t.encoder == t.encoder.iloc[0]].set_index(["quantity", "term"])
+    if "collinear" not in own.index.get_level_values(0): return ""
+    one = own.loc["collinear"]
+    sets = [term for q, term in own.index if q == "slope" and np.isnan(own.vif[q, term])]
+    return (f"Collinear terms are one row, the slope of both together: {listed([f.term_name(x) for x in sets])} "
+            f"(correlation {one.r.abs().max():.2f}, variance inflation {one.vif.max():.1f}); one by one their slopes say nothing. ")
 
 def _lift_table(f, t, names):
     cell = lambda r: (f"{100 * r.value:.0f} % against {100 * r.base:.0f} %" if r.measure == "share" else f"{r.value:.2f} against {r.base:.2f}")

@@ -7,7 +7,7 @@ __all__ = ['COLORS', 'ACROSS', 'WIDE', 'SMALL', 'FACTOR_NAMES', 'FEW', 'TERM_NAM
            'color_of', 'own_colors', 'plt', 'loss_curves', 'health_curves', 'watch_curves', 'probe_bars', 'lead_dots',
            'shot_curves', 'pair_grid', 'agreement_bars', 'headline', 'neighbor_grid', 'atlas_plot', 'noise_curves',
            'overlap_curves', 'percent', 'accuracy_table', 'difference_table', 'png_tag', 'credit_list', 'table_tag',
-           'write_report', 'attribution_plot', 'profile_plot', 'intervention_examples', 'question_ladder',
+           'write_report', 'term_name', 'attribution_plot', 'profile_plot', 'intervention_examples', 'question_ladder',
            'question_table', 'gap_table', 'arms_plot', 'growth_grid', 'compute_plot']
 
 # %% ../nbs/library/23_figures.ipynb #1fccdd54
@@ -428,6 +428,16 @@ TERM_NAMES = {"both have a concept": "both show a thing", "both have a word": "b
 GROUP_NAMES = dict(concept="thing, subcategory, category", style="design team", kind="kind of scene",
     presence="both show a thing, a word", colour="colour, all three") | {
     k: v.removesuffix(" nearer") for k, v in TERM_NAMES.items() if k.startswith("near ")}
+
+def term_name(
+    term: str, # of `ccd.factors.attribution`; collinear ones are joined by + or -
+    names: dict = TERM_NAMES, # or `GROUP_NAMES`
+) -> str:
+    "A term in words."
+    words = [names.get(w, w) for w in re.split(r" [+-] ", term)]
+    if len(words) > 1 and all(w.endswith(" nearer") for w in words): words = [w.removesuffix(" nearer") for w in words[:-1]] + words[-1:]
+    return "".join(a + b for a, b in zip(words, [*re.findall(r" [+-] ", term), ""]))
+
 CHANGE_NAMES = {"hue": "hue turned", "grey": "colour taken out", "brightness": "darkened", "blur": "blurred",
     "texture": "grating laid over", "shuffle": "parts shuffled", "rotation": "turned", "word": "word laid over",
     "ground": "ground recoloured", "style": "same thing, other team",
@@ -450,7 +460,7 @@ def _ladder(rows, names, point, shown, xlabel, reach=None, fig=None):
     for edge in y[:-1] - 0.5: ax.axhline(edge, color="#eee", lw=0.6, zorder=0)
     ax.axvline(0, color="#777", lw=0.8)
     ax.set(yticks=y, ylim=(-0.6, len(rows) - 0.4), xlabel=xlabel)
-    ax.set_yticklabels([shown.get(r, r) for r in rows], fontsize=8)
+    ax.set_yticklabels([term_name(r, shown) for r in rows], fontsize=8)
     fig.legend(fontsize=8, loc="outside upper center", ncols=2 if len(names) > 3 else 3)
     return fig
 

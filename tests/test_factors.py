@@ -169,6 +169,38 @@ def test_regression_is_that_of_scikit_learn():
     assert drawn["slope"].shape == (300, 5, 2)
     assert (np.abs(drawn["slope"].mean(0) - fit["slope"]) < 4 * drawn["slope"].std(0)).all()
 
+def test_collinearity_is_that_of_regressions():
+    r = np.random.default_rng(0)
+    x, w = r.normal(size=(300, 5)) @ r.normal(size=(5, 5)), r.random(300) + 0.1
+    for weight in (None, w):
+        strongest, vif = factors.collinearity(x, weight)
+        for k in range(5):
+            rest = np.delete(x, k, 1)
+            assert vif[k] == pytest.approx(1 / (1 - LinearRegression().fit(rest, x[:, k], weight).score(rest, x[:, k], weight)), rel=1e-4)
+        corr = np.cov(x.T, aweights=weight)
+        corr = corr / np.sqrt(np.outer(np.diag(corr), np.diag(corr))) - np.eye(5)
+        assert np.allclose(np.abs(strongest), np.abs(corr).max(1))
+    chain = np.cumsum(r.normal(size=(3000, 4)) * [1, 0.8, 0.8, 9], axis=1) # linked one by one, the ends by less
+    assert factors.collinear_sets(chain) == [[0, 1, 2]] and factors.collinear_sets(chain, least=0.99) == []
+    assert factors.collinear_sets(x[:, :0]) == [] and factors.collinear_sets(x[:, [0, 1, 0]])[0][:1] == [0]
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_swap_between_collinear_terms_is_no_finding(sign):
+    "Two encoders that follow the sum of two collinear terms alike, one by the first, one by the second: no slope tells them apart."
+    r = np.random.default_rng(0)
+    x = r.normal(size=(3000, 3)); x[:, 1] = sign * (x[:, 0] + 0.3 * x[:, 1])
+    y = np.stack([x[:, 0], sign * x[:, 1]], 1) + 0.5 * r.normal(size=(3000, 2))
+    names, p = ["near ground", "near mean", "near layout"], factors.collinear_sets(x)[0]
+    name, signs = factors._together(names, p, factors._correlation(x))
+    assert p == [0, 1] and name == f"near ground {'-' if sign < 0 else '+'} near mean"
+    own = np.arange(3000)
+    fit, drawn = factors.regress(x, y, {name: p}, own, own, draws=200)
+    t = factors._with_differences(["a", "b"], *factors._summed(names, [name], {name: (p, signs)}, fit, drawn)).set_index(["encoder", "quantity", "term"]).sort_index()
+    gap, single = t.loc[("a − b", "slope", name)], t.loc[("a − b", "collinear")]
+    assert gap.lo < 0 < gap.hi and abs(gap.value) < 0.05 # as a whole they are alike
+    assert single.lo["near ground"] > 0.8 and sign * single.value["near mean"] < -0.8 # one by one they would be opposites
+    assert t.loc[("a", "unique", name)].value > 0.6 and ("a", "slope", "near ground") not in t.index
+
 def only(table, encoder, quantity):
     return table[(table.encoder == encoder) & (table.quantity == quantity)].set_index("term")
 
@@ -192,10 +224,14 @@ def test_an_encoder_of_the_ground_is_explained_by_the_ground_alone(items, shown)
     t = factors.attribution({"it": made}, shown, pairs=8_000, draws=60)
     unique, slope = only(t, "it", "unique"), only(t, "it", "slope")
     assert only(t, "it", "r2").value["all"] > 0.999
+    both = "near ground + near mean" # collinear in these scenes
     assert unique.value["near ground"] > 0.1 and unique.value["colour"] > 0.8 # mean colour says part of it again
-    assert (unique.drop(["near ground", "colour"]).value < 1e-3).all()
-    assert slope.value["near ground"] == pytest.approx(1, abs=0.05)
-    assert (slope.drop("near ground").value.abs() < 0.02).all()
+    assert (unique.drop(["near ground", "colour", both]).value < 1e-3).all() and unique.value[both] > 0.8
+    assert slope.value[both] == pytest.approx(1, abs=0.05)
+    assert (slope.drop(both).value.abs() < 0.02).all()
+    one = only(t, "it", "collinear")
+    assert one.index.tolist() == both.split(" + ") and one.value.tolist() == pytest.approx([1, 0], abs=0.05)
+    assert (one.r.abs() > factors.COLLINEAR).all() and (one.vif > 1 / (1 - one.r**2)).all() and slope.vif.max() < one.vif.min()
 
 def test_shares_differences_and_readings(items, shown):
     encoders = {n: embeddings(np.random.default_rng(k).normal(size=(len(items), 6)) + one_hot(items.ground_color)[:, :6] * k, items)
@@ -205,7 +241,7 @@ def test_shares_differences_and_readings(items, shown):
     t = whole["stratified"]
     assert t.pairs[0] == len(items) * (len(items) - 1) // 2
     for e in "ab":
-        single = only(t, e, "unique").drop("colour").value
+        single = only(t, e, "unique").drop("colour").value.filter(regex=r"^[^+]*$")
         assert (single > -1e-9).all() and single.sum() <= only(t, e, "r2").value["all"] + 1e-9
     gap = only(t, "a − b", "slope").value - (only(t, "a", "slope").value - only(t, "b", "slope").value)
     assert gap.abs().max() < 1e-12
@@ -221,7 +257,8 @@ def test_population_weights_recover_all_pairs(items, shown):
 def test_without_labels_attributes_alone(items, shown):
     bare = embeddings(np.random.default_rng(0).normal(size=(len(items), 4)), items[["item_id"]])
     with pytest.warns(UserWarning, match="attributes alone"): t = factors.attribution({"it": bare}, shown, pairs=2_000, draws=20)
-    assert set(t[t.quantity == "slope"].term) == {f"near {n}" for n in factors.NEARNESS}
+    alone, one = (set(t[t.quantity == q].term) for q in ("slope", "collinear"))
+    assert {part for term in alone for part in term.split(" + ")} == {f"near {n}" for n in factors.NEARNESS} and not alone & one
     assert t.families[0] == len(items)
 
 @pytest.mark.filterwarnings("ignore:the items have no")
@@ -447,7 +484,7 @@ def test_a_folder_needs_no_labels(tmp_path):
     made = embeddings(look[["mean_L", "mean_a", "mean_b"]].values - [50, 0, 0], own)
     with pytest.warns(UserWarning, match="attributes alone"): t = factors.attribution({"it": made}, look, draws=20)
     slope = only(t, "it", "slope").value
-    assert slope.idxmax() == "near mean" and t.pairs[0] == 66 and t.families[0] == 12
+    assert "near mean" in slope.idxmax() and t.pairs[0] == 66 and t.families[0] == 12
     pairs = factors.pair_sample(own, 30, ()).assign(direction="b", z_b=0.0)
     with pytest.warns(UserWarning, match="attributes alone"): l = factors.lift(pairs, made, made, look, draws=20)
     assert set(l.measure) == {"distance"}
