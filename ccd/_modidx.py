@@ -791,6 +791,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'ccd.pairs._note': ('library/pairs.html#_note', 'ccd/pairs.py'),
                            'ccd.pairs._null': ('library/pairs.html#_null', 'ccd/pairs.py'),
                            'ccd.pairs._offer_found': ('library/pairs.html#_offer_found', 'ccd/pairs.py'),
+                           'ccd.pairs._pairs_within': ('library/pairs.html#_pairs_within', 'ccd/pairs.py'),
                            'ccd.pairs._plain_sums': ('library/pairs.html#_plain_sums', 'ccd/pairs.py'),
                            'ccd.pairs._positions': ('library/pairs.html#_positions', 'ccd/pairs.py'),
                            'ccd.pairs._round': ('library/pairs.html#_round', 'ccd/pairs.py'),

@@ -87,9 +87,9 @@ def _answers(t, e, rows, learnt):
         cluster=items[t.cluster].astype(str).values, linear=own.linear.predict(x, t.classes),
         knn=knn_probe(own.x, own.y, x, (own.k,))[own.k], majority=own.commonest))
 
-def _among(learnt, classes): # neighbours of other classes have no vote
+def _among(learnt, classes): # other classes cannot be answered: their neighbours have no vote, and none is the commonest
     keep = np.isin(learnt.y, classes)
-    return replace(learnt, x=learnt.x[keep], y=learnt.y[keep])
+    return replace(learnt, x=learnt.x[keep], y=learnt.y[keep], commonest=pd.Series(learnt.y[keep]).mode()[0])
 
 # %% ../nbs/library/26_accuracy.ipynb #8d2816c4
 PROBES = ("linear", "knn")

@@ -244,7 +244,7 @@ def pair_stage(s: Sides, a: Analysis, folder: Path):
     above_noise(pairs, noise).to_csv(folder / "noise.csv", index=False)
     known = labels_of(s.items)
     if known and len(pairs):
-        agreement(pairs, s.items, known, a.draws).to_csv(folder / "agreement.csv", index=False)
+        agreement(pairs, s.items, known, a.draws, group).to_csv(folder / "agreement.csv", index=False)
         if len(set(group)) > 100: verified(x, y, known, a.pairs // 2, a.draws, per_image=a.per_image).to_csv(folder / "verified.csv", index=False)
 
 # %% ../nbs/library/25_comparison.ipynb #93a2a1eb

@@ -577,9 +577,11 @@ def agreement(
     items: pd.DataFrame, # of the embeddings
     factors: list[str], # columns
     draws: int = 1_000, # bootstrap samples, and deals of the labels
+    group: np.ndarray | None = None, # [n] copies, which were no pairs when `pairs` were mined; None: equal pixels
 ) -> pd.DataFrame: # direction, factor, share, lo, hi, chance, pairs, null_hi, p
-    "The share of pairs that agree on a factor, against all pairs and dealt labels."
+    "The share of pairs that agree on a factor, against all pairs that could be mined and dealt labels."
     rows, family = [], families(items)
+    group = pixel_groups(items) if group is None else group
     drawn = np.unique(pairs[["i", "j"]].values)
     dealt, at = shuffles(family, draws, rows=drawn), partial(np.searchsorted, drawn)
     for direction, p in pairs.groupby("direction", sort=False):
@@ -593,7 +595,7 @@ def agreement(
             null = _null(y, dealt[:, at(p.i)], dealt[:, at(p.j)])
             rows.append(dict(
                 direction=direction, factor=f, share=mean, lo=lo, hi=hi,
-                chance=chance_agreement(y[y >= 0]), pairs=int(both.sum()),
+                chance=chance_agreement(y[y >= 0], group[y >= 0]), pairs=int(both.sum()),
                 null_hi=float(np.nanquantile(null, 0.95)),
                 p=float((1 + (null >= mean).sum()) / (1 + draws))))
     return pd.DataFrame(rows)
@@ -630,10 +632,17 @@ def _null(y, i, j): # share of pairs that agree, for each deal; i, j [draws, p]
 
 def chance_agreement(
     y: np.ndarray, # [n] labels
+    group: np.ndarray | None = None, # [n] rows of equal value are copies and no pair
 ) -> float:
     "The share of all pairs of different rows with equal labels."
-    n = np.unique(y.astype(str), return_counts=True)[1].astype(float)
-    return float((n * (n - 1)).sum() / max(n.sum() * (n.sum() - 1), 1))
+    y = np.unique(y.astype(str), return_inverse=True)[1]
+    own = np.arange(len(y)) if group is None else np.unique(group, return_inverse=True)[1]
+    alike = _pairs_within(y) - _pairs_within(own * (y.max(initial=0) + 1) + y)
+    return float(alike / max(_pairs_within(np.zeros(len(y), int)) - _pairs_within(own), 1))
+
+def _pairs_within(code): # how many pairs have the same number, each counted twice
+    n = np.unique(code, return_counts=True)[1].astype(float)
+    return float((n * (n - 1)).sum())
 
 # %% ../nbs/library/17_pairs.ipynb #9a4d5ccd
 class Taken:
