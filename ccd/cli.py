@@ -191,13 +191,9 @@ def vqa(
     draws: int = 10_000, # bootstrap samples
 ):
     "Scores of vision-language models from their logs: averages by name, intervals, paired tests."
-    from ccd.vqa import report
+    from ccd.vqa import report, report_lines
     if not logs: raise UserError("name the logs of one model or more: files, folders, or ENCODER@SEED=PATH")
-    with alone(out) as out: tables = report(list(logs), out, common=common, partial=incomplete, draws=draws)
-    for name, t in tables.items():
-        if name.startswith("conventions"): print(f"{name.partition(' ')[2]}, averaged in three ways\n{t.round(3).to_string(index=False)}")
-        if name.startswith("differences"):
-            for r in t[t.level != "subset"].itertuples(): print(f"{r.a} and {r.b}, {r.name} ({r.convention}): {r.verdict}")
+    for line in report_lines(report(list(logs), out, common=common, partial=incomplete, draws=draws)): print(line)
     print(out)
 
 def scale(

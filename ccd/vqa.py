@@ -5,26 +5,28 @@
 # %% auto #0
 __all__ = ['VMCBENCH', 'CAMBRIAN', 'LETTERS', 'COLUMNS', 'LETTER', 'PHRASE', 'SHORT', 'FAILED', 'AROUND', 'BOXED', 'VERBS',
            'ARTICLE', 'READERS', 'RULES', 'NUMBERS', 'CONTRACTIONS', 'PERCEPTION', 'MMVP_LABELS', 'BENCHMARKS',
-           'Loaded', 'ANSWER_COLUMNS', 'Scores', 'CONVENTIONS', 'COMPARED', 'Log', 'NEED_OPTIONS', 'NOT_NOTES',
-           'schema', 'options_of', 'fault', 'has_image', 'check_questions', 'check_ids', 'listed', 'Benchmark',
-           'prompt', 'find_benchmark', 'reading', 'readable', 'parse', 'reader', 'bare', 'parse_published', 'rule',
-           'tail', 'tail_published', 'bare_letter', 'number', 'plainly', 'letter', 'coin_toss', 'first_letter',
-           'letter_or_text', 'exact', 'yes_no', 'near', 'relaxed', 'relaxed_plain', 'substring', 'vqa_words',
-           'soft_accuracy', 'anls', 'edits', 'letter_or_near', 'letter_or_near_published', 'after_reasoning',
-           'decimals', 'whole_answer', 'word_or_letter', 'letter_or_sentence', 'lettered', 'rotations',
-           'load_questions', 'counted', 'question_of', 'picture_id', 'answer_table', 'rule_of', 'find_rule', 'scored',
-           'unanswered', 'coverage', 'how_read', 'reading_said', 'scored_units', 'check_pairs', 'check_answers',
-           'aligned', 'leaf_of', 'resampled', 'rolled', 'summary', 'ends', 'point', 'leaves_of', 'over',
-           'check_left_out', 'made_answers', 'conventions', 'compare', 'spreads', 'two_sides', 'weights', 'p_value',
-           'discordance', 'verdict', 'over_floor', 'with_baselines', 'informative', 'read_log', 'told_by', 'several',
-           'maps_of', 'report', 'gathered', 'write_tables']
+           'Loaded', 'ANSWER_COLUMNS', 'Scores', 'CONVENTIONS', 'COMPARED', 'Log', 'LEFT_OUT', 'NEED_OPTIONS',
+           'NOT_NOTES', 'JUDGES', 'schema', 'options_of', 'fault', 'has_image', 'check_questions', 'check_ids',
+           'listed', 'Benchmark', 'prompt', 'find_benchmark', 'reading', 'readable', 'parse', 'reader', 'bare',
+           'parse_published', 'rule', 'tail', 'tail_published', 'bare_letter', 'number', 'plainly', 'letter',
+           'coin_toss', 'first_letter', 'letter_or_text', 'exact', 'yes_no', 'near', 'relaxed', 'relaxed_plain',
+           'substring', 'vqa_words', 'soft_accuracy', 'anls', 'edits', 'letter_or_near', 'letter_or_near_published',
+           'after_reasoning', 'decimals', 'whole_answer', 'word_or_letter', 'letter_or_sentence', 'lettered',
+           'rotations', 'load_questions', 'counted', 'question_of', 'picture_id', 'check_utf8', 'answer_table',
+           'rule_of', 'find_rule', 'scored', 'unanswered', 'coverage', 'how_read', 'reading_said', 'scored_units',
+           'check_pairs', 'check_answers', 'aligned', 'leaf_of', 'resampled', 'rolled', 'summary', 'ends', 'point',
+           'leaves_of', 'over', 'check_left_out', 'made_answers', 'conventions', 'compare', 'spreads', 'two_sides',
+           'weights', 'p_value', 'discordance', 'verdict', 'over_floor', 'with_baselines', 'informative', 'read_log',
+           'told_by', 'whole_number', 'several', 'vlmevalkit_name', 'table_rows', 'cell_text', 'maps_of', 'report',
+           'gathered', 'logs_in', 'report_lines', 'write_tables']
 
 # %% ../nbs/library/20_vqa.ipynb #9e1424b7
-import ast, base64, hashlib, json, random, re, unicodedata
+import ast, base64, codecs, csv, hashlib, json, random, re, unicodedata
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Callable
 import numpy as np
@@ -672,6 +674,7 @@ def _open(source, split, b):
             name, _, config = source.partition(":")
             d = load_dataset(name, config or None, split=split)
         if isinstance(d, DatasetDict): d = d[split]
+    except UserError: raise
     except Exception as e:
         old = b.formerly if source == b.hub else source.replace("-encoder/", "/")
         hint = f"; until July 2026 it was {old}: try that as source" if old not in ("", source) else ""
@@ -683,9 +686,10 @@ def _undecoded(feature):
     return List(_undecoded(feature.feature)) if isinstance(feature, List) else feature
 
 def _tsv(path): # every cell is text: "None" and "007" are options too
-    with open(path, encoding="utf-8") as f: columns = f.readline().rstrip("\n").split("\t")
+    check_utf8(path)
+    with open(path, encoding="utf-8-sig") as f: columns = f.readline().rstrip("\n").split("\t")
     text = Features({c.strip('"'): Value("string") for c in columns})
-    d = load_dataset("csv", data_files=path, sep="\t", features=text, split="train",
+    d = load_dataset("csv", data_files=path, sep="\t", features=text, split="train", encoding="utf-8-sig",
                      chunksize=256, keep_default_na=False, cache_dir=str(cache_dir("vqa", "tsv")))
     if "image" not in d.column_names: return d
     shortest = pc.min(pc.utf8_length(d.data.column("image"))).as_py()
@@ -701,6 +705,15 @@ def _picture_files(source, split, b): # id -> file: a picture is stored once, no
         with atomic(file) as tmp: tmp.write_bytes(r["image"]["bytes"])
         found[str(r["id"])] = str(file)
     return found
+
+def check_utf8(path):
+    "Raises `UserError` with the line that is not UTF-8."
+    with open(path, "rb") as f:
+        for k, line in enumerate(f, 1):
+            try: line.decode()
+            except UnicodeDecodeError as e:
+                raise UserError(f"{path}, line {k}: not UTF-8 (byte {e.start + 1}); it may be latin-1 or UTF-16: save it as UTF-8, "
+                                "such as by `iconv -f latin1 -t utf-8`") from e
 
 # %% ../nbs/library/20_vqa.ipynb #cc542764
 ANSWER_COLUMNS = ("benchmark", "subset", "question_id", "item_id", "cluster", "pair_id",
@@ -771,18 +784,18 @@ def how_read(answers: pd.DataFrame) -> pd.DataFrame: # encoder, seed, benchmark,
     "How many answers were read by which rule; and those that are empty, failed or unread."
     t = answers if "how" in answers else answers.assign(how="as it was kept")
     t = t.assign(how=t.how.fillna("as it was kept"))
-    return t.groupby(["encoder", "seed", "benchmark"], sort=False).how.value_counts().rename(
-        "questions").reset_index()
+    return t.groupby(["encoder", "seed", "benchmark", "how"], sort=False).size().rename("questions").reset_index()
 
 def reading_said(t: pd.DataFrame) -> list[str]: # of `how_read`
     "A line for each encoder and benchmark."
     lines = []
     for (e, seed, b), own in t.groupby(["encoder", "seed", "benchmark"], sort=False):
         n = dict(zip(own.how, own.questions))
-        lost = [f"{n.pop(k)} {k}" for k in ("unread", "empty", "failed") if k in n]
+        lost = [f"{n.pop(k)} {k}, scored 0" for k in ("empty", "failed") if k in n]
+        if "unread" in n: lost.insert(0, f"{n.pop('unread')} unread")
         read = ", ".join(f"{k} {c}" for k, c in n.items())
         lines.append(f"{e} (seed {seed}), {b}: {own.questions.sum()} questions; read as {read or 'nothing'}; "
-                     + (", ".join(lost) if lost else "none unread, none without an answer"))
+                     + ("; ".join(lost) if lost else "none unread, none without an answer"))
     return lines
 
 # %% ../nbs/library/20_vqa.ipynb #37054d49
@@ -1284,23 +1297,28 @@ def read_log(
     "The answers in a log. Raises `UserError` where it is of neither tool."
     path = Path(path)
     if not path.is_file(): raise UserError(f"{path} is not a file: expected a log of answers")
-    kind = _lmms_eval if path.suffix == ".jsonl" else _vlmevalkit
-    name, who, rows = kind(path)
-    made = [(k, _from_log(row, name, rule)) for k, row in rows]
-    bad = pd.DataFrame([(str(path), k, why) for k, why in made if isinstance(why, str)],
-                       columns=["file", "row", "reason"])
-    good = [r for _, r in made if not isinstance(r, str)]
-    if len(bad): say(f"{path.name}: {len(bad)} of {len(made)} rows set aside: {counted(bad.reason)}")
-    if not good: raise UserError(f"{path} holds no answer that can be used: {counted(bad.reason)}")
-    t = pd.DataFrame(good).assign(encoder=encoder or who, seed=seed)
+    name, who, rows = (_lmms_eval if path.suffix == ".jsonl" else _vlmevalkit)(path)
+    good, bad = [], []
+    while part := list(islice(rows, 10_000)): # a table for each part is smaller than its dicts
+        made = [(k, _from_log(row, name, rule)) for k, row in part]
+        bad += [(str(path), k, why) for k, why in made if isinstance(why, str)]
+        good.append(pd.DataFrame([r for _, r in made if not isinstance(r, str)]))
+    t, bad = pd.concat(good or [pd.DataFrame()], ignore_index=True), pd.DataFrame(bad, columns=list(LEFT_OUT))
+    if len(bad): say(f"{path.name}: {len(bad)} of {len(bad) + len(t)} rows set aside: {counted(bad.reason)}; the first is row {bad.row[0]}")
+    if not len(t):
+        raise UserError(f"{path} holds no answer that can be used: {counted(bad.reason) or 'it has no rows'}"
+                        + (f"; the first is row {bad.row[0]}" if len(bad) else ""))
+    t = t.assign(encoder=encoder or who, seed=seed)
     return Log(t if questions is None else told_by(t, questions), bad)
 
+LEFT_OUT = ("file", "row", "reason")
 NEED_OPTIONS = ("letter", "coin_toss", "letter_or_text", "letter_or_sentence")
 
 def _from_log(row, name, rule): # a row of answers, or why there is none
     if isinstance(row, str): return row
     if row["skip"]: return row["skip"]
     chosen = rule_of(name, rule)
+    if row["noted"] is not None and not 0 <= row["noted"] <= 1: return f"the noted score is {row['noted']}: expected 0 to 1"
     if row["noted"] is not None and not rule: scorer = lambda said, q: float(row["noted"])
     elif not chosen: return f"no score noted, and no rule known for {name}"
     elif chosen in NEED_OPTIONS and not options_of(row):
@@ -1331,25 +1349,50 @@ def _lmms_eval(path): # benchmark, model, rows
         raise UserError(f"{path.name} is no log of lmms-eval: expected *_samples_TASK.jsonl, "
                         "as --log_samples writes")
     name = _benchmark_of(task[1])
-    with open(path, encoding="utf-8") as f:
-        return name, path.parent.name, [(k, _lmms_row(line, name)) for k, line in enumerate(f)]
+    return name, path.parent.name, ((k, _lmms_row(line, name)) for k, line in _lines(path))
+
+def _lines(path): # number and bytes of each that is not blank
+    with open(path, "rb") as f:
+        for k, line in enumerate(f):
+            line = line.removeprefix(codecs.BOM_UTF8) if k == 0 else line
+            if line.strip(): yield k, line
 
 def _benchmark_of(log_name): # its name here
     return next((n for n, b in BENCHMARKS.items() if log_name in b.logs), log_name)
 
+def _object(line): # of JSON, or why there is none
+    try: s = json.loads(line.decode())
+    except UnicodeDecodeError: return "the line is not UTF-8"
+    except (ValueError, RecursionError): return "the line is not JSON"
+    if not isinstance(s, dict): return f"the line is no object but {type(s).__name__}"
+    if b"\\ud" not in line.lower(): return s
+    text = json.dumps(s, ensure_ascii=False) # half a character, where an answer was cut
+    return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+
 def _lmms_row(line, name):
-    try: s = json.loads(line)
-    except ValueError: return "the line is not JSON"
+    s = _object(line)
+    if isinstance(s, str): return s
     if "filtered_resps" not in s or "doc_id" not in s: return "no filtered_resps or doc_id"
+    try: return _lmms_answer(s, name)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as e:
+        return f"not as lmms-eval writes it: {type(e).__name__}: {e}"
+
+def _lmms_answer(s, name):
     notes = {k: v for k, v in s.items() if k not in NOT_NOTES}
     note = next((v for v in notes.values() if isinstance(v, dict)), {})
-    said = s["filtered_resps"]
+    said, row = s["filtered_resps"], None
     while isinstance(said, list): said = said[0] if said else ""
-    row = None
     if s.get("doc") and name in BENCHMARKS:
         row = question_of(s["doc"], s["doc_id"], name, pictures=False)
         if row["skip"].startswith("not a row"): row = None # a log may leave columns out
-    return (row or _told(s, note, name)) | dict(said=said, noted=_noted(note, notes))
+    row = (row or _told(s, note, name)) | dict(said=said, noted=_noted(note, notes))
+    return row | dict(index=whole_number(row["index"]))
+
+def whole_number(x) -> int: # of a question; raises ValueError for anything else
+    n = int(str(x)) if not isinstance(x, float) else int(x)
+    if n != x and str(n) != str(x).strip() or isinstance(x, bool) or abs(n) >= 2**63:
+        raise ValueError(f"{x!r} is no number of a question")
+    return n
 
 def _told(s, note, name): # what a log without the question says of it
     index = next((note[k] for k in ("question_id", "index") if isinstance(note.get(k), int)),
@@ -1381,40 +1424,40 @@ def _noted(note, notes): # the score that the tool gave, if any
     return next((float(v) for v in notes.values() if isinstance(v, (int, float))), None)
 
 # %% ../nbs/library/20_vqa.ipynb #6ddde785
-def _vlmevalkit(path): # benchmark, model, rows
-    names = [n for b in BENCHMARKS.values() for n in b.logs]
-    found = re.fullmatch(rf"(.+)_({'|'.join(map(re.escape, names))})(?:_.*)?", path.stem)
-    if not found:
-        raise UserError(f"{path.name} is no result of VLMEvalKit for a benchmark known here: "
-                        f"expected MODEL_DATASET.xlsx with one of {listed(names, 99)}")
-    t = _table(path)
-    lacking = [c for c in ("index", "question", "answer", "prediction") if c not in t]
-    if lacking:
-        raise UserError(f"{path.name} lacks the columns {', '.join(lacking)}: expected a "
-                        "result of VLMEvalKit, with a row per question")
-    name = _benchmark_of(found[2])
-    rows = [_vlm_row(r, name) for r in t.to_dict("records")]
-    if name in ("MMVP", "MME_P"): _pair_up(rows, name)
-    return name, found[1], list(enumerate(rows))
+JUDGES = "openai|exact_matching|(?:gpt|chatgpt|qwen|deepseek|claude|gemini|llama|internlm)[a-zA-Z0-9.-]*"
 
-def _table(path): # text in every cell: "None" is an option too
-    text = dict(dtype=str, keep_default_na=False)
-    try:
-        if path.suffix == ".xlsx": return pd.read_excel(path, **text)
-        if path.suffix in (".tsv", ".csv"):
-            return pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", **text)
-        if path.suffix == ".json":
-            return pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))).fillna("").astype(str)
-    except ImportError as e:
-        raise UserError(f"reading {path.name} needs openpyxl: `pip install openpyxl`, or let "
-                        "VLMEvalKit write PRED_FORMAT=tsv") from e
-    except ValueError as e: raise UserError(f"{path.name} cannot be read as a table: {e}") from e
-    raise UserError(f"{path.name}: expected .jsonl, .xlsx, .tsv, .csv or .json")
+def vlmevalkit_name(path) -> tuple[str, str]: # model, dataset; empty where the name is not MODEL_DATASET
+    "What a result of VLMEvalKit is of, by its folder MODEL, else by the datasets known here."
+    path = Path(path)
+    stem = re.sub(rf"(?:_(?:{JUDGES}))?(?:_result)?$", "", path.stem)
+    for model in (path.parent.name, path.parent.parent.name):
+        if model and stem.startswith(f"{model}_"): return model, stem[len(model) + 1:]
+    names = sorted((n for b in BENCHMARKS.values() for n in b.logs), key=len, reverse=True)
+    for n in names:
+        if stem.endswith(f"_{n}"): return stem[:-len(n) - 1], n
+    for n in names: # a name that goes on is another dataset: _V11, _CN, _NO_MASK
+        model, found, more = stem.partition(f"_{n}_")
+        if found and model: return model, f"{n}_{more}"
+    return "", ""
+
+def _vlmevalkit(path): # benchmark, model, rows
+    model, dataset = vlmevalkit_name(path)
+    if not dataset:
+        names = [n for b in BENCHMARKS.values() for n in b.logs]
+        raise UserError(f"{path.name} is no result of VLMEvalKit for a benchmark known here: "
+                        f"expected MODEL_DATASET.xlsx with one of {listed(names, 99)}, or a folder MODEL")
+    name = _benchmark_of(dataset)
+    rows = ((k, r if isinstance(r, str) else _vlm_row(r, name)) for k, r in table_rows(path))
+    if name in ("MMVP", "MME_P"):
+        rows = list(rows)
+        _pair_up([r for _, r in rows], name)
+    return name, model, iter(rows)
 
 def _vlm_row(r, name):
-    number_ = number(r["index"])
-    if number_ is None: return f"index {r['index']!r} is no number"
-    index = int(number_)
+    lacking = [c for c in ("index", "question", "answer", "prediction") if c not in r]
+    if lacking: return f"lacks the columns {', '.join(lacking)}: expected a result of VLMEvalKit"
+    try: index = whole_number(number(r["index"]))
+    except (ValueError, TypeError, OverflowError): return f"index {r['index']!r} is no number of a question"
     hit = {"True": 1.0, "False": 0.0}.get(r.get("hit"), number(str(r.get("hit"))))
     subset = r.get("category") or name
     skip = (f"{r['split']} split" if name == "MMMU_V" and r.get("split") not in
@@ -1436,6 +1479,54 @@ def _pair_up(rows, name): # its pairs are neighbours in the file's own order
         if not mate or mate[together] != r[together]:
             raise UserError(f"question {r['index']} has no partner beside it: {name} is scored "
                             "in pairs, so the file must hold all of them")
+
+# %% ../nbs/library/20_vqa.ipynb #e9653106
+def table_rows(path): # yields (number, column -> text), or (number, why the row cannot be used)
+    "The rows of a .xlsx, .tsv, .csv or .json, one by one. Raises `UserError` where the file cannot be read."
+    kind = dict(xlsx=_workbook, tsv=_delimited, csv=_delimited, json=_records).get(path.suffix[1:])
+    if not kind: raise UserError(f"{path.name}: expected .jsonl, .xlsx, .tsv, .csv or .json")
+    try: yield from kind(path)
+    except ImportError as e:
+        raise UserError(f"reading {path.name} needs openpyxl: `pip install openpyxl`, or let "
+                        "VLMEvalKit write PRED_FORMAT=tsv") from e
+    except UserError: raise
+    except Exception as e: # whatever a broken workbook makes of its reader
+        raise UserError(f"{path} cannot be read as {path.suffix[1:]}, is it whole? {type(e).__name__}: {e}") from e
+
+def cell_text(x) -> str: # a cell as text; "" where it is empty
+    if x is None or x != x: return ""
+    return str(int(x)) if isinstance(x, float) and x.is_integer() else str(x)
+
+def _with_header(path, rows): # rows: lists of text, the first the names of the columns
+    header = [c.strip() for c in next(rows, [])]
+    if not any(header): raise UserError(f"{path} is empty: expected a row of column names, then a row a question")
+    twice = sorted({c for c in header if c and header.count(c) > 1})
+    if twice: raise UserError(f"{path} has more than one column {listed(twice)}")
+    for k, cells in enumerate(rows):
+        more = len(cells) - len(header)
+        if any("\udc80" <= c <= "\udcff" for x in cells for c in x if c > "\ud7ff"): yield k, "the row is not UTF-8"
+        elif not any(cells): continue
+        elif more > 0 and any(cells[len(header):]) or more < 0: yield k, f"{len(cells)} cells, {len(header)} expected"
+        else: yield k, dict(zip(header, cells))
+
+def _workbook(path):
+    from openpyxl import load_workbook
+    book = load_workbook(path, read_only=True, data_only=True)
+    try: yield from _with_header(path, ([cell_text(x) for x in r] for r in book.active.iter_rows(values_only=True)))
+    finally: book.close()
+
+def _delimited(path):
+    csv.field_size_limit(2**31 - 1) # an image in base64 is one cell
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
+        rows = csv.reader(f, delimiter="\t" if path.suffix == ".tsv" else ",")
+        yield from _with_header(path, rows)
+
+def _records(path): # a list of objects, or columns
+    with open(path, encoding="utf-8-sig") as f: data = json.load(f)
+    if isinstance(data, dict): data = pd.DataFrame(data).to_dict("records")
+    if not isinstance(data, list): raise UserError(f"{path} holds {type(data).__name__}: expected a list of objects")
+    for k, r in enumerate(data):
+        yield k, {c: cell_text(x) for c, x in r.items()} if isinstance(r, dict) else f"no object but {type(r).__name__}"
 
 # %% ../nbs/library/20_vqa.ipynb #660938a5
 def maps_of(answers: pd.DataFrame) -> dict: # name -> (map, its answers)
@@ -1461,7 +1552,7 @@ def report(
     answers, skipped = gathered(logs, rule)
     maps = {"answers": (categories, answers)} if categories else maps_of(answers)
     check_left_out(left_out, {c: ls for m, _ in maps.values() for c, ls in m.items()})
-    tables = dict(answers=answers, skipped=skipped, coverage=coverage(answers))
+    tables = dict(answers=answers, skipped=skipped, coverage=coverage(answers), read=how_read(answers))
     for name, (m, t) in maps.items():
         of_map = {l for ls in m.values() for l in ls}
         how = dict(left_out=tuple(l for l in left_out if l in of_map), common=common,
@@ -1480,25 +1571,64 @@ def report(
     return tables
 
 def gathered(logs, rule=""): # answers, skipped
-    if isinstance(logs, pd.DataFrame): return logs, pd.DataFrame(columns=["file", "row", "reason"])
-    paths = [logs] if isinstance(logs, (str, Path)) else list(logs)
-    read = []
-    for given in paths:
+    if isinstance(logs, pd.DataFrame): return logs, pd.DataFrame(columns=list(LEFT_OUT))
+    read, others = [], []
+    for given in [logs] if isinstance(logs, (str, Path)) else list(logs):
         named = re.fullmatch(r"([^=/]+?)(?:@(\d+))?=(.+)", str(given))
         encoder, seed, p = named.groups() if named else ("", None, given)
-        p = Path(p)
-        files = [p] if not p.is_dir() else sorted(
-            [*p.rglob("*_samples_*.jsonl"), *p.rglob("answers.parquet")])
-        if not files: raise UserError(f"no *_samples_*.jsonl or answers.parquet in {p}")
+        files, left = logs_in(Path(p))
+        others += left
         read += [_own(f) if f.suffix == ".parquet" else
                  read_log(f, encoder, int(seed or 0), rule) for f in files]
+    if others: say(f"{len(others)} files are no logs to read: {counted(why.partition(':')[0] for *_, why in others)}")
     return (pd.concat([r.answers for r in read], ignore_index=True),
-            pd.concat([r.skipped for r in read], ignore_index=True))
+            pd.concat([*(r.skipped for r in read), pd.DataFrame(others, columns=list(LEFT_OUT))], ignore_index=True))
+
+def logs_in(p: Path) -> tuple[list, list]: # files to read; (file, "", why not) of all others
+    "The logs of a folder: of several runs of one model on one benchmark, the newest. A file is itself."
+    if not p.is_dir(): return [p], []
+    of, left = {}, []
+    for f in sorted(x for x in p.rglob("*") if x.is_file()):
+        what, when, why = _kind_of(f)
+        if why: left.append((str(f), "", why))
+        else: of.setdefault(what, []).append((when, str(f), f))
+    files = [max(fs)[-1] for fs in of.values()]
+    if not files: raise UserError(f"no *_samples_*.jsonl, answers.parquet or MODEL_DATASET.xlsx, .tsv, .csv or .json in {p}")
+    same = lambda f, used: f"the same file by another name: {used} was read" if f.resolve() == used.resolve() else f"another run: {used} was read"
+    for fs, used in zip(of.values(), files): left += [(str(f), "", same(f, used)) for *_, f in fs if f != used]
+    return files, left
+
+def _kind_of(f): # what a file is of; a key that sorts its runs; why it is no log
+    if f.name == "answers.parquet": return ("own", f.parent), "", ""
+    if m := re.fullmatch(r"(.*_)?samples_(.+)\.jsonl", f.name): return ("lmms-eval", f.parent, m[2]), m[1] or "", ""
+    if f.suffix not in (".xlsx", ".tsv", ".csv", ".json"): return None, "", "no log of answers"
+    model, dataset = vlmevalkit_name(f)
+    if not dataset: return None, "", "no log of answers: its name is not MODEL_DATASET"
+    _, first = next(iter(table_rows(f)), (0, {}))
+    if not {"index", "prediction"} <= set(first): return None, "", "no log of answers: no columns index and prediction"
+    home = f.resolve().parent # T20260131_G0a1b2c3d below MODEL; what lies in MODEL itself is the newest
+    date = home.name if re.fullmatch(r"T\d{8}_G\w+", home.name) else "~"
+    return ("VLMEvalKit", model, dataset), (date, f.stem.endswith("_result")), ""
 
 def _own(file): # answers as `report` writes them
     t = pd.read_parquet(file)
     check_answers(t)
-    return Log(t, pd.DataFrame(columns=["file", "row", "reason"]))
+    return Log(t, pd.DataFrame(columns=list(LEFT_OUT)))
+
+def report_lines(tables: dict) -> list[str]: # of `report`
+    "What is worth reading at once: how answers were read, what was not used, every score, average and verdict."
+    lines, left = reading_said(tables["read"]), tables["skipped"].reason
+    if len(left): lines.append(f"{len(left)} rows or files were not used: {counted(left.str.partition(':')[0])}; skipped.csv lists them")
+    for name, t in tables.items():
+        if name.startswith("summary"):
+            t = t[(t.level == "subset") & t.score.notna()]
+            lines += [f"{r.encoder} (seed {r.seed}), {r.name}: {100 * r.score:.1f} ({100 * r.lo:.1f} to {100 * r.hi:.1f}), {r.questions} questions"
+                      for r in t.itertuples(index=False)]
+        if name.startswith("conventions") and len(known := t.dropna(axis=1, how="all")) and len(known.columns) > 3:
+            lines += [f"{name.partition(' ')[2]}, averaged in three ways", known.round(3).to_string(index=False)]
+        if name.startswith("differences"):
+            lines += [f"{r.a} and {r.b}, {r.name} ({r.convention}): {r.verdict}" for r in t[t.level != "subset"].itertuples(index=False)]
+    return lines
 
 def write_tables(tables, out, maps):
     out = Path(out)
