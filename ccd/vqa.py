@@ -159,7 +159,7 @@ FAILED = re.compile("failed to obtain answer via api", re.I) # VLMEvalKit's word
 AROUND = " \t\n\r*_`~\"'“”‘’()[]{}<>.,:;!?$\\#|=" # what may stand around an answer
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}|<answer>(.*?)</answer>", re.I | re.S)
 VERBS = "is|are|because|since|as|and|or|seems|looks|appears|would|should|shows|matches"
-ARTICLE = re.compile(rf"(^|[.!?\n]\s*)A(?=\s+(?!(?:{VERBS})\b)[a-z])" # "A cat", but "A is right"
+ARTICLE = re.compile(rf"(^|[.!?:\n]\s*)A(?=\s+(?!(?:{VERBS})\b)[a-z])" # "A cat", but "A is right"
                      r"|(?<!\S)I(?=\s+[a-z])") # "I see"
 
 def reading(

@@ -782,6 +782,122 @@ def test_a_workbook_without_openpyxl_says_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "m_VMCBench_DEV.xlsx").write_bytes(b"PK")
     with pytest.raises(UserError, match="pip install openpyxl"): read_log(tmp_path / "m_VMCBench_DEV.xlsx")
 
+@pytest.mark.parametrize("said, letter, how", [
+    ("The answer is a dog", "D", "mentioned"), ("Answer: A dog", "D", "mentioned"), ("the answer is (b)", "B", "stated"),
+    ("Option A is wrong, so the answer is B", "B", "stated"), ("A) no. B) yes, this one", "B", "marked"), ("\\boxed{two}", "B", "boxed"),
+    ("No cat; it is a big dog, I think", "D", "mentioned"), ("catalogue", None, "unread"), ("a cat or a dog", None, "unread"),
+    ("[C]", "C", "letter"), ("<think>the cat? (A)</think>(B)", "B", "letter"), ("E", None, "unread"), ("?", None, "unread"),
+    ("Failed to obtain answer via API. ", None, "failed"), (float("nan"), None, "empty"), ("  ", None, "empty"), ("I think B", "B", "alone")])
+def test_how_an_answer_is_read(said, letter, how):
+    assert vqa.reading(said, dict(A="cat", B="two", C="API", D="dog")) == (letter, how)
+
+def test_an_option_within_another_is_not_it():
+    q = dict(A="red", B="dark red", C="3", D="3.5")
+    assert [vqa.reading(s, q)[0] for s in ("It is dark red.", "it is the red one", "about 3.5 m", "3", "13 of 35")] == ["B", "A", "D", "C", None]
+    assert vqa.reading("=", {"A": "<", "B": "="}) == ("B", "option text")
+
+def failing(model, n_failed, n=24):
+    said = lambda k: "Failed to obtain answer via API." if k < n_failed else "" if k < 1.5 * n_failed else "ABCD"[k % 4]
+    return [r | dict(prediction=said(r["index"]), C="API", hit=1) for r in vlm_rows(n)]
+
+def test_calls_that_failed_are_counted_and_no_verdict_is_given_over_them(tmp_path, capsys):
+    from ccd.cli import main
+    for m, k in (("m1", 6), ("m2", 0)): tsv(tmp_path / f"{m}_VMCBench_DEV.tsv", failing(m, k))
+    logs = [str(tmp_path / f"{m}_VMCBench_DEV.tsv") for m in ("m1", "m2")]
+    main(["vqa", *logs, "--out", str(tmp_path / "out"), "--incomplete", "--draws", "50"])
+    said = capsys.readouterr().out
+    assert "m1 (seed 0), VMCBench: 24 questions; read as letter 15; 3 empty, scored 0; 6 failed, scored 0" in said
+    assert "m1 and m2, ocr (macro): no verdict: 9 answers failed or are empty" in said and "leads" not in said
+    a = pd.read_parquet(tmp_path / "out/answers.parquet")
+    assert a.score[a.encoder == "m1"].tolist() == [0] * 9 + [1] * 15 and a.letter[:9].isna().all() # whatever the tool noted
+    main(["vqa", *logs, "--out", str(tmp_path / "both"), "--incomplete", "--common", "--draws", "50"])
+    both = pd.read_csv(tmp_path / "both/differences_vmcbench.csv").query("name == 'OCRVQA'")
+    assert both.questions.item() == 15 and both.verdict.item().startswith("no significant difference")
+    with pytest.raises(UserError, match="no question has an answer"):
+        report(a[a.encoder == "m1"].head(9), tmp_path / "none", common=True, draws=20)
+
+def test_a_log_of_one_benchmark_prints_its_score(tmp_path, capsys):
+    from ccd.cli import main
+    rows = [dict(doc_id=k, target="x", filtered_resps="x", input="q?", exact_match=float(k < 3)) for k in range(4)]
+    main(["vqa", str(lmms_file(tmp_path, "gqa", rows)), "--out", str(tmp_path / "out"), "--draws", "50"])
+    assert "org__llava (seed 0), GQA: 75.0 (" in capsys.readouterr().out
+
+@pytest.mark.parametrize("file, want", [
+    ("a_b_VMCBench_DEV.xlsx", ("a_b", "VMCBench_DEV")), ("qwen-vl_MMVP_gpt-4o_result.xlsx", ("qwen-vl", "MMVP")),
+    ("m_MMBench_DEV_EN_V11.xlsx", ("m", "MMBench_DEV_EN_V11")), ("m_MMBench_DEV_EN_CN.xlsx", ("m", "MMBench_DEV_EN_CN")),
+    ("m_AI2D_TEST_NO_MASK_exact_matching_result.xlsx", ("m", "AI2D_TEST_NO_MASK")), ("m_VMCBench_DEV_v2.tsv", ("m", "VMCBench_DEV_v2")),
+    ("m_MME-RealWorld.xlsx", ("", "")), ("my_model/my_model_NewBench.xlsx", ("my_model", "NewBench")),
+    ("my_model/T20260101_Gabc/my_model_MME.xlsx", ("my_model", "MME")), ("results.json", ("", ""))])
+def test_a_name_that_begins_like_another_is_another_benchmark(file, want): assert vqa.vlmevalkit_name("logs/" + file) == want
+
+def test_answers_to_another_benchmark_are_not_those_of_its_namesake(tmp_path):
+    with pytest.raises(UserError, match="no rule known for VMCBench_DEV_v2"): read_log(tsv(p := tmp_path / "m_VMCBench_DEV_v2.tsv", vlm_rows()) or p)
+    a = read_log(tsv(p := tmp_path / "m_MMBench_DEV_EN_V11.tsv", vlm_rows(hit=1)) or p).answers
+    assert (a.benchmark == "MMBench_DEV_EN_V11").all() and (a.pair_id == "").all()
+    both = pd.concat([a, read_log(tsv(p := tmp_path / "m_MMBench_DEV_EN.tsv", vlm_rows(hit=1)) or p).answers])
+    assert set(report(both, tmp_path / "out", partial=True, draws=20)) >= {"summary Cambrian-1", "summary MMBench_DEV_EN_V11"}
+
+def test_a_folder_of_vlmevalkit_is_read_once_the_newest(tmp_path, capsys):
+    home = tmp_path / "m1"
+    for when, n in (("T20260101_Gaaa", 3), ("T20260201_Gbbb", 4)):
+        (home / when).mkdir(parents=True)
+        tsv(home / when / "m1_VMCBench_DEV.tsv", vlm_rows(n))
+        tsv(home / when / "m1_VMCBench_DEV_openai_result.tsv", vlm_rows(n, hit=1))
+    (home / "m1_VMCBench_DEV.tsv").symlink_to(home / "T20260201_Gbbb/m1_VMCBench_DEV.tsv") # as the tool leaves it
+    (home / "m1_VMCBench_DEV_acc.csv").write_text("split,Overall\nnone,0.5\n")
+    (home / "m1_VMCBench_DEV.pkl").write_bytes(b"x")
+    lmms_file(tmp_path, "gqa", [dict(doc_id=0, target="x", filtered_resps="x", exact_match=1)], "m1")
+    present = sum(p.is_file() for p in tmp_path.rglob("*"))
+    t = report(tmp_path, tmp_path / "out", partial=True, draws=20)
+    assert t["answers"].groupby("benchmark").score.agg(["size", "mean"]).to_dict("index") == {
+        "VMCBench": dict(size=4, mean=1), "GQA": dict(size=1, mean=1)}
+    left = t["skipped"].reason.str.partition(":")[0].value_counts().to_dict()
+    assert left == {"another run": 4, "no log of answers": 2} and sum(left.values()) == present - 2
+    assert f"{present - 2} files are no logs to read" in capsys.readouterr().err
+
+def workbook(rows):
+    f = io.BytesIO(); pd.DataFrame(rows).to_excel(f, index=False); return f.getvalue()
+
+@pytest.mark.parametrize("name, data, why", [
+    ("m_VMCBench_DEV.xlsx", lambda: workbook(vlm_rows())[:2000], "m_VMCBench_DEV.xlsx cannot be read as xlsx, is it whole"),
+    ("m_VMCBench_DEV.json", lambda: b'[{"index": 1', "m_VMCBench_DEV.json cannot be read as json"),
+    ("m_VMCBench_DEV.json", lambda: b'7', "holds int: expected a list of objects"),
+    ("m_VMCBench_DEV.tsv", lambda: b"", "m_VMCBench_DEV.tsv is empty"),
+    ("m_VMCBench_DEV.tsv", lambda: pd.DataFrame(vlm_rows(question="caf\u00e9")).to_csv(sep="\t", index=False).encode("latin-1"), "4 the row is not UTF-8; the first is row 0"),
+    ("m_VMCBench_DEV.tsv", lambda: pd.DataFrame(vlm_rows()).to_csv(sep="\t", index=False).encode("utf-16"), "m_VMCBench_DEV.tsv"),
+    ("x_samples_gqa.jsonl", lambda: "{\"doc_id\": 0, \"target\": \"caf\u00e9\"}".encode("latin-1"), "1 the line is not UTF-8; the first is row 0"),
+    ("x_samples_gqa.jsonl", lambda: b"7\n[]\n", "1 the line is no object but int; 1 the line is no object but list"),
+    ("x_samples_gqa.jsonl", lambda: b"", "it has no rows"),
+    ("x_samples_gqa.jsonl", lambda: b'{"doc_id": 0, "filtered_resps": "A", "exact_match": NaN}', "1 the noted score is nan: expected 0 to 1"),
+    ("x_samples_gqa.jsonl", lambda: b'{"doc_id": "x", "filtered_resps": "A", "exact_match": 1}', "invalid literal")])
+def test_a_broken_log_names_the_file_and_the_row(tmp_path, name, data, why):
+    (tmp_path / name).write_bytes(data())
+    with pytest.raises(UserError) as e: report(tmp_path / name, tmp_path / "out", partial=True, draws=20)
+    assert why in str(e.value) and name in str(e.value)
+
+@pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "json"])
+def test_a_byte_order_mark_is_no_part_of_a_log(tmp_path, kind):
+    t, name = pd.DataFrame(vlm_rows()), "x_samples_gqa.jsonl" if kind == "jsonl" else f"m_VMCBench_DEV.{kind}"
+    text = dict(tsv=lambda: t.to_csv(sep="\t", index=False), csv=lambda: t.to_csv(index=False), json=lambda: t.to_json(orient="records"),
+                jsonl=lambda: json.dumps(dict(doc_id=0, target="x", filtered_resps="x", exact_match=1)))[kind]()
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    log = read_log(tmp_path / name)
+    assert len(log.answers) == (1 if kind == "jsonl" else 4) and not len(log.skipped)
+
+def test_half_a_character_of_an_answer_is_written_all_the_same(tmp_path):
+    p = lmms_file(tmp_path, "gqa", ['{"doc_id": 0, "target": "x", "filtered_resps": "x \\ud83d", "exact_match": 1}'])
+    assert report(p, tmp_path / "out", draws=20)["answers"].prediction[0] == "x \ufffd"
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
+def test_questions_in_other_encodings(tmp_path, encoding):
+    rows = [{k: v for k, v in question(k, image=base64.b64encode(picture(k)).decode(), question="caf\u00e9").items()
+             if k not in ("item_id", "cluster", "pair_id", "split")} for k in range(4)]
+    p = tmp_path / "VMCBench_DEV.tsv"
+    p.write_bytes(pd.DataFrame(rows).to_csv(sep="\t", index=False).encode(encoding))
+    if encoding == "utf-8-sig": assert load_questions("VMCBench", source=str(p)).questions["question"][0] == "caf\u00e9"
+    else:
+        with pytest.raises(UserError, match="line 2: not UTF-8"): load_questions("VMCBench", source=str(p))
+
 def test_report_of_two_models_and_two_tools(tmp_path):
     said = {m: [lmms_line(k, "ABCD"[k % 4] if k < n else "B", doc=False) for k in range(8)] for m, n in (("good", 8), ("poor", 2))}
     for m, rows in said.items(): lmms_file(tmp_path / "logs", "vmcbench", rows + ["{"], m)
