@@ -425,9 +425,11 @@ def probe(
     out, draws = Path(out), settings.analysis.draws
     spare(out / "tables")
     every, labelled = [*dict.fromkeys(encoders), *floors(encoders)], with_parents([d for d in datasets if d not in MASKED])
-    done, drawn = {s: [] for s in every}, {}
+    done, drawn, skipped = {s: [] for s in every}, {}, []
     for ds in labelled.values():
-        corpora = {k: c for d in ds for k, c in opened(d, settings).items()}
+        found = {d: opened(d, settings) for d in ds}
+        skipped += [(*row, d) for d, c in found.items() for row in c.skipped]
+        corpora = {k: c for of in found.values() for k, c in of.items()}
         for s in every: done[s].append(probed(s, ds, corpora, settings, out, protocols, cuts, **how))
     for d in (d for d in datasets if d in MASKED): drawn[d] = segmented_by(every, d, settings, out)
     cards = {s: done[s][0].card for s in every if done[s]} or {
@@ -439,6 +441,7 @@ def probe(
         found = {d: {names.get(s, s): read_segmentation(f) for s, f in fs.items()} for d, fs in drawn.items()}
         floor = {d: x.pop("majority") for d, x in found.items()}
         labels = label_tables({n: done[s] for s, n in names.items()}, draws) if labelled else {}
+        if skipped: labels["left_out"] = pd.concat([pd.DataFrame(skipped, columns=["item_id", "reason", "task"]), labels["left_out"]])
         pixels = pixel_tables(found, floor, draws)
         for name in labels | pixels:
             t = pd.concat([x[name] for x in (labels, pixels) if name in x])
@@ -446,7 +449,7 @@ def probe(
             if len(t): t.to_csv(tmp / f"{name}.csv", index=False)
         pd.DataFrame([dict(encoder=names[s], spec=s) | {k: str(v) for k, v in c.items() if k != "name"}
                       for s, c in cards.items()]).to_csv(tmp / "encoders.csv", index=False)
-    stage(out / "tables", dict(draws=draws, names=names), {str(f.relative_to(out)): h for f, h in made.items()}, make)
+    stage(out / "tables", dict(draws=draws, names=names) | (dict(skipped=skipped) if skipped else {}), {str(f.relative_to(out)): h for f, h in made.items()}, make)
     return write_page(out, list(names.values()), datasets)
 
 def segmented_by(
@@ -493,7 +496,7 @@ def write_page(out: Path, names: list[str], datasets: list[str]) -> Path: # repo
                     _class_section(f, more.get("per_class"), names), _protocol_section(f, more.get("protocols"), table), _cut_section(f, more.get("cuts")),
                     _text_section(f, more.get("zero_shot"), more.get("retrieval")),
                     dict(title="What was probed, and how", text=f"{listed(datasets)}. Each encoder reads pictures in its own size and colours.",
-                         body=f.table_tag(cards.set_index("encoder").T), note=f"{len(left):,} test images were left out; see left_out.csv.")]
+                         body=f.table_tag(cards.set_index("encoder").T), note=f"What was left out: {len(left):,} rows of left_out.csv, with the reasons.")]
         f.write_report(out / "report.html", "What can be read off frozen features", said, [s for s in sections if s])
     with atomic(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     return out / "report.html"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN_FONTS', 'SPLITS', 'CIFAR101', 'DATASETS', 'CIFAR10', 'STAMPS', 'VAL', 'MOST_VAL', 'FOLDS', 'LARGE', 'Rows',
-           'Fold', 'Task', 'shares_word', 'emoji_tasks', 'Dataset', 'Asked', 'asked_for', 'class_map', 'plain_words',
-           'photographed', 'opened', 'places', 'val_mask', 'tasks', 'class_names']
+           'Fold', 'Task', 'shares_word', 'emoji_tasks', 'Dataset', 'part_of', 'Asked', 'asked_for', 'class_map',
+           'plain_words', 'Corpora', 'photographed', 'opened', 'places', 'val_mask', 'tasks', 'class_names']
 
 # %% ../nbs/library/13_tasks.ipynb #7ac7f063
 import difflib, hashlib, re, tarfile, urllib.request, warnings, zlib
@@ -18,7 +18,7 @@ from datasets import ClassLabel, Features, Image as ImageFeature, Value
 from PIL import Image
 from . import emoji
 from .core import UserError, World, atomic, cache_dir, content_hash
-from .sources import IMAGE_SUFFIXES, MANY, completed
+from .sources import MANY, USUAL_SUFFIXES, _besides, _printable, _warn_others, completed, files_below
 
 # %% ../nbs/library/13_tasks.ipynb #59a6c1b5
 def _left(rows=()): return pd.DataFrame(list(rows), columns=["item_id", "reason"])
@@ -129,7 +129,14 @@ class Dataset:
     look: bool | None = None # decode every image when opened; None: below 100,000
 
 # %% ../nbs/library/13_tasks.ipynb #f7da6e8b
-SPLITS = dict(train=("train", "training"), val=("val", "valid", "validation", "dev"), test=("test", "testing"))
+SPLITS = dict(train=("train", "training"), val=("val", "valid", "validation", "dev"), test=("test", "testing", "eval", "evaluation"))
+
+def part_of(
+    name: str, # of a split or of a folder
+) -> str: # train, val or test; "" where it names none
+    "What a split is by its name, in any case and usual spelling: `Training`, `test_set`, `Valid`."
+    plain = re.sub(r"[\W_]+", "", name.lower())
+    return next((p for p, names in SPLITS.items() if re.sub("(?<=.)(set|data|images|split)$", "", plain) in names), "")
 CIFAR101 = "https://raw.githubusercontent.com/modestyachts/CIFAR-10.1/d9982abb0bfc4846b8d13a11e66b887d946205d0/datasets/"
 DATASETS = {
     "emoji": Dataset("emoji", "emoji", source="eleven design teams; see the credits", licence="open licences, see the credits"),
@@ -200,7 +207,7 @@ def class_map(
     "What each label means. Raises `UserError` where that is not known."
     said = {v: names[v] if names else v for v in raw}
     if known is None:
-        numbers = names and all(n.isdigit() for n in names)
+        numbers = names and all(n.isdecimal() and str(int(n)) == n for n in names) # 01 and 1 are two classes
         return {v: (int(s) if numbers else v, plain_words(s))
                 for v, s in said.items()}
     number = _number_of(list(names or said.values()), known)
@@ -222,7 +229,7 @@ def plain_words(label) -> str:
 
 # %% ../nbs/library/13_tasks.ipynb #a23b320c
 def _number_of(words, known): # word -> class number; {} where they are of no one kind
-    if all(isinstance(w, (int, np.integer)) or str(w).isdigit() for w in words):
+    if all(isinstance(w, (int, np.integer)) or str(w).isdecimal() for w in words):
         return {w: int(w) for w in words}
     if all(re.fullmatch(r"n\d{8}", str(w)) for w in words):
         from timm.data import ImageNetInfo
@@ -242,7 +249,11 @@ def _known(name): # class names in class order, or None
     return CIFAR10 if name in ("cifar10", "cifar10.1") else None
 
 # %% ../nbs/library/13_tasks.ipynb #d8a8fd8d
-_KNOWN_SPLITS = {n for s in SPLITS.values() for n in s}
+class Corpora(dict):
+    "Tables by name, and in `skipped` what of a data set is in none of them: item_id, reason."
+    def __init__(self, found=(), skipped=()):
+        super().__init__(found)
+        self.skipped = [*skipped]
 
 def _splits(a): # split -> datasets.Dataset
     if a.name == "stamps": return _stamps(Path(a.where).expanduser())
@@ -299,27 +310,57 @@ def _unpacked(path): # a folder in the cache
         raise UserError(f"{path} is no whole tar ({str(e).splitlines()[0].rstrip(':')}): expected a folder, or a tar of a folder per class") from e
     return home
 
-def _innermost(root): # tars often hold one folder that holds all
-    inside = [p for p in sorted(root.iterdir()) if not p.name.startswith(".")]
-    only = inside[0] if len(inside) == 1 and inside[0].is_dir() else None
-    return _innermost(only) if only and any(p.is_dir() for p in only.iterdir()) else root
 
+# %% ../nbs/library/13_tasks.ipynb #904a0bb8
 def _folders(path): # the classes are the folders
-    root = _innermost(path)
-    inside = {p.name for p in root.iterdir() if p.is_dir()}
-    parted = "train" in inside or (inside and inside <= _KNOWN_SPLITS)
-    found = {s: _folder(root / s, root) for s in sorted(inside & _KNOWN_SPLITS)} if parted else {"all": _folder(root, root)}
-    found = {s: f for s, f in found.items() if len(f)}
-    if found: return found
-    raise UserError(f"{path} holds no image in a folder of its class: expected PATH/CLASS/IMAGE or "
-                    f"PATH/train/CLASS/IMAGE, with files ending in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    files = files_below(path)
+    images, skipped = files.images, files.skipped
+    outer = _outer(images) # tars often hold one folder that holds all
+    root, images = path.joinpath(*outer), [p[len(outer):] for p in images]
+    if not any(len(p) > 1 for p in images):
+        raise UserError(f"{path} holds no image in a folder of its class: expected PATH/CLASS/IMAGE or PATH/train/CLASS/IMAGE, "
+                        f"with files ending in {USUAL_SUFFIXES}{_besides(skipped)}")
+    splits = _splits_among(images, path)
+    if not splits: return Corpora({"all": _of_classes(root, images, 0)}, skipped)
+    found = {part: [p for p in images if p[0] == name] for part, name in splits.items()}
+    flat = {part: splits[part] for part, own in found.items() if all(len(p) == 2 for p in own)}
+    _check_flat(flat, found, splits, path)
+    skipped += [(_printable("/".join(p)), f"it lies in no folder of a split ({', '.join(splits.values())})") for p in images if p[0] not in splits.values()]
+    skipped += [(_printable("/".join(p)), "it lies in no class folder") for part in flat for p in found[part]]
+    return Corpora({part: _of_classes(root, own, 1) for part, own in found.items() if part not in flat}, skipped)
 
-def _folder(path, root):
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    part = [f.relative_to(path).parts for f in files]
-    return _table([str(f.relative_to(root)) for f in files], [str(f) for f in files],
-                  [p[0] if len(p) > 1 else None for p in part])
+def _outer(images): # folders around all of them, if there are folders within
+    n = 0
+    while images and len({p[n] for p in images if len(p) > n + 1} | {None for p in images if len(p) == n + 1}) == 1 and max(map(len, images)) > n + 2: n += 1
+    return images[0][:n] if images else ()
 
+def _splits_among(images, path): # part -> name of its folder; {} where the folders are classes
+    names = list(dict.fromkeys(p[0] for p in images if len(p) > 1))
+    deep = {p[0] for p in images if len(p) > 2}
+    parts = {n: part_of(n) for n in names}
+    if not all(parts.values()) and not any(parts[n] == "train" for n in deep): return {}
+    for part in SPLITS:
+        own = [n for n in names if parts[n] == part]
+        if len(own) > 1: raise UserError(f"{path} has several folders of {part} images: {', '.join(own)}; expected one, so merge them or rename the others")
+    return {p: n for p in SPLITS for n in names if parts[n] == p}
+
+def _check_flat(flat, found, splits, path): # splits without class folders
+    others = [p for p in ("test", "val") if p in found and p not in flat]
+    for part, name in flat.items():
+        if part != "train" and others and "train" not in flat: continue # the other one is tested
+        known = sorted({p[1] for p in found.get("train", ()) if len(p) > 2})
+        few = f" with the classes of {splits['train']} ({', '.join(known[:5])}{' …' * (len(known) > 5)})" if known else ""
+        raise UserError(f"{path / name} holds {len(found[part]):,} images and no class folders: expected {name}/CLASS/IMAGE{few}. Put each image into "
+                        f"the folder of its class" + (f", or move {name} elsewhere: a data set without a test split is cut into folds" if known else ""))
+
+# %% ../nbs/library/13_tasks.ipynb #a47f3e6a
+def _of_classes(root, images, at): # the class is this part of the path
+    return _table([_printable("/".join(p)) for p in images], [_place(root.joinpath(*p)) for p in images],
+                  [_printable(p[at]) if len(p) > at + 1 else None for p in images])
+
+def _place(f): return str(f) if _printable(str(f)) == str(f) else f.absolute().as_uri() # not every name is Unicode
+
+# %% ../nbs/library/13_tasks.ipynb #b228480a
 def _table(ids, images, labels): # a label may be None
     number = any(isinstance(x, int) for x in labels)
     f = Features(item_id=Value("string"), image=ImageFeature(), label=Value("int64" if number else "string"))
@@ -408,7 +449,11 @@ def _raw_labels(d, column): # [n] objects, None where there is none
     return np.array([*y, None], object)[:-1]
 
 # %% ../nbs/library/13_tasks.ipynb #d519cf09
-def _labelled(d, a, part): # with label, class_name and split; those without a label are gone
+def _ids(d, mask, part): # of items
+    rows = np.flatnonzero(mask)
+    return d.select_columns(["item_id"])[rows]["item_id"] if "item_id" in d.column_names else [f"row {k} of {part}" for k in rows]
+
+def _labelled(d, a, part, skipped): # with label, class_name and split; those without a label are gone, and in `skipped`
     new = dict(split=[part] * len(d))
     if a.spec.group != "segmentation":
         column = _label_column(d, a)
@@ -417,6 +462,7 @@ def _labelled(d, a, part): # with label, class_name and split; those without a l
         if not has.any(): raise UserError(f"no image of {a.name} ({part}) has a label in column {column!r}")
         if not has.all():
             warnings.warn(f"{a.name} ({part}): {(~has).sum():,} of {len(d):,} images have no label and are left out")
+            skipped += zip(_ids(d, ~has, part), [f"it has no class folder, or no label in column {column!r}"] * int((~has).sum()))
             d, y = d.select(np.nonzero(has)[0]), y[has]
         codes, raw = pd.factorize(y)
         if part in ("train", "all"): _check_classes(raw, len(y), column, a)
@@ -439,10 +485,11 @@ def _check_classes(raw, n, column, a):
 # %% ../nbs/library/13_tasks.ipynb #ad9908df
 def _parts(splits, a): # train, val, test or all -> the split
     "Which splits are learnt from, and which is tested."
-    train, val, test = (next((s for s in splits if s.lower() in SPLITS[p]), None)
-                        for p in SPLITS)
+    train, val, test = (next((s for s in splits if part_of(s) == p), None) for p in SPLITS)
     if a.spec.test in splits: test = a.spec.test
-    elif test and _secret(splits[test], a): test = None
+    elif test and _secret(splits[test], a):
+        if not val: raise UserError(f"{a.name}: no image of its split {test!r} has a label, so nothing can be tested; expected labels there, or a validation split")
+        test = None
     if not test: test, val = val, None
     if val == test: val = None
     if len(splits) == 1 and not a.spec.parent: return {"all": next(iter(splits))}
@@ -463,7 +510,7 @@ def _secret(d, a): # are all labels missing?
 def opened(
     name: str, # see the table above
     settings=None, # `ccd.core.Settings`; the emoji world is made by its `world`
-) -> dict: # key -> corpus
+) -> Corpora: # key -> corpus; `skipped` lists what is in none
     """The corpora of a data set: NAME-train (val is in it), NAME-test; or NAME-all.
 
     Raises `UserError` where it cannot be had or has no labels. Warns of what is
@@ -471,16 +518,24 @@ def opened(
     a = asked_for(name)
     if a.name == "emoji":
         world = settings.world if settings else World()
-        return dict(gallery=emoji.gallery(world), signs=emoji.signs(world))
-    splits, found = _splits(a), {}
-    for part, split in _parts(splits, a).items():
-        d = _labelled(splits[split], a, part)
-        d = completed(d, f"{a.key}-{part}", a.spec.look).corpus
+        return Corpora(dict(gallery=emoji.gallery(world), signs=emoji.signs(world)))
+    splits = _splits(a)
+    parts, found = _parts(splits, a), Corpora(skipped=getattr(splits, "skipped", ()))
+    for part, split in parts.items():
+        d = _labelled(splits[split], a, part, found.skipped)
+        d, bad = completed(d, f"{a.key}-{part}", a.spec.look)
+        found.skipped += bad.values.tolist()
         key = f"{a.key}-{'train' if part == 'val' else part}"
         both = [found[key], d] if key in found else [d]
         found[key] = hf.concatenate_datasets(both)
+    _say_skipped(found, splits, parts, a)
     if a.name in DATASETS: _check_size(found, a)
     return found
+
+def _say_skipped(found, splits, parts, a): # what is in no split that is used
+    for s in splits.keys() - parts.values():
+        if a.name not in DATASETS: warnings.warn(f"{a.name}: its split {s!r} is not used, {len(splits[s]):,} images")
+    _warn_others(getattr(splits, "skipped", ()), a.name)
 
 # %% ../nbs/library/13_tasks.ipynb #e6b87f30
 def _check_size(found, a): # warn where it is not what was published

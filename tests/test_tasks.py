@@ -499,3 +499,69 @@ def test_classes_have_names(tmp_path):
 
 def test_items_of_another_corpus_are_refused():
     with pytest.raises(UserError, match="'cars-train' are wanted.*got cars-test"): tasks("cars", {"cars-test": pd.DataFrame()})
+
+# --- folders as people have them
+
+def labels_in(corpora): return {k.rpartition("-")[2]: sorted(set(c["label"])) for k, c in corpora.items()}
+
+@quietly
+@pytest.mark.parametrize("names", [("Train", "Test", "Validation"), ("TRAINING", "Testing", "Valid"), ("train_set", "test-images", "val"),
+                                   ("trainset", "Evaluation", "Dev Split")])
+def test_splits_are_known_in_any_case_and_usual_spelling(tmp_path, names):
+    write(tmp_path, {f"{s}/{'ab'[k % 2]}/{k}.png": (k % 2, k + 40 * j) for j, s in enumerate(names) for k in range(8)})
+    t, items, _ = asked(f"folder:{tmp_path}")
+    ((learnt, val, tested),) = in_pieces(t, items)
+    assert [len(x) for x in (learnt, val, tested)] == [8, 8, 8]
+    assert all(d.item_id.str.startswith(n).all() for d, n in ((learnt, names[0]), (tested, names[1]), (val, names[2])))
+    assert set(tested.label) == {"a", "b"}
+
+@pytest.mark.parametrize("name, part", [("trainer", ""), ("Test", "test"), ("tests", ""), ("dataset", ""), ("data", ""), ("Validation_Set", "val"), ("ä", "")])
+def test_a_split_is_known_by_its_whole_name(name, part): assert rooms.part_of(name) == part
+
+@quietly
+def test_classes_that_pandas_would_rename_stay_strings(tmp_path):
+    names = ["NA", "None", "nan", "null", "01", "1", "1.0", "1e3", "True", "-1", "²"]
+    write(tmp_path, {f"{n}/{k}.png": (j, k) for j, n in enumerate(names) for k in range(6)})
+    t, items, _ = asked(f"folder:{tmp_path}")
+    (d,) = items.values()
+    assert sorted(set(d.label)) == sorted(names) and d.label.map(type).eq(str).all() and len(d) == 6 * len(names)
+    assert sorted(class_names(f"folder:{tmp_path}", items)) == sorted(names)
+    assert len(set(class_map(range(2), names=["01", "1"]).values())) == 2
+
+@quietly
+def test_train_is_a_class_where_its_neighbours_are(tmp_path):
+    write(tmp_path, {f"{c}/{k}.png": (j, k) for j, c in enumerate(("bus", "car", "train")) for k in range(6)})
+    assert labels_in(opened(f"folder:{tmp_path}")) == dict(all=["bus", "car", "train"])
+
+def test_a_split_without_class_folders_is_explained(tmp_path):
+    write(tmp_path, {f"Train/{c}/{k}.png": (j, k) for j, c in enumerate(("cat", "dog")) for k in range(6)} | {f"Test/{k}.png": (9, k) for k in range(4)})
+    with pytest.raises(UserError, match=r"Test holds 4 images and no class folders: expected Test/CLASS/IMAGE with the classes of Train \(cat, dog\).*cut into folds"):
+        opened(f"folder:{tmp_path}")
+    write(tmp_path, {f"Valid/{c}/{k}.png": (j, k + 20) for j, c in enumerate(("cat", "dog")) for k in range(3)})
+    with pytest.warns(UserWarning, match="it lies in no class folder"): found = opened(f"folder:{tmp_path}")
+    assert {k.rpartition("-")[2]: len(c) for k, c in found.items()} == dict(train=12, test=6) # what is called Valid is tested
+    assert [i for i, _ in found.skipped] == [f"Test/{k}.png" for k in range(4)]
+    write(tmp_path / "flat", {f"{s}/{k}.png": (k,) for s in ("train", "test") for k in range(3)})
+    with pytest.raises(UserError, match="train holds 3 images and no class folders: expected train/CLASS/IMAGE"): opened(f"folder:{tmp_path / 'flat'}")
+
+def test_two_folders_of_one_split_and_folders_of_none_are_told(tmp_path):
+    files = {f"{s}/{c}/{k}.png": (j, k + 10 * n) for n, s in enumerate(("train", "test", "extra")) for j, c in enumerate("ab") for k in range(4)}
+    write(tmp_path, files | {"test/loose.png": (5, 5), "top.png": (6, 6)})
+    with pytest.warns(UserWarning, match="no folder of a split"): found = opened(f"folder:{tmp_path}")
+    assert sorted(i for i, _ in found.skipped) == sorted([k for k in files if k.startswith("extra")] + ["test/loose.png", "top.png"])
+    write(tmp_path, {"Testing/a/1.png": (1, 99)})
+    with pytest.raises(UserError, match="several folders of test images: Testing, test"): opened(f"folder:{tmp_path}")
+
+@quietly
+def test_linked_classes_are_read_and_hidden_folders_are_not(tmp_path):
+    write(tmp_path / "in", {f"{c}/{k}.png": (j, k) for j, c in enumerate(("cat", "dog")) for k in range(6)} | {
+        ".ipynb_checkpoints/x.png": (3,), "cat/.thumbs/x.png": (3,), "__MACOSX/cat/._1.png": (3,)})
+    write(tmp_path / "elsewhere", {f"{k}.png": (2, k) for k in range(6)})
+    (tmp_path / "in/owl").symlink_to(tmp_path / "elsewhere")
+    found = opened(f"folder:{tmp_path / 'in'}")
+    assert labels_in(found) == dict(all=["cat", "dog", "owl"]) and sum(map(len, found.values())) == 18
+    assert sum("hidden" in why for _, why in found.skipped) == 3
+
+def test_a_test_split_whose_labels_are_secret_needs_a_validation_split(tmp_path):
+    path = save(tmp_path / "d", train=table(range(20), [0, 1] * 10, list("ab")), test=table(range(90, 94), [-1] * 4, list("ab")))
+    with pytest.raises(UserError, match="no image of its split 'test' has a label"): opened(f"hf:{path}")
