@@ -169,6 +169,7 @@ def vlm(
     images: str = "", # the folder of their pictures
     benchmark: str = "EmojiVMC", # or VMCBench, MMBench …: a key of `ccd.vqa.BENCHMARKS`
     source: str = "", # of the benchmark: a hub name, folder or .tsv; by default its own
+    form: str = "", # of the questions: texts (no options are listed) or letters (they are); by default as the benchmark asks
     ceiling: bool = False, # also an encoder that is taught what the answers depend on
     out: str = "vlm", # folder
     results: str = "", # also copy the tables and answers to this folder; who has answered there before is not asked again
@@ -179,7 +180,7 @@ def vlm(
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
     v = changed(vlm_preset(model or (settings.preset if settings.preset in PRESETS else "mini")), change)
     with at_work(out, results) as (out, results):
-        page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, ceiling, results)
+        page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, ceiling, results, form)
         if results: publish(page.parent, results, settings, v, _command(), captions, instructions, images)
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 

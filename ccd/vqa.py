@@ -129,6 +129,7 @@ class Benchmark:
     split: str = "test"
     ask: str = "{q}\n{options}\n" + LETTER # where there are options
     free: str = "{q}\n" + PHRASE # where there are none
+    form: str = "letters" # options are listed and a letter is scored; or words: answered freely
     rule: str = "letter" # key of `RULES`
     published: str = "" # the rule of the code beside the paper, where it is another
     most: int = 4 # options
@@ -542,7 +543,7 @@ BENCHMARKS = {
     "VMCBench": Benchmark("suyc21/VMCBench", _vmcbench, "dev", published="coin_toss",
         ask="Question: {q}\nOptions:\n{options}\n" + LETTER + "\n",
         inside="macro", logs=("vmcbench", "VMCBench_DEV", "VMCBench_TEST")),
-    "MME_P": Benchmark(**_at("MME"), row=_mme, rule="yes_no", published="exact", pair=2,
+    "MME_P": Benchmark(**_at("MME"), row=_mme, form="words", rule="yes_no", published="exact", pair=2,
         inside="macro", logs=("mme", "MME")),
     "MMBench": Benchmark(hub="lmms-lab-encoder/MMBench:en", formerly="lmms-lab/MMBench_EN",
         row=_mmbench, split="dev", ask=_listed(LETTER), published="first_letter",
@@ -551,7 +552,7 @@ BENCHMARKS = {
         published="first_letter", logs=("seedbench", "SEEDBench_IMG")),
     "GQA": Benchmark(**_at("GQA", "testdev_balanced_instructions"), row=_gqa,
         split="testdev", pictures="lmms-lab-encoder/GQA:testdev_balanced_images",
-        rule="exact", logs=("gqa", "GQA_TestDev_Balanced")),
+        form="words", rule="exact", logs=("gqa", "GQA_TestDev_Balanced")),
     "ScienceQA_I": Benchmark("derek-thomas/ScienceQA", _scienceqa, most=5,
         ask="{q}\n{options}\nPlease answer directly with only the letter of the correct "
             "option and nothing else.", rule="letter_or_sentence",
@@ -561,23 +562,23 @@ BENCHMARKS = {
         logs=("mmmu_val", "MMMU_DEV_VAL")),
     "MathVista_M": Benchmark("AI4Math/MathVista", _mathvista, "testmini", most=9,
         ask="{q}\nFirst show your reasoning process and then give the final answer.",
-        rule="after_reasoning", published="whole_answer",
+        form="words", rule="after_reasoning", published="whole_answer",
         logs=("mathvista_testmini_cot", "mathvista_testmini_format",
               "mathvista_testmini_solution", "MathVista_MINI")),
     "AI2D": Benchmark(**_at("ai2d"), row=_ai2d, published="first_letter",
         logs=("ai2d", "AI2D_TEST")),
-    "ChartQA": Benchmark(**_at("ChartQA"), row=_chartqa, rule="relaxed",
+    "ChartQA": Benchmark(**_at("ChartQA"), row=_chartqa, form="words", rule="relaxed",
         free="{q}\nAnswer the question using a single number or phrase.",
         published="relaxed_plain", logs=("chartqa", "ChartQA_TEST")),
-    "OCRBench": Benchmark("echo840/OCRBench", _ocrbench, rule="substring",
+    "OCRBench": Benchmark("echo840/OCRBench", _ocrbench, form="words", rule="substring",
         free="{q}\n" + SHORT, logs=("ocrbench", "OCRBench")),
     "TextVQA": Benchmark(**_at("textvqa"), row=_textvqa, split="validation",
-        rule="soft_accuracy", logs=("textvqa_val", "TextVQA_VAL")),
+        form="words", rule="soft_accuracy", logs=("textvqa_val", "TextVQA_VAL")),
     "DocVQA": Benchmark(**_at("DocVQA", "DocVQA"), row=_docvqa, split="validation",
-        free="{q}\n" + SHORT, rule="anls", logs=("docvqa_val", "DocVQA_VAL")),
+        free="{q}\n" + SHORT, form="words", rule="anls", logs=("docvqa_val", "DocVQA_VAL")),
     "MMVP": Benchmark("lmms-lab-eval/MMVP", _mmvp, "train", ask=_listed(LETTER), most=2,
         published="letter_or_text", pair=2, logs=("mmvp", "MMVP")),
-    "RealWorldQA": Benchmark(**_at("RealWorldQA"), row=_realworldqa, free="{q}",
+    "RealWorldQA": Benchmark(**_at("RealWorldQA"), row=_realworldqa, free="{q}", form="words",
         rule="word_or_letter", logs=("realworldqa", "RealWorldQA")),
     "CVBench_2D": Benchmark("nyu-visionx/CV-Bench:2D", lambda r: _cvbench("2D", r), most=6,
         ask="{q}\n" + LETTER, published="first_letter", inside="macro",

@@ -1,9 +1,10 @@
 "One language model around each encoder: what the ceiling is taught, and the command from end to end."
-import json, re, shutil
+import base64, io, json, re, shutil
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from ccd import asking, questions as q
 from ccd.cli import main
@@ -146,6 +147,60 @@ def test_the_command_from_end_to_end(tmp_path, capsys, monkeypatch):
     tables = re.sub(r'<img[^>]*>', '', page)
     assert "random ViT" in page and "<img alt=" in page and not re.search(r"[+>(]nan", tables.lower())
 
+def vmcbench(file, answers="AB"): # its TSV
+    image = base64.b64encode(png(8)).decode()
+    rows = [dict(index=k, image=image, question="Which of these is red?", A="blood", B=f"grass {k}", C="sky", D="snow", answer=a, category="GQA")
+            for k, a in enumerate(answers)]
+    pd.DataFrame(rows).to_csv(file, sep="\t", index=False)
+
+def png(k):
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(k).integers(0, 255, (9, 9, 3), np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+@pytest.mark.parametrize("options, form", [([], "letters"), (["--form", "texts"], "texts")])
+def test_the_command_asks_a_benchmark_in_its_form(options, form, tmp_path, monkeypatch, capsys):
+    vmcbench(tmp_path / "VMCBench_DEV.tsv")
+    def train(e, v, captions, questions, home): write_manifest(home / "tune", {}, {}, [], 0)
+    def evaluate(home, questions, encoder, benchmark, how):
+        seen.append(how)
+        return pd.concat([answer_table(benchmark, questions, {0: "A", 1: "C"}, encoder.card.name + f) for f in FLOORS.values()], ignore_index=True)
+    monkeypatch.setattr(asking, "train_vlm", train)
+    monkeypatch.setattr(asking, "evaluate", evaluate)
+    monkeypatch.setattr(asking, "lessons", lambda *_: asking.Lessons(Talks(None, [], []), Talks(None, [], [])))
+    out, results, seen = tmp_path / "out", tmp_path / "results", []
+    main(["vlm", "random:0", "--preset", "smoke", "--benchmark", "VMCBench", "--source", str(tmp_path / "VMCBench_DEV.tsv"), "--out", str(out),
+          "--results", str(results), *options])
+    assert seen == [form]
+    for made in (out / "VMCBench/tables", *(out / "VMCBench/answers").iterdir(), results): assert read_manifest(made)["settings"]["form"] == form
+    assert f"Asked by {form}" in (out / "VMCBench/report.html").read_text()
+    assert ("add --change forms=texts,letters" in capsys.readouterr().err) == (form == "letters") # smoke learns texts
+
+def test_other_pictures_are_asked_about_again(tmp_path):
+    "The same questions about pictures that were replaced are other questions."
+    from ccd.vqa import load_questions
+    about = []
+    for color in (0, 1):
+        file = tmp_path / f"{color}_DEV.tsv"
+        vmcbench(file)
+        if color: file.write_text(file.read_text().replace(base64.b64encode(png(8)).decode(), base64.b64encode(png(9)).decode()))
+        about.append(asking._about("random:0", load_questions("VMCBench", source=str(file)).questions, "letters"))
+    assert about[0] != about[1] and about[0] | dict(pictures="", questions="") == about[1] | dict(pictures="", questions="")
+
+def test_conversations_that_are_left_out_lie_beside_the_answers(tmp_path, monkeypatch):
+    for k in range(2): (tmp_path / f"{k}.png").write_bytes(png(k))
+    row = lambda k, *m: dict(id=f"c{k}", image=f"{k}.png", conversations=[{"from": who, "value": "x"} for who in m])
+    (tmp_path / "c.json").write_text(json.dumps([row(0, "human", "gpt")]))
+    (tmp_path / "i.json").write_text(json.dumps([row(1, "human", "gpt"), row(0, "human", "human"), None]))
+    learnt = asking.lessons(preset("smoke"), vlm_preset("smoke"), tmp_path / "c.json", tmp_path / "i.json", tmp_path)
+    asking._keep_skipped(tmp_path, learnt)
+    t = pd.read_csv(tmp_path / "left_out.csv", keep_default_na=False)
+    assert t.values.tolist() == [[2, "c0", "conversation", "two messages of human in a row", "questions"],
+                                 [3, "", "conversation", "no object, but null", "questions"]]
+    (tmp_path / "c.json").write_text(json.dumps([dict(row(0, "human", "gpt"), image=None)]))
+    with pytest.raises(UserError, match="no conversation of .*c.json names an image"):
+        asking.lessons(preset("smoke"), vlm_preset("smoke"), tmp_path / "c.json", tmp_path / "i.json", tmp_path)
+
 @pytest.mark.parametrize("said, why", [
     (["vlm"], "name one encoder or more"),
     (["vlm", "nobody:0"], "unknown encoder 'nobody:0"),
@@ -155,6 +210,9 @@ def test_the_command_from_end_to_end(tmp_path, capsys, monkeypatch):
     (["vlm", "random:0", "--change", "tune.samples=many"], "cannot be 'many'"),
     (["vlm", "random:0", "--captions", "a.json"], "two JSON files"),
     (["vlm", "random:0", "--benchmark", "Vibes"], "Vibes"),
+    (["vlm", "random:0", "--benchmark", "ChartQA"], "ChartQA is answered in free words"),
+    (["vlm", "random:0", "--form", "rhymes"], "unknown form 'rhymes'"),
+    (["vlm", "random:0", "--change", "fit=stretch"], "by 'stretch'"),
     (["vlm", "colors:8"], "no patch tokens")])
 def test_bad_input_is_said_before_anything_is_trained(said, why, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from torch.nn import functional as F
 from ccd import emoji, vlm as v
-from ccd.core import Run, UserError, World
+from ccd.core import Run, UserError, World, plain
 from ccd.encoders import Card, Encoder, Features, load
 from ccd.questions import emoji_questions
 from ccd.segmentation import pixel_patches
@@ -158,7 +158,138 @@ def test_llavas_own_files_are_read(tmp_path):
     (tmp_path / "b.png").unlink()
     with pytest.raises(UserError, match="1 of 1 pictures"): v.llava_talks(tmp_path / "x.json", tmp_path)
 
+# --- files of LLaVA
+
+def said(*messages): return dict(conversations=[{"from": who, "value": text} for who, text in messages])
+
+QA = (("human", "What is it?"), ("gpt", "a cat"))
+
+@pytest.mark.parametrize("messages, dropped", [
+    (QA, []), ((("system", "Be nice"), *QA), ["a system message"]), ((("gpt", "Hi, I am G"), *QA), ["an answer before any question"]),
+    ((("system", "Be nice"), ("gpt", "Hi"), *QA, ("human", "And?")),
+     ["a system message", "an answer before any question", "a question without an answer"]),
+    ((("user", "What is it?"), ("assistant", "a cat")), [])])
+def test_who_speaks_is_read(messages, dropped):
+    c = v.conversation(said(*messages))
+    assert c.turns == [("What is it?", "a cat")] and [why for _, why in c.dropped] == dropped
+    assert len(messages) == 2 * len(c.turns) + len(c.dropped)
+
+@pytest.mark.parametrize("row, why", [
+    (said(("human", "one"), ("human", "two"), ("gpt", "a cat")), "two messages of human in a row"),
+    (said(*QA, ("gpt", "indeed"), ("human", "?")), "two messages of gpt in a row"),
+    (said(QA[0], ("system", "Hush"), QA[1], QA[0]), "a system message in the middle"),
+    (said(("human", "one")), "no question with an answer"), (said(QA[0], ("gpt", "")), "an empty answer"),
+    (said(QA[0], ("gpt", None)), "no text, but null"), (said(QA[0], ("gpt", 3)), "no text, but a int"), (said(QA[0], ("gpt", "\ud800")), "half a character"),
+    (said(QA[0], ("robot", "x")), "from 'robot'"), (said((["human"], "x")), "from \"\\['human'\\]\""), (dict(conversations=["Hi"]), "no object, but a str"),
+    (dict(id=1), "no conversations"), (dict(conversations=[]), "no conversations"), (dict(conversations={}), "no conversations"),
+    (None, "no object, but null"), (3, "no object, but a int"), ([], "no object, but a list"),
+    (said(*QA) | dict(image=["a", "b"]), "several images"), (said(*QA) | dict(image=3), "no file name"), (said(*QA) | dict(video="a.mp4"), "a video"),
+    (said(("human", "<image> What?"), QA[1]), "1 times <image> in its text, and no image"),
+    (said(("human", "<image> or <image>?"), QA[1]) | dict(image="a.png"), "2 times <image> in its text, and one image")])
+def test_what_cannot_be_paired_says_why(row, why):
+    with pytest.raises(v.Unusable, match=why): v.conversation(row)
+
+@pytest.fixture
+def cats(tmp_path): # a folder of images
+    from PIL import Image
+    for k in range(4): Image.new("RGB", (9, 7), (50 * k, 0, 0)).save(tmp_path / f"{k}.png")
+    return tmp_path
+
+def pictured(k, *messages): return dict(id=f"c{k}", image=f"{k}.png") | said(*(messages or QA))
+
+@pytest.mark.parametrize("write", [
+    lambda rows: json.dumps(rows).encode(), lambda rows: json.dumps(rows, indent=1).replace("\n", "\r\n").encode("utf-8-sig"),
+    lambda rows: "\n".join(map(json.dumps, rows)).encode(), lambda rows: "\r\n".join([*map(json.dumps, rows), "", ""]).encode("utf-8-sig")])
+def test_a_list_and_lines_hold_the_same(cats, write):
+    (cats / "c").write_bytes(write([pictured(0), pictured(1)]))
+    t = v.llava_talks(cats / "c", cats)
+    assert t.turns == [[("What is it?", "a cat")]] * 2 and t.picture.tolist() == [0, 1] and t.skipped.empty
+
+@pytest.mark.parametrize("text, why", [
+    (None, "No such file"), ("", "no JSON"), ("[]", "an empty list"), ("null", "JSON null"), ("3", "JSON 3"), ('"a"', "JSON"), ("[{", "no JSON"),
+    ("[" * 100_000, "no JSON"), (b"\xff\xfe[\x00]\x00", "not UTF-8: byte 0 is 0xff"), ("[null, 3]", "none of 2 conversations.*1 no object, but null"),
+    ("{}", "none of 1 conversations .*no conversations; the first is number 1"), ('{"a": 1}\n{', "none of 2 conversations"), ("1" * 5000, "no JSON")])
+def test_a_file_without_conversations_says_so(tmp_path, text, why):
+    if text is not None: (tmp_path / "c").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=why): v.llava_talks(tmp_path / "c", tmp_path)
+    with pytest.raises(UserError, match="cannot be read"): v.llava_talks(tmp_path, tmp_path)
+
+def test_used_and_listed_are_all_that_was_there(cats, capsys):
+    rows = [pictured(0), None, pictured(1, *QA, ("human", "And?")), pictured(2, QA[0], QA[0], QA[1]), said(*QA), dict(id="x"), dict(id="y")]
+    (cats / "c").write_text("\n".join([*map(json.dumps, rows), '{"id": 3, "conv']))
+    t = v.llava_talks(cats / "c", cats)
+    whole = t.skipped[t.skipped.left_out == "conversation"]
+    assert t.picture.tolist() == [0, 1, -1] and len(t.turns) + len(whole) == len(rows) + 1
+    assert whole.row.tolist() == [2, 4, 6, 7, 8] and whole.id.tolist() == ["", "c2", "x", "y", ""]
+    other = t.skipped[t.skipped.left_out != "conversation"]
+    assert other.values.tolist() == [[3, "c1", "message 3", "a question without an answer"]]
+    err = capsys.readouterr().err
+    assert "5 of 8 conversations are left out: 2 no conversations;" in err and "1 messages of the others" in err
+
 # --- tokens of pictures
+
+def replaced(file, color): # as long and as old as before
+    from PIL import Image
+    old = file.stat()
+    Image.new("RGB", (48, 48), color).save(file)
+    file.write_bytes(file.read_bytes().ljust(old.st_size, b"\0"))
+    os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+
+def noise(file, k):
+    from PIL import Image
+    Image.fromarray(np.random.default_rng(k).integers(0, 255, (48, 48, 3), np.uint8)).save(file)
+
+def test_a_picture_is_known_by_its_content(tmp_path, monkeypatch):
+    import shutil
+    monkeypatch.setattr(v, "PART", 2)
+    home, e = tmp_path / "home", load("random:0")
+    for k in range(5): noise(tmp_path / f"{k}.png", k)
+    (tmp_path / "c.json").write_text(json.dumps([pictured(k) for k in range(5)]))
+    opened = lambda folder=tmp_path: v.llava_talks(tmp_path / "c.json", folder).corpus
+    before, name = v.held(e, opened(), home=home)[range(5)], v.pictures_hash(opened())
+    files = {f: f.stat().st_mtime_ns for f in home.rglob("*.npy")}
+    replaced(tmp_path / "3.png", "black")
+    after = v.held(e, opened(), home=home)[range(5)]
+    assert v.pictures_hash(opened()) != name
+    assert torch.equal(after[[0, 1, 2, 4]], before[[0, 1, 2, 4]]) and not torch.equal(after[3], before[3])
+    black = torch.zeros(1, 3, 48, 48, dtype=torch.uint8)
+    assert torch.allclose(after[3], v.tokens_of(e, black)[0].cpu(), atol=5e-3, rtol=1e-3)
+    new = set(home.rglob("*.npy")) - set(files)
+    assert len(files) == 3 and len(new) == 1 and all(f.stat().st_mtime_ns == t for f, t in files.items()) # its part alone
+    shutil.copytree(tmp_path, tmp_path / "moved", ignore=shutil.ignore_patterns("home"))
+    assert v.pictures_hash(opened(tmp_path / "moved")) == v.pictures_hash(opened())
+
+def test_a_picture_in_a_tar_is_known_by_its_content(tmp_path):
+    import tarfile
+    from ccd.sources import shards
+    for k in range(2): noise(tmp_path / f"{k}.png", k); (tmp_path / f"{k}.txt").write_text("a cat")
+    def packed(): # the name of what is in a tar that is always as long and as old
+        with tarfile.open(tmp_path / "a.tar", "w") as t:
+            for name in ("0.png", "0.txt", "1.png", "1.txt"): t.add(tmp_path / name, name)
+        os.utime(tmp_path / "a.tar", (1, 1))
+        return v.pictures_hash(shards(tmp_path).corpus), (tmp_path / "a.tar").stat().st_size
+    name, size = packed()
+    assert packed() == (name, size)
+    replaced(tmp_path / "1.png", "black")
+    other, same = packed()
+    assert other != name and same == size
+
+def test_pictures_that_change_meanwhile_are_not_kept(tmp_path, monkeypatch):
+    for k in range(3): noise(tmp_path / f"{k}.png", k)
+    (tmp_path / "c.json").write_text(json.dumps([pictured(k) for k in range(3)]))
+    corpus, real = v.llava_talks(tmp_path / "c.json", tmp_path).corpus, v._read
+    def read(*a):
+        replaced(tmp_path / "1.png", "red")
+        return real(*a)
+    monkeypatch.setattr(v, "_read", read)
+    with pytest.raises(UserError, match="1 images have changed while they were encoded, such as number 1"):
+        v.held(load("random:0"), corpus, home=tmp_path / "home")
+    assert not list((tmp_path / "home").rglob("*.npy"))
+    monkeypatch.setattr(v, "_read", real)
+    assert len(v.held(load("random:0"), corpus, home=tmp_path / "home")) == 3
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(UserError, match="1.png' cannot be read"): v.pictures_hash(corpus.select(range(3)))
 
 def test_tokens_on_disk_are_those_of_the_encoder(home, monkeypatch, tmp_path):
     monkeypatch.setattr(v, "PART", 16)
@@ -167,12 +298,12 @@ def test_tokens_on_disk_are_those_of_the_encoder(home, monkeypatch, tmp_path):
     images = torch.from_numpy(Pixels(corpus, 48)[[0, 17, 39]])
     assert len(shelf) == 40 and len(shelf.parts) == 3
     assert torch.allclose(shelf[[0, 17, 39]], v.tokens_of(e, images), atol=5e-3, rtol=1e-3)
-    file = next(tmp_path.rglob("000001.npy"))
-    want, times = file.read_bytes(), [f.stat().st_mtime_ns for f in sorted(tmp_path.rglob("*.npy"))]
+    file, *others = sorted(tmp_path.rglob("*.npy"))
+    want, times = file.read_bytes(), [f.stat().st_mtime_ns for f in others]
     file.unlink() # as if it had been killed there
     again = v.held(e, corpus, home=tmp_path)
-    assert file.read_bytes() == want and torch.equal(again[[17]], shelf[[17]])
-    assert [f.stat().st_mtime_ns for f in sorted(tmp_path.rglob("*.npy"))][::2] == times[::2]
+    assert len(others) == 2 and file.read_bytes() == want and torch.equal(again[[17]], shelf[[17]])
+    assert [f.stat().st_mtime_ns for f in others] == times
     other = v.held(load("random:0#layer=-1,norm=before"), corpus, home=tmp_path)
     assert not torch.equal(other[[0]], shelf[[0]])
 
@@ -335,6 +466,47 @@ def test_options_side_by_side_are_options_alone(model, asked, home, how):
         x = np.array([sum(e) for e in each])
         assert np.allclose(np.log(total.p_options[2]), x - np.logaddexp.reduce(x), atol=1e-4)
 
+def test_a_benchmark_is_asked_in_its_own_form(model, asked, home, monkeypatch):
+    from ccd.vqa import BENCHMARKS, prompt
+    few, texts, real = asked.select([0, 13]), [], v.tokenized
+    monkeypatch.setattr(v, "tokenized", lambda talks, *a, **k: texts.extend(t[0] for t in talks.turns) or real(talks, *a, **k))
+    def of(benchmark, **how):
+        texts.clear()
+        t = v.answer(model, few, benchmark=benchmark, home=home, image="none", **how)
+        return np.stack(t.p_options), list(dict.fromkeys(q for q, _ in texts)), [a for _, a in texts]
+    rows = few.remove_columns("image").to_list()
+    for name in ("VMCBench", "MMBench", "AI2D", "ScienceQA_I", "CVBench_2D"):
+        p, questions, said = of(name)
+        assert questions == [prompt(r, name).strip() for r in rows] and said == list("ABCD") * 2
+        assert BENCHMARKS[name].form == "letters"
+    for r, q in zip(rows, of("VMCBench")[1]):
+        options = "".join(f"{l}. {r[l]}\n" for l in "ABCD")
+        assert q == f"Question: {r['question']}\nOptions:\n{options}Answer with the option's letter from the given choices directly."
+    own, letters = of("EmojiVMC"), of("VMCBench")
+    assert own[1] == [r["question"] for r in rows] and own[2] == [r[l] for r in rows for l in "ABCD"] # as before
+    for x, y in ((of("VMCBench", how="texts"), own), (of("EmojiVMC", how="letters"), letters)): assert x[1:] == y[1:] and np.array_equal(x[0], y[0])
+
+@pytest.mark.parametrize("preset", v.PRESETS)
+def test_the_form_of_every_benchmark(preset):
+    from ccd.vqa import BENCHMARKS
+    settings = v.vlm_preset(preset)
+    for name, b in BENCHMARKS.items():
+        if b.form == "letters": assert v.form_of(name, settings) == "letters" and v.form_of(name, settings, "texts") == "texts"
+        else:
+            with pytest.raises(UserError, match=f"{name} is answered in free words.*`ccd vqa`"): v.form_of(name, settings)
+    assert v.form_of("EmojiVMC", settings) == "texts"
+    with pytest.raises(UserError, match="unknown form 'rhymes' of a question: expected one of texts, letters"): v.form_of("VMCBench", settings, "rhymes")
+
+def test_an_image_becomes_a_square_as_the_settings_say():
+    fitted = lambda spec, **of: load(v.tapped_spec(spec, replace(SETTINGS, **of))).card.resize
+    assert v.tapped_spec("random:0", SETTINGS) == "random:0#layer=-2,norm=before" # as ever
+    assert v.tapped_spec("random:0", v.vlm_preset("llava-1.5")).endswith(",fit=pad")
+    assert fitted("random:0") == fitted("random:0", fit="crop") == load("random:0").card.resize
+    assert fitted("random:0", fit="pad").startswith("padded to a square with (127, 127, 127)")
+    assert fitted("random:0#fit=squash", fit="pad") == "both sides to 48 px, bicubic" # its name says otherwise
+    assert "fit" not in plain(SETTINGS) and plain(v.vlm_preset("llava-1.5"))["fit"] == "pad"
+    with pytest.raises(UserError, match="cannot become a square by 'stretch': expected one of crop, squash, pad"): replace(SETTINGS, fit="stretch")
+
 def test_answers_are_the_contract_and_do_not_depend_on_the_batch(model, asked, home, tmp_path):
     a = v.answer(model, asked, home=home, encoder="one")
     b = v.answer(model, asked, home=home, encoder="one", batch_size=5, folder=tmp_path)
@@ -382,7 +554,7 @@ def test_what_cannot_be_answered_is_said(model, asked, home, capsys):
     assert "1 of 3 questions are longer than 256 tokens: not answered" in capsys.readouterr().err
     free = few.map(lambda r: dict.fromkeys("ABCD", ""))
     with pytest.raises(UserError, match="3 questions have no options"): v.answer(model, free, home=home)
-    with pytest.raises(UserError, match="unknown way"): v.answer(model, few, "words", home=home)
+    with pytest.raises(UserError, match="unknown form 'words'"): v.answer(model, few, "words", home=home)
     with pytest.raises(UserError, match="unknown image"): v.answer(model, few, image="blank", home=home)
 
 def test_a_loaded_model_answers_and_keeps_its_floors(home, asked, model):
