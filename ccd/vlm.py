@@ -153,8 +153,8 @@ def changed(
     for name, sign, text in (s.partition("=") for s in said):
         if not sign: raise UserError(f"{name!r} changes nothing: expected FIELD=VALUE, "
                                      "such as tune.samples=30000")
-        override(settings, **{name: None}) # is there such a field?
-        usual = reduce(getattr, name.split("."), settings)
+        usual = reduce(lambda x, k: getattr(x, k, None), name.split("."), settings)
+        override(settings, **{name: usual}) # is there such a field?
         try: value = (text if isinstance(usual, str) else tuple(text.split(","))
                       if isinstance(usual, tuple) else type(usual)(json.loads(text)))
         except (TypeError, ValueError) as e:
