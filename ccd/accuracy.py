@@ -365,7 +365,7 @@ def probed(
 
 def slug(name: str) -> str: # part of a path
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
-    return plain if plain == name else f"{plain[-60:]}-{content_hash(name, 6)}"
+    return plain if plain == name and len(plain) <= 80 else f"{plain[-60:]}-{content_hash(name, 6)}"
 
 # %% ../nbs/library/26_accuracy.ipynb #f4cb609b
 def names_of(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import pandas as pd
 from .core import (RECIPES, Settings, UserError, from_plain, override, plain, preset,
-                      read_manifest, run_settings)
+                      read_manifest, run_settings, user_path)
 
 # %% ../nbs/library/09_audit.ipynb #defcd434
 def augmentation(objective: str, control: dict, own: dict, dino: dict) -> str:
@@ -57,6 +57,7 @@ def run_sheet(
     timed: bool = False, # with wall time, which differs between equal runs
 ) -> dict: # line -> text
     "What a run was, and what it cost. Raises `UserError` if it is not finished."
+    run = user_path(run)
     m = read_manifest(run)
     if not m or "facts" not in m:
         inside = sorted(str(p.parent) for p in Path(run).glob("train/*/manifest.json"))

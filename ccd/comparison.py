@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from .core import (Analysis, Control, Settings, UserError, atomic, claim, content_hash, file_hash, from_plain, load_table, plain, read_json,
-                      say, sealed, spare, stage, write_manifest)
+                      say, sealed, spare, stage, user_path, write_manifest)
 
 # %% ../nbs/library/25_comparison.ipynb #7513f2bc
 def images(
@@ -139,7 +139,7 @@ def _known(spec, settings): # or an error; what lies elsewhere is not fetched fo
 def _vectors(spec, source, settings, folder, corpus, how): # Embeddings, and a hash of them
     from ccd.embeddings import load_vectors
     if not spec.startswith("npy:"): return embedded(spec, source, settings, folder, corpus, **how), sealed(folder)
-    path = Path(spec.removeprefix("npy:")).expanduser()
+    path = user_path(spec.removeprefix("npy:"))
     e = load_vectors(path)
     table = pd.util.hash_pandas_object(e.items.astype(str), index=False).tolist() # labels too: they may be mended
     return e, content_hash([file_hash(path / "vectors.npy") if path.is_dir() else e.card["revision"], table])

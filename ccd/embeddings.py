@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import torch
 from .core import (Progress, UserError, atomic, content_hash, device, file_hash, load_table, plain, read_json,
-                      up_to_date, write_json, write_manifest)
+                      up_to_date, user_path, write_json, write_manifest)
 from .encoders import Card, Encoder, load
 from .sources import FEW, Pixels, fingerprint
 from .views import plain_view, to_float
@@ -425,7 +425,7 @@ def load_vectors(
     """Embeddings that were computed elsewhere. Warns of rows that are left out.
 
     Raises `UserError` where the two do not fit, or no row can be used."""
-    file, table, known, lost = _given(Path(file).expanduser(), table)
+    file, table, known, lost = _given(user_path(file), table)
     vectors, items = _open_npy(file), _open_table(table)
     if len(vectors) != len(items):
         raise UserError(f"{file} has {len(vectors):,} rows and its table "

@@ -11,12 +11,12 @@ __all__ = ['STYLES', 'NEAR', 'PALETTE', 'SIZE', 'KINDS', 'TRAIN_FONTS', 'TEST_FO
 # %% ../nbs/library/02_emoji.ipynb #7110f36e
 import base64, hashlib, io, json, re, shutil, subprocess, tarfile, warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
-from .core import Progress, UserError, World, atomic, cache_dir, content_hash, cores, share_of
+from .core import Progress, UserError, World, cache_dir, content_hash, cores, once, share_of
 
 # %% ../nbs/library/02_emoji.ipynb #4204d186
 @dataclass(frozen=True)
@@ -115,22 +115,22 @@ def fetch(
 ) -> Path: # folder with icons.json
     "Download a set once, verified. Raises `UserError` without network or with a wrong hash."
     home = cache_dir("emoji", f"{style.name}-{style.version}")
-    if (home / "icons.json").exists(): return home
-    with atomic(home) as tmp:
-        tmp.mkdir(parents=True)
-        done = _npm(["pack", f"{style.package}@{style.version}", "--loglevel=error"], tmp)
-        packed = sorted(tmp.glob("*.tgz"))
-        if done.returncode or not packed:
-            said = [l for l in (done.stderr or "").splitlines() if "log of this run" not in l] or ["no output"]
-            raise UserError(f"could not download {style.package}@{style.version}: "
-                            f"{said[0]}; check the network (or set CCD_CACHE to a "
-                            "folder that already holds the drawings) and start again")
-        data = packed[0].read_bytes()
-        _check_sha512(data, style)
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-            (tmp / "icons.json").write_bytes(tar.extractfile("package/icons.json").read())
-        packed[0].unlink()
-    return home
+    return once(home, partial(_fetch, style))
+
+def _fetch(style, tmp):
+    tmp.mkdir(parents=True)
+    done = _npm(["pack", f"{style.package}@{style.version}", "--loglevel=error"], tmp)
+    packed = sorted(tmp.glob("*.tgz"))
+    if done.returncode or not packed:
+        said = [l for l in (done.stderr or "").splitlines() if "log of this run" not in l] or ["no output"]
+        raise UserError(f"could not download {style.package}@{style.version}: "
+                        f"{said[0]}; check the network (or set CCD_CACHE to a "
+                        "folder that already holds the drawings) and start again")
+    data = packed[0].read_bytes()
+    _check_sha512(data, style)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        (tmp / "icons.json").write_bytes(tar.extractfile("package/icons.json").read())
+    packed[0].unlink()
 
 @lru_cache
 def icons(name: str) -> dict: # the set's icons.json
@@ -292,7 +292,7 @@ def _parallel(jobs):
 
 def _rasters(rows): return np.stack([render(s, i, SIZE) for s, i in rows])
 
-def _build(home):
+def _build(tmp):
     from joblib import delayed
     sets = []
     with Progress("fetching drawings", len(STYLES), unit="sets") as p:
@@ -314,17 +314,15 @@ def _build(home):
     d["object_color"] = color_name(mean)
     d["drawing_hash"] = [hashlib.sha1(x.tobytes()).hexdigest()[:16] for x in pixels]
     d.insert(0, "drawing_id", d["style"] + "/" + d["icon"])
-    with atomic(home) as tmp:
-        tmp.mkdir(parents=True)
-        np.save(tmp / "pixels.npy", pixels)
-        d.to_parquet(tmp / "catalogue.parquet")
+    tmp.mkdir(parents=True)
+    np.save(tmp / "pixels.npy", pixels)
+    d.to_parquet(tmp / "catalogue.parquet")
 
 # %% ../nbs/library/02_emoji.ipynb #41f8e06f
 @lru_cache
 def drawings() -> tuple[pd.DataFrame, np.ndarray]: # n rows; [n, 64, 64, 4] uint8
     "Every drawing: its row in the catalogue and its pixels (memory-mapped)."
-    home = cache_dir("emoji", f"drawings-{_world_key()}")
-    if not home.exists(): _build(home)
+    home = once(cache_dir("emoji", f"drawings-{_world_key()}"), _build)
     table = pd.read_parquet(home / "catalogue.parquet")
     return table, np.load(home / "pixels.npy", mmap_mode="r")
 
@@ -663,17 +661,15 @@ def _corpus(key, what, jobs, total):
     from datasets import Dataset, load_from_disk, disable_progress_bars, enable_progress_bars
     drawings() # made once, before workers start
     home = cache_dir("corpora", key)
+    def make(tmp):
+        rows = []
+        with Progress(f"composing {what}", total) as p:
+            for part in _parallel(jobs):
+                rows += part; p.add(len(part))
+        if "shuffled" in key: _shuffle_captions(rows)
+        Dataset.from_list(rows, features=_features()).save_to_disk(str(tmp))
     disable_progress_bars()
-    try:
-        if not (home / "dataset_info.json").exists():
-            rows = []
-            with Progress(f"composing {what}", total) as p:
-                for part in _parallel(jobs):
-                    rows += part; p.add(len(part))
-            if "shuffled" in key: _shuffle_captions(rows)
-            with atomic(home) as tmp:
-                Dataset.from_list(rows, features=_features()).save_to_disk(str(tmp))
-        return load_from_disk(str(home))
+    try: return load_from_disk(str(once(home, make)))
     except FileNotFoundError: # what `datasets` makes of a Ctrl-C while it looks for the folder
         if home.exists(): raise KeyboardInterrupt from None
         raise

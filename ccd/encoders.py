@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from .core import (RECIPES, Clip, Control, Siglip, UserError, check_size, device, from_plain, later, read_json,
-                      read_manifest, write_json)
+                      read_manifest, user_path, write_json)
 from .towers import build_text, build_vit, locked, weights_hash
 from .views import to
 
@@ -316,7 +316,7 @@ def trained(
 ) -> Encoder:
     "The encoder of a run. Raises `UserError` where training has not finished."
     from safetensors.torch import load_file
-    folder = Path(folder)
+    folder = user_path(folder)
     if not (folder / "encoder.safetensors").exists():
         raise UserError(f"{folder} holds no finished encoder: expected encoder.safetensors; "
                         "train it first, or let its training finish")
@@ -369,7 +369,7 @@ def _number(spec, text, least=0):
 RELEASES = ("emoji", "emoji-small") # the best first
 
 def _homes(): # folders that may hold releases
-    homes = [Path(os.environ["CCD_RESULTS"])] if "CCD_RESULTS" in os.environ else [
+    homes = [user_path(os.environ["CCD_RESULTS"])] if "CCD_RESULTS" in os.environ else [
         Path("results"), Path(__file__).resolve().parents[1] / "results"]
     return [h / r / "encoders" for h in homes for r in RELEASES]
 
@@ -517,7 +517,7 @@ def _say(text): print(f"ccd: {text}", file=sys.stderr, flush=True)
 
 def lock_file() -> Path:
     "Where the commits of first loads are kept."
-    return Path(os.environ.get("CCD_LOCK") or "encoders.lock.json")
+    return user_path(os.environ.get("CCD_LOCK") or "encoders.lock.json")
 
 def _recorded(): return read_json(lock_file()) if lock_file().exists() else {}
 
@@ -558,7 +558,7 @@ def _loading(name): # one error, whatever a library raises; no chatter; the call
         if bar: logging.enable_progress_bar()
 
 def _folder(name): # None where it is the name of something published
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir(): return path
     if str(name).startswith(("/", "./", "../", "~")):
         raise UserError(f"{name} is not a folder: expected one with a model")

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 from .core import (Progress, UserError, World, atomic, content_hash, cores, differences,
-                      plain, read_manifest, spare, up_to_date, write_manifest)
+                      plain, read_manifest, spare, up_to_date, user_path, write_manifest)
 from .sources import FEW, Pixels, broken, fingerprint, open_corpus, rule_of
 from .towers import weights_hash
 from .vlm import Vlm, log_likelihoods, option_scores, published_vlm, put, tokens_of
@@ -78,7 +78,7 @@ def score(
     if not hasattr(corpus, "__len__"):
         raise UserError(f"{world.source} is read from front to back and never held, so its pictures cannot be "
                         "chosen by scores: open it as shards:, hf: or folder:")
-    folder, start = Path(out).expanduser() / split, time.time()
+    folder, start = user_path(out) / split, time.time()
     settings = dict(source=world.source, split=split, scorer=scorer.card)
     inputs = dict(corpus=fingerprint(corpus))
     if up_to_date(folder, settings, inputs): return folder

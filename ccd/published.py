@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
-from .core import UserError
+from .core import UserError, user_path
 
 # %% ../nbs/library/22_published.ipynb #4cf4c37b
 DATA = {
@@ -382,7 +382,7 @@ def read_table(
     of: str = "cambrian",
 ) -> tuple[pd.DataFrame, list[str]]: # the table; what was left out or missing
     "A table of scores. Raises `UserError` for what cannot be meant."
-    raw = _cells(Path(path))
+    raw = _cells(user_path(path))
     names = _columns(list(raw.columns), of)
     unknown = [c for c in raw if c not in names]
     if "model" not in names.values():

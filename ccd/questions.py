@@ -19,7 +19,7 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 from PIL import Image
-from .core import Progress, UserError, World, atomic, cache_dir, content_hash
+from .core import Progress, UserError, World, cache_dir, content_hash, once
 from ccd.emoji import (PALETTE, RELATIONS, STYLES, TEST_FONTS, TRAIN_FONTS,
     _parallel, drawings, font, ground, ink_for, near_identical, paste, png, words,
     write)
@@ -577,21 +577,18 @@ def _kept(what, world, todo, split, stream, finish=lambda row: row, more=()):
     key = content_hash([_VERSION, _FACTS, [s.sha512 for s in STYLES.values()], todo, stream,
                         split, world.size, world.seed, world.held_out_style, *more])
     home = cache_dir("corpora", f"{what}-{key}")
+    def make(tmp):
+        drawings() # made once, before workers start
+        parts = [todo[i:i + 1000] for i in range(0, len(todo), 1000)]
+        jobs = (delayed(_worker)("_composed", world, p, split, stream)
+                for p in parts)
+        rows = []
+        with Progress(f"composing {what}", len(todo), unit="questions") as p:
+            for part in _parallel(jobs):
+                rows += map(finish, part); p.add(len(part))
+        Dataset.from_list(rows, features=_features(more)).save_to_disk(str(tmp))
     disable_progress_bars()
-    try:
-        if not (home / "dataset_info.json").exists():
-            drawings() # made once, before workers start
-            parts = [todo[i:i + 1000] for i in range(0, len(todo), 1000)]
-            jobs = (delayed(_worker)("_composed", world, p, split, stream)
-                    for p in parts)
-            rows = []
-            with Progress(f"composing {what}", len(todo), unit="questions") as p:
-                for part in _parallel(jobs):
-                    rows += map(finish, part); p.add(len(part))
-            with atomic(home) as tmp:
-                made = Dataset.from_list(rows, features=_features(more))
-                made.save_to_disk(str(tmp))
-        return load_from_disk(str(home))
+    try: return load_from_disk(str(once(home, make)))
     finally: enable_progress_bars()
 
 # %% ../nbs/library/19_questions.ipynb #42b25c93

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np
 import pandas as pd
-from .core import (RECIPES, Settings, UserError, World, apply_recipe, content_hash, differences, find_recipe, from_plain, override,
+from .core import (RECIPES, Settings, UserError, World, alone, apply_recipe, content_hash, differences, find_recipe, from_plain, override,
                       plain, preset, read_json, read_manifest, run_settings, say, sealed, spare, stage, write_json, write_manifest)
 from .stats import Estimate, cluster_draws, could_show, holm, pooled_variance, t_test, weighted
 
@@ -339,10 +339,11 @@ def scale(
     for k, (r, missing) in enumerate((x for x in todo if x[1]), done + 1):
         say(f"{k} of {len(todo)}: {r.name}, {r.flops / 1e12:.3g} TFLOP")
         recipe, corpus = RECIPES[r.point.recipe], open_corpus(r.settings.world).corpus
-        folder = trained_before(r, corpus) or train(recipe.objective, r.settings, corpus, out / r.name, title=recipe.title)
-        for m in missing:
-            reader = shared_reader(grid.reader, out / "reader", results) if MEASURES[m].reads else None
-            measured(r, m, folder, results, out / "measuring" / r.name, reader)
+        with alone(out / r.name):
+            folder = trained_before(r, corpus) or train(recipe.objective, r.settings, corpus, out / r.name, title=recipe.title)
+            for m in missing:
+                reader = shared_reader(grid.reader, out / "reader", results) if MEASURES[m].reads else None
+                measured(r, m, folder, results, out / "measuring" / r.name, reader)
         seal(grid, results)
     return results
 

@@ -17,7 +17,7 @@ import datasets as hf
 from datasets import ClassLabel, Features, Image as ImageFeature, Value
 from PIL import Image
 from . import emoji
-from .core import UserError, World, atomic, cache_dir, content_hash
+from .core import UserError, World, atomic, cache_dir, content_hash, once, user_path
 from .sources import MANY, USUAL_SUFFIXES, _besides, _printable, _warn_others, completed, files_below
 
 # %% ../nbs/library/13_tasks.ipynb #59a6c1b5
@@ -256,15 +256,15 @@ class Corpora(dict):
         self.skipped = [*skipped]
 
 def _splits(a): # split -> datasets.Dataset
-    if a.name == "stamps": return _stamps(Path(a.where).expanduser())
+    if a.name == "stamps": return _stamps(user_path(a.where))
     if a.where.startswith("hf://"): return _from_hub(a, "parquet", data_files=_parquet(a.where))
     if a.where.startswith("hf:"):
         name, _, config = a.where[3:].partition(":")
-        if Path(name).expanduser().exists(): return _on_disk(Path(name).expanduser(), a)
+        if user_path(name).exists(): return _on_disk(user_path(name), a)
         return _from_hub(a, name, config or None)
     if a.where.startswith("tar:"): return _folders(_unpacked(_downloaded(a)))
     if a.where.startswith("https:"): return _arrays(_cifar101(a.where))
-    return _on_disk(Path(a.where).expanduser(), a)
+    return _on_disk(user_path(a.where), a)
 
 def _on_disk(path, a):
     if not path.exists():
@@ -303,13 +303,11 @@ def _unpacked(path): # a folder in the cache
     try: path, state = path.resolve(), path.stat()
     except OSError as e: raise UserError(f"{path} cannot be read: {e}") from e
     home = cache_dir("unpacked", content_hash([str(path), state.st_size, state.st_mtime_ns]))
-    if home.exists(): return home
-    try:
-        with atomic(home) as tmp, tarfile.open(path) as t: t.extractall(tmp, filter="data")
+    def unpack(tmp):
+        with tarfile.open(path) as t: t.extractall(tmp, filter="data")
+    try: return once(home, unpack)
     except (tarfile.TarError, EOFError, zlib.error) as e:
         raise UserError(f"{path} is no whole tar ({str(e).splitlines()[0].rstrip(':')}): expected a folder, or a tar of a folder per class") from e
-    return home
-
 
 # %% ../nbs/library/13_tasks.ipynb #904a0bb8
 def _folders(path): # the classes are the folders

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .core import (Progress, Text, UserError, ViT, atomic, autocast, cache_dir, content_hash,
-                      device, plain, precision, write_json)
+from .core import (Progress, Text, UserError, ViT, autocast, cache_dir, content_hash,
+                      device, once, plain, precision, write_json)
 
 # %% ../nbs/library/05_towers.ipynb #e9b26f9a
 def build_vit(
@@ -309,10 +309,7 @@ def dictionary_lines(words: int = 0) -> list[str]: # 0 for all
 
 def small_llama(reader: Reader = Reader()) -> Path: # folder, as transformers saves it
     "A Llama that has read a dictionary: made once, then kept."
-    home = cache_dir("language", f"llama-{content_hash(reader)}")
-    if not home.exists():
-        with atomic(home) as tmp: _learn_to_read(reader, tmp)
-    return home
+    return once(cache_dir("language", f"llama-{content_hash(reader)}"), partial(_learn_to_read, reader))
 
 def _learn_to_read(r, folder):
     from transformers import LlamaConfig, LlamaForCausalLM

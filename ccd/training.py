@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
-from .core import (Control, Progress, Settings, UserError, ViT, World, atomic, autocast, claim, device, differences,
+from .core import (Control, Progress, Settings, UserError, ViT, World, alone, atomic, autocast, claim, device, differences,
                       from_plain, keep_freed_memory, plain, precision, read_json, read_manifest, run_settings,
-                      up_to_date, write_json, write_manifest)
+                      up_to_date, user_path, write_json, write_manifest)
 from .objectives import build, diagnose
 from .parallel import (agreed, anyone, average, first, lost_contact, processes, rank, split_like,
                           spread, start, whole)
@@ -278,12 +278,15 @@ def train(
     """Train an encoder, or go on where an earlier call was stopped.
 
     Raises `UserError` where the folder holds a run with other settings."""
-    folder = Path(folder)
+    folder = user_path(folder)
     wanted = run_settings(objective, settings)
     if origin: wanted["start"] = beginning(origin, objective, settings)
     inputs = dict(corpus=fingerprint(corpus))
     if up_to_date(folder, wanted, inputs): return folder
     claim(folder, dict(settings=wanted, inputs=inputs), write=False)
+    with alone(folder): return _train(objective, settings, corpus, folder, wanted, inputs, on_step, title, origin)
+
+def _train(objective, settings, corpus, folder, wanted, inputs, on_step, title, origin):
     trainer = Trainer(objective, settings, corpus, folder, origin) # raises where a batch cannot be made
     if first(): claim(folder, dict(settings=wanted, inputs=inputs))
     done = agreed(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from . import emoji, questions as emojivmc
-from .core import (Progress, Run, UserError, World, atomic, cache_dir, claim,
+from .core import (Progress, Run, UserError, World, alone, atomic, cache_dir, claim,
     content_hash, cores, device, from_plain, keep_freed_memory, later, override, plain, read_json,
     read_manifest, say, sealed, up_to_date, write_json, write_manifest)
 from .encoders import WAYS, Card, Encoder, Tap, encoder_of, hf_anatomy, load, parse
@@ -251,15 +251,20 @@ def held(
     files = [folder / f"{name}.npy" for name in _by_first(_part_names, corpus, parts)]
     todo = [(f, rows) for f, rows in zip(files, parts) if not f.exists()]
     if todo and first():
-        left, pixels = sum(len(rows) for _, rows in todo), Pixels(corpus, encoder.fit or encoder.card.size)
-        _room(folder, encoder, pixels, tokens, left)
-        with Progress("tokens of pictures", len(corpus), len(corpus) - left) as bar:
-            for file, rows in todo:
-                x = _read(encoder, pixels, rows, tokens, bar)
-                _unchanged(corpus, rows)
-                with atomic(file) as tmp, open(tmp, "wb") as f: np.save(f, x)
+        with alone(folder, wait=True): _hold(encoder, corpus, tokens, folder, todo)
     if processes() > 1: torch.distributed.barrier()
     return Held([np.load(f, mmap_mode="r") for f in files])
+
+def _hold(encoder, corpus, tokens, folder, todo):
+    todo = [(f, rows) for f, rows in todo if not f.exists()] # another process may have made some
+    if not todo: return
+    left, pixels = sum(len(rows) for _, rows in todo), Pixels(corpus, encoder.fit or encoder.card.size)
+    _room(folder, encoder, pixels, tokens, left)
+    with Progress("tokens of pictures", len(corpus), len(corpus) - left) as bar:
+        for file, rows in todo:
+            x = _read(encoder, pixels, rows, tokens, bar)
+            _unchanged(corpus, rows)
+            with atomic(file) as tmp, open(tmp, "wb") as f: np.save(f, x)
 
 def _part_names(corpus, parts): return [_hex(image_digests(corpus)[rows.start:rows.stop]) for rows in parts]
 
@@ -828,7 +833,7 @@ def _from_scratch(v, captions, questions, home):
     home = (Path(home) if home else cache_dir("language")) / f"vlm-{key}"
     vlm = Vlm(net, tokenizer, v)
     vlm.name = "language model"
-    learn(home, vlm, s, None, v.read, lambda m: m.net, "model.safetensors", {})
+    with alone(home, wait=True): learn(home, vlm, s, None, v.read, lambda m: m.net, "model.safetensors", {})
     _fill(net, home / "model.safetensors")
     return net, tokenizer
 

@@ -36,7 +36,7 @@ from datasets import (Dataset, DatasetDict, Features, Image as ImageFeature, Lis
                       load_dataset, load_from_disk)
 from scipy import stats as st
 from .core import (UserError, atomic, cache_dir, content_hash, cores, say,
-                      write_json)
+                      user_path, write_json)
 from .questions import CATEGORIES as EMOJIVMC
 from .stats import Estimate, could_show, holm, paired_test, pooled_variance, sign_flip, t_test
 
@@ -1296,7 +1296,7 @@ def read_log(
     questions: Dataset | None = None, # tells pictures, clusters and pairs
 ) -> Log:
     "The answers in a log. Raises `UserError` where it is of neither tool."
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file(): raise UserError(f"{path} is not a file: expected a log of answers")
     name, who, rows = (_lmms_eval if path.suffix == ".jsonl" else _vlmevalkit)(path)
     good, bad = [], []
@@ -1577,7 +1577,7 @@ def gathered(logs, rule=""): # answers, skipped
     for given in [logs] if isinstance(logs, (str, Path)) else list(logs):
         named = re.fullmatch(r"([^=/]+?)(?:@(\d+))?=(.+)", str(given))
         encoder, seed, p = named.groups() if named else ("", None, given)
-        files, left = logs_in(Path(p))
+        files, left = logs_in(user_path(p))
         others += left
         read += [_own(f) if f.suffix == ".parquet" else
                  read_log(f, encoder, int(seed or 0), rule) for f in files]
