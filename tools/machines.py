@@ -35,7 +35,7 @@ def settings():
     other = next(filter(installed, LOCALES), "POSIX")
     spoken = f"LC_ALL={other}" + " (no other is installed)" * (other == "POSIX")
     return {"plain": {}, "OPENBLAS_CORETYPE unset": dict(OPENBLAS_CORETYPE=None), **core, **aten,
-            "CCD_PRECISION=fp32": dict(CCD_PRECISION="fp32"), "one thread": threads(1), "four threads": threads(4),
+            "CCD_PRECISION=fp32": dict(CCD_PRECISION="fp32"), "one thread": threads(1), "two threads": threads(2),
             spoken: dict(LC_ALL=other), "TZ=Pacific/Apia": dict(TZ="Pacific/Apia"), "TZ=Asia/Kolkata": dict(TZ="Asia/Kolkata")}
 
 def processor():
