@@ -375,6 +375,20 @@ def test_words_stay_words(given, visit, tmp_path):
     assert page.inner_text("#name") == f"{evil}7"
     assert page.eval_on_selector_all("footer a", "all => all.map(a => a.href)") == ["https://y.org/"]
 
+def test_names_of_encoders_stay_words(given, built, tmp_path):
+    from html.parser import HTMLParser
+    def read(path):
+        tags, words = [], []
+        class Reader(HTMLParser):
+            def handle_starttag(self, tag, attrs): tags.append(tag)
+            def handle_data(self, data): words.append(data)
+        Reader().feed(path.read_text(encoding="utf-8"))
+        return sorted(tags), words
+    names = {A: "<b>x</b> </script><script>window.bad = 1</script><!--", B: "{{ 7 * 7 }} & \"'"}
+    named = {k: {names[m]: v for m, v in given[k].items()} for k in ("maps", "neighbors", "similarities", "colors")}
+    tags, words = read(atlas.twin_atlas(tmp_path / "evil.html", **given | named))
+    assert tags == read(built)[0] and names[A] in words and names[B] in words
+
 @pytest.mark.parametrize("n, change", [(3, {}), (1, {}), (30, dict(factors=[])), (30, dict(credits=[]))])
 def test_few_pictures_no_pairs_no_factors(given, visit, tmp_path, n, change):
     rng = np.random.default_rng(0)
