@@ -3,6 +3,8 @@ import numpy as np, pytest
 from ccd.emoji import drawings
 from ccd.stats import cluster_bootstrap, effective_groups, group_mean
 
+pytestmark = pytest.mark.numeric
+
 @pytest.fixture(scope="module")
 def sizes():
     "Drawings in each family of held-out concepts."
