@@ -521,7 +521,7 @@ def _coverage_note(table): # where groups are of very unequal size
 
 def _shots_section(f, shots):
     if shots is None: return None
-    return dict(title="With few labels", text="Linear probes that learn from a few pictures of each class, as far as nine classes in ten have so many. Bars: the spread "
+    return dict(title="With few labels", text="Linear probes that learn from a few pictures of each class, as far as nine classes in ten have so many. Error bars: the standard deviation "
                 "of the draws.",
                 body=f.png_tag(f.shot_curves(shots), "accuracy against labelled pictures of each class"), note="")
 

@@ -335,7 +335,8 @@ def write_page(out: Path, v: VlmSettings, form: str) -> Path: # report.html
         figure = f.png_tag(f.question_ladder(t["summary"], m, names, FLOORS["none"], CEILING), "accuracy by subset and category")
     sections = [
         dict(title="Where does the encoder matter?", text="Right answers of four options, by subset and category, with 95 % intervals over what "
-             "belongs together. Grey: the same models without the picture. Ring: an encoder that was taught what the answers depend on.",
+             "belongs together. Grey: the same models without the picture. Ring: an encoder that was taught what the answers depend on. "
+             + emojivmc.SUBSETS_SAID * (out.name == "EmojiVMC"),
              body=figure + f.table_tag(f.question_table(t["summary"], m, t["encoders"].encoder))),
         dict(title=f"{names[0]} against the others, in points", text="Both answered the same questions. " + over_runs(t["differences"]),
              body=f.table_tag(f.gap_table(t["differences"][t["differences"].a == names[0]], m))) if "differences" in t else None,

@@ -464,7 +464,7 @@ def _factor_section(f, s, out):
         text=f"A regression of standardised similarity on what two pictures share, over {int(t.pairs.iloc[0]):,} pairs. Together the factors "
              f"explain, of the variance: {fit}.",
         note=("Matches are exclusive: the same thing; another thing of the same subcategory; another subcategory of the same category. "
-              if "concept" in s.items else "") + f"Bars: 95 % intervals over {_drawn(s)}. Each slope is at equal other factors. "
+              if "concept" in s.items else "") + f"Lines: 95 % intervals over {_drawn(s)}. Each slope is at equal other factors. "
              + _collinear(f, t) + (" The first weights are where both began: only the change from them was learnt."
                 if any(x.startswith("first:") for x in s.specs.values()) else ""))
 

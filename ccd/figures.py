@@ -163,7 +163,7 @@ def lead_dots(
 def shot_curves(
     table: pd.DataFrame, # from `ccd.accuracy.few_shot_rows`, with column `encoder`
 ):
-    "One panel a task, while nine classes in ten have so many pictures; bars: the spread of the draws."
+    "One panel a task, while nine classes in ten have so many pictures; error bars: the standard deviation of the draws."
     table = table[table.short <= table.classes / 10]
     p, tasks, names = plt(), list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))
     columns = min(ACROSS, len(tasks))

@@ -358,13 +358,13 @@ def _section_probes(f, probes, diff):
 def _section_vlm(f, tables, settings): # none where no language model was asked for
     if not settings.analysis.vlm: return []
     from ccd.asking import verdicts
-    from ccd.questions import CATEGORIES
+    from ccd.questions import CATEGORIES, SUBSETS_SAID
     from ccd.vlm import FLOORS as SIGHTS
     t, apart = pd.read_csv(tables / "summary.csv"), pd.read_csv(tables / "differences.csv")
     return [dict(title="What does a language model see through it?", text=verdicts(apart, *NAMES.values()),
                  body=f.png_tag(f.question_ladder(t, CATEGORIES, list(NAMES.values()), SIGHTS["none"]), "answers to questions"),
                  note="A small language model around each encoder, trained alike; questions with four options about held-out "
-                      "drawings, words and fonts. Cross: the same model without the picture.")]
+                      "drawings, words and fonts. Cross: the same model without the picture. " + SUBSETS_SAID)]
 
 def _section_pairs(f, pairs, agree, picture):
     body = ""

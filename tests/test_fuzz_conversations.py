@@ -26,10 +26,12 @@ MESSAGE = or_anything(st.fixed_dictionaries({"from": SPEAKER, "value": or_anythi
 def talk(who, texts): return [{"from": w, "value": t} for w, t in zip(who, texts)]
 TALK = st.builds(talk, st.sampled_from([("human", "gpt") * 2, ("system", "human", "gpt"), ("gpt", "human", "gpt", "human"), ("human", "human", "gpt")]),
                  st.lists(TEXT, min_size=2, max_size=4))
-IMAGE = or_anything(st.sampled_from(FILES) | st.lists(st.sampled_from(FILES), max_size=2), 4)
+IMAGE = or_anything(st.sampled_from(FILES) | st.lists(st.sampled_from(FILES), max_size=2), 30) # one that is not there stops all
 ROW = or_anything(st.fixed_dictionaries(dict(conversations=or_anything(TALK | st.lists(MESSAGE, max_size=4))),
                                         optional=dict(id=ANYTHING, image=IMAGE, images=IMAGE, video=ANYTHING)))
-ROWS = st.lists(ROW, max_size=5)
+GOOD = st.builds(lambda image, q, a: dict(image=image, conversations=talk(("human", "gpt"), (q, a))), st.sampled_from(FILES),
+                 st.sampled_from(["<image>\nWhat?", "What?", ""]), st.text("ab ", min_size=1))
+ROWS = st.lists(GOOD | ROW, max_size=5)
 
 def read(data, images): # the talks, None where a `UserError` says what is wrong
     with tempfile.TemporaryDirectory() as home, contextlib.redirect_stderr(io.StringIO()):
@@ -64,7 +66,7 @@ def test_every_conversation_is_used_or_listed(images, rows, indent):
     lines = read("\n".join(map(json.dumps, rows)).encode(), images) if rows and isinstance(rows[0], dict) else None
     if lines and whole: assert lines.turns == whole.turns and lines.skipped.equals(whole.skipped)
 
-LINES = st.lists(st.builds(json.dumps, ROW) | st.text("{}[]\":,an\n", max_size=12), max_size=5).map("\n".join)
+LINES = st.lists(st.builds(json.dumps, GOOD) | st.builds(json.dumps, ROW) | st.text("{}[]\":,an\n", max_size=12), max_size=5).map("\n".join)
 FILE = st.builds(lambda text, code, end: text.encode(code, "replace")[:end], LINES | st.builds(json.dumps, ROWS) | st.builds(json.dumps, ANYTHING),
                  st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1"]), st.none() | st.integers(0, 200)) | st.binary(max_size=40)
 
