@@ -240,8 +240,8 @@ def pair_stage(s: Sides, a: Analysis, folder: Path):
     pd.DataFrame(dict(item_id=s.items.item_id, group=group))[pd.Series(group).duplicated(keep=False)].sort_values(
         "group").to_csv(folder / "copies.csv", index=False)
     rule_table(x, y).to_csv(folder / "rules.csv", index=False)
-    noise = {m: mine(s.vectors[n], s.vectors[m], k, a.per_image, group) for n, m in s.references.items()}
-    above_noise(pairs, noise).to_csv(folder / "noise.csv", index=False)
+    seeds = {n: mine(s.vectors[n], s.vectors[m], k, a.per_image, group) for n, m in s.references.items()}
+    above_noise(pairs, seeds, s.names).to_csv(folder / "noise.csv", index=False)
     known = labels_of(s.items)
     if known and len(pairs):
         agreement(pairs, s.items, known, a.draws, group).to_csv(folder / "agreement.csv", index=False)
@@ -423,7 +423,7 @@ def _pair_section(f, s, out):
         title, own = f"{x} joins, {y} parts", pairs[pairs.direction == d]
         body += f"<h3>{html.escape(title)}</h3>" + (f.png_tag(f.pair_grid(own, partial(s.picture, size=160), s.names), title) if s.corpus is not None else
                  f.table_tag(own.head(20)[["item_id_i", "item_id_j", "z_a", "z_b", "score"]].round(2), index=False))
-    if s.references: body += f.png_tag(f.noise_curves(noise, s.names, s.references), "score at each rank, beside two seeds")
+    if s.references: body += f.png_tag(f.noise_curves(noise, s.names), "score at each rank, beside two seeds")
     groups = 0 if copies is None else copies.group.nunique()
     return dict(title="Where they disagree most", body=body,
         text="Of all pairs, these have the largest difference in standardised similarity (σ is an encoder's own spread over all pairs). "

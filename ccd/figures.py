@@ -299,17 +299,17 @@ def atlas_plot(
 def noise_curves(
     table: pd.DataFrame, # from `ccd.pairs.above_noise`
     names: tuple[str, str],
-    references: dict, # name -> name of its other seed
 ):
     "The score of the mined pairs, rank by rank, over that of two seeds of one objective."
+    from ccd.pairs import TWO_SEEDS
     fig = plt().figure(figsize=(4.8, 3.0))
     ax = fig.subplots()
-    for d, name in zip("ab", names):
-        t = table[table.direction == d]
+    for name in names:
+        t = table[table.similar_for == name]
         ax.plot(t["rank"], t.score, color=color_of(name), label=f"pairs that only {name} joins")
-    for name, other in references.items():
-        t = table[table.direction == "a"]
-        ax.plot(t["rank"], t[other], color=color_of(name), ls=":", label=f"{name} and another seed of it")
+    for name in names:
+        t = table[table.similar_for == names[0]]
+        if TWO_SEEDS + name in t: ax.plot(t["rank"], t[TWO_SEEDS + name], color=color_of(name), ls=":", label=f"{name} and another seed of it")
     ax.set(xscale="log", xlabel="rank of the pair", ylabel="score, σ", ylim=(0, None))
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
     fig.legend(fontsize=8, loc="outside upper center", ncols=2)

@@ -18,7 +18,7 @@ def columns(file):
     read = dict(csv=pd.read_csv, parquet=pd.read_parquet, jsonl=lambda f: pd.read_json(f, lines=True))[file.suffix[1:]]
     return {c: kind(v) for c, v in read(file).items()}
 
-SEED = re.compile(r"^\w+(?= \(another seed)") # of which encoder it is
+SEED = re.compile(r"^\w+(?= \(another seed)|(?<=two seeds of ).+") # of which encoder it is
 
 def schema(folder):
     "File -> its columns, manifests left out; all seeds, and all runs of a sweep, are one file."

@@ -291,3 +291,10 @@ print(peak() - before)
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert int(said.stdout) < 300, said.stdout
+
+def test_scores_beside_two_seeds_are_named_by_the_encoder_they_are_of():
+    def mined(a, b): return pd.DataFrame(dict(direction=["a"] * 2 + ["b"] * 2, rank=[1, 2, 1, 2], score=[*a, *b]))
+    t = pairs.above_noise(mined([5, 4], [-6, -3]), dict(CLIP=mined([2, 1], [-3, -0.5]), DINO=mined([1.5, 1.2], [-1, -1])), ("CLIP", "DINO"))
+    assert list(t) == ["similar_for", "rank", "score", "score of two seeds of CLIP", "score of two seeds of DINO"]
+    assert t.values.tolist() == [["CLIP", 1, 5, 3, 1.5], ["CLIP", 2, 4, 1, 1.2], ["DINO", 1, 6, 3, 1.5], ["DINO", 2, 3, 1, 1.2]]
+    assert list(pairs.above_noise(mined([5, 4], [-6, -3]), {})) == ["similar_for", "rank", "score"]
