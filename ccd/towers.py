@@ -10,6 +10,7 @@ __all__ = ['LORA_SCALE', 'BIG', 'KEPT', 'build_vit', 'LastBlock', 'weights_hash'
 # %% ../nbs/library/05_towers.ipynb #cc44b555
 import contextlib, json, re
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 import torch
