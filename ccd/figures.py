@@ -8,7 +8,7 @@ __all__ = ['COLORS', 'ACROSS', 'WIDE', 'SMALL', 'FACTOR_NAMES', 'FEW', 'TERM_NAM
            'shot_curves', 'pair_grid', 'agreement_bars', 'headline', 'neighbor_grid', 'atlas_plot', 'noise_curves',
            'overlap_curves', 'percent', 'accuracy_table', 'difference_table', 'png_tag', 'credit_list', 'table_tag',
            'write_report', 'term_name', 'attribution_plot', 'profile_plot', 'intervention_examples', 'question_ladder',
-           'question_table', 'gap_table', 'arms_plot', 'growth_grid', 'compute_plot']
+           'question_table', 'gap_table', 'growth_grid', 'compute_plot', 'arms_plot']
 
 # %% ../nbs/library/23_figures.ipynb #1fccdd54
 import base64, html, io, re
@@ -586,36 +586,6 @@ def _gap(r): # one cell
     star = "*" if r["p_all_holm"] < 0.05 and r.get("above_baseline") != "neither" else ""
     return f"{100 * r['difference']:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){star}"
 
-# %% ../nbs/library/23_figures.ipynb #5ca1f001
-def arms_plot(
-    table: pd.DataFrame, # name, metric, few (is it of the smaller share?), value, all_lo, all_hi
-    said: tuple[str, str], # what a full and a hollow dot are
-    floors: dict, # metric -> what is reached without an encoder
-):
-    "One panel a metric: each way of teaching with all of the data and with a part of it."
-    names, metrics = list(dict.fromkeys(table.name))[::-1], list(dict.fromkeys(table.metric))
-    rows = -(-len(metrics) // ACROSS)
-    fig = plt().figure(figsize=(WIDE, 0.5 + rows * (0.65 + 0.28 * len(names))))
-    axes = fig.subplots(rows, ACROSS, squeeze=False, sharey=True).ravel()
-    for ax, m in zip(axes, metrics):
-        for few, up in ((False, 0.14), (True, -0.14)):
-            t = table[(table.metric == m) & (table.few == few)]
-            y = t.name.map(names.index) + up
-            colors = [color_of(n) for n in t.name]
-            ax.hlines(y, t.all_lo, t.all_hi, color=colors, lw=1)
-            ax.scatter(t.value, y, s=16, color=["white" if few else c for c in colors], edgecolor=colors, zorder=3)
-        if m in floors: ax.axvline(floors[m], color="#888888", lw=0.8, ls=":")
-        ax.set_title(fill(m, 14), fontsize=9, fontweight="normal")
-        ax.set_yticks(range(len(names)), [fill(n, 16) for n in names], fontsize=SMALL, linespacing=0.95)
-        ax.set_ylim(-0.5, len(names) - 0.5)
-        ax.locator_params(axis="x", nbins=3)
-        ax.tick_params(axis="x", labelsize=SMALL)
-        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
-    for ax in axes[len(metrics):]: ax.remove()
-    dots = [plt().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n) for c, n in zip(("#555555", "white"), said)]
-    fig.legend(handles=dots, fontsize=9, loc="outside upper center", ncols=2)
-    return fig
-
 # %% ../nbs/library/23_figures.ipynb #5ca1f002
 def growth_grid(
     table: pd.DataFrame, # x, value, lo, hi; all_lo, all_hi where seeds are known
@@ -705,4 +675,34 @@ def compute_plot(
     fig.supxlabel("FLOPs", fontsize=11)
     handles = {h.get_label(): h for ax in fig.axes for h in ax.get_legend_handles_labels()[0]}
     fig.legend(handles.values(), handles, fontsize=11, loc="outside upper center", ncols=ACROSS)
+    return fig
+
+# %% ../nbs/library/23_figures.ipynb #5ca1f011
+def arms_plot(
+    table: pd.DataFrame, # name, metric, few (is it of the smaller share?), value, all_lo, all_hi
+    said: tuple[str, str], # what a full and a hollow dot are
+    floors: dict, # metric -> what is reached without an encoder
+):
+    "One panel a metric: each way of teaching with all of the data and with a part of it."
+    names, metrics = list(dict.fromkeys(table.name))[::-1], list(dict.fromkeys(table.metric))
+    rows = -(-len(metrics) // ACROSS)
+    fig = plt().figure(figsize=(WIDE, 0.5 + rows * (0.65 + 0.28 * len(names))))
+    axes = fig.subplots(rows, ACROSS, squeeze=False, sharey=True).ravel()
+    for ax, m in zip(axes, metrics):
+        for few, up in ((False, 0.14), (True, -0.14)):
+            t = table[(table.metric == m) & (table.few == few)]
+            y = t.name.map(names.index) + up
+            colors = [color_of(n) for n in t.name]
+            ax.hlines(y, t.all_lo, t.all_hi, color=colors, lw=1)
+            ax.scatter(t.value, y, s=16, color=["white" if few else c for c in colors], edgecolor=colors, zorder=3)
+        if m in floors: ax.axvline(floors[m], color="#888888", lw=0.8, ls=":")
+        ax.set_title(fill(m, 14), fontsize=9, fontweight="normal")
+        ax.set_yticks(range(len(names)), [fill(n, 16) for n in names], fontsize=SMALL, linespacing=0.95)
+        ax.set_ylim(-0.5, len(names) - 0.5)
+        ax.locator_params(axis="x", nbins=3)
+        ax.tick_params(axis="x", labelsize=SMALL)
+        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
+    for ax in axes[len(metrics):]: ax.remove()
+    dots = [plt().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n) for c, n in zip(("#555555", "white"), said)]
+    fig.legend(handles=dots, fontsize=9, loc="outside upper center", ncols=2)
     return fig
