@@ -194,7 +194,8 @@ def vqa(
     "Scores of vision-language models from their logs: averages by name, intervals, paired tests."
     from ccd.vqa import report, report_lines
     if not logs: raise UserError("name the logs of one model or more: files, folders, or ENCODER@SEED=PATH")
-    for line in report_lines(report(list(logs), out, common=common, partial=incomplete, draws=draws)): print(line)
+    with alone(out) as out: tables = report(list(logs), out, common=common, partial=incomplete, draws=draws)
+    for line in report_lines(tables): print(line)
     print(out)
 
 def scale(

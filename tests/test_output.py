@@ -183,3 +183,27 @@ def test_settings_of_another_kind_are_the_users(tmp_path, held, says):
     (tmp_path / "settings.json").write_text(held, encoding="utf-8")
     with pytest.raises(UserError, match=says): claim(tmp_path, dict(a=1))
     assert (tmp_path / "settings.json").read_text(encoding="utf-8") == held
+
+@pytest.fixture
+def tiny_folder(tmp_path):
+    from PIL import Image
+    (tmp_path / "tiny").mkdir()
+    for k in range(4): Image.fromarray(np.random.default_rng(k).integers(0, 255, (16, 16, 3), np.uint8)).save(tmp_path / f"tiny/{k}.png")
+    return ["embed", "pixels:4", "--preset", "smoke", "--images", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]
+
+def test_a_command_is_kept_out_of_a_folder_where_another_works(tiny_folder, tmp_path, capsys):
+    first = holder(tmp_path / "out")
+    assert first.stdout.readline() == "in\n"
+    for args in (tiny_folder, ["vqa", str(tmp_path / "no-log"), "--out", str(tmp_path / "out")], ["train", "clip", "--preset", "smoke", "--world.source",
+                 f"folder:{tmp_path / 'tiny'}", "--control.batch-size", "2", "--control.samples", "4", "--out", str(tmp_path / "out/train/clip-0")]):
+        with pytest.raises(SystemExit) as stop: main(args)
+        assert stop.value.code == 2 and f"another ccd is at work in {tmp_path / 'out'} (process {first.pid} on" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [LOCK]
+    first.kill(); first.wait()
+    main(tiny_folder) # goes on over what was left
+    assert LOCK not in {p.name for p in (tmp_path / "out").iterdir()} and read_manifest(tmp_path / "out")
+
+def test_two_commands_in_one_folder_at_once(tiny_folder, tmp_path):
+    said = [finish(p) for p in [start(*tiny_folder) for _ in range(2)]]
+    assert sorted(code for _, code in said)[0] == 0 and all(code == 0 or "another ccd is at work in" in text for text, code in said), said
+    assert len(np.load(tmp_path / "out/vectors.npy")) == 4 and not [*tmp_path.rglob("*.tmp-*"), *tmp_path.rglob(LOCK)]
