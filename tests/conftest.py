@@ -16,7 +16,8 @@ for name, examples in dict(ci=50, thorough=1_000).items(): # HYPOTHESIS_PROFILE=
                                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 hypothesis.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-LONG = ("test_site", "test_embeddings", "test_kill", "test_bad_input", "test_parallel") # first, or one worker waits for another
+LONG = ("test_site", "test_embeddings", "test_kill", "test_parallel", "test_comparison", "test_scaling", "test_bad_input", "test_asking",
+        "test_memory") # first, or one worker waits for another
 SEED = os.environ.setdefault("CCD_TEST_SEED", str(random.SystemRandom().randrange(10**6))) # the workers find it there
 
 def pytest_configure(config): config.addinivalue_line("markers", "numeric: computes numbers; tools/machines.py runs it under other kernels")

@@ -59,12 +59,13 @@ def drift():
     for k in stale: say(f"    {k}: out of step with the notebooks; run make export")
     return whole(stale or any(rcs) or not before)
 
+PYTEST = ["-q", "--timeout", "1200", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--durations", "25", "--durations-min", "5"]
 STEPS = {
     "notebooks and ccd/ agree": drift,
     "notebooks pass and reproduce": lambda: counted(*tool("run_nbs", "--check", "--skip", "slow", "--workers", "2")),
     "README.md is current": lambda: whole(tool("readme", "--check")[0]),
     "site": lambda: whole(tool("site")[0]),
-    "pytest": lambda: counted(*run([sys.executable, "-m", "pytest", "-q", "--timeout", "1200", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "tests"])),
+    "pytest": lambda: counted(*run([sys.executable, "-m", "pytest", *PYTEST, "tests"])),
 }
 
 ASIDE = "notebooks and ccd/ agree", "README.md is current", "site" # one core

@@ -160,6 +160,12 @@ def one(path, a):
     print("\n    ".join([f"{word:4} {os.path.relpath(path)}  {seconds:.0f} s", *lines]), flush=True)
     return word
 
+LONG = "02_emoji", "datacomp", "14_zeroshot", "language_or_data", "18_factors", "20_vqa", "21_vlm", "scaling" # tens of seconds each
+
+def longest_first(paths):
+    "`paths` in an order in which no worker waits long for another: the longest, the library, then pages that read results."
+    return sorted(paths, key=lambda p: (LONG.index(p.stem) if p.stem in LONG else len(LONG), p.parent.name != "library"))
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("files", nargs="*", help="notebooks; all of nbs/ if none is named")
@@ -171,7 +177,9 @@ def main():
     a.skip = set(a.skip)
     prepare(a.workers)
     if a.timeout is None and "slow" in a.skip: a.timeout = 1200
-    with ThreadPoolExecutor(a.workers) as pool: words = list(pool.map(lambda f: one(f, a), notebooks(a.files)))
+    found = notebooks(a.files)
+    if a.workers > 1: found = longest_first(found)
+    with ThreadPoolExecutor(a.workers) as pool: words = list(pool.map(lambda f: one(f, a), found))
     if "DIFF" in words: print("if the new outputs are right, store them: python tools/run_nbs.py --skip slow NOTEBOOK")
     good = words.count("ok")
     print(f"{good} passed, {len(words) - good} failed")
