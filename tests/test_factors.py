@@ -48,7 +48,7 @@ def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
     i, j, v = r.integers(3_000_000, size=(2, 50)), None, r.normal(size=50)
     i, j = i
     few = stats.node_sums(v[:, None], i, j, 4)
-    assert np.array_equal(few[:2], stats.node_sums(v[:, None], i, j, 2))
+    assert np.allclose(few[:2], stats.node_sums(v[:, None], i, j, 2), rtol=1e-5) # a product of other shape is summed in another order
 
 def test_the_mean_keeps_its_place_within_families():
     "Pairs within a family would count twice by the product of multiplicities."
