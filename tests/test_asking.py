@@ -170,7 +170,7 @@ def test_the_command_asks_a_benchmark_in_its_form(options, form, tmp_path, monke
     monkeypatch.setattr(asking, "lessons", lambda *_: asking.Lessons(Talks(None, [], []), Talks(None, [], [])))
     out, results, seen = tmp_path / "out", tmp_path / "results", []
     main(["vlm", "random:0", "--preset", "smoke", "--benchmark", "VMCBench", "--source", str(tmp_path / "VMCBench_DEV.tsv"), "--out", str(out),
-          "--results", str(results), *options])
+          "--results", str(results), "--analysis.draws", "5", *options])
     assert seen == [form]
     for made in (out / "VMCBench/tables", *(out / "VMCBench/answers").iterdir(), results): assert read_manifest(made)["settings"]["form"] == form
     assert f"Asked by {form}" in (out / "VMCBench/report.html").read_text()
