@@ -1223,7 +1223,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'ccd.sources._seen': ('library/sources.html#_seen', 'ccd/sources.py'),
                              'ccd.sources._shard_row': ('library/sources.html#_shard_row', 'ccd/sources.py'),
                              'ccd.sources._share': ('library/sources.html#_share', 'ccd/sources.py'),
-                             'ccd.sources._shortened': ('library/sources.html#_shortened', 'ccd/sources.py'),
                              'ccd.sources._shown': ('library/sources.html#_shown', 'ccd/sources.py'),
                              'ccd.sources._skipped': ('library/sources.html#_skipped', 'ccd/sources.py'),
                              'ccd.sources._split': ('library/sources.html#_split', 'ccd/sources.py'),

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['Opened', 'IMAGE_SUFFIXES', 'USUAL_SUFFIXES', 'LEFT_OUT', 'MOST_TEXT', 'CAPTION_SUFFIXES', 'SYSTEM', 'ALONE',
-           'NO_TEXT', 'TEXT_COLUMNS', 'MANY', 'PACKED', 'STREAMED', 'SLENDER', 'WINDOW', 'DIRECTION', 'FACTS', 'FEW',
-           'NO_CAPTION', 'BUFFER', 'broken', 'decode', 'pixel_hash', 'text_of', 'captions_of', 'is_hidden', 'Files',
-           'files_below', 'folder', 'AnyImage', 'hub', 'dataset_on_disk', 'completed', 'tar_members', 'TarImage',
-           'image_bytes', 'shards', 'stream', 'open_corpus', 'fingerprint', 'Rule', 'rule_of', 'filtered', 'scores_of',
-           'square', 'Pixels', 'readable', 'epoch_order', 'sample_rows', 'shard_order', 'tar_lengths', 'Shown',
-           'Faults', 'Feed', 'Stream', 'feed_for']
+           'NO_TEXT', 'TEXT_COLUMNS', 'MANY', 'PACKED', 'STREAMED', 'WINDOW', 'DIRECTION', 'FACTS', 'FEW', 'NO_CAPTION',
+           'BUFFER', 'broken', 'decode', 'pixel_hash', 'text_of', 'captions_of', 'is_hidden', 'Files', 'files_below',
+           'folder', 'image_bytes', 'AnyImage', 'hub', 'dataset_on_disk', 'completed', 'tar_members', 'TarImage',
+           'shards', 'stream', 'open_corpus', 'fingerprint', 'Rule', 'rule_of', 'filtered', 'scores_of', 'square',
+           'Pixels', 'readable', 'epoch_order', 'sample_rows', 'shard_order', 'tar_lengths', 'Shown', 'Faults', 'Feed',
+           'Stream', 'feed_for']
 
 # %% ../nbs/library/04_sources.ipynb #83b99301
 import codecs, hashlib, io, itertools, json, math, os, re, signal, threading, time, warnings
@@ -291,6 +291,21 @@ def _few(rows): return "; ".join(f"{f} ({why.removeprefix(LEFT_OUT)})" for f, wh
 def _split(name): # the same nine tenths on every machine
     return "test" if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 10 == 0 else "train"
 
+# %% ../nbs/library/04_sources.ipynb #a1c0de12
+def image_bytes(
+    place: dict, # `tar`, `offset`, `size`; or `bytes`, `path`
+    root: str = "", # of the tars
+) -> bytes: # of the image file
+    "Read what an image column stores, or what it points to."
+    if place and "tar" in place: return _tar_bytes(os.path.join(root, place["tar"]), place)
+    if not place or place["bytes"] is None and not place["path"]: raise ValueError("no image in this row")
+    if place["bytes"] is not None: return place["bytes"]
+    if place["path"].startswith("file://"): # whose name is not UTF-8
+        return Path(os.fsdecode(unquote_to_bytes(place["path"][7:]))).read_bytes()
+    if "://" not in place["path"]: return Path(place["path"]).read_bytes()
+    import fsspec
+    with fsspec.open(place["path"]) as f: return f.read()
+
 # %% ../nbs/library/04_sources.ipynb #a1c0de0d
 @dataclass
 class AnyImage(ImageFeature):
@@ -461,20 +476,6 @@ with warnings.catch_warnings():
     register_feature(TarImage, "TarImage")
 
 # %% ../nbs/library/04_sources.ipynb #ffc07340
-def image_bytes(
-    place: dict, # `tar`, `offset`, `size`; or `bytes`, `path`
-    root: str = "", # of the tars
-) -> bytes: # of the image file
-    "Read what an image column stores, or what it points to."
-    if place and "tar" in place: return _tar_bytes(os.path.join(root, place["tar"]), place)
-    if not place or place["bytes"] is None and not place["path"]: raise ValueError("no image in this row")
-    if place["bytes"] is not None: return place["bytes"]
-    if place["path"].startswith("file://"): # whose name is not UTF-8
-        return Path(os.fsdecode(unquote_to_bytes(place["path"][7:]))).read_bytes()
-    if "://" not in place["path"]: return Path(place["path"]).read_bytes()
-    import fsspec
-    with fsspec.open(place["path"]) as f: return f.read()
-
 def _tar_bytes(path, place): # the header before them says whether they are still the same
     f = _open_tar(path) # held, or another thread could close it
     found = os.pread(f.fileno(), 512 + place["size"], place["offset"] - 512)
@@ -835,14 +836,7 @@ def _pool_of(pid, threads): return ThreadPoolExecutor(threads)
 
 def _seen(data, fit, draft): # what an encoder is shown of an image file
     if not callable(fit): return square(decode(data, fit), fit)
-    return fit(_shortened(decode(data, getattr(fit, "size", None) if draft else None)))
-
-SLENDER = 100 # times longer than wide
-
-def _shortened(im): # the middle, or an encoder that resizes a line 1 px wide to 224 needs 16 GB
-    w, h = im.size
-    x, y = (max(0, n - SLENDER * m) // 2 for n, m in ((w, h), (h, w)))
-    return im.crop((x, y, w - x, h - y)) if x or y else im
+    return fit(decode(data, fit.size if draft else None))
 
 def _open(place, root, fit, draft): # pixels or why there are none; seconds to read, to decode
     start = read = time.perf_counter()

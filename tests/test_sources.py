@@ -286,13 +286,10 @@ def test_a_broken_note_leaves_the_image(kind):
         assert sorted(im.size) == sorted(same.size)
     assert decode(picture(kind, exif=whole)).size == (40, 60)
 
-def test_long_thin_images_are_shortened_before_an_encoder_resizes_them():
-    seen = []
-    def fit(im): seen.append(im.size); return np.asarray(im.resize((4, 4)))
+def test_the_middle_of_a_long_thin_image():
+    "Encoders cut such an image by themselves; here, nothing as long as it is resized."
     x = np.zeros((60_000, 1), np.uint8); x[29_950:30_050] = 200
-    sources._seen(picture("png", x), fit, False); sources._seen(picture("png", x.T.copy()), fit, False); sources._seen(picture("png", GOOD), fit, False)
-    assert seen == [(1, 100), (100, 1), (60, 40)]
-    assert (sources._seen(picture("png", x), 8, False) == 200).all() # the middle square
+    assert all((sources._seen(picture("png", y), 8, False) == 200).all() for y in (x, x.T.copy()))
     assert decode(picture("png", x)).size == (1, 60_000) # whole, so that two that differ at an end are two
 
 def test_a_bomb_is_listed_and_large_images_are_quiet(tmp_path, monkeypatch, recwarn):
