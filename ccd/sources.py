@@ -32,7 +32,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from .core import (Control, Progress, UserError, World, atomic, cache_dir, content_hash, cores,
-                      differences, plain, read_json, read_manifest, up_to_date, write_json)
+                      differences, plain, read_json, read_manifest, up_to_date, user_path, write_json)
 from . import emoji
 from .views import uniform
 
@@ -227,7 +227,7 @@ def folder(
     path, # a folder of images
 ) -> Opened:
     "Open the images of a folder. Broken ones are set aside; none at all raises `UserError`."
-    root = _home(_given(path, "a folder of images"))
+    root = user_path(path)
     if not root.is_dir(): raise UserError(f"{root} is not a folder: expected one with images")
     files = files_below(root)
     if not files.images:
@@ -269,14 +269,6 @@ def _captions_beside(root, parts, files):
 # %% ../nbs/library/04_sources.ipynb #a1c0de0b
 ALONE = "no image of its name beside it"
 NO_TEXT = LEFT_OUT + "a caption that cannot be read: " # its image is used without
-
-def _given(name, what): # an empty name is the folder that one stands in, which nobody means
-    if str(name).strip(): return name
-    raise UserError(f"no name is given where {what} was expected")
-
-def _home(path): # with the folder of ~
-    try: return Path(path).expanduser()
-    except RuntimeError: return Path(path)
 
 def _besides(skipped): return f"; it holds {_few(skipped)}" if skipped else "" # half a sentence
 
@@ -327,7 +319,7 @@ def hub(
     split: str = "train",
 ) -> Opened:
     "Open a dataset with an image column, from the hub or from disk, as a corpus."
-    here = _home(_given(name, "a dataset of the hub, or a folder of one,"))
+    here = user_path(name)
     try:
         if here.exists(): d = dataset_on_disk(here)
         else:
@@ -420,8 +412,9 @@ def _members(f, size): # and what is no file
     while True:
         f.seek(at); h = f.read(512)
         if len(h) == 512 and not any(h): return # a block of zeros ends a tar
+        if not at: _check_unpacked(h)
         if len(h) < 512: raise ValueError(f"cut short after {size:,} bytes")
-        if not _is_header(h): raise ValueError(f"broken at byte {at:,}" if at else _no_tar(h))
+        if not _is_header(h): raise ValueError(f"broken at byte {at:,}" if at else "this is no tar")
         name = long or _text(h[345:500] if h[257:262] == b"ustar" else b"\0", h[:100])
         n, kind = _number(h[124:136]), h[156:157]
         start = at + 512; at = start + -(-n // 512) * 512
@@ -433,9 +426,9 @@ def _members(f, size): # and what is no file
 
 PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
-def _no_tar(head): # why
+def _check_unpacked(head):
     unpack = next((u for mark, u in PACKED.items() if head.startswith(mark)), None)
-    return f"compressed, so that no image in it can be found: unpack it by {unpack}" if unpack else "this is no tar"
+    if unpack: raise ValueError(f"compressed, so that no image in it can be found: unpack it by {unpack}")
 
 # %% ../nbs/library/04_sources.ipynb #4341ec9c
 def _text(*parts): # prefix and name
@@ -609,7 +602,7 @@ def shards(
     split: str | None = None, # train, test or both
 ) -> Opened:
     "Open images in tars, indexed once. What cannot be read is set aside; no image raises `UserError`."
-    path = _home(_given(path, "a folder of tars")).absolute()
+    path = user_path(path).absolute()
     root, tars, bad = _find_tars(path)
     text = Value("string")
     schema = Features(item_id=text, image=TarImage(str(root)), captions=List(text),
@@ -691,7 +684,7 @@ def stream(
     split: str = "train",
 ) -> Opened:
     "A dataset that is read from front to back; its corpus is an `IterableDataset`."
-    here = _home(_given(name, "a dataset of the hub, or a folder to stream,"))
+    here = user_path(name)
     try:
         if here.is_dir():
             kind, files = _streamed(here, split)
@@ -809,7 +802,7 @@ def scores_of(
     split: str = "train",
 ) -> tuple[dict, pd.DataFrame]: # its manifest; a row for each picture
     "Scores, and what made them. Raises `UserError` where there are none, or not all."
-    folder = Path(home).expanduser() / split
+    folder = user_path(home) / split
     made = read_manifest(folder)
     if not made or not up_to_date(folder, made["settings"], made["inputs"]):
         raise UserError(f"{home} holds no finished scores of {split} pictures: make them, or go on, with "
