@@ -132,7 +132,12 @@ def encoder_named(spec, settings): # of a name, or the first weights of one
 
 def _known(spec, settings): # or an error; what lies elsewhere is not fetched for it
     from ccd.encoders import PUBLISHED, parse
-    if not spec or spec.startswith("npy:"): return
+    if not spec: return
+    if spec.startswith("npy:"): # before the folder is claimed for it
+        from ccd.embeddings import _beside, _open_npy
+        path = user_path(spec.removeprefix("npy:"))
+        if not path.is_dir(): _beside(path, None); _open_npy(path)
+        return
     kind = parse(spec)[0]
     if kind not in ("hf", "timm", "open_clip") and not any(k.startswith(f"{kind}:") for k in PUBLISHED): encoder_named(spec, settings)
 

@@ -1,9 +1,9 @@
 "The command line explains itself, fast."
-import inspect, re, subprocess, sys
+import errno, inspect, os, re, subprocess, sys
 import pytest
 from conftest import finish, start
 from ccd.cli import COMMANDS, main
-from ccd.core import PRESETS, preset
+from ccd.core import PRESETS, UserError, preset
 
 def test_help_imports_nothing_heavy():
     code = ("import sys; from ccd.cli import main; main(['--help']); "
@@ -77,3 +77,70 @@ def test_slow_work_says_how_long_one_item_takes(capsys, monkeypatch):
         said = capsys.readouterr().err
         assert pace in said and " 0/s" not in said, said
         assert "to go" not in said # nothing is left to estimate
+
+ODD = ["<b>x</b>", "two\nlines", "x" * 300, "é ü", "-x", "/proc/x", "file.txt", "empty", "nope", "\udcff"] # a name, a file, a folder
+PLACES = dict( # command lines in which X is one of them; all stop before any work
+    study=["study --preset X", "study --preset smoke --world.source X", "study --preset smoke --world.source folder:x --out X"],
+    train=["train X", "train clip --preset smoke --world.source folder:X", "train clip --preset smoke --world.source filter:light:X",
+           "train clip --preset smoke --world.source folder:nope --out X", "train clip --preset smoke --world.source X"],
+    filter=["filter X", "filter folder:nope --preset smoke --scorer X", "filter folder:nope --preset smoke --scorer python:X",
+            "filter folder:nope --scorer python:os.nope --out X"],
+    audit=["audit X nope", "audit nope X"],
+    embed=["embed X --preset smoke", "embed ccd:X --preset smoke", "embed pixels:4 --preset smoke --images folder:X",
+           "embed pixels:4 --preset smoke --images nope --out X", "embed pixels:X --preset smoke", "embed pixels:4 --preset smoke --max-faults X"],
+    probe=["probe pixels:4 X --preset smoke", "probe pixels:4 folder:X --preset smoke", "probe pixels:4 folder:nope --preset smoke --out X",
+           "probe pixels:4 folder:nope --preset smoke --results X"],
+    compare=["compare npy:X npy:nope.npy", "compare npy:nope.npy npy:X", "compare npy:nope.npy npy:nope.npy --out X",
+             "compare npy:nope.npy npy:nope.npy --results X", "compare npy:nope.npy npy:nope.npy --without X"],
+    vlm=["vlm pixels:4 --preset smoke --model X", "vlm pixels:4 --preset smoke --change X", "vlm pixels:4 --preset smoke --captions nope --out X",
+         "vlm pixels:4 --preset smoke --captions X --instructions X --images X", "vlm pixels:4 --preset smoke --benchmark X"],
+    vqa=["vqa X", "vqa nope --out X", "vqa MODEL@0=X", "vqa nope --draws X"],
+    scale=["scale X", "scale smoke --dry --only X", "scale smoke --only zzz --out X", "scale smoke --only zzz --results X", "scale smoke --commands X"],
+    published=["published X", "published check X", "published check file.txt --suite X"])
+
+def stopped(args, capsys): # its message; a mistake and no traceback
+    with pytest.raises(SystemExit) as stop: main(args)
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "Traceback" not in said.err + said.out, args
+    return said.err + said.out
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("mine", encoding="utf-8"); (tmp_path / "empty").mkdir()
+    return tmp_path
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_whatever_is_named_is_used_or_refused_in_words(command, room, capsys):
+    assert set(PLACES) == set(COMMANDS)
+    for k, line in enumerate(PLACES[command], list(COMMANDS).index(command)): # each line with one of them, or this takes minutes
+        odd = ODD[3 * k % len(ODD)]
+        assert stopped([a.replace("X", odd) if a != "X" else odd for a in line.split()], capsys), (line, odd)
+    assert sorted(p.name for p in room.iterdir()) == ["empty", "file.txt"] and not any((room / "empty").iterdir())
+    assert (room / "file.txt").read_text(encoding="utf-8") == "mine"
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_options_that_are_unknown_or_empty(command, room, capsys):
+    assert stopped([command, "--no-such", "1"], capsys)
+    for empty in (["--out", ""], ["--out="], ["--images", " "], [""]): assert "is empty: leave it out" in stopped([command, *empty], capsys)
+
+def test_a_field_of_the_settings_may_be_empty():
+    from ccd.cli import check_none_is_empty
+    for fine in (["study", "--analysis.vlm", ""], ["study", "--analysis.vlm="], ["compare", "npy:a.npy", "--beside"]): check_none_is_empty(fine)
+    with pytest.raises(UserError): check_none_is_empty(["compare", "npy:a.npy", ""])
+
+def test_a_name_that_the_terminal_cannot_show(monkeypatch, capsys, room):
+    import io
+    for encoding in ("ascii", "utf-8"):
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding))
+        with pytest.raises(SystemExit): main(["audit", "é\udcff", "x"])
+
+def test_a_file_that_may_not_be_read(monkeypatch, capsys):
+    from ccd import audit
+    for number, says in ((errno.EACCES, "permission denied"), (errno.EROFS, "read-only"), (errno.ENOTDIR, "not a directory")):
+        def barred(*_, **__): raise OSError(number, os.strerror(number), "some/file")
+        monkeypatch.setattr(audit, "audit", barred)
+        assert f"some/file: {says}" in stopped(["audit", "a", "b"], capsys)
+    def bug(*_, **__): raise ValueError("a mistake of ours")
+    monkeypatch.setattr(audit, "audit", bug)
+    with pytest.raises(ValueError): main(["audit", "a", "b"])
