@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from .core import (RECIPES, Settings, UserError, World, alone, apply_recipe, content_hash, differences, find_recipe, from_plain, override,
                       plain, preset, read_json, read_manifest, run_settings, say, sealed, spare, stage, write_json, write_manifest)
-from .stats import Estimate, cluster_draws, could_show, holm, pooled_variance, t_test, weighted
+from .stats import Estimate, cluster_draws, could_show, holm, t_test, weighted
 
 # %% ../nbs/library/28_scaling.ipynb #5ca1a007
 @dataclass(frozen=True)
@@ -427,8 +427,10 @@ def progress(grid: Grid, results) -> tuple[int, list[str]]: # runs that are meas
 # %% ../nbs/library/28_scaling.ipynb #5ca1b005
 def spreads(table: pd.DataFrame) -> dict: # (recipe, metric) -> variance over seeds, degrees of freedom
     "How far seeds lie apart, pooled over the places that were run more than once."
-    return {key: pooled_variance([g.estimate.values for _, g in t.groupby(list(AXES))])
-            for key, t in table.groupby(["recipe", "metric"])}
+    runs = table.groupby(["recipe", "metric", *AXES]).estimate.agg(["var", "size"])
+    squares = (runs["var"] * (runs["size"] - 1)).fillna(0) # of one run there is no variance
+    pooled = pd.DataFrame(dict(squares=squares, df=runs["size"] - 1)).groupby(["recipe", "metric"]).sum()
+    return {r.Index: (r.squares / r.df if r.df else math.nan, int(r.df)) for r in pooled.itertuples()}
 
 class Cell(NamedTuple):
     "One place of a grid, its seeds together."
