@@ -582,6 +582,7 @@ def gap_table(
 
 def _gap(r): # one cell
     if r["difference"] != r["difference"]: return "–"
+    if not r["discordant"]: return "+0.0, all answered alike" # of which no spread is known
     lo, hi = (r["all_lo"], r["all_hi"]) if r["seeds_known"] else (r["lo"], r["hi"])
     star = "*" if r["p_all_holm"] < 0.05 and r.get("above_baseline") != "neither" else ""
     return f"{100 * r['difference']:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){star}"

@@ -1300,8 +1300,8 @@ def read_log(
     if not path.is_file(): raise UserError(f"{path} is not a file: expected a log of answers")
     name, who, rows = (_lmms_eval if path.suffix == ".jsonl" else _vlmevalkit)(path)
     good, bad = [], []
-    while part := list(islice(rows, 10_000)): # a table for each part is smaller than its dicts
-        made = [(k, _from_log(row, name, rule)) for k, row in part]
+    every = ((k, _from_log(row, name, rule)) for k, row in rows)
+    while made := list(islice(every, 10_000)): # a table for each part is smaller than its dicts
         bad += [(str(path), k, why) for k, why in made if isinstance(why, str)]
         good.append(pd.DataFrame([r for _, r in made if not isinstance(r, str)]))
     t, bad = pd.concat(good or [pd.DataFrame()], ignore_index=True), pd.DataFrame(bad, columns=list(LEFT_OUT))

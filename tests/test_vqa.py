@@ -1,5 +1,5 @@
 "Benchmarks, rules, averages and tests of gaps, against published forms and independent computation."
-import base64, io, itertools, json, random, sys
+import base64, io, itertools, json, random, sys, tracemalloc
 import numpy as np, pandas as pd, pytest
 from datasets import Dataset, Image as ImageFeature, List
 from PIL import Image
@@ -887,6 +887,20 @@ def test_a_byte_order_mark_is_no_part_of_a_log(tmp_path, kind):
 def test_half_a_character_of_an_answer_is_written_all_the_same(tmp_path):
     p = lmms_file(tmp_path, "gqa", ['{"doc_id": 0, "target": "x", "filtered_resps": "x \\ud83d", "exact_match": 1}'])
     assert report(p, tmp_path / "out", draws=20)["answers"].prediction[0] == "x \ufffd"
+
+@pytest.mark.parametrize("kind", ["jsonl", "tsv"])
+def test_what_a_row_holds_beside_its_answer_is_not_kept(tmp_path, kind):
+    p, long = tmp_path / ("x_samples_gqa.jsonl" if kind == "jsonl" else "m_VMCBench_DEV.tsv"), "x" * 100_000
+    with open(p, "w") as f:
+        if kind == "tsv": f.write("index\tquestion\tA\tB\tanswer\tprediction\timage\n")
+        for k in range(300):
+            f.write(json.dumps(dict(doc_id=k, target="x", filtered_resps="x", input=long, exact_match=1)) + "\n" if kind == "jsonl" else
+                    f"{k}\tq?\ta\tb\tA\tA\t{long}\n")
+    read_log(p) # what is imported and compiled once
+    tracemalloc.start()
+    try: n, peak = len(read_log(p).answers), tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    assert n == 300 and peak < 4e6 < p.stat().st_size / 7 # a few rows and the answers
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
 def test_questions_in_other_encodings(tmp_path, encoding):
