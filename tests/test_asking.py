@@ -123,6 +123,31 @@ def test_without_a_ceiling_nothing_is_left_out():
     t = asking.tables_of(made_answers(dict.fromkeys(q.SUBSETS, 20), right), ["A", "B"], q.CATEGORIES, draws=50)
     assert "informative" not in t and not t["summary"].left_out.any()
 
+SMALL = dict(list(q.CATEGORIES.items())[:2]) # two categories are enough
+
+def answered(right, runs): # of two encoders and of the same models without the image and with another
+    parts = [made_answers({s: 60 for c in SMALL.values() for s in c}, {e + f: right[e] if f == "" else 0.25 for e in right for f in FLOORS.values()},
+                          seed=7 * k).assign(seed=k) for k in range(max(runs.values()))]
+    a = pd.concat(parts, ignore_index=True)
+    return a[[k < runs[e.partition(",")[0]] for e, k in zip(a.encoder, a.seed)]]
+
+def test_of_two_encoders_at_their_baseline_one_sentence_says_that_there_is_no_verdict():
+    t = asking.tables_of(answered(dict(A=0.25, B=0.26), dict(A=1, B=1)), ["A", "B"], SMALL, draws=100)
+    assert (t["differences"].query("convention == 'macro'").above_baseline == "neither").all()
+    assert asking.verdicts(t["differences"], "A", "B") == "No verdict: neither A nor B is above its own no-image baseline in any category."
+    assert asking.over_runs(t["differences"]).startswith("Every encoder was trained once")
+
+def test_a_verdict_is_given_where_one_is_above_its_baseline_and_a_star_only_where_both_have_several_runs():
+    from ccd.figures import gap_table
+    first = list(SMALL)[0]
+    right = {"A": {s: 0.8 if c == first else 0.25 for c, ss in SMALL.items() for s in ss}, "B": 0.25}
+    for runs, star in ((dict(A=3, B=3), True), (dict(A=3, B=1), False), (dict(A=1, B=1), False)):
+        t = asking.tables_of(answered(right, runs), ["A", "B"], SMALL, draws=100)["differences"]
+        said = asking.verdicts(t, "A", "B")
+        assert said.startswith(f"{first}: A leads by") and f"No verdict on {list(SMALL)[1]}" in said
+        assert gap_table(t, SMALL).loc[first, "A − B"].endswith("*") == star
+        assert ("B was trained once" in said) == (runs == dict(A=3, B=1)) and ("these two checkpoints" in said) == (runs == dict(A=1, B=1))
+
 # --- the command
 
 def test_the_command_from_end_to_end(tmp_path, capsys, monkeypatch):
