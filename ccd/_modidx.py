@@ -1344,6 +1344,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'ccd.tasks._arrays': ('library/tasks.html#_arrays', 'ccd/tasks.py'),
                            'ccd.tasks._check_classes': ('library/tasks.html#_check_classes', 'ccd/tasks.py'),
                            'ccd.tasks._check_flat': ('library/tasks.html#_check_flat', 'ccd/tasks.py'),
+                           'ccd.tasks._check_ids': ('library/tasks.html#_check_ids', 'ccd/tasks.py'),
                            'ccd.tasks._check_size': ('library/tasks.html#_check_size', 'ccd/tasks.py'),
                            'ccd.tasks._cifar101': ('library/tasks.html#_cifar101', 'ccd/tasks.py'),
                            'ccd.tasks._divided': ('library/tasks.html#_divided', 'ccd/tasks.py'),

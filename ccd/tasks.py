@@ -526,11 +526,17 @@ def opened(
         key = f"{a.key}-{'train' if part == 'val' else part}"
         both = [found[key], d] if key in found else [d]
         found[key] = hf.concatenate_datasets(both)
-    _say_skipped(found, splits, parts, a)
+    _say_skipped(splits, parts, a)
+    for d in found.values(): _check_ids(d["item_id"][:], a)
     if a.name in DATASETS: _check_size(found, a)
     return found
 
-def _say_skipped(found, splits, parts, a): # what is in no split that is used
+def _check_ids(ids, a): # answers of two encoders are joined by them
+    twice = pd.Index(ids)[pd.Index(ids).duplicated()]
+    if len(twice): raise UserError(f"{a.name} has {len(twice):,} images called as others are, first {twice[0]!r}: expected each item_id once; "
+                                   "rename them, or leave the column out")
+
+def _say_skipped(splits, parts, a): # what is in no split that is used
     for s in splits.keys() - parts.values():
         if a.name not in DATASETS: warnings.warn(f"{a.name}: its split {s!r} is not used, {len(splits[s]):,} images")
     _warn_others(getattr(splits, "skipped", ()), a.name)

@@ -565,3 +565,8 @@ def test_linked_classes_are_read_and_hidden_folders_are_not(tmp_path):
 def test_a_test_split_whose_labels_are_secret_needs_a_validation_split(tmp_path):
     path = save(tmp_path / "d", train=table(range(20), [0, 1] * 10, list("ab")), test=table(range(90, 94), [-1] * 4, list("ab")))
     with pytest.raises(UserError, match="no image of its split 'test' has a label"): opened(f"hf:{path}")
+
+@quietly
+def test_two_images_of_one_name_are_told(tmp_path):
+    path = save(tmp_path / "d", train=table(range(6), [0, 1] * 3, item_id=list("aabcde")), test=table(range(50, 54), [0, 1] * 2, item_id=list("aefg")))
+    with pytest.raises(UserError, match="1 images called as others are, first 'a': expected each item_id once"): opened(f"hf:{path}")
