@@ -111,9 +111,9 @@ def _grey(im): # of 16 or 32 bits, or of floats, in 8 bits
 def _white(im, x): # the largest value that its pixels could have
     low, high = x.min(), x.max()
     tags = getattr(im, "tag_v2", {}) # of a TIFF: bits, and whether there is a sign
-    bits, signed = tags.get(258, (16,))[0], tags.get(339, (1,))[0] == 2
+    bits, signed = np.ravel(tags.get(258, 16))[0], np.ravel(tags.get(339, 1))[0] == 2
     if im.mode == "F": whites = [1]
-    elif bits < 32: whites = [2 ** (bits - signed) - 1]
+    elif bits < 32: whites = [2 ** int(bits - signed) - 1]
     else: whites = [65_535] + [2 ** 31 - 1] * bool(high >= 2 ** 23) # some of it would be seen
     white = next((w for w in whites if 0 <= low and high <= w), None)
     if white: return white
@@ -129,7 +129,7 @@ def text_of(
     "Return its text, from UTF-8, UTF-16, UTF-32 or Latin-1, with plain ends of lines and nothing around it."
     codes = [c for mark, c in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
              (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")) if data.startswith(mark)]
-    if b"\0" in data: codes.append("utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be")
+    if data.count(0) > 0.4 * len(data): codes.append("utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be")
     for code in [*codes, "utf-8-sig", "cp1252", "latin-1"]:
         try: text = data.decode(code)
         except UnicodeError: continue
@@ -422,7 +422,7 @@ def _members(f, size): # and what is no file
         if kind in b"Lx": long = _long_name(kind, f.read(min(n, MOST_TEXT))) or long
         elif kind not in b"gK": long = None
         if kind in b"0\0" and not name.endswith("/"): yield name, start, n, "file"
-        elif kind not in b"0\05LxgK": yield name, start, n, "link"
+        elif kind not in b"05LxgK\0": yield name, start, n, "link"
 
 PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
@@ -516,7 +516,7 @@ def _grouped(images, texts, bad, count, tar): # key -> (place, captions, sha256)
     for key in places if lone else (): first.setdefault(_first_dot(key), []).append(key)
     for name, value in lone:
         if keys := first.get(_first_dot(name), []):
-            for key in keys: said[key].append(value)
+            for key in keys: said[key].append((value[0], "")) # the hash is of another file
         else: count[f"*{_suffix(name)}", ALONE] += 1
     return {k: (place, next((c for c, _ in said[k] if c), []), next((s for _, s in said[k] if s), ""))
             for k, place in places.items()}
@@ -538,7 +538,7 @@ def _first_dot(name):
 
 # %% ../nbs/library/04_sources.ipynb #a1c0de0f
 def _shard_row(tar, key, place, captions, sha):
-    (at, n), item = place, f"{os.path.splitext(tar)[0]}/{key}"
+    (at, n), item = place, f"{tar.removesuffix('.tar')}/{key}"
     return dict(item_id=item, image=dict(tar=tar, offset=at, size=n), captions=captions, split=_split(item),
                 pixel_hash=(sha or content_hash([tar, at, n]))[:16])
 
@@ -648,20 +648,20 @@ def _repeats(files): # 8 bytes for each key, however many there are
     found = [np.zeros(0, np.uint64)]
     for batch in _read_arrow(files):
         names = zip(batch["item_id"].to_pylist(), batch["image"].field("tar").to_pylist())
-        keys = np.array([i[len(os.path.splitext(t)[0]) + 1:] for i, t in names], object)
+        keys = np.array([i[len(t.removesuffix('.tar')) + 1:] for i, t in names], object)
         found.append(pd.util.hash_array(keys, categorize=False))
     keys = np.concatenate(found)
     return len(keys) - len(np.unique(keys))
 
 # %% ../nbs/library/04_sources.ipynb #a1c0de11
 def _find_tars(path): # the folder, tars below it, and (file, reason) of what cannot be one
-    root, found = path, [("/".join(parts), kind) for parts, kind in _walk(path)] if path.is_dir() else _matching(path)
-    if not path.is_dir(): root, found = found
-    tars = sorted(n for n, kind in found if kind == "file" and _suffix(n) == ".tar" and n == _printable(n))
-    packed = sorted(n for n, kind in found if kind == "file" and re.search(r"\.(tgz|tbz2?|txz|tar\.\w+)$", n, re.I))
-    bad = [(n, "compressed, so that no image in it can be found: unpack it, as by gunzip") for n in packed]
-    bad += [(_printable(n), "its name is not UTF-8: give it another") for n, kind in found
-            if kind == "file" and _suffix(n) == ".tar" and n != _printable(n)]
+    root, found = (path, [("/".join(parts), kind) for parts, kind in _walk(path)]) if path.is_dir() else _matching(path)
+    own = sorted((n, kind) for n, kind in found if _suffix(n) == ".tar")
+    tars = [n for n, kind in own if kind == "file" and n == _printable(n)]
+    bad = [(_printable(n), "its name is not UTF-8: give it another") for n, kind in own if kind == "file" and n != _printable(n)]
+    bad += [(_printable(n), LEFT_OUT + "hidden") for n, kind in own if kind.startswith("hidden")]
+    bad += [(_printable(n), "compressed, so that no image in it can be found: unpack it, as by gunzip") for n, kind in sorted(found)
+            if kind == "file" and re.search(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", n, re.I)]
     bad += [(_printable(n), kind) for n, kind in found if kind.startswith((LEFT_OUT, "cannot"))]
     if tars: return root, tars, bad
     raise UserError(f"{path} holds no tar: expected a folder of shards such as 00000.tar, or a pattern such as "

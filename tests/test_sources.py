@@ -358,6 +358,9 @@ def test_captions_in_any_encoding(tmp_path, code):
     tar(tmp_path / "s/0.tar", [(p.name, p.read_bytes()) for p in sorted(tmp_path.glob("?.*"))])
     for opened in (folder(tmp_path), shards(tmp_path / "s")): assert sorted(opened.corpus["captions"][:]) == sorted([[f"{SAID}\nand more"], [SAID]])
 
+def test_a_zero_byte_makes_no_utf16():
+    assert sources.text_of("café\0".encode()) == "café" == sources.text_of(b"caf\xc3\xa9\0\0")
+
 @pytest.mark.parametrize("value, said", [(["one", "two"], ["one", "two"]), (7, ["7"]), (0.5, ["0.5"]), (float("nan"), []), (None, []), (True, []), ({"a": 1}, []),
                                          ("", []), (["x", None, [3]], ["x", "3"]), ("\ud800x", ["?x"]), ([], [])])
 def test_captions_in_json(tmp_path, value, said):
@@ -394,6 +397,11 @@ def test_dots_in_keys(tmp_path):
         ("img.v1.png", "img.v1.txt", "img.v2.png", "22.05.png", "a.png", "s0.input.png", "s0.outputs.txt", "s1.input.png", "d.x/b.png", "d.x/b.txt", "c.png.txt", "c.png")])
     assert members(tmp_path / "s") == {"0/img.v1": ["img.v1.txt"], "0/img.v2": [], "0/22.05": [], "0/a": [], "0/s0.input": ["s0.outputs.txt"], "0/s1.input": [],
                                        "0/d.x/b": ["d.x/b.txt"], "0/c": ["c.png.txt"]}
+
+def test_a_hash_names_its_own_image(tmp_path):
+    tar(tmp_path / "0.tar", [("s.a.png", picture()), ("s.b.png", picture()), ("s.json", json.dumps(dict(caption="both", sha256="0" * 64)).encode())])
+    c = shards(tmp_path).corpus
+    assert len(set(c["pixel_hash"][:])) == 2 and c["captions"][:] == [["both"]] * 2
 
 def test_masks_beside_an_image_are_counted(tmp_path):
     tar(tmp_path / "0.tar", [(f"{k}{s}", picture()) for k in range(3) for s in (".png", ".seg.png", ".depth.png")])
@@ -446,6 +454,7 @@ def test_links_and_hidden_files_in_a_tar(tmp_path):
         for n in ("./a.png", "./._a.png", "__MACOSX/a.png", "notes.md"):
             head = tarfile.TarInfo(n); head.size = len(picture()); t.addfile(head, io.BytesIO(picture()))
         head = tarfile.TarInfo("b.png"); head.type, head.linkname = tarfile.SYMTYPE, "./a.png"; t.addfile(head)
+        head = tarfile.TarInfo("folder"); head.type = tarfile.DIRTYPE; t.addfile(head)
     opened = shards(tmp_path)
     assert opened.corpus["item_id"][:] == ["0/./a"] and listed(opened.skipped) == 4 and set(opened.skipped.file) == {".*", "*.md", "links"}
 
