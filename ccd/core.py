@@ -533,6 +533,7 @@ def _put(tmp, path): # a folder that is in the way goes whole, in one step, also
             try: return os.replace(tmp, path)
             except OSError as e:
                 if e.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
+            _remove(old) # of the round before, where another process was quicker
             with contextlib.suppress(FileNotFoundError): os.rename(path, old)
     finally: _remove(old)
 

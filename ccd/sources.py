@@ -339,7 +339,7 @@ def dataset_on_disk(
     "Load what `save_to_disk` wrote, or the Parquet or Arrow files that a dataset of the hub consists of."
     path = Path(path)
     if path.is_dir() and any((path / n).exists() for n in ("state.json", "dataset_dict.json")): return load_from_disk(str(path))
-    kinds = [path.suffix[1:]] if path.is_file() else [k for k in ("parquet", "arrow") if next(path.rglob(f"*.{k}"), None)]
+    kinds = [path.suffix[1:]] if path.is_file() else [k for k in ("parquet", "arrow") if any(path.rglob(f"*.{k}"))]
     if not {"parquet", "arrow"} & set(kinds):
         raise UserError(f"{path} holds no dataset: expected Parquet files, such as data/train-00000-of-00001.parquet, or "
                         f"what save_to_disk writes. For images in files say folder:{path}, for tars shards:{path}")
