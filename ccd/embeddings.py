@@ -94,7 +94,8 @@ def flattened(
     for c in [c for c in items if items[c].dtype == object]:
         if not set(map(type, items[c])) & {list, tuple, np.ndarray, dict}: continue
         items = items.assign(**{c: [_one_value(v) for v in items[c]]})
-        warnings.warn(f"{file}: the column {c!r} holds lists or mappings: each is one value, such as {items[c].dropna().iloc[:1].tolist()}")
+        warnings.warn(f"{file}: the column {c!r} holds lists or mappings: each is one value, such as "
+                      f"{items[c].dropna().iloc[:1].tolist()}")
     return items
 
 def _one_value(v):
@@ -484,7 +485,8 @@ def _faults_of(vectors): # [n] what is wrong with each row, or ""
         most = np.abs(vectors[s]).max(1).astype(np.float64) # NaN where one is
         out[s][~np.isfinite(most)] = "NaN or infinity in its vector"
         far = np.isfinite(most) & (most > 0) & ((most > LARGEST) | (most < SMALLEST))
-        out[s][far] = f"its vector is too large or too small for float32: its largest value is not within {SMALLEST:g} to {LARGEST:g}"
+        out[s][far] = ("its vector is too large or too small for float32: its largest value is not within "
+                       f"{SMALLEST:g} to {LARGEST:g}")
     return out
 
 def _without_faults(e, file):

@@ -323,13 +323,14 @@ def _folders(path): # the classes are the folders
     found = {part: [p for p in images if p[0] == name] for part, name in splits.items()}
     flat = {part: splits[part] for part, own in found.items() if all(len(p) == 2 for p in own)}
     _check_flat(flat, found, splits, path)
-    skipped += [(_printable("/".join(p)), f"it lies in no folder of a split ({', '.join(splits.values())})") for p in images if p[0] not in splits.values()]
-    skipped += [(_printable("/".join(p)), "it lies in no class folder") for part in flat for p in found[part]]
+    nowhere = f"it lies in no folder of a split ({', '.join(splits.values())})"
+    skipped += [(_item(p), nowhere) for p in images if p[0] not in splits.values()]
+    skipped += [(_item(p), "it lies in no class folder") for part in flat for p in found[part]]
     return Corpora({part: _of_classes(root, own, 1) for part, own in found.items() if part not in flat}, skipped)
 
 def _outer(images): # folders around all of them, if there are folders within
     n = 0
-    while images and len({p[n] for p in images if len(p) > n + 1} | {None for p in images if len(p) == n + 1}) == 1 and max(map(len, images)) > n + 2: n += 1
+    while images and min(map(len, images)) > n + 1 and max(map(len, images)) > n + 2 and len({p[n] for p in images}) == 1: n += 1
     return images[0][:n] if images else ()
 
 def _splits_among(images, path): # part -> name of its folder; {} where the folders are classes
@@ -339,7 +340,9 @@ def _splits_among(images, path): # part -> name of its folder; {} where the fold
     if not all(parts.values()) and not any(parts[n] == "train" for n in deep): return {}
     for part in SPLITS:
         own = [n for n in names if parts[n] == part]
-        if len(own) > 1: raise UserError(f"{path} has several folders of {part} images: {', '.join(own)}; expected one, so merge them or rename the others")
+        if len(own) > 1:
+            raise UserError(f"{path} has several folders of {part} images: {', '.join(own)}; expected one, so merge them "
+                            "or rename the others")
     return {p: n for p in SPLITS for n in names if parts[n] == p}
 
 def _check_flat(flat, found, splits, path): # splits without class folders
@@ -348,13 +351,16 @@ def _check_flat(flat, found, splits, path): # splits without class folders
         if part != "train" and others and "train" not in flat: continue # the other one is tested
         known = sorted({p[1] for p in found.get("train", ()) if len(p) > 2})
         few = f" with the classes of {splits['train']} ({', '.join(known[:5])}{' …' * (len(known) > 5)})" if known else ""
-        raise UserError(f"{path / name} holds {len(found[part]):,} images and no class folders: expected {name}/CLASS/IMAGE{few}. Put each image into "
-                        f"the folder of its class" + (f", or move {name} elsewhere: a data set without a test split is cut into folds" if known else ""))
+        or_else = f", or move {name} elsewhere: a data set without a test split is cut into folds" if known else ""
+        raise UserError(f"{path / name} holds {len(found[part]):,} images and no class folders: expected {name}/CLASS/IMAGE{few}. "
+                        f"Put each image into the folder of its class{or_else}")
 
 # %% ../nbs/library/13_tasks.ipynb #a47f3e6a
 def _of_classes(root, images, at): # the class is this part of the path
-    return _table([_printable("/".join(p)) for p in images], [_place(root.joinpath(*p)) for p in images],
+    return _table([_item(p) for p in images], [_place(root.joinpath(*p)) for p in images],
                   [_printable(p[at]) if len(p) > at + 1 else None for p in images])
+
+def _item(parts): return _printable("/".join(parts))
 
 def _place(f): return str(f) if _printable(str(f)) == str(f) else f.absolute().as_uri() # not every name is Unicode
 
@@ -460,7 +466,7 @@ def _labelled(d, a, part, skipped): # with label, class_name and split; those wi
         if not has.any(): raise UserError(f"no image of {a.name} ({part}) has a label in column {column!r}")
         if not has.all():
             warnings.warn(f"{a.name} ({part}): {(~has).sum():,} of {len(d):,} images have no label and are left out")
-            skipped += zip(_ids(d, ~has, part), [f"it has no class folder, or no label in column {column!r}"] * int((~has).sum()))
+            skipped += [(i, f"it has no class folder, or no label in column {column!r}") for i in _ids(d, ~has, part)]
             d, y = d.select(np.nonzero(has)[0]), y[has]
         codes, raw = pd.factorize(y)
         if part in ("train", "all"): _check_classes(raw, len(y), column, a)
@@ -486,7 +492,9 @@ def _parts(splits, a): # train, val, test or all -> the split
     train, val, test = (next((s for s in splits if part_of(s) == p), None) for p in SPLITS)
     if a.spec.test in splits: test = a.spec.test
     elif test and _secret(splits[test], a):
-        if not val: raise UserError(f"{a.name}: no image of its split {test!r} has a label, so nothing can be tested; expected labels there, or a validation split")
+        if not val:
+            raise UserError(f"{a.name}: no image of its split {test!r} has a label, so nothing can be tested; expected labels "
+                            "there, or a validation split")
         test = None
     if not test: test, val = val, None
     if val == test: val = None
