@@ -214,6 +214,7 @@ def _letter_and_text(text, options): # A) red
     apart = rest[:1] in AROUND + "-–—"
     return mark if mark in options and apart and bare(rest.lstrip(" -–—")) == bare(options[mark]) else None
 
+# %% ../nbs/library/20_vqa.ipynb #95332e4f
 @lru_cache
 def _patterns(letters): # what is stated, what is marked
     big, small, wrap = f"[{letters}]", f"[{letters.lower()}]", r"[*_`\"'(\[{]*"
@@ -240,6 +241,7 @@ def _alone(text, options): # a capital letter among other words
     words = [w.strip(".,!?;:'") for w in ARTICLE.sub(" ", text).split()]
     return next((w for w in reversed(words) if w in options), None)
 
+# %% ../nbs/library/20_vqa.ipynb #92a799e7
 @reader
 def _mentioned(text, options): # the last of the options whose text is found; in few words, the only one
     low = " ".join(text.lower().split())
@@ -1319,8 +1321,9 @@ def _from_log(row, name, rule): # a row of answers, or why there is none
     if isinstance(row, str): return row
     if row["skip"]: return row["skip"]
     chosen = rule_of(name, rule)
-    if row["noted"] is not None and not 0 <= row["noted"] <= 1: return f"the noted score is {row['noted']}: expected 0 to 1"
-    if row["noted"] is not None and not rule: scorer = lambda said, q: float(row["noted"])
+    noted = row["noted"] is not None and not rule
+    if noted and not 0 <= row["noted"] <= 1: return f"the noted score is {row['noted']}: expected 0 to 1"
+    if noted: scorer = lambda said, q: float(row["noted"])
     elif not chosen: return f"no score noted, and no rule known for {name}"
     elif chosen in NEED_OPTIONS and not options_of(row):
         return f"no options told, which the rule {chosen} needs"
