@@ -306,7 +306,7 @@ def vlm(
     def make(tmp):
         answers, named = answers_of(folders)
         (categories, _), = maps_of(answers).values()
-        answers.drop(columns=["options", "p_options"]).to_parquet(tmp / "answers.parquet")
+        answers.drop(columns=["options", "p_options", "how"], errors="ignore").to_parquet(tmp / "answers.parquet") # the likeliest option: nothing was read
         pd.Series(categories, name="subset").explode().rename_axis("category").to_csv(tmp / "categories.csv")
         for k, t in tables_of(answers, list(dict.fromkeys(n for n, _ in named.values())), categories, draws).items():
             t.to_csv(tmp / f"{k}.csv", index=False)

@@ -382,8 +382,10 @@ def test_the_audit_knows_what_dinov2_publishes(first_run):
 # --- settings that came later
 
 def test_results_from_before_keep_their_names():
-    old = RESULTS / "emoji-small/encoders"
-    for name in ("clip", "dino"):
-        assert read_json(old / f"{name}-0/manifest.json")["settings_hash"] == content_hash(run_settings(name, preset("emoji-small")))
+    made = {n: read_json(RESULTS / f"emoji-small/encoders/{n}-0/manifest.json")["settings_hash"] for n in ("clip", "dino")}
+    now = preset("emoji-small")
+    before = override(now, **{"dino.head_init": "trunc_normal"}) # what it was before it was a setting
+    assert made == {n: content_hash(run_settings(n, before)) for n in made}
+    assert made["clip"] == content_hash(run_settings("clip", now)) and made["dino"] != content_hash(run_settings("dino", now))
     assert "dinov2" not in plain(preset("paper"))
     assert "ffn" not in plain(ViT()) and plain(ViT(ffn="swiglu", layer_scale=1e-5))["ffn"] == "swiglu"

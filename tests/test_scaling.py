@@ -240,6 +240,8 @@ def test_a_release_of_the_same_settings_is_taken(monkeypatch):
     monkeypatch.setattr("ccd.sources.fingerprint", lambda x: x)
     run = next(r for r in s.runs(EMOJI) if r.point == s.Point("dino", **EMOJI.centre | dict(samples=300_000), seed=1))
     corpus = read_manifest(next(p for p in releases() if p.name == "dino-1"))["inputs"]["corpus"]
+    assert s.trained_before(run, corpus) is None # its last layer started otherwise
+    run = run._replace(settings=override(run.settings, **{"dino.head_init": "trunc_normal"}))
     found = s.trained_before(run, corpus)
     assert found in releases() and found.name == "dino-1"
     assert s.trained_before(run, "another corpus") is None
