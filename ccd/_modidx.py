@@ -565,6 +565,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'ccd.figures.percent': ('library/figures.html#percent', 'ccd/figures.py'),
                              'ccd.figures.plt': ('library/figures.html#plt', 'ccd/figures.py'),
                              'ccd.figures.png_tag': ('library/figures.html#png_tag', 'ccd/figures.py'),
+                             'ccd.figures.power_of_ten': ('library/figures.html#power_of_ten', 'ccd/figures.py'),
                              'ccd.figures.probe_bars': ('library/figures.html#probe_bars', 'ccd/figures.py'),
                              'ccd.figures.profile_plot': ('library/figures.html#profile_plot', 'ccd/figures.py'),
                              'ccd.figures.question_ladder': ('library/figures.html#question_ladder', 'ccd/figures.py'),

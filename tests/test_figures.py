@@ -101,6 +101,8 @@ FIGURES = dict(
                                                   for d in "ab" for k in f.FACTOR_NAMES])),
     arms=lambda: f.arms_plot(pd.DataFrame([dict(name=n, metric=m, few=few, value=0.4, all_lo=0.3, all_hi=0.5) for m in MEASURES
                              for n in ("CLIP", "CLIP, shuffled captions", "classifier on concepts") for few in (False, True)]), ("all", "some"), {}),
+    compute=lambda: f.compute_plot(pd.DataFrame([dict(recipe=r, metric=m, flops=10.0 ** e, value=e / 30, all_lo=e / 40, all_hi=e / 25, best=True)
+                                                 for r in ("clip", "dino") for m in MEASURES for e in (12, 13.5, 15)]), dict(clip="CLIP", dino="DINO")),
     pairs=lambda: f.pair_grid(pd.DataFrame(dict(rank=range(12), i=0, j=0, z_a=-3.1, z_b=2.9)), lambda r: np.zeros((8, 8, 3), np.uint8)))
 
 @pytest.mark.parametrize("name", FIGURES)
