@@ -341,7 +341,7 @@ def percent(x, lo=None, hi=None) -> str:
 
 def accuracy_table(
     table: pd.DataFrame, # from `ccd.accuracy.accuracy_rows`
-    value: str = "linear", # or `knn`, `balanced`
+    value: str = "linear", # or `knn`, `balanced`, `family_mean`
 ) -> pd.DataFrame:
     "Tasks down, encoders across, in percent with 95 % intervals; floors last."
     low, high = ("lo", "hi") if value == "linear" else (f"{value}_lo", f"{value}_hi")
@@ -350,9 +350,12 @@ def accuracy_table(
     wide = wide.loc[list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))]
     first = table.drop_duplicates("task").set_index("task")
     wide["majority"] = [percent(v) for v in first.majority.reindex(wide.index)]
-    wide["items in groups"] = [f"{a:,} in {b:,}" for a, b in
-                               zip(first.tests.reindex(wide.index), first.clusters.reindex(wide.index))]
+    wide["items in groups"] = [_in_groups(r) for r in first.reindex(wide.index).to_dict("records")]
     return wide.rename_axis(index=None, columns=None)
+
+def _in_groups(r): # how many items, in how many groups, which count as how many of equal size
+    effective = round(r.get("effective_clusters", r["clusters"]))
+    return f"{r['tests']:,} in {r['clusters']:,}" + (f" (effective {effective:,})" if effective < r["clusters"] else "")
 
 def difference_table(
     table: pd.DataFrame, # from `ccd.accuracy.compare_probes`, of one pair or more

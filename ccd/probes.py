@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from .core import UserError, device, precision
+from .stats import effective_groups
 
 # %% ../nbs/library/12_probes.ipynb #9a11dbf6
 BLOCK = 4096 # rows read at once
@@ -343,11 +344,11 @@ def _warn_of_edges(path):
 def accuracy(
     y: np.ndarray, # [n] labels
     predicted: np.ndarray, # [n] labels
-    cluster: np.ndarray | None = None, # [n] what is drawn together; None: each item alone
+    cluster: np.ndarray | None = None, # [n] what is drawn together, a family; None: each item alone
     draws: int = 1_000, # bootstrap samples
     seed: int = 0,
-) -> dict: # top1, lo, hi, balanced, balanced_lo, balanced_hi, n, classes, clusters
-    "Plain and class-balanced accuracy with 95 % intervals that resample whole clusters."
+) -> dict: # top1, lo, hi; balanced, family_mean, each with its _lo and _hi; n, classes, clusters, effective_clusters
+    "Accuracy over items, classes and families with 95 % intervals that resample whole clusters."
     from scipy.sparse import csr_matrix
     right, classes, of = _right(y, predicted)
     own = np.arange(len(right)) if cluster is None else np.asarray(cluster)
@@ -355,17 +356,18 @@ def accuracy(
     shape = len(groups), len(classes)
     all_of, right_of = (csr_matrix((v.astype(float), (g, of)), shape).T
                         for v in (np.ones(len(g)), right))
+    own_mean = np.asarray(right_of.sum(0) / all_of.sum(0)).ravel() # of each cluster
     rng, found = np.random.default_rng(seed), []
     for k in range(0, draws, 32):
         drawn = np.stack([np.bincount(rng.integers(0, len(groups), len(groups)),
                                       minlength=len(groups))
                           for _ in range(min(32, draws - k))], 1).astype(float)
-        found.append(_both(right_of @ drawn, all_of @ drawn))
+        found.append(np.vstack([_both(right_of @ drawn, all_of @ drawn), own_mean @ drawn / len(groups)]))
     top1, balanced = (float(v[0]) for v in _both(right_of.sum(1), all_of.sum(1)))
-    ends = np.quantile(np.concatenate(found, 1), (0.025, 0.975), axis=1).T.tolist()
-    return dict(top1=top1, lo=ends[0][0], hi=ends[0][1], balanced=balanced,
-                balanced_lo=ends[1][0], balanced_hi=ends[1][1],
-                n=len(right), classes=len(classes), clusters=len(groups))
+    (lo, hi), of_classes, of_families = np.quantile(np.concatenate(found, 1), (0.025, 0.975), axis=1).T.tolist()
+    return dict(top1=top1, lo=lo, hi=hi, balanced=balanced, balanced_lo=of_classes[0], balanced_hi=of_classes[1],
+                family_mean=float(own_mean.mean()), family_mean_lo=of_families[0], family_mean_hi=of_families[1],
+                n=len(right), classes=len(classes), clusters=len(groups), effective_clusters=effective_groups(g))
 
 def _both(right, count): # [classes, draws] each -> [2, draws]; a class not drawn is left out
     right, count = np.asarray(right), np.asarray(count)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['AT_ONCE', 'mcnemar_exact', 'sign_flip', 'paired_test', 'holm', 'gap_power', 'smallest_gap', 't_interval',
-           'cluster_draws', 'paired_bootstrap', 'cluster_bootstrap', 'pair_weights', 'node_sums', 'node_bootstrap']
+           'cluster_draws', 'paired_bootstrap', 'cluster_bootstrap', 'effective_groups', 'group_mean', 'pair_weights',
+           'node_sums', 'node_bootstrap']
 
 # %% ../nbs/library/01_stats.ipynb #df460a5b
 import numpy as np
@@ -159,6 +160,26 @@ def cluster_bootstrap(
     """A mean with a percentile interval, resampling whole clusters."""
     return paired_bootstrap(np.asarray(values, float), np.zeros(len(values)),
                             cluster, draws, level, seed)
+
+# %% ../nbs/library/01_stats.ipynb #6c4516d7
+def effective_groups(
+    cluster: np.ndarray, # [n] what belongs together
+) -> float: # at most the number of groups
+    "How many groups of equal size would say as much of a mean. Source: Kish (1965)."
+    n = np.unique(cluster, return_counts=True)[1].astype(float)
+    return float(n.sum()**2 / (n**2).sum())
+
+def group_mean(
+    values: np.ndarray, # [n] score of each item
+    cluster: np.ndarray, # [n] what is drawn together
+    draws: int = 1_000, # bootstrap samples
+    level: float = 0.95, # coverage
+    seed: int = 0,
+) -> tuple[float, float, float]: # mean over groups, lower and upper end
+    "The macro average over groups with a percentile interval, resampling groups."
+    ids = np.unique(cluster, return_inverse=True)[1]
+    means = np.bincount(ids, np.asarray(values, float)) / np.bincount(ids)
+    return cluster_bootstrap(means, np.arange(len(means)), draws, level, seed)
 
 # %% ../nbs/library/01_stats.ipynb #cb59ca3c
 def pair_weights(

@@ -164,7 +164,7 @@ def segment_all(out: Path, settings: Settings, world: dict) -> dict: # title -> 
 
 def probe_stage(out, settings, hashes, segmented):
     def make(tmp):
-        from ccd.accuracy import (accuracy_rows, answers_of, compare_probes, corrected, few_shot_rows, read_segmentation,
+        from ccd.accuracy import (FAMILY, accuracy_rows, answers_of, compare_probes, corrected, few_shot_rows, read_segmentation,
                                   segmentation_differences, segmentation_rows)
         from ccd.tasks import tasks
         g, s = vectors(out, settings, "gallery"), vectors(out, settings, "signs")
@@ -180,11 +180,14 @@ def probe_stage(out, settings, hashes, segmented):
         answers = pd.concat(answers, ignore_index=True)
         heads = {n: read_segmentation(f) for n, f in segmented.items()}
         table.append(segmentation_rows(heads, heads.pop("majority"), "emoji-masks", draws))
-        pd.concat(table).to_csv(tmp / "probes.csv", index=False)
+        table, more = pd.concat(table), [*FAMILY, "effective_clusters"] # apart: published studies have no such columns
+        table.drop(columns=more).to_csv(tmp / "probes.csv", index=False)
+        table[["encoder", "task", *more]].to_csv(tmp / "families.csv", index=False)
         answers.to_parquet(tmp / "answers.parquet")
         pd.concat(shots).to_csv(tmp / "few_shot.csv", index=False)
         apart = [compare_probes(answers, a, b, draws) for a, b in duels(settings)]
-        corrected(pd.concat([*apart, segmentation_differences(heads, duels(settings), "emoji-masks", draws)])).to_csv(tmp / "differences.csv", index=False)
+        apart = pd.concat([*apart, segmentation_differences(heads, duels(settings), "emoji-masks", draws)])
+        corrected(apart).drop(columns=[*FAMILY]).to_csv(tmp / "differences.csv", index=False)
     return stage(out / "probes", settings.analysis, {f"{e}/{c}": h for e, d in hashes.items() for c, h in d.items()} |
                  {f"{n} heads": sealed(f) for n, f in segmented.items()}, make)
 
@@ -281,6 +284,7 @@ def write_page(out: Path, settings: Settings, page: Path, mark: str):
     scenes = corpora(settings)["scenes"]
     picture = lambda r: scenes[int(r)]["image"]
     probes, diff = pd.read_csv(out / "probes/probes.csv"), pd.read_csv(out / "probes/differences.csv")
+    if (more := out / "probes/families.csv").exists(): probes = probes.merge(pd.read_csv(more), on=["encoder", "task"], how="left")
     pairs, agree = pd.read_parquet(out / "pairs/pairs.parquet"), pd.read_csv(out / "pairs/agreement.csv")
     purity, lap = pd.read_csv(out / "neighbors/purity.csv"), pd.read_csv(out / "neighbors/overlap.csv")
     curves = {n: metrics(out / "train" / f"{k}-0") for k, n in NAMES.items()}
@@ -344,8 +348,9 @@ def _section_probes(f, probes, diff):
         text="Each probe learns on some concept families, fonts or styles and is read on others. A random ViT and raw "
              f"pixels are the floors: what they can do, nobody learnt. {cleared}",
         body=f.png_tag(f.probe_bars(probes), "linear probes") + f.table_tag(f.accuracy_table(probes)) +
-             "<details><summary>Nearest-neighbour probes, and differences on the same items</summary>" +
-             f.table_tag(f.accuracy_table(probes, "knn")) + f.table_tag(f.difference_table(diff)) + "</details>",
+             "<details><summary>Nearest-neighbour probes, means over families, and differences on the same items</summary>" +
+             "".join(f.table_tag(f.accuracy_table(probes, v)) for v in ("knn", "family_mean") if v in probes) +
+             f.table_tag(f.difference_table(diff)) + "</details>",
         note="Top-1 in percent with 95 % bootstrap interval; the groups of the last column, concept families or words, are "
              "resampled whole.")
 

@@ -75,6 +75,9 @@ def test_rows_of_the_table_are_what_the_answers_say(world):
     commonest = vectors["base"].items.label[:300].mode()[0]
     assert t.majority["near"] == pytest.approx((near.label == commonest).mean())
     assert t.parent["far"] == "near" and t.ridge["far"] == t.ridge["near"]
+    of = near.groupby("cluster").apply(lambda g: (g.linear == g.label).mean(), include_groups=False)
+    assert t.family_mean["near"] == pytest.approx(of.mean()) and t.effective_clusters["near"] == pytest.approx(200**2 / (near.groupby("cluster").size()**2).sum())
+    assert t.family_mean["far"] == pytest.approx(t.linear["far"]) and t.effective_clusters["far"] == t.clusters["far"] == 200 # each stands alone
 
 def test_tasks_that_learn_the_same_are_fitted_once(world, monkeypatch):
     from ccd import accuracy
@@ -113,6 +116,7 @@ def test_a_difference_is_paired_and_knows_its_clusters():
         assert d.difference["linear"] == pytest.approx(a.mean() - b.mean())
         assert (d.lo["linear"], d.hi["linear"]) == pytest.approx(paired_bootstrap(a.astype(float), b.astype(float), own, 500)[1:])
         assert d.p["linear"] == paired_test(a, b, own) == d.p_holm["linear"]
+        assert d.family_mean["linear"] == pytest.approx(np.mean([(a[own == c] * 1.0 - b[own == c]).mean() for c in np.unique(own)]))
     same = compare_probes(pd.concat([answered("a", a), answered("b", a)]), "a", "b", 100)
     assert (same.difference == 0).all() and (same.p == 1).all()
 

@@ -322,6 +322,8 @@ def test_accuracy_is_the_slow_way():
     assert got["top1"] == pytest.approx((y == p).mean())
     assert got["balanced"] == pytest.approx(np.mean([(p[y == c] == c).mean() for c in "abcde"]))
     assert (got["n"], got["classes"], got["clusters"]) == (300, 5, len(set(cluster)))
+    assert got["family_mean"] == pytest.approx(np.mean([(y == p)[cluster == c].mean() for c in np.unique(cluster)]))
+    assert got["family_mean_lo"] < got["family_mean"] < got["family_mean_hi"] and 30 < got["effective_clusters"] < got["clusters"]
 
 def test_intervals_know_that_siblings_are_alike():
     rng, family = np.random.default_rng(0), np.arange(400) // 8
