@@ -146,28 +146,32 @@ def _summary(t, cuts, lost): # what each rule keeps
     return pd.DataFrame(out)
 
 # %% ../nbs/library/30_filters.ipynb #d8cebadc
-OCR = dict(name="ocr", reader="rapidocr-onnxruntime",
+OCR = dict(name="ocr", reader="rapidocr",
     light="confidence of the surest line of two letters or digits or more",
     heavy="share of the picture under lines of confidence above 0.5, where there are two or more",
     cuts=dict(light=0.5, heavy=0.1))
 
+_READER = {"Global.text_score": 0.0, "Global.log_level": "error", # every line; a picture without one is no warning
+           "EngineConfig.onnxruntime.intra_op_num_threads": 1, "EngineConfig.onnxruntime.inter_op_num_threads": 1}
+
 def ocr() -> Scorer:
     "RapidOCR as a scorer; it also leaves the lines that it read. Raises `UserError` where it is not installed."
     from importlib.metadata import version
-    try: make = import_module("rapidocr_onnxruntime").RapidOCR
+    try:
+        make = import_module("rapidocr").RapidOCR
+        import_module("onnxruntime") # which it loads with the first picture only
     except ImportError as e:
-        raise UserError(f"the scorer ocr needs RapidOCR ({e}): pip install 'ccd[ocr]', with Python 3.11 or 3.12") from None
+        raise UserError(f"the scorer ocr needs RapidOCR ({e}): pip install 'ccd[ocr]'") from None
     own = threading.local() # a reader for each thread
     def read(x): # it expects BGR
-        if not hasattr(own, "engine"):
-            own.engine = make(text_score=0.0, intra_op_num_threads=1, inter_op_num_threads=1)
-        found, _ = own.engine(np.ascontiguousarray(x[..., ::-1]))
-        return lines_seen(found or [], x.shape[0] * x.shape[1])
-    return Scorer(OCR | dict(version=version("rapidocr-onnxruntime")),
+        if not hasattr(own, "engine"): own.engine = make(params=_READER)
+        found = own.engine(np.ascontiguousarray(x[..., ::-1]))
+        return lines_seen(zip(found.boxes, found.txts, found.scores) if found.txts else (), x.shape[0] * x.shape[1])
+    return Scorer(OCR | dict(version=version("rapidocr")),
                   partial(_each, read, many=ThreadPoolExecutor(cores()).map))
 
 def lines_seen(
-    found, # [(corners of a quadrangle, text, confidence), …]
+    found, # (corners of a quadrangle, text, confidence), …
     area: int, # of the picture, px
 ) -> dict: # light, heavy, lines, text
     "The numbers of the OCR scorer."

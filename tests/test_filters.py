@@ -179,7 +179,7 @@ def test_unknown_scorers(monkeypatch, tmp_path):
         with pytest.raises(UserError, match="unknown scorer.*vlm:NAME"): scorer(name)
     for name in ("python:no.such", "python:json.nothing", "python:alone"):
         with pytest.raises(UserError, match="there is no function"): scorer(name)
-    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(UserError, match=r"pip install 'ccd\[ocr\]'"): scorer("ocr")
 
 def test_a_function_by_name(monkeypatch, tmp_path, photos, capsys):
@@ -211,7 +211,7 @@ def test_lines_of_a_reader():
     assert lines_seen([line("ab", 0.9, 99, 99)] * 2, 1000)["heavy"] == 1.0
 
 def test_the_reader_itself(tmp_path):
-    pytest.importorskip("rapidocr_onnxruntime")
+    pytest.importorskip("rapidocr")
     from PIL import ImageDraw
     im = Image.new("RGB", (200, 80), "white")
     ImageDraw.Draw(im).text((20, 20), "HELLO", "black", font_size=36)

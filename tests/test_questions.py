@@ -349,11 +349,9 @@ def test_a_crop_holds_the_letters(size):
     assert beside.max() == 0
 
 def test_every_sign_is_read(test):
-    ocr = pytest.importorskip("rapidocr_onnxruntime", reason="the reader is optional: pip install rapidocr-onnxruntime==1.4.4"
-                              ).RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1)
-    def read(crop):
-        found, _ = ocr(np.ascontiguousarray(crop[..., ::-1]), use_det=False, use_cls=False, use_rec=True)
-        return found[0][0] if found else ""
+    make = pytest.importorskip("rapidocr", reason="the reader is optional: pip install 'ccd[ocr]'").RapidOCR
+    ocr = make(params={"EngineConfig.onnxruntime.intra_op_num_threads": 1})
+    def read(crop): return ocr(np.ascontiguousarray(crop[..., ::-1]), use_det=False, use_cls=False).txts[0]
     category = np.array(test["category"])
     rows = [test[int(i)] for c, n in (("ocr", 20), ("doc", 7)) for s in q.CATEGORIES[c] for i in np.flatnonzero(category == s)[:n]]
     share = q.legibility(rows, read, 48).groupby("subset").legible.mean()

@@ -45,15 +45,16 @@ def test_the_larger_study_has_the_tables_of_the_smaller():
 class Reader:
     "Stands for the optional OCR reader: sees one line, whatever it is shown."
     def __init__(self, **_): pass
-    def __call__(self, x, use_det=True, **_):
+    def __call__(self, x, **_):
         h, w = x.shape[:2]
-        return [[[(0, 0), (w, 0), (w, h), (0, h)], "stop", 0.9]] if use_det else [["stop", 0.9]], None
+        return types.SimpleNamespace(boxes=[[(0, 0), (w, 0), (w, h), (0, h)]], txts=["stop"], scores=[0.9])
 
 @pytest.fixture
 def reader(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rapidocr_onnxruntime", types.SimpleNamespace(RapidOCR=Reader))
+    monkeypatch.setitem(sys.modules, "rapidocr", types.SimpleNamespace(RapidOCR=Reader))
+    monkeypatch.setitem(sys.modules, "onnxruntime", types.SimpleNamespace())
     real = importlib.metadata.version
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.4.4" if name == "rapidocr-onnxruntime" else real(name))
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.10.0" if name == "rapidocr" else real(name))
 
 @pytest.fixture
 def room(tmp_path, monkeypatch):
