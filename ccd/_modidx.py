@@ -536,6 +536,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'ccd.filters._score_all': ('library/filters.html#_score_all', 'ccd/filters.py'),
                              'ccd.filters._scored': ('library/filters.html#_scored', 'ccd/filters.py'),
                              'ccd.filters._share': ('library/filters.html#_share', 'ccd/filters.py'),
+                             'ccd.filters._source': ('library/filters.html#_source', 'ccd/filters.py'),
                              'ccd.filters._summary': ('library/filters.html#_summary', 'ccd/filters.py'),
                              'ccd.filters._too_many': ('library/filters.html#_too_many', 'ccd/filters.py'),
                              'ccd.filters.by_function': ('library/filters.html#by_function', 'ccd/filters.py'),

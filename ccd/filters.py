@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from inspect import getsource
+from inspect import getsource, unwrap
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -44,11 +44,15 @@ def by_function(
 ) -> Scorer:
     "A function as a scorer; its name and its source are the card."
     name = f"{f.__module__}.{f.__qualname__}"
-    try: source = content_hash(getsource(f))
+    try: source = content_hash(_source(f))
     except (OSError, TypeError):
         raise UserError(f"the source of {name} cannot be read, so nobody could tell its scores from another "
                         "function's: define it with `def` in a file, or make a Scorer with a card") from None
     return Scorer(dict(name=name, source=source, cuts=dict(light=light, heavy=heavy)), partial(_each, f))
+
+def _source(f): # Python 3.13 takes the program of `python -c` for the source of all that is evaluated
+    if getattr(unwrap(f), "__code__", None) and unwrap(f).__code__.co_filename == "<string>": raise OSError
+    return getsource(f)
 
 def _each(f, pictures, many=map): # one that it cannot score is a fault
     def one(x):

@@ -1,5 +1,5 @@
 "Filters by text: the kept and the left out are the whole, a kill loses nothing, and a score is what its source says it is."
-import io, json, sys, tarfile
+import io, json, linecache, sys, tarfile
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest, tiny_llava, torch
 from PIL import Image
@@ -194,6 +194,10 @@ def test_a_function_by_name(monkeypatch, tmp_path, photos, capsys):
     main(["filter", photos.source, "--scorer", "python:my_scorer.redness", "--out", str(tmp_path / "c")])
     assert f"--world.source filter:light:{tmp_path / 'c'}" in capsys.readouterr().out
     assert pd.read_parquet(tmp_path / "c/train/scores.parquet").equals(pd.read_parquet(folder / "scores.parquet"))
+
+def test_a_function_without_a_source_is_refused(monkeypatch):
+    "Python 3.13 keeps the program of `python -c`, by which workers are started, under the name of all that is evaluated."
+    monkeypatch.setitem(linecache.cache, "<string>", (7, None, ["import sys\n"], "<string>"))
     with pytest.raises(UserError, match="source of .* cannot be read"): by_function(eval("lambda x: {}"))
 
 # --- the reader and the model
