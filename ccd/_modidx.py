@@ -1354,6 +1354,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'ccd.tasks._folders': ('library/tasks.html#_folders', 'ccd/tasks.py'),
                            'ccd.tasks._from_hub': ('library/tasks.html#_from_hub', 'ccd/tasks.py'),
                            'ccd.tasks._ids': ('library/tasks.html#_ids', 'ccd/tasks.py'),
+                           'ccd.tasks._is_table': ('library/tasks.html#_is_table', 'ccd/tasks.py'),
                            'ccd.tasks._item': ('library/tasks.html#_item', 'ccd/tasks.py'),
                            'ccd.tasks._items': ('library/tasks.html#_items', 'ccd/tasks.py'),
                            'ccd.tasks._known': ('library/tasks.html#_known', 'ccd/tasks.py'),

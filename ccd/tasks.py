@@ -18,7 +18,7 @@ from datasets import ClassLabel, Features, Image as ImageFeature, Value
 from PIL import Image
 from . import emoji
 from .core import UserError, World, atomic, cache_dir, content_hash, once, user_path
-from .sources import MANY, USUAL_SUFFIXES, _besides, _printable, _warn_others, completed, files_below
+from .sources import MANY, USUAL_SUFFIXES, _besides, _printable, _warn_others, completed, dataset_on_disk, files_below
 
 # %% ../nbs/library/13_tasks.ipynb #59a6c1b5
 def _left(rows=()): return pd.DataFrame(list(rows), columns=["item_id", "reason"])
@@ -266,13 +266,18 @@ def _splits(a): # split -> datasets.Dataset
     if a.where.startswith("https:"): return _arrays(_cifar101(a.where))
     return _on_disk(user_path(a.where), a)
 
+def _is_table(path): # what save_to_disk wrote, or a dataset of the hub as its Parquet or Arrow files
+    if path.is_file(): return path.suffix in (".parquet", ".arrow")
+    if any((path / n).exists() for n in ("dataset_dict.json", "state.json")): return True
+    return any(next(path.rglob(f"*.{k}"), None) for k in ("parquet", "arrow")) and not files_below(path).images
+
 def _on_disk(path, a):
     if not path.exists():
         raise UserError(f"{path} does not exist: expected a copy of {a.name} on disk")
-    if path.is_file(): return _folders(_unpacked(path))
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        d = hf.load_from_disk(str(path))
+    if _is_table(path):
+        d = dataset_on_disk(path)
         return dict(d) if isinstance(d, dict) else {"all": d}
+    if path.is_file(): return _folders(_unpacked(path))
     return _arrays(path) if any(path.glob("*_data.npy")) else _folders(path)
 
 # %% ../nbs/library/13_tasks.ipynb #3fb694f1

@@ -570,3 +570,13 @@ def test_a_test_split_whose_labels_are_secret_needs_a_validation_split(tmp_path)
 def test_two_images_of_one_name_are_told(tmp_path):
     path = save(tmp_path / "d", train=table(range(6), [0, 1] * 3, item_id=list("aabcde")), test=table(range(50, 54), [0, 1] * 2, item_id=list("aefg")))
     with pytest.raises(UserError, match="1 images called as others are, first 'a': expected each item_id once"): opened(f"hf:{path}")
+
+@pytest.mark.parametrize("name", ["data/train-00000-of-00001.parquet", "train.parquet"])
+def test_a_dataset_of_the_hub_as_its_parquet_files(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    rows = dict(image=[Picture.new("RGB", (8, 8), (9 * k, 0, 0)) for k in range(9)], label=["NA", "01", "1"] * 3)
+    hf.Dataset.from_dict(rows, features=Features(image=Image(), label=hf.Value("string"))).to_parquet(str(tmp_path / name))
+    for at in (tmp_path, tmp_path / name):
+        found = rooms.opened(f"hf:{at}")
+        (d,) = found.values()
+        assert sorted(d["class_name"]) == sorted(rows["label"])
