@@ -252,9 +252,10 @@ def _folder_row(root, parts, files, bad): # {} where the image is broken
     except Exception as e:
         bad.append((name, _why(e)))
         return {}
-    place = str(f) if _printable(str(f)) == str(f) else f.absolute().as_uri()
-    return dict(item_id=name, image=dict(bytes=None, path=place), captions=_captions_beside(root, parts, files),
+    return dict(item_id=name, image=dict(bytes=None, path=_place(f)), captions=_captions_beside(root, parts, files),
                 pixel_hash=mark, split=_split(name))
+
+def _place(f): return str(f) if _printable(str(f)) == str(f) else f.absolute().as_uri() # not every name is Unicode
 
 def _captions_beside(root, parts, files):
     said = []

@@ -18,7 +18,7 @@ from datasets import ClassLabel, Features, Image as ImageFeature, Value
 from PIL import Image
 from . import emoji
 from .core import UserError, World, atomic, cache_dir, content_hash, once, user_path
-from .sources import MANY, USUAL_SUFFIXES, _besides, _printable, _warn_others, completed, dataset_on_disk, files_below
+from .sources import MANY, USUAL_SUFFIXES, _besides, _place, _printable, _warn_others, completed, dataset_on_disk, files_below
 
 # %% ../nbs/library/13_tasks.ipynb #59a6c1b5
 def _left(rows=()): return pd.DataFrame(list(rows), columns=["item_id", "reason"])
@@ -266,19 +266,19 @@ def _splits(a): # split -> datasets.Dataset
     if a.where.startswith("https:"): return _arrays(_cifar101(a.where))
     return _on_disk(user_path(a.where), a)
 
-def _is_table(path): # what save_to_disk wrote, or a dataset of the hub as its Parquet or Arrow files
-    if path.is_file(): return path.suffix in (".parquet", ".arrow")
-    if any((path / n).exists() for n in ("dataset_dict.json", "state.json")): return True
-    return any(next(path.rglob(f"*.{k}"), None) for k in ("parquet", "arrow")) and not files_below(path).images
+def _tables(path): # what save_to_disk wrote, or a dataset of the hub as its Parquet or Arrow files
+    d = dataset_on_disk(path)
+    return dict(d) if isinstance(d, dict) else {"all": d}
 
 def _on_disk(path, a):
     if not path.exists():
         raise UserError(f"{path} does not exist: expected a copy of {a.name} on disk")
-    if _is_table(path):
-        d = dataset_on_disk(path)
-        return dict(d) if isinstance(d, dict) else {"all": d}
-    if path.is_file(): return _folders(_unpacked(path))
-    return _arrays(path) if any(path.glob("*_data.npy")) else _folders(path)
+    if path.is_file(): return _tables(path) if path.suffix in (".parquet", ".arrow") else _folders(_unpacked(path))
+    if any((path / n).exists() for n in ("dataset_dict.json", "state.json")): return _tables(path)
+    if any(path.glob("*_data.npy")): return _arrays(path)
+    files = files_below(path)
+    packed = {"*.parquet", "*.arrow"} & {name for name, _ in files.skipped}
+    return _tables(path) if packed and not files.images else _folders(path, files)
 
 # %% ../nbs/library/13_tasks.ipynb #3fb694f1
 def _from_hub(a, path, config=None, **more):
@@ -315,8 +315,8 @@ def _unpacked(path): # a folder in the cache
         raise UserError(f"{path} is no whole tar ({str(e).splitlines()[0].rstrip(':')}): expected a folder, or a tar of a folder per class") from e
 
 # %% ../nbs/library/13_tasks.ipynb #904a0bb8
-def _folders(path): # the classes are the folders
-    files = files_below(path)
+def _folders(path, files=None): # the classes are the folders
+    files = files or files_below(path)
     images, skipped = files.images, files.skipped
     outer = _outer(images) # tars often hold one folder that holds all
     root, images = path.joinpath(*outer), [p[len(outer):] for p in images]
@@ -366,8 +366,6 @@ def _of_classes(root, images, at): # the class is this part of the path
                   [_printable(p[at]) if len(p) > at + 1 else None for p in images])
 
 def _item(parts): return _printable("/".join(parts))
-
-def _place(f): return str(f) if _printable(str(f)) == str(f) else f.absolute().as_uri() # not every name is Unicode
 
 # %% ../nbs/library/13_tasks.ipynb #b228480a
 def _table(ids, images, labels): # a label may be None
