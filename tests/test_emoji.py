@@ -36,7 +36,7 @@ def test_fetch_keeps_a_set_with_the_right_hash(npm):
     npm(code=1)
     assert emoji.fetch(style).is_dir() # nothing is asked for twice
 
-@pytest.mark.parametrize("data", [TARBALL, TARBALL[:-20], b"<html>sign in</html>"])
+@pytest.mark.parametrize("data", [TARBALL, TARBALL[:-20], b"<html>sign in</html>"], ids=["another", "cut", "a page"]) # bytes hold the time
 def test_fetch_keeps_nothing_with_a_wrong_hash(npm, data):
     cache = npm(data)
     style = emoji.STYLES["noto"] if data == TARBALL else replace(emoji.STYLES["noto"], sha512=RIGHT)
@@ -44,7 +44,7 @@ def test_fetch_keeps_nothing_with_a_wrong_hash(npm, data):
     assert files(cache) == []
 
 @pytest.mark.parametrize("data, code, err", [(b"", 1, "npm error network\nnpm error ENOTFOUND"), (b"", 0, ""),
-                                             (TARBALL, 1, "npm error EIO")])
+                                             (TARBALL, 1, "npm error EIO")], ids=["network", "nothing", "disk"])
 def test_fetch_says_why_npm_failed(npm, data, code, err):
     cache = npm(data, code, err)
     with pytest.raises(UserError) as e: emoji.fetch(replace(emoji.STYLES["noto"], sha512=RIGHT))
