@@ -561,6 +561,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                              'ccd.figures.noise_curves': ('library/figures.html#noise_curves', 'ccd/figures.py'),
                              'ccd.figures.overlap_curves': ('library/figures.html#overlap_curves', 'ccd/figures.py'),
                              'ccd.figures.own_colors': ('library/figures.html#own_colors', 'ccd/figures.py'),
+                             'ccd.figures.page_file': ('library/figures.html#page_file', 'ccd/figures.py'),
                              'ccd.figures.pair_grid': ('library/figures.html#pair_grid', 'ccd/figures.py'),
                              'ccd.figures.percent': ('library/figures.html#percent', 'ccd/figures.py'),
                              'ccd.figures.plt': ('library/figures.html#plt', 'ccd/figures.py'),

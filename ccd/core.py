@@ -728,7 +728,8 @@ def code_revision() -> dict:
     "Which code this is: the git commit where there is one, and a hash of the package."
     from importlib.util import find_spec
     here = Path(find_spec("ccd").origin).parent
-    source = hashlib.sha256(b"".join(p.read_bytes() for p in sorted(here.glob("*.py"))))
+    files = [p for p in sorted(here.rglob("*")) if p.suffix in (".py", ".html", ".css", ".js")]
+    source = hashlib.sha256(b"".join(p.read_bytes() for p in files))
     git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"],
                          capture_output=True, encoding="utf-8") if shutil.which("git") else None
     commit = git.stdout.strip() if git and git.returncode == 0 else None

@@ -7,13 +7,15 @@ __all__ = ['COLORS', 'ACROSS', 'WIDE', 'SMALL', 'SUPERSCRIPTS', 'FACTOR_NAMES', 
            'CHANGE_NAMES', 'FLOORS', 'color_of', 'own_colors', 'plt', 'power_of_ten', 'loss_curves', 'health_curves',
            'watch_curves', 'probe_bars', 'lead_dots', 'shot_curves', 'pair_grid', 'agreement_bars', 'headline',
            'neighbor_grid', 'atlas_plot', 'noise_curves', 'overlap_curves', 'percent', 'accuracy_table',
-           'difference_table', 'png_tag', 'credit_list', 'table_tag', 'write_report', 'term_name', 'attribution_plot',
-           'profile_plot', 'intervention_examples', 'question_ladder', 'question_table', 'gap_table', 'growth_grid',
-           'compute_plot', 'arms_plot']
+           'difference_table', 'png_tag', 'credit_list', 'table_tag', 'page_file', 'write_report', 'term_name',
+           'attribution_plot', 'profile_plot', 'intervention_examples', 'question_ladder', 'question_table',
+           'gap_table', 'growth_grid', 'compute_plot', 'arms_plot']
 
 # %% ../nbs/library/23_figures.ipynb #1fccdd54
 import base64, html, io, re
 from contextlib import contextmanager
+from functools import cache
+from importlib.resources import files
 from textwrap import fill
 from pathlib import Path
 import numpy as np
@@ -398,19 +400,10 @@ def table_tag(
     "A table that scrolls inside itself."
     return f'<div class="scroll">{t.to_html(index=index, border=0, classes="t prose" if prose else "t")}</div>'
 
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{{ title }}</title>
-<style>
-body{font:16px/1.55 system-ui,sans-serif;color:#1d2328;max-width:60rem;margin:0 auto;padding:1.2rem}
-h1{font-size:1.7rem;line-height:1.25;margin:.4rem 0}h2{font-size:1.2rem;margin:2.4rem 0 .4rem;border-top:1px solid #dde;padding-top:1rem}
-p.lead{font-size:1.08rem}.note{color:#56606a;font-size:.9rem}img{display:block;height:auto;margin:.6rem 0}
-.scroll{overflow-x:auto}table.t{border-collapse:collapse;font-size:.86rem;margin:.6rem 0;white-space:nowrap}
-.t th,.t td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e6e9ec}.t th:first-child,.t td:first-child{text-align:left}
-.t.prose th,.t.prose td{text-align:left;white-space:normal;vertical-align:top}
-.t tr.differs td{background:#fff6ea}details{margin:.6rem 0}summary{cursor:pointer}
-</style><h1>{{ title }}</h1><p class="lead">{{ lead }}</p>
-{% for s in sections %}<h2>{{ s.title }}</h2><p>{{ s.text }}</p>{{ s.body | safe }}
-{% if s.note %}<p class="note">{{ s.note }}</p>{% endif %}{% endfor %}</html>"""
+@cache
+def page_file(name: str) -> str: # without the last line break
+    "Read a template, a style or a script of `ccd/report/pages`."
+    return (files("ccd") / "report" / "pages" / name).read_text(encoding="utf-8").removesuffix("\n")
 
 def write_report(
     path, # where to
@@ -420,7 +413,8 @@ def write_report(
 ):
     "Bind sections into one self-contained page. Words are escaped, names in them too, but those in `Markup`; a body is HTML."
     from jinja2 import Environment
-    page = Environment(autoescape=True).from_string(_PAGE).render(title=title, lead=lead, sections=sections)
+    page = Environment(autoescape=True).from_string(page_file("report.html"))
+    page = page.render(title=title, lead=lead, sections=sections, style=Markup(page_file("report.css")))
     with atomic(path) as tmp: tmp.write_text(page, encoding="utf-8")
 
 # %% ../nbs/library/23_figures.ipynb #de2a2b9c

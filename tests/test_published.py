@@ -1,5 +1,5 @@
 "Published numbers: recomputed in other ways, errors by simulation, bad tables, and the files in the package."
-import csv, importlib.resources, shutil, subprocess, sys, zipfile
+import csv, importlib.resources, shutil, subprocess, sys, tarfile, zipfile
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -338,12 +338,14 @@ def test_all_that_is_published_is_checked():
 
 # --- installed
 
-def test_a_wheel_brings_the_tables(tmp_path):
+def test_a_wheel_and_an_sdist_bring_tables_and_pages(tmp_path):
     pytest.importorskip("setuptools")
     home = tmp_path / "project"; home.mkdir()
     for f in ("setup.py", "settings.ini", "MANIFEST.in", "README.md", "LICENSE"): shutil.copy(ROOT / f, home)
     shutil.copytree(ROOT / "ccd", home / "ccd", ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run([sys.executable, "setup.py", "-q", "bdist_wheel", "-d", str(tmp_path)], cwd=home, check=True,
-                   capture_output=True)
-    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert {f"ccd/data/{k}.csv" for k in P.DATA} <= set(names)
+    for kind in ("bdist_wheel", "sdist"):
+        subprocess.run([sys.executable, "setup.py", "-q", kind, "-d", str(tmp_path)], cwd=home, check=True, capture_output=True)
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as t: sdist = [n.partition("/")[2] for n in t.getnames()]
+    wanted = {f"ccd/data/{k}.csv" for k in P.DATA} | {f"ccd/report/pages/{f.name}" for f in (ROOT / "ccd/report/pages").iterdir()}
+    assert len(wanted) > len(P.DATA) + 4 and wanted <= set(wheel) and wanted <= set(sdist)
