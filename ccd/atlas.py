@@ -261,8 +261,8 @@ def _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, 
         f" {n:,} of {len(items):,} pictures are shown, drawn at random (seed {seed}) with all pictures of the listed "
         "pairs; of each picture's neighbours, those that are shown.")
     page = Environment(autoescape=True).from_string(page_file("maps.html"))
-    fixed = dict(title=title, style=Markup(page_file("maps.css")), script=Markup(page_file("maps.js")),
-                 names=names, subset=subset,
+    fixed = dict(title=title, style=Markup(page_file("maps.css")), names=names, subset=subset,
+                 script=Markup(page_file("maps_math.js") + "\n" + page_file("maps.js")),
                  colors=[colors[m] for m in names], lighter=[_lighter(colors[m]) for m in names],
                  directions=[names, names[::-1]], credits=[Markup(_credit(c)) for c in credits],
                  bokeh=Markup(Resources(mode="inline", components=["bokeh", "bokeh-gl"]).render_js()))

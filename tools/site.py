@@ -101,6 +101,11 @@ def plain_code(src):
                                         "".join(d["text/markdown"]), flags=re.M | re.S).replace("*Call self as a function.*", "")
         if shown: p.write_text(json.dumps(nb), encoding="utf-8")
 
+def bind_scripts(page):
+    "Put the scripts that an HTML file names in comments in their places: what a builder includes is one file."
+    put = lambda m: (page.parent/m[1]).read_text(encoding="utf-8")
+    page.write_text(re.sub(r"^/\* ([\w.]+\.js) \*/\n", put, page.read_text(encoding="utf-8"), flags=re.M), encoding="utf-8")
+
 def rewrite(nb):
     seen = labels(nb)
     for c in nb["cells"]:
@@ -152,7 +157,7 @@ def render(quarto):
     cfg = get_config()
     refresh_quarto_yml()
     src = Path(proc_nbs(force=True))
-    plain_code(src)
+    plain_code(src); bind_scripts(src/"script.html")
     if quarto: cmd, at = ["quarto", "render", "--no-cache"], src
     else:
         at = cfg.config_path/"_stage"

@@ -1,18 +1,10 @@
 (async () => {
 const $ = id => document.getElementById(id), page = JSON.parse($("data").textContent)
-const { names, n, k, ids } = page, NONE = 65535, REACH = 18 // px from the pointer to a dot
-const bytes = s => {
-  const b = atob(s), out = new Uint8Array(b.length)
-  for (let i = 0; i < b.length; i++) out[i] = b.charCodeAt(i)
-  return out
-}
+const { names, n, k, ids } = page
 const near = page.near.map(s => new Uint16Array(bytes(s).buffer)) // [encoder][n * k]
 const cosine = page.cosine.map(of => of.map(s => new Int16Array(bytes(s).buffer))) // [whose neighbours][measured by]
 const kept = new Float32Array(bytes(page.kept).buffer) // share of neighbours in both lists
 const factors = page.factors.map(f => ({ ...f, code: new Uint16Array(bytes(f.code).buffer) }))
-const signed = v => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(1), percent = v => Math.round(100 * v) + " %"
-const short = v => v.toFixed(2).replace("-", "−").replace("0.", ".") // .83: there is little room
-const number = v => v.toLocaleString("en")
 const make = (tag, cls, ...inside) => {
   const e = document.createElement(tag)
   if (cls) e.className = cls
@@ -28,11 +20,10 @@ const sheets = page.sheets.map((id, s) => {
   return Object.assign(new Image(), { src: url })
 })
 await Promise.all(sheets.map(s => s.decode()))
-const spot = i => [Math.floor(i / page.per_sheet), i % page.columns, Math.floor(i % page.per_sheet / page.columns)]
-const values = i => factors.map(f => f.code[i] === NONE ? "–" : f.values[f.code[i]])
+const values = i => labels(factors, i)
 const words = i => [ids[i], ...values(i).filter(v => v !== "–")].join(", ")
 function thumb(e, i) {
-  const [sheet, x, y] = spot(i)
+  const [sheet, x, y] = spot(i, page)
   e.classList.add("thumb")
   e.dataset.sheet = sheet; e.dataset.row = i
   e.style.setProperty("--x", x); e.style.setProperty("--y", y)
@@ -41,7 +32,7 @@ function thumb(e, i) {
 }
 const picture = i => { const e = thumb(make("span"), i); e.setAttribute("role", "img"); return e }
 function stamp(g, i, x, y, side, edge, line = 2) { // a picture on a map, around (x, y)
-  const [sheet, column, row] = spot(i), p = page.px
+  const [sheet, column, row] = spot(i, page), p = page.px
   g.fillStyle = edge
   g.fillRect(x - side / 2 - line, y - side / 2 - line, side + 2 * line, side + 2 * line)
   g.drawImage(sheets[sheet], column * p, row * p, p, p, x - side / 2, y - side / 2, side, side)
@@ -57,43 +48,17 @@ const maps = names.map((name, t) => {
   return { t, box, tiles, marks, X, Y, home: [X.start, X.end, Y.start, Y.end],
            x: source.get_array("x" + t), y: source.get_array("y" + t), w: 1, h: 1, drawn: [], levels: {} }
 })
-const at = (m, i) => [(m.x[i] - m.X.start) / (m.X.end - m.X.start) * m.w, (m.Y.end - m.y[i]) / (m.Y.end - m.Y.start) * m.h]
-function under(m, sx, sy) { // the row under the pointer: a picture on the map, or the nearest dot
-  for (const [i, x, y, half] of m.drawn) if (Math.abs(x - sx) <= half && Math.abs(y - sy) <= half) return i
-  const ux = m.w / (m.X.end - m.X.start), uy = m.h / (m.Y.end - m.Y.start)
-  let best = -1, least = REACH ** 2
-  for (let i = 0; i < n; i++) if (!faded[i]) {
-    const dx = (m.x[i] - m.X.start) * ux - sx, dy = (m.Y.end - m.y[i]) * uy - sy, d = dx * dx + dy * dy
-    if (d < least) { least = d; best = i }
-  }
-  return best
-}
-
 let theme = { colors: [] } // colours, which follow the page's
 
 // ---- what is shown: one picture, a pair, or nothing; pinned or passing
 let focus = -1, pair = null, pinned = false, hint = -1, lit = true
 let colorBy = factors.length ? 0 : -1, filterBy = -1, filterValue = -1, faded = new Uint8Array(n), dots = [], chosen = []
 
-function landmarks(m) { // pictures spread over the map: one in a cell and none beside it, fixed while it moves
-  const unit = (m.X.end - m.X.start) / m.w, level = Math.round(2 * Math.log2(unit * 34)) / 2
-  if (!m.levels[level]) {
-    const cell = 2 ** level, taken = new Set(), found = [], step = 7919
-    for (let j = 0, i = 0; j < n; j++, i = (i + step) % n) if (!faded[i]) {
-      const cx = Math.floor(m.x[i] / cell), cy = Math.floor(m.y[i] / cell)
-      let free = true
-      for (let a = -1; a < 2 && free; a++) for (let b = -1; b < 2; b++) if (taken.has((cx + a) * 1e6 + cy + b)) { free = false; break }
-      if (free) { taken.add(cx * 1e6 + cy); found.push(i) }
-    }
-    m.levels[level] = found
-  }
-  return m.levels[level]
-}
 function drawTiles(m) { // when the map moves, not when the pointer does
   const { tiles: g, w, h } = m, side = Math.min(26, w / 14)
   g.clearRect(0, 0, w, h)
   m.drawn = []
-  if (lit) for (const i of landmarks(m)) {
+  if (lit) for (const i of landmarks(m, faded)) {
     const [x, y] = at(m, i)
     if (x < -side || y < -side || x > w + side || y > h + side) continue
     stamp(g, i, x, y, side, dots[i], 1.5)
@@ -114,9 +79,8 @@ function drawMarks(m) {
     g.beginPath(); g.moveTo(...at(m, i)); g.lineTo(...at(m, j)); g.lineWidth = width; g.strokeStyle = color; g.stroke()
   }
   const label = (i, left = false, below = false) => { // the picture itself, beside its dot and inside the map
-    const [x, y] = at(m, i), s = Math.min(60, w / 6), room = s + 16
-    const px = x + ((left ? x > room : x > w - room) ? -1 : 1) * (s / 2 + 12)
-    stamp(g, i, px, Math.max(s / 2 + 4, Math.min(h - s / 2 - 4, y + (below ? 1 : -1) * (s / 2 + 6))), s, ink)
+    const [x, y, s] = beside(m, ...at(m, i), left, below)
+    stamp(g, i, x, y, s, ink)
   }
   if (pair) {
     line(pair[0], pair[1], back, 5); line(pair[0], pair[1], ink, 2)
@@ -142,8 +106,7 @@ const soon = (m, draw) => { // once in a frame
 }
 const remark = () => maps.forEach(m => soon(m, drawMarks))
 const redraw = m => { soon(m, drawTiles); soon(m, drawMarks) }
-const list = (t, i) => near[t].subarray(i * k, i * k + k).filter(j => j !== NONE)
-const shared = (i, j) => list(0, i).includes(j) && list(1, i).includes(j)
+const list = (t, i) => neighbors(near[t], k, i), shared = (i, j) => inAll(near, k, i, j)
 
 // ---- the panel: its elements are made once and filled anew
 const facts = $("facts"), cells = factors.map(f => [make("td"), make("td")])
@@ -167,8 +130,7 @@ function fill() {
     const shown = two.map(values)
     cells.forEach(([a, b], r) => {
       a.textContent = shown[0][r]; b.textContent = shown[1]?.[r] ?? ""
-      const all = shown.map(v => v[r])
-      a.parentNode.className = all.every(v => v === "–") ? "none" : all.length > 1 && all[0] === all[1] ? "same" : ""
+      a.parentNode.className = agreement(shown.map(v => v[r]))
     })
   }
   if (pair) {
@@ -213,7 +175,7 @@ for (const m of maps) {
   const place = e => { const r = m.box.getBoundingClientRect(); return [e.clientX - r.left, e.clientY - r.top] }
   m.box.addEventListener("pointermove", e => {
     if (e.pointerType === "touch" || e.buttons || pinned) return
-    if (!pointer) requestAnimationFrame(() => { const p = pointer; pointer = null; if (p && !pinned) show(under(m, ...p)) })
+    if (!pointer) requestAnimationFrame(() => { const p = pointer; pointer = null; if (p && !pinned) show(under(m, ...p, faded)) })
     pointer = place(e)
   })
   m.box.addEventListener("pointerleave", e => { pointer = null; if (!pinned && e.pointerType !== "touch") show(-1) })
@@ -223,7 +185,7 @@ for (const m of maps) {
   m.box.addEventListener("click", e => {
     const [x, y] = place(e)
     if (down && Math.hypot(x - down[0], y - down[1]) > 5) return
-    const i = under(m, x, y)
+    const i = under(m, x, y, faded)
     if (i < 0 || (pinned && i === focus)) clear(); else show(i, true)
   }, true)
   for (const r of [m.X, m.Y]) r.change.connect(() => redraw(m))
@@ -239,18 +201,17 @@ for (const m of maps) {
 }
 
 // ---- colours and the filter
-const dark = matchMedia("(prefers-color-scheme: dark)"), narrow = matchMedia("(max-width: 700px)"), TOP = 10
+const dark = matchMedia("(prefers-color-scheme: dark)"), narrow = matchMedia("(max-width: 700px)")
 function paint() {
   const css = getComputedStyle(document.body), [ink, back, ...colors] = ["--ink", "--card", "--c0", "--c1"].map(v => css.getPropertyValue(v))
   theme = { ink, back, colors, ...page.palette[dark.matches ? "dark" : "light"] }
-  const { few, other, none } = theme, f = factors[colorBy]
-  const match = i => filterBy < 0 || filterValue < 0 || factors[filterBy].code[i] === filterValue
+  const f = factors[colorBy]
   dots = new Array(n)
   let left = 0
   for (let i = 0; i < n; i++) {
-    faded[i] = match(i) ? 0 : 1; left += match(i)
-    const c = f ? f.code[i] : 0
-    dots[i] = !f || c === NONE ? none : c < TOP ? few[c] : other
+    const match = matches(factors[filterBy], filterValue, i)
+    faded[i] = match ? 0 : 1; left += match
+    dots[i] = colorOf(f, i, theme)
   }
   source.data = { ...source.data, color: dots, alpha: Float32Array.from(faded, v => v ? 0.06 : 0.85) }
   for (const m of maps) { m.levels = {}; redraw(m) }
@@ -309,10 +270,7 @@ function mode(name) {
 for (const id of MODES) $(id).onclick = () => mode($(id).getAttribute("aria-pressed") === "true" ? null : id)
 mode(matchMedia("(pointer: coarse)").matches ? null : "move") // a thumb scrolls the page first
 function zoom(by) {
-  for (const m of maps) for (const r of [m.X, m.Y]) {
-    const c = (r.start + r.end) / 2, half = (r.end - r.start) / 2 / by
-    r.setv({ start: c - half, end: c + half })
-  }
+  for (const m of maps) for (const r of [m.X, m.Y]) r.setv(zoomed(r, by))
 }
 $("nearer").onclick = () => zoom(1.5)
 $("farther").onclick = () => zoom(1 / 1.5)
@@ -322,7 +280,7 @@ $("reset").onclick = () => {
 }
 
 // ---- a selection in one map is the same selection in the other: they share their dots
-const SHOWN = 60, mean = v => v.reduce((a, b) => a + b, 0) / v.length
+const SHOWN = 60
 const choose = rows => { source.selected.indices = rows }
 source.selected.properties.indices.change.connect(() => {
   chosen = Array.from(source.selected.indices)
