@@ -303,22 +303,25 @@ def vlm(
         if s not in cards: ceiling(settings, out / "ceiling")
         return asked(s, settings, v, learnt, questions, benchmark, form, out)
     folders = {s: taken(s, before, c, questions, form, out / benchmark) or train_and_ask(s) for s, c in known.items()}
-    def make(tmp):
-        answers, named = answers_of(folders)
-        (categories, _), = maps_of(answers).values()
-        answers.drop(columns=["options", "p_options", "how"], errors="ignore").to_parquet(tmp / "answers.parquet") # the likeliest option: nothing was read
-        pd.Series(categories, name="subset").explode().rename_axis("category").to_csv(tmp / "categories.csv")
-        for k, t in tables_of(answers, list(dict.fromkeys(n for n, _ in named.values())), categories, draws).items():
-            t.to_csv(tmp / f"{k}.csv", index=False)
-        pd.DataFrame([dict(encoder=n, seed=s or 0) | {k: str(x) for k, x in read_json(folders[spec] / "card.json").items()}
-                      for spec, (n, s) in named.items()]).to_csv(tmp / "encoders.csv", index=False)
-        _keep_skipped(tmp, learnt)
-    stage(out / benchmark / "tables", dict(draws=draws, tables=TABLES, form=form), {slug(s): sealed(f) for s, f in folders.items()}, make)
+    stage(out / benchmark / "tables", dict(draws=draws, tables=TABLES, form=form), {slug(s): sealed(f) for s, f in folders.items()},
+          lambda tmp: _keep_tables(tmp, folders, learnt, draws))
     return write_page(out / benchmark, v, form)
 
 def _keep_skipped(tmp, learnt): # of files of LLaVA
     parts = [t.skipped.assign(file=k) for k, t in learnt._asdict().items() if t.skipped is not None and len(t.skipped)]
     if parts: pd.concat(parts).to_csv(tmp / "left_out.csv", index=False)
+
+# %% ../nbs/library/27_asking.ipynb #da52f354
+def _keep_tables(tmp, folders, learnt, draws): # of all answers
+    answers, named = answers_of(folders)
+    (categories, _), = maps_of(answers).values()
+    answers.drop(columns=["options", "p_options", "how"], errors="ignore").to_parquet(tmp / "answers.parquet") # the likeliest option: nothing was read
+    pd.Series(categories, name="subset").explode().rename_axis("category").to_csv(tmp / "categories.csv")
+    for k, t in tables_of(answers, list(dict.fromkeys(n for n, _ in named.values())), categories, draws).items():
+        t.to_csv(tmp / f"{k}.csv", index=False)
+    pd.DataFrame([dict(encoder=n, seed=s or 0) | {k: str(x) for k, x in read_json(folders[spec] / "card.json").items()}
+                  for spec, (n, s) in named.items()]).to_csv(tmp / "encoders.csv", index=False)
+    _keep_skipped(tmp, learnt)
 
 # %% ../nbs/library/27_asking.ipynb #131e376c
 ASKED_BY = dict(texts="the prompt lists no options, and the likeliest of their texts is the answer",

@@ -917,7 +917,7 @@ class Progress:
         self.quiet = quiet or hasattr(builtins, "__IPYTHON__")
 
     def __enter__(self):
-        if sys.stderr.isatty() and not self.quiet: self._open_bar()
+        if sys.stderr.isatty() and not self.quiet: self.bar, self.task = _open_bar(self)
         return self
 
     def __exit__(self, kind, *_):
@@ -940,20 +940,7 @@ class Progress:
     def left(self) -> float: # seconds
         return (self.total - self.done) / max(self.rate(), 1e-9)
 
-    def _open_bar(self):
-        from rich import progress as rp
-        from rich.console import Console
-        self.bar = rp.Progress(
-            rp.TextColumn("{task.description:<22}"), rp.BarColumn(), rp.MofNCompleteColumn(),
-            rp.TextColumn("{task.fields[rate]}"), rp.TimeRemainingColumn(),
-            rp.TextColumn("{task.fields[note]}"), console=Console(stderr=True))
-        self.task = self.bar.add_task(self.what, total=self.total, completed=self.done,
-                                      rate="", note="")
-        self.bar.start()
-
-    def _line(self, note):
-        self._say(f"{self.what:<22} {100 * self.done / max(self.total, 1):5.1f} %  "
-                  f"{self.done:,}/{self.total:,} {self.unit}  {_pace(self.rate())}  {note}")
+    def _line(self, note): self._say(_standing(self, note))
 
     def _say(self, text):
         if self.bar: self.bar.console.print(text)
@@ -961,3 +948,20 @@ class Progress:
 
 def _pace(r): return f"{r:,.0f}/s" if r >= 1 else f"{_clock(1 / r)} each" if r else ""
 def _clock(s): return f"{int(s // 60)} min {int(s % 60):02d} s" if s >= 60 else f"{s:.0f} s"
+
+# %% ../nbs/library/00_core.ipynb #ed8fafb8
+def _open_bar(p) -> tuple: # a bar of rich, its task
+    from rich import progress as rp
+    from rich.console import Console
+    bar = rp.Progress(
+        rp.TextColumn("{task.description:<22}"), rp.BarColumn(), rp.MofNCompleteColumn(),
+        rp.TextColumn("{task.fields[rate]}"), rp.TimeRemainingColumn(),
+        rp.TextColumn("{task.fields[note]}"), console=Console(stderr=True))
+    task = bar.add_task(p.what, total=p.total, completed=p.done, rate="", note="")
+    bar.start()
+    return bar, task
+
+# %% ../nbs/library/00_core.ipynb #4fb1899e
+def _standing(p, note) -> str: # a line of a log
+    return (f"{p.what:<22} {100 * p.done / max(p.total, 1):5.1f} %  "
+            f"{p.done:,}/{p.total:,} {p.unit}  {_pace(p.rate())}  {note}")

@@ -33,57 +33,61 @@ class Style:
     @property
     def package(self): return f"@iconify-json/{self.name}"
 
+# %% ../nbs/library/02_emoji.ipynb #ac5cdad6
+_SHA512 = { # of the tarballs, base64
+    "noto-1.2.9":
+        "DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4"
+        "fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",
+    "noto-v1-1.2.5":
+        "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsY"
+        "GMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
+    "twemoji-1.2.5":
+        "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZ"
+        "B5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
+    "fluent-emoji-1.2.7":
+        "D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8"
+        "W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==",
+    "fluent-emoji-flat-1.2.6":
+        "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUl"
+        "PlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
+    "fluent-emoji-high-contrast-1.2.6":
+        "esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJ"
+        "GAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==",
+    "openmoji-1.2.29":
+        "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/Wqfk"
+        "QIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
+    "emojione-1.2.3":
+        "T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfe"
+        "Ui4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
+    "emojione-v1-1.2.3":
+        "UjI2VQEXVtGlPBvQuxEizro7QCgBcJDOYwKUupquvvZ8"
+        "UV4xOlvm45IU82JYWegiAWLerY79gFLMZ26U6Ms+ww==",
+    "fxemoji-1.2.2":
+        "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZN"
+        "QqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
+    "streamline-emojis-1.2.4":
+        "iNr9T9XuZVTyQPJO8ZlLxBzPkpi7qMl+z1l0C31vpEMq"
+        "hPMelth3n7CeWQYtixdetDPdI81yeG4ROqjWpYJE6A==",
+}
+
 # %% ../nbs/library/02_emoji.ipynb #c0186f59
-def _style(name, version, sha512, family, team, license, url):
-    return name, Style(name, version, sha512, family, team, license, url)
+def _style(name, version, family, team, license, url):
+    return name, Style(name, version, _SHA512[f"{name}-{version}"], family, team, license, url)
 
 _NOTO = ("Google", "Apache-2.0", "https://github.com/googlefonts/noto-emoji")
 _FLUENT = ("Microsoft", "MIT", "https://github.com/microsoft/fluentui-emoji")
 STYLES = dict([
-    _style("noto", "1.2.9",
-           "DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4"
-           "fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",
-           "noto", *_NOTO),
-    _style("noto-v1", "1.2.5",
-           "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsY"
-           "GMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
-           "noto", *_NOTO),
-    _style("twemoji", "1.2.5",
-           "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZ"
-           "B5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
-           "twemoji", "Twitter", "CC-BY-4.0", "https://github.com/jdecked/twemoji"),
-    _style("fluent-emoji", "1.2.7",
-           "D8G6bKAyIsyxP1rzZtIWr/gg/fO4Rg1+DyCWlfqKK4h8"
-           "W+4Em/Y0P6QYgJUQTlUcagzJvSyg+9OBv4hz4Hc/QA==",
-           "fluent", *_FLUENT),
-    _style("fluent-emoji-flat", "1.2.6",
-           "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUl"
-           "PlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
-           "fluent", *_FLUENT),
-    _style("fluent-emoji-high-contrast", "1.2.6",
-           "esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJ"
-           "GAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==",
-           "fluent", *_FLUENT),
-    _style("openmoji", "1.2.29",
-           "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/Wqfk"
-           "QIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
-           "openmoji", "OpenMoji (HfG Schwäbisch Gmünd)", "CC-BY-SA-4.0", "https://github.com/hfg-gmuend/openmoji"),
-    _style("emojione", "1.2.3",
-           "T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfe"
-           "Ui4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
-           "emojione", "Emoji One", "CC-BY-4.0", "https://github.com/EmojiTwo/emojitwo"),
-    _style("emojione-v1", "1.2.3",
-           "UjI2VQEXVtGlPBvQuxEizro7QCgBcJDOYwKUupquvvZ8"
-           "UV4xOlvm45IU82JYWegiAWLerY79gFLMZ26U6Ms+ww==",
-           "emojione", "Emoji One", "CC-BY-SA-4.0", "https://github.com/joypixels/emojione-legacy"),
-    _style("fxemoji", "1.2.2",
-           "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZN"
-           "QqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
-           "fxemoji", "Mozilla", "Apache-2.0", "https://github.com/mozilla/fxemoji"),
-    _style("streamline-emojis", "1.2.4",
-           "iNr9T9XuZVTyQPJO8ZlLxBzPkpi7qMl+z1l0C31vpEMq"
-           "hPMelth3n7CeWQYtixdetDPdI81yeG4ROqjWpYJE6A==",
-           "streamline", "Streamline", "CC-BY-4.0", "https://github.com/webalys-hq/streamline-vectors"),
+    _style("noto", "1.2.9", "noto", *_NOTO),
+    _style("noto-v1", "1.2.5", "noto", *_NOTO),
+    _style("twemoji", "1.2.5", "twemoji", "Twitter", "CC-BY-4.0", "https://github.com/jdecked/twemoji"),
+    _style("fluent-emoji", "1.2.7", "fluent", *_FLUENT),
+    _style("fluent-emoji-flat", "1.2.6", "fluent", *_FLUENT),
+    _style("fluent-emoji-high-contrast", "1.2.6", "fluent", *_FLUENT),
+    _style("openmoji", "1.2.29", "openmoji", "OpenMoji (HfG Schwäbisch Gmünd)", "CC-BY-SA-4.0", "https://github.com/hfg-gmuend/openmoji"),
+    _style("emojione", "1.2.3", "emojione", "Emoji One", "CC-BY-4.0", "https://github.com/EmojiTwo/emojitwo"),
+    _style("emojione-v1", "1.2.3", "emojione", "Emoji One", "CC-BY-SA-4.0", "https://github.com/joypixels/emojione-legacy"),
+    _style("fxemoji", "1.2.2", "fxemoji", "Mozilla", "Apache-2.0", "https://github.com/mozilla/fxemoji"),
+    _style("streamline-emojis", "1.2.4", "streamline", "Streamline", "CC-BY-4.0", "https://github.com/webalys-hq/streamline-vectors"),
 ])
 
 # %% ../nbs/library/02_emoji.ipynb #2fc14780

@@ -261,15 +261,13 @@ class Fit:
         im: Image.Image, # RGB
     ) -> np.ndarray: # [size, size, 3] uint8
         "The pixels that the encoder reads."
-        n, resample, size = self.shorter or self.size, FILTERS[self.filter], (self.size, self.size)
         if self.pad: im = padded(im, self.pad)
-        (w, h), to = im.size, self.resized(im.size)
+        to = self.resized(im.size)
         half = (lambda v: round(v / 2)) if self.even else (lambda v: v // 2)
         x, y = (half(side - self.size) for side in to)
         box = (x, y, x + self.size, y + self.size)
-        if max(to) <= THIN * n: return np.array(im.resize(to, resample).crop(box))
-        box = [v * side / new for v, side, new in zip(box, (w, h, w, h), to * 2)] # only what is cut out is resized
-        return np.array(im.resize(size, resample, box))
+        thin = max(to) > THIN * (self.shorter or self.size)
+        return np.array((_thin_middle if thin else _middle)(im, to, box, FILTERS[self.filter]))
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         "Width and height before the middle is cut, px."
@@ -282,6 +280,16 @@ class Fit:
         cut = f", the middle {s} px cut out" if n > s or self.way == "crop" else ""
         side = dict(crop="shorter side", squash="both sides", pad=f"padded to a square with {self.pad}, both sides")
         return f"{side[self.way]} to {n} px, {self.filter}{cut}"
+
+# %% ../nbs/library/10_encoders.ipynb #a8bccc63
+def _middle(im, to, box, resample): # resized, and a box of it cut out
+    return im.resize(to, resample).crop(box)
+
+# %% ../nbs/library/10_encoders.ipynb #57bd8af4
+def _thin_middle(im, to, box, resample): # the same where only what is cut out is resized
+    x, y, right, bottom = box
+    own = [v * side / new for v, side, new in zip(box, im.size * 2, to * 2)]
+    return im.resize((right - x, bottom - y), resample, own)
 
 # %% ../nbs/library/10_encoders.ipynb #cc883ca1
 LONGEST = 4096 # px of a square that is made whole: 50 MB

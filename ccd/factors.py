@@ -772,9 +772,7 @@ def sensitivity(
     Raises `UserError` for fewer than three pictures."""
     world = images if isinstance(images, World) else None
     corpus = emoji.scenes(world, "test") if world else images
-    if len(corpus) < 3:
-        raise UserError(f"sensitivity needs pictures to compare with: got {len(corpus)}, "
-                        "expected 3 or more")
+    _expect_others(corpus)
     size = size or min(256, max(64, *(e.card.size for e in encoders.values())))
     rows = np.sort(np.random.default_rng(seed).permutation(len(corpus))[:n])
     pictures, items = _looked_at(corpus, rows, size)
@@ -785,12 +783,9 @@ def sensitivity(
     out = []
     with Progress("changing pictures", len(jobs) + len(again), unit="changes") as bar:
         for name, s in jobs:
-            changed = [interventions[name][0](p, s, _chance(seed, i, name))
-                       for p, i in zip(pictures, items.item_id)]
-            ok = np.array([c is not None for c in changed])
+            changed, ok = _changed(interventions[name][0], name, s, pictures, items, seed)
             moved = {e: base[e][ok] for e in encoders}
-            out += _drops(encoders, unit, moved, [c for c in changed if c is not None],
-                          items[ok], name, s, int((~ok).sum()), draws, seed)
+            out += _drops(encoders, unit, moved, changed, items[ok], name, s, int((~ok).sum()), draws, seed)
             bar.add(1, name)
         shown, before = None, {}
         for name, c in again.items():
@@ -799,6 +794,17 @@ def sensitivity(
             out += _drops(encoders, unit, before, c.after, c.items, name, np.nan, 0, draws, seed)
             bar.add(1, name)
     return pd.DataFrame(out)
+
+# %% ../nbs/library/18_factors.ipynb #388b03e2
+def _expect_others(corpus):
+    if len(corpus) < 3:
+        raise UserError(f"sensitivity needs pictures to compare with: got {len(corpus)}, "
+                        "expected 3 or more")
+
+# %% ../nbs/library/18_factors.ipynb #dd573fc8
+def _changed(change, name, strength, pictures, items, seed): # what came of them; which could be changed
+    found = [change(p, strength, _chance(seed, i, name)) for p, i in zip(pictures, items.item_id)]
+    return [c for c in found if c is not None], np.array([c is not None for c in found])
 
 # %% ../nbs/library/18_factors.ipynb #a1f6521e
 def _looked_at(corpus, rows, size):

@@ -132,26 +132,15 @@ class ClipObjective(Objective):
         super().__init__(settings)
         self.c, vit, seed = getattr(settings, self.own), self.control.vit, self.control.seed
         self.vision = build_vit(vit, seed, patches=False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.text = build_text(self.c.text, self.c.embed_dim)
-            self.projection = nn.Linear(vit.width, self.c.embed_dim, bias=False)
-            nn.init.normal_(self.projection.weight, std=vit.width**-0.5)
+        self.text, self.projection = _text_side(self.c, vit.width, seed)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.c.init_temperature)]))
         if self.c.ema:
-            self.averaged = nn.ModuleList([build_vit(replace(vit, drop_path=0.0), seed, False),
-                                           nn.Linear(vit.width, self.c.embed_dim, bias=False)])
-            self.averaged.requires_grad_(False)[1].load_state_dict(self.projection.state_dict())
-            self.evaluated = "moving average"
+            self.averaged, self.evaluated = _averages(vit, seed, self.projection), "moving average"
 
     def needs(self): return dict(captioned=True)
 
     def batch(self, shown):
-        missing = sum(not c for c in shown.captions)
-        if missing:
-            raise UserError(f"{self.name} needs a caption for every image; {missing} of "
-                            f"{len(shown.captions)} in this batch have none: give each image a "
-                            ".txt file, or train DINO")
+        _expect_captions(self.name, shown.captions)
         x = views.normalize(self._view(shown), self.control)
         tokens = self.text.tokenize(shown.captions)
         return dict(image=x, tokens=views.to(x.device, tokens))
@@ -201,6 +190,30 @@ class SiglipObjective(ClipObjective):
         with exact(e["image"]):
             loss = siglip_loss(e["image"], e["text"], e["scale"], e["bias"], self.c.chunk)
         return loss, dict(batch_accuracy=found(**e), logit_scale=e["scale"], logit_bias=e["bias"])
+
+# %% ../nbs/library/07_objectives.ipynb #0f029a0f
+def _text_side(c, width, seed): # the text tower, and what brings pictures to its size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text = build_text(c.text, c.embed_dim)
+        projection = nn.Linear(width, c.embed_dim, bias=False)
+        nn.init.normal_(projection.weight, std=width**-0.5)
+    return text, projection
+
+# %% ../nbs/library/07_objectives.ipynb #70f4cc85
+def _averages(vit, seed, projection): # of the vision tower and the projection, as they begin
+    both = nn.ModuleList([build_vit(replace(vit, drop_path=0.0), seed, False),
+                          nn.Linear(projection.in_features, projection.out_features, bias=False)])
+    both.requires_grad_(False)[1].load_state_dict(projection.state_dict())
+    return both
+
+# %% ../nbs/library/07_objectives.ipynb #8e9de13b
+def _expect_captions(name, captions):
+    missing = sum(not c for c in captions)
+    if missing:
+        raise UserError(f"{name} needs a caption for every image; {missing} of "
+                        f"{len(captions)} in this batch have none: give each image a "
+                        ".txt file, or train DINO")
 
 # %% ../nbs/library/07_objectives.ipynb #6f51c83f
 def dino_loss(
@@ -274,10 +287,19 @@ def diagnose(
                 "or train for more samples")
     return None
 
-# %% ../nbs/library/07_objectives.ipynb #ed9260c2
-class DinoObjective(Objective):
-    "Self-distillation without labels: student, teacher, centre."
-    name, own, couples, evaluated = "DINO", "dino", False, "teacher (moving average)"
+# %% ../nbs/library/07_objectives.ipynb #56a0207d
+def _heads(width, d, seed): # student's, teacher's, alike
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = DinoHead(width, d)
+    theirs = DinoHead(width, d).requires_grad_(False)
+    theirs.load_state_dict(head.state_dict())
+    return head, theirs
+
+# %% ../nbs/library/07_objectives.ipynb #6e365c0a
+class _Distillation(Objective):
+    "A student and its teacher, the moving average of its weights, whose answers are centred."
+    own, couples, evaluated = "dino", False, "teacher (moving average)"
     patches = False # does it read their tokens?
 
     def __init__(self, settings: Settings):
@@ -287,13 +309,38 @@ class DinoObjective(Objective):
         self.d, self.views_per_sample = d, dict(student=2 + d.local_crops, teacher=2)
         self.vision = build_vit(vit, seed, self.patches)
         self.teacher_vision = build_vit(replace(vit, drop_path=0.0), seed, self.patches).requires_grad_(False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.head = DinoHead(vit.width, d)
-        self.teacher_head = DinoHead(vit.width, d).requires_grad_(False)
-        self.teacher_head.load_state_dict(self.head.state_dict())
+        self.head, self.teacher_head = _heads(vit.width, d, seed)
         self.register_buffer("center", torch.zeros(d.out_dim))
         self.seen, self.answers = {}, []
+
+    def teacher_temp(self, t):
+        d = self.d
+        w = min(1.0, t / d.teacher_temp_warmup) if d.teacher_temp_warmup else 1.0
+        return d.warmup_teacher_temp + w * (d.teacher_temp - d.warmup_teacher_temp)
+
+    def before_step(self, t):
+        if t < self.d.freeze_last_layer: self.head.prototypes.grad = None
+
+    @torch.no_grad()
+    def recenter(self):
+        n = sum(k for _, k in self.answers)
+        mean = sum(x * (k / n) for x, k in self.answers) # over the parts of a batch
+        self.center.lerp_(average(mean), 1 - self.d.center_momentum)
+        self.answers.clear()
+
+    def pairs(self): # teacher, student
+        return [(self.teacher_vision, self.vision), (self.teacher_head, self.head)]
+
+    def after_step(self, t):
+        self.recenter()
+        for pair in self.pairs(): follow(*pair, momentum(self.d.momentum, t))
+
+    def encoder_state(self): return self.teacher_vision.state_dict()
+
+# %% ../nbs/library/07_objectives.ipynb #ed9260c2
+class DinoObjective(_Distillation):
+    "Self-distillation without labels: student, teacher, centre."
+    name = "DINO"
 
     def batch(self, shown):
         d, c = self.d, self.control
@@ -322,28 +369,6 @@ class DinoObjective(Objective):
             self.answers.append((teacher.mean((0, 1)), teacher.shape[1]))
         return loss, {}
 
-    def teacher_temp(self, t):
-        d = self.d
-        w = min(1.0, t / d.teacher_temp_warmup) if d.teacher_temp_warmup else 1.0
-        return d.warmup_teacher_temp + w * (d.teacher_temp - d.warmup_teacher_temp)
-
-    def before_step(self, t):
-        if t < self.d.freeze_last_layer: self.head.prototypes.grad = None
-
-    @torch.no_grad()
-    def recenter(self):
-        n = sum(k for _, k in self.answers)
-        mean = sum(x * (k / n) for x, k in self.answers) # over the parts of a batch
-        self.center.lerp_(average(mean), 1 - self.d.center_momentum)
-        self.answers.clear()
-
-    def pairs(self): # teacher, student
-        return [(self.teacher_vision, self.vision), (self.teacher_head, self.head)]
-
-    def after_step(self, t):
-        self.recenter()
-        for pair in self.pairs(): follow(*pair, momentum(self.d.momentum, t))
-
     @torch.no_grad()
     def health(self):
         if not self.seen: return {}
@@ -351,8 +376,6 @@ class DinoObjective(Objective):
         return dict(teacher_entropy=float(entropy(p).mean() / k), mean_entropy=float(entropy(p.mean(0)) / k),
                     feature_rank=float(effective_rank(self.seen["feature"])),
                     center_norm=float(self.center.norm()))
-
-    def encoder_state(self): return self.teacher_vision.state_dict()
 
 # %% ../nbs/library/07_objectives.ipynb #be0d4910
 def sinkhorn(
@@ -394,21 +417,17 @@ def koleo(
         near = dots.argmax(1)
     return -((u - every[near]).norm(dim=1) + 1e-8).log().mean()
 
-# %% ../nbs/library/07_objectives.ipynb #ffe9da3c
-class Dinov2Objective(DinoObjective):
-    "DINO, the same on hidden patches, and pictures that keep their distance."
-    name, own, couples, patches = "DINOv2", "dinov2", True, True
+# %% ../nbs/library/07_objectives.ipynb #04f09347
+class _HiddenPatches(DinoObjective):
+    "DINO's student and teacher where the student does not see some patches."
+    own, patches = "dinov2", True
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
         d, width = self.d, self.control.vit.width
         self.mask_token = nn.Parameter(torch.zeros(width))
         if not d.shared_head:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed((self.control.seed << 32) + 1)
-                self.patch_head = DinoHead(width, d)
-            self.teacher_patch_head = DinoHead(width, d).requires_grad_(False)
-            self.teacher_patch_head.load_state_dict(self.patch_head.state_dict())
+            self.patch_head, self.teacher_patch_head = _heads(width, d, (self.control.seed << 32) + 1)
         self.register_buffer("patch_center", torch.zeros(d.out_dim))
 
     def heads(self): # of patches: student's, teacher's
@@ -441,6 +460,11 @@ class Dinov2Objective(DinoObjective):
         if not hidden.is_meta: return x[hidden]
         usual = self.d.mask_probability * sum(self.d.mask_ratio) / 2 # FLOPs are counted without values
         return x.flatten(0, 1)[:round(usual * hidden.numel())]
+
+# %% ../nbs/library/07_objectives.ipynb #ffe9da3c
+class Dinov2Objective(_HiddenPatches):
+    "DINO, the same on hidden patches, and pictures that keep their distance."
+    name, couples = "DINOv2", True
 
     def answers_of(self, x, center, temp): # [n, K] -> [n, K]
         if self.d.centering == "sinkhorn": return sinkhorn(x, temp, self.d.sinkhorn_steps)

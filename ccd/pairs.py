@@ -156,15 +156,18 @@ class Product:
 
     def tile(self, left: torch.Tensor, columns: slice): # [rows, columns], until the next one
         right = self.right[columns]
-        whole, size = left.dtype == torch.int8, len(left) * len(right)
-        if self.space is None or len(self.space) < size:
-            self.space = torch.empty(size, dtype=torch.int32 if whole else left.dtype, device=left.device)
-        multiply = torch._int_mm if whole else torch.mm
+        self.space = _space_for(self.space, left, size := len(left) * len(right))
+        multiply = torch._int_mm if left.dtype == torch.int8 else torch.mm
         return multiply(left, right.T, out=self.space[:size].view(len(left), len(right)))
 
     def exact(self, i: np.ndarray, j: np.ndarray) -> np.ndarray: # [m] float64
         (wa, wb), ca, cb = self.weights, cosine(self.a, i, j), cosine(self.b, i, j)
         return wa * ca + wb * cb + self.constant
+
+# %% ../nbs/library/17_pairs.ipynb #b21893ef
+def _space_for(space, left, size): # for a product of that size: what there is, if it is enough
+    if space is not None and len(space) >= size: return space
+    return torch.empty(size, dtype=torch.int32 if left.dtype == torch.int8 else left.dtype, device=left.device)
 
 # %% ../nbs/library/17_pairs.ipynb #0f638a6e
 def _fill(rows, u, r, worst): # one block; r as a sum of two low-precision numbers
@@ -286,15 +289,8 @@ class Best:
             for k, part in enumerate(s.split(64)):
                 self.offer(part, row + 64 * k, column); self.settle()
             return
-        cut = (self.floor - self.product.error) / self.product.unit
-        if not s.is_floating_point(): cut = math.floor(max(cut, -2.0**30))
-        where = reaching(s, torch.tensor(cut).to(s.dtype), self.sign)
-        i, j = where // s.shape[1] + row, where % s.shape[1] + column
-        ok = (i < j) & (self.group[i] != self.group[j])
-        flat = torch.from_numpy(where[ok]).to(s.device)
-        about = self.sign * self.product.unit * s.flatten()[flat].double().cpu().numpy()
-        self.waiting.append((i[ok], j[ok], about))
-        self.fresh += len(about)
+        self.waiting.append(_candidates(self, s, row, column))
+        self.fresh += len(self.waiting[-1][0])
         if self.fresh > self.room: self.settle()
 
     def settle(self, last: bool = False):
@@ -302,14 +298,10 @@ class Best:
         if not self.waiting: return
         i, j, about = (np.concatenate(w) for w in zip(*self.waiting))
         at_most = about + self.product.error + ROUND * abs(about)
-        now = at_most >= self.floor if last else about >= self._least(about)
+        now = at_most >= self.floor if last else about >= _least(self, about)
         self._score(i[now], j[now], about[now])
         later = ~now & (at_most >= self.floor)
         self.waiting, self.fresh = [(i[later], j[later], about[later])], 0
-
-    def _least(self, about): # the room-th of what is known, exactly or not
-        known = np.concatenate([self.score, about])
-        return np.partition(known, -self.room)[-self.room] if len(known) > self.room else -np.inf
 
     def _score(self, i, j, about):
         exact = self.sign * self.product.exact(i, j)
@@ -325,6 +317,21 @@ class Best:
         order = np.lexsort((j, i, -score))[:self.room]
         self.i, self.j, self.score = i[order], j[order], score[order]
         if len(order) == self.room: self.floor = self.score[-1]
+
+# %% ../nbs/library/17_pairs.ipynb #4119c62f
+def _candidates(best, s, row, column): # pairs of a tile that may reach the floor: i, j, about their score
+    cut = (best.floor - best.product.error) / best.product.unit
+    if not s.is_floating_point(): cut = math.floor(max(cut, -2.0**30))
+    where = reaching(s, torch.tensor(cut).to(s.dtype), best.sign)
+    i, j = where // s.shape[1] + row, where % s.shape[1] + column
+    ok = (i < j) & (best.group[i] != best.group[j])
+    flat = torch.from_numpy(where[ok]).to(s.device)
+    return i[ok], j[ok], best.sign * best.product.unit * s.flatten()[flat].double().cpu().numpy()
+
+# %% ../nbs/library/17_pairs.ipynb #6a8423e5
+def _least(best, about): # the room-th of what is known, exactly or not
+    known = np.concatenate([best.score, about])
+    return np.partition(known, -best.room)[-best.room] if len(known) > best.room else -np.inf
 
 # %% ../nbs/library/17_pairs.ipynb #f4184b02
 def scan(

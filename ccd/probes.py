@@ -101,14 +101,15 @@ class Rows:
     def _norm(self, x): return x.sub_(self.mean).div_(self.std) # a copy, so in place
     def _read(self, rows): return self._norm(read_rows(self.x, rows))
 
-# %% ../nbs/library/12_probes.ipynb #99eed431
+# %% ../nbs/library/12_probes.ipynb #4c82698e
 MEMORY = 20 # steps that L-BFGS remembers
 MANY = 8 # times as many rows as are asked for the curvature
 INNER, DAMP = 3, 1 / 3 # conjugate gradients then; what is added to the curvature, of its mean
 TOL = 1e-6 # left to gain, relative to the loss, where a fit ends
 
-class Descent:
-    "Where a fit stands: weights, loss and gradient of the data, and what it has learnt."
+# %% ../nbs/library/12_probes.ipynb #8fdb57f9
+class _Standing:
+    "Where a fit stands: weights, loss and gradient of the data."
     def __init__(self, rows: Rows, y: np.ndarray, n_classes: int, dtype=torch.float32):
         self.rows, self.y = rows, torch.from_numpy(y).to(device())
         self.some = slice(None, None, max(1, len(y) // (2 * BLOCK)))
@@ -135,12 +136,17 @@ class Descent:
             slope[-1] += r.sum(0)
         return float(loss) / len(self.rows), slope / len(self.rows)
 
+    def say(self): return self.logits(self.w).softmax(1) # of some rows
+    def logits(self, w): return (self.part @ w[:-1].to(self.dtype)).float() + w[-1]
+
+    def total(self, ridge): return self.loss + ridge / 2 * float((self.w[:-1] ** 2).sum())
+
+# %% ../nbs/library/12_probes.ipynb #1eecb697
+class _Curved(_Standing):
+    "How the loss bends there: guessed, and asked of some rows."
     def confusion(self): # of the classes, as the probe is now; its own axes
         p = self.say()
         self.mixed, self.mix = torch.linalg.eigh(p.mean(0).diag() - _gram(p))
-
-    def say(self): return self.logits(self.w).softmax(1) # of some rows
-    def logits(self, w): return (self.part @ w[:-1].to(self.dtype)).float() + w[-1]
 
     def guess(self, g, ridge): # the inverse of the guessed curvature, times g
         b = self.mixed.clamp(min=0)
@@ -171,6 +177,9 @@ class Descent:
             d = z + (r * z).sum() / rz * d
         return x
 
+# %% ../nbs/library/12_probes.ipynb #99eed431
+class Descent(_Curved):
+    "Where a fit stands: weights, loss and gradient of the data, and what it has learnt."
     def direction(self, g, ridge):
         "The two loops of L-BFGS."
         pairs = [(s, _ridged(y, s, ridge)) for s, y in self.memory]
@@ -203,8 +212,6 @@ class Descent:
             self.memory.append((w - self.w, slope - self.slope))
             self.w, self.loss, self.slope = w, loss, slope
         return looks
-
-    def total(self, ridge): return self.loss + ridge / 2 * float((self.w[:-1] ** 2).sum())
 
 def _gram(x): return x.T @ x / len(x)
 

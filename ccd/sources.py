@@ -1025,8 +1025,22 @@ class Faults:
             f.write(b"\n" * bool(torn))
             f.write(b"".join(json.dumps(x).encode() + b"\n" for x in new))
 
+# %% ../nbs/library/04_sources.ipynb #2644a9cf
+class _Fed:
+    "What batches of rows and of a stream have in common: classes, faults, seconds, a part of each batch."
+    def __init__(self, control, workers, rank, processes, label, captioned, faults):
+        self.control, self.workers, self.label = control, workers, label
+        self.captioned, self.faults = captioned, faults
+        self.own = _share(control, rank, processes)
+        self.clock = dict(storage=0.0, decoding=0.0) # seconds, of all workers
+
+    @property
+    def n_labels(self): return len(self.classes)
+
+    def _take(self, step, done): return _taken(self, step, *done)
+
 # %% ../nbs/library/04_sources.ipynb #fef25adc
-class Feed:
+class Feed(_Fed):
     "Batches of a corpus in the order of a control."
     exact = True # a restart goes on with just the batches that would have come
 
@@ -1038,18 +1052,13 @@ class Feed:
         max_faults: float = 0.01, # share of samples
         folder=None, # for `faults.jsonl`
     ):
-        self.control, self.workers, self.label = control, workers, label
-        self.captioned, self.n = captioned, len(corpus)
-        self.own = _share(control, rank, processes)
+        super().__init__(control, workers, rank, processes, label, captioned, Faults(folder, max_faults))
+        self.n = len(corpus)
         self.pixels = Pixels(corpus, size, {*FACTS, label})
         self.classes, self.tars = _classes(corpus, label), tar_lengths(corpus)
         self.many = label is not None and _many(corpus, label)
-        self.faults = Faults(folder, max_faults)
-        self.clock = dict(storage=0.0, decoding=0.0) # seconds, of all workers
         self.pool, self.ahead = None, {}
 
-    @property
-    def n_labels(self): return len(self.classes)
     def state(self): return {}
     def restore(self, state): pass
     def __getstate__(self): return self.__dict__ | dict(pool=None, ahead={})
@@ -1076,8 +1085,6 @@ class Feed:
     def _soon(self, step):
         self.pool = self.pool or ThreadPoolExecutor(1)
         return self.pool.submit(_load, self, step)
-
-    def _take(self, step, done): return _taken(self, step, *done)
 
 # %% ../nbs/library/04_sources.ipynb #ce61632c
 def _classes(corpus, label): # value -> number
@@ -1163,7 +1170,7 @@ def _alive(loader):
 # %% ../nbs/library/04_sources.ipynb #2883d013
 BUFFER = 1000 # samples that are mixed
 
-class Stream:
+class Stream(_Fed):
     "Batches of a stream, with the calls of `Feed`."
     exact = False # after a restart the samples that lay in the buffer are gone
 
@@ -1172,24 +1179,11 @@ class Stream:
         label: str | None = None, captioned: bool = False,
         max_faults: float = 0.01, folder=None,
     ):
-        self.control, self.size, self.workers = control, size, workers
-        self.rank, self.processes = rank, processes
-        self.own = _share(control, rank, processes)
-        need = processes * max(1, workers)
-        if corpus.num_shards < need:
-            raise UserError(
-                f"{processes} processes with {max(1, workers)} workers each need "
-                f"{need} files to stream, and there are {corpus.num_shards}: set "
-                f"--run.workers to {corpus.num_shards // processes} or less, "
-                "or split the data into more files")
-        self.corpus = corpus
-        self.label, self.classes = label, _stream_classes(corpus, label)
-        self.captioned, self.faults = captioned, Faults(folder, max_faults)
-        self.clock = dict(storage=0.0, decoding=0.0)
+        super().__init__(control, workers, rank, processes, label, captioned, Faults(folder, max_faults))
+        self.size, self.rank, self.processes = size, rank, processes
+        _expect_files(corpus, processes, max(1, workers))
+        self.corpus, self.classes = corpus, _stream_classes(corpus, label)
         self.places = [dict(epoch=0, at=None)] * max(1, workers)
-
-    @property
-    def n_labels(self): return len(self.classes)
 
     def state(self) -> dict: # of plain values
         "Where the stream stands after the last batch taken."
@@ -1206,15 +1200,25 @@ class Stream:
 
     def __call__(self, step: int) -> Shown: # a look: the stream stays where it is
         done, _, _ = next(_stream_batches(self, step))
-        return _taken(self, step, *done)
+        return self._take(step, done)
 
     def batches(self, start: int, stop: int): # of Shown
         found = (_alive(_loader(_Endless(self, start), self.workers))
                  if self.workers else _one_ahead(_stream_batches(self, start)))
         for step, (done, worker, place) in zip(range(start, stop), found):
-            shown = _taken(self, step, *done)
+            shown = self._take(step, done)
             self.places = [*self.places[:worker], place, *self.places[worker + 1:]]
             yield shown
+
+# %% ../nbs/library/04_sources.ipynb #a08a09c5
+def _expect_files(corpus, processes, workers): # one for each that reads
+    need = processes * workers
+    if corpus.num_shards < need:
+        raise UserError(
+            f"{processes} processes with {workers} workers each need "
+            f"{need} files to stream, and there are {corpus.num_shards}: set "
+            f"--run.workers to {corpus.num_shards // processes} or less, "
+            "or split the data into more files")
 
 # %% ../nbs/library/04_sources.ipynb #3c249bbe
 class _Endless(IterableDataset):

@@ -222,9 +222,7 @@ class LanguageTower(nn.Module):
             "last" if is_causal(self.net) else "mean")
         self.trains = lock(self.net, text.unlocked, text.counting) > 0 or text.lora > 0
         if text.lora: adapt(self.net, text.lora)
-        if sum(p.numel() for p in self.net.parameters()) >= BIG and precision() == "bf16":
-            for p in self.net.parameters():
-                if not p.requires_grad: p.data = p.data.bfloat16()
+        _lighten(self.net)
         d = self.net.config.hidden_size
         self.head = nn.Sequential(nn.Linear(d, (d + embed_dim) // 2, bias=False), nn.GELU(),
                                   nn.Linear((d + embed_dim) // 2, embed_dim, bias=False))
@@ -247,7 +245,7 @@ class LanguageTower(nn.Module):
 
     def forward(self, tokens: dict) -> Tensor: # [B, embed_dim]
         fresh = self.trains or tokens["input_ids"].is_meta
-        return self.head(self._read(**tokens) if fresh else self._recall(**tokens))
+        return self.head(self._read(**tokens) if fresh else _recall(self.kept, self._read, **tokens))
 
     def _read(self, input_ids, attention_mask):
         with attention_for(input_ids.device):
@@ -255,18 +253,25 @@ class LanguageTower(nn.Module):
             out = self.net(input_ids=input_ids, attention_mask=mask)
         return pool(out.last_hidden_state, attention_mask, self.pooling)
 
-    @torch.no_grad()
-    def _recall(self, input_ids, attention_mask):
-        keys = [tuple(i[m].tolist()) for i, m in
-                zip(input_ids.cpu(), attention_mask.cpu().bool())]
-        found = {k: self.kept[k] for k in keys if k in self.kept}
-        new = list({k: i for i, k in enumerate(keys) if k not in found}.values())
-        if new:
-            read = self._read(input_ids[new], attention_mask[new]).float().cpu()
-            found |= {keys[i]: v for i, v in zip(new, read)}
-            if len(self.kept) * read[0].nbytes > KEPT: self.kept.clear()
-            self.kept |= found
-        return torch.stack([found[k] for k in keys]).to(input_ids.device)
+# %% ../nbs/library/05_towers.ipynb #2e242e04
+def _lighten(net): # a big one's locked weights, in bf16
+    if sum(p.numel() for p in net.parameters()) < BIG or precision() != "bf16": return
+    for p in net.parameters():
+        if not p.requires_grad: p.data = p.data.bfloat16()
+
+# %% ../nbs/library/05_towers.ipynb #ffd19b70
+@torch.no_grad()
+def _recall(kept, read, input_ids, attention_mask): # vectors that are kept; others are read, and kept
+    keys = [tuple(i[m].tolist()) for i, m in
+            zip(input_ids.cpu(), attention_mask.cpu().bool())]
+    found = {k: kept[k] for k in keys if k in kept}
+    new = list({k: i for i, k in enumerate(keys) if k not in found}.values())
+    if new:
+        fresh = read(input_ids[new], attention_mask[new]).float().cpu()
+        found |= {keys[i]: v for i, v in zip(new, fresh)}
+        if len(kept) * fresh[0].nbytes > KEPT: kept.clear()
+        kept |= found # in place: the tower's own
+    return torch.stack([found[k] for k in keys]).to(input_ids.device)
 
 # %% ../nbs/library/05_towers.ipynb #306d86fd
 def locked(model: nn.Module) -> set: # names

@@ -50,41 +50,9 @@ def clip_gradients(model, control: Control):
     for ps in ([p] for p in own) if control.clip_each else [own]:
         nn.utils.clip_grad_norm_(ps, control.grad_clip)
 
-# %% ../nbs/library/08_training.ipynb #97183f52
-class Trainer:
-    "A model, its optimiser and its batches."
-    def __init__(self, objective: str, settings: Settings, corpus, folder=None, origin=None):
-        start()
-        keep_freed_memory()
-        self.settings, self.c, r = settings, settings.control, settings.run
-        self.model = build(objective, settings)
-        if origin: inherit(self.model, origin)
-        self.first_weights = weights_hash(self.model.vision)
-        self.language = [weights_hash(m.net) for m in self.model.modules() if isinstance(m, LanguageTower)]
-        self.feed = feed_for(corpus, self.c, settings.world.size, workers=r.workers, rank=rank(),
-                             processes=processes(), max_faults=r.max_faults, folder=folder, **self.model.needs())
-        self.flops = flops_per_sample(self.model, self.feed) if first() else 0.0
-        self.model.to(device())
-        if r.compile: [b.compile() for b in stacks(self.model)]
-        self.net = spread(self.model, stacks(self.model), r.sharding)
-        self.optimizer = make_optimizer(self.model, self.c)
-        self.model.train()
-        self.views = Stopwatch()
-
-    def step(self, k: int, shown): # number of the step, `Shown` -> loss, facts
-        t = k / self.c.steps
-        with self.views: batch = self.model.batch(on_device(shown))
-        for g in self.optimizer.param_groups:
-            g["lr"] = learning_rate(t, self.c)
-            if g["weight_decay"] and self.c.final_weight_decay is not None:
-                g["weight_decay"] = cosine(self.c.weight_decay, self.c.final_weight_decay, t)
-        loss, info = self._gradients(batch, t, k)
-        self.model.before_step(t)
-        clip_gradients(self.model, self.c)
-        self.optimizer.step(); self.optimizer.zero_grad()
-        self.model.after_step(t)
-        return loss, info
-
+# %% ../nbs/library/08_training.ipynb #14b0299d
+class _InParts:
+    "Gradients of a batch, taken whole or in parts that fit in memory."
     def _gradients(self, batch, t, k):
         n, m = rows(batch), self.settings.run.micro_batch
         self._random(k)
@@ -119,6 +87,41 @@ class Trainer:
 
     def _random(self, k): # what is drawn outside of views: blocks that are skipped
         if self.c.vit.drop_path: torch.manual_seed((self.c.seed << 32) + k * processes() + rank())
+
+# %% ../nbs/library/08_training.ipynb #97183f52
+class Trainer(_InParts):
+    "A model, its optimiser and its batches."
+    def __init__(self, objective: str, settings: Settings, corpus, folder=None, origin=None):
+        start()
+        keep_freed_memory()
+        self.settings, self.c, r = settings, settings.control, settings.run
+        self.model = build(objective, settings)
+        if origin: inherit(self.model, origin)
+        self.first_weights = weights_hash(self.model.vision)
+        self.language = [weights_hash(m.net) for m in self.model.modules() if isinstance(m, LanguageTower)]
+        self.feed = feed_for(corpus, self.c, settings.world.size, workers=r.workers, rank=rank(),
+                             processes=processes(), max_faults=r.max_faults, folder=folder, **self.model.needs())
+        self.flops = flops_per_sample(self.model, self.feed) if first() else 0.0
+        self.model.to(device())
+        if r.compile: [b.compile() for b in stacks(self.model)]
+        self.net = spread(self.model, stacks(self.model), r.sharding)
+        self.optimizer = make_optimizer(self.model, self.c)
+        self.model.train()
+        self.views = Stopwatch()
+
+    def step(self, k: int, shown): # number of the step, `Shown` -> loss, facts
+        t = k / self.c.steps
+        with self.views: batch = self.model.batch(on_device(shown))
+        for g in self.optimizer.param_groups:
+            g["lr"] = learning_rate(t, self.c)
+            if g["weight_decay"] and self.c.final_weight_decay is not None:
+                g["weight_decay"] = cosine(self.c.weight_decay, self.c.final_weight_decay, t)
+        loss, info = self._gradients(batch, t, k)
+        self.model.before_step(t)
+        clip_gradients(self.model, self.c)
+        self.optimizer.step(); self.optimizer.zero_grad()
+        self.model.after_step(t)
+        return loss, info
 
 def rows(batch) -> int: return len(tree_flatten(batch)[0][0])
 

@@ -669,10 +669,7 @@ class TalkFeed:
         counts, cut, context = [], 0, self.layout[2]
         for k in range(len(self.s)):
             ids, learnt, off = laid_out(self.s, k, *self.layout)
-            marks = (self.s.ids[self.s.of(k)] == self.layout[0]).sum()
-            if marks != (self.s.picture[k] >= 0):
-                raise UserError(f"talk {k} has {marks} image tokens and "
-                                f"{int(self.s.picture[k] >= 0)} pictures: expected one of each, or none")
+            _expect_mark(self.s, k, self.layout[0])
             counts.append(learnt[1:].sum()); cut += off > 0
         self.counts, self.cut = np.array(counts), int(cut)
         if len(empty := np.flatnonzero(self.counts == 0)):
@@ -706,6 +703,13 @@ def collate(laid, pad): # [(ids, learnt), ...]
         ids[k, :len(i)], learnt[k, :len(i)] = torch.from_numpy(i), torch.from_numpy(l)
         mask[k, :len(i)] = 1
     return dict(ids=ids, learnt=learnt, mask=mask)
+
+# %% ../nbs/library/21_vlm.ipynb #fda2427c
+def _expect_mark(s, k, image): # of its picture, where a talk has one
+    marks = (s.ids[s.of(k)] == image).sum()
+    if marks != (s.picture[k] >= 0):
+        raise UserError(f"talk {k} has {marks} image tokens and "
+                        f"{int(s.picture[k] >= 0)} pictures: expected one of each, or none")
 
 # %% ../nbs/library/21_vlm.ipynb #0650dcb2
 class VlmTrainer(Trainer):

@@ -534,17 +534,16 @@ def _cvbench(kind, r):
                 subset=r["source"] if kind == "2D" else r["task"],
                 skip="" if r["type"] == kind else f"a {r['type']} question")
 
-# %% ../nbs/library/20_vqa.ipynb #b05996e2
+# %% ../nbs/library/20_vqa.ipynb #e6f590c0
 def _listed(last): return "{q} Options:\n{options}\n" + last
 
+# %% ../nbs/library/20_vqa.ipynb #c3431565
 def _at(name, config=""): # where lmms-eval has it, and had it
     tail = f":{config}" if config else ""
     return dict(hub=f"lmms-lab-encoder/{name}{tail}", formerly=f"lmms-lab/{name}{tail}")
 
-BENCHMARKS = {
-    "VMCBench": Benchmark("suyc21/VMCBench", _vmcbench, "dev", published="coin_toss",
-        ask="Question: {q}\nOptions:\n{options}\n" + LETTER + "\n",
-        inside="macro", logs=("vmcbench", "VMCBench_DEV", "VMCBench_TEST")),
+# %% ../nbs/library/20_vqa.ipynb #f194543b
+_GENERAL = {
     "MME_P": Benchmark(**_at("MME"), row=_mme, form="words", rule="yes_no", published="exact", pair=2,
         inside="macro", logs=("mme", "MME")),
     "MMBench": Benchmark(hub="lmms-lab-encoder/MMBench:en", formerly="lmms-lab/MMBench_EN",
@@ -554,7 +553,10 @@ BENCHMARKS = {
         published="first_letter", logs=("seedbench", "SEEDBench_IMG")),
     "GQA": Benchmark(**_at("GQA", "testdev_balanced_instructions"), row=_gqa,
         split="testdev", pictures="lmms-lab-encoder/GQA:testdev_balanced_images",
-        form="words", rule="exact", logs=("gqa", "GQA_TestDev_Balanced")),
+        form="words", rule="exact", logs=("gqa", "GQA_TestDev_Balanced"))}
+
+# %% ../nbs/library/20_vqa.ipynb #84e58511
+_KNOWLEDGE = {
     "ScienceQA_I": Benchmark("derek-thomas/ScienceQA", _scienceqa, most=5,
         ask="{q}\n{options}\nPlease answer directly with only the letter of the correct "
             "option and nothing else.", rule="letter_or_sentence",
@@ -568,7 +570,10 @@ BENCHMARKS = {
         logs=("mathvista_testmini_cot", "mathvista_testmini_format",
               "mathvista_testmini_solution", "MathVista_MINI")),
     "AI2D": Benchmark(**_at("ai2d"), row=_ai2d, published="first_letter",
-        logs=("ai2d", "AI2D_TEST")),
+        logs=("ai2d", "AI2D_TEST"))}
+
+# %% ../nbs/library/20_vqa.ipynb #2e09cc71
+_READING = {
     "ChartQA": Benchmark(**_at("ChartQA"), row=_chartqa, form="words", rule="relaxed",
         free="{q}\nAnswer the question using a single number or phrase.",
         published="relaxed_plain", logs=("chartqa", "ChartQA_TEST")),
@@ -577,7 +582,10 @@ BENCHMARKS = {
     "TextVQA": Benchmark(**_at("textvqa"), row=_textvqa, split="validation",
         form="words", rule="soft_accuracy", logs=("textvqa_val", "TextVQA_VAL")),
     "DocVQA": Benchmark(**_at("DocVQA", "DocVQA"), row=_docvqa, split="validation",
-        free="{q}\n" + SHORT, form="words", rule="anls", logs=("docvqa_val", "DocVQA_VAL")),
+        free="{q}\n" + SHORT, form="words", rule="anls", logs=("docvqa_val", "DocVQA_VAL"))}
+
+# %% ../nbs/library/20_vqa.ipynb #3045f054
+_SEEING = {
     "MMVP": Benchmark("lmms-lab-eval/MMVP", _mmvp, "train", ask=_listed(LETTER), most=2,
         published="letter_or_text", pair=2, logs=("mmvp", "MMVP")),
     "RealWorldQA": Benchmark(**_at("RealWorldQA"), row=_realworldqa, free="{q}", form="words",
@@ -588,6 +596,13 @@ BENCHMARKS = {
     "CVBench_3D": Benchmark("nyu-visionx/CV-Bench:3D", lambda r: _cvbench("3D", r), most=6,
         ask="{q}\n" + LETTER, published="first_letter",
         logs=("cv_bench_3d", "CV-Bench-3D"))}
+
+# %% ../nbs/library/20_vqa.ipynb #b05996e2
+BENCHMARKS = {
+    "VMCBench": Benchmark("suyc21/VMCBench", _vmcbench, "dev", published="coin_toss",
+        ask="Question: {q}\nOptions:\n{options}\n" + LETTER + "\n",
+        inside="macro", logs=("vmcbench", "VMCBench_DEV", "VMCBench_TEST")),
+    **_GENERAL, **_KNOWLEDGE, **_READING, **_SEEING}
 
 # %% ../nbs/library/20_vqa.ipynb #293a601e
 Loaded = namedtuple("Loaded", "questions skipped") # Dataset; DataFrame with row, reason
