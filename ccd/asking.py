@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from . import questions as emojivmc, views
 from .accuracy import names_of, slug
 from .comparison import encoder_named, listed
-from .core import Settings, UserError, atomic, content_hash, load_table, plain, read_json, read_manifest, release, say, sealed, spare, stage, write_json
+from .core import Settings, UserError, atomic, check_fields, content_hash, load_table, plain, read_json, read_manifest, release, say, sealed, spare, stage, write_json
 from .emoji import PALETTE, drawings, font, words
 from .encoders import parse, refitted
 from .objectives import OBJECTIVES, Objective
@@ -204,6 +204,7 @@ def asked_before(
     m = read_manifest(results) if results else None
     wanted = json.loads(json.dumps(plain(settings) | dict(vlm=plain(v))))
     if not m or "learnt" in m["settings"] or any(m["settings"].get(k) != wanted[k] for k in ("world", "control", "vlm")): return []
+    check_fields(m["settings"], f"settings in {results}/manifest.json", (), [*Settings.__dataclass_fields__, "vlm", "form"])
     if m["settings"].get("form", v.forms[0]) != form: return [] # older results do not say it
     t, cards = pd.read_parquet(Path(results) / "answers.parquet"), pd.read_csv(Path(results) / "encoders.csv", dtype=str, keep_default_na=False)
     found, options = [], {q["item_id"]: list(options_of(q).values()) for q in questions.remove_columns("image")} # they are not kept

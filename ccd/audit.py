@@ -10,7 +10,7 @@ __all__ = ['UNSAID', 'PAPER', 'NOT_SAID', 'augmentation', 'schedule', 'settings_
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import pandas as pd
-from .core import (RECIPES, Settings, UserError, from_plain, override, plain, preset,
+from .core import (RECIPES, Settings, UserError, check_run, from_plain, override, plain, preset,
                       read_manifest, run_settings, user_path)
 
 # %% ../nbs/library/09_audit.ipynb #defcd434
@@ -63,6 +63,8 @@ def run_sheet(
         inside = sorted(str(p.parent) for p in Path(run).glob("train/*/manifest.json"))
         raise UserError(f"{run} is a study: name one of its runs, {' or '.join(inside)}" if inside else
                         f"{run} is not a finished run: expected a folder with manifest.json; train it first")
+    file = run / "manifest.json"
+    check_run(m["settings"], file)
     f = m["facts"]
     sheet = {"objective": f["objective"], **({"pictures and captions": f["data"]} if "data" in f else {}),
         "training data": m["inputs"]["corpus"],
@@ -80,14 +82,14 @@ def run_sheet(
         "GFLOP per sample": f"{f['flops_per_sample'] / 1e9:.3g}",
         "PFLOP in all": f"{f['flops'] / 1e15:.3g}"}
     if timed: sheet["minutes"] = f"{m['wall_seconds'] / 60:.1f}"
-    own = flat(_own_settings(m["settings"]))
+    own = flat(_own_settings(m["settings"], file))
     return sheet | {
         f"own: {k}": " to ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
         for k, v in own.items()}
 
-def _own_settings(run): # of the objective; fields that came after the run have the value from before
+def _own_settings(run, file): # of the objective; fields that came after the run have the value from before
     kind = getattr(Settings(), run["objective"], None) # None for an objective made elsewhere
-    return asdict(from_plain(type(kind), run["own"])) if kind else run["own"]
+    return asdict(from_plain(type(kind), run["own"], file)) if kind else run["own"]
 
 def flat(d: dict, at="") -> dict: # nested -> dotted
     out = {}

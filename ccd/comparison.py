@@ -126,7 +126,8 @@ def encoder_named(spec, settings): # of a name, or the first weights of one
     kind, _, rest = spec.partition(":")
     if kind != "first": return encoders.load(spec, settings.control)
     _, name, options = encoders.parse(rest)
-    control = from_plain(Control, read_json(Path(encoders.released(name) or name) / "encoder.json")["control"])
+    file = Path(encoders.released(name) or name) / "encoder.json"
+    control = from_plain(Control, read_json(file)["control"], file)
     said = ",".join(f"{k}={v}" for k, v in options.items() if k != "precision")
     return encoders.load(f"random:{control.seed}" + f"#{said}" * bool(said), control)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from .core import (Progress, UserError, atomic, content_hash, device, file_hash, load_table, plain, read_json,
+from .core import (Progress, UserError, atomic, check_fields, content_hash, device, file_hash, load_table, plain, read_json,
                       up_to_date, user_path, write_json, write_manifest)
 from .encoders import Card, Encoder, load
 from .sources import FEW, Pixels, fingerprint
@@ -447,8 +447,12 @@ def _given(path, table): # files of vectors and of items; the card, as far as it
         raise UserError(f"{path} holds no vectors.npy: expected a folder that `ccd embed` has finished, or a file NAME.npy")
     lost, card = (path / n for n in ("skipped.csv", "card.json"))
     return (path / "vectors.npy", Path(table).expanduser() if table else path / "items.parquet",
-            read_json(card) if card.exists() else dict(name=path.name, revision=_revision(path / "vectors.npy")),
+            _card_of(card) if card.exists() else dict(name=path.name, revision=_revision(path / "vectors.npy")),
             load_table(lost, None) if lost.exists() else pd.DataFrame(columns=SKIPPED))
+
+def _card_of(file): # what is there of a card
+    check_fields(known := read_json(file), file, (), [f.name for f in fields(Card)])
+    return known
 
 def _revision(file): return file_hash(file)[:16] if file.is_file() else None
 

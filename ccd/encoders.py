@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from .core import (RECIPES, Clip, Control, Siglip, UserError, check_size, device, from_plain, later, read_json,
+from .core import (RECIPES, Clip, Control, Siglip, UserError, check_fields, check_run, check_size, device, from_plain, later, read_json,
                       read_manifest, user_path, write_json)
 from .towers import build_text, build_vit, locked, weights_hash
 from .views import to
@@ -328,8 +328,9 @@ def trained(
     if not (folder / "encoder.safetensors").exists():
         raise UserError(f"{folder} holds no finished encoder: expected encoder.safetensors; "
                         "train it first, or let its training finish")
-    about = read_json(folder / "encoder.json")
-    control = from_plain(Control, about["control"])
+    about = read_json(file := folder / "encoder.json")
+    check_fields(about, file, ("name", "control", "training"))
+    control = from_plain(Control, about["control"], file)
     weights = {k: v.float() for k, v in load_file(folder / "encoder.safetensors").items()}
     projection = weights.pop("projection.weight", None)
     model = build_vit(control.vit)
@@ -354,9 +355,10 @@ def captioner(
 ) -> Captioner | None: # None where the run has none
     "What the run makes of text, from its last checkpoint."
     from safetensors.torch import load_file
-    run = read_manifest(folder)["settings"]
+    run, file = read_manifest(folder)["settings"], Path(folder) / "manifest.json"
+    check_run(run, file)
     if run["objective"] not in ("clip", "siglip"): return None
-    c = from_plain(dict(clip=Clip, siglip=Siglip)[run["objective"]], run["own"])
+    c = from_plain(dict(clip=Clip, siglip=Siglip)[run["objective"]], run["own"], file)
     tower = build_text(c.text, c.embed_dim).eval()
     kept = sorted(Path(folder).glob("checkpoints/step-*"))
     if not kept: raise UserError(f"{folder} holds no checkpoint, so no text tower: a release "

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np
 import pandas as pd
-from .core import (RECIPES, Settings, UserError, World, alone, apply_recipe, content_hash, differences, find_recipe, from_plain, override,
+from .core import (RECIPES, Control, Settings, UserError, World, alone, apply_recipe, check_fields, check_run, content_hash, differences, find_recipe, from_plain, override,
                       plain, preset, read_json, read_manifest, run_settings, say, sealed, spare, stage, write_json, write_manifest)
 from .stats import Estimate, cluster_draws, could_show, holm, t_test, weighted
 
@@ -269,22 +269,24 @@ def kept(results, run: Run, measure: str) -> bool: # is it there?
     if not m:
         spare(folder)
         return False
-    if apart := list(differences(_with_defaults(m["settings"]), wanted)):
+    check_fields(m["settings"], f"settings in {(file := folder / 'manifest.json')}", list(wanted))
+    if apart := list(differences(_with_defaults(m["settings"], file), wanted)):
         raise UserError(f"{folder} is of another experiment: {'; '.join(apart[:3])}. Nothing was changed: choose another "
                         "folder with --results, or remove this one to measure again")
     if not (folder / "measured.json").exists(): raise UserError(f"{folder} has lost its measured.json: remove it to measure again")
     return True
 
-def _full(kind, values): return plain(from_plain(kind, values))
+def _full(kind, values, file): return plain(from_plain(kind, values, file))
 
-def _run_with_defaults(run): # as of `run_settings`
+def _run_with_defaults(run, file): # as of `run_settings`
+    check_run(run, file)
     own = Settings()
-    run = run | dict(control=_full(type(own.control), run["control"]))
+    run = run | dict(control=_full(type(own.control), run["control"], file))
     part = getattr(own, run["objective"], None)
-    return run | (dict(own=_full(type(part), run["own"])) if part else {})
+    return run | (dict(own=_full(type(part), run["own"], file)) if part else {})
 
-def _with_defaults(said):
-    return said | dict(run=_run_with_defaults(said["run"]), world=_full(World, said["world"]))
+def _with_defaults(said, file):
+    return said | dict(run=_run_with_defaults(said["run"], file), world=_full(World, said["world"], file))
 
 def measured(run: Run, measure: str, trained: Path, results: Path, home: Path, reader: Path | None = None) -> Path: # folder of measured.json
     "Ask one measure about one run, and keep what it says."
@@ -316,7 +318,7 @@ def trained_before(run: Run, corpus) -> Path | None: # a folder as `ccd.training
     for folder in releases():
         m = read_manifest(folder)
         if not m or m["settings"].get("objective") != wanted["objective"]: continue
-        same = not list(differences(_run_with_defaults(m["settings"]), wanted))
+        same = not list(differences(_run_with_defaults(m["settings"], folder / "manifest.json"), wanted))
         if same and m["inputs"]["corpus"] == fingerprint(corpus): return folder
 
 def scale(
@@ -411,7 +413,11 @@ def read_results(results) -> pd.DataFrame: # columns of `Point`, metric, estimat
     place = lambda m: shown.index(m) if m in shown else len(shown)
     for f in sorted(Path(results).glob("*/*/measured.json"), key=lambda f: (f.parts[-3], turn(f.parts[-2]))):
         x, about = read_json(f), read_manifest(f.parent)["settings"]
-        vit = from_plain(Settings, dict(control=about["run"]["control"])).control.vit
+        file = f.parent / "manifest.json"
+        check_fields(x, f, ("metrics", "run"))
+        for m, v in x["metrics"].items(): check_fields(v, f"{m!r} in {f}", ("estimate", "draws", "tests", "clusters"))
+        from_plain(Point, about["point"], file)
+        vit = from_plain(Control, about["run"]["control"], file).vit
         more = about["point"] | dict(parameters=_vision_size(vit), flops=x["run"]["flops"])
         rows += [more | dict(metric=m, estimate=v["estimate"], draws=np.array(v["draws"]), tests=v["tests"], clusters=v["clusters"])
                  for m, v in sorted(x["metrics"].items(), key=lambda mv: place(mv[0]))]

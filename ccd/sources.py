@@ -31,7 +31,7 @@ from datasets.features.features import register_feature
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from .core import (Control, Progress, UserError, World, atomic, cache_dir, content_hash, cores,
+from .core import (Control, Progress, UserError, World, atomic, cache_dir, check_fields, content_hash, cores,
                       differences, plain, read_json, read_manifest, up_to_date, user_path, write_json)
 from . import emoji
 from .views import uniform
@@ -784,6 +784,7 @@ def filtered(
     "The pictures that a rule keeps. Raises `UserError` where others were scored."
     keep, _, home = world.source.partition(":")[2].partition(":")
     chosen, (made, scores) = rule_of(keep), scores_of(home, split)
+    check_fields(made["settings"], f"settings in {home}/{split}/manifest.json", ("source", "split", "scorer"))
     source = made["settings"]["source"]
     whole = replace(world, source=source)
     opened = open_corpus(whole, split)
@@ -1191,6 +1192,7 @@ class Stream(_Fed):
 
     def restore(self, state: dict):
         "Go on near where another stream stood."
+        check_fields(state, "the place where the stream stood", ("processes", "places"))
         had = state["processes"], len(state["places"])
         if had != (self.processes, len(self.places)):
             raise UserError(

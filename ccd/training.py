@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
-from .core import (Control, Progress, Settings, UserError, ViT, World, alone, atomic, autocast, claim, device, differences,
+from .core import (Control, Progress, Settings, UserError, ViT, World, alone, atomic, autocast, check_fields, check_run, claim, device, differences,
                       from_plain, keep_freed_memory, plain, precision, read_json, read_manifest, run_settings,
                       up_to_date, user_path, write_json, write_manifest)
 from .objectives import build, diagnose
@@ -185,7 +185,8 @@ def load_checkpoint(folder, trainer) -> int: # steps done, 0 if none found
     if not found: return 0
     restore(trainer, *(load_file(found[-1] / f"{k}.safetensors")
                        for k in ("model", "optimizer")))
-    state = read_json(found[-1] / "state.json")
+    state = read_json(file := found[-1] / "state.json")
+    check_fields(state, file, ("step", "feed"))
     trainer.feed.restore(state["feed"])
     return state["step"]
 
@@ -475,10 +476,11 @@ def beginning(
     if not m or "facts" not in m:
         raise UserError(f"{origin} is not a finished run, so nothing can start from it: "
                         "expected a folder with manifest.json; train it first")
+    check_run(m["settings"], file := Path(origin) / "manifest.json")
     if m["settings"]["objective"] != objective:
         raise UserError(f"{origin} is a run of {m['settings']['objective']}, and {objective} cannot start from it: "
                         "name a run of the same objective")
-    old, new = (asdict(v) for v in (from_plain(ViT, m["settings"]["control"]["vit"]), settings.control.vit))
+    old, new = (asdict(v) for v in (from_plain(ViT, m["settings"]["control"]["vit"], file), settings.control.vit))
     free = dict(image_size=0, drop_path=0)
     apart = list(differences(old | free, new | free))
     if apart:

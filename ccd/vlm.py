@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from . import emoji, questions as emojivmc
 from .core import (Progress, Run, UserError, World, alone, atomic, cache_dir, claim,
-    content_hash, cores, device, from_plain, keep_freed_memory, later, override, plain, read_json,
+    check_fields, content_hash, cores, device, from_plain, keep_freed_memory, later, override, plain, read_json,
     read_manifest, say, sealed, up_to_date, write_json, write_manifest)
 from .encoders import WAYS, Card, Encoder, Tap, encoder_of, hf_anatomy, load, parse
 from .parallel import agreed, first, processes, rank, spread, start, whole
@@ -910,13 +910,14 @@ def load_vlm(
     if not read_manifest(out / "tune"):
         raise UserError(f"{out} holds no finished vision-language model: train it first, or let "
                         "its training finish")
-    about = read_json(out / "settings.json")
+    about = read_json(file := out / "settings.json")
+    check_fields(about, file, ("settings", "encoder", "card"))
     e = encoder or (load(about["encoder"]) if about["encoder"] else None)
     if e is None or json.loads(json.dumps(plain(e.card))) != about["card"]:
         raise UserError(f"the model in {out} was trained on {about['card']['name']}, layer "
                         f"{about['card']['layer']}: give that encoder"
                         + (f", not {e.card.name}, layer {e.card.layer}" if e else ""))
-    v, config = from_plain(VlmSettings, about["settings"]), LlavaConfig.from_pretrained(out)
+    v, config = from_plain(VlmSettings, about["settings"], file), LlavaConfig.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     language = AutoModelForCausalLM.from_config(config.text_config)
     net = llava(language, tokenizer, config.vision_config.hidden_size, config.image_seq_length)

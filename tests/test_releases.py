@@ -39,6 +39,6 @@ def test_weights_and_features_are_what_they_were(name):
     scale = want.norm_cls.to_numpy()[:, None] / np.sqrt(192) # the usual size of a number
     norms = numbers.str.startswith("norm_")
     apart = np.abs(got[numbers] - want[numbers]).to_numpy() / np.where(norms, want[numbers], scale)
-    assert (got[numbers].isna() == want[numbers].isna()).all(None) and np.nanmax(apart) < NEAR, apart
+    assert got[numbers].isna().equals(want[numbers].isna()) and np.nanmax(apart) < NEAR, apart
 
 if __name__ == "__main__": pd.concat([rows(*x) for x in FOUND.items()]).to_csv(TABLE, index=False, float_format="%.9g")

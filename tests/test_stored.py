@@ -1,0 +1,139 @@
+"What files hold is read back only where every field is known: a name that was changed must never read as its default."
+import json, shutil
+from pathlib import Path
+import numpy as np, pandas as pd, pytest
+from ccd import scaling, vlm
+from ccd.audit import run_sheet
+from ccd.core import (GONE, PRESETS, Analysis, Clip, Control, Dino, Settings, Siglip, Text, UserError, World, check_run, from_plain, plain,
+                      preset, read_json, write_manifest)
+from ccd.embeddings import load_vectors
+from ccd.encoders import captioner, load
+from ccd.scaling import GRIDS, Point, points
+from ccd.training import beginning
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+stored = lambda x: json.loads(json.dumps(plain(x)))
+KINDS = {k: type(v) for k, v in vars(Settings()).items() if k != "preset"} | dict(point=Point, vlm=vlm.VlmSettings)
+
+def read(settings, file): # names of dataclasses
+    "Read whatever settings a manifest holds, wherever in them they stand."
+    for k, v in settings.items():
+        if not isinstance(v, dict): continue
+        kind = KINDS.get(settings["objective"] if k == "own" else k)
+        if k == "run" and "objective" in v: check_run(v, file)
+        elif kind: from_plain(kind, v, file); yield kind.__name__; continue
+        yield from read(v, file)
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_read_back(name):
+    assert from_plain(Settings, stored(preset(name))) == preset(name)
+
+@pytest.mark.parametrize("name", vlm.PRESETS)
+def test_every_language_model_is_read_back(name):
+    assert from_plain(vlm.VlmSettings, stored(vlm.vlm_preset(name))) == vlm.vlm_preset(name)
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_point_is_read_back(name):
+    assert [from_plain(Point, stored(p)) for p in points(GRIDS[name])] == points(GRIDS[name])
+
+def test_all_that_is_kept_is_readable():
+    files = sorted(RESULTS.rglob("manifest.json"))
+    seen = {k for f in files for k in read(read_json(f)["settings"], f)}
+    for f in RESULTS.rglob("encoder.json"): from_plain(Control, read_json(f)["control"], f)
+    assert len(files) > 150 and seen >= {"World", "Control", "Clip", "Siglip", "Dino", "Dinov2", "Supervised", "Analysis", "Run", "Point", "VlmSettings"}
+
+def test_what_older_versions_wrote_is_read():
+    old = dict(embed_dim=32, text_width=32, text_depth=1, text_heads=2, context=16)
+    assert from_plain(Clip, old) == Clip(32, Text(width=32, depth=1, heads=2, context=16)) and from_plain(Siglip, old).text.depth == 1
+    assert from_plain(Clip, old | dict(text=dict(depth=2))).text == Text(width=32, depth=2, heads=2, context=16)
+    assert from_plain(Analysis, dict(pairs=9, checkpoint_minutes=2.0)) == Analysis(pairs=9)
+    for kind, fields in GONE.items(): assert not fields.keys() & kind.__dataclass_fields__.keys()
+
+@pytest.mark.parametrize("kind, values, told", [
+    (Control, dict(warm_up=0.1), "Control in a.json has fields .* not know: 'warm_up'; it knows vit, samples, .*Update ccd .*'warmup' for 'warm_up'"),
+    (Control, dict(lr=0.1, a=1, b=2), "'a', 'b'"),
+    (Control, dict(vit=dict(girth=1)), "ViT in a.json has fields .*'girth'"),
+    (Control, dict(vit=[48]), r"ViT in a.json is \[48\]: expected fields by name"),
+    (Control, None, "Control in a.json is None: expected fields"),
+    (Control, dict(lr="0.1"), "lr of Control in a.json is '0.1': expected a number"),
+    (Control, dict(samples=0.5), "samples of .*: expected a whole number"),
+    (Control, dict(samples=True), "samples of .*: expected a whole number"),
+    (Control, dict(samples=float("inf")), "samples of .*: expected a whole number"),
+    (Control, dict(betas=[0.9]), r"betas of .* is \[0.9\]: expected tuple\[float, float\]"),
+    (Control, dict(betas=0.9), "betas of .* is 0.9"),
+    (Control, dict(clip_each=1), "clip_each of .*: expected true or false"),
+    (Control, dict(lr=None), "lr of .* is None"),
+    (World, dict(caption_policy="rhymes"), "caption_policy of .*: expected Literal.*'shuffled'"),
+    (World, dict(source=["emoji"]), "source of .*: expected a text"),
+    (Analysis, dict(variants=["siglip", 1]), "variants of"),
+    (Clip, dict(text=5, text_depth=1), "Text in a.json is 5"),
+    (Point, dict(recipe="clip"), "Point in a.json lacks size, drawings, samples, pixels")])
+def test_what_is_not_known_is_refused(kind, values, told):
+    with pytest.raises(UserError, match=told): from_plain(kind, values, "a.json")
+
+def test_what_fits_is_read():
+    c = from_plain(Control, dict(samples=1e3, lr=1, final_weight_decay=None, betas=[0, 0.5]))
+    assert (c.samples, c.lr, c.final_weight_decay, c.betas) == (1000, 1, None, (0, 0.5))
+    assert from_plain(Dino, {}).head_init == "trunc_normal" # of before it was a setting
+
+# --- the files, each with one name changed
+
+def mended(file, change):
+    x = read_json(file); change(x)
+    file.write_text(json.dumps(x))
+
+def renamed(*way):
+    def change(x):
+        for k in way[:-1]: x = x[k]
+        x["renamed"] = x.pop(way[-1])
+    return change
+
+@pytest.fixture
+def run(tmp_path): return Path(shutil.copytree(RESULTS / "emoji-small/encoders/clip-0", tmp_path / "clip-0"))
+
+def refused(call, *what):
+    with pytest.raises(UserError, match="not know: 'renamed'") as e: call()
+    for w in what: assert w in str(e.value)
+
+@pytest.mark.parametrize("way", [("name",), ("control", "lr"), ("control", "vit", "depth")])
+def test_an_encoder(run, way):
+    mended(run / "encoder.json", renamed(*way))
+    refused(lambda: load(f"ccd:{run}"), str(run / "encoder.json"), way[-1])
+
+@pytest.mark.parametrize("way", [("size",), ("control", "lr"), ("own", "embed_dim")])
+def test_a_run(run, way):
+    mended(run / "manifest.json", renamed("settings", *way))
+    ways = [lambda: run_sheet(run), lambda: captioner(run)] + ([lambda: beginning(run, "clip", preset("emoji-small"))] if way[0] != "own" else [])
+    for w in ways: refused(w, str(run / "manifest.json"), way[-1])
+
+def test_a_measurement(tmp_path):
+    name = "clip-w192-d1-n40960-px48-s0"
+    shutil.copytree(RESULTS / "scaling" / name / "probes", tmp_path / name / "probes")
+    one = next(scaling.Run(p, scaling.settings_of(GRIDS["emoji"], p), 0.0) for p in points(GRIDS["emoji"]) if p.name == name)
+    assert scaling.kept(tmp_path, one, "probes") and len(scaling.read_results(tmp_path))
+    for way in (("draws",), ("world", "seed"), ("run", "size"), ("run", "own", "embed_dim"), ("run", "control", "lr")):
+        mended(tmp_path / name / "probes/manifest.json", renamed("settings", *way))
+        refused(lambda: scaling.kept(tmp_path, one, "probes"), "manifest.json", way[-1])
+        shutil.copy(RESULTS / "scaling" / name / "probes/manifest.json", tmp_path / name / "probes")
+    mended(tmp_path / name / "probes/manifest.json", renamed("settings", "point", "pixels"))
+    refused(lambda: scaling.read_results(tmp_path), "Point", "pixels")
+    mended(tmp_path / name / "probes/measured.json", renamed("metrics"))
+    refused(lambda: scaling.read_results(tmp_path), "measured.json", "metrics")
+
+def test_a_card(tmp_path):
+    np.save(tmp_path / "vectors.npy", np.eye(3, dtype=np.float32))
+    pd.DataFrame(dict(item_id=list("abc"))).to_parquet(tmp_path / "items.parquet")
+    (tmp_path / "card.json").write_text(json.dumps(dict(name="x", size=48)))
+    assert load_vectors(tmp_path).card["size"] == 48
+    mended(tmp_path / "card.json", renamed("size"))
+    refused(lambda: load_vectors(tmp_path), "card.json", "revision")
+
+def test_a_language_model(tmp_path):
+    v = vlm.vlm_preset("smoke")
+    (tmp_path / "tune").mkdir()
+    write_manifest(tmp_path / "tune", {}, {}, [], 0)
+    encoder = load("random:0")
+    whole = dict(settings=stored(v), encoder="", card=stored(encoder.card))
+    for way in (("encoder",), ("settings", "depth"), ("settings", "tune", "lr")):
+        (tmp_path / "settings.json").write_text(json.dumps(whole)); mended(tmp_path / "settings.json", renamed(*way))
+        refused(lambda: vlm.load_vlm(tmp_path, encoder), str(tmp_path / "settings.json"), way[-1])
