@@ -1,10 +1,11 @@
 "What a study publishes can be loaded, and stands in for the training that made it."
 import json, shutil
 import pytest, torch
-from ccd import training
-from ccd.core import UserError, file_hash, override, read_json
+from ccd import study, training
+from ccd.core import UserError, file_hash, override, preset, read_json
 from ccd.encoders import load
 from ccd.study import command_of, runs, train_all
+from conftest import ROOT
 
 def world_of(out): return read_json(out / "world/fingerprints.json")
 
@@ -37,6 +38,21 @@ def test_a_release_of_other_settings_does_not(published, tiny, whole, tmp_path, 
     train_all(tmp_path / "b", tiny, world_of(whole) | dict(train="another"))
     train_all(tmp_path / "c", override(tiny, **{"dino.out_dim": 32}), world_of(whole))
     assert trained == ["clip", "dino", "clip", "dino", "dino"]
+
+def test_the_released_runs_are_adopted_and_nothing_is_trained(tmp_path, monkeypatch):
+    "Those of emoji-small. DINO's began by what `head_init` was before it was a setting, so the preset alone trains them anew."
+    monkeypatch.chdir(ROOT)
+    made = {p.name: read_json(p / "manifest.json")["inputs"]["corpus"] for p in (ROOT / "results/emoji-small/encoders").iterdir()}
+    monkeypatch.setattr(study, "training_data", lambda out, s, world, own: made["clip-0" if own.world == s.world else "clip-shuffled-0"])
+    for f in ("train_corpus", "watching"): monkeypatch.setattr(study, f, lambda *_: None)
+    monkeypatch.setattr(training, "estimate", lambda *_: 0)
+    trained, now = [], preset("emoji-small")
+    monkeypatch.setattr(training, "train", lambda objective, s, corpus, out, *_: trained.append(out.name))
+    before = override(now, **{"dino.head_init": "trunc_normal"})
+    train_all(tmp_path / "before", before, {})
+    assert {p.name for p in (tmp_path / "before/train").iterdir()} == set(made) == set(runs(before)) and trained == []
+    train_all(tmp_path / "now", now, {})
+    assert set(trained) == {r for r in made if r.startswith("dino")}
 
 def test_the_best_release_is_found_by_name(published, tmp_path, monkeypatch):
     monkeypatch.setenv("CCD_RESULTS", str(tmp_path))
