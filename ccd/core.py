@@ -453,6 +453,7 @@ def _value(kind, v, what, file):
     if not _is(kind, v): raise UserError(f"{what} is {v!r:.60}: expected {_WORDS.get(kind) or str(kind).replace('typing.', '')}. Mend it, or make the file anew")
     return tuple(v) if isinstance(v, list) else v
 
+# %% ../nbs/library/00_core.ipynb #5d0c71a6
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 def _is(kind, v): # may a field of that type hold what JSON held?

@@ -334,7 +334,10 @@ def trained(
     weights = {k: v.float() for k, v in load_file(folder / "encoder.safetensors").items()}
     projection = weights.pop("projection.weight", None)
     model = build_vit(control.vit)
-    model.load_state_dict(weights)
+    try: model.load_state_dict(weights)
+    except RuntimeError as e: # its second line says what
+        raise UserError(f"{folder / 'encoder.safetensors'} is not of the network that {file} describes: "
+                        f"{str(e).splitlines()[1].strip():.200}. Copy the whole run anew, or train it") from e
     card = _card(about["name"], control, about["training"], weights_hash(model))
     if projection is not None: projection = projection.to(device())
     return encoder_of(vit_anatomy(_placed(model, precision), projection), replace(card, precision=precision), tap)

@@ -1,14 +1,17 @@
 "What files hold is read back only where every field is known: a name that was changed must never read as its default."
 import json, shutil
+from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from ccd import scaling, vlm
+from ccd import scaling, training, vlm
+from ccd.asking import asked_before
 from ccd.audit import run_sheet
 from ccd.core import (GONE, PRESETS, Analysis, Clip, Control, Dino, Settings, Siglip, Text, UserError, World, check_run, from_plain, plain,
                       preset, read_json, write_manifest)
 from ccd.embeddings import load_vectors
 from ccd.encoders import captioner, load
 from ccd.scaling import GRIDS, Point, points
+from ccd.sources import open_corpus
 from ccd.training import beginning
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -137,3 +140,33 @@ def test_a_language_model(tmp_path):
     for way in (("encoder",), ("settings", "depth"), ("settings", "tune", "lr")):
         (tmp_path / "settings.json").write_text(json.dumps(whole)); mended(tmp_path / "settings.json", renamed(*way))
         refused(lambda: vlm.load_vlm(tmp_path, encoder), str(tmp_path / "settings.json"), way[-1])
+
+def test_scores(tmp_path):
+    (tmp_path / "train").mkdir()
+    pd.DataFrame(dict(item_id=[], light=[], heavy=[], fault=[])).to_parquet(tmp_path / "train/scores.parquet")
+    write_manifest(tmp_path / "train", dict(source="emoji", split="train", renamed={}), {}, ["scores.parquet"], 0)
+    refused(lambda: open_corpus(World(source=f"filter:light:{tmp_path}")), "train/manifest.json", "scorer")
+
+def test_answers_of_another_day(tmp_path):
+    made = read_json(RESULTS / "vlm/manifest.json")
+    s = made["settings"]
+    settings, v = from_plain(Settings, {k: x for k, x in s.items() if k != "vlm"}), from_plain(vlm.VlmSettings, s["vlm"])
+    (tmp_path / "manifest.json").write_text(json.dumps(made | dict(settings=s | dict(renamed="letters"))))
+    refused(lambda: asked_before(tmp_path, settings, v, None, v.forms[0]), "manifest.json", "form")
+    assert asked_before(tmp_path, replace(settings, world=World(scenes=1)), v, None, v.forms[0]) == [] # they are not used
+
+def test_a_checkpoint(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+    (step := tmp_path / "step-00000001").mkdir()
+    for f in ("model", "optimizer"): save_file({}, step / f"{f}.safetensors")
+    (step / "state.json").write_text(json.dumps(dict(step=1, renamed={})))
+    monkeypatch.setattr(training, "restore", lambda *_: None)
+    refused(lambda: training.load_checkpoint(tmp_path, None), "state.json", "feed")
+
+def test_weights_of_another_network(run):
+    from safetensors.torch import load_file, save_file
+    w = load_file(run / "encoder.safetensors")
+    save_file({"renamed" if k == "cls_token" else k: x for k, x in w.items()}, run / "encoder.safetensors")
+    with pytest.raises(UserError, match="encoder.safetensors is not of the network .*encoder.json describes: Missing .*cls_token"): load(f"ccd:{run}")
+    shutil.copy(RESULTS / "emoji-small/encoders/clip-coarse-0/encoder.safetensors", run)
+    with pytest.raises(UserError, match="is not of the network .*: size mismatch"): load(f"ccd:{run}")
