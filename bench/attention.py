@@ -1,8 +1,9 @@
 """Explicit against fused attention in training, on the processor: why `build_vit` turns the fused one off there."""
 import statistics, time
 import torch
-from ccd.core import ViT, autocast, machine
-from ccd.encoders import build_vit
+from ccd.settings import ViT
+from ccd.device import autocast, machine
+from ccd.training.towers import build_vit
 
 
 def step_seconds(model, x):

@@ -20,7 +20,7 @@ SIZES = {"mini": {}, "small": SMALL}
 
 
 def settings(size, batch, source, scenes):
-    from ccd.core import override, preset
+    from ccd.settings import override, preset
     return override(preset("mini"), **SIZES[size], **{"world.source": source, "world.scenes": scenes,
                     "control.batch_size": batch, "control.samples": 1000 * batch})
 
@@ -31,7 +31,7 @@ def ours(size, batch, steps, source, scenes):
 
 def write_shards(size, scenes, folder, suffix, shards=8):
     "The emoji world as tar files of pictures and captions, as img2dataset leaves them."
-    from ccd.sources import open_corpus
+    from ccd.data.corpora import open_corpus
     corpus = open_corpus(settings(size, 64, "emoji", scenes).world).corpus
     files = [tarfile.open(Path(folder) / f"{k:05d}.tar", "w") for k in range(shards)]
     for i, row in enumerate(corpus):
@@ -81,7 +81,8 @@ def theirs(config, shards, batch, steps, workers, device, precision, warmup=4):
 
 def case(size, batch, steps, a, folder):
     "Rates of ccd and of the peer with each number of workers and thread policy."
-    from ccd.core import device, plain, precision
+    from ccd.files import plain
+    from ccd.device import device, precision
     s, folder, source = settings(size, batch, "emoji", a.scenes), Path(folder), a.source
     if source.startswith("shards:"): folder = Path(source.partition(":")[2])
     else:
@@ -112,7 +113,7 @@ def main():
         size, batch = c.split(":")
         with tempfile.TemporaryDirectory() as folder: rows += case(size, int(batch), a.steps, a, folder)
     if a.out: write_csv(a.out, rows)
-    from ccd.core import machine
+    from ccd.device import machine
     print(machine())
 
 

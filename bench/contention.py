@@ -7,9 +7,9 @@ POLICIES = {"spin": dict(OMP_WAIT_POLICY="ACTIVE"), "PyTorch's own": {},
 BUSY = "import torch\nx = torch.randn(512, 512)\nwhile True: x = torch.tanh(x @ x)"
 TRAIN = """
 import torch # before ccd, which would set what is not set
-from ccd.core import override, preset
-from ccd.sources import open_corpus
-from ccd.training import estimate
+from ccd.settings import override, preset
+from ccd.data.corpora import open_corpus
+from ccd.training.loop import estimate
 s = override(preset("mini"), **{"world.scenes": 2048})
 print(s.control.samples / estimate("clip", s, open_corpus(s.world).corpus, steps=12))
 """
@@ -25,7 +25,7 @@ def images_per_second(policy, busy):
 
 
 def main(rounds=3):
-    from ccd.core import machine
+    from ccd.device import machine
     cases = [(p, b) for b in (False, True) for p in POLICIES]
     rates = {c: [] for c in cases}
     for _ in range(rounds): # interleaved, so that a noisy machine is noisy for all

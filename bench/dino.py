@@ -16,7 +16,7 @@ from harness import POLICIES, Clock, compare, fresh, interleaved, sync, training
 
 
 def settings(batch, scenes):
-    from ccd.core import override, preset
+    from ccd.settings import override, preset
     return override(preset("mini"), **{"world.scenes": scenes, "control.batch_size": batch, "control.samples": 1000 * batch})
 
 
@@ -24,7 +24,7 @@ def ours(batch, steps, scenes, views):
     s = settings(batch, scenes)
     if views: return training_rate("dino", s, batch, steps)
     import torch
-    from ccd.core import device
+    from ccd.device import device
     x = [v.to(device()) for v in tensors(s, batch)]
     return training_rate("dino", s, batch, steps, [torch.stack(x[:2], 1), torch.stack(x[2:], 1)])
 
@@ -40,7 +40,8 @@ def batches(s, transform, batch, workers, views):
     import torch
     if not views: return itertools.repeat((tensors(s, batch), 0))
     from datasets import Image
-    from ccd.sources import decode, open_corpus
+    from ccd.data.images import decode
+    from ccd.data.corpora import open_corpus
     rows = open_corpus(s.world).corpus.select_columns(["image"]).cast_column("image", Image(decode=False))
     class Views(torch.utils.data.Dataset):
         def __len__(self): return len(rows)
@@ -142,7 +143,7 @@ def main():
         shown = "from PNG bytes" if views else "the same tensors, no views"
         rows += compare(f"DINO, batch {a.batch}, {shown}", interleaved(cases, a.rounds))
     if a.out: write_csv(a.out, rows)
-    from ccd.core import machine
+    from ccd.device import machine
     print(machine())
 
 

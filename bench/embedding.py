@@ -24,8 +24,8 @@ def write_jpegs(folder, n, width=500, height=375):
     "Emoji scenes on a photograph's scale, with its noise; quality 90."
     import numpy as np
     from PIL import Image
-    from ccd.core import preset
-    from ccd.emoji import scenes
+    from ccd.settings import preset
+    from ccd.data.emoji.scenes import scenes
     rng, corpus, sizes = np.random.default_rng(0), scenes(preset("smoke").world), []
     for i in range(n):
         w, h = (width, height) if i % 4 else (height, width)
@@ -129,10 +129,11 @@ def timm_loop(size, precision, folder, workers, keep=None):
 def ours(size, precision, folder, library, keep=None, keep_memory=True, **how):
     import ccd, torch # before torch: threads that wait sleep
     from PIL.Image import Resampling
-    from ccd.core import keep_freed_memory
-    from ccd.embeddings import embed, load_embeddings
-    from ccd.encoders import Card, Encoder, Features
-    from ccd.sources import folder as opened
+    from ccd.device import keep_freed_memory
+    from ccd.encoders.embeddings import load_embeddings
+    from ccd.encoders.extraction import embed
+    from ccd.encoders.base import Card, Encoder, Features
+    from ccd.data.images import folder as opened
     if keep_memory: keep_freed_memory()
     dtype = precise(precision)
     if library == "timm":
@@ -228,7 +229,7 @@ def main():
         print(f"{a.files} JPEGs of {size[0]} x {size[1]}, {write_jpegs(folder, a.files, *size) / 1000:.0f} kB on average")
         rows = dict(loops=beside_loops, same=same, batches=by_batches, draft=by_draft)[a.what](a, folder)
     if a.out: write_csv(a.out, rows)
-    from ccd.core import machine
+    from ccd.device import machine
     print(machine())
 
 

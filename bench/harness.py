@@ -63,8 +63,8 @@ def sync():
 
 def training_rate(objective, settings, batch, steps, made=None):
     "Images per second of ccd's own steps on its own batches; `made`: what to learn from in place of making views."
-    from ccd.sources import open_corpus
-    from ccd.training import Trainer
+    from ccd.data.corpora import open_corpus
+    from ccd.training.trainer import Trainer
     trainer = Trainer(objective, settings, open_corpus(settings.world).corpus)
     clock = Clock(None, batch, steps, sync=sync())
     clock.batches = trainer.feed.batches(0, len(clock))
@@ -78,7 +78,9 @@ def training_rate(objective, settings, batch, steps, made=None):
 def write_csv(path, rows):
     "A table, and beside it what measured it: the command, the machine and the hash."
     import pandas as pd
-    from ccd.core import code_revision, file_hash, machine, write_json
+    from ccd.files import file_hash, write_json
+    from ccd.device import machine
+    from ccd.runs import code_revision
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(path, index=False)

@@ -17,7 +17,7 @@ TOP = 1_000
 
 def encoder(n, d, seed, shared):
     "Vectors as networks leave them: a few strong directions, a mean that is not zero, half precision."
-    from ccd.embeddings import Embeddings
+    from ccd.encoders.embeddings import Embeddings
     rng = np.random.default_rng(seed)
     x = shared @ rng.normal(size=(shared.shape[1], d)) + 3 * rng.normal(size=(n, d)) + rng.normal(size=d)
     items = pd.DataFrame(dict(item_id=np.arange(n).astype(str)))
@@ -66,23 +66,23 @@ def random_blocks(ua, ub, truth, recall, block=10_000, tile=2048):
 def ways(a, b, full):
     "Name -> function; and what each found, filled as they run."
     import torch
-    from ccd import pairs as P
-    m, found = P.pair_moments(a, b), {}
-    ua, ub = (P.units32(e) for e in (a, b))
-    joined, group = torch.cat([ua, ub], 1), P.pixel_groups(a.items)
+    from ccd.comparison import products, search
+    m, found = products.pair_moments(a, b), {}
+    ua, ub = (search._units32(e) for e in (a, b))
+    joined, group = torch.cat([ua, ub], 1), search._pixel_groups(a.items)
 
     def ours(name, precision):
         def run():
             os.environ["CCD_PRECISION"] = precision
-            found[name] = P.mine(a, b, TOP)
+            found[name] = search.mine(a, b, TOP)
         return run
 
     def approximate(name, **how):
-        def run(): found[name] = P.mine(a, b, TOP, engine=lambda *x, **k: P.search_faiss(*x, **how, **k))
+        def run(): found[name] = search.mine(a, b, TOP, engine=lambda *x, **k: search.search_faiss(*x, **how, **k))
         return run
     cases = {"bare float32 products": lambda: bare(joined), "ccd, float32": ours("ccd, float32", "fp32"),
              "ccd, bf16 and float64": ours("ccd, bf16 and float64", "bf16")}
-    if P.whole_products(): cases["ccd, 8 bits and float64"] = ours("ccd, 8 bits and float64", "")
+    if products._whole_products(): cases["ccd, 8 bits and float64"] = ours("ccd, 8 bits and float64", "")
     cases |= {"plain tiles, running threshold": lambda: plain_tiles(ua, ub, m),
              "faiss, 16 of its lists": approximate("faiss, 16 of its lists", probes=16),
              "faiss, 64 of its lists": approximate("faiss, 64 of its lists", probes=64)}
@@ -112,7 +112,7 @@ def main():
     p.add_argument("--only", nargs="*", help="ways whose names contain one of these words")
     p.add_argument("--out", help="CSV file for the table")
     o = p.parse_args()
-    from ccd.core import keep_freed_memory, machine
+    from ccd.device import keep_freed_memory, machine
     keep_freed_memory()
     shared = np.random.default_rng(9).normal(size=(o.n, 32))
     a, b = (encoder(o.n, d, seed, shared) for seed, d in enumerate(o.d))

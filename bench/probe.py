@@ -58,8 +58,9 @@ def main():
     p.add_argument("--out", help="CSV file for the table")
     o = p.parse_args()
     from sklearn.linear_model import LogisticRegression
-    from ccd.core import keep_freed_memory, machine
-    from ccd.probes import PROTOCOLS, fit_logistic, linear_probe, sgd_probe
+    from ccd.device import keep_freed_memory, machine
+    from ccd.probing.linear import fit_logistic, linear_probe
+    from ccd.probing.protocols import PROTOCOLS, sgd_probe
     keep_freed_memory()
     x, y = problem(o.n + 2 * (o.n // 10))
     train, val, test = np.split(np.arange(len(x)), [o.n, o.n + o.n // 10])

@@ -24,9 +24,9 @@ def held(): # MB now and at most so far
 
 
 def cell(objective, size, batch, depth, steps, scenes):
-    from ccd.core import override, preset
-    from ccd.sources import open_corpus
-    from ccd.training import estimate
+    from ccd.settings import override, preset
+    from ccd.data.corpora import open_corpus
+    from ccd.training.loop import estimate
     at = lambda b: override(preset("mini"), **{"control.vit.image_size": size, "control.vit.depth": depth,
         "dino.local_size": size // 2, "world.size": size * 4 // 3, "world.scenes": scenes,
         "control.batch_size": b, "control.samples": 1000 * b})
@@ -55,7 +55,7 @@ def main():
             if len(rows) == 1: print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
             print("| " + " | ".join(map(str, rows[-1].values())) + " |", flush=True)
     if a.out: write_csv(a.out, rows)
-    from ccd.core import machine
+    from ccd.device import machine
     print(machine())
 
 

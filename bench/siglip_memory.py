@@ -15,7 +15,7 @@ LOSSES = ("open_clip ClipLoss", "open_clip SigLipLoss", "ccd clip_loss", "ccd si
 
 def loss_of(name, chunk):
     "A function of images, texts, scale and bias."
-    from ccd.objectives import clip_loss, siglip_loss
+    from ccd.training.objectives.contrastive import clip_loss, siglip_loss
     from open_clip.loss import ClipLoss, SigLipLoss
     return {"open_clip ClipLoss": lambda u, v, scale, _: ClipLoss()(u, v, scale), "open_clip SigLipLoss": SigLipLoss(),
             "ccd clip_loss": lambda u, v, scale, _: clip_loss(u, v, scale),
@@ -29,7 +29,7 @@ def free_mb():
 
 def measure(name, batch, dim, chunk):
     import torch
-    from ccd.core import device
+    from ccd.device import device
     loss, here = loss_of(name, chunk), device()
     def once(n):
         unit = lambda: torch.nn.functional.normalize(torch.randn(n, dim, device=here), dim=1).requires_grad_()
@@ -66,7 +66,7 @@ def main():
     a = p.parse_args()
     rows = [r for name in LOSSES for r in curve(name, a.batches, a.dim, a.chunk)]
     if a.out: write_csv(a.out, rows)
-    from ccd.core import machine
+    from ccd.device import machine
     print(machine())
 
 

@@ -23,7 +23,8 @@ def answers(per_picture):
 
 def ours(draws, per_picture):
     import pandas as pd
-    from ccd.vqa import VMCBENCH, Scores, resampled, rolled
+    from ccd.vqa.benchmarks.questions import VMCBENCH
+    from ccd.vqa.statistics.aggregation import Scores, resampled, rolled
     x, subset, cluster = answers(per_picture)
     names = [s for subsets in VMCBENCH.values() for s in subsets]
     cells = pd.DataFrame(dict(leaf=names, cell="", inside="micro"))

@@ -5,13 +5,14 @@ import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings as hypothesis
 os.environ.setdefault("OMP_NUM_THREADS", "1") # before torch; tiny nets are slower on many threads
-from ccd.core import cache_dir, override, preset
+from ccd.files import cache_dir
+from ccd.settings import override, preset
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from ready import READY, Job, end
 
-for name, examples in dict(ci=50, thorough=1_000).items(): # HYPOTHESIS_PROFILE=thorough pytest tests/test_fuzz_sources.py
+for name, examples in dict(ci=50, thorough=1_000).items(): # HYPOTHESIS_PROFILE=thorough pytest tests/data/test_fuzz_sources.py
     hypothesis.register_profile(name, max_examples=examples, deadline=None, derandomize=name == "ci", database=None,
                                 suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 hypothesis.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -45,8 +46,8 @@ OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
 STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
 FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"] # of a language model
 
-READY.set_forkserver_preload(["ccd.cli", "ccd.study", "ccd.comparison", "ccd.training", "ccd.factors", "ccd.figures", "ccd.sources", "ccd.vlm",
-                              "ccd.atlas", "torch._dynamo", "torch.distributed.fsdp", "sklearn.linear_model", "faiss", "timm", "umap", "conftest"])
+READY.set_forkserver_preload(["ccd.cli", "ccd.study", "ccd.comparison", "ccd.training", "ccd.comparison.attribution", "ccd.report.similarity", "ccd.data.corpora", "ccd.vqa.llava.training",
+                              "ccd.comparison.linked_maps", "torch._dynamo", "torch.distributed.fsdp", "sklearn.linear_model", "faiss", "timm", "umap", "conftest"])
 
 def _command(args):
     from ccd.cli import main
@@ -112,8 +113,8 @@ def once(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def cache(once):
     "The drawings of the user's cache; corpora in one that goes with the tests."
-    from ccd import emoji
-    emoji.drawings()
+    from ccd.data.emoji import drawings
+    drawings.drawings()
     home = once("cache", lambda home: (home / "emoji").symlink_to(cache_dir("emoji").resolve()))
     with pytest.MonkeyPatch.context() as m:
         m.setenv("CCD_CACHE", str(home))
@@ -124,7 +125,7 @@ def tiny(): return override(preset("smoke"), **CHANGES)
 
 @pytest.fixture(scope="session")
 def corpus(tiny):
-    from ccd.sources import open_corpus
+    from ccd.data.corpora import open_corpus
     return open_corpus(tiny.world).corpus
 
 @pytest.fixture(scope="session")
@@ -138,8 +139,8 @@ def whole(once):
 @pytest.fixture(scope="session")
 def published(tiny, whole, once):
     "Where `results/smoke` holds what a study publishes."
-    from ccd.study import publish
-    return once("published", lambda home: publish(whole, home / "results" / "smoke", tiny, weights=True))
+    from ccd.study.command import publish_study
+    return once("published", lambda home: publish_study(whole, home / "results" / "smoke", tiny, weights=True))
 
 def is_import(source):
     return all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in ast.parse(source).body)

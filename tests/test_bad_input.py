@@ -2,10 +2,10 @@
 import errno, re, shutil, signal, subprocess
 import numpy as np, pandas as pd, pytest
 from PIL import Image
-from ccd import core
+from ccd import files
 from ccd.cli import main
-from ccd.core import UserError, file_hash, write_json
-from ccd.study import stage
+from ccd.files import UserError, file_hash, write_json
+from ccd.runs import stage
 from conftest import OPTIONS, finish, outputs, signal_when, start, step_of
 
 def one_message(said, code):
@@ -112,13 +112,13 @@ def test_an_unfinished_run_is_not_audited(refused, whole, tmp_path):
 def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, number):
     def full(*_): raise OSError(number, "no room")
     write_json(tmp_path / "a.json", 1)
-    monkeypatch.setattr(core.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(UserError, match="no space left while writing .*a.json; nothing was lost"): write_json(tmp_path / "a.json", 2)
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and core.read_json(tmp_path / "a.json") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and files.read_json(tmp_path / "a.json") == 1
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_anywhere_else(refused, monkeypatch, number):
-    from ccd import audit
+    from ccd.training import audit
     def full(*_, **__): raise OSError(number, "no room")
     monkeypatch.setattr(audit, "audit", full)
     assert "no space left" in refused("audit", "a", "b")
@@ -173,7 +173,7 @@ def test_control_c_while_probing(whole, tmp_path):
     assert contents(out) == before
 
 def test_a_study_in_place_of_a_run_is_told_its_runs(tmp_path):
-    from ccd.audit import audit
+    from ccd.training.audit import audit
     for run in ("clip-0", "dino-0"):
         (tmp_path / "train" / run).mkdir(parents=True)
         (tmp_path / "train" / run / "manifest.json").write_text("{}")

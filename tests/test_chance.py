@@ -2,8 +2,9 @@
 import re
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from ccd import accuracy, factors, neighbors as nb, pairs, zeroshot
-from ccd.embeddings import Embeddings
+from ccd.comparison import agreement, attributes, attribution, neighbors as nb
+from ccd.probing import tables, zeroshot
+from ccd.encoders.embeddings import Embeddings
 from conftest import ROOT
 
 CHECKED = { # column of a published table -> the test that draws at random what it is chance of
@@ -29,7 +30,7 @@ def test_every_published_chance_is_checked():
     assert stated <= set(CHECKED)
     for where in set(CHECKED.values()):
         file, test = where.split("::")
-        assert f"def {test}(" in (Path(__file__).parent / file).read_text(encoding="utf-8"), where
+        assert f"def {test}(" in next(Path(__file__).parent.rglob(file)).read_text(encoding="utf-8"), where
 
 def close(values, chance, axis=0): # each within the error of the draws
     values = np.asarray(values, float)
@@ -63,7 +64,7 @@ def test_agreement_of_random_pairs(copies):
     may = np.flatnonzero(group[i] != group[j])
     def share(given): # of 300 pairs
         at = rng.choice(may, 300, replace=False)
-        t = pairs.agreement(pd.DataFrame(dict(i=i[at], j=j[at], direction="a")), items, ["category"], 2, given)
+        t = agreement.agreement(pd.DataFrame(dict(i=i[at], j=j[at], direction="a")), items, ["category"], 2, given)
         return t.share[0], t.chance[0]
     drawn = np.array([share(group if k % 2 else None) for k in range(120)]) # equal pixels are copies by themselves
     assert np.ptp(drawn[:, 1]) < 1e-12
@@ -76,9 +77,9 @@ def test_random_pairs_are_like_random_pairs():
     made = Embeddings(rng.normal(size=(n, 6)).astype(np.float32), items, dict(name="made"))
     look = pd.DataFrame(dict(item_id=items.item_id) | {f"mean_{c}": rng.normal(size=n) for c in "Lab"})
     i, j = np.triu_indices(n, 1)
-    far = factors.distances(look, i, j, ("mean",))["mean"].values
+    far = attributes.distances(look, i, j, ("mean",))["mean"].values
     same = items["style"].values[i] == items["style"].values[j]
-    t = factors.lift(pd.DataFrame(dict(i=i[:40], j=j[:40], z_a=0.0, z_b=0.0, direction="a")), made, made, look, ("style",), ("mean",), draws=2)
+    t = attribution.lift(pd.DataFrame(dict(i=i[:40], j=j[:40], z_a=0.0, z_b=0.0, direction="a")), made, made, look, ("style",), ("mean",), draws=2)
     base = t[t.baseline == "random"].set_index("factor").base
     def drawn(): at = rng.choice(len(i), 200); return same[at].mean(), far[at].mean()
     close([drawn() for _ in range(200)], [base["style"], base["mean"]])
@@ -87,8 +88,8 @@ def test_names_of_random_vectors():
     rng, names = np.random.default_rng(3), [f"n{k}" for k in range(12)]
     def right(k):
         y = rng.choice(names, 100, p=np.arange(1, 13) / 78) # names of unequal frequency
-        said = zeroshot.name_images(rng.normal(size=(100, 9)), rng.normal(size=(12, 9)), names, 5)
-        return zeroshot.naming_accuracy(y, said, ks=(1, 5), draws=2).accuracy
+        said = zeroshot._name_images(rng.normal(size=(100, 9)), rng.normal(size=(12, 9)), names, 5)
+        return zeroshot._naming_accuracy(y, said, ks=(1, 5), draws=2).accuracy
     close([right(k) for k in range(200)], [1 / len(names), 5 / len(names)])
 
 def test_retrieval_by_random_vectors():
@@ -102,13 +103,13 @@ def test_retrieval_by_random_vectors():
 def test_the_commonest_class_is_one_that_may_be_answered():
     "Where only some classes may be answered, a class that is none of them is no baseline: it would never be right."
     y = np.array(["cat"] * 6 + ["dog"] * 4 + ["bird"] * 3)
-    learnt = accuracy.Learnt(None, np.eye(13), y, 1, "cat")
-    assert accuracy._among(learnt, ["dog", "bird"]).commonest == "dog"
+    learnt = tables._Learnt(None, np.eye(13), y, 1, "cat")
+    assert tables._among(learnt, ["dog", "bird"]).commonest == "dog"
 
 def test_another_image_at_random_moves_by_one():
     "`relative` is in mean distances: an image that becomes another, taken at random, moves by 1."
-    from ccd.factors import sensitivity
-    from ccd.encoders import raw_pixels
+    from ccd.comparison.perturbations import sensitivity
+    from ccd.encoders.baselines import raw_pixels
     from datasets import Dataset, Features as Columns, Image, Value
     from PIL import Image as Picture
     rng, n = np.random.default_rng(5), 40

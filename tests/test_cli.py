@@ -2,14 +2,15 @@
 import errno, inspect, os, re, subprocess, sys
 import pytest
 from conftest import finish, start
-from ccd.cli import COMMANDS, main
-from ccd.core import PRESETS, UserError, preset
+from ccd.cli import _COMMANDS, main
+from ccd.files import UserError
+from ccd.settings import PRESETS, preset
 
 def test_help_imports_nothing_heavy():
     code = ("import sys; from ccd.cli import main; main(['--help']); "
             "print([m for m in ('torch', 'datasets', 'pandas', 'faiss', 'umap') if m in sys.modules])")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.splitlines()[-1] == "[]" and all(c in said for c in COMMANDS)
+    assert said.splitlines()[-1] == "[]" and all(c in said for c in _COMMANDS)
 
 @pytest.mark.parametrize("args", [["-V"], ["--version"]])
 def test_version(args, capsys):
@@ -22,18 +23,18 @@ def test_usage(args, capsys):
     assert main(args) is None
     assert "usage: ccd COMMAND" in capsys.readouterr().out
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_help_of_every_command(command, capsys):
     with pytest.raises(SystemExit) as stop: main([command, "--help"])
     said = capsys.readouterr()
     assert stop.value.code in (0, None)
-    assert COMMANDS[command].__doc__.split(",")[0] in " ".join((said.out + said.err).split())
+    assert _COMMANDS[command].__doc__.split(",")[0] in " ".join((said.out + said.err).split())
 
 def test_help_says_what_each_argument_is(capsys):
     for command in ("audit", "train", "compare"):
         with pytest.raises(SystemExit): main([command, "--help"])
         said = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
-        for line in inspect.getsource(COMMANDS[command]).partition("\n):")[0].splitlines():
+        for line in inspect.getsource(_COMMANDS[command]).partition("\n):")[0].splitlines():
             assert "# " not in line or line.partition("# ")[2] in said, line
 
 def test_help_shows_the_values_of_the_preset(capsys):
@@ -43,8 +44,9 @@ def test_help_shows_the_values_of_the_preset(capsys):
         assert f"(default: {preset(name).control.samples})" in " ".join((said.out + said.err).split())
 
 def test_logs_are_averaged_and_compared(tmp_path):
-    from ccd.vqa import VMCBENCH, made_answers
-    made_answers({s: 20 for c in VMCBENCH.values() for s in c}, dict(one=0.6, two=0.4), benchmark="VMCBench").to_parquet(tmp_path / "answers.parquet")
+    from ccd.vqa.benchmarks.questions import VMCBENCH
+    from ccd.vqa.statistics.aggregation import _made_answers
+    _made_answers({s: 20 for c in VMCBENCH.values() for s in c}, dict(one=0.6, two=0.4), benchmark="VMCBench").to_parquet(tmp_path / "answers.parquet")
     said, code = finish(start("vqa", tmp_path / "answers.parquet", "--out", tmp_path / "out", "--draws", 100))
     assert code == 0, said
     assert "VLMEvalKit" in said and "one and two, overall (macro): one leads" in said and list((tmp_path / "out").glob("summary*.csv"))
@@ -58,20 +60,20 @@ def test_published_averages_are_recomputed():
     assert code == 2 and "no-such.csv" in said
 
 def test_the_families_of_presets_are_written_once_and_none_is_lost():
-    from ccd.cli import by_family
+    from ccd.cli import _by_family
     def spelt(text): # as a shell would
         for part in re.split(r", ", text):
             stem, _, many = part.rstrip("}").partition("{")
             yield from (stem + x for x in many.split(",")) if many else [part]
-    assert by_family(["a-1", "b", "a-2", "c-x", "a-3", "c-y"]) == "a-{1,2,3}, b, c-x, c-y"
-    assert sorted(spelt(by_family(PRESETS))) == sorted(PRESETS)
+    assert _by_family(["a-1", "b", "a-2", "c-x", "a-3", "c-y"]) == "a-{1,2,3}, b, c-x, c-y"
+    assert sorted(spelt(_by_family(PRESETS))) == sorted(PRESETS)
 
 def test_slow_work_says_how_long_one_item_takes(capsys, monkeypatch):
-    from ccd import core
+    from ccd import files, runs
     now = [1000.0]
-    monkeypatch.setattr(core.time, "time", lambda: now[0]) # a busy machine is no slower
+    monkeypatch.setattr(files.time, "time", lambda: now[0]) # a busy machine is no slower
     for seconds, pace in ((90, "30 s each"), (0.3, "/s")):
-        with core.Progress("reading", total=3, every=1e9) as p:
+        with runs.Progress("reading", total=3, every=1e9) as p:
             now[0] += seconds
             p.add(3)
         said = capsys.readouterr().err
@@ -110,24 +112,24 @@ def room(tmp_path, monkeypatch):
     (tmp_path / "file.txt").write_text("mine", encoding="utf-8"); (tmp_path / "empty").mkdir()
     return tmp_path
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_whatever_is_named_is_used_or_refused_in_words(command, room, capsys):
-    assert set(PLACES) == set(COMMANDS)
-    for k, line in enumerate(PLACES[command], list(COMMANDS).index(command)): # each line with one of them, or this takes minutes
+    assert set(PLACES) == set(_COMMANDS)
+    for k, line in enumerate(PLACES[command], list(_COMMANDS).index(command)): # each line with one of them, or this takes minutes
         odd = ODD[3 * k % len(ODD)]
         assert stopped([a.replace("X", odd) if a != "X" else odd for a in line.split()], capsys), (line, odd)
     assert sorted(p.name for p in room.iterdir()) == ["empty", "file.txt"] and not any((room / "empty").iterdir())
     assert (room / "file.txt").read_text(encoding="utf-8") == "mine"
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_options_that_are_unknown_or_empty(command, room, capsys):
     assert stopped([command, "--no-such", "1"], capsys)
     for empty in (["--out", ""], ["--out="], ["--images", " "], [""]): assert "is empty: leave it out" in stopped([command, *empty], capsys)
 
 def test_a_field_of_the_settings_may_be_empty():
-    from ccd.cli import check_none_is_empty
-    for fine in (["study", "--analysis.vlm", ""], ["study", "--analysis.vlm="], ["compare", "npy:a.npy", "--beside"]): check_none_is_empty(fine)
-    with pytest.raises(UserError): check_none_is_empty(["compare", "npy:a.npy", ""])
+    from ccd.cli import _check_none_is_empty
+    for fine in (["study", "--analysis.vlm", ""], ["study", "--analysis.vlm="], ["compare", "npy:a.npy", "--beside"]): _check_none_is_empty(fine)
+    with pytest.raises(UserError): _check_none_is_empty(["compare", "npy:a.npy", ""])
 
 def test_a_name_that_the_terminal_cannot_show(monkeypatch, capsys, room):
     import io
@@ -136,7 +138,7 @@ def test_a_name_that_the_terminal_cannot_show(monkeypatch, capsys, room):
         with pytest.raises(SystemExit): main(["audit", "é\udcff", "x"])
 
 def test_a_file_that_may_not_be_read(monkeypatch, capsys):
-    from ccd import audit
+    from ccd.training import audit
     for number, says in ((errno.EACCES, "permission denied"), (errno.EROFS, "read-only"), (errno.ENOTDIR, "not a directory")):
         def barred(*_, **__): raise OSError(number, os.strerror(number), "some/file")
         monkeypatch.setattr(audit, "audit", barred)

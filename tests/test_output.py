@@ -1,10 +1,11 @@
 "What is written goes to a folder that can be written to, by one command at a time, whole or not at all."
-import errno, os, signal, subprocess, sys, tempfile, time
+import errno, os, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from ccd import core
-from ccd.cli import at_home, main
-from ccd.core import LOCK, UserError, alone, atomic, cache_dir, claim, once, read_manifest, spare, user_path, writable, write_json
+from ccd import files
+from ccd.cli import _at_home, main
+from ccd.files import UserError, _LOCK, alone, atomic, cache_dir, user_path, writable, write_json
+from ccd.runs import claim, read_manifest, spare
 from conftest import finish, start
 
 @pytest.fixture
@@ -15,9 +16,9 @@ def room(tmp_path, monkeypatch):
 
 def test_home_is_meant_wherever_a_path_begins(room):
     home = str(room / "home")
-    assert [at_home(a) for a in ("~", "~/x", "--out=~/x", "npy:~/v.npy", "filter:light:~/s", "MODEL@0=~/logs", "hf:~")] == [
+    assert [_at_home(a) for a in ("~", "~/x", "--out=~/x", "npy:~/v.npy", "filter:light:~/s", "MODEL@0=~/logs", "hf:~")] == [
         home, f"{home}/x", f"--out={home}/x", f"npy:{home}/v.npy", f"filter:light:{home}/s", f"MODEL@0={home}/logs", f"hf:{home}"]
-    for as_it_is in ("a~/b", "x/~/y", "hf:a~b", "~nobody/x", "--control.lr=3e-4", "./~"): assert at_home(as_it_is) == as_it_is
+    for as_it_is in ("a~/b", "x/~/y", "hf:a~b", "~nobody/x", "--control.lr=3e-4", "./~"): assert _at_home(as_it_is) == as_it_is
     assert user_path("~/x") == room / "home/x" and user_path(Path("a/~")) == Path("a/~")
 
 @pytest.mark.parametrize("path, says", [("", "is no path"), ("  ", "is no path"), ("a\0b", "is no path"), ("~nobody-of-that-name/x", "no home folder is known"),
@@ -89,7 +90,7 @@ def test_whatever_writes_says_that_the_disk_is_full(tmp_path, write):
     write_json(tmp_path / "x", "old")
     with pytest.raises(UserError, match="no space left while writing .*x; nothing was lost"), atomic(tmp_path / "x") as tmp:
         tmp.symlink_to("/dev/full"); write(tmp)
-    assert [p.name for p in tmp_path.iterdir()] == ["x"] and core.read_json(tmp_path / "x") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"] and files.read_json(tmp_path / "x") == "old"
 
 def test_what_is_in_the_way_of_a_file_or_folder_stays(room):
     (room / "a.json").mkdir(); (room / "a.json/mine").write_text("mine", encoding="utf-8"); (room / "made").write_text("mine", encoding="utf-8")
@@ -105,7 +106,7 @@ def test_a_folder_behind_a_link_is_replaced_there(room):
 
 REPLACE = """
 import sys
-from ccd.core import atomic
+from ccd.files import atomic
 for k in range(150):
     with atomic(sys.argv[1]) as tmp:
         tmp.mkdir()
@@ -120,7 +121,7 @@ def test_two_processes_that_replace_one_folder_leave_it_whole(tmp_path):
 
 HOLD = """
 import sys, time
-from ccd.core import alone
+from ccd.files import alone
 with alone(sys.argv[1], wait=len(sys.argv) > 2): print("in", flush=True); sys.stdin.read()
 """
 
@@ -148,7 +149,7 @@ def test_a_lock_that_a_killed_process_left_is_no_file_of_the_user(tmp_path):
     first = holder(tmp_path / "out")
     assert first.stdout.readline() == "in\n"
     first.kill(); first.wait()
-    assert (tmp_path / "out" / LOCK).exists()
+    assert (tmp_path / "out" / _LOCK).exists()
     spare(tmp_path / "out"); claim(tmp_path / "out", dict(a=1))
     with alone(tmp_path / "out"): pass
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["settings.json"]
@@ -156,7 +157,7 @@ def test_a_lock_that_a_killed_process_left_is_no_file_of_the_user(tmp_path):
 ONCE = """
 import sys, time
 from pathlib import Path
-from ccd.core import once
+from ccd.files import once
 def make(tmp): time.sleep(0.3); open(sys.argv[2], "a").write("made "); tmp.write_text("whole")
 print(once(Path(sys.argv[1]), make).read_text())
 """
@@ -198,12 +199,12 @@ def test_a_command_is_kept_out_of_a_folder_where_another_works(tiny_folder, tmp_
                  f"folder:{tmp_path / 'tiny'}", "--control.batch-size", "2", "--control.samples", "4", "--out", str(tmp_path / "out/train/clip-0")]):
         with pytest.raises(SystemExit) as stop: main(args)
         assert stop.value.code == 2 and f"another ccd is at work in {tmp_path / 'out'} (process {first.pid} on" in capsys.readouterr().err
-    assert [p.name for p in (tmp_path / "out").iterdir()] == [LOCK]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [_LOCK]
     first.kill(); first.wait()
     main(tiny_folder) # goes on over what was left
-    assert LOCK not in {p.name for p in (tmp_path / "out").iterdir()} and read_manifest(tmp_path / "out")
+    assert _LOCK not in {p.name for p in (tmp_path / "out").iterdir()} and read_manifest(tmp_path / "out")
 
 def test_two_commands_in_one_folder_at_once(tiny_folder, tmp_path):
     said = [finish(p) for p in [start(*tiny_folder) for _ in range(2)]]
     assert sorted(code for _, code in said)[0] == 0 and all(code == 0 or "another ccd is at work in" in text for text, code in said), said
-    assert len(np.load(tmp_path / "out/vectors.npy")) == 4 and not [*tmp_path.rglob("*.tmp-*"), *tmp_path.rglob(LOCK)]
+    assert len(np.load(tmp_path / "out/vectors.npy")) == 4 and not [*tmp_path.rglob("*.tmp-*"), *tmp_path.rglob(_LOCK)]

@@ -2,7 +2,7 @@
 import json, re, shutil
 from pathlib import Path
 import pytest
-from ccd.core import content_hash, file_hash
+from ccd.files import content_hash, file_hash
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 FOLDERS = [p for p in sorted(RESULTS.iterdir()) if p.is_dir() and p.name != "bench"]

@@ -3,9 +3,12 @@
 `ccd study`, `ccd compare` and the cell that scales are tried where their outputs are: test_asking, test_comparison, test_scaling."""
 import importlib.metadata, json, sys, types
 import numpy as np, pandas as pd, pytest
-from ccd import asking, filters, questions
+from ccd.data import filters
+from ccd.data.emoji import checks, questions
 from ccd.cli import main
-from ccd.core import override, read_manifest
+from ccd.settings import World, override
+from ccd.runs import read_manifest
+from ccd.vqa import command
 from conftest import FEW, OPTIONS, ROOT, slow_cell
 from schemas import RESULTS, differences, schema
 
@@ -30,7 +33,7 @@ def test_questions_to_language_models(tmp_path, monkeypatch):
                         "--results", str(tmp_path / "results"), "--change", *FEW]
     main(said("out"))
     assert list(differences(tmp_path / "results", RESULTS / "vlm")) == []
-    for name in ("ceiling", "train_vlm"): monkeypatch.setattr(asking, name, lambda *_: pytest.fail("it was trained again"))
+    for name in ("ceiling", "train_vlm"): monkeypatch.setattr(command, name, lambda *_: pytest.fail("it was trained again"))
     before = read_manifest(tmp_path / "results")["outputs"]
     main(said("elsewhere")) # the ceiling, too, has answered before
     assert read_manifest(tmp_path / "results")["outputs"] == before
@@ -66,16 +69,16 @@ def room(tmp_path, monkeypatch):
 def test_every_slow_cell_is_run():
     marked = {p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts
               and any("".join(c["source"]).startswith("#| slow") for c in json.loads(p.read_text())["cells"])}
-    assert marked == {"findings/scaling.ipynb", "library/19_questions.ipynb", "library/30_filters.ipynb"}
+    assert marked == {"findings/scaling.ipynb", "library/data/emoji/05_checks.ipynb", "library/data/07_filters.ipynb"}
 
 def test_the_cell_that_reads_questions(reader, room):
-    world = override(questions.World(), scenes=200, test_scenes=40)
+    world = override(World(), scenes=200, test_scenes=40)
     test = questions.emoji_questions(world, per_subset=2)
-    slow_cell("library/19_questions.ipynb", world=world, test=test, **vars(questions) | dict(np=np, pd=pd))
+    slow_cell("library/data/emoji/05_checks.ipynb", world=world, test=test, **vars(checks) | dict(np=np, pd=pd))
     assert list(differences(room / "questions", RESULTS / "questions")) == []
 
 def test_the_cell_that_reads_scenes(reader, room, tiny):
-    slow_cell("library/30_filters.ipynb", smoke=tiny.world, home=room.parent / "home", **vars(filters))
+    slow_cell("library/data/07_filters.ipynb", smoke=tiny.world, home=room.parent / "home", **vars(filters))
     assert list(differences(room / "filters", RESULTS / "filters")) == []
 
 def test_the_command_that_reads_scenes(reader, room):

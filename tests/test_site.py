@@ -1,5 +1,5 @@
 "The site as a reader meets it: every page in one browser, on a desk and on a phone, light and dark, without a network."
-import functools, http.server, subprocess, sys, threading
+import functools, http.server, re, subprocess, sys, threading
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 import pytest
@@ -7,9 +7,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "_docs"
 
+def moved(root):
+    "Old address -> where it leads, of pages that have moved."
+    led = {p: re.search(r'http-equiv="refresh" content="0; ?url=([^"]+)"', p.read_text(encoding="utf-8")) for p in sorted(root.rglob("*.html"))}
+    return {p: (p.parent / m[1]).resolve() for p, m in led.items() if m}
+
 def pages(root):
-    "Those of the site; the atlas beside them has tests of its own."
-    return [p for p in sorted(root.rglob("*.html")) if p.name != "twin_atlas.html"]
+    "Those of the site; the atlas beside them has tests of its own, and old addresses are no pages."
+    old = moved(root)
+    return [p for p in sorted(root.rglob("*.html")) if p.name != "twin_atlas.html" and p not in old]
 
 def fresh():
     "Is the built site newer than all that it is made of?"
@@ -114,6 +120,13 @@ def bad(seen, of):
 
 def nothing(found): # a line for each, so that all can be read
     assert not found, "\n".join(f"{k}: {x}" for k, v in found.items() for x in v)
+
+@pytest.mark.parametrize("old, new", [("core", "settings"), ("sources", "data/corpora"), ("pairs", "comparison/search"), ("vlm", "vqa/llava/training")])
+def test_an_old_address_leads_to_the_page_that_has_moved(root, old, new):
+    assert moved(root)[root / f"library/{old}.html"] == (root / f"library/{new}.html").resolve()
+
+def test_every_old_address_leads_to_a_page(root):
+    assert len(moved(root)) > 20 and all(to in pages(root) for to in moved(root).values())
 
 def test_every_page_loads_without_an_error(seen):
     assert len(seen) > 40

@@ -1,6 +1,6 @@
 "Families of very unequal size: what they count as, and what intervals over them are worth."
 import numpy as np, pytest
-from ccd.emoji import drawings
+from ccd.data.emoji.drawings import drawings
 from ccd.stats import cluster_bootstrap, effective_groups, group_mean
 
 pytestmark = pytest.mark.numeric

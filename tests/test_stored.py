@@ -3,20 +3,25 @@ import json, shutil
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
-from ccd import scaling, training, vlm
-from ccd.asking import asked_before
-from ccd.audit import run_sheet
-from ccd.core import (GONE, PRESETS, Analysis, Clip, Control, Dino, Settings, Siglip, Text, UserError, World, check_run, from_plain, plain,
-                      preset, read_json, write_manifest)
-from ccd.embeddings import load_vectors
-from ccd.encoders import captioner, load
-from ccd.scaling import GRIDS, Point, points
-from ccd.sources import open_corpus
-from ccd.training import beginning
+from ccd.study.scaling import curves, grid, runs
+from ccd.training import trainer
+from ccd.vqa.llava import settings as llava_settings, training
+from ccd.vqa.command import _asked_before
+from ccd.training.audit import _run_sheet
+from ccd.files import UserError, plain, read_json
+from ccd.settings import (Analysis, Clip, Control, Dino, PRESETS, Settings, Siglip, Text, World, _GONE, from_plain,
+                          preset)
+from ccd.runs import check_run, write_manifest
+from ccd.encoders.embeddings import load_vectors
+from ccd.encoders.trained import captioner
+from ccd.encoders.loading import load
+from ccd.study.scaling.grid import GRIDS, Point, _points
+from ccd.data.corpora import open_corpus
+from ccd.training.loop import _beginning
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 stored = lambda x: json.loads(json.dumps(plain(x)))
-KINDS = {k: type(v) for k, v in vars(Settings()).items() if k != "preset"} | dict(point=Point, vlm=vlm.VlmSettings)
+KINDS = {k: type(v) for k, v in vars(Settings()).items() if k != "preset"} | dict(point=Point, vlm=llava_settings.VlmSettings)
 
 def read(settings, file): # names of dataclasses
     "Read whatever settings a manifest holds, wherever in them they stand."
@@ -31,13 +36,13 @@ def read(settings, file): # names of dataclasses
 def test_every_preset_is_read_back(name):
     assert from_plain(Settings, stored(preset(name))) == preset(name)
 
-@pytest.mark.parametrize("name", vlm.PRESETS)
+@pytest.mark.parametrize("name", llava_settings.VLM_PRESETS)
 def test_every_language_model_is_read_back(name):
-    assert from_plain(vlm.VlmSettings, stored(vlm.vlm_preset(name))) == vlm.vlm_preset(name)
+    assert from_plain(llava_settings.VlmSettings, stored(llava_settings.vlm_preset(name))) == llava_settings.vlm_preset(name)
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_point_is_read_back(name):
-    assert [from_plain(Point, stored(p)) for p in points(GRIDS[name])] == points(GRIDS[name])
+    assert [from_plain(Point, stored(p)) for p in _points(GRIDS[name])] == _points(GRIDS[name])
 
 def test_all_that_is_kept_is_readable():
     files = sorted(RESULTS.rglob("manifest.json"))
@@ -50,7 +55,7 @@ def test_what_older_versions_wrote_is_read():
     assert from_plain(Clip, old) == Clip(32, Text(width=32, depth=1, heads=2, context=16)) and from_plain(Siglip, old).text.depth == 1
     assert from_plain(Clip, old | dict(text=dict(depth=2))).text == Text(width=32, depth=2, heads=2, context=16)
     assert from_plain(Analysis, dict(pairs=9, checkpoint_minutes=2.0)) == Analysis(pairs=9)
-    for kind, fields in GONE.items(): assert not fields.keys() & kind.__dataclass_fields__.keys()
+    for kind, fields in _GONE.items(): assert not fields.keys() & kind.__dataclass_fields__.keys()
 
 @pytest.mark.parametrize("kind, values, told", [
     (Control, dict(warm_up=0.1), "Control in a.json has fields .* not know: 'warm_up'; it knows vit, samples, .*Update ccd .*'warmup' for 'warm_up'"),
@@ -106,22 +111,22 @@ def test_an_encoder(run, way):
 @pytest.mark.parametrize("way", [("size",), ("control", "lr"), ("own", "embed_dim")])
 def test_a_run(run, way):
     mended(run / "manifest.json", renamed("settings", *way))
-    ways = [lambda: run_sheet(run), lambda: captioner(run)] + ([lambda: beginning(run, "clip", preset("emoji-small"))] if way[0] != "own" else [])
+    ways = [lambda: _run_sheet(run), lambda: captioner(run)] + ([lambda: _beginning(run, "clip", preset("emoji-small"))] if way[0] != "own" else [])
     for w in ways: refused(w, str(run / "manifest.json"), way[-1])
 
 def test_a_measurement(tmp_path):
     name = "clip-w192-d1-n40960-px48-s0"
     shutil.copytree(RESULTS / "scaling" / name / "probes", tmp_path / name / "probes")
-    one = next(scaling.Run(p, scaling.settings_of(GRIDS["emoji"], p), 0.0) for p in points(GRIDS["emoji"]) if p.name == name)
-    assert scaling.kept(tmp_path, one, "probes") and len(scaling.read_results(tmp_path))
+    one = next(grid._Run(p, grid._settings_of(GRIDS["emoji"], p), 0.0) for p in _points(GRIDS["emoji"]) if p.name == name)
+    assert runs._kept(tmp_path, one, "probes") and len(curves._read_results(tmp_path))
     for way in (("draws",), ("world", "seed"), ("run", "size"), ("run", "own", "embed_dim"), ("run", "control", "lr")):
         mended(tmp_path / name / "probes/manifest.json", renamed("settings", *way))
-        refused(lambda: scaling.kept(tmp_path, one, "probes"), "manifest.json", way[-1])
+        refused(lambda: runs._kept(tmp_path, one, "probes"), "manifest.json", way[-1])
         shutil.copy(RESULTS / "scaling" / name / "probes/manifest.json", tmp_path / name / "probes")
     mended(tmp_path / name / "probes/manifest.json", renamed("settings", "point", "pixels"))
-    refused(lambda: scaling.read_results(tmp_path), "Point", "pixels")
+    refused(lambda: curves._read_results(tmp_path), "Point", "pixels")
     mended(tmp_path / name / "probes/measured.json", renamed("metrics"))
-    refused(lambda: scaling.read_results(tmp_path), "measured.json", "metrics")
+    refused(lambda: curves._read_results(tmp_path), "measured.json", "metrics")
 
 def test_a_card(tmp_path):
     np.save(tmp_path / "vectors.npy", np.eye(3, dtype=np.float32))
@@ -132,14 +137,14 @@ def test_a_card(tmp_path):
     refused(lambda: load_vectors(tmp_path), "card.json", "revision")
 
 def test_a_language_model(tmp_path):
-    v = vlm.vlm_preset("smoke")
+    v = llava_settings.vlm_preset("smoke")
     (tmp_path / "tune").mkdir()
     write_manifest(tmp_path / "tune", {}, {}, [], 0)
     encoder = load("random:0")
     whole = dict(settings=stored(v), encoder="", card=stored(encoder.card))
     for way in (("encoder",), ("settings", "depth"), ("settings", "tune", "lr")):
         (tmp_path / "settings.json").write_text(json.dumps(whole)); mended(tmp_path / "settings.json", renamed(*way))
-        refused(lambda: vlm.load_vlm(tmp_path, encoder), str(tmp_path / "settings.json"), way[-1])
+        refused(lambda: training.load_vlm(tmp_path, encoder), str(tmp_path / "settings.json"), way[-1])
 
 def test_scores(tmp_path):
     (tmp_path / "train").mkdir()
@@ -150,18 +155,18 @@ def test_scores(tmp_path):
 def test_answers_of_another_day(tmp_path):
     made = read_json(RESULTS / "vlm/manifest.json")
     s = made["settings"]
-    settings, v = from_plain(Settings, {k: x for k, x in s.items() if k != "vlm"}), from_plain(vlm.VlmSettings, s["vlm"])
+    settings, v = from_plain(Settings, {k: x for k, x in s.items() if k != "vlm"}), from_plain(llava_settings.VlmSettings, s["vlm"])
     (tmp_path / "manifest.json").write_text(json.dumps(made | dict(settings=s | dict(renamed="letters"))))
-    refused(lambda: asked_before(tmp_path, settings, v, None, v.forms[0]), "manifest.json", "form")
-    assert asked_before(tmp_path, replace(settings, world=World(scenes=1)), v, None, v.forms[0]) == [] # they are not used
+    refused(lambda: _asked_before(tmp_path, settings, v, None, v.forms[0]), "manifest.json", "form")
+    assert _asked_before(tmp_path, replace(settings, world=World(scenes=1)), v, None, v.forms[0]) == [] # they are not used
 
 def test_a_checkpoint(tmp_path, monkeypatch):
     from safetensors.torch import save_file
     (step := tmp_path / "step-00000001").mkdir()
     for f in ("model", "optimizer"): save_file({}, step / f"{f}.safetensors")
     (step / "state.json").write_text(json.dumps(dict(step=1, renamed={})))
-    monkeypatch.setattr(training, "restore", lambda *_: None)
-    refused(lambda: training.load_checkpoint(tmp_path, None), "state.json", "feed")
+    monkeypatch.setattr(trainer, "_restore", lambda *_: None)
+    refused(lambda: trainer.load_checkpoint(tmp_path, None), "state.json", "feed")
 
 def test_weights_of_another_network(run):
     from safetensors.torch import load_file, save_file

@@ -10,21 +10,23 @@ SCENES, NAMES = 1500, ("clip", "dino")
 
 def make(path):
     "Write the page. The first time also loads the drawings and compiles UMAP: a minute or more."
-    from ccd import emoji
-    from ccd.comparison import write_atlas
-    from ccd.core import World
-    from ccd.embeddings import embed, load_embeddings
-    from ccd.neighbors import aligned
-    from ccd.pairs import mine
-    corpus = emoji.scenes(World(test_scenes=SCENES), "test")
+    from ccd.data.emoji import drawings, scenes
+    from ccd.comparison.report import write_atlas
+    from ccd.settings import World
+    from ccd.encoders.embeddings import load_embeddings
+    from ccd.encoders.extraction import embed
+    from ccd.comparison.neighbors import aligned_maps
+    from ccd.comparison.search import mine
+    corpus = scenes.scenes(World(test_scenes=SCENES), "test")
     with tempfile.TemporaryDirectory() as tmp:
         found = [load_embeddings(embed(f"ccd:emoji/{n}", corpus, Path(tmp) / n)) for n in NAMES]
-    write_atlas(path, {e.card["name"]: e for e in found}, aligned(*found), mine(*found, k=40), lambda r: corpus[int(r)]["image"],
-                ["kind", "category", "style", "ground_color", "word"], emoji.attribution().splitlines())
+    write_atlas(path, {e.card["name"]: e for e in found}, aligned_maps(*found), mine(*found, k=40), lambda r: corpus[int(r)]["image"],
+                ["kind", "category", "style", "ground_color", "word"], drawings.attribution_text().splitlines())
 
 def kept():
     "Where the page lies in the cache; it is made if it is not there."
-    from ccd.core import cache_dir, code_revision, content_hash, file_hash
+    from ccd.files import cache_dir, content_hash, file_hash
+    from ccd.runs import code_revision
     weights = [file_hash(ROOT / f"results/emoji-small/encoders/{n}-0/encoder.safetensors") for n in NAMES]
     page = cache_dir("site", f"atlas-{content_hash([weights, code_revision()['source'], file_hash(Path(__file__))])}.html")
     if not page.exists():

@@ -7,7 +7,7 @@ of its own, but for the drawings, so that no number was kept from another.
     python tools/machines.py                     every setting
     python tools/machines.py ATEN fp32           the settings whose names hold one of these words
     python tools/machines.py --list              what would run here, and nothing more
-    python tools/machines.py plain --notebooks nbs/library/01_stats.ipynb --tests tests/test_scaling.py
+    python tools/machines.py plain --notebooks nbs/library/04_stats.ipynb --tests tests/study/test_scaling.py
 """
 import argparse, json, locale, os, re, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -57,7 +57,7 @@ def changed(env, change): return {k: v for k, v in (env | change).items() if v i
 def machine():
     "Print which kernels NumPy and PyTorch take, how many threads, and the precision of CCD."
     import numpy, torch, threadpoolctl
-    from ccd.core import precision
+    from ccd.device import precision
     numpy.ones((64, 64)) @ numpy.ones((64, 64)) # a kernel that the processor lacks ends here
     blas = {p.get("architecture", "?") for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"}
     print(json.dumps([*sorted(blas), torch.backends.cpu.get_cpu_capability(), f"{torch.get_num_threads()} threads", precision()]))
@@ -81,8 +81,8 @@ def tests_of(said):
 
 def drawings():
     "Where the drawings of the user's cache lie, which are the same on every machine."
-    from ccd import emoji
-    from ccd.core import cache_dir
+    from ccd.data.emoji import drawings as emoji
+    from ccd.files import cache_dir
     emoji.drawings()
     return cache_dir("emoji").resolve()
 

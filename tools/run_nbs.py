@@ -77,7 +77,7 @@ def prepare(workers):
     "What all notebooks find: variables, and imports that each need not wait for."
     os.environ.update(MPLBACKEND="agg", PYTHONHASHSEED="0", PYTHONUTF8="1")
     if workers > 1: os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1)//workers)))
-    READY.set_forkserver_preload(["nbdev.test", "nbdev.clean", "nbdev.showdoc", "matplotlib.pyplot", "ccd.study", "ccd.training", "ccd.factors",
+    READY.set_forkserver_preload(["nbdev.test", "nbdev.clean", "nbdev.showdoc", "matplotlib.pyplot", "ccd.study", "ccd.training", "ccd.comparison.attribution",
                                    "torch._dynamo", "timm", "umap", "faiss"])
 
 # --- comparing
@@ -160,11 +160,12 @@ def one(path, a):
     print("\n    ".join([f"{word:4} {os.path.relpath(path)}  {seconds:.0f} s", *lines]), flush=True)
     return word
 
-LONG = "02_emoji", "datacomp", "14_zeroshot", "language_or_data", "18_factors", "20_vqa", "21_vlm", "scaling" # tens of seconds each
+LONG = ("07_segmentation", "datacomp", "07_perturbations", "language_or_data", "03_command", "06_answering", "06_attribution", "02_scenes",
+        "scaling") # tens of seconds each
 
 def longest_first(paths):
     "`paths` in an order in which no worker waits long for another: the longest, the library, then pages that read results."
-    return sorted(paths, key=lambda p: (LONG.index(p.stem) if p.stem in LONG else len(LONG), p.parent.name != "library"))
+    return sorted(paths, key=lambda p: (LONG.index(p.stem) if p.stem in LONG else len(LONG), "library" not in p.parts))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -99,7 +99,9 @@ def plain_code(src):
         for d in shown:
             d["text/markdown"] = re.sub(r"^```python\n.*?^```", lambda m: re.sub(r"\[`([^`\]]*)`\]\([^)\n]*\)", r"`\1`", m[0]),
                                         "".join(d["text/markdown"]), flags=re.M | re.S).replace("*Call self as a function.*", "")
-        if shown: p.write_text(json.dumps(nb), encoding="utf-8")
+        for c in nb["cells"]: # a helper has no entry that a link could lead to
+            if c["cell_type"] == "markdown": c["source"] = re.sub(r"\[`((?:\w+\.)*_\w+)`\]\([^)\n]*\)", r"`\1`", text(c))
+        p.write_text(json.dumps(nb), encoding="utf-8")
 
 def bind_scripts(page):
     "Put the scripts that an HTML file names in comments in their places: what a builder includes is one file."
@@ -123,7 +125,7 @@ def rename(stage):
         nb = json.loads(p.read_text(encoding="utf-8")); c = nb["cells"][0]
         m = re.search(r"^output-file: *(\S+)\n", text(c), re.M)
         if c["cell_type"] != "raw" or not m: continue
-        c["source"] = text(c).replace(m[0], ""); p.unlink()
+        c["source"] = re.sub(r"^aliases:\n(?:- .*\n)+", "", text(c).replace(m[0], ""), flags=re.M); p.unlink()
         q = p.with_name(Path(m[1]).stem + ".ipynb"); q.write_text(json.dumps(nb), encoding="utf-8")
         names[str(p.relative_to(stage))] = str(q.relative_to(stage))
     return names
@@ -153,17 +155,18 @@ def stage_for_smalldocs(src, stage, conf, out):
     (stage/"_quarto.yml").write_text(yml, encoding="utf-8")
 
 def render(quarto):
-    "The builder's exit code, and the folder where it left the site."
+    "The builder's exit code, the folder where it left the site, and the old addresses of its pages."
     cfg = get_config()
     refresh_quarto_yml()
     src = Path(proc_nbs(force=True))
     plain_code(src); bind_scripts(src/"script.html")
+    moved = dict(aliases(src))
     if quarto: cmd, at = ["quarto", "render", "--no-cache"], src
     else:
         at = cfg.config_path/"_stage"
         stage_for_smalldocs(src, at, config(cfg.nbs_path/"_quarto.yml"), cfg.doc_path.name)
         cmd = [sys.executable, "-m", "smalldocs.cli", "render", ".", "--strict"]
-    return strictly(cmd, at), at/cfg.doc_path.name
+    return strictly(cmd, at), at/cfg.doc_path.name, moved
 
 def strictly(cmd, at):
     "The exit code of a builder, what it says passed on; not 0 where it warned, which Quarto lets pass."
@@ -185,6 +188,21 @@ def add_atlas(root):
     "The twin atlas beside the page that shows it; its art comes from package registries, not from the repository."
     from live_atlas import kept
     shutil.copy(kept(), root/"findings"/"twin_atlas.html")
+
+def aliases(src):
+    "Old address -> page, both relative to the site, of every page in `src` that names its old addresses."
+    for name in sources(src):
+        front = text(json.loads((src/name).read_text(encoding="utf-8"))["cells"][0])
+        page = (yaml.safe_load(front.strip().strip("-")) or {}) if front.startswith("---") else {}
+        for a in page.get("aliases", []): yield a.lstrip("/"), str(Path(name).with_name(page["output-file"]))
+
+def redirect(root, moved):
+    "What Quarto does by itself: old addresses lead to the pages where their contents are now."
+    for old, new in moved.items():
+        if (root/old).exists(): continue
+        to = posixpath.relpath(new, posixpath.dirname(old) or ".")
+        (root/old).write_text(f'''<!doctype html><html lang="en"><meta charset="utf-8"><title>Moved</title><link rel="canonical" href="{to}">
+<meta http-equiv="refresh" content="0; url={to}"><a href="{to}">This page has moved.</a></html>''', encoding="utf-8")
 
 # --- checking what was built, whoever built it
 
@@ -235,10 +253,10 @@ def main():
     cfg, quarto = get_config(), bool(shutil.which("quarto")) and "--no-quarto" not in sys.argv
     errors = [*sidebar_errors(cfg.nbs_path, config(cfg.nbs_path/"_quarto.yml")), *slow_errors(cfg.nbs_path)]
     if not errors:
-        rc, built = render(quarto)
+        rc, built, moved = render(quarto)
         if not built.exists(): return "the build failed"
         shutil.rmtree(cfg.doc_path, ignore_errors=True); shutil.move(built, cfg.doc_path)
-        self_contained(cfg.doc_path); add_atlas(cfg.doc_path)
+        self_contained(cfg.doc_path); add_atlas(cfg.doc_path); redirect(cfg.doc_path, moved)
         errors = ["the builder warned or failed: see above"]*bool(rc) + site_errors(cfg.doc_path)
     for e in errors: print(e)
     if not errors: print(f"{cfg.doc_path.name}/index.html, by {'Quarto' if quarto else 'smalldocs, as a preview'}")
