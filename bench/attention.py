@@ -2,7 +2,7 @@
 import statistics, time
 import torch
 from ccd.settings import ViT
-from ccd.device import autocast, machine
+from ccd.device import autocast, hardware_info
 from ccd.training.towers import build_vit
 
 
@@ -25,7 +25,7 @@ def main(batch=128, rounds=7):
     explicit, fused = (statistics.median(times[f]) for f in (False, True))
     print(f"explicit {batch / explicit:.0f} images/s, fused {batch / fused:.0f} images/s: "
           f"{fused / explicit:.2f} times as fast, {(vit.image_size // vit.patch_size) ** 2 + 1} tokens")
-    print(machine())
+    print(hardware_info())
 
 
 if __name__ == "__main__": main()

@@ -81,7 +81,7 @@ def theirs(config, shards, batch, steps, workers, device, precision, warmup=4):
 
 def case(size, batch, steps, a, folder):
     "Rates of ccd and of the peer with each number of workers and thread policy."
-    from ccd.files import plain
+    from ccd.files import to_plain_dict
     from ccd.device import device, precision
     s, folder, source = settings(size, batch, "emoji", a.scenes), Path(folder), a.source
     if source.startswith("shards:"): folder = Path(source.partition(":")[2])
@@ -96,7 +96,7 @@ def case(size, batch, steps, a, folder):
         for policy, env in POLICIES.items():
             cases[f"open_clip_train, workers={w}, {policy}"] = \
                 lambda w=w, env=env: fresh(__file__, "theirs", env, workers=w, **peer)
-    return compare(f"{size}, batch {batch}, {plain(s.control.vit)}", interleaved(cases, a.rounds))
+    return compare(f"{size}, batch {batch}, {to_plain_dict(s.control.vit)}", interleaved(cases, a.rounds))
 
 
 def main():
@@ -113,8 +113,8 @@ def main():
         size, batch = c.split(":")
         with tempfile.TemporaryDirectory() as folder: rows += case(size, int(batch), a.steps, a, folder)
     if a.out: write_csv(a.out, rows)
-    from ccd.device import machine
-    print(machine())
+    from ccd.device import hardware_info
+    print(hardware_info())
 
 
 if __name__ == "__main__": main()

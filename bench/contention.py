@@ -9,7 +9,7 @@ TRAIN = """
 import torch # before ccd, which would set what is not set
 from ccd.settings import override, preset
 from ccd.data.corpora import open_corpus
-from ccd.training.loop import estimate
+from ccd.training.loop import estimate_seconds
 s = override(preset("mini"), **{"world.scenes": 2048})
 print(s.control.samples / estimate("clip", s, open_corpus(s.world).corpus, steps=12))
 """
@@ -25,7 +25,7 @@ def images_per_second(policy, busy):
 
 
 def main(rounds=3):
-    from ccd.device import machine
+    from ccd.device import hardware_info
     cases = [(p, b) for b in (False, True) for p in POLICIES]
     rates = {c: [] for c in cases}
     for _ in range(rounds): # interleaved, so that a noisy machine is noisy for all
@@ -35,7 +35,7 @@ def main(rounds=3):
         alone, beside = rate[p, False], rate[p, True]
         print(f"{p:<14} alone {alone:4.0f} images/s ({alone / rate['ccd', False]:.2f} of ccd's), "
               f"beside a busy program {beside:4.0f} ({beside / rate['ccd', True]:.2f})")
-    print(machine())
+    print(hardware_info())
 
 
 if __name__ == "__main__": main()

@@ -143,8 +143,8 @@ def main():
         shown = "from PNG bytes" if views else "the same tensors, no views"
         rows += compare(f"DINO, batch {a.batch}, {shown}", interleaved(cases, a.rounds))
     if a.out: write_csv(a.out, rows)
-    from ccd.device import machine
-    print(machine())
+    from ccd.device import hardware_info
+    print(hardware_info())
 
 
 if __name__ == "__main__": main()

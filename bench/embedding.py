@@ -129,12 +129,12 @@ def timm_loop(size, precision, folder, workers, keep=None):
 def ours(size, precision, folder, library, keep=None, keep_memory=True, **how):
     import ccd, torch # before torch: threads that wait sleep
     from PIL.Image import Resampling
-    from ccd.device import keep_freed_memory
+    from ccd.device import disable_malloc_trim
     from ccd.encoders.embeddings import load_embeddings
     from ccd.encoders.extraction import embed
-    from ccd.encoders.base import Card, Encoder, Features
-    from ccd.data.images import folder as opened
-    if keep_memory: keep_freed_memory()
+    from ccd.encoders.base import Encoder, EncoderCard, Features
+    from ccd.data.images import load_folder as opened
+    if keep_memory: disable_malloc_trim()
     dtype = precise(precision)
     if library == "timm":
         model, fit = timm_model(size, dtype), Fit(224, 248, Resampling.BICUBIC)
@@ -142,7 +142,7 @@ def ours(size, precision, folder, library, keep=None, keep_memory=True, **how):
     else:
         model, fit = hf_model(size, dtype), Fit(224, 0, Resampling.BILINEAR)
         read = lambda x: Features(cls=model(pixel_values=x.to(dtype)).last_hidden_state[:, 0])
-    e, corpus = Encoder(Card(library, size, "none", "0", size=224, mean=(.5,) * 3, std=(.5,) * 3), read), opened(folder).corpus
+    e, corpus = Encoder(EncoderCard(library, size, "none", "0", size=224, mean=(.5,) * 3, std=(.5,) * 3), read), opened(folder).corpus
     e.fit = fit
     with tempfile.TemporaryDirectory() as out:
         def run(files):
@@ -229,8 +229,8 @@ def main():
         print(f"{a.files} JPEGs of {size[0]} x {size[1]}, {write_jpegs(folder, a.files, *size) / 1000:.0f} kB on average")
         rows = dict(loops=beside_loops, same=same, batches=by_batches, draft=by_draft)[a.what](a, folder)
     if a.out: write_csv(a.out, rows)
-    from ccd.device import machine
-    print(machine())
+    from ccd.device import hardware_info
+    print(hardware_info())
 
 
 if __name__ == "__main__": main()

@@ -79,11 +79,11 @@ def write_csv(path, rows):
     "A table, and beside it what measured it: the command, the machine and the hash."
     import pandas as pd
     from ccd.files import file_hash, write_json
-    from ccd.device import machine
+    from ccd.device import hardware_info
     from ccd.runs import code_revision
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows).to_csv(path, index=False)
-    write_json(path.with_suffix(".json"), dict(command=" ".join(["python", *sys.argv]), machine=machine(),
+    write_json(path.with_suffix(".json"), dict(command=" ".join(["python", *sys.argv]), machine=hardware_info(),
                code=code_revision(), sha256=file_hash(path)))
     print(f"wrote {path}")

@@ -68,21 +68,21 @@ def ways(a, b, full):
     import torch
     from ccd.comparison import products, search
     m, found = products.pair_moments(a, b), {}
-    ua, ub = (search._units32(e) for e in (a, b))
-    joined, group = torch.cat([ua, ub], 1), search._pixel_groups(a.items)
+    ua, ub = (search._normalized_float32(e) for e in (a, b))
+    joined, group = torch.cat([ua, ub], 1), search._exact_duplicates(a.items)
 
     def ours(name, precision):
         def run():
             os.environ["CCD_PRECISION"] = precision
-            found[name] = search.mine(a, b, TOP)
+            found[name] = search.mine_pairs(a, b, TOP)
         return run
 
     def approximate(name, **how):
-        def run(): found[name] = search.mine(a, b, TOP, engine=lambda *x, **k: search.search_faiss(*x, **how, **k))
+        def run(): found[name] = search.mine_pairs(a, b, TOP, engine=lambda *x, **k: search.search_faiss(*x, **how, **k))
         return run
     cases = {"bare float32 products": lambda: bare(joined), "ccd, float32": ours("ccd, float32", "fp32"),
              "ccd, bf16 and float64": ours("ccd, bf16 and float64", "bf16")}
-    if products._whole_products(): cases["ccd, 8 bits and float64"] = ours("ccd, 8 bits and float64", "")
+    if products._has_fast_int8(): cases["ccd, 8 bits and float64"] = ours("ccd, 8 bits and float64", "")
     cases |= {"plain tiles, running threshold": lambda: plain_tiles(ua, ub, m),
              "faiss, 16 of its lists": approximate("faiss, 16 of its lists", probes=16),
              "faiss, 64 of its lists": approximate("faiss, 64 of its lists", probes=64)}
@@ -112,8 +112,8 @@ def main():
     p.add_argument("--only", nargs="*", help="ways whose names contain one of these words")
     p.add_argument("--out", help="CSV file for the table")
     o = p.parse_args()
-    from ccd.device import keep_freed_memory, machine
-    keep_freed_memory()
+    from ccd.device import disable_malloc_trim, hardware_info
+    disable_malloc_trim()
     shared = np.random.default_rng(9).normal(size=(o.n, 32))
     a, b = (encoder(o.n, d, seed, shared) for seed, d in enumerate(o.d))
     cases, found = ways(a, b, o.full)
@@ -127,7 +127,7 @@ def main():
         rows.append(dict(way=name, n=o.n, seconds=round(s, 2), of_bare=round(s / base, 2), recall=recall))
         print(f"  {name:<36} {s:7.1f} s   {s / base:5.2f} of the bare products" + (f"   {recall:.1%} of the pairs" if name in found else ""))
     if o.out: write_csv(o.out, rows)
-    print(machine())
+    print(hardware_info())
 
 
 if __name__ == "__main__": main()

@@ -58,10 +58,10 @@ def main():
     p.add_argument("--out", help="CSV file for the table")
     o = p.parse_args()
     from sklearn.linear_model import LogisticRegression
-    from ccd.device import keep_freed_memory, machine
+    from ccd.device import disable_malloc_trim, hardware_info
     from ccd.probing.linear import fit_logistic, linear_probe
     from ccd.probing.protocols import PROTOCOLS, sgd_probe
-    keep_freed_memory()
+    disable_malloc_trim()
     x, y = problem(o.n + 2 * (o.n // 10))
     train, val, test = np.split(np.arange(len(x)), [o.n, o.n + o.n // 10])
     mean, std = x[train].mean(0), x[train].std(0)
@@ -96,7 +96,7 @@ def main():
         rows.append(dict(way=name, n=o.n, seconds=took[name], ours_is_faster=took[name] / took[ONE], loss=penalised(w, z, code, o.ridge)))
     for r in rows: r["cpu_seconds"] = statistics.median(worked[r["way"]])
     table = pd.DataFrame(rows).round(dict(seconds=1, cpu_seconds=1, ours_is_faster=2, val_top1=4, test_top1=4, loss=6))
-    print(table.to_string(index=False), made[OURS].path.round(4).to_string(index=False), machine(), sep="\n\n")
+    print(table.to_string(index=False), made[OURS].path.round(4).to_string(index=False), hardware_info(), sep="\n\n")
     if o.out: write_csv(o.out, table)
 
 

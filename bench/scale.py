@@ -26,15 +26,15 @@ def held(): # MB now and at most so far
 def cell(objective, size, batch, depth, steps, scenes):
     from ccd.settings import override, preset
     from ccd.data.corpora import open_corpus
-    from ccd.training.loop import estimate
+    from ccd.training.loop import estimate_seconds
     at = lambda b: override(preset("mini"), **{"control.vit.image_size": size, "control.vit.depth": depth,
         "dino.local_size": size // 2, "world.size": size * 4 // 3, "world.scenes": scenes,
         "control.batch_size": b, "control.samples": 1000 * b})
     s = at(batch)
     corpus = open_corpus(s.world).corpus
-    estimate(objective, at(LEAST), corpus, steps=2)
+    estimate_seconds(objective, at(LEAST), corpus, steps=2)
     before, _ = held()
-    seconds = estimate(objective, s, corpus, steps)
+    seconds = estimate_seconds(objective, s, corpus, steps)
     _, peak = held()
     return dict(objective=objective, size=size, batch=batch, depth=depth,
                 images_per_second=round(s.control.samples / seconds, 1), peak_mb=round(peak), baseline_mb=round(before),
@@ -55,8 +55,8 @@ def main():
             if len(rows) == 1: print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
             print("| " + " | ".join(map(str, rows[-1].values())) + " |", flush=True)
     if a.out: write_csv(a.out, rows)
-    from ccd.device import machine
-    print(machine())
+    from ccd.device import hardware_info
+    print(hardware_info())
 
 
 if __name__ == "__main__": main()

@@ -66,8 +66,8 @@ def main():
     a = p.parse_args()
     rows = [r for name in LOSSES for r in curve(name, a.batches, a.dim, a.chunk)]
     if a.out: write_csv(a.out, rows)
-    from ccd.device import machine
-    print(machine())
+    from ccd.device import hardware_info
+    print(hardware_info())
 
 
 if __name__ == "__main__": main()

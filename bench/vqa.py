@@ -24,15 +24,15 @@ def answers(per_picture):
 def ours(draws, per_picture):
     import pandas as pd
     from ccd.vqa.benchmarks.questions import VMCBENCH
-    from ccd.vqa.statistics.aggregation import Scores, resampled, rolled
+    from ccd.vqa.statistics.aggregation import Scores, aggregate, bootstrap_sums
     x, subset, cluster = answers(per_picture)
     names = [s for subsets in VMCBENCH.values() for s in subsets]
     cells = pd.DataFrame(dict(leaf=names, cell="", inside="micro"))
     s = Scores(x, subset, cluster, cells, [(str(k), 0) for k in range(8)])
-    resampled(s, 100)
+    bootstrap_sums(s, 100)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, work = time.perf_counter(), time.process_time()
-    drawn = rolled(*resampled(s, draws), s.cells, VMCBENCH)
+    drawn = aggregate(*bootstrap_sums(s, draws), s.cells, VMCBENCH)
     ends = {k: np.quantile(v, [0.025, 0.975], axis=0) for k, v in drawn.items()}
     seconds, work = time.perf_counter() - start, time.process_time() - work
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

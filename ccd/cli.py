@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 from .files import UserError, alone, disk_full, load_table, user_path, writable
 from .settings import PRESETS, RECIPES, Settings, apply_recipe, find_recipe, override, preset
-from .runs import spare
+from .runs import require_own_folder
 
 # %% ../nbs/library/06_cli.ipynb #31d9dbf3
 _AnySettings = Annotated[Settings, tyro.conf.arg(name="")] # its options carry no prefix
@@ -42,7 +42,7 @@ def _at_work(
 ): # both, as paths
     "Try both folders before any work begins, and keep other commands out of the first. Raises `UserError` where they cannot serve."
     results = results and writable(results)
-    if results: spare(results)
+    if results: require_own_folder(results)
     with alone(out) as folder: yield folder, results
 
 # %% ../nbs/library/06_cli.ipynb #3fde06a3
@@ -53,10 +53,10 @@ def _study(
     weights: bool = False, # and the encoders, in half precision
 ):
     "Train CLIP and DINO under control, compare them, write a report."
-    from ccd.study.command import publish_study, study as run
+    from ccd.study.command import export_study, study as run
     with _at_work(out or f"runs/{settings.preset}", results) as (out, results):
         page = run(settings, out)
-        if results: publish_study(page.parent, results, settings, weights)
+        if results: export_study(page.parent, results, settings, weights)
 
 # %% ../nbs/library/06_cli.ipynb #82d16246
 def _train(
@@ -68,18 +68,18 @@ def _train(
 ):
     "Train one encoder, or go on where it was stopped; under torchrun, with many processes."
     from ccd.data.corpora import open_corpus
-    from ccd.training.distributed import first, first_goes_first
+    from ccd.training.distributed import is_main_process, main_process_first
     from ccd.training.audit import match_compute
     from ccd.training import distributed, loop
     r = find_recipe(recipe)
     folder = writable(out or f"runs/{settings.preset}/train/{recipe}-{settings.control.seed}")
-    distributed.start()
-    with first_goes_first(): opened = open_corpus(settings.world)
+    distributed.init_distributed()
+    with main_process_first(): opened = open_corpus(settings.world)
     if compute_of:
         other = override(preset(settings.preset), **{"control.samples": settings.control.samples})
         settings = match_compute((recipe, settings), (compute_of, apply_recipe(compute_of, other)), opened.corpus)
     run = loop.train(r.objective, settings, opened.corpus, folder, title=r.title, origin=start or None)
-    if first():
+    if is_main_process():
         if len(opened.skipped): opened.skipped.to_csv(run / "skipped.csv", index=False)
         print(run)
 
@@ -93,11 +93,11 @@ def _filter(
     max_faults: float = 0.01, # share of images that may be broken
 ):
     "Score the text in pictures, so that training may keep those with some, or with much."
-    from ccd.data.filters import filter_report, score
+    from ccd.data.filters import format_filter_summary, score
     from ccd.vqa import text_scorers
     world = override(settings.world, source=source)
     with alone(out) as out:
-        print(filter_report(score(world, text_scorers.scorer(scorer), out, split, max_faults, command=_command())))
+        print(format_filter_summary(score(world, text_scorers.get_scorer(scorer), out, split, max_faults, command=_command())))
 
 # %% ../nbs/library/06_cli.ipynb #871f8bf2
 def _audit(
@@ -120,8 +120,8 @@ def _embed(
     max_faults: float = 0.01, # share of images that may be broken
 ):
     "Turn images into vectors on disk."
-    from ccd.encoders.inputs import embedded
-    with alone(out) as out: e = embedded(encoder, images, settings, out, dtype=dtype, engine=engine, max_faults=max_faults)
+    from ccd.encoders.inputs import embed_images
+    with alone(out) as out: e = embed_images(encoder, images, settings, out, dtype=dtype, engine=engine, max_faults=max_faults)
     print(f"{out}: {e.vectors.shape[0]:,} vectors of {e.vectors.shape[1]} by {e.card['name']}")
 
 # %% ../nbs/library/06_cli.ipynb #41ac05dd
@@ -137,11 +137,11 @@ def _probe(
     max_faults: float = 0.01, # share of images that may be broken
 ):
     "Read labels off frozen features: accuracy with floors, intervals and paired tests, and report.html."
-    from ccd.probing.command import probe as run, publish_accuracy
+    from ccd.probing.command import export_accuracy, probe as run
     from ccd.report.tables import accuracy_table
     with _at_work(out, results) as (out, results):
         page = run([encoder, *beside], list(datasets or ["emoji"]), settings, out, protocols, cuts, max_faults=max_faults)
-        if results: publish_accuracy(out, results, settings, _command())
+        if results: export_accuracy(out, results, settings, _command())
     print(accuracy_table(load_table(page.parent / "tables/accuracy.csv")).to_string())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
@@ -161,10 +161,10 @@ def _compare(
     results: str = "", # also copy the tables to this folder
 ):
     "Find what one encoder sees that the other does not: tables, report.html and the twin atlas."
-    from ccd.comparison.command import compare as run, publish_comparison
+    from ccd.comparison.command import compare as run, export_comparison
     with _at_work(out, results) as (out, results):
         page = run(encoder_a, encoder_b, images, settings, out, reference_a, reference_b, beside, without, align_maps, engine=engine)
-        if results: publish_comparison(out, results, settings, _command())
+        if results: export_comparison(out, results, settings, _command())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/06_cli.ipynb #58c27d80
@@ -184,13 +184,13 @@ def _vlm(
     results: str = "", # also copy the tables and answers to this folder; who has answered there before is not asked again
 ):
     "Put encoders into a language model, ask it: accuracy with floors, intervals and paired tests, and report.html."
-    from ccd.vqa.command import publish_vlm, vlm as run
-    from ccd.vqa.llava.settings import VLM_PRESETS, changed, vlm_preset
+    from ccd.vqa.command import export_vlm, vlm as run
+    from ccd.vqa.llava.settings import VLM_PRESETS, apply_overrides, vlm_preset
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
-    v = changed(vlm_preset(model or (settings.preset if settings.preset in VLM_PRESETS else "mini")), change)
+    v = apply_overrides(vlm_preset(model or (settings.preset if settings.preset in VLM_PRESETS else "mini")), change)
     with _at_work(out, results) as (out, results):
         page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, ceiling, results, form)
-        if results: publish_vlm(page.parent, results, settings, v, _command(), captions, instructions, images)
+        if results: export_vlm(page.parent, results, settings, v, _command(), captions, instructions, images)
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/06_cli.ipynb #d3ccde61
@@ -219,12 +219,12 @@ def _scale(
 ):
     "Train CLIP and DINO with more parameters, data and pixels, and measure each; goes on where it was stopped."
     from ccd.study.scaling.grid import find_grid
-    from ccd.study.scaling.runs import grid_report
+    from ccd.study.scaling.runs import format_plan
     from ccd.study.scaling import runs
     g, out = find_grid(grid), out or f"runs/scale-{grid}"
     results = results or f"{out}/results"
     if commands: print(runs.commands(grid, commands, out, results, only))
-    elif dry: print(grid_report(runs.dry(g, results, only)))
+    elif dry: print(format_plan(runs.dry_run(g, results, only)))
     else: print(runs.scale(g, writable(out), writable(results), only))
 
 # %% ../nbs/library/06_cli.ipynb #4a0b5f32

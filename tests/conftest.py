@@ -139,8 +139,8 @@ def whole(once):
 @pytest.fixture(scope="session")
 def published(tiny, whole, once):
     "Where `results/smoke` holds what a study publishes."
-    from ccd.study.command import publish_study
-    return once("published", lambda home: publish_study(whole, home / "results" / "smoke", tiny, weights=True))
+    from ccd.study.command import export_study
+    return once("published", lambda home: export_study(whole, home / "results" / "smoke", tiny, weights=True))
 
 def is_import(source):
     return all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in ast.parse(source).body)

@@ -39,16 +39,16 @@ def main(home):
     lists = [(np.arange(N)[:, None] + s * np.arange(1, 101)).astype(np.int32) % N for s in (3, 5)]
     i, j = np.sort(rng.integers(0, N, (2, 400)), 0)
     mined = pd.DataFrame(dict(i=i, j=j, direction="a"))[i < j]
-    small = neighbors.neighbors(a, 10), search.mine(a, b, 10) # libraries and their threads are there from now on
+    small = neighbors.nearest_neighbors(a, 10), search.mine_pairs(a, b, 10) # libraries and their threads are there from now on
     jobs = dict(
-        neighbors=lambda: neighbors.neighbors(a, 100),
-        apart=lambda: neighbors.neighbors(a, 10, half),
+        neighbors=lambda: neighbors.nearest_neighbors(a, 100),
+        apart=lambda: neighbors.nearest_neighbors(a, 10, half),
         overlap=lambda: neighbors.overlap_curve(*lists, np.arange(N) % 300, draws=50, permutations=2),
-        pairs=lambda: search.mine(a, b, 10),
-        deals=lambda: agreement.agreement(mined, big.items, ["concept"], 300),
+        pairs=lambda: search.mine_pairs(a, b, 10),
+        deals=lambda: agreement.factor_agreement(mined, big.items, ["concept"], 300),
         similarity=lambda: attribution._standard(big, i, j),
         bootstrap=lambda: stats.cluster_bootstrap(np.ones(N), np.arange(N), 300),
-        equal=lambda: attribution._equal_similarity(big, np.array([0.0]), anchors=50))
+        equal=lambda: attribution._similarity_matched_pairs(big, np.array([0.0]), anchors=50))
     print(json.dumps({name: growth(work) for name, work in jobs.items()} | dict(small=len(small))))
 
 if __name__ == "__main__": main(sys.argv[1])

@@ -5,7 +5,7 @@ from PIL import Image
 from ccd import files
 from ccd.cli import main
 from ccd.files import UserError, file_hash, write_json
-from ccd.runs import stage
+from ccd.runs import cached_stage
 from conftest import OPTIONS, finish, outputs, signal_when, start, step_of
 
 def one_message(said, code):
@@ -99,7 +99,7 @@ def test_a_folder_of_the_user_is_never_replaced(refused, whole, tmp_path):
     own.write_text("three years of work")
     refused("study", *OPTIONS, "--out", whole, "--results", tmp_path)
     assert own.exists()
-    with pytest.raises(UserError): stage(tmp_path, {}, {}, lambda tmp: write_json(tmp / "one.json", 1))
+    with pytest.raises(UserError): cached_stage(tmp_path, {}, {}, lambda tmp: write_json(tmp / "one.json", 1))
     assert own.exists()
 
 def test_an_unfinished_run_is_not_audited(refused, whole, tmp_path):

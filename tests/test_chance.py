@@ -47,7 +47,7 @@ def test_overlap_of_random_neighbors():
     rng, n, k = np.random.default_rng(0), 60, 7
     found = [(random_lists(rng, n, k), random_lists(rng, n, k)) for _ in range(200)]
     chance = nb.overlap_curve(*found[0], np.arange(n), (k,), draws=2, permutations=2).chance[0]
-    close([nb.overlap(a, b).mean() for a, b in found], chance)
+    close([nb.mutual_knn(a, b).mean() for a, b in found], chance)
     for file in (ROOT / "results").rglob("overlap.csv"): # of 4,000 scenes, by whatever stage made it
         t = pd.read_csv(file)
         assert np.allclose(t.chance, t.get("k", 10) / 3999)
@@ -64,7 +64,7 @@ def test_agreement_of_random_pairs(copies):
     may = np.flatnonzero(group[i] != group[j])
     def share(given): # of 300 pairs
         at = rng.choice(may, 300, replace=False)
-        t = agreement.agreement(pd.DataFrame(dict(i=i[at], j=j[at], direction="a")), items, ["category"], 2, given)
+        t = agreement.factor_agreement(pd.DataFrame(dict(i=i[at], j=j[at], direction="a")), items, ["category"], 2, given)
         return t.share[0], t.chance[0]
     drawn = np.array([share(group if k % 2 else None) for k in range(120)]) # equal pixels are copies by themselves
     assert np.ptp(drawn[:, 1]) < 1e-12
@@ -77,9 +77,9 @@ def test_random_pairs_are_like_random_pairs():
     made = Embeddings(rng.normal(size=(n, 6)).astype(np.float32), items, dict(name="made"))
     look = pd.DataFrame(dict(item_id=items.item_id) | {f"mean_{c}": rng.normal(size=n) for c in "Lab"})
     i, j = np.triu_indices(n, 1)
-    far = attributes.distances(look, i, j, ("mean",))["mean"].values
+    far = attributes.attribute_distances(look, i, j, ("mean",))["mean"].values
     same = items["style"].values[i] == items["style"].values[j]
-    t = attribution.lift(pd.DataFrame(dict(i=i[:40], j=j[:40], z_a=0.0, z_b=0.0, direction="a")), made, made, look, ("style",), ("mean",), draws=2)
+    t = attribution.enrichment(pd.DataFrame(dict(i=i[:40], j=j[:40], z_a=0.0, z_b=0.0, direction="a")), made, made, look, ("style",), ("mean",), draws=2)
     base = t[t.baseline == "random"].set_index("factor").base
     def drawn(): at = rng.choice(len(i), 200); return same[at].mean(), far[at].mean()
     close([drawn() for _ in range(200)], [base["style"], base["mean"]])
@@ -88,8 +88,8 @@ def test_names_of_random_vectors():
     rng, names = np.random.default_rng(3), [f"n{k}" for k in range(12)]
     def right(k):
         y = rng.choice(names, 100, p=np.arange(1, 13) / 78) # names of unequal frequency
-        said = zeroshot._name_images(rng.normal(size=(100, 9)), rng.normal(size=(12, 9)), names, 5)
-        return zeroshot._naming_accuracy(y, said, ks=(1, 5), draws=2).accuracy
+        said = zeroshot._zero_shot_predict(rng.normal(size=(100, 9)), rng.normal(size=(12, 9)), names, 5)
+        return zeroshot._topk_accuracy(y, said, ks=(1, 5), draws=2).accuracy
     close([right(k) for k in range(200)], [1 / len(names), 5 / len(names)])
 
 def test_retrieval_by_random_vectors():
@@ -103,7 +103,7 @@ def test_retrieval_by_random_vectors():
 def test_the_commonest_class_is_one_that_may_be_answered():
     "Where only some classes may be answered, a class that is none of them is no baseline: it would never be right."
     y = np.array(["cat"] * 6 + ["dog"] * 4 + ["bird"] * 3)
-    learnt = tables._Learnt(None, np.eye(13), y, 1, "cat")
+    learnt = tables._FittedProbes(None, np.eye(13), y, 1, "cat")
     assert tables._among(learnt, ["dog", "bird"]).commonest == "dog"
 
 def test_another_image_at_random_moves_by_one():

@@ -45,8 +45,8 @@ def test_help_shows_the_values_of_the_preset(capsys):
 
 def test_logs_are_averaged_and_compared(tmp_path):
     from ccd.vqa.benchmarks.questions import VMCBENCH
-    from ccd.vqa.statistics.aggregation import _made_answers
-    _made_answers({s: 20 for c in VMCBENCH.values() for s in c}, dict(one=0.6, two=0.4), benchmark="VMCBench").to_parquet(tmp_path / "answers.parquet")
+    from ccd.vqa.statistics.aggregation import _simulate_answers
+    _simulate_answers({s: 20 for c in VMCBENCH.values() for s in c}, dict(one=0.6, two=0.4), benchmark="VMCBench").to_parquet(tmp_path / "answers.parquet")
     said, code = finish(start("vqa", tmp_path / "answers.parquet", "--out", tmp_path / "out", "--draws", 100))
     assert code == 0, said
     assert "VLMEvalKit" in said and "one and two, overall (macro): one leads" in said and list((tmp_path / "out").glob("summary*.csv"))

@@ -21,11 +21,11 @@ def test_a_stage_holds_little(held, stage, most): assert 0 < held[stage] < most,
 
 def test_deals_are_the_same_whoever_is_asked_for():
     family, rows = np.random.default_rng(0).integers(0, 40, 300).astype(str), np.array([5, 7, 250])
-    assert (agreement._shuffles(family, 20)[:, rows] == agreement._shuffles(family, 20, rows=rows)).all()
+    assert (agreement._group_permutations(family, 20)[:, rows] == agreement._group_permutations(family, 20, rows=rows)).all()
 
 def test_draws_in_parts_are_the_same(monkeypatch):
     rng = np.random.default_rng(1)
     value, cluster = rng.normal(size=500), rng.integers(0, 90, 500)
     whole = stats.cluster_bootstrap(value, cluster, 70)
-    monkeypatch.setattr(stats, "_AT_ONCE", 1000)
+    monkeypatch.setattr(stats, "_MAX_CELLS_IN_MEMORY", 1000)
     assert stats.cluster_bootstrap(value, cluster, 70) == whole

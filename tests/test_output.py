@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from ccd import files
 from ccd.cli import _at_home, main
-from ccd.files import UserError, _LOCK, alone, atomic, cache_dir, user_path, writable, write_json
-from ccd.runs import claim, read_manifest, spare
+from ccd.files import (UserError, _LOCK, alone, atomic_write, cache_dir, user_path, writable,
+                       write_json)
+from ccd.runs import claim_folder, read_manifest, require_own_folder
 from conftest import finish, start
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_a_folder_that_may_not_be_written_to(room, monkeypatch, number, says): #
     with monkeypatch.context() as m:
         m.setattr(Path, "mkdir", barred)
         with pytest.raises(UserError, match=says), alone(room / "out"): pass
-        with pytest.raises(UserError, match=says), atomic(room / "deep/out"): pass
+        with pytest.raises(UserError, match=says), atomic_write(room / "deep/out"): pass
     assert not (room / "out").exists()
 
 WRITERS = dict(text=lambda f: f.write_text("a" * 100_000, encoding="utf-8"), csv=lambda f: pd.DataFrame(dict(a=range(20_000))).to_csv(f),
@@ -88,25 +89,25 @@ def _png(f):
 @pytest.mark.parametrize("write", [*WRITERS.values(), _npy, _npz, _png], ids=[*WRITERS, "npy", "npz", "png"])
 def test_whatever_writes_says_that_the_disk_is_full(tmp_path, write):
     write_json(tmp_path / "x", "old")
-    with pytest.raises(UserError, match="no space left while writing .*x; nothing was lost"), atomic(tmp_path / "x") as tmp:
+    with pytest.raises(UserError, match="no space left while writing .*x; nothing was lost"), atomic_write(tmp_path / "x") as tmp:
         tmp.symlink_to("/dev/full"); write(tmp)
     assert [p.name for p in tmp_path.iterdir()] == ["x"] and files.read_json(tmp_path / "x") == "old"
 
 def test_what_is_in_the_way_of_a_file_or_folder_stays(room):
     (room / "a.json").mkdir(); (room / "a.json/mine").write_text("mine", encoding="utf-8"); (room / "made").write_text("mine", encoding="utf-8")
     with pytest.raises(UserError, match="there is a folder of that name"): write_json(room / "a.json", 1)
-    with pytest.raises(UserError, match="there is a file of that name"), atomic(room / "made") as tmp: tmp.mkdir()
+    with pytest.raises(UserError, match="there is a file of that name"), atomic_write(room / "made") as tmp: tmp.mkdir()
     assert sorted(p.name for p in room.rglob("*")) == ["a.json", "home", "made", "mine"]
 
 def test_a_folder_behind_a_link_is_replaced_there(room):
     (room / "disk").mkdir(); (room / "results").symlink_to(room / "disk")
     for k in range(2):
-        with atomic(room / "results") as tmp: tmp.mkdir(); (tmp / str(k)).touch()
+        with atomic_write(room / "results") as tmp: tmp.mkdir(); (tmp / str(k)).touch()
     assert (room / "results").is_symlink() and [p.name for p in (room / "disk").iterdir()] == ["1"]
 
 REPLACE = """
 import sys
-from ccd.files import atomic
+from ccd.files import atomic_write
 for k in range(150):
     with atomic(sys.argv[1]) as tmp:
         tmp.mkdir()
@@ -150,7 +151,7 @@ def test_a_lock_that_a_killed_process_left_is_no_file_of_the_user(tmp_path):
     assert first.stdout.readline() == "in\n"
     first.kill(); first.wait()
     assert (tmp_path / "out" / _LOCK).exists()
-    spare(tmp_path / "out"); claim(tmp_path / "out", dict(a=1))
+    require_own_folder(tmp_path / "out"); claim_folder(tmp_path / "out", dict(a=1))
     with alone(tmp_path / "out"): pass
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["settings.json"]
 
@@ -172,17 +173,17 @@ def test_two_processes_make_a_thing_of_the_cache_once(tmp_path, monkeypatch):
 def test_a_folder_with_a_manifest_of_another_kind_is_the_users(tmp_path):
     write_json(tmp_path / "app/manifest.json", dict(name="a web page's", outputs=[]))
     assert read_manifest(tmp_path / "app") is None
-    with pytest.raises(UserError, match="files that ccd did not make, such as manifest.json"): spare(tmp_path / "app")
+    with pytest.raises(UserError, match="files that ccd did not make, such as manifest.json"): require_own_folder(tmp_path / "app")
     (tmp_path / "run").mkdir(); (tmp_path / "run/t.csv").write_text("a", encoding="utf-8")
     write_json(tmp_path / "run/manifest.json", dict(settings_hash="", inputs={}, outputs={"t.csv": {}}))
-    spare(tmp_path / "run")
+    require_own_folder(tmp_path / "run")
     (tmp_path / "run/notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(UserError, match="such as notes.txt"): spare(tmp_path / "run")
+    with pytest.raises(UserError, match="such as notes.txt"): require_own_folder(tmp_path / "run")
 
 @pytest.mark.parametrize("held, says", [("[]", "is not of ccd"), ("{", "is no JSON")])
 def test_settings_of_another_kind_are_the_users(tmp_path, held, says):
     (tmp_path / "settings.json").write_text(held, encoding="utf-8")
-    with pytest.raises(UserError, match=says): claim(tmp_path, dict(a=1))
+    with pytest.raises(UserError, match=says): claim_folder(tmp_path, dict(a=1))
     assert (tmp_path / "settings.json").read_text(encoding="utf-8") == held
 
 @pytest.fixture

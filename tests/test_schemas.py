@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest
 from ccd.data import filters
 from ccd.data.emoji import checks, questions
 from ccd.cli import main
-from ccd.settings import World, override
+from ccd.settings import DataSettings, override
 from ccd.runs import read_manifest
 from ccd.vqa import command
 from conftest import FEW, OPTIONS, ROOT, slow_cell
@@ -72,7 +72,7 @@ def test_every_slow_cell_is_run():
     assert marked == {"findings/scaling.ipynb", "library/data/emoji/05_checks.ipynb", "library/data/07_filters.ipynb"}
 
 def test_the_cell_that_reads_questions(reader, room):
-    world = override(World(), scenes=200, test_scenes=40)
+    world = override(DataSettings(), scenes=200, test_scenes=40)
     test = questions.emoji_questions(world, per_subset=2)
     slow_cell("library/data/emoji/05_checks.ipynb", world=world, test=test, **vars(checks) | dict(np=np, pd=pd))
     assert list(differences(room / "questions", RESULTS / "questions")) == []

@@ -6,22 +6,22 @@ import numpy as np, pandas as pd, pytest
 from ccd.study.scaling import curves, grid, runs
 from ccd.training import trainer
 from ccd.vqa.llava import settings as llava_settings, training
-from ccd.vqa.command import _asked_before
-from ccd.training.audit import _run_sheet
-from ccd.files import UserError, plain, read_json
-from ccd.settings import (Analysis, Clip, Control, Dino, PRESETS, Settings, Siglip, Text, World, _GONE, from_plain,
-                          preset)
+from ccd.vqa.command import _load_cached_answers
+from ccd.training.audit import _describe_run
+from ccd.files import UserError, read_json, to_plain_dict
+from ccd.settings import (Analysis, Clip, Control, DataSettings, Dino, PRESETS, Settings, Siglip,
+                          Text, _GONE, from_plain_dict, preset)
 from ccd.runs import check_run, write_manifest
 from ccd.encoders.embeddings import load_vectors
-from ccd.encoders.trained import captioner
+from ccd.encoders.trained import load_run_text_encoder
 from ccd.encoders.loading import load
-from ccd.study.scaling.grid import GRIDS, Point, _points
+from ccd.study.scaling.grid import GRIDS, RunSpec, _points
 from ccd.data.corpora import open_corpus
-from ccd.training.loop import _beginning
+from ccd.training.loop import _init_from
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-stored = lambda x: json.loads(json.dumps(plain(x)))
-KINDS = {k: type(v) for k, v in vars(Settings()).items() if k != "preset"} | dict(point=Point, vlm=llava_settings.VlmSettings)
+stored = lambda x: json.loads(json.dumps(to_plain_dict(x)))
+KINDS = {k: type(v) for k, v in vars(Settings()).items() if k != "preset"} | dict(point=RunSpec, vlm=llava_settings.VlmSettings)
 
 def read(settings, file): # names of dataclasses
     "Read whatever settings a manifest holds, wherever in them they stand."
@@ -29,32 +29,32 @@ def read(settings, file): # names of dataclasses
         if not isinstance(v, dict): continue
         kind = KINDS.get(settings["objective"] if k == "own" else k)
         if k == "run" and "objective" in v: check_run(v, file)
-        elif kind: from_plain(kind, v, file); yield kind.__name__; continue
+        elif kind: from_plain_dict(kind, v, file); yield kind.__name__; continue
         yield from read(v, file)
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_read_back(name):
-    assert from_plain(Settings, stored(preset(name))) == preset(name)
+    assert from_plain_dict(Settings, stored(preset(name))) == preset(name)
 
 @pytest.mark.parametrize("name", llava_settings.VLM_PRESETS)
 def test_every_language_model_is_read_back(name):
-    assert from_plain(llava_settings.VlmSettings, stored(llava_settings.vlm_preset(name))) == llava_settings.vlm_preset(name)
+    assert from_plain_dict(llava_settings.VlmSettings, stored(llava_settings.vlm_preset(name))) == llava_settings.vlm_preset(name)
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_point_is_read_back(name):
-    assert [from_plain(Point, stored(p)) for p in _points(GRIDS[name])] == _points(GRIDS[name])
+    assert [from_plain_dict(RunSpec, stored(p)) for p in _points(GRIDS[name])] == _points(GRIDS[name])
 
 def test_all_that_is_kept_is_readable():
     files = sorted(RESULTS.rglob("manifest.json"))
     seen = {k for f in files for k in read(read_json(f)["settings"], f)}
-    for f in RESULTS.rglob("encoder.json"): from_plain(Control, read_json(f)["control"], f)
+    for f in RESULTS.rglob("encoder.json"): from_plain_dict(Control, read_json(f)["control"], f)
     assert len(files) > 150 and seen >= {"World", "Control", "Clip", "Siglip", "Dino", "Dinov2", "Supervised", "Analysis", "Run", "Point", "VlmSettings"}
 
 def test_what_older_versions_wrote_is_read():
     old = dict(embed_dim=32, text_width=32, text_depth=1, text_heads=2, context=16)
-    assert from_plain(Clip, old) == Clip(32, Text(width=32, depth=1, heads=2, context=16)) and from_plain(Siglip, old).text.depth == 1
-    assert from_plain(Clip, old | dict(text=dict(depth=2))).text == Text(width=32, depth=2, heads=2, context=16)
-    assert from_plain(Analysis, dict(pairs=9, checkpoint_minutes=2.0)) == Analysis(pairs=9)
+    assert from_plain_dict(Clip, old) == Clip(32, Text(width=32, depth=1, heads=2, context=16)) and from_plain_dict(Siglip, old).text.depth == 1
+    assert from_plain_dict(Clip, old | dict(text=dict(depth=2))).text == Text(width=32, depth=2, heads=2, context=16)
+    assert from_plain_dict(Analysis, dict(pairs=9, checkpoint_minutes=2.0)) == Analysis(pairs=9)
     for kind, fields in _GONE.items(): assert not fields.keys() & kind.__dataclass_fields__.keys()
 
 @pytest.mark.parametrize("kind, values, told", [
@@ -71,18 +71,18 @@ def test_what_older_versions_wrote_is_read():
     (Control, dict(betas=0.9), "betas of .* is 0.9"),
     (Control, dict(clip_each=1), "clip_each of .*: expected true or false"),
     (Control, dict(lr=None), "lr of .* is None"),
-    (World, dict(caption_policy="rhymes"), "caption_policy of .*: expected Literal.*'shuffled'"),
-    (World, dict(source=["emoji"]), "source of .*: expected a text"),
+    (DataSettings, dict(caption_policy="rhymes"), "caption_policy of .*: expected Literal.*'shuffled'"),
+    (DataSettings, dict(source=["emoji"]), "source of .*: expected a text"),
     (Analysis, dict(variants=["siglip", 1]), "variants of"),
     (Clip, dict(text=5, text_depth=1), "Text in a.json is 5"),
-    (Point, dict(recipe="clip"), "Point in a.json lacks size, drawings, samples, pixels")])
+    (RunSpec, dict(recipe="clip"), "Point in a.json lacks size, drawings, samples, pixels")])
 def test_what_is_not_known_is_refused(kind, values, told):
-    with pytest.raises(UserError, match=told): from_plain(kind, values, "a.json")
+    with pytest.raises(UserError, match=told): from_plain_dict(kind, values, "a.json")
 
 def test_what_fits_is_read():
-    c = from_plain(Control, dict(samples=1e3, lr=1, final_weight_decay=None, betas=[0, 0.5]))
+    c = from_plain_dict(Control, dict(samples=1e3, lr=1, final_weight_decay=None, betas=[0, 0.5]))
     assert (c.samples, c.lr, c.final_weight_decay, c.betas) == (1000, 1, None, (0, 0.5))
-    assert from_plain(Dino, {}).head_init == "trunc_normal" # of before it was a setting
+    assert from_plain_dict(Dino, {}).head_init == "trunc_normal" # of before it was a setting
 
 # --- the files, each with one name changed
 
@@ -111,17 +111,17 @@ def test_an_encoder(run, way):
 @pytest.mark.parametrize("way", [("size",), ("control", "lr"), ("own", "embed_dim")])
 def test_a_run(run, way):
     mended(run / "manifest.json", renamed("settings", *way))
-    ways = [lambda: _run_sheet(run), lambda: captioner(run)] + ([lambda: _beginning(run, "clip", preset("emoji-small"))] if way[0] != "own" else [])
+    ways = [lambda: _describe_run(run), lambda: load_run_text_encoder(run)] + ([lambda: _init_from(run, "clip", preset("emoji-small"))] if way[0] != "own" else [])
     for w in ways: refused(w, str(run / "manifest.json"), way[-1])
 
 def test_a_measurement(tmp_path):
     name = "clip-w192-d1-n40960-px48-s0"
     shutil.copytree(RESULTS / "scaling" / name / "probes", tmp_path / name / "probes")
-    one = next(grid._Run(p, grid._settings_of(GRIDS["emoji"], p), 0.0) for p in _points(GRIDS["emoji"]) if p.name == name)
-    assert runs._kept(tmp_path, one, "probes") and len(curves._read_results(tmp_path))
+    one = next(grid._GridRun(p, grid._settings_of(GRIDS["emoji"], p), 0.0) for p in _points(GRIDS["emoji"]) if p.name == name)
+    assert runs._is_measured(tmp_path, one, "probes") and len(curves._read_results(tmp_path))
     for way in (("draws",), ("world", "seed"), ("run", "size"), ("run", "own", "embed_dim"), ("run", "control", "lr")):
         mended(tmp_path / name / "probes/manifest.json", renamed("settings", *way))
-        refused(lambda: runs._kept(tmp_path, one, "probes"), "manifest.json", way[-1])
+        refused(lambda: runs._is_measured(tmp_path, one, "probes"), "manifest.json", way[-1])
         shutil.copy(RESULTS / "scaling" / name / "probes/manifest.json", tmp_path / name / "probes")
     mended(tmp_path / name / "probes/manifest.json", renamed("settings", "point", "pixels"))
     refused(lambda: curves._read_results(tmp_path), "Point", "pixels")
@@ -150,22 +150,22 @@ def test_scores(tmp_path):
     (tmp_path / "train").mkdir()
     pd.DataFrame(dict(item_id=[], light=[], heavy=[], fault=[])).to_parquet(tmp_path / "train/scores.parquet")
     write_manifest(tmp_path / "train", dict(source="emoji", split="train", renamed={}), {}, ["scores.parquet"], 0)
-    refused(lambda: open_corpus(World(source=f"filter:light:{tmp_path}")), "train/manifest.json", "scorer")
+    refused(lambda: open_corpus(DataSettings(source=f"filter:light:{tmp_path}")), "train/manifest.json", "scorer")
 
 def test_answers_of_another_day(tmp_path):
     made = read_json(RESULTS / "vlm/manifest.json")
     s = made["settings"]
-    settings, v = from_plain(Settings, {k: x for k, x in s.items() if k != "vlm"}), from_plain(llava_settings.VlmSettings, s["vlm"])
+    settings, v = from_plain_dict(Settings, {k: x for k, x in s.items() if k != "vlm"}), from_plain_dict(llava_settings.VlmSettings, s["vlm"])
     (tmp_path / "manifest.json").write_text(json.dumps(made | dict(settings=s | dict(renamed="letters"))))
-    refused(lambda: _asked_before(tmp_path, settings, v, None, v.forms[0]), "manifest.json", "form")
-    assert _asked_before(tmp_path, replace(settings, world=World(scenes=1)), v, None, v.forms[0]) == [] # they are not used
+    refused(lambda: _load_cached_answers(tmp_path, settings, v, None, v.forms[0]), "manifest.json", "form")
+    assert _load_cached_answers(tmp_path, replace(settings, world=DataSettings(scenes=1)), v, None, v.forms[0]) == [] # they are not used
 
 def test_a_checkpoint(tmp_path, monkeypatch):
     from safetensors.torch import save_file
     (step := tmp_path / "step-00000001").mkdir()
     for f in ("model", "optimizer"): save_file({}, step / f"{f}.safetensors")
     (step / "state.json").write_text(json.dumps(dict(step=1, renamed={})))
-    monkeypatch.setattr(trainer, "_restore", lambda *_: None)
+    monkeypatch.setattr(trainer, "_load_state", lambda *_: None)
     refused(lambda: trainer.load_checkpoint(tmp_path, None), "state.json", "feed")
 
 def test_weights_of_another_network(run):

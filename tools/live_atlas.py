@@ -12,16 +12,16 @@ def make(path):
     "Write the page. The first time also loads the drawings and compiles UMAP: a minute or more."
     from ccd.data.emoji import drawings, scenes
     from ccd.comparison.report import write_atlas
-    from ccd.settings import World
+    from ccd.settings import DataSettings
     from ccd.encoders.embeddings import load_embeddings
     from ccd.encoders.extraction import embed
-    from ccd.comparison.neighbors import aligned_maps
-    from ccd.comparison.search import mine
-    corpus = scenes.scenes(World(test_scenes=SCENES), "test")
+    from ccd.comparison.neighbors import aligned_umap
+    from ccd.comparison.search import mine_pairs
+    corpus = scenes.scenes(DataSettings(test_scenes=SCENES), "test")
     with tempfile.TemporaryDirectory() as tmp:
         found = [load_embeddings(embed(f"ccd:emoji/{n}", corpus, Path(tmp) / n)) for n in NAMES]
-    write_atlas(path, {e.card["name"]: e for e in found}, aligned_maps(*found), mine(*found, k=40), lambda r: corpus[int(r)]["image"],
-                ["kind", "category", "style", "ground_color", "word"], drawings.attribution_text().splitlines())
+    write_atlas(path, {e.card["name"]: e for e in found}, aligned_umap(*found), mine_pairs(*found, k=40), lambda r: corpus[int(r)]["image"],
+                ["kind", "category", "style", "ground_color", "word"], drawings.license_notice().splitlines())
 
 def kept():
     "Where the page lies in the cache; it is made if it is not there."

@@ -12,19 +12,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from ..files import atomic, load_table
+from ..files import atomic_write, load_table
 from ..settings import Settings
-from ..report.style import own_colors
-from ..report.tables import credit_list, listed, percent, png_tag, table_tag, write_report
-from ..report.similarity import (CHANGE_NAMES, FACTOR_NAMES, FEW_PAIRS, agreement_bars, attribution_plot,
-                                   intervention_examples, neighbor_grid, noise_curves, overlap_curves, pair_grid,
-                                   profile_plot, term_name)
-from ..encoders.inputs import Sides, labels_of
+from ..report.style import distinct_colors
+from ..report.tables import (figure_html, join_words, license_html, percent, table_tag,
+                               write_report)
+from ..report.similarity import (CHANGE_NAMES, FACTOR_NAMES, MIN_PAIRS, agreement_dots,
+                                   attribution_plot, intervention_examples, neighbor_grid,
+                                   overlap_curves, pair_grid, score_vs_seed_noise, sensitivity_plot,
+                                   term_name)
+from ..encoders.inputs import EncoderPair, usable_labels
 
 # %% ../../nbs/library/comparison/09_report.ipynb #7e9d451b
-def _write_report(s: Sides, out: Path, made: list[str], settings: Settings, source: str) -> Path: # report.html
+def _write_report(s: EncoderPair, out: Path, made: list[str], settings: Settings, source: str) -> Path: # report.html
     "The report, and the twin atlas beside it."
-    with own_colors(s.names): return _write_pages(s, Path(out), made, settings, source)
+    with distinct_colors(s.names): return _write_pages(s, Path(out), made, settings, source)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #3aa2c19e
 def _write_pages(s, out, made, settings, source):
@@ -34,8 +36,8 @@ def _write_pages(s, out, made, settings, source):
     if "factors" in made: sections.append(_factor_section(s, out))
     if "interventions" in made: sections.append(_intervention_section(s, out))
     sections += [_neighbor_section(s, out), _made_section(s, out, settings, source, credits)]
-    said = _summary(out, s.names, len(s.items))
-    with atomic(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
+    said = _summary_text(out, s.names, len(s.items))
+    with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     write_report(page, f"{s.names[0]} and {s.names[1]}", said, [x for x in sections if x])
     return page
 
@@ -48,7 +50,7 @@ def _table(out, name): # of a stage; None where there is none
     return load_table(path) if path.exists() and path.stat().st_size > 2 else None
 
 # %% ../../nbs/library/comparison/09_report.ipynb #b848eebe
-def _summary(
+def _summary_text(
     out, # folder of a comparison
     names: tuple[str, str],
     n: int, # pictures
@@ -79,20 +81,20 @@ def _alike(cka): # a sentence
 
 # %% ../../nbs/library/comparison/09_report.ipynb #d0d96f1f
 def _most(t): # the factors shared most above chance and above labels dealt anew
-    from ccd.report.similarity import FACTOR_NAMES, FEW_PAIRS
-    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.p < 0.05 / len(t)) & (t.pairs >= FEW_PAIRS)].nlargest(2, "gain")
-    return listed([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % against {100 * r.chance:.0f} % of all pairs)"
+    from ccd.report.similarity import FACTOR_NAMES, MIN_PAIRS
+    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.p < 0.05 / len(t)) & (t.pairs >= MIN_PAIRS)].nlargest(2, "gain")
+    return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % against {100 * r.chance:.0f} % of all pairs)"
                   for r in t.itertuples()])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #5c964d53
 def _nearest(t, direction, name): # without labels: what the pairs are nearer in than random ones, and than ones as similar
-    from ccd.report.similarity import TERM_NAMES
+    from ccd.report.similarity import TERM_LABELS
     t = t[(t.direction == direction) & (t.measure == "distance")]
     nearer = t.groupby("factor").filter(lambda g: (g.ratio_hi < 1).all()) if len(t) else t
     r = nearer[nearer.baseline == "random"].nsmallest(2, "ratio")
-    said = [f"{TERM_NAMES.get(f'near {x.factor}', x.factor).removesuffix(' nearer')} ({x.ratio:.2f} times the distance of random pairs, "
+    said = [f"{TERM_LABELS.get(f'near {x.factor}', x.factor).removesuffix(' nearer')} ({x.ratio:.2f} times the distance of random pairs, "
             f"{x.ratio_lo:.2f}–{x.ratio_hi:.2f})" for x in r.itertuples()]
-    return f"Pairs that only {name} joins are alike in {listed(said)}." if said else ""
+    return f"Pairs that only {name} joins are alike in {join_words(said)}." if said else ""
 
 # %% ../../nbs/library/comparison/09_report.ipynb #934fb4b1
 def _moved(t, names): # changes that move one clearly more than the other
@@ -112,9 +114,9 @@ def _pair_section(s, out):
     body = ""
     for d, (x, y) in (("a", s.names), ("b", s.names[::-1])):
         title, own = f"{x} joins, {y} parts", pairs[pairs.direction == d]
-        body += f"<h3>{html.escape(title)}</h3>" + (png_tag(pair_grid(own, partial(s.picture, size=160), s.names), title) if s.corpus is not None else
+        body += f"<h3>{html.escape(title)}</h3>" + (figure_html(pair_grid(own, partial(s.picture, size=160), s.names), title) if s.corpus is not None else
                  table_tag(own.head(20)[["item_id_i", "item_id_j", "z_a", "z_b", "score"]].round(2), index=False))
-    if s.references: body += png_tag(noise_curves(noise, s.names), "score at each rank, beside two seeds")
+    if s.references: body += figure_html(score_vs_seed_noise(noise, s.names), "score at each rank, beside two seeds")
     groups = 0 if copies is None else copies.group.nunique()
     return dict(title="Where they disagree most", body=body,
         text="Of all pairs, these have the largest difference in standardised similarity (σ is an encoder's own spread over all pairs). "
@@ -126,13 +128,13 @@ def _pair_section(s, out):
 
 # %% ../../nbs/library/comparison/09_report.ipynb #80d44c5e
 def _reach(pairs): # from the first to the last, both ways
-    return listed([f"{p.score.iloc[0]:+.1f} to {p.score.iloc[-1]:+.1f} σ" for _, p in pairs.groupby("direction")])
+    return join_words([f"{p.score.iloc[0]:+.1f} to {p.score.iloc[-1]:+.1f} σ" for _, p in pairs.groupby("direction")])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c7a9848d
 def _share_section(s, out):
     t, v = _table(out, "pairs/agreement.csv"), _table(out, "pairs/verified.csv")
     if t is None: return None
-    body = png_tag(agreement_bars(t, s.names), "what pairs share")
+    body = figure_html(agreement_dots(t, s.names), "what pairs share")
     if v is not None:
         cell = lambda r, x: percent(*(r[c + x] for c in ("share", "lo", "hi")))
         seen = v[v.holds != "not found"]
@@ -143,15 +145,15 @@ def _share_section(s, out):
         text=f"Share of the pairs whose two pictures agree on a factor, with a 95 % interval over {_drawn(s)}; ticks: all pairs. "
              f"The table lists what was found in one half of the {_drawn(s)}, and whether it holds in the other.",
         note="Verified: in both halves above all pairs, and in the second above 95 % of labels dealt anew to whole families. Shares of fewer "
-             f"than {FEW_PAIRS} pairs are not drawn.")
+             f"than {MIN_PAIRS} pairs are not drawn.")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c3485e78
 def _factor_section(s, out):
     t, lift = _table(out, "factors/attribution.csv"), _table(out, "factors/lift.csv")
     own = t[(t.quantity == "r2") & t.encoder.isin(s.vectors)]
-    fit = listed([f"{r.encoder} {100 * r.value:.0f} %" for r in own.itertuples()])
+    fit = join_words([f"{r.encoder} {100 * r.value:.0f} %" for r in own.itertuples()])
     order = [n for n in (*s.names, *s.vectors) if n in set(own.encoder)]
-    body = png_tag(attribution_plot(t, list(dict.fromkeys(order))), "what similarity follows")
+    body = figure_html(attribution_plot(t, list(dict.fromkeys(order))), "what similarity follows")
     if lift is not None: body += "<details><summary>The mined pairs against random pairs and pairs of equal similarity</summary>" + table_tag(
         _lift_table(lift, s.names), index=False) + "</details>"
     return dict(title="What does similarity follow?", body=body,
@@ -168,7 +170,7 @@ def _collinear(t): # a sentence on the terms that are one; empty where there are
     if "collinear" not in own.index.get_level_values(0): return ""
     one = own.loc["collinear"]
     sets = [term for q, term in own.index if q == "slope" and np.isnan(own.vif[q, term])]
-    return (f"Collinear terms are one row, the slope of both together: {listed([term_name(x) for x in sets])} "
+    return (f"Collinear terms are one row, the slope of both together: {join_words([term_name(x) for x in sets])} "
             f"(correlation {one.r.abs().max():.2f}, variance inflation {one.vif.max():.1f}); one by one their slopes say nothing. ")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #78428251
@@ -182,28 +184,28 @@ def _intervention_section(s, out):
     t = _table(out, "interventions/sensitivity.csv")
     shown = [n for n in (*s.names, *s.specs) if n in set(t.encoder)]
     lost = t[t.skipped > 0].drop_duplicates("intervention")
-    said = listed([f"{CHANGE_NAMES.get(r.intervention, r.intervention)} skipped {r.skipped} pictures" for r in lost.itertuples()])
-    from ccd.comparison.perturbations import examples, ground_mask
+    said = join_words([f"{CHANGE_NAMES.get(r.intervention, r.intervention)} skipped {r.skipped} pictures" for r in lost.itertuples()])
+    from ccd.comparison.perturbations import background_mask, perturbation_examples
     looked = [np.asarray(s.picture(r, 256)) for r in range(min(20, len(s.items)))]
-    one = next((p for p in looked if ground_mask(p) is not None), looked[0])
+    one = next((p for p in looked if background_mask(p) is not None), looked[0])
     return dict(title="What moves each of them?", text="The same picture before and after one change: how far its vector goes. In mean "
         "distances: 1 is as far as another picture, taken at random.",
-        body=png_tag(profile_plot(t, list(dict.fromkeys(shown)), "relative"), "how far each change moves each encoder") + png_tag(
-            intervention_examples(examples(one)), "the changes"),
+        body=figure_html(sensitivity_plot(t, list(dict.fromkeys(shown)), "relative"), "how far each change moves each encoder") + figure_html(
+            intervention_examples(perturbation_examples(one)), "the changes"),
         note=f"{int(t.n.max())} pictures; dots: the middle strength, with 95 % intervals over {_drawn(s)}; thin lines: from the weakest to the "
              f"strongest. {said}")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #493ff320
 def _neighbor_section(s, out):
     lap, purity, hubs = (_table(out, f"neighbors/{x}.csv") for x in ("overlap", "purity", "hubness"))
-    body, near = png_tag(overlap_curves(lap, s.names), "share of common neighbours"), None
+    body, near = figure_html(overlap_curves(lap, s.names), "share of common neighbours"), None
     if s.corpus is not None:
         near = {n: np.load(out / f"neighbors/neighbors-{d}.npy") for d, n in zip("ab", s.names)}
         rows = np.linspace(0, len(s.items) - 1, min(8, len(s.items))).astype(int)
-        body += png_tag(neighbor_grid(rows, near, partial(s.picture, size=64), k=min(5, near[s.names[0]].shape[1])), "nearest neighbours")
+        body += figure_html(neighbor_grid(rows, near, partial(s.picture, size=64), k=min(5, near[s.names[0]].shape[1])), "nearest neighbours")
     if len(purity): body += table_tag(purity_table(purity))
-    said = listed([f"{r.encoder} {r.skewness:.2f}" for r in hubs.itertuples()])
-    never = listed([FACTOR_NAMES.get(x, x) for x in labels_of(s.items) if x not in set(purity.label)])
+    said = join_words([f"{r.encoder} {r.skewness:.2f}" for r in hubs.itertuples()])
+    never = join_words([FACTOR_NAMES.get(x, x) for x in usable_labels(s.items) if x not in set(purity.label)])
     return dict(title="Whom does each put next to whom?", body=body,
         text=Markup('The share of neighbours that both name, for several numbers of neighbours.' + (
             ' On <a href="atlas.html">the twin atlas</a> both maps can be walked.' if (out / "atlas.html").exists() else "")),
@@ -220,40 +222,40 @@ def purity_table(purity) -> pd.DataFrame:
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8dd8bb4d
 def _made_section(s, out, settings, source, credits):
-    from ccd.device import machine
+    from ccd.device import hardware_info
     cards = table_tag(pd.DataFrame({n: {k: str(v) for k, v in e.card.items()} for n, e in s.vectors.items()}))
     skipped = sorted((out / "vectors").glob("*/skipped.csv"))
     lost = f"{len(s.lost)} items are left out (left_out.csv says why). " if len(s.lost) else ""
     lost += f"{len(pd.read_csv(skipped[0]))} images could not be decoded (skipped.csv). " if skipped else ""
     lost += "".join(f"{d[0].upper()}{d[1:]}. " for d in s.doubts)
-    about = ", ".join(f"{k} {v}" for k, v in machine().items())
+    about = ", ".join(f"{k} {v}" for k, v in hardware_info().items())
     of = Markup(" of <code>{}</code>").format(source) if source else ""
     return dict(title="What was compared, and how", text=Markup("{:,} pictures{}. {}Which vector is compared, the tap, is said in the "
-                "cards.").format(len(s.items), of, lost), body=cards, note=about + credit_list(credits))
+                "cards.").format(len(s.items), of, lost), body=cards, note=about + license_html(credits))
 
 # %% ../../nbs/library/comparison/09_report.ipynb #cadff3da
 def _credits(source): # whose pictures they are
-    from ccd.data.emoji.drawings import attribution_text
-    return attribution_text().splitlines() if source in ("scenes", "gallery", "signs") else []
+    from ccd.data.emoji.drawings import license_notice
+    return license_notice().splitlines() if source in ("scenes", "gallery", "signs") else []
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8b22aaea
 def write_atlas(
     path, # of the page
     two: dict, # name -> `Embeddings` of the same pictures
     maps, # of each, [n, 2]
-    pairs: pd.DataFrame, # from `ccd.comparison.search.mine`, by rows of these
+    pairs: pd.DataFrame, # from `ccd.comparison.search.mine_pairs`, by rows of these
     picture, # row -> picture
     factors: list[str], # columns of the items to colour by
     credits: list[str],
     k: int = 10, # neighbours shown
 ):
     "Write the twin atlas of two encoders."
-    from ccd.comparison.linked_maps import twin_atlas
+    from ccd.comparison.linked_maps import write_linked_maps
     from ccd.report.style import color_of
-    from ccd.comparison.neighbors import neighbors
-    from ccd.comparison.products import cosine
-    twin_atlas(path, dict(zip(two, maps)), next(iter(two.values())).items, {n: neighbors(e, k) for n, e in two.items()},
-               {n: partial(cosine, e) for n, e in two.items()}, pairs, picture, factors, " and ".join(two), credits, {n: color_of(n) for n in two})
+    from ccd.comparison.neighbors import nearest_neighbors
+    from ccd.comparison.products import pair_cosine
+    write_linked_maps(path, dict(zip(two, maps)), next(iter(two.values())).items, {n: nearest_neighbors(e, k) for n, e in two.items()},
+               {n: partial(pair_cosine, e) for n, e in two.items()}, pairs, picture, factors, " and ".join(two), credits, {n: color_of(n) for n in two})
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8f017eb5
 def _write_atlas(s, out, credits):
@@ -262,4 +264,4 @@ def _write_atlas(s, out, credits):
     k = min(10, max(1, (len(rows) - 1) // 2))
     write_atlas(out / "atlas.html", some, [np.load(out / f"maps/map-{d}.npy") for d in "ab"],
                 pairs.assign(i=np.searchsorted(rows, pairs.i), j=np.searchsorted(rows, pairs.j)), lambda r: s.picture(rows[r]),
-                sorted(labels_of(s.items), key=lambda c: s.items[c].nunique()), credits, k)
+                sorted(usable_labels(s.items), key=lambda c: s.items[c].nunique()), credits, k)

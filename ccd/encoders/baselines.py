@@ -12,13 +12,14 @@ from ..files import UserError
 from ..settings import Control
 from ..device import device
 from ..training.towers import build_vit, weights_hash
-from .base import Card, Encoder, Features, Tap, _DTYPES, _vit_anatomy, encoder_of
+from .base import (Encoder, EncoderCard, FeatureSpec, Features, _DTYPES, _vit_adapter,
+                               make_encoder)
 
 # %% ../../nbs/library/encoders/03_baselines.ipynb #54ac4760
 def raw_pixels(size: int = 16) -> Encoder:
     "The picture itself at `size` px, as one vector."
     name = f"pixels-{size}"
-    card = Card(name, f"{size} x {size} RGB", "none", name, size=size, norm="none")
+    card = EncoderCard(name, f"{size} x {size} RGB", "none", name, size=size, norm="none")
     return Encoder(card, lambda x: Features(cls=x.flatten(1)), taps=("cls",))
 
 # %% ../../nbs/library/encoders/03_baselines.ipynb #e21a07b8
@@ -37,26 +38,26 @@ def color_histogram(
         counts.scatter_add_(1, place, torch.ones_like(place, dtype=x.dtype))
         return Features(cls=(counts / place.shape[1]).sqrt())
     name = f"colors-{bins}"
-    card = Card(name, f"joint RGB histogram, {bins} bins a channel", "none", name,
+    card = EncoderCard(name, f"joint RGB histogram, {bins} bins a channel", "none", name,
                 size=size, norm="none", mean=(0.0,) * 3, std=(1.0,) * 3)
     return Encoder(card, read, taps=("cls",))
 
 # %% ../../nbs/library/encoders/03_baselines.ipynb #ddf04d13
 def random_vit(
     control: Control,
-    tap: Tap = Tap(),
+    tap: FeatureSpec = FeatureSpec(),
     precision: str = "fp32",
 ) -> Encoder:
     "The ViT of a control, untrained: the first weights of every run."
     model = build_vit(control.vit, control.seed)
     card = _card("random ViT", control, "none", weights_hash(model))
-    return encoder_of(_vit_anatomy(_placed(model, precision)), replace(card, precision=precision), tap)
+    return make_encoder(_vit_adapter(_placed(model, precision)), replace(card, precision=precision), tap)
 
 # %% ../../nbs/library/encoders/03_baselines.ipynb #9d8c3da8
 def _card(name, control, training, revision):
     v = control.vit
     arch = f"ViT d{v.width} depth {v.depth} patch {v.patch_size}" + ", SwiGLU" * (v.ffn == "swiglu")
-    return Card(name, arch, training, revision, size=v.image_size, mean=control.mean, std=control.std)
+    return EncoderCard(name, arch, training, revision, size=v.image_size, mean=control.mean, std=control.std)
 
 # %% ../../nbs/library/encoders/03_baselines.ipynb #c30f165c
 def _placed(model, precision): return model.to(device(), _DTYPES[precision]).eval().requires_grad_(False)

@@ -17,28 +17,28 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from ..files import UserError, atomic, content_hash, plain, write_json
+from ..files import UserError, atomic_write, content_hash, to_plain_dict, write_json
 from ..device import device
 from ..runs import Progress, up_to_date, write_manifest
-from ..data.corpora import Pixels, fingerprint
-from ..data.augment import plain_view, to_float
-from ..data.batches import FEW_SAMPLES
+from ..data.corpora import ImageDecoder, fingerprint
+from ..data.augment import eval_view, to_float
+from ..data.batches import MIN_SAMPLES_FOR_LIMIT
 from .base import Encoder
 from .loading import load
 from .embeddings import _allocate
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #0651e9f1
-BATCH, _SMALL = 256, 16 # rows of a batch; where each core has its own
+BATCH, _BATCH_PER_CORE = 256, 16 # rows of a batch; where each core has its own
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #9ec775dd
 @dataclass(frozen=True)
-class _Job:
+class _ExtractionJob:
     "An extraction, less its network."
     corpus: Any # a `datasets.Dataset`
     fit: Any # px of a square, or the encoder's own preprocessing
     batch: int # rows
     dtype: str
-    draft: bool = False # see `Pixels`
+    draft: bool = False # see `ImageDecoder`
     parts: Path | None = None # folder
 
     @property
@@ -54,7 +54,7 @@ class _Job:
 def _side_by_side(fit): return callable(fit) and device().type == "cpu"
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a14
-_Part = namedtuple("_Part", "vectors faults") # [k, d] of good rows; [(row, item_id, reason)] of others
+_EmbeddedPart = namedtuple("_EmbeddedPart", "vectors faults") # [k, d] of good rows; [(row, item_id, reason)] of others
 
 def _name(job, a, b): return job.parts / f"{a:010d}-{b:010d}.npz"
 
@@ -68,7 +68,7 @@ def _write_part(job, a, b, made): # of some batches
     faults = [f for p in made for f in p.faults]
     row, item, why = zip(*faults) if faults else ((), (), ())
     vectors = [p.vectors for p in made if len(p.vectors)] or [np.empty((0, 0), job.dtype)]
-    with atomic(_name(job, a, b)) as tmp, open(tmp, "wb") as f:
+    with atomic_write(_name(job, a, b)) as tmp, open(tmp, "wb") as f:
         np.savez(f, vectors=np.concatenate(vectors), row=np.array(row, np.int64),
                  item=np.array(item, str), why=np.array(why, str))
 
@@ -78,7 +78,7 @@ def _faults(path): # without reading the vectors
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #3e905f58
 def _forget_mended(job): # parts whose broken images can be decoded by now
-    pixels = Pixels(job.corpus, job.fit, draft=job.draft)
+    pixels = ImageDecoder(job.corpus, job.fit, draft=job.draft)
     for path, *_ in _parts(job):
         bad = [row for row, *_ in _faults(path)]
         if bad and not all(f["fault"] for f in pixels.read(bad)): path.unlink()
@@ -109,7 +109,7 @@ def _start(encoder, job, batch): # on a GPU this returns before it is done
     images, names, bad = batch
     if images is None: return None, None, names, bad
     x = to_float(images.to(device(), non_blocking=True).permute(0, 3, 1, 2))
-    if not callable(job.fit): x = plain_view(x, encoder.card.size)
+    if not callable(job.fit): x = eval_view(x, encoder.card.size)
     v = encoder.vector(x).to("cpu", non_blocking=True)
     end = torch.cuda.Event() if x.is_cuda else None
     if end: end.record()
@@ -119,8 +119,8 @@ def _start(encoder, job, batch): # on a GPU this returns before it is done
 def _finish(encoder, job, started):
     v, end, names, bad = started
     if end: end.synchronize()
-    if v is None: return _Part(np.empty((0, 0), job.dtype), bad)
-    return _Part(_stored(v.numpy(), job.dtype, names, encoder.card.name), bad)
+    if v is None: return _EmbeddedPart(np.empty((0, 0), job.dtype), bad)
+    return _EmbeddedPart(_stored(v.numpy(), job.dtype, names, encoder.card.name), bad)
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a16
 def _one_behind(start, finish, batches): # one computes while the one before is fetched
@@ -133,7 +133,7 @@ def _one_behind(start, finish, batches): # one computes while the one before is 
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #7a5f9ff3
 def _vectors(encoder, job, todo): # Part of each batch, in order
-    pixels, cores = Pixels(job.corpus, job.fit, draft=job.draft), torch.get_num_threads()
+    pixels, cores = ImageDecoder(job.corpus, job.fit, draft=job.draft), torch.get_num_threads()
     start, finish = partial(_start, encoder, job), partial(_finish, encoder, job)
     with ThreadPoolExecutor(2) as reading:
         batches = _ahead(reading, partial(_read, job, pixels), todo, 2)
@@ -164,7 +164,7 @@ def embed(
     flush: float = 10.0, # seconds between parts
     *,
     max_faults: float = 0.01, # share of images that may be broken, of 300 or more
-    draft: bool = False, # decode large JPEGs quicker, less exactly: see `Pixels`
+    draft: bool = False, # decode large JPEGs quicker, less exactly: see `ImageDecoder`
     batch: int = 0, # rows; 0: 256, or 16 where each core has its own
     engine: str = "local", # or ray
     workers: int = 0, # of Ray; 0: one a GPU, or one a core
@@ -216,14 +216,14 @@ def _check(encoder, dtype, engine):
 # %% ../../nbs/library/encoders/08_extraction.ipynb #d146cbb5
 def _job(encoder, corpus, size, dtype, draft, batch): # and the settings it is known by
     if not len(corpus): raise UserError("there are no images to embed: the corpus has no rows")
-    fit, settings = getattr(encoder, "fit", None), dict(card=plain(encoder.card), dtype=dtype)
+    fit, settings = getattr(encoder, "fit", None), dict(card=to_plain_dict(encoder.card), dtype=dtype)
     if fit:
-        batch = batch or (_SMALL if _side_by_side(fit) else BATCH)
-        settings |= dict(fit=plain(fit) if is_dataclass(fit) else fit.size, batch=batch, draft=draft)
-        return _Job(corpus, fit, batch, dtype, draft), settings
+        batch = batch or (_BATCH_PER_CORE if _side_by_side(fit) else BATCH)
+        settings |= dict(fit=to_plain_dict(fit) if is_dataclass(fit) else fit.size, batch=batch, draft=draft)
+        return _ExtractionJob(corpus, fit, batch, dtype, draft), settings
     size, batch = size or encoder.card.size, batch or BATCH
     settings |= dict(size=size) | (dict(batch=batch) if batch != BATCH else {})
-    return _Job(corpus, size, batch, dtype), settings
+    return _ExtractionJob(corpus, size, batch, dtype), settings
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a19
 def _parts_folder(folder, key): # parts of other settings are of no use
@@ -238,7 +238,7 @@ def _counter(job, bar, most):
     bad = [f for path, *_ in _parts(job) for f in _faults(path)]
     def count(rows, faults):
         bar.add(rows); bad.extend(faults)
-        if len(bad) > most * max(job.n, FEW_SAMPLES):
+        if len(bad) > most * max(job.n, MIN_SAMPLES_FOR_LIMIT):
             raise UserError(f"{len(bad):,} of the first {bar.done:,} images cannot be decoded, and "
                             f"{most:.2%} of {job.n:,} may be so: {_few(bad)}. Nothing is lost: mend "
                             "them, or raise max_faults, and start again")
@@ -259,7 +259,7 @@ def _seal(card, job, folder, settings, inputs, start):
     # selected rows come as a chunk each, of kilobytes, until they are combined
     items = pa.concat_tables(t.combine_chunks() for t in facts.iter(1000)).to_pandas()
     if bad: items = items.drop(index=[row for row, *_ in bad]).reset_index(drop=True)
-    with atomic(folder / "items.parquet") as tmp: items.to_parquet(tmp)
+    with atomic_write(folder / "items.parquet") as tmp: items.to_parquet(tmp)
     write_json(folder / "card.json", asdict(card))
     outputs = ["vectors.npy", "items.parquet", "card.json", *_skipped(folder / "skipped.csv", bad)]
     write_manifest(folder, settings, inputs, outputs, time.time() - start,
@@ -275,7 +275,7 @@ def _join(job, path, kept): # how many vectors are zeros
     found, out, at, zeros = _parts(job), None, 0, 0
     if [a for _, a, _ in found] + [job.n] != [0] + [b for *_, b in found]:
         raise UserError(f"the parts in {job.parts} do not join: remove that folder and start again")
-    with atomic(path) as tmp:
+    with atomic_write(path) as tmp:
         for p, *_ in found:
             with np.load(p) as z: v = z["vectors"]
             if not len(v): continue
@@ -289,18 +289,18 @@ def _join(job, path, kept): # how many vectors are zeros
 def _skipped(path, bad): # the name of the list, where there is one
     path.unlink(missing_ok=True)
     if not bad: return []
-    with atomic(path) as tmp:
+    with atomic_write(path) as tmp:
         pd.DataFrame([f[1:] for f in bad], columns=["item_id", "reason"]).to_csv(tmp, index=False)
     return [path.name]
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a26
-_STRIDE = 2048 # rows of a part on Ray
+_ROWS_PER_PART = 2048 # rows of a part on Ray
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #835c3658
 class _Worker: # a mistake of the user is returned: Ray would wrap it in its own
     def __init__(self, make, card, job, corpus):
         self.encoder = make()
-        if (own := plain(self.encoder.card)) != card:
+        if (own := to_plain_dict(self.encoder.card)) != card:
             raise RuntimeError(f"on this machine {card['name']} is another encoder: {own}, not {card}")
         self.job = replace(job, corpus=corpus() if callable(corpus) else corpus)
 
@@ -321,7 +321,7 @@ def _spans(job): # neighbouring batches, at most STRIDE rows
     out = []
     for a in job.todo():
         end = min(job.n, a + job.batch)
-        if out and out[-1]["stop"] == a and end - out[-1]["start"] <= _STRIDE: out[-1]["stop"] = end
+        if out and out[-1]["stop"] == a and end - out[-1]["start"] <= _ROWS_PER_PART: out[-1]["stop"] = end
         else: out.append(dict(start=a, stop=end))
     return out
 
@@ -339,7 +339,7 @@ def _on_ray(make, card, job, corpus, workers, count):
     made = ray.data.from_items(spans, override_num_blocks=min(len(spans), 1000)).map_batches(
         _Worker, batch_size=1, compute=pool, num_gpus=int(gpus > 0),
         num_cpus=max(1, cpus // gpus) if gpus else 1,
-        fn_constructor_args=(make, plain(card), replace(job, corpus=None), corpus))
+        fn_constructor_args=(make, to_plain_dict(card), replace(job, corpus=None), corpus))
     for row in made.iter_rows():
         said = json.loads(row["said"])
         if "error" in said: raise UserError(said["error"])

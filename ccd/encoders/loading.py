@@ -9,11 +9,11 @@ __all__ = ['load']
 from dataclasses import replace
 from ..files import UserError
 from ..settings import Control
-from .base import Encoder, Tap, _DTYPES
+from .base import Encoder, FeatureSpec, _DTYPES
 from .preprocessing import refitted
 from .baselines import color_histogram, random_vit, raw_pixels
-from .names import PUBLISHED, parse_name
-from .trained import _number, _trained, released
+from .names import PUBLISHED, parse_encoder_spec
+from .trained import _load_run, _number, find_release
 from .adapters.transformers import hf_encoder
 from .adapters.timm import timm_encoder
 from .adapters.open_clip import open_clip_encoder
@@ -21,7 +21,7 @@ from .adapters.open_clip import open_clip_encoder
 # %% ../../nbs/library/encoders/06_loading.ipynb #6f009c35
 def _published_encoder(
     name: str, # key of `PUBLISHED`, or KEY@REVISION
-    tap: Tap = Tap(),
+    tap: FeatureSpec = FeatureSpec(),
     options: dict = {}, # of the fit
     precision: str = "fp32",
 ) -> Encoder:
@@ -40,8 +40,8 @@ def load(
     precision: str = "fp32", # of the weights, where the name does not say it
 ) -> Encoder:
     "An encoder by name. Raises `UserError` where there is none, or not the tap that is asked for."
-    kind, name, options = parse_name(spec)
-    tap = Tap(**{dict(tap="name").get(k, k): options.pop(k) for k in ("tap", "layer", "norm", "blocks") if k in options})
+    kind, name, options = parse_encoder_spec(spec)
+    tap = FeatureSpec(**{dict(tap="name").get(k, k): options.pop(k) for k in ("tap", "layer", "norm", "blocks") if k in options})
     precision = options.pop("precision", precision)
     if precision not in _DTYPES: raise UserError(f"precision {precision!r}: expected fp32 or bf16")
     foreign = dict(hf=hf_encoder, timm=timm_encoder, open_clip=open_clip_encoder)
@@ -50,7 +50,7 @@ def load(
         return foreign[kind](name, tap, options, precision)
     if any(k.startswith(f"{kind}:") for k in PUBLISHED):
         return _published_encoder(f"{kind}:{name}", tap, options, precision)
-    own = dict(ccd=lambda: _trained(released(name) or name, tap, precision),
+    own = dict(ccd=lambda: _load_run(find_release(name) or name, tap, precision),
                random=lambda: random_vit(replace(control, seed=_number(spec, name or "0")), tap, precision),
                pixels=lambda: raw_pixels(_number(spec, name or "16", 1)),
                colors=lambda: color_histogram(_number(spec, name or "8", 1)))

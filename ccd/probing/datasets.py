@@ -15,11 +15,11 @@ from PIL import Image
 import datasets as hf
 from datasets import ClassLabel, Features, Image as ImageFeature, Value
 from ..data.emoji import scenes
-from ..files import UserError, atomic, cache_dir, content_hash, once, user_path
-from ..settings import World
+from ..files import UserError, atomic_write, cache_dir, content_hash, once, user_path
+from ..settings import DataSettings
 from ..data.emoji.scenes import png
-from ..data.images import (USUAL_SUFFIXES, besides, image_place, printable, warn_others, completed, dataset_on_disk,
-                             files_below)
+from ..data.images import (USUAL_SUFFIXES, as_corpus, besides, dataset_on_disk, files_below,
+                             image_place, printable, warn_others)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #01070f73
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ DATASETS = {
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #256e0bea
 @dataclass(frozen=True)
-class _Asked:
+class _DatasetRequest:
     "What a name asks for. Nothing is opened."
     name: str # of the task
     where: str
@@ -89,18 +89,18 @@ class _Asked:
         return f"{kind}-{short}-{content_hash(self.name, 6)}"
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #ab1e9b37
-def _asked_for(name: str) -> _Asked:
+def _parse_dataset_name(name: str) -> _DatasetRequest:
     "What a name means. Raises `UserError` for an unknown one."
     text, _, label = name.partition("#label=")
     head = re.match(r"[^:=]*", text)[0]
     rest = text[len(head) + 1:]
     if head in ("folder", "hf") and rest:
         plain = f"{text}#label={label}" if label else text
-        return _Asked(plain, rest if head == "folder" else text,
+        return _DatasetRequest(plain, rest if head == "folder" else text,
                      Dataset(text, "general"), label)
     if head in DATASETS and (rest or text == head):
         d = DATASETS[head]
-        return _Asked(head, rest or d.where, d, label or d.label)
+        return _DatasetRequest(head, rest or d.where, d, label or d.label)
     known = [*DATASETS, "folder:PATH", "hf:NAME#label=COLUMN"]
     near = difflib.get_close_matches(head, [*DATASETS, "folder", "hf"], 1)
     raise UserError(f"unknown data set {name!r}: "
@@ -119,7 +119,7 @@ def _class_map(
     said = {v: names[v] if names else v for v in raw}
     if known is None:
         numbers = names and all(n.isdecimal() and str(int(n)) == n for n in names) # 01 and 1 are two classes
-        return {v: (int(s) if numbers else v, _plain_words(s))
+        return {v: (int(s) if numbers else v, _label_to_text(s))
                 for v, s in said.items()}
     number = _number_of(list(names or said.values()), known)
     if not number and names and len(names) == len(known):
@@ -133,7 +133,7 @@ def _class_map(
     return {v: (number[s], known[number[s]]) for v, s in said.items()}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #b8311141
-def _plain_words(label) -> str:
+def _label_to_text(label) -> str:
     "A label as words: `001.Black_footed_Albatross` is a Black footed Albatross."
     said = re.sub(r"^\d+[._-](?=\D)", "", str(label)) # CUB counts its folders
     between = "_" if re.search("[_ ]", said) else "-"
@@ -147,8 +147,8 @@ def _number_of(words, known): # word -> class number; {} where they are of no on
         from timm.data import ImageNetInfo
         order = {w: k for k, w in enumerate(ImageNetInfo("imagenet-1k").label_names())}
         return {w: order.get(w, -1) for w in words}
-    found = {w.lower(): k for k, w in enumerate(map(_plain_words, known))}
-    number = {w: found.get(_plain_words(w).lower(), -1) for w in words}
+    found = {w.lower(): k for k, w in enumerate(map(_label_to_text, known))}
+    number = {w: found.get(_label_to_text(w).lower(), -1) for w in words}
     return number if min(number.values()) >= 0 and len(set(number.values())) == len(number) else {}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #d4affe83
@@ -312,7 +312,7 @@ def _cifar101(address): # a folder in the cache
         if hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != blob: # as git names a file
             raise UserError(f"{address + name} is not the file that was published: try again later, or get it "
                             "elsewhere and ask for cifar10.1:FOLDER")
-        with atomic(home / name) as tmp: tmp.write_bytes(data)
+        with atomic_write(home / name) as tmp: tmp.write_bytes(data)
     return home
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #14cee2b7
@@ -328,11 +328,11 @@ def _arrays(path): # NAME_data.npy [n, h, w, 3] and NAME_labels.npy [n]
                            [dict(bytes=png(i), path=None) for i in x], y.tolist())}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #e54187d5
-_STAMPS = ("animals", "food", "hobbies", "household", "plants", "space", "sports",
+_STAMP_FOLDERS = ("animals", "food", "hobbies", "household", "plants", "space", "sports",
           "town", "vehicles")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #c3bb2cd4
-def _photographed(im, share: float = 0.3) -> bool:
+def _is_photo(im, share: float = 0.3) -> bool:
     "Is a picture a photograph? Then its pixels seldom have equal colours."
     x = np.asarray(im.convert("RGBA")).astype(np.uint32)
     colour = (x @ np.uint32([1 << 16, 1 << 8, 1, 0]))[x[..., 3] > 200]
@@ -343,11 +343,11 @@ def _stamps(root): # those that are photographs, undivided
     if not root.is_dir():
         raise UserError(f"{root} is not there: install it (apt install tuxpaint-stamps-default), or ask for "
                         "stamps:PATH, where PATH holds animals, food, plants …")
-    files = sorted(f for c in _STAMPS for f in (root / c).rglob("*.png"))
+    files = sorted(f for c in _STAMP_FOLDERS for f in (root / c).rglob("*.png"))
     twin = [f.stem.endswith("_mirror") for f in files]
-    drawn = ["cartoon" in f.parts or not _photographed(Image.open(f)) for f in files]
+    drawn = ["cartoon" in f.parts or not _is_photo(Image.open(f)) for f in files]
     keep = [f for f, t, d in zip(files, twin, drawn) if not t and not d]
-    if not keep: raise UserError(f"{root} holds no photograph below {', '.join(_STAMPS)}")
+    if not keep: raise UserError(f"{root} holds no photograph below {', '.join(_STAMP_FOLDERS)}")
     warnings.warn(f"stamps: {len(keep)} photographs; left out: {sum(drawn)} drawings and "
                   f"{sum(t and not d for t, d in zip(twin, drawn))} mirror images")
     ids = [str(f.relative_to(root)) for f in keep]
@@ -446,7 +446,7 @@ def _secret(d, a): # are all labels missing?
     return all(v is None for v in _raw_labels(d, _label_column(d, a)))
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #4a90827a
-def _opened(
+def _open_dataset(
     name: str, # see the table above
     settings=None, # `ccd.settings.Settings`; the emoji world is made by its `world`
 ) -> _Corpora: # key -> corpus; `skipped` lists what is in none
@@ -454,15 +454,15 @@ def _opened(
 
     Raises `UserError` where it cannot be had or has no labels. Warns of what is
     left out, and where sizes are not those that were published."""
-    a = _asked_for(name)
+    a = _parse_dataset_name(name)
     if a.name == "emoji":
-        world = settings.world if settings else World()
-        return _Corpora(dict(gallery=scenes.gallery(world), signs=scenes.signs(world)))
+        world = settings.world if settings else DataSettings()
+        return _Corpora(dict(gallery=scenes.single_drawings(world), signs=scenes.word_images(world)))
     splits = _splits(a)
     parts, found = _parts(splits, a), _Corpora(skipped=getattr(splits, "skipped", ()))
     for part, split in parts.items():
         d = _labelled(splits[split], a, part, found.skipped)
-        d, bad = completed(d, f"{a.key}-{part}", a.spec.look)
+        d, bad = as_corpus(d, f"{a.key}-{part}", a.spec.look)
         found.skipped += bad.values.tolist()
         key = f"{a.key}-{'train' if part == 'val' else part}"
         both = [found[key], d] if key in found else [d]
@@ -496,18 +496,18 @@ def _check_size(found, a): # warn where it is not what was published
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #9578fb85
 def _class_names(
-    name: str, # as for `_opened`
+    name: str, # as for `_open_dataset`
     items: dict | None = None, # as for `tasks`; ImageNet and CIFAR-10 need none
     label: str = "label", # column
 ) -> dict: # label -> class name
     "The classes of a data set in words."
-    a = _asked_for(name)
+    a = _parse_dataset_name(name)
     if (known := _known(a.name)) and label == "label": return dict(enumerate(known))
     if not items:
         raise UserError(f"the classes of {a.name} are known from its items: "
                         "give those of its corpora")
     d = pd.concat([d for d in items.values() if label in d]).dropna(subset=label)
-    named = d["class_name"] if label == "label" else d[label].map(_plain_words)
+    named = d["class_name"] if label == "label" else d[label].map(_label_to_text)
     found = dict(sorted(set(zip(d[label].tolist(), named.tolist()))))
     if a.name != "flowers" or any(str(k) != v for k, v in found.items()):
         return found

@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from ..files import UserError
 from ..device import device
-from .linear import Linear, _BLOCK, _Descent, _Rows, _answers, _code, _moments, _parts, _read_rows, _scores
+from .linear import (LinearProbe, _BLOCK, _LogisticSolver, _StandardizedRows, _answers,
+                                _code, _moments, _parts, _read_rows, _scores)
 
 # %% ../../nbs/library/probing/02_protocols.ipynb #7ba5a273
 def knn_probe(
@@ -77,7 +78,7 @@ def few_shot(
     train, _, classes, code = _parts(x, y, train, train)
     mean, std = _moments(x, train)
     most, count = max(shots), np.bincount(code)
-    judge, truth, out = (_Rows(x_test, np.arange(len(x_test)), mean, std),
+    judge, truth, out = (_StandardizedRows(x_test, np.arange(len(x_test)), mean, std),
                          _code(classes, np.asarray(y_test)), [])
     for seed in range(seeds):
         mixed = np.random.default_rng(seed).permutation(len(train))
@@ -85,7 +86,7 @@ def few_shot(
         place = np.arange(len(train)) - np.repeat(np.cumsum(count) - count, count)
         for k in shots:
             some = np.sort(mixed[place < k])
-            fit = _Descent(_Rows(x, train[some], mean, std), code[some], len(classes))
+            fit = _LogisticSolver(_StandardizedRows(x, train[some], mean, std), code[some], len(classes))
             fit.run(ridge, 1e-4)
             top1, balanced = _scores(truth, _answers(judge, fit.w))
             out.append(dict(shots=k, seed=seed, top1=top1, balanced=balanced, n=len(some),
@@ -119,7 +120,7 @@ PROTOCOLS = {
                      standardise=False, best_epoch=False, init="small")}
 
 # %% ../../nbs/library/probing/02_protocols.ipynb #be2d53bd
-def _schedule(
+def _lr_schedule(
     p: Protocol,
     batches: int, # in an epoch
 ) -> np.ndarray: # [epochs * batches] factor of the learning rate
@@ -139,13 +140,13 @@ def sgd_probe(
     test: np.ndarray, # looked at only by a protocol whose `judge` is `test`
     protocol: Protocol, # one of `PROTOCOLS`
     seed: int = 0, # of first weights and of the order
-) -> Linear: # `path`: rate, decay, epoch, score, chosen
+) -> LinearProbe: # `path`: rate, decay, epoch, score, chosen
     "A linear probe trained by gradient descent, as a protocol says."
     p = protocol
     train, chosen, classes, code = _parts(x, y, train, dict(val=val, test=test)[p.judge])
     mean, std = _moments(x, train)
     mean, std = (mean, std + np.float32(1e-5)) if p.standardise else (0 * mean, np.ones_like(std))
-    rows, judge = (_Rows(x, r, mean, std) for r in (train, chosen))
+    rows, judge = (_StandardizedRows(x, r, mean, std) for r in (train, chosen))
     truth, target = _code(classes, np.asarray(y)[chosen]), torch.from_numpy(code).to(device())
     score = lambda w: _scores(truth, _answers(judge, w))[0]
     tries = [(r, d) for r in p.rates for d in p.decays]
@@ -159,7 +160,7 @@ def sgd_probe(
         path.append(dict(rate=rate, decay=decay, epoch=k + 1, score=now))
         if now > best[0] or not p.best_epoch: best = now, len(path) - 1, w.clone()
     path = pd.DataFrame(path).assign(chosen=np.arange(len(path)) == best[1])
-    return Linear(classes, best[2].cpu().numpy(), mean, std, np.nan, path)
+    return LinearProbe(classes, best[2].cpu().numpy(), mean, std, np.nan, path)
 
 # %% ../../nbs/library/probing/02_protocols.ipynb #48e383e4
 def _epochs(rows, y, c, p, rate, decay, epochs, seed): # weights [d + 1, c] after each
@@ -170,7 +171,7 @@ def _epochs(rows, y, c, p, rate, decay, epochs, seed): # weights [d + 1, c] afte
     opt = (torch.optim.AdamW([w], rate, weight_decay=decay) if p.optimizer == "adamw"
            else torch.optim.SGD([w], rate, momentum=0.9, weight_decay=decay))
     batches = -(-len(rows) // p.batch)
-    factor = _schedule(p, batches) if epochs == p.epochs else np.ones(epochs * batches)
+    factor = _lr_schedule(p, batches) if epochs == p.epochs else np.ones(epochs * batches)
     for k in range(epochs):
         order = torch.randperm(len(rows), generator=g)
         for b, s in enumerate(order.split(p.batch)):

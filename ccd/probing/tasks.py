@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from ..files import UserError
-from ..settings import World
-from ..data.images import MANY
-from .datasets import DATASETS, _asked_for
+from ..settings import DataSettings
+from ..data.images import MAX_ROWS_TO_VERIFY
+from .datasets import DATASETS, _parse_dataset_name
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #59a6c1b5
 def _left(rows=()): return pd.DataFrame(list(rows), columns=["item_id", "reason"])
@@ -26,16 +26,16 @@ def _say_unknown(t, train, test): # labels
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #6aa714dc
 @dataclass(frozen=True)
-class _Rows:
+class _Subset:
     corpus: str # its key
     rows: np.ndarray # [n] row numbers, increasing
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #31d07976
 @dataclass
 class Fold:
-    train: _Rows | None # None in a robustness set
-    val: _Rows | None # lies in the corpus of train
-    test: _Rows
+    train: _Subset | None # None in a robustness set
+    val: _Subset | None # lies in the corpus of train
+    test: _Subset
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #2ebcbba2
 @dataclass
@@ -59,19 +59,19 @@ def _shares_word(name: str, label: str) -> bool:
     return bool((words(name) & words(label)) - {"and"})
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #dd8d4be7
-_OWN_FONTS = ("cmb10", "cmss10") # training fonts that choose the ridge
+_VAL_FONTS = ("cmb10", "cmss10") # training fonts that choose the ridge
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #a3d80769
 def _emoji_tasks(
     gallery: pd.DataFrame, # items of the drawings
     signs: pd.DataFrame, # items of the signs
-    held_out_style: str = World.held_out_style, # drawn for no encoder's training
+    held_out_style: str = DataSettings.held_out_style, # drawn for no encoder's training
 ) -> list[Task]:
     "The probes of the emoji world. A part of the world too small for one is said."
     sides = [gallery.split.values == s for s in ("train", "val", "test")]
     fair = ~np.array([_shares_word(n, c) for n, c in
                       zip(gallery.name, gallery.category)], bool)
-    own = np.isin(signs.font, _OWN_FONTS)
+    own = np.isin(signs.font, _VAL_FONTS)
     learnt, kept = signs.split.values == "train", signs.split.values == "test"
     teams = _across_styles(gallery, sides[2])
     drawn = gallery["style"].values == held_out_style
@@ -95,7 +95,7 @@ def _emoji_tasks(
 # %% ../../nbs/library/probing/04_tasks.ipynb #11af1c34
 def _emoji_task(name, label, cluster, corpus, items, folds):
     folds = [f for f in folds if all(m.any() for m in f)]
-    rows = [[_Rows(corpus, np.nonzero(m)[0]) for m in f] for f in folds]
+    rows = [[_Subset(corpus, np.nonzero(m)[0]) for m in f] for f in folds]
     t = Task("emoji", name, "emoji", label, cluster, [Fold(*r) for r in rows])
     for train, _, test in folds: _say_unknown(t, items[label][train], items[label][test])
     return t
@@ -113,7 +113,7 @@ def _across_styles(items, held_out): # [train, val, test] masks of each fold
     return [f for f in folds if all(m.any() for m in f)]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #3ffc748b
-def _places(
+def _within_class_rank(
     labels: np.ndarray, # [n]
     pixels: np.ndarray, # [n] pixel hashes
     seed: int = 0,
@@ -130,11 +130,11 @@ def _places(
     return place.reindex(d.pixels).to_numpy()
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #ee9b9d17
-_VAL, _MOST_VAL = 0.1, 50_000
+_VAL, _MAX_VAL = 0.1, 50_000
 
 def _val_mask(labels, pixels, seed: int = 0) -> np.ndarray: # [n] bool
     "The rows of train that are held back for validation."
-    return _places(labels, pixels, seed) < min(_VAL, _MOST_VAL / max(1, len(labels)))
+    return _within_class_rank(labels, pixels, seed) < min(_VAL, _MAX_VAL / max(1, len(labels)))
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #67555921
 def tasks(
@@ -146,7 +146,7 @@ def tasks(
 
     Where the items of the parent's train corpus are given too, a robustness set is
     checked against them for images in common."""
-    a = _asked_for(name)
+    a = _parse_dataset_name(name)
     if a.name == "emoji": return _emoji_tasks(items["gallery"], items["signs"])
     if a.spec.group == "segmentation":
         raise UserError(f"{a.name} has a label for each pixel, not for each image: "
@@ -167,7 +167,7 @@ def _divided(t, a, items, seed): # train and test as they come
     if given.any(): val = _without_copies(t, a, train[fit], train, given, "val")
     _say_twins(t, a, train, test)
     _say_unknown(t, train.label[fit], test.label[keep])
-    t.folds = [Fold(*(_Rows(f"{a.key}-{p}", np.nonzero(m)[0]) for p, m in
+    t.folds = [Fold(*(_Subset(f"{a.key}-{p}", np.nonzero(m)[0]) for p, m in
                       (("train", fit), ("train", val), ("test", keep))))]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #6c89038a
@@ -179,7 +179,7 @@ def _robustness(t, a, items, seed): # only tested
     _say_twins(t, a, test)
     found = sorted(test.label.unique().tolist())
     if len(found) < DATASETS[a.spec.parent].classes: t.classes = found
-    t.folds = [Fold(None, None, _Rows(f"{a.key}-test", np.nonzero(keep)[0]))]
+    t.folds = [Fold(None, None, _Subset(f"{a.key}-test", np.nonzero(keep)[0]))]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #42797060
 _FOLDS, _LARGE = 5, 20_000
@@ -189,7 +189,7 @@ def _undivided(t, a, items, seed): # five folds, or the first of them
     key = f"{a.key}-all"
     d = _items(items, key)
     label, pixels = d.label.values, d.pixel_hash.values
-    place = _places(label, pixels, seed)
+    place = _within_class_rank(label, pixels, seed)
     fold = np.where(np.isnan(place), -1, np.nan_to_num(place) * _FOLDS).astype(int)
     used = range(1 if len(d) > _LARGE else _FOLDS)
     t.notes.append(f"it has no test split: {len(used)} of {_FOLDS} folds are tested")
@@ -199,8 +199,8 @@ def _undivided(t, a, items, seed): # five folds, or the first of them
         rest, test = np.nonzero(fold != k)[0], np.nonzero(fold == k)[0]
         val = _val_mask(label[rest], pixels[rest], seed)
         if len(test) and val.any():
-            t.folds.append(Fold(_Rows(key, rest[~val]), _Rows(key, rest[val]),
-                                _Rows(key, test)))
+            t.folds.append(Fold(_Subset(key, rest[~val]), _Subset(key, rest[val]),
+                                _Subset(key, test)))
     if not t.folds: raise UserError(_too_few(a, d))
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #7e0574a3
@@ -222,7 +222,7 @@ def _seeded_val(t, train, seed):
 # %% ../../nbs/library/probing/04_tasks.ipynb #08ef2dae
 def _without_copies(t, a, train, d, among=None, called="test"): # [n] bool, those of `among` not in train
     among = np.ones(len(d), bool) if among is None else among
-    if len(train) >= MANY or a.spec.look is False:
+    if len(train) >= MAX_ROWS_TO_VERIFY or a.spec.look is False:
         t.notes.append(f"copies of {called} images in train are not looked for: its {len(train):,} images are too "
                        "many to decode")
         return among

@@ -12,14 +12,14 @@ import pandas as pd
 from ..files import UserError
 from ..device import device
 from ..stats import cluster_bootstrap
-from ..data.corpora import Pixels
-from ..data.augment import plain_view, to_float
+from ..data.corpora import ImageDecoder
+from ..data.augment import eval_view, to_float
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #ebfc0a2e
 _PROMPTS = ("{}", "a picture of {}", "this is {}") # captions of the emoji world
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #63c74942
-def _by_name(
+def _get_templates(
     name: str, # emoji, imagenet or simple
 ) -> tuple: # of strings or functions
     "A list of templates by name. Raises `UserError` for an unknown one."
@@ -31,7 +31,7 @@ def _by_name(
                     "or a list of strings with {} where the name goes")
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #04ab2157
-def _fill(template, name: str) -> str:
+def _format_template(template, name: str) -> str:
     "A template with a name in it. Raises `UserError` without a place for one."
     if callable(template): return template(name)
     if template.count("{}") != 1:
@@ -40,18 +40,18 @@ def _fill(template, name: str) -> str:
     return template.replace("{}", name)
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #64cf4598
-def _class_vectors(
+def _build_zero_shot_classifier(
     speak: Callable, # captions -> [n, e] unit vectors
     names: list, # of classes
     templates: list = _PROMPTS, # strings with {}, functions, or the name of a list
     unit: bool = True, # at length one; False: the mean of the templates as it is
 ) -> np.ndarray: # [classes, e] float32
     "One vector a class, in the space of captions."
-    texts = _by_name(templates) if isinstance(templates, str) else templates
+    texts = _get_templates(templates) if isinstance(templates, str) else templates
     if not len(texts) or not len(names):
         raise UserError(f"{len(names)} names and {len(texts)} templates: "
                         "expected at least one of each")
-    total = sum(np.asarray(speak([_fill(t, n) for n in names]), np.float32)
+    total = sum(np.asarray(speak([_format_template(t, n) for n in names]), np.float32)
                 for t in texts) / len(texts)
     if not unit: return total
     return total / np.linalg.norm(total, axis=1, keepdims=True).clip(1e-12)
@@ -59,16 +59,16 @@ def _class_vectors(
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #77e23794
 _ROWS = 8192 # pictures at once
 
-def _unit(x, what: str = "vectors") -> np.ndarray: # [n, d] float32
+def _l2_normalize(x, what: str = "vectors") -> np.ndarray: # [n, d] float32
     "Rows at length one; zeros stay zeros. Raises `UserError` for NaN or infinity."
     x = np.asarray(x, np.float32)
     if not np.isfinite(x).all(): raise UserError(f"the {what} hold NaN or infinity")
     return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #3c1aca07
-def _name_images(
+def _zero_shot_predict(
     images: np.ndarray, # [n, e] in the space of captions, such as a memory map
-    classes: np.ndarray, # [c, e] from `_class_vectors`
+    classes: np.ndarray, # [c, e] from `_build_zero_shot_classifier`
     names: list, # [c] labels of the classes
     k: int = 5, # answers a picture, nearest first
 ) -> np.ndarray: # [n, min(k, c)] labels
@@ -78,14 +78,14 @@ def _name_images(
                         f"{classes.shape[1]}: read the encoder at tap=projected")
     names, found = np.asarray(names), []
     for a in range(0, len(images), _ROWS):
-        sim = _unit(images[a:a + _ROWS], "vectors of pictures") @ classes.T
+        sim = _l2_normalize(images[a:a + _ROWS], "vectors of pictures") @ classes.T
         found.append(np.argsort(-sim, axis=1, kind="stable")[:, :k])
     return names[np.concatenate(found)]
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #4fb87ed6
-def _naming_accuracy(
+def _topk_accuracy(
     y: np.ndarray, # [n] labels
-    answers: np.ndarray, # [n, k] from `_name_images`
+    answers: np.ndarray, # [n, k] from `_zero_shot_predict`
     cluster: np.ndarray | None = None, # [n] drawn together; None: each alone
     ks: tuple = (1, 5),
     draws: int = 1_000, # bootstrap samples
@@ -113,21 +113,21 @@ def zero_shot(
     items = gallery.remove_columns(["image", "captions"]).to_pandas()
     test = np.nonzero((items.split == "test").values)[0]
     names = sorted(set(items.name[test]))
-    text = _class_vectors(captioner, names, unit=False)
-    pixels, said = Pixels(gallery, size), []
+    text = _build_zero_shot_classifier(captioner, names, unit=False)
+    pixels, said = ImageDecoder(gallery, size), []
     for rows in np.array_split(test, max(1, len(test) // 256)):
-        x = plain_view(to_float(pixels[rows], device()), encoder.card.size)
-        said.append(_name_images(encoder.vector(x).cpu().numpy(), text, names, 1))
+        x = eval_view(to_float(pixels[rows], device()), encoder.card.size)
+        said.append(_zero_shot_predict(encoder.vector(x).cpu().numpy(), text, names, 1))
     right = np.concatenate(said)[:, 0] == items.name[test].values
     share, lo, hi = cluster_bootstrap(right, items.family[test].values, draws)
     return dict(right=share, lo=lo, hi=hi, chance=1 / len(names), names=len(names),
                 tests=len(test))
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #65ddbe11
-_TIE = 1e-6 # of cosines that are no further apart; float32 products differ by less
+_TIE_TOLERANCE = 1e-6 # of cosines that are no further apart; float32 products differ by less
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #842283da
-def _hit_by_lot(
+def _expected_topk_hit(
     k: int,
     nearer: np.ndarray, # [n] wrong ones strictly nearer than the best right one
     wrong: np.ndarray, # [n] wrong ones exactly as near
@@ -141,7 +141,7 @@ def _hit_by_lot(
     return 1 - np.where(left > wrong, 0.0, miss)
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #4eb4488b
-_CELLS = 1 << 23 # similarities at once
+_MAX_CELLS = 1 << 23 # similarities at once
 
 def _captions_of(corpus) -> tuple[list, np.ndarray]: # [m] captions; [m] rows
     "All captions of a corpus, and the row of the picture that each belongs to."
@@ -163,8 +163,8 @@ def retrieval(
     n, owner = len(images), np.asarray(owner)
     _check_owner(n, len(captions), owner, said)
     group = np.arange(n) if cluster is None else np.asarray(cluster)
-    x = _unit(images, "vectors of pictures")
-    t = _unit(captions, "vectors of captions")
+    x = _l2_normalize(images, "vectors of pictures")
+    t = _l2_normalize(captions, "vectors of captions")
     has, wording = _meant(n, owner, said)
     whose = has.T.tocsr()
     asked = np.unique(owner) # a picture without caption asks nothing
@@ -177,10 +177,10 @@ def retrieval(
         place = _places(queries, others, right)
         rank = place.nearer + 1 + place.wrong / (place.right + 1)
         for k in ks:
-            hit = _hit_by_lot(k, place.nearer, place.wrong, place.right)
+            hit = _expected_topk_hit(k, place.nearer, place.wrong, place.right)
             recall, lo, hi = cluster_bootstrap(hit, own, draws)
             every = place.every
-            lot = _hit_by_lot(k, 0 * every, len(others) - every, every)
+            lot = _expected_topk_hit(k, 0 * every, len(others) - every, every)
             rows.append(dict(direction=way, k=k, recall=recall, lo=lo, hi=hi,
                              chance=float(lot.mean()),
                              median_rank=float(np.median(rank)),
@@ -207,12 +207,12 @@ def _meant(n, owner, said): # sparse [n, wordings] which picture is said in whic
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #780ab277
 def _places(queries, others, right_of): # where the best right one stands, query by query
-    step, parts = max(1, _CELLS // len(others)), []
+    step, parts = max(1, _MAX_CELLS // len(others)), []
     for a in range(0, len(queries), step):
         rows = np.arange(a, min(a + step, len(queries)))
         sim, right = queries[rows] @ others.T, right_of(rows)
         best = np.where(right, sim, -np.inf).max(1, keepdims=True)
-        tied, wrong = np.abs(sim - best) <= _TIE, ~right
-        parts.append(np.stack([(wrong & (sim > best + _TIE)).sum(1), (wrong & tied).sum(1), (right & tied).sum(1),
+        tied, wrong = np.abs(sim - best) <= _TIE_TOLERANCE, ~right
+        parts.append(np.stack([(wrong & (sim > best + _TIE_TOLERANCE)).sum(1), (wrong & tied).sum(1), (right & tied).sum(1),
                                right.sum(1)], 1))
     return pd.DataFrame(np.concatenate(parts), columns=["nearer", "wrong", "right", "every"])

@@ -10,34 +10,35 @@ import math, shlex
 from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
-from ..files import atomic, content_hash, write_json
+from ..files import atomic_write, content_hash, write_json
 from ..settings import Settings, preset
-from ..runs import sealed, stage
-from ..report.tables import accuracy_table, difference_table, listed, png_tag, table_tag, write_report
-from ..report.accuracy import health_curves, loss_curves, probe_bars, watch_curves
-from ..report.similarity import FLOOR_ENCODERS, agreement_bars, atlas_plot, neighbor_grid, pair_grid
-from ..report.questions import question_ladder
+from ..runs import cached_stage, outputs_hash
+from ..report.tables import (accuracy_table, difference_table, figure_html, join_words, table_tag,
+                               write_report)
+from ..report.accuracy import dino_diagnostics, knn_during_training, loss_curves, probe_dots
+from ..report.similarity import BASELINES, agreement_dots, atlas_plot, neighbor_grid, pair_grid
+from ..report.questions import subset_accuracy_plot
 from ..comparison.report import purity_table
-from .stages import _NAMES, _corpora, runs
+from .stages import _NAMES, _eval_corpora, runs
 
 # %% ../../nbs/library/study/02_report.ipynb #c9e18f89
 def _report_stage(out, settings, asked):
-    inputs = {s: sealed(out / s) for s in ("probes", "zero_shot", "neighbors", "pairs")}
-    if asked: inputs["vlm"] = sealed(asked)
-    inputs |= {r: sealed(out / "train" / r) for r in runs(settings)}
+    inputs = {s: outputs_hash(out / s) for s in ("probes", "zero_shot", "neighbors", "pairs")}
+    if asked: inputs["vlm"] = outputs_hash(asked)
+    inputs |= {r: outputs_hash(out / "train" / r) for r in runs(settings)}
     page = out / "report.html"
     def make(tmp):
         from ccd.training.audit import audit
         audit(out / "train" / "clip-0", out / "train" / "dino-0").to_csv(tmp / "audit.csv", index=False)
-        write_json(tmp / "learning.json", _learning(out, settings))
-    folder = stage(out / "report", settings, inputs, make)
-    mark = f"<!-- {content_hash([settings, inputs, sealed(folder)])} -->\n"
+        write_json(tmp / "learning.json", _learning_checks(out, settings))
+    folder = cached_stage(out / "report", settings, inputs, make)
+    mark = f"<!-- {content_hash([settings, inputs, outputs_hash(folder)])} -->\n"
     if not page.exists() or not page.read_text(encoding="utf-8").endswith(mark):
         _write_page(out, settings, page, mark)
     return page
 
 # %% ../../nbs/library/study/02_report.ipynb #c483fade
-def _learning(out: Path, settings: Settings) -> dict: # name -> dict(value, bound, ok)
+def _learning_checks(out: Path, settings: Settings) -> dict: # name -> dict(value, bound, ok)
     "Is DINO learning, by the bounds that rule out both ways of collapsing, and better than its first weights?"
     from ccd.training.loop import metrics
     m = metrics(out / "train" / "dino-0").dropna(subset=["teacher_entropy"]).iloc[-1]
@@ -53,12 +54,12 @@ def _learning(out: Path, settings: Settings) -> dict: # name -> dict(value, boun
 # %% ../../nbs/library/study/02_report.ipynb #b6492951
 def _write_page(out: Path, settings: Settings, page: Path, mark: str):
     "The report: what was found, in the order of the paper. It ends with a mark of what it was made from."
-    from ccd.device import machine
-    from ccd.data.emoji.drawings import attribution_text
+    from ccd.device import hardware_info
+    from ccd.data.emoji.drawings import license_notice
     from ccd.training.audit import audit
     from ccd.training.loop import metrics
     import numpy as np
-    scenes = _corpora(settings)["scenes"]
+    scenes = _eval_corpora(settings)["scenes"]
     picture = lambda r: scenes[int(r)]["image"]
     probes, diff = pd.read_csv(out / "probes/probes.csv"), pd.read_csv(out / "probes/differences.csv")
     if (more := out / "probes/families.csv").exists(): probes = probes.merge(pd.read_csv(more), on=["encoder", "task"], how="left")
@@ -71,29 +72,29 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
     drawn = [i for i, k in enumerate(scenes["kind"][:]) if k in ("drawing", "sign")][:8]
     table = audit(out / "train/clip-0", out / "train/dino-0", timed=True)
     watched = {n: pd.read_json(p, lines=True) for k, n in _NAMES.items() if (p := out / f"train/{k}-0/neighbors.jsonl").exists()}
-    s = [_section_curves(curves, blind, _learning(out, settings), watched), _section_probes(probes, diff),
+    s = [_section_curves(curves, blind, _learning_checks(out, settings), watched), _section_probes(probes, diff),
          *_section_vlm(out / "vlm/EmojiVMC/tables", settings), _section_pairs(pairs, agree, picture),
          dict(title="Whom does each put next to whom?", text=_overlap_text(lap, settings.analysis.neighbors),
-              body=png_tag(neighbor_grid(drawn, near, picture), "nearest neighbours") +
+              body=figure_html(neighbor_grid(drawn, near, picture), "nearest neighbours") +
               table_tag(purity_table(purity)),
               note=f"Share of the {settings.analysis.neighbors} nearest pictures with the same label (percent, 95 % interval over concept "
                    "families); neighbours of the same family are left out. Pictures without a drawing have no concept."),
          dict(title="The same pictures on two maps", text="UMAP of the held-out scenes: what lies together is alike to the encoder.",
-              body=png_tag(atlas_plot(maps, picture), "two maps of the same pictures"), note=""),
+              body=figure_html(atlas_plot(maps, picture), "two maps of the same pictures"), note=""),
          dict(title="What was equal, what was not, and what it cost", text=_audit_text(table),
               body=table_tag(table.drop(columns="equal"), index=False, prose=True), note=""),
-         _section_made(settings, machine(), attribution_text())]
+         _section_made(settings, hardware_info(), license_notice())]
     write_report(page, "CLIP and DINO, trained on the same pictures", _lead(settings, diff, agree), s)
-    with atomic(page) as tmp:
+    with atomic_write(page) as tmp:
         tmp.write_text(page.read_text(encoding="utf-8") + mark, encoding="utf-8")
 
 # %% ../../nbs/library/study/02_report.ipynb #3443a3b8
 def _lead(settings, diff, agree):
-    from ccd.probing.tables import above
-    c, d = (above(diff, a, (b,)) for a, b in (("CLIP", "DINO"), ("DINO", "CLIP")))
+    from ccd.probing.tables import tasks_where_better
+    c, d = (tasks_where_better(diff, a, (b,)) for a, b in (("CLIP", "DINO"), ("DINO", "CLIP")))
     top = lambda side: _most(agree[agree.direction == side])
     text = (f"Both saw the same {settings.control.samples:,} pictures in the same order, from the same first weights. "
-            f"A linear probe favours CLIP on {listed(c) or 'nothing'}, DINO on {listed(d) or 'nothing'}"
+            f"A linear probe favours CLIP on {join_words(c) or 'nothing'}, DINO on {join_words(d) or 'nothing'}"
             f" (differences whose 95 % interval leaves out zero). "
             f"Pairs that only CLIP joins share {top('a')}; pairs that only DINO joins share {top('b')}.")
     return text + " Training is far from converged at this size: read directions, not levels."
@@ -101,9 +102,9 @@ def _lead(settings, diff, agree):
 # %% ../../nbs/library/study/02_report.ipynb #fa1260f5
 def _most(t):
     "The factors shared most above chance, those whose interval clears it."
-    from ccd.report.similarity import FACTOR_NAMES, FEW_PAIRS
-    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.pairs >= FEW_PAIRS)].sort_values("gain", ascending=False).head(2)
-    return listed([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % against {100 * r.chance:.0f} % of all pairs)"
+    from ccd.report.similarity import FACTOR_NAMES, MIN_PAIRS
+    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.pairs >= MIN_PAIRS)].sort_values("gain", ascending=False).head(2)
+    return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % against {100 * r.chance:.0f} % of all pairs)"
                   for r in t.itertuples()]) or "nothing above chance"
 
 # %% ../../nbs/library/study/02_report.ipynb #e070a42e
@@ -113,21 +114,21 @@ def _section_curves(curves, blind, facts, watched):
     met = sum(v["ok"] for v in facts.values())
     return dict(title="Do they learn?", text="The paper's Figure 4. CLIP's loss says how well it learns; DINO's does not, "
                 f"since its target moves, so its teacher is watched: {met} of {len(facts)} signs of learning are met.",
-                body=png_tag(loss_curves(curves, blind), "loss curves") +
-                png_tag(health_curves(curves["DINO"]), "health of DINO") + table_tag(rows, index=False) +
-                (png_tag(watch_curves(watched), "neighbours of held-out drawings, during training", "32rem") if watched else ""),
+                body=figure_html(loss_curves(curves, blind), "loss curves") +
+                figure_html(dino_diagnostics(curves["DINO"]), "health of DINO") + table_tag(rows, index=False) +
+                (figure_html(knn_during_training(watched), "neighbours of held-out drawings, during training", "32rem") if watched else ""),
                 note="Last figure: the 20 nearest of the drawings of training families vote on the category of those of held-out "
                      "families." if watched else "")
 
 # %% ../../nbs/library/study/02_report.ipynb #23363e00
 def _section_probes(probes, diff):
-    from ccd.probing.tables import above
-    cleared = " ".join(f"By {how}, {n} is above both on {listed(above(diff, n, FLOOR_ENCODERS, probe)) or 'nothing'}."
+    from ccd.probing.tables import tasks_where_better
+    cleared = " ".join(f"By {how}, {n} is above both on {join_words(tasks_where_better(diff, n, BASELINES, probe)) or 'nothing'}."
                        for how, probe in (("the linear probe", "linear"), ("neighbours", "knn")) for n in _NAMES.values())
     return dict(title="What can be read off the frozen features?",
         text="Each probe learns on some concept families, fonts or styles and is read on others. A random ViT and raw "
              f"pixels are the floors: what they can do, nobody learnt. {cleared}",
-        body=png_tag(probe_bars(probes), "linear probes") + table_tag(accuracy_table(probes)) +
+        body=figure_html(probe_dots(probes), "linear probes") + table_tag(accuracy_table(probes)) +
              "<details><summary>Nearest-neighbour probes, means over families, and differences on the same items</summary>" +
              "".join(table_tag(accuracy_table(probes, v)) for v in ("knn", "family_mean") if v in probes) +
              table_tag(difference_table(diff)) + "</details>",
@@ -137,12 +138,12 @@ def _section_probes(probes, diff):
 # %% ../../nbs/library/study/02_report.ipynb #2c090e71
 def _section_vlm(tables, settings): # none where no language model was asked for
     if not settings.analysis.vlm: return []
-    from ccd.vqa.command import verdicts
+    from ccd.vqa.command import summary_text
     from ccd.data.emoji.materials import CATEGORIES, SUBSETS_SAID
-    from ccd.vqa.llava.answering import VLM_FLOORS as SIGHTS
+    from ccd.vqa.llava.answering import CONDITION_SUFFIXES as SIGHTS
     t, apart = pd.read_csv(tables / "summary.csv"), pd.read_csv(tables / "differences.csv")
-    return [dict(title="What does a language model see through it?", text=verdicts(apart, *_NAMES.values()),
-                 body=png_tag(question_ladder(t, CATEGORIES, list(_NAMES.values()), SIGHTS["none"]), "answers to questions"),
+    return [dict(title="What does a language model see through it?", text=summary_text(apart, *_NAMES.values()),
+                 body=figure_html(subset_accuracy_plot(t, CATEGORIES, list(_NAMES.values()), SIGHTS["none"]), "answers to questions"),
                  note="A small language model around each encoder, trained alike; questions with four options about held-out "
                       "drawings, words and fonts. Cross: the same model without the picture. " + SUBSETS_SAID)]
 
@@ -150,12 +151,12 @@ def _section_vlm(tables, settings): # none where no language model was asked for
 def _section_pairs(pairs, agree, picture):
     body = ""
     for d, text in (("a", "CLIP joins, DINO parts"), ("b", "DINO joins, CLIP parts")):
-        body += f"<h3>{text}</h3>" + png_tag(pair_grid(pairs[pairs.direction == d], picture), text)
+        body += f"<h3>{text}</h3>" + figure_html(pair_grid(pairs[pairs.direction == d], picture), text)
     return dict(title="Where do they disagree most?",
         text=f"Of all pairs of held-out scenes, these have the largest difference in standardised similarity "
              f"(the paper's Figure 2; σ is the encoder's own spread over all pairs). Below: what the top "
              f"{len(pairs) // 2} pairs of each direction have in common.",
-        body=body + png_tag(agreement_bars(agree), "what pairs share"),
+        body=body + figure_html(agreement_dots(agree), "what pairs share"),
         note="Every pair was scored; exact copies removed; no picture in more than a few pairs. Dots: share of pairs "
              "with a 95 % interval; ticks: share among all pairs. Factors that fewer than 20 pairs have on both sides are left out.")
 
@@ -174,13 +175,13 @@ def _audit_text(t):
 def _section_made(settings, machine, art):
     rows = pd.DataFrame([dict(what=k, value=str(v)) for k, v in
                          dict(preset=settings.preset, seeds=settings.analysis.seeds, **machine).items()])
-    from ccd.report.tables import credit_list, table_tag
+    from ccd.report.tables import license_html, table_tag
     return dict(title="How it was made", text=Markup("<code>{}</code>; settings and hashes of every stage stand in the "
                 "<code>manifest.json</code> beside it.").format(_command_of(settings)),
-                body=table_tag(rows, index=False), note="Drawings: " + credit_list(art.splitlines()))
+                body=table_tag(rows, index=False), note="Drawings: " + license_html(art.splitlines()))
 
 # %% ../../nbs/library/study/02_report.ipynb #38a17da6
 def _command_of(settings: Settings) -> str:
     "The command line that stands for these settings."
-    from ccd.training.audit import options
-    return shlex.join(["ccd", "study", "--preset", settings.preset, *options(settings, preset(settings.preset), ("run",))])
+    from ccd.training.audit import cli_overrides
+    return shlex.join(["ccd", "study", "--preset", settings.preset, *cli_overrides(settings, preset(settings.preset), ("run",))])

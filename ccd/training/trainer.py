@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['make_optimizer', 'learning_rate', 'clip_gradients', 'Trainer', 'on_device', 'load_checkpoint', 'flops_per_sample',
-           'Stopwatch', 'hunger']
+           'Stopwatch', 'input_bottleneck_warning']
 
 # %% ../../nbs/library/training/03_trainer.ipynb #871b403a
 import contextlib, json, math, shutil, time
@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
-from ..files import UserError, atomic, read_json, write_json
+from ..files import UserError, atomic_write, read_json, write_json
 from ..settings import Control, Settings, check_fields
-from ..device import autocast, device, keep_freed_memory
+from ..device import autocast, device, disable_malloc_trim
 from ..data.augment import to_float
-from ..data.streams import feed_for
-from .towers import LanguageTower, _stacks, locked, weights_hash
-from .distributed import _split_like, first, processes, rank, spread, start, whole
-from .objectives.registry import build
+from ..data.streams import make_loader
+from .towers import LanguageTower, _all_transformer_blocks, frozen_names, weights_hash
+from .distributed import (_distribute_like, full_tensor, init_distributed,
+                                      is_main_process, rank, world_size, wrap_model)
+from .objectives.registry import build_objective
 
 # %% ../../nbs/library/training/03_trainer.ipynb #fe735265
 def make_optimizer(model, control: Control):
@@ -31,14 +32,14 @@ def make_optimizer(model, control: Control):
     return torch.optim.AdamW(groups, lr=control.lr, betas=control.betas, fused=True)
 
 # %% ../../nbs/library/training/03_trainer.ipynb #19069cec
-def _cosine(a: float, b: float, t: float) -> float: # from a to b
+def _cosine_schedule(a: float, b: float, t: float) -> float: # from a to b
     return b + (a - b) * (1 + math.cos(math.pi * t)) / 2
 
 # %% ../../nbs/library/training/03_trainer.ipynb #a5601b82
 def learning_rate(t: float, control: Control) -> float: # t in 0..1
     "Linear warm-up, then a cosine to `final_lr`."
     if t < control.warmup: return control.lr * t / control.warmup
-    return _cosine(control.lr, control.final_lr,
+    return _cosine_schedule(control.lr, control.final_lr,
                   (t - control.warmup) / (1 - control.warmup))
 
 # %% ../../nbs/library/training/03_trainer.ipynb #b3adf33b
@@ -52,12 +53,12 @@ def clip_gradients(model, control: Control):
 class _InParts:
     "Gradients of a batch, taken whole or in parts that fit in memory."
     def _gradients(self, batch, t, k):
-        n, m = _rows(batch), self.settings.run.micro_batch
+        n, m = _batch_size_of(batch), self.settings.run.micro_batch
         self._random(k)
         if not m or m >= n: return self._backward(batch, t)
         cut = [tree_map(lambda x: x[i:i + m], batch) for i in range(0, n, m)]
         if self.model.couples: return self._pulled(cut, t, k)
-        done = [self._backward(x, t, x is cut[-1], _rows(x) / n) for x in cut]
+        done = [self._backward(x, t, x is cut[-1], _batch_size_of(x) / n) for x in cut]
         return sum(loss for loss, _ in done), done[-1][1]
 
     def _backward(self, batch, t, last=True, share=1.0):
@@ -67,7 +68,7 @@ class _InParts:
 
     def _pulled(self, cut, t, k):
         with torch.no_grad(), autocast(): parts = [self.net(x, t, "encode") for x in cut]
-        leaves, spec, sizes = _join(parts)
+        leaves, spec, sizes = _concat_encodings(parts)
         with autocast(): loss, info = self.model.loss(tree_unflatten(leaves, spec), t)
         loss.backward()
         self._random(k)
@@ -78,31 +79,31 @@ class _InParts:
         return loss.detach(), info
 
     def _synced(self, last): # gradients are exchanged once, after the last part
-        if processes() == 1: return contextlib.nullcontext()
+        if world_size() == 1: return contextlib.nullcontext()
         if hasattr(self.net, "no_sync"): return contextlib.nullcontext() if last else self.net.no_sync()
         self.net.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
     def _random(self, k): # what is drawn outside of views: blocks that are skipped
-        if self.c.vit.drop_path: torch.manual_seed((self.c.seed << 32) + k * processes() + rank())
+        if self.c.vit.drop_path: torch.manual_seed((self.c.seed << 32) + k * world_size() + rank())
 
 # %% ../../nbs/library/training/03_trainer.ipynb #97183f52
 class Trainer(_InParts):
     "A model, its optimiser and its batches."
     def __init__(self, objective: str, settings: Settings, corpus, folder=None, origin=None):
-        start()
-        keep_freed_memory()
+        init_distributed()
+        disable_malloc_trim()
         self.settings, self.c, r = settings, settings.control, settings.run
-        self.model = build(objective, settings)
-        if origin: _inherit(self.model, origin)
+        self.model = build_objective(objective, settings)
+        if origin: _load_initial_weights(self.model, origin)
         self.first_weights = weights_hash(self.model.vision)
         self.language = [weights_hash(m.net) for m in self.model.modules() if isinstance(m, LanguageTower)]
-        self.feed = feed_for(corpus, self.c, settings.world.size, workers=r.workers, rank=rank(),
-                             processes=processes(), max_faults=r.max_faults, folder=folder, **self.model.needs())
-        self.flops = flops_per_sample(self.model, self.feed) if first() else 0.0
+        self.feed = make_loader(corpus, self.c, settings.world.size, workers=r.workers, rank=rank(),
+                             processes=world_size(), max_faults=r.max_faults, folder=folder, **self.model.needs())
+        self.flops = flops_per_sample(self.model, self.feed) if is_main_process() else 0.0
         self.model.to(device())
-        if r.compile: [b.compile() for b in _stacks(self.model)]
-        self.net = spread(self.model, _stacks(self.model), r.sharding)
+        if r.compile: [b.compile() for b in _all_transformer_blocks(self.model)]
+        self.net = wrap_model(self.model, _all_transformer_blocks(self.model), r.sharding)
         self.optimizer = make_optimizer(self.model, self.c)
         self.model.train()
         self.views = Stopwatch()
@@ -113,7 +114,7 @@ class Trainer(_InParts):
         for g in self.optimizer.param_groups:
             g["lr"] = learning_rate(t, self.c)
             if g["weight_decay"] and self.c.final_weight_decay is not None:
-                g["weight_decay"] = _cosine(self.c.weight_decay, self.c.final_weight_decay, t)
+                g["weight_decay"] = _cosine_schedule(self.c.weight_decay, self.c.final_weight_decay, t)
         loss, info = self._gradients(batch, t, k)
         self.model.before_step(t)
         clip_gradients(self.model, self.c)
@@ -122,10 +123,10 @@ class Trainer(_InParts):
         return loss, info
 
 # %% ../../nbs/library/training/03_trainer.ipynb #8958d108
-def _rows(batch) -> int: return len(tree_flatten(batch)[0][0])
+def _batch_size_of(batch) -> int: return len(tree_flatten(batch)[0][0])
 
 # %% ../../nbs/library/training/03_trainer.ipynb #1770fede
-def _join(parts): # encodings of parts of a batch -> leaves that collect a gradient, structure, rows of each part
+def _concat_encodings(parts): # encodings of parts of a batch -> leaves that collect a gradient, structure, rows of each part
     flat, spec = [tree_flatten(e)[0] for e in parts], tree_flatten(parts[0])[1]
     leaves = [torch.cat(x) if x[0].ndim else x[0] for x in zip(*flat)]
     sizes = [[len(y) for y in x] if x[0].ndim else None for x in zip(*flat)]
@@ -138,13 +139,13 @@ def on_device(shown): # a batch where the model is, pixels in 0..1
         k: v.to(d) for k in ("sample", "may_flip", "labels") if (v := getattr(shown, k)) is not None})
 
 # %% ../../nbs/library/training/03_trainer.ipynb #e571f97f
-def _state_of(
+def _trainer_state(
     trainer,
 ) -> tuple[dict, dict]: # weights, optimiser; all processes must ask
     "Everything that a step changes, by name."
-    model, fixed = trainer.model, locked(trainer.model)
+    model, fixed = trainer.model, frozen_names(trainer.model)
     named = [*model.named_parameters(), *model.named_buffers()]
-    keep = lambda x: whole(x).cpu().contiguous()
+    keep = lambda x: full_tensor(x).cpu().contiguous()
     weights = {n: keep(x) for n, x in named if n not in fixed}
     moments = {f"{n}.{k}": keep(v) for n, p in model.named_parameters()
                for k, v in trainer.optimizer.state.get(p, {}).items()}
@@ -152,28 +153,28 @@ def _state_of(
 
 # %% ../../nbs/library/training/03_trainer.ipynb #37b7a50a
 @torch.no_grad()
-def _restore(trainer, weights: dict, moments: dict):
-    "Put back what `_state_of` has taken, split as weights are now."
+def _load_state(trainer, weights: dict, moments: dict):
+    "Put back what `_trainer_state` has taken, split as weights are now."
     model = trainer.model
     own = dict([*model.named_parameters(), *model.named_buffers()])
-    if missing := set(weights) ^ (set(own) - locked(model)):
+    if missing := set(weights) ^ (set(own) - frozen_names(model)):
         raise UserError("the checkpoint is of another model: "
                         f"{sorted(missing)[:3]} … stand on one side only; "
                         "choose another folder with --out")
-    for n, x in weights.items(): own[n].copy_(_split_like(x, own[n]))
+    for n, x in weights.items(): own[n].copy_(_distribute_like(x, own[n]))
     for name, v in moments.items():
         n, _, k = name.rpartition(".")
         p = own[n]
-        trainer.optimizer.state[p][k] = (_split_like(v, p) if v.ndim
+        trainer.optimizer.state[p][k] = (_distribute_like(v, p) if v.ndim
                                          else v.to(p.device))
 
 # %% ../../nbs/library/training/03_trainer.ipynb #959dd76f
 def _save_checkpoint(folder, trainer, step: int):
     "Write the state after `step` steps and drop the one before."
     from safetensors.torch import save_file
-    weights, moments = _state_of(trainer)
-    if not first(): return
-    with atomic(Path(folder) / f"step-{step:08d}") as tmp:
+    weights, moments = _trainer_state(trainer)
+    if not is_main_process(): return
+    with atomic_write(Path(folder) / f"step-{step:08d}") as tmp:
         tmp.mkdir(parents=True)
         save_file(weights, tmp / "model.safetensors")
         save_file(moments, tmp / "optimizer.safetensors")
@@ -184,10 +185,10 @@ def _save_checkpoint(folder, trainer, step: int):
 def load_checkpoint(folder, trainer) -> int: # steps done, 0 if none found
     "Restore the newest state."
     from safetensors.torch import load_file
-    if first(): [shutil.rmtree(d) for d in sorted(Path(folder).glob(".step-*"))] # left by a kill
+    if is_main_process(): [shutil.rmtree(d) for d in sorted(Path(folder).glob(".step-*"))] # left by a kill
     found = sorted(Path(folder).glob("step-*"))
     if not found: return 0
-    _restore(trainer, *(load_file(found[-1] / f"{k}.safetensors")
+    _load_state(trainer, *(load_file(found[-1] / f"{k}.safetensors")
                        for k in ("model", "optimizer")))
     state = read_json(file := found[-1] / "state.json")
     check_fields(state, file, ("step", "feed"))
@@ -201,7 +202,7 @@ class _Log:
         self.path = Path(path)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [l for l in lines if _step_of(l) <= step]
-        with atomic(self.path) as tmp: tmp.write_text("".join(l + "\n" for l in kept), encoding="utf-8")
+        with atomic_write(self.path) as tmp: tmp.write_text("".join(l + "\n" for l in kept), encoding="utf-8")
         self.file, self.board = open(self.path, "a", encoding="utf-8"), _board(self.path.parent, step)
 
     def __call__(self, **numbers):
@@ -257,7 +258,7 @@ class Stopwatch:
         return self.done
 
 # %% ../../nbs/library/training/03_trainer.ipynb #24e0526f
-def hunger(
+def input_bottleneck_warning(
     passed: float, # seconds of training
     waited: float, # of them, waiting for a batch
     viewed: float, # of them, cropping and colouring
@@ -278,7 +279,7 @@ def hunger(
 
 # %% ../../nbs/library/training/03_trainer.ipynb #1e580093
 @torch.no_grad()
-def _inherit(model, origin):
+def _load_initial_weights(model, origin):
     "Take over the weights of a finished run; position embeddings are resized."
     from safetensors.torch import load_file
     from timm.layers import resample_abs_pos_embed
@@ -287,7 +288,7 @@ def _inherit(model, origin):
     for n, x in theirs.items():
         if n.endswith("pos_embed") and n in own:
             theirs[n] = resample_abs_pos_embed(x, [math.isqrt(own[n].shape[1] - 1)] * 2)
-    wanted = {n: own[n].shape for n in set(own) - locked(model)}
+    wanted = {n: own[n].shape for n in set(own) - frozen_names(model)}
     odd = sorted(n for n in set(theirs) | set(wanted) if n not in theirs or theirs[n].shape != wanted.get(n))
     if odd:
         shape = lambda x: "missing" if x is None else " x ".join(map(str, x)) or "a number"

@@ -5,10 +5,10 @@ from PIL import Image
 from ccd.comparison import linked_maps
 from ccd.data.emoji import drawings, scenes
 from ccd.files import UserError
-from ccd.settings import World
+from ccd.settings import DataSettings
 from ccd.encoders.embeddings import Embeddings
-from ccd.comparison.neighbors import neighbors, overlap
-from ccd.comparison.search import mine
+from ccd.comparison.neighbors import mutual_knn, nearest_neighbors
+from ccd.comparison.search import mine_pairs
 
 A, B = "raw pixels", "colours"
 FACTORS = ["kind", "category", "concept", "style", "ground_color", "word"]
@@ -20,7 +20,7 @@ def flat(x, by=2):
 @pytest.fixture(scope="module")
 def given(cache):
     "Arguments of `twin_atlas`: 400 scenes seen as coarse pixels and as histograms, laid out by PCA."
-    corpus = scenes.scenes(World(scenes=512, test_scenes=400), "test")
+    corpus = scenes.scenes(DataSettings(scenes=512, test_scenes=400), "test")
     pics = np.stack([np.asarray(im.convert("RGB")) for im in corpus["image"]])
     items = corpus.remove_columns("image").to_pandas()
     coarse = pics.reshape(400, 16, 4, 16, 4, 3).mean((2, 4)).reshape(400, -1)
@@ -29,12 +29,12 @@ def given(cache):
     e = {A: Embeddings(coarse - coarse.mean(0), items, {}), B: Embeddings(hist, items, {})}
     unit = {m: v.unit() for m, v in e.items()}
     cosine = {m: lambda i, j, u=u: (u[i] * u[j]).sum(1) for m, u in unit.items()}
-    return dict(maps={m: flat(u) for m, u in unit.items()}, items=items, neighbors={m: neighbors(v, 12) for m, v in e.items()},
-                similarities=cosine, pairs=mine(e[A], e[B], k=25), picture=lambda r: pics[r], factors=FACTORS,
-                title="Pixels & colours", credits=drawings.attribution_text().splitlines(), colors={A: "#D55E00", B: "#0072B2"})
+    return dict(maps={m: flat(u) for m, u in unit.items()}, items=items, neighbors={m: nearest_neighbors(v, 12) for m, v in e.items()},
+                similarities=cosine, pairs=mine_pairs(e[A], e[B], k=25), picture=lambda r: pics[r], factors=FACTORS,
+                title="Pixels & colours", credits=drawings.license_notice().splitlines(), colors={A: "#D55E00", B: "#0072B2"})
 
 @pytest.fixture(scope="module")
-def built(given, tmp_path_factory): return linked_maps.twin_atlas(tmp_path_factory.mktemp("atlas") / "atlas.html", **given)
+def built(given, tmp_path_factory): return linked_maps.write_linked_maps(tmp_path_factory.mktemp("atlas") / "atlas.html", **given)
 
 @pytest.fixture(scope="module")
 def opener(browser):
@@ -160,7 +160,7 @@ def test_selecting_in_one_map_selects_in_the_other(page, given, t, tool):
     assert sorted(other) == np.nonzero(got)[0].tolist()
     assert f"{got.sum()} pictures selected" in page.inner_text("#selected")
     assert rows_of(page, "#thumbs .pic") == state(page)["chosen"][:60]
-    kept = overlap(given["neighbors"][A], given["neighbors"][B])
+    kept = mutual_knn(given["neighbors"][A], given["neighbors"][B])
     shares = [int(s) for s in re.findall(r"(\d+) %", page.inner_text("#share"))]
     assert np.allclose(shares, [100 * kept[got].mean(), 100 * kept.mean()], atol=0.51)
     page.click("#unselect")
@@ -285,7 +285,7 @@ def many(given, tmp_path_factory):
                               direction=["a"] * 200 + ["b"] * 200, rank=[*range(1, 201)] * 2))
     cosine = lambda i, j: np.cos(i * 1.7 + j * 0.3)
     out = tmp_path_factory.mktemp("many") / "atlas.html"
-    linked_maps.twin_atlas(out, **given | dict(
+    linked_maps.write_linked_maps(out, **given | dict(
         maps={A: rng.normal(size=(N, 2)), B: rng.normal(size=(N, 2))}, items=items, picture=picture, pairs=pairs,
         neighbors={m: rng.integers(0, N, (N, 10)) for m in (A, B)}, similarities={A: cosine, B: cosine}))
     return out
@@ -316,7 +316,7 @@ def parts(path):
     return text, data, [np.asarray(Image.open(io.BytesIO(s)).convert("RGB")) for s in sheets]
 
 def test_same_inputs_same_bytes(given, built, tmp_path):
-    again = linked_maps.twin_atlas(tmp_path / "again.html", **given)
+    again = linked_maps.write_linked_maps(tmp_path / "again.html", **given)
     assert again.read_bytes() == built.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["again.html"]
 
@@ -329,7 +329,7 @@ def test_thumbnails_are_where_the_page_looks_for_them(given, built):
         assert np.argmin(off) == i and off[i] < 12
 
 def test_more_pictures_than_fit_one_sheet():
-    sheets, columns = linked_maps._sprite(lambda k: np.full((128, 128, 3), k % 251, np.uint8), 1100, 128, 80)
+    sheets, columns = linked_maps._make_sprite_sheets(lambda k: np.full((128, 128, 3), k % 251, np.uint8), 1100, 128, 80)
     sizes = [Image.open(io.BytesIO(s)).size for s in sheets]
     assert columns == 16 and sizes == [(2048, 2048)] * 4 + [(2048, 5 * 128)]
     last = np.asarray(Image.open(io.BytesIO(sheets[4])).convert("RGB"))[300, 300]
@@ -337,12 +337,12 @@ def test_more_pictures_than_fit_one_sheet():
 
 def test_square_takes_the_centre():
     wide = np.zeros((40, 100, 3), np.uint8); wide[:, 30:70] = 200
-    assert np.asarray(linked_maps._square(wide, 40)).min() == 200
-    assert linked_maps._square(Image.new("L", (10, 10)), 32).size == (32, 32)
+    assert np.asarray(linked_maps._center_crop(wide, 40)).min() == 200
+    assert linked_maps._center_crop(Image.new("L", (10, 10)), 32).size == (32, 32)
 
 def test_a_part_is_shown_of_too_many(given, tmp_path):
     full = given["neighbors"]
-    path = linked_maps.twin_atlas(tmp_path / "part.html", **given, limit=120, seed=3)
+    path = linked_maps.write_linked_maps(tmp_path / "part.html", **given, limit=120, seed=3)
     text, data, _ = parts(path)
     assert data["n"] == 120 and "120 of 400 pictures are shown" in text and "seed 3" in text
     row = {v: r for r, v in enumerate(given["items"].item_id)}
@@ -352,25 +352,25 @@ def test_a_part_is_shown_of_too_many(given, tmp_path):
     for m, near in zip((A, B), data["near"]):
         near = np.frombuffer(base64.b64decode(near), "<u2").reshape(120, 10)
         for k, r in enumerate(rows):
-            assert rows[near[k][near[k] != linked_maps._NONE]].tolist() == [v for v in full[m][r][:10] if v in rows]
+            assert rows[near[k][near[k] != linked_maps._MISSING]].tolist() == [v for v in full[m][r][:10] if v in rows]
     kept = np.frombuffer(base64.b64decode(data["kept"]), "<f4")
-    assert np.allclose(kept, overlap(full[A], full[B])[rows])
+    assert np.allclose(kept, mutual_knn(full[A], full[B])[rows])
     for limit, said in ((20, "fewer pairs"), (70_000, "limit of 70,000")):
-        with pytest.raises(UserError, match=said): linked_maps.twin_atlas(tmp_path / "x.html", **given, limit=limit)
+        with pytest.raises(UserError, match=said): linked_maps.write_linked_maps(tmp_path / "x.html", **given, limit=limit)
 
 def test_the_budget_is_kept_or_refused(given, built, tmp_path):
     whole = built.stat().st_size
     _, data, _ = parts(built)
-    tight = linked_maps.twin_atlas(tmp_path / "tight.html", **given, budget=whole - 250_000)
+    tight = linked_maps.write_linked_maps(tmp_path / "tight.html", **given, budget=whole - 250_000)
     assert tight.stat().st_size <= whole - 250_000 and parts(tight)[1]["px"] < data["px"]
-    with pytest.raises(UserError, match="MB"): linked_maps.twin_atlas(tmp_path / "no.html", **given, budget=1_500_000)
+    with pytest.raises(UserError, match="MB"): linked_maps.write_linked_maps(tmp_path / "no.html", **given, budget=1_500_000)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tight.html"]
 
 def test_words_stay_words(given, visit, tmp_path):
     "Names with markup in them are shown, not run; addresses in credits are links, nothing else is."
     evil = "</script><script>window.bad = 1</script><!--"
     items = given["items"].assign(item_id=[f"{evil}{k}" for k in range(400)], kind=evil)
-    path = linked_maps.twin_atlas(tmp_path / "evil.html", **given | dict(items=items, title=evil, credits=[evil, "[x](javascript:bad)", "[y](https://y.org)"]))
+    path = linked_maps.write_linked_maps(tmp_path / "evil.html", **given | dict(items=items, title=evil, credits=[evil, "[x](javascript:bad)", "[y](https://y.org)"]))
     page = visit(path)
     page.evaluate("atlas.show(7)")
     assert page.evaluate("window.bad") is None and page.title() == evil
@@ -388,7 +388,7 @@ def test_names_of_encoders_stay_words(given, built, tmp_path):
         return sorted(tags), words
     names = {A: "<b>x</b> </script><script>window.bad = 1</script><!--", B: "{{ 7 * 7 }} & \"'"}
     named = {k: {names[m]: v for m, v in given[k].items()} for k in ("maps", "neighbors", "similarities", "colors")}
-    tags, words = read(linked_maps.twin_atlas(tmp_path / "evil.html", **given | named))
+    tags, words = read(linked_maps.write_linked_maps(tmp_path / "evil.html", **given | named))
     assert tags == read(built)[0] and names[A] in words and names[B] in words
 
 @pytest.mark.parametrize("n, change", [(3, {}), (1, {}), (30, dict(factors=[])), (30, dict(credits=[]))])
@@ -397,7 +397,7 @@ def test_few_pictures_no_pairs_no_factors(given, visit, tmp_path, n, change):
     near = rng.integers(0, n, (n, min(5, n)))
     few = given | dict(maps={m: v[:n] for m, v in given["maps"].items()}, items=given["items"].head(n),
                        neighbors={A: near, B: near}, pairs=given["pairs"].head(0)) | change
-    page = visit(linked_maps.twin_atlas(tmp_path / "few.html", **few))
+    page = visit(linked_maps.write_linked_maps(tmp_path / "few.html", **few))
     page.evaluate("atlas.show(0, true)")
     assert page.inner_text("#name") == given["items"].item_id[0]
 
@@ -414,5 +414,5 @@ def test_few_pictures_no_pairs_no_factors(given, visit, tmp_path, n, change):
     (lambda g: dict(similarities=g["similarities"] | {A: lambda i, j: i * np.nan}), "cosines"),
 ])
 def test_what_cannot_be_shown_is_refused(given, tmp_path, change, said):
-    with pytest.raises(UserError, match=said): linked_maps.twin_atlas(tmp_path / "x.html", **given | change(given))
+    with pytest.raises(UserError, match=said): linked_maps.write_linked_maps(tmp_path / "x.html", **given | change(given))
     assert not list(tmp_path.iterdir())

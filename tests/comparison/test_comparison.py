@@ -6,8 +6,8 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 from ccd.cli import main
-from ccd.encoders.inputs import first_weights
-from ccd.comparison.command import _PARTS, compare, publish_comparison
+from ccd.encoders.inputs import shared_init_spec
+from ccd.comparison.command import _STAGES, compare, export_comparison
 from ccd.files import UserError, file_hash, load_table
 from conftest import OPTIONS, finish, signal_when, start
 from schemas import RESULTS, differences
@@ -31,7 +31,7 @@ def test_a_whole_comparison(whole_comparison, whole):
     for title in ("Where they disagree most", "What do such pairs share?", "What does similarity follow?", "What moves each of them?",
                   "Whom does each put next to whom?", "What was compared, and how"): assert title in page
     assert 'href="atlas.html"' in page and (out / "atlas.html").stat().st_size < 15e6 and "src=\"http" not in page
-    tables = {p.parent.name + "/" + p.name: pd.read_csv(p) for part in _PARTS for p in (out / part).glob("*.csv") if p.stat().st_size > 2}
+    tables = {p.parent.name + "/" + p.name: pd.read_csv(p) for part in _STAGES for p in (out / part).glob("*.csv") if p.stat().st_size > 2}
     assert set(tables["factors/attribution.csv"].encoder) >= {"CLIP", "DINO", "random ViT", "raw pixels", "CLIP − DINO"}
     assert set(tables["interventions/sensitivity.csv"].encoder) >= {"CLIP", "DINO", "random ViT", "raw pixels"}
     first = json.loads((out / "vectors/beside_1/card.json").read_text())
@@ -46,7 +46,7 @@ def test_again_nothing_is_done(whole_comparison):
 
 def test_what_is_kept_has_these_columns(whole_comparison, tmp_path):
     out, _, settings, _ = whole_comparison
-    publish_comparison(out, tmp_path / "results", settings, "ccd compare")
+    export_comparison(out, tmp_path / "results", settings, "ccd compare")
     assert list(differences(tmp_path / "results", RESULTS / "comparison")) == []
 
 def test_other_encoders_need_another_folder(whole_comparison):
@@ -55,11 +55,11 @@ def test_other_encoders_need_another_folder(whole_comparison):
 
 def test_first_weights_are_of_one_control(whole, tmp_path):
     runs = [f"ccd:{whole / 'train' / r}" for r in ("clip-0", "dino-0")]
-    assert first_weights(*runs) and not first_weights(runs[0], "pixels:16")
+    assert shared_init_spec(*runs) and not shared_init_spec(runs[0], "pixels:16")
     other = tmp_path / "other"; shutil.copytree(whole / "train/dino-0", other)
     about = json.loads((other / "encoder.json").read_text()); about["control"]["seed"] = 5
     (other / "encoder.json").write_text(json.dumps(about))
-    assert not first_weights(runs[0], f"ccd:{other}")
+    assert not shared_init_spec(runs[0], f"ccd:{other}")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -156,7 +156,7 @@ def test_labels_of_a_table_are_kept_beside_an_encoder(folder, tmp_path):
 
 def test_a_misspelt_encoder_is_told_before_pictures_are_opened(folder, tmp_path, capsys, monkeypatch):
     from ccd.data import corpora
-    monkeypatch.setattr(corpora, "folder", lambda _: pytest.fail("opened"))
+    monkeypatch.setattr(corpora, "load_folder", lambda _: pytest.fail("opened"))
     for wrong, says in (("ccd:emoji/clipp", "no release of 'emoji/clipp'"), ("clip", "clip")):
         with pytest.raises(SystemExit): main(["compare", wrong, "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out")])
         assert says in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -260,7 +260,7 @@ def test_every_part_that_may_be_left_out_is(tmp_path, capsys):
 def test_colours_are_lent(names):
     from ccd.report import style
     before = dict(style._COLORS)
-    with style.own_colors(names): assert style.color_of(names[0]) != style.color_of(names[1])
+    with style.distinct_colors(names): assert style.color_of(names[0]) != style.color_of(names[1])
     assert style._COLORS == before
 
 def test_killed_in_the_middle(folder, tmp_path):

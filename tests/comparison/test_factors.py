@@ -8,23 +8,23 @@ from ccd.comparison import attributes, attribution, perturbations
 from ccd.data.emoji import drawings, scenes as emoji_scenes
 from ccd import stats
 from ccd.files import UserError
-from ccd.settings import World
+from ccd.settings import DataSettings
 from ccd.encoders.embeddings import Embeddings
-from ccd.encoders.base import Card, Encoder, Features
+from ccd.encoders.base import Encoder, EncoderCard, Features
 from ccd.encoders.baselines import raw_pixels
-from ccd.data.images import folder
-from ccd.data.corpora import Pixels
-from ccd.data.augment import plain_view
+from ccd.data.images import load_folder
+from ccd.data.corpora import ImageDecoder
+from ccd.data.augment import eval_view
 
 pytestmark = pytest.mark.numeric
 
-WORLD = World(test_scenes=240)
+WORLD = DataSettings(test_scenes=240)
 
 @pytest.fixture(scope="module")
 def scenes(): return emoji_scenes.scenes(WORLD, "test")
 
 @pytest.fixture(scope="module")
-def pictures(scenes): return np.ascontiguousarray(Pixels(scenes, 64)[range(240)].transpose(0, 2, 3, 1))
+def pictures(scenes): return np.ascontiguousarray(ImageDecoder(scenes, 64)[range(240)].transpose(0, 2, 3, 1))
 
 @pytest.fixture(scope="module")
 def shown(scenes): return attributes._corpus_attributes(scenes)
@@ -41,25 +41,25 @@ def one_hot(values): return np.eye(len(np.unique(values)))[np.unique(values, ret
 def test_node_sums_are_those_of_a_loop_over_copies():
     r = np.random.default_rng(0)
     i, j, v = r.integers(6, size=40), r.integers(6, size=40), r.normal(size=(40, 2))
-    got, again = stats.node_sums(v, i, j, 25, seed=3), np.random.default_rng(3)
+    got, again = stats.node_bootstrap_sums(v, i, j, 25, seed=3), np.random.default_rng(3)
     for row in got:
         copies = np.bincount(again.integers(6, size=6), minlength=6)
         want = sum(v[p] * (copies[i[p]] if i[p] == j[p] else copies[i[p]] * copies[j[p]]) for p in range(40))
         assert np.allclose(row, want, atol=1e-4)
-    assert np.array_equal(got, stats.node_sums(lambda s: v[s], i, j, 25, seed=3))
+    assert np.array_equal(got, stats.node_bootstrap_sums(lambda s: v[s], i, j, 25, seed=3))
 
 def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch):
     r = np.random.default_rng(1) # so many nodes that draws come in parts
     i, j, v = r.integers(3_000_000, size=(2, 50)), None, r.normal(size=50)
     i, j = i
-    few = stats.node_sums(v[:, None], i, j, 4)
-    assert np.allclose(few[:2], stats.node_sums(v[:, None], i, j, 2), rtol=1e-5) # a product of other shape is summed in another order
+    few = stats.node_bootstrap_sums(v[:, None], i, j, 4)
+    assert np.allclose(few[:2], stats.node_bootstrap_sums(v[:, None], i, j, 2), rtol=1e-5) # a product of other shape is summed in another order
 
 def test_the_mean_keeps_its_place_within_families():
     "Pairs within a family would count twice by the product of multiplicities."
     i = np.repeat(np.arange(50), 4); within = np.tile([True, False, False, False], 50)
     j = np.where(within, i, (i + np.tile([0, 1, 2, 3], 50)) % 50)
-    total = stats.node_sums(np.stack([within, np.ones(200)], 1), i, j, 4_000)
+    total = stats.node_bootstrap_sums(np.stack([within, np.ones(200)], 1), i, j, 4_000)
     assert np.mean(total[:, 0] / total[:, 1]) == pytest.approx(0.25, abs=0.01)
 
 def test_node_bootstrap_refuses_values_without_nodes():
@@ -74,7 +74,7 @@ def test_weights_move_the_mean():
 @pytest.mark.parametrize("rgb, want", [((255, 0, 0), (53.24, 80.09, 67.20)), ((0, 255, 0), (87.74, -86.18, 83.18)),
     ((0, 0, 255), (32.30, 79.19, -107.86)), ((0, 0, 0), (0, 0, 0)), ((119, 119, 119), (50.03, 0, 0))])
 def test_lab_is_that_of_the_tables(rgb, want):
-    assert np.allclose(attributes._lab(np.array(rgb, np.uint8)), want, atol=0.06)
+    assert np.allclose(attributes._rgb_to_lab(np.array(rgb, np.uint8)), want, atol=0.06)
 
 def test_attributes_by_their_definitions(pictures, shown):
     grey = pictures @ np.array([0.299, 0.587, 0.114]) / 255
@@ -92,7 +92,7 @@ def test_attributes_by_their_definitions(pictures, shown):
         assert np.allclose(a[[f"hist_{c}" for c in range(64)]].astype(float), hist)
 
 def test_distances_by_their_definitions(shown):
-    d = attributes.distances(shown, np.array([3, 5]), np.array([7, 5]))
+    d = attributes.attribute_distances(shown, np.array([3, 5]), np.array([7, 5]))
     a, b = shown.iloc[3], shown.iloc[7]
     assert d["mean"][0] == pytest.approx(sum((a[f"mean_{c}"] - b[f"mean_{c}"]) ** 2 for c in "Lab") ** 0.5, rel=1e-4)
     overlap = sum(min(a[f"hist_{k}"], b[f"hist_{k}"]) for k in range(64))
@@ -102,8 +102,8 @@ def test_distances_by_their_definitions(shown):
 def test_layout_knows_neither_brightness_nor_contrast(pictures):
     half = (pictures[:20] // 2 + 40).astype(np.uint8)
     both = attributes.attributes(np.concatenate([pictures[:20], half]))
-    far = attributes.distances(both, np.arange(20), np.arange(20, 40), ("layout", "edges"))
-    other = attributes.distances(both, np.arange(20), np.roll(np.arange(20), 1), ("layout",))
+    far = attributes.attribute_distances(both, np.arange(20), np.arange(20, 40), ("layout", "edges"))
+    other = attributes.attribute_distances(both, np.arange(20), np.roll(np.arange(20), 1), ("layout",))
     assert far.layout.max() < 0.1 < other.layout.median() and far.edges.max() < 0.1
 
 def test_flat_pictures_have_attributes():
@@ -131,7 +131,7 @@ def stratum_of(items, i, j):
 def test_strata_are_exclusive_whole_and_of_known_size(monkeypatch, listed, pairs):
     monkeypatch.setattr(attribution, "_ENUMERATE", listed)
     t = toy_items(80)
-    s = attribution._pair_sample(t, pairs, ("a", "b", "c"))
+    s = attribution._stratified_pairs(t, pairs, ("a", "b", "c"))
     size = pd.Series([stratum_of(t, i, j) for i, j in itertools.combinations(range(80), 2)]).value_counts()
     assert (s.i < s.j).all() and not s.duplicated(["i", "j"]).any()
     assert [stratum_of(t, i, j) for i, j in zip(s.i, s.j)] == s.stratum.tolist()
@@ -143,7 +143,7 @@ def test_every_pair_of_a_stratum_is_as_likely(monkeypatch, listed):
     monkeypatch.setattr(attribution, "_ENUMERATE", listed)
     t, seen = toy_items(14), {}
     for seed in range(1500):
-        s = attribution._pair_sample(t, 24, ("a", "b"), seed)
+        s = attribution._stratified_pairs(t, 24, ("a", "b"), seed)
         for i, j, k, w in zip(s.i, s.j, s.stratum, s.weight):
             seen.setdefault((k, round(w, 6)), []).append((i, j))
     for (_, w), got in seen.items():
@@ -152,7 +152,7 @@ def test_every_pair_of_a_stratum_is_as_likely(monkeypatch, listed):
 
 def test_copies_of_a_picture_make_no_pairs():
     t = toy_items(10).assign(pixel_hash=["x", "x"] + [f"h{k}" for k in range(8)])
-    s = attribution._pair_sample(t, 1000, ())
+    s = attribution._stratified_pairs(t, 1000, ())
     assert len(s) == 9 * 8 // 2 and 1 not in {*s.i, *s.j}
 
 # --- regression
@@ -162,7 +162,7 @@ def test_regression_is_that_of_scikit_learn():
     x = r.normal(size=(400, 5)); x[:, 4] += x[:, 0]; x[:, 1] = x[:, 1] > 1
     y = np.stack([x @ r.normal(size=5) + r.normal(size=400), r.normal(size=400)], 1) + 30
     w, groups = r.random(400) + 0.1, dict(p=[0, 4], q=[1], r=[2, 3], s=[0, 1])
-    fit, drawn = attribution._regress(x, y, groups, r.integers(20, size=400), r.integers(20, size=400), w, draws=300)
+    fit, drawn = attribution._weighted_ols(x, y, groups, r.integers(20, size=400), r.integers(20, size=400), w, draws=300)
     model = LinearRegression().fit(x, y, w)
     assert np.allclose(fit["slope"], model.coef_.T, atol=1e-6)
     score = lambda keep, e: LinearRegression().fit(x[:, keep], y[:, e], w).score(x[:, keep], y[:, e], w)
@@ -199,7 +199,7 @@ def test_a_swap_between_collinear_terms_is_no_finding(sign):
     name, signs = attribution._together(names, p, attribution._correlation(x))
     assert p == [0, 1] and name == f"near ground {'-' if sign < 0 else '+'} near mean"
     own = np.arange(3000)
-    fit, drawn = attribution._regress(x, y, {name: p}, own, own, draws=200)
+    fit, drawn = attribution._weighted_ols(x, y, {name: p}, own, own, draws=200)
     t = attribution._with_differences(["a", "b"], *attribution._summed(names, [name], {name: (p, signs)}, fit, drawn)).set_index(["encoder", "quantity", "term"]).sort_index()
     gap, single = t.loc[("a − b", "slope", name)], t.loc[("a − b", "collinear")]
     assert gap.lo < 0 < gap.hi and abs(gap.value) < 0.05 # as a whole they are alike
@@ -212,7 +212,7 @@ def only(table, encoder, quantity):
 def test_an_encoder_of_concepts_is_explained_by_concepts_alone(items, shown):
     keep = items.concept.notna().values
     own, look = items[keep].reset_index(drop=True), shown[keep].reset_index(drop=True)
-    t = attribution.attribution({"it": embeddings(one_hot(own.concept), own)}, look, pairs=8_000, draws=60)
+    t = attribution.similarity_regression({"it": embeddings(one_hot(own.concept), own)}, look, pairs=8_000, draws=60)
     unique, slope = only(t, "it", "unique"), only(t, "it", "slope")
     assert only(t, "it", "r2").value["all"] == pytest.approx(1, abs=1e-5)
     assert unique.value["concept"] > 0.95 # in this sample other terms stand in for a little of it
@@ -226,7 +226,7 @@ def test_an_encoder_of_the_ground_is_explained_by_the_ground_alone(items, shown)
                          - shown[["ground_L", "ground_a", "ground_b"]].values[None], axis=-1)
     value, vector = np.linalg.eigh(np.exp(-far * 2e-4))
     made = embeddings(vector * np.sqrt(value.clip(0)), items)
-    t = attribution.attribution({"it": made}, shown, pairs=8_000, draws=60)
+    t = attribution.similarity_regression({"it": made}, shown, pairs=8_000, draws=60)
     unique, slope = only(t, "it", "unique"), only(t, "it", "slope")
     assert only(t, "it", "r2").value["all"] > 0.999
     both = "near ground + near mean" # collinear in these scenes
@@ -241,7 +241,7 @@ def test_an_encoder_of_the_ground_is_explained_by_the_ground_alone(items, shown)
 def test_shares_differences_and_readings(items, shown):
     encoders = {n: embeddings(np.random.default_rng(k).normal(size=(len(items), 6)) + one_hot(items.ground_color)[:, :6] * k, items)
                 for k, n in enumerate("ab")}
-    whole = {r: attribution.attribution(encoders, shown, pairs=10**6, draws=80, reading=r) for r in ("stratified", "population")}
+    whole = {r: attribution.similarity_regression(encoders, shown, pairs=10**6, draws=80, reading=r) for r in ("stratified", "population")}
     assert np.allclose(whole["stratified"].value, whole["population"].value) # every pair, each once
     t = whole["stratified"]
     assert t.pairs[0] == len(items) * (len(items) - 1) // 2
@@ -250,46 +250,46 @@ def test_shares_differences_and_readings(items, shown):
         assert (single > -1e-9).all() and single.sum() <= only(t, e, "r2").value["all"] + 1e-9
     gap = only(t, "a − b", "slope").value - (only(t, "a", "slope").value - only(t, "b", "slope").value)
     assert gap.abs().max() < 1e-12
-    twin = attribution.attribution(dict(a=encoders["a"], b=encoders["a"]), shown, pairs=3_000, draws=20)
+    twin = attribution.similarity_regression(dict(a=encoders["a"], b=encoders["a"]), shown, pairs=3_000, draws=20)
     assert (only(twin, "a − b", "slope")[["value", "lo", "hi"]] == 0).all(axis=None)
 
 def test_population_weights_recover_all_pairs(items, shown):
     made = {"it": embeddings(one_hot(items.ground_color) + 0.3 * np.random.default_rng(0).normal(size=(len(items), items.ground_color.nunique())), items)}
-    all_pairs = only(attribution.attribution(made, shown, pairs=10**6, draws=2), "it", "r2").value["all"]
-    read = lambda r: only(attribution.attribution(made, shown, pairs=6_000, draws=2, reading=r), "it", "r2").value["all"]
+    all_pairs = only(attribution.similarity_regression(made, shown, pairs=10**6, draws=2), "it", "r2").value["all"]
+    read = lambda r: only(attribution.similarity_regression(made, shown, pairs=6_000, draws=2, reading=r), "it", "r2").value["all"]
     assert abs(read("population") - all_pairs) < 0.05 < abs(read("stratified") - all_pairs)
 
 def test_without_labels_attributes_alone(items, shown):
     bare = embeddings(np.random.default_rng(0).normal(size=(len(items), 4)), items[["item_id"]])
-    with pytest.warns(UserWarning, match="attributes alone"): t = attribution.attribution({"it": bare}, shown, pairs=2_000, draws=20)
+    with pytest.warns(UserWarning, match="attributes alone"): t = attribution.similarity_regression({"it": bare}, shown, pairs=2_000, draws=20)
     alone, one = (set(t[t.quantity == q].term) for q in ("slope", "collinear"))
-    assert {part for term in alone for part in term.split(" + ")} == {f"near {n}" for n in attribution._NEARNESS} and not alone & one
+    assert {part for term in alone for part in term.split(" + ")} == {f"near {n}" for n in attribution._DISTANCE_TERMS} and not alone & one
     assert t.families[0] == len(items)
 
 @pytest.mark.filterwarnings("ignore:the items have no")
 def test_what_cannot_be_attributed_is_refused(items, shown):
     made = embeddings(np.random.default_rng(0).normal(size=(len(items), 4)), items)
-    with pytest.raises(UserError, match="3 or more"): attribution.attribution({"it": made.where(np.arange(len(items)) < 1)}, shown[:1])
-    with pytest.raises(UserError, match="other items"): attribution.attribution({"it": made}, shown[:-1])
-    with pytest.raises(UserError, match="other items"): attribution.attribution({"it": made, "no": made.where(np.arange(len(items)) > 0)}, shown)
-    with pytest.raises(UserError, match="unknown reading"): attribution.attribution({"it": made}, shown, reading="none")
+    with pytest.raises(UserError, match="3 or more"): attribution.similarity_regression({"it": made.where(np.arange(len(items)) < 1)}, shown[:1])
+    with pytest.raises(UserError, match="other items"): attribution.similarity_regression({"it": made}, shown[:-1])
+    with pytest.raises(UserError, match="other items"): attribution.similarity_regression({"it": made, "no": made.where(np.arange(len(items)) > 0)}, shown)
+    with pytest.raises(UserError, match="unknown reading"): attribution.similarity_regression({"it": made}, shown, reading="none")
     broken = embeddings(np.full((len(items), 4), np.nan), items)
-    with pytest.raises(UserError, match="not finite"): attribution.attribution({"it": broken}, shown)
+    with pytest.raises(UserError, match="not finite"): attribution.similarity_regression({"it": broken}, shown)
 
 # --- lift
 
 def test_random_pairs_have_no_lift_and_chosen_pairs_have(items, shown):
     made = embeddings(np.random.default_rng(0).normal(size=(len(items), 6)), items)
-    p = attribution._pair_sample(items, 400, (), seed=5)
+    p = attribution._stratified_pairs(items, 400, (), seed=5)
     z = attribution._standard(made, p.i.values, p.j.values)
-    of = lambda q, z: attribution.lift(q.assign(direction="a", z_a=z, z_b=0.0), made, made, shown, draws=200)
+    of = lambda q, z: attribution.enrichment(q.assign(direction="a", z_a=z, z_b=0.0), made, made, shown, draws=200)
     t = of(p, z)
     assert set(t.baseline) == {"random", "equal similarity"} and (t.unmatched < 5).all()
     inside = (t.lo <= 0) & (t.hi >= 0)
     assert inside.mean() > 0.8 # of some thirty intervals at 95 %
     common = t[t.base > 0.2]
     assert (common.ratio > 0.7).all() and (common.ratio < 1.4).all()
-    same = attribution._pair_sample(items, 4_000, ("category",)).query("stratum == 'category'")
+    same = attribution._stratified_pairs(items, 4_000, ("category",)).query("stratum == 'category'")
     c = of(same, attribution._standard(made, same.i.values, same.j.values))
     c = c[(c.factor == "category") & (c.baseline == "random")].iloc[0]
     chance = items.category.value_counts()
@@ -302,10 +302,10 @@ def test_random_pairs_have_no_lift_and_chosen_pairs_have(items, shown):
 def test_equal_similarity_has_the_similarity_of_the_mined(items):
     made = embeddings(np.random.default_rng(2).normal(size=(len(items), 6)), items)
     z = np.array([-1.0, 0.31, 0.33, 2.0])
-    e = attribution._equal_similarity(made, z, anchors=100)
-    got = np.floor(attribution._standard(made, e.i.values, e.j.values) / attribution._STEP).astype(int)
+    e = attribution._similarity_matched_pairs(made, z, anchors=100)
+    got = np.floor(attribution._standard(made, e.i.values, e.j.values) / attribution._SIMILARITY_BIN).astype(int)
     assert (np.abs(got - e.bin) <= 1).all() and (got == e.bin).mean() > 0.999 # a last digit at an edge
-    assert set(e.bin) == set(np.floor(z / attribution._STEP).astype(int))
+    assert set(e.bin) == set(np.floor(z / attribution._SIMILARITY_BIN).astype(int))
     unordered = np.sort(e[["i", "j"]].values, 1)
     assert len(np.unique(unordered, axis=0)) == len(e) and (e.i != e.j).all()
     assert e.groupby("bin").size().max() <= attribution._PER_BIN
@@ -319,26 +319,26 @@ def test_a_pair_keeps_its_place_in_the_lot():
 
 def test_pairs_beyond_all_similarities_are_counted(items, shown):
     made = embeddings(np.random.default_rng(0).normal(size=(len(items), 6)), items)
-    p = attribution._pair_sample(items, 50, ()).assign(direction="a", z_b=0.0)
+    p = attribution._stratified_pairs(items, 50, ()).assign(direction="a", z_b=0.0)
     z = attribution._standard(made, p.i.values, p.j.values); z[:7] = 90
-    t = attribution.lift(p.assign(z_a=z), made, made, shown, ("style",), ("mean",), draws=20)
+    t = attribution.enrichment(p.assign(z_a=z), made, made, shown, ("style",), ("mean",), draws=20)
     t = t.set_index(["factor", "baseline"])
     assert t.unmatched["mean", "equal similarity"] == 7 and t.pairs["mean", "equal similarity"] == 43
     assert t.unmatched["mean", "random"] == 0 and t.pairs["mean", "random"] == 50
 
 def test_no_pairs_are_refused(items, shown):
     made = embeddings(np.ones((len(items), 2)), items)
-    with pytest.raises(UserError, match="no pairs"): attribution.lift(pd.DataFrame(columns=["i", "j"]), made, made, shown)
+    with pytest.raises(UserError, match="no pairs"): attribution.enrichment(pd.DataFrame(columns=["i", "j"]), made, made, shown)
 
 # --- interventions
 
-def strengths(): return [(n, s) for n, (_, ss) in perturbations.INTERVENTIONS.items() for s in ss]
+def strengths(): return [(n, s) for n, (_, ss) in perturbations.PERTURBATIONS.items() for s in ss]
 
 @pytest.mark.parametrize("name, strength", strengths())
 def test_every_intervention_is_a_function_of_picture_seed_and_item(pictures, name, strength):
     for k in (0, 1, 2, 5):
         x = pictures[k].copy()
-        once, twice = (perturbations.intervene(x, name, strength, f"item {k}", 3) for _ in range(2))
+        once, twice = (perturbations.apply_perturbation(x, name, strength, f"item {k}", 3) for _ in range(2))
         assert np.array_equal(x, pictures[k]) # the picture itself stays
         if once is None: assert name == "ground" and twice is None
         else:
@@ -347,34 +347,34 @@ def test_every_intervention_is_a_function_of_picture_seed_and_item(pictures, nam
 
 @pytest.mark.parametrize("name", ["texture", "shuffle", "word", "ground"])
 def test_chance_differs_between_items_and_seeds(pictures, name):
-    s = perturbations.INTERVENTIONS[name][1][-1]
-    x = next(p for p in pictures if perturbations.ground_mask(p) is not None)
-    seen = {perturbations.intervene(x, name, s, i, seed).tobytes() for i in "abcdef" for seed in (0, 1)}
+    s = perturbations.PERTURBATIONS[name][1][-1]
+    x = next(p for p in pictures if perturbations.background_mask(p) is not None)
+    seen = {perturbations.apply_perturbation(x, name, s, i, seed).tobytes() for i in "abcdef" for seed in (0, 1)}
     assert len(seen) > 4
 
 def test_neutral_strengths_leave_a_picture_alone(pictures):
     for x in pictures[:20]:
-        assert np.abs(perturbations.intervene(x, "hue", 360).astype(int) - x).max() <= 1
+        assert np.abs(perturbations.apply_perturbation(x, "hue", 360).astype(int) - x).max() <= 1
         for name, s in (("hue", 0), ("rotation", 0), ("rotation", 360), ("grey", 0), ("brightness", 1), ("blur", 0), ("texture", 0)):
-            assert np.array_equal(perturbations.intervene(x, name, s), x), name
+            assert np.array_equal(perturbations.apply_perturbation(x, name, s), x), name
 
 def test_grey_is_idempotent_blur_keeps_the_mean_shuffle_keeps_the_pixels(pictures):
     for x in pictures[:20]:
-        g = perturbations.intervene(x, "grey", 1.0)
-        assert np.array_equal(perturbations.intervene(g, "grey", 1.0), g) and (g[..., :1] == g).all()
-        assert np.array_equal(perturbations.intervene(g, "hue", 90), g)
-        b = perturbations.intervene(x, "blur", 1/16)
+        g = perturbations.apply_perturbation(x, "grey", 1.0)
+        assert np.array_equal(perturbations.apply_perturbation(g, "grey", 1.0), g) and (g[..., :1] == g).all()
+        assert np.array_equal(perturbations.apply_perturbation(g, "hue", 90), g)
+        b = perturbations.apply_perturbation(x, "blur", 1/16)
         assert np.allclose(b.mean((0, 1)), x.mean((0, 1)), atol=0.2) and b.std() < x.std()
-        s = perturbations.intervene(x, "shuffle", 8)
+        s = perturbations.apply_perturbation(x, "shuffle", 8)
         count = lambda p: np.sort(p.reshape(-1, 3).astype(int) @ [1, 256, 65536])
         assert np.array_equal(count(s), count(x))
-        w = perturbations.intervene(x, "word", 1/4)
+        w = perturbations.apply_perturbation(x, "word", 1/4)
         assert np.array_equal(w[:48], x[:48]) and not np.array_equal(w[48:], x[48:])
 
 def test_stronger_moves_pixels_further(pictures):
     for name in ("brightness", "blur", "texture", "grey"):
-        strengths = dict(grey=(0.3, 0.6, 1.0)).get(name, perturbations.INTERVENTIONS[name][1])
-        gap = [np.mean([np.abs(perturbations.intervene(x, name, s).astype(int) - x).mean() for x in pictures[:10]]) for s in strengths]
+        strengths = dict(grey=(0.3, 0.6, 1.0)).get(name, perturbations.PERTURBATIONS[name][1])
+        gap = [np.mean([np.abs(perturbations.apply_perturbation(x, name, s).astype(int) - x).mean() for x in pictures[:10]]) for s in strengths]
         assert gap[0] < gap[1] < gap[2], name
 
 def test_ground_changes_and_the_object_stays():
@@ -382,19 +382,19 @@ def test_ground_changes_and_the_object_stays():
     table, pixels = drawings.drawings()
     rng, whole, leaked, opaque = np.random.default_rng(0), 0, 0, 0
     for k in rng.choice(len(table), 40):
-        canvas, _ = emoji_scenes.ground(rng, 64, "plain")
+        canvas, _ = emoji_scenes.draw_background(rng, 64, "plain")
         x, alpha = canvas.copy(), np.zeros((64, 64, 3))
         emoji_scenes.paste(x, pixels[k], 44, 10, 10)
         shape = pixels[k].copy(); shape[..., :3] = 255
         emoji_scenes.paste(alpha, shape, 44, 10, 10)
         x = np.clip(np.rint(x), 0, 255).astype(np.uint8)
-        y = perturbations.intervene(x, "ground", 40, str(k))
+        y = perturbations.apply_perturbation(x, "ground", 40, str(k))
         assert y is not None
         moved, bare, thing = (x != y).any(-1), alpha[..., 0] == 0, alpha[..., 0] > 254.5
         ring = np.ones((64, 64), bool); ring[10:54, 10:54] = False
         assert moved[ring].all()
         assert moved[bare].mean() > 0.5 # what an object encloses is not connected with the border
-        unlike = np.linalg.norm(attributes._lab(x) - np.median(attributes._lab(x)[ring], 0), axis=-1) >= perturbations._NEAR_GROUND
+        unlike = np.linalg.norm(attributes._rgb_to_lab(x) - np.median(attributes._rgb_to_lab(x)[ring], 0), axis=-1) >= perturbations._BACKGROUND_DELTA_E
         assert not moved[thing & unlike].any()
         leaked += moved[thing].sum(); opaque += thing.sum()
     assert leaked / opaque < 0.1 # an object's edge in the colour of its ground
@@ -402,15 +402,15 @@ def test_ground_changes_and_the_object_stays():
 def test_no_uniform_ground_is_skipped():
     r = np.random.default_rng(0)
     noise = r.integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    assert perturbations.intervene(noise, "ground", 40) is None
+    assert perturbations.apply_perturbation(noise, "ground", 40) is None
     framed = noise.copy(); framed[[0, -1]] = 200; framed[:, [0, -1]] = 200 # a hairline is no ground
-    assert perturbations.ground_mask(framed) is None
+    assert perturbations.background_mask(framed) is None
 
 def test_unknown_interventions_are_refused(pictures):
-    with pytest.raises(UserError, match="expected one of hue"): perturbations.intervene(pictures[0], "melt", 1)
+    with pytest.raises(UserError, match="expected one of hue"): perturbations.apply_perturbation(pictures[0], "melt", 1)
 
 def test_scenes_are_composed_again_with_one_thing_different():
-    again = perturbations._recompositions(WORLD, 12, seed=1)
+    again = perturbations._counterfactual_scenes(WORLD, 12, seed=1)
     assert set(again) == {"style", "concept, same category", "concept, other category", "ground, exactly", "word on a sign"}
     for name, c in again.items():
         assert c.before.shape == c.after.shape == (12, 64, 64, 3) and len(c.items) == 12
@@ -418,14 +418,14 @@ def test_scenes_are_composed_again_with_one_thing_different():
         assert moved.any((1, 2)).all()
         if name == "ground, exactly": assert moved[:, 0].any(1).all() and (~moved).any((1, 2)).mean() > 0.5
         else: assert (~moved).mean() > 0.05 # the same ground around it
-    for f in again["style"].items.family: assert drawings._split_of(f) == "test"
-    same = perturbations._recompositions(WORLD, 12, seed=1)
+    for f in again["style"].items.family: assert drawings._assign_split(f) == "test"
+    same = perturbations._counterfactual_scenes(WORLD, 12, seed=1)
     assert all(np.array_equal(again[k].after, same[k].after) for k in again)
-    more = perturbations._recompositions(WORLD, 14, seed=1)["style"] # the first do not depend on the number
+    more = perturbations._counterfactual_scenes(WORLD, 14, seed=1)["style"] # the first do not depend on the number
     assert np.array_equal(more.after[:12], again["style"].after)
 
 def test_partners_share_what_they_should():
-    t = emoji_scenes.stock("test", WORLD.held_out_style).table
+    t = emoji_scenes.asset_pool("test", WORLD.held_out_style).table
     for k, (style, near, far) in itertools.islice(perturbations._partners(t).items(), 0, None, 200):
         me = t.iloc[k]
         assert (t.concept.iloc[style] == me.concept).all() and (t.style_family.iloc[style] != me.style_family).all()
@@ -435,7 +435,7 @@ def test_partners_share_what_they_should():
 
 # --- sensitivity
 
-def made(name, f, size=16): return Encoder(Card(name, "made", "none", name, size=size, mean=(0, 0, 0), std=(1, 1, 1)), lambda x: Features(cls=f(x)))
+def made(name, f, size=16): return Encoder(EncoderCard(name, "made", "none", name, size=size, mean=(0, 0, 0), std=(1, 1, 1)), lambda x: Features(cls=f(x)))
 
 def test_encoders_are_moved_by_what_they_see_and_by_nothing_else(scenes):
     luma = torch.tensor([0.299, 0.587, 0.114])
@@ -453,9 +453,9 @@ def test_encoders_are_moved_by_what_they_see_and_by_nothing_else(scenes):
 
 def test_sensitivity_is_the_mean_drop_in_both_units(scenes, pictures):
     e = raw_pixels(16)
-    t = perturbations.sensitivity({"raw": e}, scenes, n=240, draws=100, interventions=dict(grey=perturbations.INTERVENTIONS["grey"]))
-    see = lambda p: torch.nn.functional.normalize(e.vector(plain_view(torch.from_numpy(p.transpose(0, 3, 1, 2)).float() / 255, 16)), dim=1)
-    before, after = see(pictures), see(np.stack([perturbations.intervene(p, "grey", 1.0) for p in pictures]))
+    t = perturbations.sensitivity({"raw": e}, scenes, n=240, draws=100, interventions=dict(grey=perturbations.PERTURBATIONS["grey"]))
+    see = lambda p: torch.nn.functional.normalize(e.vector(eval_view(torch.from_numpy(p.transpose(0, 3, 1, 2)).float() / 255, 16)), dim=1)
+    before, after = see(pictures), see(np.stack([perturbations.apply_perturbation(p, "grey", 1.0) for p in pictures]))
     drop = (1 - (before * after).sum(1)).numpy()
     pairs = (before @ before.T).numpy()[np.triu_indices(240, 1)]
     row = t.iloc[0]
@@ -469,7 +469,7 @@ def test_an_encoder_may_fit_pictures_itself(scenes):
         seen.append(im.size)
         return np.asarray(im.resize((8, 8)))
     e.fit = fit
-    t = perturbations.sensitivity({"own": e}, scenes, n=5, draws=5, interventions=dict(grey=perturbations.INTERVENTIONS["grey"]))
+    t = perturbations.sensitivity({"own": e}, scenes, n=5, draws=5, interventions=dict(grey=perturbations.PERTURBATIONS["grey"]))
     assert set(seen) == {(64, 64)} and len(seen) == 10 and np.isfinite(t["drop"]).all()
 
 def test_a_world_adds_scenes_composed_again():
@@ -483,36 +483,36 @@ def test_a_folder_needs_no_labels(tmp_path):
         side = 40 + 5 * k
         small = Image.fromarray(r.integers(0, 256, (4, 4, 3)).astype(np.uint8))
         small.resize((side, side + 7), Image.Resampling.NEAREST).save(tmp_path / f"{k:02d}.png")
-    corpus = folder(tmp_path).corpus
+    corpus = load_folder(tmp_path).corpus
     look = attributes._corpus_attributes(corpus, 32)
     own = corpus.select_columns(["item_id", "pixel_hash"]).to_pandas()
     made = embeddings(look[["mean_L", "mean_a", "mean_b"]].values - [50, 0, 0], own)
-    with pytest.warns(UserWarning, match="attributes alone"): t = attribution.attribution({"it": made}, look, draws=20)
+    with pytest.warns(UserWarning, match="attributes alone"): t = attribution.similarity_regression({"it": made}, look, draws=20)
     slope = only(t, "it", "slope").value
     assert "near mean" in slope.idxmax() and t.pairs[0] == 66 and t.families[0] == 12
-    pairs = attribution._pair_sample(own, 30, ()).assign(direction="b", z_b=0.0)
-    with pytest.warns(UserWarning, match="attributes alone"): l = attribution.lift(pairs, made, made, look, draws=20)
+    pairs = attribution._stratified_pairs(own, 30, ()).assign(direction="b", z_b=0.0)
+    with pytest.warns(UserWarning, match="attributes alone"): l = attribution.enrichment(pairs, made, made, look, draws=20)
     assert set(l.measure) == {"distance"}
     s = perturbations.sensitivity({"raw": raw_pixels(8)}, corpus, n=12, draws=20)
-    assert set(s.intervention) == set(perturbations.INTERVENTIONS) and (s.n + s.skipped == 12).all()
+    assert set(s.intervention) == set(perturbations.PERTURBATIONS) and (s.n + s.skipped == 12).all()
     assert s[s.n > 0].families.le(12).all() and s[s.n == 0]["drop"].isna().all()
 
 def test_figures_show_the_numbers_of_the_tables(scenes, items, shown):
-    from ccd.report.style import plt
-    from ccd.report.similarity import attribution_plot, profile_plot
+    from ccd.report.style import styled_pyplot
+    from ccd.report.similarity import attribution_plot, sensitivity_plot
     s = perturbations.sensitivity({"DINO": raw_pixels(16), "raw pixels": raw_pixels(8)}, scenes, n=10, draws=10)
-    ax = profile_plot(s).axes[0]
+    ax = sensitivity_plot(s).axes[0]
     for name in ("DINO", "raw pixels"):
         want = [g["drop"].iloc[len(g) // 2] for _, g in s[s.encoder == name].groupby("intervention", sort=False)]
         got = next(c for c in ax.collections if c.get_label() == name).get_offsets()
         assert np.allclose(got[:, 0], want) and (np.diff(got[:, 1]) < 0).all()
     made = embeddings(np.random.default_rng(0).normal(size=(len(items), 4)), items)
-    t = attribution.attribution(dict(a=made, b=made), shown, pairs=2_000, draws=10)
+    t = attribution.similarity_regression(dict(a=made, b=made), shown, pairs=2_000, draws=10)
     for q in ("slope", "unique"):
         ax = attribution_plot(t, ["a", "a − b"], q).axes[0]
         dots = {c.get_label(): c.get_offsets()[:, 0] for c in ax.collections if c.get_label() in ("a", "a − b")}
         assert np.allclose(dots["a"], only(t, "a", q).value) and (dots["a − b"] == 0).all()
-    plt().close("all")
+    styled_pyplot().close("all")
 
 def test_one_picture_has_no_sensitivity(scenes):
     with pytest.raises(UserError, match="3 or more"): perturbations.sensitivity({"raw": raw_pixels(16)}, scenes.select([0]))

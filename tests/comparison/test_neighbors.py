@@ -18,42 +18,42 @@ def slow(x, k, group):
     return np.argsort(-s, axis=1)[:, :k]
 
 @pytest.mark.parametrize("groups", [200, 20])
-@pytest.mark.parametrize("tile", [nb._TILE, (3, 64)]) # one group in the middle, with few rows before it
+@pytest.mark.parametrize("tile", [nb._TILE_SHAPE, (3, 64)]) # one group in the middle, with few rows before it
 def test_neighbors_are_the_nearest_of_other_groups(x, groups, tile, monkeypatch):
-    monkeypatch.setattr(nb, "_TILE", tile)
+    monkeypatch.setattr(nb, "_TILE_SHAPE", tile)
     group = np.arange(200) % groups
-    assert (nb.neighbors(toy(x), 7, group) == slow(x, 7, group)).all()
+    assert (nb.nearest_neighbors(toy(x), 7, group) == slow(x, 7, group)).all()
 
 @pytest.mark.parametrize("most", [3, 12, 60])
 def test_what_is_known_changes_nothing(x, monkeypatch, most):
-    monkeypatch.setattr(nb, "_TILE", (16, 64))
+    monkeypatch.setattr(nb, "_TILE_SHAPE", (16, 64))
     group = np.arange(200) % 40
-    assert (nb.neighbors(toy(x), 7, group, known=nb.neighbors(toy(x), most)) == slow(x, 7, group)).all()
+    assert (nb.nearest_neighbors(toy(x), 7, group, known=nb.nearest_neighbors(toy(x), most)) == slow(x, 7, group)).all()
 
 @pytest.mark.parametrize("index", ["ivf", "hnsw"])
 def test_approximate_indexes_find_most(x, index):
     x = np.random.default_rng(0).normal(size=(2000, 12))
-    exact, found = nb.neighbors(toy(x), 10), nb.neighbors(toy(x), 10, index=index)
-    assert 0.7 < nb.overlap(exact, found).mean() <= 1 and (found != np.arange(2000)[:, None]).all()
+    exact, found = nb.nearest_neighbors(toy(x), 10), nb.nearest_neighbors(toy(x), 10, index=index)
+    assert 0.7 < nb.mutual_knn(exact, found).mean() <= 1 and (found != np.arange(2000)[:, None]).all()
 
 def test_what_cannot_be_asked(x):
-    with pytest.raises(UserError, match="200 neighbours asked of 200 items"): nb.neighbors(toy(x), 200)
-    with pytest.raises(UserError, match="at most 100"): nb.neighbors(toy(x), 101, np.arange(200) % 2)
-    with pytest.raises(UserError, match="unknown index"): nb.neighbors(toy(x), 3, index="tree")
+    with pytest.raises(UserError, match="200 neighbours asked of 200 items"): nb.nearest_neighbors(toy(x), 200)
+    with pytest.raises(UserError, match="at most 100"): nb.nearest_neighbors(toy(x), 101, np.arange(200) % 2)
+    with pytest.raises(UserError, match="unknown index"): nb.nearest_neighbors(toy(x), 3, index="tree")
 
 def test_overlap_is_that_of_sets(x):
     a, b = (np.argsort(np.random.default_rng(s).random((50, 50)), axis=1)[:, :8] for s in (0, 1))
-    assert np.allclose(nb.overlap(a, b), [len(set(p) & set(q)) / 8 for p, q in zip(a.tolist(), b.tolist())])
+    assert np.allclose(nb.mutual_knn(a, b), [len(set(p) & set(q)) / 8 for p, q in zip(a.tolist(), b.tolist())])
 
 def test_the_null_of_overlap_has_its_expectation(x):
-    a, b = (nb.neighbors(toy(np.random.default_rng(s).normal(size=(150, 6))), 20) for s in (0, 1))
+    a, b = (nb.nearest_neighbors(toy(np.random.default_rng(s).normal(size=(150, 6))), 20) for s in (0, 1))
     t = nb.overlap_curve(a, b, np.arange(150), ks=(5, 20), draws=50, permutations=200)
     assert (t.null_hi > t.chance).all() and (t.overlap < 2 * t.null_hi).all() and (t.p > 0.005).all()
     kept = nb.overlap_curve(a, a, np.arange(150), ks=(5,), draws=50, permutations=99).iloc[0]
     assert kept.overlap == 1 and kept.p == pytest.approx(0.01)
 
 def test_the_null_of_some_rows_has_the_expectation_of_all():
-    a, b = (nb.neighbors(toy(np.random.default_rng(s).normal(size=(90, 6))), 10) for s in (0, 1))
+    a, b = (nb.nearest_neighbors(toy(np.random.default_rng(s).normal(size=(90, 6))), 10) for s in (0, 1))
     orders = [np.random.default_rng(s).permutation(90) for s in range(3000)]
     every, some = (np.array([nb._under(a, b, o, most) for o in orders]) for most in (90, 20))
     assert abs(every.mean() - 10 / 89) < 0.001 and abs(some.mean() - 10 / 89) < 0.001 and some.std() > every.std()
@@ -78,7 +78,7 @@ def test_chance_of_purity_is_that_of_random_neighbors(seed, own):
     label, family = labelled(seed)
     if own: family = np.arange(len(label))
     rng = np.random.default_rng(seed)
-    drawn = np.array([nb.purity(random_neighbors(rng, family, 20), label) for _ in range(60)])
+    drawn = np.array([nb.label_agreement(random_neighbors(rng, family, 20), label) for _ in range(60)])
     chance = nb._chance_purity(label, family)
     assert (np.isnan(chance) == pd.isna(label)).all()
     for name in ("cat", "dog", "rare"): # each class, since an error of a small one does not show in the mean of all
@@ -179,7 +179,7 @@ def test_hubs():
 
 def test_maps_start_from_one_another(x):
     a, b = toy(x), toy(x @ np.random.default_rng(3).normal(size=(12, 12)))
-    first = nb.atlas(a, n_neighbors=5)
-    second = nb.atlas(b, n_neighbors=5, start=first)
+    first = nb.umap_2d(a, n_neighbors=5)
+    second = nb.umap_2d(b, n_neighbors=5, start=first)
     assert first.shape == second.shape == (200, 2) and np.isfinite(second).all()
-    with pytest.raises(UserError, match="five or more"): nb.atlas(toy(x[:4]))
+    with pytest.raises(UserError, match="five or more"): nb.umap_2d(toy(x[:4]))

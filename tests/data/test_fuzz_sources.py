@@ -74,13 +74,13 @@ def test_folders(files, links):
         for name, to in links:
             try: (home / name).parent.mkdir(parents=True, exist_ok=True); (home / name).symlink_to(home / to)
             except OSError: pass
-        try: opened = images.folder(home)
+        try: opened = images.load_folder(home)
         except UserError: return
         found, back = present(home, (os.path.realpath(home),)), sum("a link back" in why for why in opened.skipped.reason)
         said = len(captions(found)) - sum("cannot be read" in why for why in opened.skipped.reason)
         assert len(opened.corpus) + said + listed(opened.skipped) - back == len(found)
         check(opened.corpus)
-        read = corpora.Pixels(opened.corpus, 8).read(range(len(opened.corpus)))
+        read = corpora.ImageDecoder(opened.corpus, 8).read(range(len(opened.corpus)))
         assert not [r["fault"] for r in read if r["fault"]]
         opened.skipped.to_csv(io.StringIO())
 
@@ -95,14 +95,14 @@ def write(path, files):
 def test_tars(tars):
     with room() as home:
         for k, files in enumerate(tars): write(home / f"{k}.tar", files)
-        try: opened = shards.shards(home)
+        try: opened = shards.load_shards(home)
         except UserError: return
         check(opened.corpus)
         skipped, files = opened.skipped, [f for files in tars for f, _ in files]
         texts = sum(suffix(f) in (".txt", ".json") and not any(map(images._is_hidden, f.split("/"))) for f in files)
         alone = skipped[skipped.reason.str.contains(images._ALONE) | skipped.file.str.lower().str.contains(r"/.*\.(?:txt|json)$")]
         assert len(opened.corpus) + texts - listed(alone) + listed(skipped) == len(files)
-        for r in corpora.Pixels(opened.corpus, 8).read(range(len(opened.corpus))): assert "has changed" not in (r["fault"] or "")
+        for r in corpora.ImageDecoder(opened.corpus, 8).read(range(len(opened.corpus))): assert "has changed" not in (r["fault"] or "")
 
 @given(files=FILES, changes=st.lists(st.tuples(st.integers(0, 20_000), st.binary(min_size=1, max_size=9)), max_size=3), end=st.integers(0, 20_000))
 def test_broken_tars(files, changes, end):
@@ -111,7 +111,7 @@ def test_broken_tars(files, changes, end):
         data = bytearray((home / "0.tar").read_bytes())
         for at, new in changes: data[at:at + len(new)] = new
         (home / "0.tar").write_bytes(data[:end] if end % 2 else data)
-        try: check(shards.shards(home).corpus)
+        try: check(shards.load_shards(home).corpus)
         except UserError: pass
 
 @given(st.binary(max_size=60) | TEXT | st.builds(lambda x: (x * 30)[:61], st.binary(min_size=1, max_size=2)))

@@ -4,13 +4,13 @@ import numpy as np, pytest, torch
 from PIL import Image, ImageFile
 from ccd.data import corpora, images, shards as data_shards, streams
 from ccd.files import UserError, content_hash
-from ccd.settings import Control, World
-from ccd.data.images import _pixel_hash, decode, folder, hub
-from ccd.data.shards import shards
-from ccd.data.corpora import fingerprint, open_corpus, readable
-from ccd.data.batches import FEW_SAMPLES, Feed, _WINDOW, _shard_order, sample_rows
-from ccd.data.streams import feed_for
-from ccd.data.augment import _uniform
+from ccd.settings import Control, DataSettings
+from ccd.data.images import _pixel_hash, decode, load_folder, load_hf_dataset
+from ccd.data.shards import load_shards
+from ccd.data.corpora import drop_unreadable, fingerprint, open_corpus
+from ccd.data.batches import BatchLoader, MIN_SAMPLES_FOR_LIMIT, _WINDOW, _shard_order, sample_rows
+from ccd.data.streams import make_loader
+from ccd.data.augment import _counter_uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*set aside", "ignore:.*fork")
 CONTROL = Control(samples=4000, batch_size=8, seed=5)
@@ -72,7 +72,7 @@ def joined(parts): return [torch.cat(p) if torch.is_tensor(p[0]) else sum(p, [])
 # --- what is wrong
 
 def test_exactly_the_planted_faults_are_listed(faulty, tmp_path):
-    opened = shards(faulty)
+    opened = load_shards(faulty)
     skipped = dict(zip(opened.skipped.file, opened.skipped.reason))
     cut = skipped.pop("00004.tar")
     assert cut.startswith("cut short inside 0000000"), cut
@@ -81,7 +81,7 @@ def test_exactly_the_planted_faults_are_listed(faulty, tmp_path):
     good = 4 * PER_TAR - 1 + sum(i.startswith("00004") for i in opened.corpus["item_id"][:])
     assert len(opened.corpus) == good > 4 * PER_TAR
     assert "without a caption: 1;" in opened.corpus.info.description
-    feed = Feed(opened.corpus, CONTROL, 64, captioned=True, max_faults=0.2, folder=tmp_path)
+    feed = BatchLoader(opened.corpus, CONTROL, 64, captioned=True, max_faults=0.2, folder=tmp_path)
     for _ in feed.batches(0, 3 * good // 8): pass
     listed = {k: f["reason"] for k, f in feed.faults.items.items()}
     assert {k: why.split(":")[0] for k, why in listed.items()} == {
@@ -92,27 +92,27 @@ def test_exactly_the_planted_faults_are_listed(faulty, tmp_path):
 def test_no_caption_is_no_fault_where_none_is_needed(whole, tmp_path, corpus):
     def mute(samples):
         for s in samples.values(): s.pop("txt"), s.pop("json")
-    mutes = shards(write_shards(tmp_path, corpus, mute)).corpus
-    assert "".join(Feed(mutes, CONTROL, 64)(0).captions) == ""
-    with pytest.raises(UserError, match="no caption"): Feed(mutes, CONTROL, 64, captioned=True)(0)
+    mutes = load_shards(write_shards(tmp_path, corpus, mute)).corpus
+    assert "".join(BatchLoader(mutes, CONTROL, 64)(0).captions) == ""
+    with pytest.raises(UserError, match="no caption"): BatchLoader(mutes, CONTROL, 64, captioned=True)(0)
 
 def test_a_caption_may_lie_in_the_json_only(tmp_path, corpus):
     home = write_shards(tmp_path, corpus, lambda samples: [s.pop("txt") for s in samples.values()])
-    assert shards(home, "train").corpus[0]["captions"] == corpus[0]["captions"][:1]
+    assert load_shards(home, "train").corpus[0]["captions"] == corpus[0]["captions"][:1]
 
 def test_too_many_faults_stop_the_run_and_lose_nothing(faulty, tmp_path):
-    c = shards(faulty).corpus
+    c = load_shards(faulty).corpus
     with pytest.raises(UserError, match=r"unusable items were met(.|\n)*faults.jsonl(.|\n)*--run.max-faults") as e:
-        for n, _ in enumerate(Feed(c, CONTROL, 64, folder=tmp_path / "run").batches(0, 500)): pass
-    assert n + 1 >= FEW_SAMPLES // 8 and ("00000/000000001" in str(e.value) or "00002/000000041" in str(e.value))
-    more = Feed(c, CONTROL, 64, folder=tmp_path / "run", max_faults=0.5)
-    assert same(more(n + 2), Feed(c, CONTROL, 64, max_faults=0.5)(n + 2))
+        for n, _ in enumerate(BatchLoader(c, CONTROL, 64, folder=tmp_path / "run").batches(0, 500)): pass
+    assert n + 1 >= MIN_SAMPLES_FOR_LIMIT // 8 and ("00000/000000001" in str(e.value) or "00002/000000041" in str(e.value))
+    more = BatchLoader(c, CONTROL, 64, folder=tmp_path / "run", max_faults=0.5)
+    assert same(more(n + 2), BatchLoader(c, CONTROL, 64, max_faults=0.5)(n + 2))
     assert len((tmp_path / "run/faults.jsonl").read_text().splitlines()) == 2
 
 def test_faults_are_listed_once_after_kills(faulty, tmp_path):
-    c, log = shards(faulty).corpus, tmp_path / "faults.jsonl"
+    c, log = load_shards(faulty).corpus, tmp_path / "faults.jsonl"
     for start in (0, 9, 4, 7, 0):
-        for _ in Feed(c, CONTROL, 64, max_faults=0.5, folder=tmp_path).batches(start, start + 25): pass
+        for _ in BatchLoader(c, CONTROL, 64, max_faults=0.5, folder=tmp_path).batches(start, start + 25): pass
         with open(log, "a") as f: f.write('{"step": 3, "item') # killed within a line
     known = [json.loads(l)["item_id"] for l in log.read_text().splitlines() if l.endswith("}")]
     assert sorted(known) == ["00000/000000001", "00002/000000041"]
@@ -121,21 +121,21 @@ def test_faults_are_listed_once_after_kills(faulty, tmp_path):
 def test_shards_without_an_image(tmp_path, change):
     if change == "no_images": write_tar(tmp_path / "0.tar", {"a": {"txt": b"said"}})
     if change == "none": (tmp_path / "0.tar").write_bytes(b"")
-    with pytest.raises(UserError, match="holds no tar" if change == "nothing" else "none of the 1 tars"): shards(tmp_path)
+    with pytest.raises(UserError, match="holds no tar" if change == "nothing" else "none of the 1 tars"): load_shards(tmp_path)
 
 def test_a_whole_bad_batch_stops_at_once(tmp_path, corpus):
     def ruin(samples):
         for k, s in samples.items(): s.update({e: b"nothing" for e in ("jpg", "png") if e in s})
-    c = shards(write_shards(tmp_path, corpus, ruin)).corpus
-    with pytest.raises(UserError, match="no image: its 7 bytes begin"): Feed(c, CONTROL, 64, max_faults=0.9)(0)
-    with pytest.raises(UserError, match="none of 100 images"): readable(c)
+    c = load_shards(write_shards(tmp_path, corpus, ruin)).corpus
+    with pytest.raises(UserError, match="no image: its 7 bytes begin"): BatchLoader(c, CONTROL, 64, max_faults=0.9)(0)
+    with pytest.raises(UserError, match="none of 100 images"): drop_unreadable(c)
 
 def test_readable_keeps_what_decodes(faulty):
-    c = shards(faulty).corpus
-    good = readable(c)
+    c = load_shards(faulty).corpus
+    good = drop_unreadable(c)
     assert set(good.skipped.file) == {"00000/000000001", "00002/000000041"} and len(good.corpus) == len(c) - 2
-    with pytest.raises(UserError, match="00000/000000001"): corpora.Pixels(c, 64)[range(len(c))]
-    assert corpora.Pixels(good.corpus, 32)[range(len(good.corpus))].shape == (len(c) - 2, 3, 32, 32)
+    with pytest.raises(UserError, match="00000/000000001"): corpora.ImageDecoder(c, 64)[range(len(c))]
+    assert corpora.ImageDecoder(good.corpus, 32)[range(len(good.corpus))].shape == (len(c) - 2, 3, 32, 32)
 
 def test_names_of_any_length(tmp_path, corpus):
     "Long, deep and foreign names, in each format that Python writes, as Python reads them."
@@ -152,22 +152,22 @@ def test_names_of_any_length(tmp_path, corpus):
 # --- the corpus
 
 def test_shards_are_the_images(whole, corpus):
-    opened = shards(whole)
+    opened = load_shards(whole)
     c = opened.corpus
     assert not len(opened.skipped) and len(c) == PER_TAR * TARS == len(set(c["item_id"][:])) == len(set(c["pixel_hash"][:]))
     for row in c:
         k = int(row["item_id"].split("/")[1])
         near = np.abs(np.asarray(row["image"], int) - np.asarray(corpus[k]["image"])).mean()
         assert row["captions"] == corpus[k]["captions"][:1] and (near == 0 if k % 3 == 0 else near < 12)
-    train, test = (open_corpus(World(source=f"shards:{whole}"), s).corpus for s in ("train", "test"))
+    train, test = (open_corpus(DataSettings(source=f"shards:{whole}"), s).corpus for s in ("train", "test"))
     assert set(train["split"][:]) == {"train"} and set(test["split"][:]) == {"test"}
     assert train["item_id"][:] + test["item_id"][:] == c["item_id"][:]
     assert all(images._split(i) == "test" for i in test["item_id"][:])
-    some = shards(str(whole / "0000[13].tar"), "train").corpus
+    some = load_shards(str(whole / "0000[13].tar"), "train").corpus
     assert some["item_id"][:] == [i for i in train["item_id"][:] if i[4] in "13"]
 
 def test_fingerprints_do_not_depend_on_how_they_are_read(whole, corpus, monkeypatch):
-    for c in (corpus, shards(whole).corpus, shards(whole).corpus.select([5, 2, 9])):
+    for c in (corpus, load_shards(whole).corpus, load_shards(whole).corpus.select([5, 2, 9])):
         columns = [c[k][:] for k in ("item_id", "pixel_hash", "captions")]
         assert fingerprint(c) == content_hash(columns)
 
@@ -179,16 +179,16 @@ def test_interrupted_indexing_goes_on(tmp_path, corpus, monkeypatch):
         return real(path, tar)
     monkeypatch.setattr(data_shards, "_samples", counted)
     monkeypatch.setattr(data_shards, "ThreadPoolExecutor", lambda n: real_pool(1))
-    with pytest.raises(KeyboardInterrupt): shards(home)
+    with pytest.raises(KeyboardInterrupt): load_shards(home)
     done = list(walked); walked.clear()
     assert len(done) == 3
     monkeypatch.setattr(data_shards, "_samples", lambda p, t: (walked.append(t), real(p, t))[1])
-    c = shards(home).corpus
+    c = load_shards(home).corpus
     assert sorted(done + walked) == [f"{k:05d}.tar" for k in range(TARS)] and len(c) == PER_TAR * TARS
-    walked.clear(); shards(home); assert not walked # nothing has changed
+    walked.clear(); load_shards(home); assert not walked # nothing has changed
     before = fingerprint(c)
     write_tar(home / "00002.tar", {"000000040": sample(corpus[99], 99)})
-    after = shards(home).corpus
+    after = load_shards(home).corpus
     assert walked == ["00002.tar"] and fingerprint(after) != before and len(after) == PER_TAR * (TARS - 1) + 1
     row = after[after["item_id"][:].index("00002/000000040")]
     assert row["captions"] == corpus[99]["captions"][:1] and row["image"].size == (64, 64)
@@ -206,13 +206,13 @@ def test_hub_sets_broken_images_aside(tmp_path, corpus, monkeypatch):
     data = [encoded(corpus[i]["image"], "png") for i in range(4)]
     rows = [dict(jpg=dict(bytes=b, path=None), caption=f"number {i}") for i, b in enumerate(data[:3] + [data[3][:900]])]
     Dataset.from_list(rows, Features(jpg=ImageFeature(), caption=Value("string"))).save_to_disk(tmp_path / "d")
-    opened = hub(str(tmp_path / "d"))
+    opened = load_hf_dataset(str(tmp_path / "d"))
     assert opened.corpus["captions"][:] == [["number 0"], ["number 1"], ["number 2"]] and len(opened.skipped) == 1
     assert opened.corpus["pixel_hash"][:] == [_pixel_hash(corpus[i]["image"]) for i in range(3)]
-    monkeypatch.setattr(images, "MANY", 2) # now no image is opened
+    monkeypatch.setattr(images, "MAX_ROWS_TO_VERIFY", 2) # now no image is opened
     monkeypatch.setattr(images, "decode", None)
-    many = hub(str(tmp_path / "d")).corpus
-    assert len(set(many["pixel_hash"][:])) == len(many) == 4 and fingerprint(many) == fingerprint(hub(str(tmp_path / "d")).corpus)
+    many = load_hf_dataset(str(tmp_path / "d")).corpus
+    assert len(set(many["pixel_hash"][:])) == len(many) == 4 and fingerprint(many) == fingerprint(load_hf_dataset(str(tmp_path / "d")).corpus)
 
 # --- every image: used, or listed with the reason
 
@@ -277,7 +277,7 @@ def test_every_suffix_is_used(tmp_path, kind, suffix):
     if kind.upper() not in Image.SAVE and not Image.init() and kind.upper() not in Image.SAVE: pytest.skip(f"this Pillow writes no {kind}")
     (tmp_path / f"a.{suffix}").write_bytes(picture(kind, np.repeat(GOOD[..., None], 3, 2)))
     tar(tmp_path / "s/0.tar", [(f"a.{suffix}", (tmp_path / f"a.{suffix}").read_bytes())])
-    assert folder(tmp_path).corpus["item_id"][:] == [f"a.{suffix}"] and shards(tmp_path / "s").corpus[0]["image"].size == (60, 40)
+    assert load_folder(tmp_path).corpus["item_id"][:] == [f"a.{suffix}"] and load_shards(tmp_path / "s").corpus[0]["image"].size == (60, 40)
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 def test_a_broken_note_leaves_the_image(kind):
@@ -300,7 +300,7 @@ def test_a_bomb_is_listed_and_large_images_are_quiet(tmp_path, monkeypatch, recw
     for n, side in dict(fine=60, large=80, bomb=120).items(): (tmp_path / f"{n}.png").write_bytes(picture("png", np.zeros((side, 60), np.uint8)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60 * 59)
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning) # pytest forgets it
-    opened = folder(tmp_path)
+    opened = load_folder(tmp_path)
     assert opened.corpus["item_id"][:] == ["fine.png", "large.png"] and "too many to open" in reasons(opened)["bomb.png"]
 
 # --- folders
@@ -309,7 +309,7 @@ def test_folders_of_a_system_are_counted(tmp_path):
     for n in ("a.png", "._a.png", "Thumbs.db", ".ipynb_checkpoints/a-checkpoint.png", ".Trash-1000/x/y.png", "__MACOSX/._a.png", "@eaDir/a.png/b.png",
               "b/.thumbnails/a.png", "b/@eaDir/c.png", "notes.md", "b/more.md", "README", "b/alone.txt", "a.txt", "a.json"):
         (tmp_path / n).parent.mkdir(parents=True, exist_ok=True); (tmp_path / n).write_bytes(picture() if n.endswith("png") else b"{}")
-    with pytest.warns(UserWarning, match="set aside in .*beside the images: .*md .no image by its suffix, 2 files"): opened = folder(tmp_path)
+    with pytest.warns(UserWarning, match="set aside in .*beside the images: .*md .no image by its suffix, 2 files"): opened = load_folder(tmp_path)
     assert opened.corpus["item_id"][:] == ["a.png"]
     assert {f: why.rpartition(", ")[2] for f, why in reasons(opened).items()} == {
         ".*": "2 files", ".ipynb_checkpoints/": "1 file", ".Trash-1000/": "1 file", "__MACOSX/": "1 file", "@eaDir/": "2 files", ".thumbnails/": "1 file",
@@ -322,7 +322,7 @@ def test_links_are_followed_and_loops_are_told(tmp_path):
     for name, to in dict(dogs="../elsewhere", again="../elsewhere", self="self", gone="nowhere").items(): (tmp_path / "in" / name).symlink_to(to)
     (tmp_path / "in/one.png").symlink_to(tmp_path / "elsewhere/x.png"); (tmp_path / "in/lost.png").symlink_to("nowhere.png")
     (tmp_path / "elsewhere/deep/up").symlink_to(tmp_path / "elsewhere"); os.mkfifo(tmp_path / "in/pipe.png")
-    opened = folder(tmp_path / "in")
+    opened = load_folder(tmp_path / "in")
     assert opened.corpus["item_id"][:] == ["again/deep/y.png", "again/x.png", "dogs/deep/y.png", "dogs/x.png", "one.png"]
     found = reasons(opened)
     assert all("a link back to a folder" in found[f"{d}/deep/up"] for d in ("again", "dogs"))
@@ -335,20 +335,20 @@ def test_names_that_are_no_utf8(tmp_path):
         except OSError: pytest.skip("this file system takes UTF-8 only")
     open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.txt"), "w").write("a cup")
     open(os.path.join(os.fsencode(tmp_path), b"\xff.md"), "w").close(); open(os.path.join(os.fsencode(tmp_path), b"\xff.jpg"), "w").write("broken")
-    opened = folder(tmp_path)
+    opened = load_folder(tmp_path)
     assert opened.corpus["item_id"][:] == [r"caf\udce9.png", r"d\udcfcr/x.png"] and opened.corpus["captions"][:] == [["a cup"], []]
-    assert {im.size for im in opened.corpus["image"][:]} == {(60, 40)} and corpora.Pixels(opened.corpus, 8)[[0, 1]].shape == (2, 3, 8, 8)
+    assert {im.size for im in opened.corpus["image"][:]} == {(60, 40)} and corpora.ImageDecoder(opened.corpus, 8)[[0, 1]].shape == (2, 3, 8, 8)
     assert r"\udcff.jpg" in reasons(opened)
     opened.skipped.to_csv(tmp_path / "skipped.csv")
 
 @pytest.mark.parametrize("name", ["", "  "])
 def test_an_empty_name_is_not_this_folder(name):
     for kind in ("folder", "shards", "hf", "stream"):
-        with pytest.raises(UserError, match="is no path: expected"): open_corpus(World(source=f"{kind}:{name}"))
+        with pytest.raises(UserError, match="is no path: expected"): open_corpus(DataSettings(source=f"{kind}:{name}"))
 
 def test_images_shown_are_the_images_embedded(tmp_path):
     (tmp_path / "deep.png").write_bytes(picture("png", GOOD.astype(np.uint16) * 257))
-    c = folder(tmp_path).corpus
+    c = load_folder(tmp_path).corpus
     assert (np.asarray(c[0]["image"]) == GOOD[..., None]).all() and c[0]["image"].mode == "RGB"
 
 # --- captions
@@ -360,7 +360,7 @@ def test_captions_in_any_encoding(tmp_path, code):
     text, facts = f"{SAID}\r\nand more \r\n".encode(code), json.dumps(dict(caption=SAID), ensure_ascii=False).encode(code)
     for n, data in {"a.png": picture(), "a.txt": text, "b.png": picture(), "b.json": facts}.items(): (tmp_path / n).write_bytes(data)
     tar(tmp_path / "s/0.tar", [(p.name, p.read_bytes()) for p in sorted(tmp_path.glob("?.*"))])
-    for opened in (folder(tmp_path), shards(tmp_path / "s")): assert sorted(opened.corpus["captions"][:]) == sorted([[f"{SAID}\nand more"], [SAID]])
+    for opened in (load_folder(tmp_path), load_shards(tmp_path / "s")): assert sorted(opened.corpus["captions"][:]) == sorted([[f"{SAID}\nand more"], [SAID]])
 
 def test_a_zero_byte_makes_no_utf16():
     assert images._text_of("café\0".encode()) == "café" == images._text_of(b"caf\xc3\xa9\0\0")
@@ -371,30 +371,30 @@ def test_captions_in_json(tmp_path, value, said):
     facts = json.dumps(dict(caption=value, sha256=5)).encode()
     (tmp_path / "0.png").write_bytes(picture()); (tmp_path / "0.json").write_bytes(facts)
     tar(tmp_path / "s/0.tar", [("0.png", picture()), ("0.json", facts)])
-    for opened in (folder(tmp_path), shards(tmp_path / "s")): assert opened.corpus["captions"][:] == [said]
+    for opened in (load_folder(tmp_path), load_shards(tmp_path / "s")): assert opened.corpus["captions"][:] == [said]
 
 def test_only_a_hash_names_an_image(tmp_path):
     values = [5, None, "", "same", "é" * 20, "0123456789abcdef" * 4]
     tar(tmp_path / "0.tar", [x for k, v in enumerate(values) for x in ((f"{k}.png", picture()), (f"{k}.json", json.dumps(dict(sha256=v)).encode()))])
-    got = dict(zip(*(shards(tmp_path).corpus[c][:] for c in ("item_id", "pixel_hash"))))
+    got = dict(zip(*(load_shards(tmp_path).corpus[c][:] for c in ("item_id", "pixel_hash"))))
     assert got.pop("0/5") == "0123456789abcdef" and len(set(got.values())) == 5
 
 @pytest.mark.parametrize("data", [b"[" * 100_000, b'{"caption": ', b"[1, 2]", b"", b'{"caption": "' + b"x" * (1 << 20) + b'"}'])
 def test_a_broken_caption_is_listed_and_its_image_is_used(tmp_path, data):
     (tmp_path / "0.png").write_bytes(picture()); (tmp_path / "0.json").write_bytes(data)
     tar(tmp_path / "s/0.tar", [("0.png", picture()), ("0.json", data)])
-    for opened, name in ((folder(tmp_path), "0.json"), (shards(tmp_path / "s"), "0.tar/0.json")):
+    for opened, name in ((load_folder(tmp_path), "0.json"), (load_shards(tmp_path / "s"), "0.tar/0.json")):
         assert opened.corpus["captions"][:] == [[]] and "a caption that cannot be read" in reasons(opened)[name] and not len(images._broken(opened.skipped))
 
 def test_captions_of_a_dataset_are_texts(tmp_path):
     from datasets import Dataset, Features, Image as ImageFeature, List, Value
     d = dict(image=[dict(bytes=picture(), path=None)] * 4, caption=[["a", None], None, [" "], ["b", "c"]])
     d = Dataset.from_dict(d, Features(image=ImageFeature(), caption=List(Value("string"))))
-    assert images.completed(d, "d").corpus["captions"][:] == [["a"], [], [], ["b", "c"]]
+    assert images.as_corpus(d, "d").corpus["captions"][:] == [["a"], [], [], ["b", "c"]]
 
 # --- tars
 
-def members(path): return dict(zip(*(shards(path).corpus[c][:] for c in ("item_id", "captions"))))
+def members(path): return dict(zip(*(load_shards(path).corpus[c][:] for c in ("item_id", "captions"))))
 
 def test_dots_in_keys(tmp_path):
     tar(tmp_path / "s/0.tar", [(n, picture() if n.endswith("png") else n.encode()) for n in
@@ -404,22 +404,22 @@ def test_dots_in_keys(tmp_path):
 
 def test_a_hash_names_its_own_image(tmp_path):
     tar(tmp_path / "0.tar", [("s.a.png", picture()), ("s.b.png", picture()), ("s.json", json.dumps(dict(caption="both", sha256="0" * 64)).encode())])
-    c = shards(tmp_path).corpus
+    c = load_shards(tmp_path).corpus
     assert len(set(c["pixel_hash"][:])) == 2 and c["captions"][:] == [["both"]] * 2
 
 def test_masks_beside_an_image_are_counted(tmp_path):
     tar(tmp_path / "0.tar", [(f"{k}{s}", picture()) for k in range(3) for s in (".png", ".seg.png", ".depth.png")])
-    opened = shards(tmp_path)
+    opened = load_shards(tmp_path)
     assert opened.corpus["item_id"][:] == ["0/0", "0/1", "0/2"] and listed(opened.skipped) == 6 and set(opened.skipped.file) == {"*.seg.png", "*.depth.png"}
 
 def test_double_members_and_keys_are_listed(tmp_path):
     tar(tmp_path / "0.tar", [("a.png", picture()), ("a.txt", b"old"), ("a.txt", b"new"), ("b.png", picture()), ("b.jpg", picture("jpeg")), ("c.png", b"x"), ("c.png", picture())])
     tar(tmp_path / "1.tar", [("a.png", picture())])
-    opened = shards(tmp_path)
+    opened = load_shards(tmp_path)
     assert dict(zip(opened.corpus["item_id"][:], opened.corpus["captions"][:])) == {"0/a": ["new"], "0/b": [], "0/c": [], "1/a": []}
     assert {f: why[10:15] for f, why in reasons(opened).items()} == {"0.tar/a.txt": "twice", "0.tar/c.png": "twice", "0.tar/b.jpg": "one m"}
     assert "keys that another tar has too: 1" in opened.corpus.info.description and opened.corpus[2]["image"].size == (60, 40)
-    assert "too:" not in shards(tmp_path / "0.tar").corpus.info.description
+    assert "too:" not in load_shards(tmp_path / "0.tar").corpus.info.description
 
 def test_linked_and_packed_tars(tmp_path):
     tar(tmp_path / "far/deep/0.tar", [("a.png", picture())]); (tmp_path / "in").mkdir()
@@ -427,16 +427,16 @@ def test_linked_and_packed_tars(tmp_path):
     (tmp_path / "in/2.tar").symlink_to("nowhere"); (tmp_path / "in/3.tar").mkdir(); (tmp_path / "far/back").symlink_to(tmp_path / "in")
     for n in ("4.tar.gz", "5.tgz"): (tmp_path / "in" / n).write_bytes(gzip.compress((tmp_path / "far/deep/0.tar").read_bytes()))
     (tmp_path / "in/6.tar").write_bytes((tmp_path / "in/5.tgz").read_bytes())
-    opened = shards(tmp_path / "in")
+    opened = load_shards(tmp_path / "in")
     assert sorted(opened.corpus["item_id"][:]) == ["1/a", "far/deep/0/a"]
     found = reasons(opened)
     assert all("unpack it" in found[n] for n in ("4.tar.gz", "5.tgz", "6.tar")) and "no regular file" in found["2.tar"] and "a link back" in found["far/back"]
     for n in ("4.tar.gz", "5.tgz"):
-        with pytest.raises(UserError, match="holds no tar: .*unpack it"): shards(tmp_path / "in" / n)
+        with pytest.raises(UserError, match="holds no tar: .*unpack it"): load_shards(tmp_path / "in" / n)
 
 def test_a_tar_written_anew_at_its_size_and_time(tmp_path):
     path = tar(tmp_path / "0.tar", [("a.png", picture("png", GOOD)), ("a.txt", b"old")])
-    c, state = shards(tmp_path).corpus, path.stat()
+    c, state = load_shards(tmp_path).corpus, path.stat()
     other = picture("png", GOOD[::-1].copy())
     data = [("b.png", other), ("b.txt", b"new")]
     tar(path, data + [("fill.bin", b"")]); path.write_bytes(path.read_bytes()[:state.st_size].ljust(state.st_size, b"\0"))
@@ -445,7 +445,7 @@ def test_a_tar_written_anew_at_its_size_and_time(tmp_path):
     assert members(tmp_path) == {"0/b": ["new"]}
     path.write_bytes(b"\0" * state.st_size) # while it is open
     images._open_tar.cache_clear()
-    assert "has changed since" in corpora.Pixels(c, 8).read([0])[0]["fault"]
+    assert "has changed since" in corpora.ImageDecoder(c, 8).read([0])[0]["fault"]
 
 @pytest.mark.parametrize("name", [b"a\xff.png", "é.png".encode("latin-1")])
 def test_names_in_a_tar_that_are_no_utf8(tmp_path, name):
@@ -459,7 +459,7 @@ def test_links_and_hidden_files_in_a_tar(tmp_path):
             head = tarfile.TarInfo(n); head.size = len(picture()); t.addfile(head, io.BytesIO(picture()))
         head = tarfile.TarInfo("b.png"); head.type, head.linkname = tarfile.SYMTYPE, "./a.png"; t.addfile(head)
         head = tarfile.TarInfo("folder"); head.type = tarfile.DIRTYPE; t.addfile(head)
-    opened = shards(tmp_path)
+    opened = load_shards(tmp_path)
     assert opened.corpus["item_id"][:] == ["0/./a"] and listed(opened.skipped) == 4 and set(opened.skipped.file) == {".*", "*.md", "links"}
 
 # --- the hub
@@ -472,16 +472,16 @@ def test_datasets_in_a_folder(tmp_path, saved):
     if saved == "disk": d.save_to_disk(home)
     elif saved == "splits": DatasetDict(train=d).save_to_disk(home)
     else: (home / "data").mkdir(parents=True); d.to_parquet(home / "data/train-00000-of-00001.parquet")
-    c = hub(str(home / "data/train-00000-of-00001.parquet" if saved == "file" else home)).corpus
+    c = load_hf_dataset(str(home / "data/train-00000-of-00001.parquet" if saved == "file" else home)).corpus
     assert c["captions"][:] == [["a"], ["b"], ["c"]] and c[0]["image"].size == (60, 40)
     if saved in ("parquet", "splits"):
-        with pytest.raises(UserError, match="no split 'test': its splits are train"): hub(str(home), "test")
+        with pytest.raises(UserError, match="no split 'test': its splits are train"): load_hf_dataset(str(home), "test")
 
 def test_a_folder_of_no_dataset_says_what_is_expected(tmp_path):
     (tmp_path / "a.png").write_bytes(picture())
-    with pytest.raises(UserError, match="holds no dataset: expected Parquet files.*folder:"): hub(str(tmp_path))
+    with pytest.raises(UserError, match="holds no dataset: expected Parquet files.*folder:"): load_hf_dataset(str(tmp_path))
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
-    with pytest.raises(UserError, match="could not open the dataset"): hub(str(tmp_path))
+    with pytest.raises(UserError, match="could not open the dataset"): load_hf_dataset(str(tmp_path))
 
 # --- order
 
@@ -499,10 +499,10 @@ def test_two_level_order(tars):
     assert (rows.reshape(3, n) == epochs[:3]).all()
 
 def test_each_good_row_once_an_epoch(whole):
-    c = open_corpus(World(source=f"shards:{whole}")).corpus
+    c = open_corpus(DataSettings(source=f"shards:{whole}")).corpus
     n = len(c)
     control = Control(samples=4 * n, batch_size=n, seed=3)
-    feed = Feed(c, control, 32)
+    feed = BatchLoader(c, control, 32)
     assert sum(feed.tars) == n and len(feed.tars) == TARS
     for step in range(2): assert sorted(feed(step).captions) == sorted(s[0] for s in c["captions"][:])
     assert (feed.rows(0) != feed.rows(1)).any()
@@ -510,13 +510,13 @@ def test_each_good_row_once_an_epoch(whole):
 def test_emoji_batches_are_what_they_were(corpus, tiny):
     "Rows, captions and mirrors by the rules that the first study was made with."
     from ccd.data.batches import _DIRECTION, _epoch_order
-    feed, n, c = Feed(corpus, tiny.control, 64), len(corpus), tiny.control
+    feed, n, c = BatchLoader(corpus, tiny.control, 64), len(corpus), tiny.control
     for step in (0, 7, n // c.batch_size): # the last crosses into the second epoch
         shown, s = feed(step), torch.arange(step * c.batch_size, (step + 1) * c.batch_size)
         rows = [_epoch_order(n, c.seed, int(k) // n)[int(k) % n] for k in s]
         assert feed.rows(step).tolist() == rows and torch.equal(shown.sample, s)
         for k, r in enumerate(rows):
-            row, u = corpus[int(r)], _uniform(c.seed, s[k:k + 1], 8, 1).item()
+            row, u = corpus[int(r)], _counter_uniform(c.seed, s[k:k + 1], 8, 1).item()
             assert shown.captions[k] == row["captions"][int(u * len(row["captions"]))]
             assert (shown.images[k].permute(1, 2, 0).numpy() == np.asarray(row["image"])).all()
             told = " ".join(filter(None, [row["name"], row["other_name"], *row["captions"]]))
@@ -526,8 +526,8 @@ def test_emoji_batches_are_what_they_were(corpus, tiny):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(faulty, tmp_path, workers):
-    c = shards(faulty).corpus
-    feed = lambda w: Feed(c, CONTROL, 48, workers=w, captioned=True, max_faults=0.5, folder=tmp_path / str(w))
+    c = load_shards(faulty).corpus
+    feed = lambda w: BatchLoader(c, CONTROL, 48, workers=w, captioned=True, max_faults=0.5, folder=tmp_path / str(w))
     rng, alone, many = torch.get_rng_state(), feed(0), feed(workers)
     for a, b in zip(alone.batches(0, 30), many.batches(0, 30), strict=True): assert same(a, b)
     assert (tmp_path / "0/faults.jsonl").read_text() == (tmp_path / f"{workers}/faults.jsonl").read_text()
@@ -535,8 +535,8 @@ def test_workers_change_nothing(faulty, tmp_path, workers):
     assert same(many(4), alone(4)) and [s.sample[0] for s in many.batches(6, 8)] == [48, 56] # threads before a fork
 
 def test_resume_at_any_step(faulty):
-    c = shards(faulty).corpus
-    make = lambda: Feed(c, CONTROL, 32, captioned=True, max_faults=0.5)
+    c = load_shards(faulty).corpus
+    make = lambda: BatchLoader(c, CONTROL, 32, captioned=True, max_faults=0.5)
     undisturbed = list(make().batches(0, 24))
     for start in range(24): assert same(next(make().batches(start, 24)), undisturbed[start]), start
     feed = make()
@@ -546,22 +546,22 @@ def test_resume_at_any_step(faulty):
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_a_batch(faulty, processes):
-    c = shards(faulty).corpus
-    make = lambda **how: Feed(c, CONTROL, 32, captioned=True, max_faults=0.5, **how)
+    c = load_shards(faulty).corpus
+    make = lambda **how: BatchLoader(c, CONTROL, 32, captioned=True, max_faults=0.5, **how)
     one, each = make(), [make(rank=r, processes=processes) for r in range(processes)]
     for step in (0, 5, 11, 12, 40): assert same(joined([f(step) for f in each]), one(step)), step
     with pytest.raises(UserError, match="--control.batch-size to 6 or 9"): make(processes=3)
 
 def test_labels(corpus):
-    feed = Feed(corpus, CONTROL, 32, label="concept")
+    feed = BatchLoader(corpus, CONTROL, 32, label="concept")
     known = sorted(set(corpus["concept"][:]) - {None})
     want = [known.index(x) if (x := corpus[int(r)]["concept"]) is not None else -100 for r in feed.rows(2)]
     assert feed(2).labels.tolist() == want and feed.n_labels == len(known)
-    assert (Feed(corpus, CONTROL, 32)(2).labels == -100).all()
-    with pytest.raises(UserError, match="no column 'colour'"): Feed(corpus, CONTROL, 32, label="colour")
+    assert (BatchLoader(corpus, CONTROL, 32)(2).labels == -100).all()
+    with pytest.raises(UserError, match="no column 'colour'"): BatchLoader(corpus, CONTROL, 32, label="colour")
 
 def test_a_killed_worker_is_a_message(whole):
-    batches = Feed(shards(whole).corpus, CONTROL, 32, workers=1).batches(0, 400)
+    batches = BatchLoader(load_shards(whole).corpus, CONTROL, 32, workers=1).batches(0, 400)
     next(batches)
     for child in multiprocessing.active_children(): os.kill(child.pid, signal.SIGKILL)
     with pytest.raises(UserError, match="--run.workers"): list(batches)
@@ -582,7 +582,7 @@ def river(tmp_path_factory, corpus):
         d.to_parquet(home / f"{k}.parquet")
     return home
 
-def flow(river, **how): return feed_for(open_corpus(World(source=f"stream:{river}")).corpus, CONTROL, 64, **how)
+def flow(river, **how): return make_loader(open_corpus(DataSettings(source=f"stream:{river}")).corpus, CONTROL, 64, **how)
 
 def test_a_stream_shows_each_sample_once_an_epoch(river, corpus):
     f = flow(river)
@@ -598,7 +598,7 @@ def test_a_stream_shows_each_sample_once_an_epoch(river, corpus):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_goes_on_near_where_it_was(river, workers, monkeypatch):
-    monkeypatch.setattr(streams, "_BUFFER", 10)
+    monkeypatch.setattr(streams, "_SHUFFLE_BUFFER", 10)
     a = flow(river, workers=workers)
     before = joined(list(a.batches(0, 6)))[2] # 48 of 100
     b = flow(river, workers=workers)

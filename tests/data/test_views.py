@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 from ccd.data import augment
 from ccd.settings import Control, Dino
-from ccd.data.batches import Feed
+from ccd.data.batches import BatchLoader
 
 pytestmark = pytest.mark.numeric
 
@@ -35,9 +35,9 @@ def test_philox_is_philox():
 
 def test_uniform_numbers_are_their_own_and_even():
     s = torch.tensor([0, 1, 2**32, 2**33 + 1])
-    rows = torch.cat([augment._uniform(seed, s, view, 6) for seed in (0, 1, 2**32) for view in (0, 5)])
+    rows = torch.cat([augment._counter_uniform(seed, s, view, 6) for seed in (0, 1, 2**32) for view in (0, 5)])
     assert len(rows.unique(dim=0)) == len(rows)
-    u = augment._uniform(0, torch.arange(4000), 0, 5)
+    u = augment._counter_uniform(0, torch.arange(4000), 0, 5)
     assert 0 <= u.min() and u.max() < 1
     assert torch.allclose(u.mean(0), torch.tensor(0.5), atol=0.02) and u.T.corrcoef().sub(torch.eye(5)).abs().max() < 0.06
 
@@ -45,7 +45,7 @@ CONTROL, DINO = Control(), Dino(flip=0.5)
 IMAGES = torch.from_numpy(np.random.default_rng(0).random((12, 3, 64, 64), np.float32))
 SAMPLE = torch.arange(12) * 1000 + 7
 FLIP = torch.arange(12) % 2 == 0
-VIEWS = dict(base=lambda x, s, f: augment.base_view(x, s, CONTROL), plain=lambda x, s, f: augment.plain_view(x, 48)) | {
+VIEWS = dict(base=lambda x, s, f: augment.base_view(x, s, CONTROL), plain=lambda x, s, f: augment.eval_view(x, 48)) | {
     f"dino {v}": lambda x, s, f, v=v: augment.dino_view(x, s, v, CONTROL, DINO, f) for v in (0, 1, 2, 5)}
 
 @pytest.mark.parametrize("name", VIEWS)
@@ -66,12 +66,12 @@ def test_another_sample_view_or_seed_is_another_view(v):
     assert not torch.equal(see(v), see(v, replace(CONTROL, seed=1))) and not torch.equal(see(2), see(3))
 
 def test_the_base_view_keeps_what_it_says():
-    box = augment._random_box(augment._uniform(0, torch.arange(500), 0, 4), 64, CONTROL.base_crop)
+    box = augment._random_resized_crop_box(augment._counter_uniform(0, torch.arange(500), 0, 4), 64, CONTROL.base_crop)
     x, y, w, h = box.unbind(1)
     assert (w * h / 64**2).min() > 0.8999 and (torch.stack([x, y, 64 - x - w, 64 - y - h]) > -1e-4).all()
 
 @pytest.fixture(scope="module")
-def fed(corpus, tiny): return Feed(corpus, tiny.control, tiny.world.size)
+def fed(corpus, tiny): return BatchLoader(corpus, tiny.control, tiny.world.size)
 
 @pytest.fixture(scope="module")
 def may_flip(fed, corpus, tiny): # of every row, as an epoch's batches say

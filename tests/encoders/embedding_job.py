@@ -18,14 +18,14 @@ class Fit:
 def encoder(pause=0.0, seen=None, change=lambda v: v):
     "A small ViT; `seen` collects the rows of its batches."
     from ccd.settings import ViT
-    from ccd.encoders.base import Card, Encoder, Features
+    from ccd.encoders.base import Encoder, EncoderCard, Features
     from ccd.training.towers import build_vit, weights_hash
     model = build_vit(ViT(32, 8, 48, 2, 3)).eval()
     def features(x):
         time.sleep(pause)
         if seen is not None: seen.append(len(x))
         return Features(cls=change(model(x)))
-    e = Encoder(Card("job", "ViT", "none", weights_hash(model), size=32), features)
+    e = Encoder(EncoderCard("job", "ViT", "none", weights_hash(model), size=32), features)
     e.fit = Fit()
     return e
 

@@ -7,11 +7,11 @@ from ccd.files import UserError, file_hash
 from ccd.settings import Control, ViT
 from ccd.runs import read_manifest
 from ccd.encoders.embeddings import Embeddings, align, load_embeddings, load_vectors
-from ccd.encoders.extraction import BATCH, _SMALL, embed
+from ccd.encoders.extraction import BATCH, _BATCH_PER_CORE, embed
 from ccd.encoders.loading import load
-from ccd.data.images import folder
-from ccd.data.corpora import Pixels
-from ccd.data.augment import plain_view, to_float
+from ccd.data.images import load_folder
+from ccd.data.corpora import ImageDecoder
+from ccd.data.augment import eval_view, to_float
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
 
@@ -30,17 +30,17 @@ def same(a, b): return all(file_hash(a / f) == file_hash(b / f) for f in ("vecto
 def test_vectors_are_those_of_the_encoder(whole, scenes):
     e, found = job.encoder(), load_embeddings(whole)
     assert found.vectors.dtype == np.float16 and found.items.item_id.tolist() == scenes["item_id"][:]
-    for a in range(0, len(scenes), _SMALL):
-        shown = np.stack([e.fit(im.convert("RGB")) for im in scenes[a:a + _SMALL]["image"]])
+    for a in range(0, len(scenes), _BATCH_PER_CORE):
+        shown = np.stack([e.fit(im.convert("RGB")) for im in scenes[a:a + _BATCH_PER_CORE]["image"]])
         want = e.vector(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255)
-        assert np.abs(found.vectors[a:a + _SMALL] - want.numpy()).max() < 2e-3
+        assert np.abs(found.vectors[a:a + _BATCH_PER_CORE] - want.numpy()).max() < 2e-3
 
 def test_squares_are_embedded_as_they_always_were(corpus, tmp_path):
     e = load("random:0", Control(ViT(48, 12, 48, 2, 2)))
     found = load_embeddings(embed(e, corpus, tmp_path / "e", 64, "float32")).vectors
-    pixels = Pixels(corpus, 64)
+    pixels = ImageDecoder(corpus, 64)
     for a in range(0, len(corpus), BATCH):
-        want = e.vector(plain_view(to_float(pixels[range(a, min(len(corpus), a + BATCH))]), 48)).numpy()
+        want = e.vector(eval_view(to_float(pixels[range(a, min(len(corpus), a + BATCH))]), 48)).numpy()
         assert np.allclose(found[a:a + BATCH], want, rtol=1e-5, atol=1e-5)
 
 def test_the_number_of_cores_changes_nothing(whole, scenes, tmp_path):
@@ -81,7 +81,7 @@ def test_killed_and_started_again(whole, scenes, tmp_path):
 def test_other_settings_begin_anew(whole, scenes, tmp_path):
     out = tmp_path / "e"
     old = out / ".parts-0123456789abcdef"
-    old.mkdir(parents=True); (old / f"{0:010d}-{_SMALL:010d}.npz").write_bytes(b"of something else")
+    old.mkdir(parents=True); (old / f"{0:010d}-{_BATCH_PER_CORE:010d}.npz").write_bytes(b"of something else")
     assert same(embed(job.encoder(), scenes, out), whole) and not old.exists()
 
 def is_worker(process):
@@ -103,13 +103,13 @@ def ray_job(scenes, out, kill_after=None):
     return killed
 
 def test_ray_with_a_killed_worker_makes_the_same_file(whole, scenes, tmp_path, local_ray, monkeypatch):
-    monkeypatch.setattr(extraction, "_STRIDE", _SMALL)
+    monkeypatch.setattr(extraction, "_ROWS_PER_PART", _BATCH_PER_CORE)
     out = tmp_path / "e"
     (parts_then,) = ray_job(scenes, out, kill_after=2)
-    assert parts_then < len(scenes) // _SMALL and same(out, whole)
+    assert parts_then < len(scenes) // _BATCH_PER_CORE and same(out, whole)
 
 def test_ray_finishes_what_was_begun_here(whole, scenes, tmp_path, local_ray, monkeypatch):
-    monkeypatch.setattr(extraction, "_STRIDE", 4 * _SMALL)
+    monkeypatch.setattr(extraction, "_ROWS_PER_PART", 4 * _BATCH_PER_CORE)
     class Stop(Exception): pass
     def stop(v):
         seen.append(len(v))
@@ -144,7 +144,7 @@ def pictures(scenes, tmp_path):
     home = tmp_path / "pictures"
     home.mkdir()
     for i in range(40): scenes[i]["image"].save(home / f"{i:02d}.png")
-    return home, folder(home).corpus
+    return home, load_folder(home).corpus
 
 @pytest.mark.filterwarnings("ignore:.*cannot be decoded")
 @pytest.mark.parametrize("bad", [{0}, {7, 31}, set(range(16, 32))]) # the last: a whole batch

@@ -8,7 +8,7 @@ from ccd.encoders.adapters import timm as adapters_timm, transformers
 from ccd.encoders import preprocessing, trained
 from ccd.files import UserError, read_json
 from ccd.settings import Control
-from ccd.encoders.preprocessing import Fit
+from ccd.encoders.preprocessing import ImageTransform
 from ccd.encoders.names import PUBLISHED
 from ccd.encoders.loading import load
 
@@ -151,7 +151,7 @@ def plain(p, im): return np.asarray(p(images=im, do_rescale=False, do_normalize=
 def test_pixels_are_those_of_the_image_processor(kind, tmp_path):
     pil, fast, how = PROCESSORS[kind]
     pil(**how).save_pretrained(tmp_path)
-    fit, mean, std = transformers._processor_rule(tmp_path, None)
+    fit, mean, std = transformers._hf_preprocessing(tmp_path, None)
     assert (list(mean), list(std)) == (list(pil().image_mean), list(pil().image_std))
     fit, apart = pickle.loads(pickle.dumps(fit)), []
     for im in pictures():
@@ -163,7 +163,7 @@ def test_pixels_are_those_of_the_image_processor(kind, tmp_path):
 def test_pixels_of_a_processor_on_tensors_are_a_level_off(tmp_path):
     p = hf.DINOv3ViTImageProcessor(size=dict(height=48, width=48)) # there is no other
     p.save_pretrained(tmp_path)
-    fit, *_ = transformers._processor_rule(tmp_path, None)
+    fit, *_ = transformers._hf_preprocessing(tmp_path, None)
     for im in pictures():
         want = np.asarray(p(images=im, do_normalize=False, return_tensors="np")["pixel_values"][0]) * 255
         assert np.abs(fit(im).transpose(2, 0, 1) - want).max() <= 1.01
@@ -173,7 +173,7 @@ def test_pixels_of_a_processor_on_tensors_are_a_level_off(tmp_path):
 def test_pixels_are_those_of_timm(how):
     from timm.data import create_transform, resolve_data_config
     c = resolve_data_config(how | dict(input_size=(3, 48, 48)), pretrained_cfg={})
-    fit, mean, std = adapters_timm._timm_rule(c, "x")
+    fit, mean, std = adapters_timm._timm_preprocessing(c, "x")
     t = create_transform(**c)
     assert tuple(t.transforms[-1].mean.tolist()) == pytest.approx(mean)
     t.transforms = t.transforms[:-1] # all but the normalisation
@@ -182,18 +182,18 @@ def test_pixels_are_those_of_timm(how):
 def test_what_no_square_comes_of_is_refused(tmp_path):
     from timm.data import resolve_data_config
     with pytest.raises(UserError, match="border"):
-        adapters_timm._timm_rule(resolve_data_config(dict(crop_mode="border"), pretrained_cfg={}), "timm:x")
+        adapters_timm._timm_preprocessing(resolve_data_config(dict(crop_mode="border"), pretrained_cfg={}), "timm:x")
     for n, bad in enumerate((dict(do_center_crop=False), dict(crop_size=dict(height=32, width=40)), dict(do_resize=False),
                              dict(rescale_factor=1 / 127.5))):
         processor(**bad).save_pretrained(tmp_path / str(n))
-        with pytest.raises(UserError, match="does not make one square"): transformers._processor_rule(tmp_path / str(n), None)
+        with pytest.raises(UserError, match="does not make one square"): transformers._hf_preprocessing(tmp_path / str(n), None)
 
 @pytest.mark.parametrize("cls, how", [("LevitImageProcessor", {}), ("PoolFormerImageProcessor", {}), ("ConvNextImageProcessor", {}),
                                       ("MobileViTImageProcessor", dict(size=dict(shortest_edge=256)))])
 def test_a_processor_that_does_more_than_it_says_is_refused(cls, how, tmp_path):
     getattr(hf, cls)(**how).save_pretrained(tmp_path) # a size of its own making, or blue before red
     with pytest.raises(UserError, match="something else than its configuration says|does not make one square"):
-        transformers._processor_rule(tmp_path, None)
+        transformers._hf_preprocessing(tmp_path, None)
 
 def test_loading_draws_no_random_number(saved, timm_saved, clip_saved):
     for spec in (f"hf:{saved('vit')[0]}", f"timm:{timm_saved('vit')[0]}", f"open_clip:{clip_saved('vit')[0]}", "random:1"):
@@ -289,9 +289,9 @@ def test_timm_reads_another_size_when_asked(timm_saved):
     model = timm.create_model(f"local-dir:{folder}", pretrained=True, img_size=64).eval()
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad(): close(e.vector(x), model.forward_features(normed(e, x))[:, 0])
-    assert e.fit == Fit(64, 71, even=True) # 64 / 0.9, as timm cuts
+    assert e.fit == ImageTransform(64, 71, even=True) # 64 / 0.9, as timm cuts
     e = load(f"timm:{timm_saved('resnet')[0]}#size=96,fit=squash")
-    assert e.vector(torch.rand(1, 3, 96, 96)).shape == (1, 512) and e.fit == Fit(96, squash=True, even=True)
+    assert e.vector(torch.rand(1, 3, 96, 96)).shape == (1, 512) and e.fit == ImageTransform(96, squash=True, even=True)
 
 # --- open_clip
 
@@ -354,11 +354,11 @@ def test_towers_without_cls_are_pooled_and_projected(kind, clip_saved):
         if kind == "siglip":
             t = model.visual.trunk.forward_features(x)
             close(f.cls, t[:, 0]); close(f.pooled, t[:, 1:].mean(1)) # this little one has a class token
-            assert e.fit == Fit(224, squash=True, even=True)
+            assert e.fit == ImageTransform(224, squash=True, even=True)
         else:
             t = model.visual.forward_intermediates(x, indices=1)["image_intermediates"][-1]
             close(e.vector(pixels), t.mean((2, 3)))
-            assert e.card.tap == "pooled" and e.fit == Fit(64, even=True)
+            assert e.card.tap == "pooled" and e.fit == ImageTransform(64, even=True)
 
 def test_pixels_are_those_of_open_clip(clip_saved):
     import open_clip
@@ -376,7 +376,7 @@ def test_open_clip_reads_another_size_when_asked(clip_saved):
     e, x = load(f"open_clip:{folder}#size=48,tap=projected"), torch.rand(2, 3, 48, 48)
     model = open_clip.create_model(f"local-dir:{folder}", force_image_size=48).eval()
     with torch.no_grad(): close(e.vector(x), model.encode_image(normed(e, x)))
-    assert e.fit == Fit(48, even=True) and e.card.projection == "applied"
+    assert e.fit == ImageTransform(48, even=True) and e.card.projection == "applied"
 
 def test_what_is_wrong_with_an_open_clip_name_is_said(clip_saved, tmp_path):
     with pytest.raises(UserError, match="names no weights.*ARCH/TAG"): load("open_clip:ViT-B-16")
@@ -396,7 +396,7 @@ def test_runs_and_random_vits_have_the_bits_they_had():
         if spec == "random:3": model, projection = build_vit(Control().vit, 3).eval(), None
         else:
             from safetensors.torch import load_file
-            run = trained.released(spec.partition(":")[2])
+            run = trained.find_release(spec.partition(":")[2])
             weights = {k: v.float() for k, v in load_file(run / "encoder.safetensors").items()}
             projection, model = weights.pop("projection.weight", None), build_vit(Control().vit).eval()
             model.load_state_dict(weights)
@@ -442,10 +442,10 @@ def expanded(im, color): # LLaVA's way, the square made whole
 def test_a_padded_image_is_what_the_whole_square_gives(shape, resample):
     im = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*shape[::-1], 3), dtype=np.uint8))
     color = (122, 116, 104)
-    want = expanded(im, color).resize((48, 48), preprocessing.FILTERS[resample])
-    assert np.array_equal(Fit(48, pad=color, filter=resample)(im), want)
-    cut = expanded(im, color).resize((60, 60), preprocessing.FILTERS[resample]).crop((6, 6, 54, 54))
-    assert np.array_equal(Fit(48, 60, pad=color, filter=resample)(im), cut)
+    want = expanded(im, color).resize((48, 48), preprocessing.RESAMPLING[resample])
+    assert np.array_equal(ImageTransform(48, pad=color, filter=resample)(im), want)
+    cut = expanded(im, color).resize((60, 60), preprocessing.RESAMPLING[resample]).crop((6, 6, 54, 54))
+    assert np.array_equal(ImageTransform(48, 60, pad=color, filter=resample)(im), cut)
 
 def test_padding_is_that_of_llava(saved):
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -470,7 +470,7 @@ def test_an_encoder_of_squares_pads_when_asked():
 @pytest.mark.parametrize("even", [False, True])
 @pytest.mark.parametrize("shape", [(1000, 40), (37, 801)])
 def test_a_thin_image_is_cut_before_it_is_resized(shape, even):
-    fit, n = Fit(48, 56, even=even), 56
+    fit, n = ImageTransform(48, 56, even=even), 56
     few = np.random.default_rng(2).integers(64, 192, (9, 9, 3), dtype=np.uint8) # smooth: no overshoot is clipped
     im = Image.fromarray(few).resize(shape, Image.Resampling.BILINEAR)
     to = fit.resized(im.size)
@@ -478,7 +478,7 @@ def test_a_thin_image_is_cut_before_it_is_resized(shape, even):
     want = np.asarray(im.resize(to, Image.Resampling.BICUBIC).crop((x, y, x + 48, y + 48))).astype(int)
     assert max(to) > preprocessing._THIN * n and np.abs(fit(im) - want).max() <= 1
 
-@pytest.mark.parametrize("fit", [Fit(48), Fit(48, squash=True), Fit(48, pad=(1, 2, 3))])
+@pytest.mark.parametrize("fit", [ImageTransform(48), ImageTransform(48, squash=True), ImageTransform(48, pad=(1, 2, 3))])
 @pytest.mark.parametrize("shape", [(200_000, 2), (2, 200_000)])
 def test_a_thread_of_an_image_takes_little_memory(shape, fit, monkeypatch):
     "The largest image that is made has as many pixels as a few of what goes in and comes out."
@@ -517,7 +517,7 @@ def test_a_folder_without_an_image_processor_asks_for_the_rule(tmp_path, saved):
     with pytest.raises(UserError, match=r"no preprocessor_config.json.*#fit=crop,size=224.*missing: fit, size, filter, mean, std"):
         load(f"hf:{tmp_path}")
     e = load(f"hf:{tmp_path}#{GIVEN},shorter=40")
-    assert e.fit == Fit(32, 40, squash=True) and e.card.mean == e.card.std == (0.5,) * 3
+    assert e.fit == ImageTransform(32, 40, squash=True) and e.card.mean == e.card.std == (0.5,) * 3
     assert e.card.resize == "both sides to 40 px, bicubic, the middle 32 px cut out"
     with pytest.raises(UserError, match="does not make one square|fit, size, filter"): load(f"hf:{saved('siglip2')[0]}")
 
@@ -528,7 +528,7 @@ def test_position_embeddings_are_stretched_only_when_asked(tmp_path, saved):
     with pytest.raises(UserError, match="learnt its positions at 32 px.*makes 48 px.*#size=32"): load(f"hf:{tmp_path}")
     e, x = load(f"hf:{tmp_path}#size=48"), torch.rand(2, 3, 48, 48)
     with torch.no_grad(): close(e.vector(x), model(normed(e, x), interpolate_pos_encoding=True).last_hidden_state[:, 0])
-    assert load(f"hf:{tmp_path}#size=32").fit == Fit(32, 32)
+    assert load(f"hf:{tmp_path}#size=32").fit == ImageTransform(32, 32)
     with pytest.raises(UserError, match="not a multiple of 8"): load(f"hf:{tmp_path}#size=50")
     folder, dino = saved("dinov2") # stretches its own, as DINOv2 does
     e, x = load(f"hf:{folder}#size=48"), torch.rand(2, 3, 48, 48)
@@ -624,13 +624,13 @@ def test_published_names_load_what_they_name(hub, capsys):
     e = load("webssl:dino-300m")
     assert (e.card.name, e.card.revision, e.card.license, e.card.training) == ("webssl:dino-300m", PINNED, "CC-BY-NC-4.0", "DINOv2, MC-2B")
     assert e.card.architecture == "transformers Dinov2Model d32 depth 3 patch 56" and np.allclose(e.card.mean, (0.485, 0.456, 0.406))
-    assert e.fit == Fit(224, 256)
+    assert e.fit == ImageTransform(224, 256)
     assert e.card.resize == "shorter side to 256 px, bicubic, the middle 224 px cut out (crop: its README; squash: its demo)"
     assert capsys.readouterr().err == "ccd: webssl:dino-300m: licence CC-BY-NC-4.0: no commercial use\n"
-    assert load("webssl:dino-300m#fit=squash").fit == Fit(224, squash=True)
+    assert load("webssl:dino-300m#fit=squash").fit == ImageTransform(224, squash=True)
     assert "ViTModel" in load("webssl:mae-1b").card.architecture
-    assert load("webssl:dino-7b-378").fit == Fit(392, 392, squash=True) # what its repository says
-    assert load("webssl:dino-7b-378#fit=squash").fit == Fit(378, squash=True)
+    assert load("webssl:dino-7b-378").fit == ImageTransform(392, 392, squash=True) # what its repository says
+    assert load("webssl:dino-7b-378#fit=squash").fit == ImageTransform(378, squash=True)
     capsys.readouterr()
     direct = load("hf:facebook/webssl-dino300m-full2b-224@" + PINNED + "#" + GIVEN.replace("32", "224")) # by its plain name
     assert direct.card.license == "CC-BY-NC-4.0" and "no commercial use" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import datasets, numpy as np, pandas as pd, pytest
 from hypothesis import example, given, strategies as st
 from ccd.files import UserError
 from ccd.encoders.embeddings import load_vectors
-from ccd.probing.datasets import _opened
+from ccd.probing.datasets import _open_dataset
 from ccd.probing.tasks import tasks
 from test_fuzz_sources import broken, captions, listed, picture, present
 
@@ -94,7 +94,7 @@ def test_every_labelled_image_is_used_or_listed(files):
         filled(home / "in", files)
         (home / "in").mkdir(exist_ok=True)
         name = f"folder:{home / 'in'}"
-        found = tried(lambda: _opened(name))
+        found = tried(lambda: _open_dataset(name))
         if found is None: return
         used, there = [i for c in found.values() for i in c["item_id"]], present(home / "in")
         skipped = pd.DataFrame(found.skipped, columns=["item_id", "reason"])

@@ -5,13 +5,13 @@ from ccd.files import file_hash
 from ccd.device import device
 from ccd.runs import read_manifest
 from ccd.encoders.base import Features
-from ccd.encoders.trained import releases
+from ccd.encoders.trained import list_releases
 from ccd.encoders.loading import load
 
 pytestmark = pytest.mark.numeric
 
 TABLE = Path(__file__).with_name("releases.csv")
-FOUND = {f"{p.parts[-3]}/{p.name}": p for p in releases()}
+FOUND = {f"{p.parts[-3]}/{p.name}": p for p in list_releases()}
 SHOWN = 8 # numbers of the CLS token
 NEAR = 2e-5 # of the usual size of a number: float32 is within 2.1e-6 of float64 here, the kernels of two processors within 1e-6
 TAPS = list(Features._fields)

@@ -1,13 +1,14 @@
 "The room of probes: parents answer for robustness sets, differences are paired, floors come along, a kill loses nothing."
 import json
 import numpy as np, pandas as pd, pytest
-from ccd.probing.tables import (_cut_rows, above, accuracy_rows, answers_of, compare_probes, few_shot_rows, segments,
-                                watch_neighbors)
-from ccd.probing.command import _floors, _with_parents, names_of
+from ccd.probing.tables import (_eval_val_splits, compare_probes, few_shot_rows, knn_callback,
+                                predict_probes, score_probes, segmentation_splits,
+                                tasks_where_better)
+from ccd.probing.command import _default_baselines, _group_by_source_dataset, display_names
 from ccd.files import UserError, read_json
 from ccd.encoders.embeddings import Embeddings
 from ccd.stats import holm, paired_bootstrap, paired_test, sign_flip
-from ccd.probing.tasks import Fold, Task, _Rows
+from ccd.probing.tasks import Fold, Task, _Subset
 from conftest import OPTIONS, finish, signal_when, start
 
 pytestmark = pytest.mark.numeric
@@ -26,19 +27,19 @@ def world():
     rng = np.random.default_rng(0)
     y, other = rng.integers(0, 4, 600), rng.integers(0, 4, 200)
     vectors = dict(base=embedded(y, 1), shifted=embedded(other, 2, name="s"))
-    part = lambda a, b: _Rows("base", np.arange(a, b))
-    tasks = [Task("far", "far", "robustness", "label", "item_id", [Fold(None, None, _Rows("shifted", np.arange(200)))], parent="near"),
+    part = lambda a, b: _Subset("base", np.arange(a, b))
+    tasks = [Task("far", "far", "robustness", "label", "item_id", [Fold(None, None, _Subset("shifted", np.arange(200)))], parent="near"),
              Task("near", "near", "general", "label", "family", [Fold(part(0, 300), part(300, 400), part(400, 600))])]
     return vectors, tasks
 
 def test_the_probe_of_the_parent_answers_for_a_robustness_set(world):
     vectors, tasks = world
-    answers, paths = answers_of(vectors, tasks) # the parent comes second in the list
+    answers, paths = predict_probes(vectors, tasks) # the parent comes second in the list
     assert set(paths.task) == {"near"} and (answers.groupby("task").size() == 200).all()
     far, near = (answers[answers.task == t] for t in ("far", "near"))
     assert (far.linear == far.label).mean() > 0.6 and (far.knn == far.label).mean() > 0.6
     swapped = dict(vectors, shifted=vectors["base"].rows(np.arange(400, 600)))
-    again = answers_of(swapped, tasks)[0].query("task == 'far'")
+    again = predict_probes(swapped, tasks)[0].query("task == 'far'")
     assert (again.linear.values == near.linear.values).all() and (again.knn.values == near.knn.values).all()
 
 def test_other_cuts_hold_back_other_rows(world, monkeypatch):
@@ -48,14 +49,14 @@ def test_other_cuts_hold_back_other_rows(world, monkeypatch):
     def cut(name, items, seed=0):
         assert items.keys() == vectors.keys()
         mixed = np.random.default_rng(seed).permutation(400)
-        f = Fold(*(_Rows("base", np.sort(mixed[a:b])) for a, b in ((0, 40), (40, 400))), fold.test)
+        f = Fold(*(_Subset("base", np.sort(mixed[a:b])) for a, b in ((0, 40), (40, 400))), fold.test)
         asked.append((name, seed))
         return [Task(**(vars(near) | dict(folds=[f])))] if name == "near" else [far]
     monkeypatch.setattr(probing_tables, "tasks", cut)
-    t = _cut_rows(vectors, ["near", "far"], 3)
+    t = _eval_val_splits(vectors, ["near", "far"], 3)
     assert asked == [(n, k) for k in range(3) for n in ("near", "far")]
     assert t.cut.tolist() == [0, 0, 1, 1, 2, 2] and t.groupby("task").top1.nunique().max() > 1
-    answers, paths = answers_of(vectors, cut("near", vectors, 2) + [far])
+    answers, paths = predict_probes(vectors, cut("near", vectors, 2) + [far])
     last = t[t.cut == 2].set_index("task")
     for n, a in answers.groupby("task"): assert last.top1[n] == (a.linear == a.label).mean()
     assert (last.ridge == paths.ridge[paths.chosen].iloc[0]).all()
@@ -63,13 +64,13 @@ def test_other_cuts_hold_back_other_rows(world, monkeypatch):
 def test_a_set_with_fewer_classes_is_answered_among_them(world):
     vectors, tasks = world
     tasks[0].classes = ["a", "b"]
-    far = answers_of(vectors, tasks)[0].query("task == 'far'")
+    far = predict_probes(vectors, tasks)[0].query("task == 'far'")
     assert set(far.linear) | set(far.knn) == {"a", "b"}
 
 def test_rows_of_the_table_are_what_the_answers_say(world):
     vectors, tasks = world
-    answers, paths = answers_of(vectors, tasks)
-    t = accuracy_rows(answers, paths, tasks, 200).set_index("task")
+    answers, paths = predict_probes(vectors, tasks)
+    t = score_probes(answers, paths, tasks, 200).set_index("task")
     near = answers[answers.task == "near"]
     within = [(g.linear == g.label).mean() for _, g in near.groupby("label")]
     assert t.linear["near"] == pytest.approx((near.linear == near.label).mean())
@@ -85,22 +86,22 @@ def test_rows_of_the_table_are_what_the_answers_say(world):
 def test_tasks_that_learn_the_same_are_fitted_once(world, monkeypatch):
     from ccd.probing import tables as probing_tables
     vectors, (_, near) = world
-    fits, real = [], probing_tables._learn
-    monkeypatch.setattr(probing_tables, "_learn", lambda *a: fits.append(1) or real(*a))
+    fits, real = [], probing_tables._fit_probes
+    monkeypatch.setattr(probing_tables, "_fit_probes", lambda *a: fits.append(1) or real(*a))
     f = near.folds[0]
-    half = Task("near", "half", "general", "label", "family", [Fold(f.train, f.val, _Rows("base", np.arange(400, 500)))])
-    answers, _ = answers_of(vectors, [near, half])
+    half = Task("near", "half", "general", "label", "family", [Fold(f.train, f.val, _Subset("base", np.arange(400, 500)))])
+    answers, _ = predict_probes(vectors, [near, half])
     assert len(fits) == 1
     one, two = (answers[answers.task == t].set_index("item_id") for t in ("near", "half"))
     assert (one.linear[two.index] == two.linear).all()
 
 def test_no_test_row_is_learnt_from(world):
     vectors, tasks = world
-    before = answers_of(vectors, tasks)[0]
+    before = predict_probes(vectors, tasks)[0]
     e = vectors["base"]
     x = np.array(e.vectors)
     x[400:] = 0 # only test rows change
-    after = answers_of(dict(vectors, base=Embeddings(x, e.items, e.card)), tasks)[0]
+    after = predict_probes(dict(vectors, base=Embeddings(x, e.items, e.card)), tasks)[0]
     far = lambda a: a[a.task == "far"][["linear", "knn"]].values
     assert (far(before) == far(after)).all()
 
@@ -134,8 +135,8 @@ def test_above_needs_every_interval_to_leave_out_zero():
     close = a.copy(); close[rng.integers(0, 200, 6)] ^= True
     t = pd.concat([answered("a", a), answered("b", b), answered("close", close)])
     d = pd.concat([compare_probes(t, x, y, 500) for x in "ab" for y in ("a", "b", "close") if x != y])
-    assert above(d, "a", ("b",)) == ["t"] == above(d, "a", ("b",), "knn")
-    assert above(d, "a", ("b", "close")) == [] == above(d, "b", ("a",)) == above(d, "a", ("b", "nobody"))
+    assert tasks_where_better(d, "a", ("b",)) == ["t"] == tasks_where_better(d, "a", ("b",), "knn")
+    assert tasks_where_better(d, "a", ("b", "close")) == [] == tasks_where_better(d, "b", ("a",)) == tasks_where_better(d, "a", ("b", "nobody"))
 
 def test_several_tests_are_corrected_as_holm_says():
     p = np.random.default_rng(0).random(12)
@@ -163,20 +164,20 @@ def test_few_examples_are_of_train_and_the_same_for_every_encoder(world):
     assert few_shot_rows(dict(vectors, base=Embeddings(worse, e.items, e.card)), tasks, (1, 16), 3).equals(t)
 
 def test_floors_come_along_once():
-    assert _floors(["hf:x"]) == ["random:0", "pixels:16"] and _floors(["pixels:8"]) == ["random:0"]
-    assert _floors(["random:3", "pixels:8"]) == []
+    assert _default_baselines(["hf:x"]) == ["random:0", "pixels:16"] and _default_baselines(["pixels:8"]) == ["random:0"]
+    assert _default_baselines(["random:3", "pixels:8"]) == []
 
 def test_the_first_weights_of_a_run_are_its_floor(whole):
     spec = f"ccd:{whole}/train/clip-0"
-    assert _floors([spec]) == [f"first:{spec}", "pixels:16"]
+    assert _default_baselines([spec]) == [f"first:{spec}", "pixels:16"]
 
 def test_robustness_sets_bring_their_parent():
-    assert _with_parents(["cifar10.1", "emoji", "cifar10"]) == {"cifar10": ["cifar10", "cifar10.1"], "emoji": ["emoji"]}
-    with pytest.raises(UserError, match="unknown data set"): _with_parents(["cifar11"])
+    assert _group_by_source_dataset(["cifar10.1", "emoji", "cifar10"]) == {"cifar10": ["cifar10", "cifar10.1"], "emoji": ["emoji"]}
+    with pytest.raises(UserError, match="unknown data set"): _group_by_source_dataset(["cifar11"])
 
 def test_every_encoder_has_a_name_of_its_own():
     card = lambda name, training="": dict(name=name, training=training)
-    names = names_of({"ccd:a": card("CLIP", "CLIP, 9 samples, seed 0"), "ccd:b": card("CLIP", "CLIP, 9 samples, seed 1"),
+    names = display_names({"ccd:a": card("CLIP", "CLIP, 9 samples, seed 0"), "ccd:b": card("CLIP", "CLIP, 9 samples, seed 1"),
                       "ccd:c": card("CLIP", "CLIP, 9 samples, seed 1"), "pixels:16": card("pixels-16")})
     assert names == {"ccd:a": "CLIP", "ccd:b": "CLIP seed 1 (ccd:b)", "ccd:c": "CLIP seed 1 (ccd:c)", "pixels:16": "raw pixels"}
 
@@ -221,7 +222,7 @@ def test_watching_changes_nothing_and_sees_what_is_kept(tiny, corpus, tmp_path):
     from ccd.training.loop import train
     for objective in ("clip", "dino"):
         plain = train(objective, tiny, corpus, tmp_path / f"{objective}-plain")
-        watch = watch_neighbors(tiny.control, scenes.gallery(tiny.world), tmp_path / f"{objective}.jsonl", 3)
+        watch = knn_callback(tiny.control, scenes.single_drawings(tiny.world), tmp_path / f"{objective}.jsonl", 3)
         watched = train(objective, tiny, corpus, tmp_path / f"{objective}-watched", watch)
         assert read_json(plain / "manifest.json")["outputs"] == read_json(watched / "manifest.json")["outputs"]
         seen = pd.read_json(tmp_path / f"{objective}.jsonl", lines=True)
@@ -246,15 +247,16 @@ def test_masks_of_a_named_set_are_cut_for_validation(monkeypatch, tiny):
         picture = lambda a: Picture.fromarray(a.astype(np.uint8))
         return Dataset.from_list([dict(item_id=f"{part}-{k}", image=picture(rng.integers(0, 255, (20, 20, 3))), pixel_hash=str(k), split=part,
                                        annotation=picture(np.full((20, 20), k % 151))) for k in range(n)], features=columns)
-    monkeypatch.setattr(probing_tables, "_opened", lambda name, settings: {f"{name}-{p}": made(p, n) for p, n in (("train", 40), ("test", 8))})
-    train, val, test = segments("ade20k", tiny)
+    monkeypatch.setattr(probing_tables, "_open_dataset", lambda name, settings: {f"{name}-{p}": made(p, n) for p, n in (("train", 40), ("test", 8))})
+    train, val, test = segmentation_splits("ade20k", tiny)
     assert (len(train), len(val), len(test)) == (36, 4, 8) and len(train.classes) == 150
     assert val.corpus["item_id"][:] == [f"train-{k}" for k in range(36, 40)] and (val.mask(1) == 36).all() # 1 is the first class
     assert (train.mask(0) == 255).all() and (test.mask(7) == 6).all() # 0 is not counted
     assert set(train.cluster).isdisjoint(val.cluster)
 
 def test_heads_are_kept_as_they_were(tmp_path):
-    from ccd.probing.tables import keep_segmentation, read_segmentation, segmentation_differences, segmentation_rows
+    from ccd.probing.tables import (read_segmentation, save_segmentation, segmentation_differences,
+                                    segmentation_rows)
     from ccd.probing.segmentation import Segmentation, miou
     rng = np.random.default_rng(0)
     def head(luck):
@@ -265,7 +267,7 @@ def test_heads_are_kept_as_they_were(tmp_path):
     good, poor = head(0.9), head(0.4)
     poor.counts[:, 1] = good.counts[:, 1]
     for n, s in dict(good=good, poor=poor).items():
-        (tmp_path / n).mkdir(); keep_segmentation(s, tmp_path / n)
+        (tmp_path / n).mkdir(); save_segmentation(s, tmp_path / n)
     found = {n: read_segmentation(tmp_path / n) for n in ("good", "poor")}
     assert all(np.array_equal(found[n].counts, s.counts) for n, s in dict(good=good, poor=poor).items())
     rows = segmentation_rows(found, found["poor"], "made", 100).set_index("encoder")
@@ -275,13 +277,13 @@ def test_heads_are_kept_as_they_were(tmp_path):
 
 def test_an_encoder_with_text_names_and_finds(whole, tiny, tmp_path):
     from ccd.data.emoji import scenes
-    from ccd.probing.tables import _naming_rows
-    corpora = dict(gallery=scenes.gallery(tiny.world))
-    named, found = _naming_rows(f"ccd:{whole}/train/clip-0", "emoji", corpora, tiny, tmp_path)
+    from ccd.probing.tables import _zero_shot_rows
+    corpora = dict(gallery=scenes.single_drawings(tiny.world))
+    named, found = _zero_shot_rows(f"ccd:{whole}/train/clip-0", "emoji", corpora, tiny, tmp_path)
     names = len({n for n, s in zip(corpora["gallery"]["name"][:], corpora["gallery"]["split"][:]) if s == "test"})
     assert named.k.tolist() == [k for k in (1, 5) if k <= names] and (named.classes == names).all() and named.accuracy.is_monotonic_increasing
     assert set(found.direction) == {"image to text", "text to image"} and found.recall.between(0, 1).all() and (found.without == 0).all()
     old = read_json(whole / "train/clip-0/zero_shot.json") if (whole / "train/clip-0/zero_shot.json").exists() else pd.read_csv(whole / "zero_shot/zero_shot.csv").iloc[0]
     assert named.tests[0] == old["tests"] and named.accuracy[0] == pytest.approx(old["right"], abs=0.05) # there the mean of templates is not normed
-    none, nothing = _naming_rows("pixels:16", "emoji", corpora, tiny, tmp_path)
+    none, nothing = _zero_shot_rows("pixels:16", "emoji", corpora, tiny, tmp_path)
     assert not len(none) and not len(nothing)

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np, pandas as pd, pytest, torch
 from ccd.probing import linear, protocols
 from ccd.files import UserError
-from ccd.probing.linear import _RIDGES, _per_class, accuracy, fit_logistic, linear_probe
-from ccd.probing.protocols import PROTOCOLS, _schedule, few_shot, knn_probe, sgd_probe
+from ccd.probing.linear import _L2_GRID, _per_class, accuracy, fit_logistic, linear_probe
+from ccd.probing.protocols import PROTOCOLS, _lr_schedule, few_shot, knn_probe, sgd_probe
 
 pytestmark = pytest.mark.numeric
 
@@ -57,9 +57,9 @@ def test_what_some_rows_say_of_the_curvature_changes_the_way_and_not_the_end(mon
     monkeypatch.setattr(linear, "_BLOCK", 200)
     took, ends = {}, {}
     for many in (8, 10**9):
-        monkeypatch.setattr(linear, "_MANY", many)
-        rows = linear._Rows(x, np.arange(len(x)), np.zeros(24, np.float32), np.ones(24, np.float32))
-        fit = linear._Descent(rows, y, 12)
+        monkeypatch.setattr(linear, "_HESSIAN_SUBSAMPLE_RATIO", many)
+        rows = linear._StandardizedRows(x, np.arange(len(x)), np.zeros(24, np.float32), np.ones(24, np.float32))
+        fit = linear._LogisticSolver(rows, y, 12)
         assert fit.many == (many == 8)
         took[many], ends[many] = fit.run(1e-3, 1e-6), fit.w.numpy().astype(float)
     least = penalised(scikit(x, y, 1e-3), x, y, 1e-3)
@@ -79,12 +79,12 @@ def test_the_path_ends_where_a_lone_fit_does():
     z = (x - p.mean) / p.std
     alone = scikit(z[train], y[train], p.ridge)
     assert penalised(p.weights.astype(float), z[train], y[train], p.ridge) == pytest.approx(penalised(alone, z[train], y[train], p.ridge), rel=1e-4)
-    assert list(p.path.ridge) == sorted(_RIDGES, reverse=True) and p.path.chosen.sum() == 1
+    assert list(p.path.ridge) == sorted(_L2_GRID, reverse=True) and p.path.chosen.sum() == 1
 
 def test_the_path_goes_on_while_the_weakest_is_best(monkeypatch):
     x, y = problem(400, 6, 3, 17, gap=0.2)
     y = (x[:, 0] > 0.02) * 1 + (x[:, 1] > 0.5) # no noise: the weaker the better
-    monkeypatch.setattr(linear, "_RIDGES", (1.0, 0.3))
+    monkeypatch.setattr(linear, "_L2_GRID", (1.0, 0.3))
     p = linear_probe(x, y, np.arange(200), np.arange(200, 400))
     assert len(p.path) > 3 and np.allclose(p.path.ridge[2:] / p.path.ridge[1:-1].values, 0.1)
     assert p.path.val_top1.iloc[-2] == p.path.val_top1.max() >= p.path.val_top1.iloc[-1]
@@ -247,7 +247,7 @@ def test_a_memory_map_is_probed_in_less_memory_than_one_copy(tmp_path):
 def test_bf16_chooses_and_float32_answers(monkeypatch):
     x, y = problem(900, 16, 5, 2, gap=0.4)
     exact = linear_probe(x, y, *thirds(900)[:2], ridges=(1e-2,))
-    monkeypatch.setattr(linear, "_LARGE", 1); monkeypatch.setenv("CCD_PRECISION", "bf16")
+    monkeypatch.setattr(linear, "_BF16_MIN_COST", 1); monkeypatch.setenv("CCD_PRECISION", "bf16")
     quick = linear_probe(x, y, *thirds(900)[:2], ridges=(1e-2,))
     assert quick.path.train_loss[0] != exact.path.train_loss[0] # another way
     assert np.abs(quick.weights - exact.weights).max() < 1e-2 * np.abs(exact.weights).max()
@@ -356,13 +356,13 @@ def test_no_answers_is_said(y, p):
 # Protocols
 
 def test_the_schedule_as_written_never_passes_a_tenth():
-    s = _schedule(PROTOCOLS["as written"], 98).reshape(50, 98)
+    s = _lr_schedule(PROTOCOLS["as written"], 98).reshape(50, 98)
     assert (s[:, 0] == 0).all() and s.max() == pytest.approx(0.1 * 97 / 98) and (np.diff(s, axis=1) > 0).all()
 
 def test_the_schedule_as_meant_warms_up_and_falls_as_a_cosine():
-    s = _schedule(PROTOCOLS["corrected"], 49)
+    s = _lr_schedule(PROTOCOLS["corrected"], 49)
     assert s[0] == 0 and s.argmax() == 490 and s[490] == 1 and s[490 + 980] == pytest.approx(0.5) and s[-1] < 1e-4
-    d = _schedule(PROTOCOLS["dino"], 7).reshape(100, 7)
+    d = _lr_schedule(PROTOCOLS["dino"], 7).reshape(100, 7)
     assert (d == d[:, :1]).all() and d[0, 0] == 1 and d[50, 0] == pytest.approx(0.5)
 
 def test_only_the_protocol_as_written_looks_at_the_test_labels():

@@ -8,13 +8,15 @@ from ccd.data.emoji import drawings, scenes as emoji_scenes
 from ccd.probing import patches, segmentation
 from ccd.files import UserError
 from ccd.settings import preset
-from ccd.encoders.base import Card, Encoder, Features
+from ccd.encoders.base import Encoder, EncoderCard, Features
 from ccd.encoders.loading import load
-from ccd.probing.patches import (_IGNORED, _Tokens, _cell_counts, _dense, _emoji_segments, _grid_of,
-                                 _last_layers, _look_at, _patch_labels, _starts, _training_tokens, _windows, _annotated,
-                                 pixel_patches)
-from ccd.probing.segmentation import (Segmentation, _Head, _assemble, _fit_heads, _iou, _segmented, class_table,
-                                      draw_counts, majority, miou, miou_difference, miou_test, segmentation_probe,
+from ccd.probing.patches import (_IGNORE_INDEX, _Tokens, _class_counts, _crop_windows,
+                                 _emoji_segments, _feature_grid, _from_mask_images, _last_layers,
+                                 _patch_features, _patch_labels, _sliding_windows, _training_tokens,
+                                 _window_offsets, pixel_patches)
+from ccd.probing.segmentation import (Segmentation, _LinearHead, _fit_heads, _iou, _predict_mask,
+                                      _stitch_windows, bootstrap_counts, majority_baseline, miou,
+                                      miou_difference, miou_test, per_class_iou, segmentation_probe,
                                       segmentation_summary)
 
 pytestmark = pytest.mark.numeric
@@ -34,19 +36,19 @@ class Numbered:
 def test_masks_are_of_the_very_scene(monkeypatch):
     "On black and on white ground a scene differs by 1 - alpha; on black its colour tells the drawing."
     table, pixels = drawings.drawings()
-    masks = {i: emoji_scenes.cover(WORLD, "test", i) for i in range(60)}
+    masks = {i: emoji_scenes.instance_mask(WORLD, "test", i) for i in range(60)}
     facts = {i: emoji_scenes.scene(WORLD, "test", i)[1] for i in masks}
-    real = emoji_scenes.ground
+    real = emoji_scenes.draw_background
     def on(level):
         def flat(rng, size, kind=None):
             canvas, said = real(rng, size, kind)
             return np.full_like(canvas, level), said
-        monkeypatch.setattr(emoji_scenes, "ground", flat)
+        monkeypatch.setattr(emoji_scenes, "draw_background", flat)
         return {i: emoji_scenes._DRAW[f["kind"]](*start(i), WORLD.size)[0] for i, f in facts.items() if f["kind"] in ("drawing", "group")}
     def start(i):
         rng = np.random.Generator(np.random.Philox(key=[WORLD.seed * 4 + 2, i]))
-        rng.choice(list(emoji_scenes._KINDS), p=list(emoji_scenes._KINDS.values()))
-        return rng, emoji_scenes.stock("test", WORLD.held_out_style)
+        rng.choice(list(emoji_scenes._SCENE_TYPES), p=list(emoji_scenes._SCENE_TYPES.values()))
+        return rng, emoji_scenes.asset_pool("test", WORLD.held_out_style)
     monkeypatch.setattr(emoji_scenes, "drawings", lambda: (table, Numbered(pixels)))
     black, white = on(0.0), on(255.0)
     assert len(black) > 30
@@ -61,7 +63,7 @@ def test_masks_are_of_the_very_scene(monkeypatch):
 def test_scenes_without_drawings_are_covered_by_nothing():
     kinds = {i: emoji_scenes.scene(WORLD, "test", i)[1] for i in range(60)}
     for i, f in kinds.items():
-        assert (emoji_scenes.cover(WORLD, "test", i) >= 0).any() == bool(f.get("count"))
+        assert (emoji_scenes.instance_mask(WORLD, "test", i) >= 0).any() == bool(f.get("count"))
 
 @pytest.fixture(scope="module")
 def scenes(): return [_emoji_segments(WORLD, s, n) for s, n in (("train", 120), ("val", 40), ("test", 60))]
@@ -82,7 +84,7 @@ def test_segments_are_scenes_of_drawings_with_their_category(scenes):
 
 def test_windows_cover_everything_and_stay_inside():
     for length in range(48, 200):
-        at = _starts(length, 48)
+        at = _window_offsets(length, 48)
         seen = np.zeros(length, bool)
         for a in at:
             assert 0 <= a <= length - 48
@@ -91,17 +93,17 @@ def test_windows_cover_everything_and_stay_inside():
 
 def test_a_picture_of_the_right_size_is_not_touched():
     x = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-    assert (_windows(x, _look_at(x.shape, 48), 48)[0] == x).all()
-    assert (_windows(x, _look_at(x.shape, 48, flip=True), 48)[0] == x[:, ::-1]).all()
-    assert _look_at((100, 201), 50).frame == (50, 100) and _look_at((100, 201), 50, 2).frame == (100, 201)
+    assert (_crop_windows(x, _sliding_windows(x.shape, 48), 48)[0] == x).all()
+    assert (_crop_windows(x, _sliding_windows(x.shape, 48, flip=True), 48)[0] == x[:, ::-1]).all()
+    assert _sliding_windows((100, 201), 50).frame == (50, 100) and _sliding_windows((100, 201), 50, 2).frame == (100, 201)
 
 # --- tokens
 
 def test_counts_of_patches_are_counts_of_pixels():
-    m = np.random.default_rng(0).choice([0, 1, 2, _IGNORED], (3, 12, 12)).astype(np.uint8)
+    m = np.random.default_rng(0).choice([0, 1, 2, _IGNORE_INDEX], (3, 12, 12)).astype(np.uint8)
     y = torch.from_numpy(_patch_labels(m, 2))
     for cells in (1, 2, 3, 6):
-        got, q = _cell_counts(y, 2, cells, 3), 6 // cells
+        got, q = _class_counts(y, 2, cells, 3), 6 // cells
         if cells == 1: got = got.view(3, 2, 2, 3).permute(0, 3, 1, 2)
         for k, i, j in np.ndindex(3, 2 * cells, 2 * cells):
             cell = m[k, q * i:q * i + q, q * j:q * j + q]
@@ -110,21 +112,21 @@ def test_counts_of_patches_are_counts_of_pixels():
 def test_tokens_of_several_encoders_stand_side_by_side():
     x = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
     layers = _last_layers("random:0", 3)
-    both = _dense(layers, x)
+    both = _patch_features(layers, x)
     assert both.shape == (2, 36, 3 * 192)
-    assert all(torch.equal(both[..., 192 * k:192 * k + 192], _dense([e], x)) for k, e in enumerate(layers))
+    assert all(torch.equal(both[..., 192 * k:192 * k + 192], _patch_features([e], x)) for k, e in enumerate(layers))
     assert [e.card.layer for e in layers] == ["last", "3 of 4", "2 of 4"]
-    with pytest.raises(UserError, match="cannot stand side by side"): _grid_of([load("random:0"), pixel_patches(48, 16)])
-    with pytest.raises(UserError, match="has no patch tokens"): _grid_of([load("pixels:16")])
+    with pytest.raises(UserError, match="cannot stand side by side"): _feature_grid([load("random:0"), pixel_patches(48, 16)])
+    with pytest.raises(UserError, match="has no patch tokens"): _feature_grid([load("pixels:16")])
 
 def test_tokens_are_made_once(scenes, tmp_path, monkeypatch):
     train = scenes[0].first(30)
     e = load("random:0")
     a = _training_tokens(tmp_path / "t", [e], train)
     assert a.x.shape == (30 * 36, 192) and a.y.shape == (30 * 36, 64) and isinstance(a.x, np.memmap)
-    first = np.concatenate([_windows(np.array(train.corpus[k]["image"]), _look_at((64, 64), 48), 48) for k in (0, 1)])
-    assert np.allclose(a.x[:72], _dense([e], first).flatten(0, 1), atol=1e-2)
-    monkeypatch.setattr(patches, "_dense", lambda *_: pytest.fail("made again"))
+    first = np.concatenate([_crop_windows(np.array(train.corpus[k]["image"]), _sliding_windows((64, 64), 48), 48) for k in (0, 1)])
+    assert np.allclose(a.x[:72], _patch_features([e], first).flatten(0, 1), atol=1e-2)
+    monkeypatch.setattr(patches, "_patch_features", lambda *_: pytest.fail("made again"))
     assert np.array_equal(_training_tokens(tmp_path / "t", [e], train).x, a.x)
     monkeypatch.undo()
     few = _training_tokens(tmp_path / "few", [e], train, per_picture=5)
@@ -147,28 +149,28 @@ def painted(n=12, shape=(64, 96), seed=0, label=lambda m: m, classes=("red", "gr
 RGB = ["red", "green", "blue"]
 
 def test_what_cannot_be_learnt_from_is_said(tmp_path):
-    blank = _annotated(painted(label=lambda m: np.full_like(m, _IGNORED)), RGB)
+    blank = _from_mask_images(painted(label=lambda m: np.full_like(m, _IGNORE_INDEX)), RGB)
     with pytest.raises(UserError, match="no pixel of 12 pictures has a class"): _training_tokens(tmp_path / "a", [pixel_patches()], blank)
-    big = Encoder(Card("big", "", "", "", size=48), lambda x: Features(patches=x.new_full((len(x), 36, 4), 1e5)), taps=("patches",))
-    with pytest.raises(UserError, match="float16 cannot hold"): _training_tokens(tmp_path / "b", [big], _annotated(painted(), RGB))
-    other = _annotated(painted(label=lambda m: m[:, :64]), RGB)
+    big = Encoder(EncoderCard("big", "", "", "", size=48), lambda x: Features(patches=x.new_full((len(x), 36, 4), 1e5)), taps=("patches",))
+    with pytest.raises(UserError, match="float16 cannot hold"): _training_tokens(tmp_path / "b", [big], _from_mask_images(painted(), RGB))
+    other = _from_mask_images(painted(label=lambda m: m[:, :64]), RGB)
     with pytest.raises(UserError, match="64 x 64 px and its picture 96 x 64 px"): _training_tokens(tmp_path / "c", [pixel_patches()], other)
     assert not list(tmp_path.iterdir()) # no half folder
 
 # --- ADE20k's labels
 
 def test_the_zero_label_is_taken_off_once():
-    odd = painted(2, label=lambda m: np.where(np.arange(96) < 8, _IGNORED, np.where(np.arange(96) < 16, 0, m + 1)))
-    plain = _annotated(painted(2), RGB)
-    shifted = _annotated(odd, RGB, reduce_zero_label=True)
+    odd = painted(2, label=lambda m: np.where(np.arange(96) < 8, _IGNORE_INDEX, np.where(np.arange(96) < 16, 0, m + 1)))
+    plain = _from_mask_images(painted(2), RGB)
+    shifted = _from_mask_images(odd, RGB, reduce_zero_label=True)
     for k in (0, 1):
         m = shifted.mask(k)
-        assert (m[:, :16] == _IGNORED).all() and (m[:, 16:] == plain.mask(k)[:, 16:]).all() and m.dtype == np.uint8
-    with pytest.raises(UserError, match="has the class 3.*reduce_zero_label"): [_annotated(odd, RGB).mask(k) for k in (0, 1)]
+        assert (m[:, :16] == _IGNORE_INDEX).all() and (m[:, 16:] == plain.mask(k)[:, 16:]).all() and m.dtype == np.uint8
+    with pytest.raises(UserError, match="has the class 3.*reduce_zero_label"): [_from_mask_images(odd, RGB).mask(k) for k in (0, 1)]
     from datasets import Image as I_
     rgb = painted(1).remove_columns("annotation").add_column("x", [0]).remove_columns("x")
     rgb = rgb.map(lambda r: dict(annotation=r["image"])).cast_column("annotation", I_())
-    with pytest.raises(UserError, match="expected one number a pixel"): _annotated(rgb, RGB).mask(0)
+    with pytest.raises(UserError, match="expected one number a pixel"): _from_mask_images(rgb, RGB).mask(0)
 
 # --- the head
 
@@ -177,14 +179,14 @@ def problem(n=200, d=6, c=3, p=4, seed=0):
     x = (rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + rng.normal(size=d) * 3).astype(np.float16)
     p_of = np.exp(x.astype(float) @ rng.normal(size=(d, c)) * 0.3); p_of /= p_of.sum(1, keepdims=True)
     labels = np.stack([rng.choice(c, p * p, p=q) for q in p_of]).astype(np.uint8)
-    labels[rng.random(labels.shape) < 0.1] = _IGNORED
+    labels[rng.random(labels.shape) < 0.1] = _IGNORE_INDEX
     return x, labels
 
 @pytest.mark.parametrize("ridge", [1e-1, 1e-3])
 def test_the_head_is_where_scikit_learn_is(ridge, monkeypatch):
     from sklearn.linear_model import LogisticRegression
     x, labels = problem()
-    y = _cell_counts(torch.from_numpy(labels), 1, 1, 3).numpy()
+    y = _class_counts(torch.from_numpy(labels), 1, 1, 3).numpy()
     *_, head = _fit_heads(_Tokens(x, labels, 1, 3), (1.0, ridge), 1)
     mean, std = x.astype(float).mean(0), x.astype(float).std(0)
     z, n = (x - mean) / std, y.sum()
@@ -194,7 +196,7 @@ def test_the_head_is_where_scikit_learn_is(ridge, monkeypatch):
     assert np.allclose(apart(head), them.coef_.T, atol=5e-3)
     log_p = them.predict_log_proba(z)
     assert head.loss == pytest.approx(-(y * log_p).sum() / n, abs=1e-4)
-    monkeypatch.setattr(segmentation, "_BLOCK", 600); monkeypatch.setattr(segmentation, "_HELD", 0) # streamed
+    monkeypatch.setattr(segmentation, "_BLOCK", 600); monkeypatch.setattr(segmentation, "_CACHE_BYTES", 0) # streamed
     streamed = _fit_heads(_Tokens(x, labels, 1, 3), (1.0, ridge), 1)[-1]
     assert np.allclose(apart(streamed), apart(head), atol=5e-3) and streamed.loss == pytest.approx(head.loss, abs=1e-5)
 
@@ -207,7 +209,7 @@ def test_training_through_the_upsampling_ends_where_its_gradient_does():
     low = (x / std @ w + b).view(20, 3, 3, 3).permute(0, 3, 1, 2)
     wide = F.interpolate(low, size=(12, 12), mode="bilinear")
     mask = torch.from_numpy(labels).view(20, 3, 3, 4, 4).permute(0, 1, 3, 2, 4).reshape(20, 12, 12).long()
-    loss = F.cross_entropy(wide, mask, ignore_index=_IGNORED)
+    loss = F.cross_entropy(wide, mask, ignore_index=_IGNORE_INDEX)
     (loss + 1e-2 / 2 * (w ** 2).sum()).backward()
     assert loss.item() == pytest.approx(head.loss, abs=1e-5) and w.grad.abs().max() < 1e-3 and b.grad.abs().max() < 1e-3
 
@@ -215,32 +217,32 @@ def test_training_through_the_upsampling_ends_where_its_gradient_does():
 
 def colors(size=48, patch=8): # mean colour of each patch
     read = lambda x: Features(patches=F.avg_pool2d(x, patch).flatten(2).transpose(1, 2))
-    return Encoder(Card("colours", "", "", "", size=size, mean=(0.0,) * 3, std=(1.0,) * 3), read, taps=("patches",))
+    return Encoder(EncoderCard("colours", "", "", "", size=size, mean=(0.0,) * 3, std=(1.0,) * 3), read, taps=("patches",))
 
-SAYS = _Head(100 * torch.eye(3), torch.zeros(3), 0.0, 0.0, 0)
+SAYS = _LinearHead(100 * torch.eye(3), torch.zeros(3), 0.0, 0.0, 0)
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 128), (128, 80)])
 @pytest.mark.parametrize("ratios, flip", [((1.0,), False), ((1.0, 1.32, 2.28), True)])
 def test_a_head_that_knows_colours_finds_the_squares(shape, ratios, flip):
-    data = _annotated(painted(6, shape), RGB)
+    data = _from_mask_images(painted(6, shape), RGB)
     s = Segmentation(RGB, np.zeros((6, 3, 3)), np.zeros((3, 3)), data.cluster, SAYS, None, dict(ratios=ratios, flip=flip))
     inner = np.zeros(16, bool); inner[7:9] = True
     inner = np.kron(np.ones((shape[0] // 16, shape[1] // 16), bool), np.outer(inner, inner)) # the middle of each square
     for k in range(6):
-        got, truth = _segmented(s, colors(), data, k), data.mask(k)
+        got, truth = _predict_mask(s, colors(), data, k), data.mask(k)
         assert got.shape == shape and (got == truth)[inner].mean() > 0.95 and (got == truth).mean() > 0.7
 
 def test_overlaps_are_averaged_and_looks_too():
     g = torch.Generator().manual_seed(0)
-    looks, tokens = [_look_at((48, 80), 48), _look_at((48, 80), 48, 1.0, True)], torch.randn(4, 36, 3, generator=g)
-    got = _assemble([SAYS], tokens, looks, (48, 80), 48)[0]
+    looks, tokens = [_sliding_windows((48, 80), 48), _sliding_windows((48, 80), 48, 1.0, True)], torch.randn(4, 36, 3, generator=g)
+    got = _stitch_windows([SAYS], tokens, looks, (48, 80), 48)[0]
     total = torch.zeros(3, 48, 80)
     for look, t in zip(looks, tokens.split(2)):
         left, right = F.interpolate((100 * t).view(2, 6, 6, 3).permute(0, 3, 1, 2), size=(48, 48), mode="bilinear")
         one = torch.cat([left[..., :32], (left[..., 32:] + right[..., :16]) / 2, right[..., 16:]], -1)
         total += (one.flip(-1) if look.flip else one).softmax(0) / 2
     assert torch.allclose(got, total, atol=1e-5)
-    two = _assemble([SAYS, SAYS], tokens, looks, (48, 80), 48)
+    two = _stitch_windows([SAYS, SAYS], tokens, looks, (48, 80), 48)
     assert torch.allclose(two[0], two[1]) and torch.allclose(two[0], got, atol=1e-6)
 
 # --- the score
@@ -268,7 +270,7 @@ def test_miou_is_scikit_learns_jaccard():
 
 def test_draws_are_pictures_drawn_again():
     s = scored(*random_answers())
-    got = draw_counts(s.counts, s.cluster, 20, seed=3)
+    got = bootstrap_counts(s.counts, s.cluster, 20, seed=3)
     drawn = np.random.default_rng(3).multinomial(10, np.full(10, 0.1), size=20)
     names = np.unique(s.cluster.astype(str))
     for d, g in zip(drawn, got):
@@ -306,29 +308,29 @@ def test_who_said_what_is_dealt_anew_in_whole_clusters():
 def test_pixels_that_are_not_counted_do_not_count():
     truth, said = random_answers(4)
     other = said.copy()
-    truth[:, :4], other[:, :4] = _IGNORED, 0
+    truth[:, :4], other[:, :4] = _IGNORE_INDEX, 0
     assert (scored(truth, said).counts == scored(truth, other).counts).all()
 
 def test_the_majority_is_what_a_constant_says():
-    data = _annotated(painted(8, label=lambda m: np.where(m == 2, 1, m)), RGB)
-    m = majority(data, data)
+    data = _from_mask_images(painted(8, label=lambda m: np.where(m == 2, 1, m)), RGB)
+    m = majority_baseline(data, data)
     share = np.mean([(data.mask(k) == 1).mean() for k in range(8)])
     assert m.protocol["said"] == "green" and segmentation_summary(m, 20)["accuracy"] == pytest.approx(share)
     assert segmentation_summary(m, 20)["miou"] == pytest.approx(share / 2) # blue never occurs: two classes
-    t = class_table(m)
+    t = per_class_iou(m)
     assert t["most_taken_for"].tolist() == ["green", "", ""] and np.isnan(t.iou[2])
 
 # --- the probe
 
 def test_the_probe_learns_colours_and_not_from_noise(tmp_path):
-    parts = [_annotated(painted(n, seed=k), RGB) for k, n in enumerate((12, 6, 6))]
+    parts = [_from_mask_images(painted(n, seed=k), RGB) for k, n in enumerate((12, 6, 6))]
     found = segmentation_probe(colors(), *parts, tmp_path / "tokens")
     assert segmentation_summary(found, 50)["miou"] > 0.75 and found.protocol["patches"] == 12 * 2 * 36
     assert found.path.chosen.sum() == 1 and found.path.val_miou[found.path.chosen].iloc[0] == found.path.val_miou.max()
     assert (found.path.train_loss.diff().dropna() < 1e-6).all() # a weaker ridge fits the training pixels better
-    blind = Encoder(Card("blind", "", "", "", size=48), lambda x: Features(patches=x.new_ones(len(x), 36, 2)), taps=("patches",))
+    blind = Encoder(EncoderCard("blind", "", "", "", size=48), lambda x: Features(patches=x.new_ones(len(x), 36, 2)), taps=("patches",))
     flat = segmentation_probe(blind, *parts)
-    assert (flat.counts == majority(parts[0], parts[2]).counts).all()
+    assert (flat.counts == majority_baseline(parts[0], parts[2]).counts).all()
 
 def test_more_looks_and_pixels_also_work(scenes):
     e = load("random:0")
@@ -340,6 +342,6 @@ def test_more_looks_and_pixels_also_work(scenes):
     with pytest.raises(UserError, match="same classes"): segmentation_probe(e, small[0], small[1], _emoji_segments(WORLD, "test", 5, "drawing"))
 
 def test_a_class_that_is_never_shown_is_never_called():
-    wide = [_annotated(painted(n, seed=k), ["red", "green", "gold", "blue"][:3] + ["blue"]) for k, n in enumerate((8, 4, 4))]
+    wide = [_from_mask_images(painted(n, seed=k), ["red", "green", "gold", "blue"][:3] + ["blue"]) for k, n in enumerate((8, 4, 4))]
     found = segmentation_probe(colors(), *wide) # `blue` has the number 3, which no mask holds
     assert found.counts[:, 2, 3].sum() == 0 and segmentation_summary(found, 20)["miou"] > 0.75 and torch.isfinite(found.head.bias).all()

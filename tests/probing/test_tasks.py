@@ -8,9 +8,9 @@ from ccd.data import corpora as data_corpora, images
 from ccd.data.emoji import scenes as emoji
 from ccd.probing import datasets as rooms
 from ccd.files import UserError
-from ccd.probing.datasets import (DATASETS, _CIFAR10, _asked_for, _class_map, _class_names, _opened, _photographed,
-                                  _plain_words)
-from ccd.probing.tasks import _emoji_tasks, _places, _val_mask, tasks
+from ccd.probing.datasets import (DATASETS, _CIFAR10, _class_map, _class_names, _is_photo,
+                                  _label_to_text, _open_dataset, _parse_dataset_name)
+from ccd.probing.tasks import _emoji_tasks, _val_mask, _within_class_rank, tasks
 
 quietly = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -49,7 +49,7 @@ def items_of(corpora): return {k: c.remove_columns("image").to_pandas() for k, c
 def asked(name, seed=0):
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        items = items_of(_opened(name))
+        items = items_of(_open_dataset(name))
         (t,) = tasks(name, items, seed)
     return t, items, [str(w.message) for w in said if w.category is UserWarning]
 
@@ -61,7 +61,7 @@ def in_pieces(t, items): # (train, val, test) items of each fold
 @pytest.fixture(scope="module")
 def world(tiny):
     return {k: f(tiny.world).remove_columns(["image"]).to_pandas()
-            for k, f in (("gallery", emoji.gallery), ("signs", emoji.signs))}
+            for k, f in (("gallery", emoji.single_drawings), ("signs", emoji.word_images))}
 
 def test_nothing_that_is_tested_in_the_emoji_world_has_kin_among_what_was_learnt(world):
     found = _emoji_tasks(**world)
@@ -144,20 +144,20 @@ def v2_webdataset(home):
 @quietly
 @pytest.mark.parametrize("made", [v2_folder, v2_wnids, v2_tar, v2_hub, v2_numbers, v2_webdataset])
 def test_imagenetv2_has_the_numbers_of_imagenet_however_it_comes(tmp_path, made):
-    (corpus,) = _opened(f"imagenetv2:{made(tmp_path)}").values()
+    (corpus,) = _open_dataset(f"imagenetv2:{made(tmp_path)}").values()
     assert sorted(corpus["label"]) == sorted(IN_V2)
     assert [number_of(im) for im in corpus["image"]] == list(corpus["label"])
     assert [_class_names("imagenet")[k] for k in corpus["label"]] == list(corpus["class_name"])
 
 def test_a_class_that_is_not_of_the_set_is_an_error(tmp_path):
     write(tmp_path, {"0/a.png": (0,), "owls/b.png": (1,)})
-    with pytest.raises(UserError, match="'0'.*none of the 1000|'owls'.*none of the 1000"): _opened(f"imagenetv2:{tmp_path}")
+    with pytest.raises(UserError, match="'0'.*none of the 1000|'owls'.*none of the 1000"): _open_dataset(f"imagenetv2:{tmp_path}")
     with pytest.raises(UserError, match="1000 known"): _class_map([1000], known=_class_names("imagenet"))
 
 @pytest.mark.parametrize("label, words", [
     ("001.Black_footed_Albatross", "Black footed Albatross"), ("animals-and-nature", "animals and nature"), (-1, "-1"),
     ("Mercedes-Benz 300-Class 1993", "Mercedes-Benz 300-Class 1993"), ("2_of_hearts", "of hearts"), ("7", "7"), ("maple_tree", "maple tree")])
-def test_labels_in_plain_words(label, words): assert _plain_words(label) == words
+def test_labels_in_plain_words(label, words): assert _label_to_text(label) == words
 
 def test_names_of_classes_win_over_their_position():
     names = _CIFAR10[::-1]
@@ -187,7 +187,7 @@ def test_labels_stay_what_they_are(tmp_path, labels, want):
 def test_classes_named_by_numbers_keep_their_number(tmp_path):
     names = sorted(map(str, range(12))) # 0, 1, 10, 11, 2 …
     made = lambda a: table([(k, a) for k in range(12)] * 2, [names.index(str(k)) for k in range(12)] * 2, names)
-    for c in _opened(f"hf:{save(tmp_path / 'd', train=made(0), test=made(1))}").values():
+    for c in _open_dataset(f"hf:{save(tmp_path / 'd', train=made(0), test=made(1))}").values():
         assert [number_of(im) for im in c["image"]] == list(c["label"])
 
 @quietly
@@ -197,7 +197,7 @@ def test_broken_images_and_missing_labels_move_no_label(tmp_path):
     rows[4]["img"]["bytes"] = rows[4]["img"]["bytes"][:30]; rows[6]["label"] = None
     d = hf.Dataset.from_list(rows, features=d.features)
     with pytest.warns(UserWarning, match="1 of 12 images have no label"):
-        corpora = _opened(f"hf:{save(tmp_path / 'd', train=d, test=table(range(20, 26), [0, 1, 2] * 2, ['a', 'b', 'c']))}")
+        corpora = _open_dataset(f"hf:{save(tmp_path / 'd', train=d, test=table(range(20, 26), [0, 1, 2] * 2, ['a', 'b', 'c']))}")
     train = next(c for k, c in corpora.items() if k.endswith("train"))
     assert [number_of(im) % 3 for im in train["image"]] == list(train["label"])
     assert len(train) == 10 and len(set(train["item_id"])) == 10
@@ -206,19 +206,19 @@ def test_a_column_is_chosen_by_name(tmp_path):
     d = lambda a: table(range(a, a + 12), [0, 1] * 6, ["x", "y"], coarse=["k", "l", "m"] * 4, weight=np.arange(12) / 7,
                         file=[f"f{k}" for k in range(12)])
     name = f"hf:{save(tmp_path / 'd', train=d(0), test=d(40))}"
-    assert asked(f"{name}#label=coarse")[1][f"{_asked_for(name + '#label=coarse').key}-test"].label.unique().tolist() == list("klm")
-    assert _asked_for(f"{name}#label=coarse").key != _asked_for(name).key
-    with pytest.raises(UserError, match="no column 'colour'.*img, .*coarse, weight"): _opened(f"{name}#label=colour")
-    with pytest.raises(UserError, match="'weight'.*float64.*no class.*coarse"): _opened(f"{name}#label=weight")
+    assert asked(f"{name}#label=coarse")[1][f"{_parse_dataset_name(name + '#label=coarse').key}-test"].label.unique().tolist() == list("klm")
+    assert _parse_dataset_name(f"{name}#label=coarse").key != _parse_dataset_name(name).key
+    with pytest.raises(UserError, match="no column 'colour'.*img, .*coarse, weight"): _open_dataset(f"{name}#label=colour")
+    with pytest.raises(UserError, match="'weight'.*float64.*no class.*coarse"): _open_dataset(f"{name}#label=weight")
     bare = save(tmp_path / "e", train=table(range(4), a=range(4)), test=table(range(4), a=range(4)))
-    with pytest.raises(UserError, match="no column 'label'.*img, a"): _opened(f"hf:{bare}")
+    with pytest.raises(UserError, match="no column 'label'.*img, a"): _open_dataset(f"hf:{bare}")
 
 def test_labels_that_are_no_classes_are_errors(tmp_path):
     alone = save(tmp_path / "a", train=table(range(30), [f"n{k}" for k in range(30)]), test=table([99], ["n1"]))
-    with pytest.raises(UserError, match="a 'label' of its own"): _opened(f"hf:{alone}")
+    with pytest.raises(UserError, match="a 'label' of its own"): _open_dataset(f"hf:{alone}")
     same = write(tmp_path / "b", {f"only/{k}.png": (k,) for k in range(5)} | {"x.png": (9,)})
     with pytest.warns(UserWarning, match="1 of 6 images have no label"), pytest.raises(UserError, match="nothing to tell apart"):
-        _opened(f"folder:{same}")
+        _open_dataset(f"folder:{same}")
 
 def test_a_test_of_few_classes_or_of_one_image_each_is_a_test(tmp_path):
     train = table(range(60), [k % 30 for k in range(60)])
@@ -233,28 +233,28 @@ def test_a_test_of_few_classes_or_of_one_image_each_is_a_test(tmp_path):
     ("folders:/x", "did you mean 'folder'"), ("folder:", "unknown data set"), ("folder:/no/where", "/no/where does not exist"),
     ("cub:/no/where", "expected a copy of cub"), ("stamps:/no/where", "tuxpaint-stamps-default")])
 def test_a_name_that_means_nothing_says_what_would(name, said):
-    with pytest.raises(UserError, match=said): _opened(name)
+    with pytest.raises(UserError, match=said): _open_dataset(name)
 
 def test_what_holds_no_images_in_classes_says_so(tmp_path):
     for name in ("train", "test"): (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match="PATH/train/CLASS/IMAGE"): _opened(f"folder:{tmp_path}")
+    with pytest.raises(UserError, match="PATH/train/CLASS/IMAGE"): _open_dataset(f"folder:{tmp_path}")
     (tmp_path / "bad.tar").write_bytes(b"this is no tar at all")
-    with pytest.raises(UserError, match="no whole tar") as said: _opened(f"imagenetv2:{tmp_path / 'bad.tar'}")
+    with pytest.raises(UserError, match="no whole tar") as said: _open_dataset(f"imagenetv2:{tmp_path / 'bad.tar'}")
     assert "\n" not in str(said.value)
 
 def test_a_folder_named_without_its_kind_is_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path); (tmp_path / "birds").mkdir()
-    with pytest.raises(UserError, match="folder:birds"): _asked_for("birds")
+    with pytest.raises(UserError, match="folder:birds"): _parse_dataset_name("birds")
 
 def test_the_hub_says_how_to_get_in_and_round(monkeypatch):
     def closed(*a, **k): raise hf.exceptions.DatasetNotFoundError("Dataset 'ILSVRC/imagenet-1k' is a gated dataset on the Hub.")
     monkeypatch.setattr(rooms.hf, "load_dataset", closed)
     with pytest.raises(UserError, match="accept its terms at https://huggingface.co/datasets/ILSVRC/imagenet-1k.*hf auth login"):
-        _opened("imagenet")
+        _open_dataset("imagenet")
     def away(*a, **k): raise ConnectionError("no route")
     monkeypatch.setattr(rooms.hf, "load_dataset", away)
-    with pytest.raises(UserError, match="cars=hf:OWNER/NAME.*cars:PATH"): _opened("cars")
-    with pytest.raises(UserError, match="could not open the data set 'hf:o/n'"): _opened("hf:o/n")
+    with pytest.raises(UserError, match="cars=hf:OWNER/NAME.*cars:PATH"): _open_dataset("cars")
+    with pytest.raises(UserError, match="could not open the data set 'hf:o/n'"): _open_dataset("hf:o/n")
 
 @quietly
 def test_the_hub_is_asked_for_the_right_thing(monkeypatch):
@@ -262,14 +262,14 @@ def test_the_hub_is_asked_for_the_right_thing(monkeypatch):
     def load(path, config=None, **more):
         seen.append((path, config, more)); return hf.DatasetDict(train=table(range(6), [0, 1] * 3), test=table(range(9, 15), [0, 1] * 3))
     monkeypatch.setattr(rooms.hf, "load_dataset", load)
-    for n in ("cars", "cars=hf:me/cars:small", "hf:me/own#label=label"): _opened(n)
+    for n in ("cars", "cars=hf:me/cars:small", "hf:me/own#label=label"): _open_dataset(n)
     assert seen == [("Donghyun99/Stanford-Cars", None, {}), ("me/cars", "small", {}), ("me/own", None, {})]
-    assert [_asked_for(n).name for n in ("cars=hf:me/cars", "hf:me/own")] == ["cars", "hf:me/own"]
+    assert [_parse_dataset_name(n).name for n in ("cars=hf:me/cars", "hf:me/own")] == ["cars", "hf:me/own"]
 
 def test_sizes_that_were_not_published_are_said(tmp_path):
     path = save(tmp_path / "d", train=table(range(20), [0, 1] * 10), test=table(range(50, 60), [0, 1] * 5))
     with pytest.warns(UserWarning, match=r"cub has 20 images in train where 5,994.*10 images in test where 5,794.*2 classes where 200.*Wah"):
-        _opened(f"cub:{path}")
+        _open_dataset(f"cub:{path}")
 
 # --- the cut
 
@@ -300,7 +300,7 @@ def test_the_cut_depends_on_seed_and_pictures_alone():
 def test_one_picture_of_a_class_is_never_held_back_and_two_are_shared():
     labels, pixels = np.array(list("aabbcdd")), np.array(["1", "2", "3", "3", "4", "5", "6"])
     val = _val_mask(labels, pixels)
-    assert np.isnan(_places(labels, pixels)[2:5]).all()
+    assert np.isnan(_within_class_rank(labels, pixels)[2:5]).all()
     assert val[:2].sum() == val[5:].sum() == 1 and not val[2:5].any()
 
 def test_no_more_than_about_fifty_thousand_are_held_back():
@@ -359,7 +359,7 @@ def test_a_test_split_with_secret_labels_gives_way_to_validation(tmp_path, secre
 
 def test_splits_that_fit_no_rule_are_named(tmp_path):
     path = save(tmp_path / "d", a=table(range(4), [0, 1] * 2), b=table(range(4), [0, 1] * 2))
-    with pytest.raises(UserError, match="splits a, b: expected train"): _opened(f"hf:{path}")
+    with pytest.raises(UserError, match="splits a, b: expected train"): _open_dataset(f"hf:{path}")
 
 # --- robustness
 
@@ -386,11 +386,11 @@ def arrays(home, version="v6", n=20):
 def test_cifar_10_1_comes_as_arrays(tmp_path):
     arrays(arrays(tmp_path / "a"), "v4", 30) # v6 is the one that is recommended
     t, items, _ = asked(f"cifar10.1:{tmp_path / 'a'}")
-    (corpus,) = _opened(f"cifar10.1:{tmp_path / 'a'}").values()
+    (corpus,) = _open_dataset(f"cifar10.1:{tmp_path / 'a'}").values()
     assert len(corpus) == 20 and t.classes is None
     assert [number_of(im) for im in corpus["image"]] == list(corpus["label"]) and corpus["class_name"][3] == "cat"
     np.save(tmp_path / "a" / "cifar10.1_v6_labels.npy", np.arange(7))
-    with pytest.raises(UserError, match=r"\[20, 8, 8, 3\] and its labels \[7\]"): _opened(f"cifar10.1:{tmp_path / 'a'}")
+    with pytest.raises(UserError, match=r"\[20, 8, 8, 3\] and its labels \[7\]"): _open_dataset(f"cifar10.1:{tmp_path / 'a'}")
 
 @quietly
 def test_cifar_10_1_is_downloaded_once_and_must_be_the_published_file(tmp_path, monkeypatch):
@@ -430,7 +430,7 @@ def test_folders_that_are_divided_stay_so(tmp_path):
     t, items, _ = asked(f"folder:{tmp_path}")
     ((learnt, val, tested),) = in_pieces(t, items)
     assert [len(learnt), len(val), len(tested)] == [20, 4, 6] and set(tested.label) == {"a", "b"}
-    for c in _opened(f"folder:{tmp_path}").values():
+    for c in _open_dataset(f"folder:{tmp_path}").values():
         assert ["ab"[number_of(im)] for im in c["image"]] == list(c["label"])
 
 @quietly
@@ -447,7 +447,7 @@ def test_nothing_of_imagenet_is_decoded_when_it_is_opened(tmp_path, monkeypatch)
     assert set(items) == {"imagenet-train", "imagenet-test"} and sorted(items["imagenet-test"].label) == sorted(WNIDS)
     assert "not looked for" in t.notes[0] and len(t.folds[0].test.rows) == 5
     monkeypatch.undo()
-    for c in _opened(f"imagenet:{tmp_path}").values(): assert [number_of(im) for im in c["image"]] == list(c["label"])
+    for c in _open_dataset(f"imagenet:{tmp_path}").values(): assert [number_of(im) for im in c["image"]] == list(c["label"])
 
 # --- others
 
@@ -469,8 +469,8 @@ def test_stamps_are_photographs_in_folders_of_their_kind(tmp_path):
 def test_a_photograph_is_known_by_its_colours(tiny):
     from sklearn.datasets import load_sample_image
     for name in ("china.jpg", "flower.jpg"):
-        assert _photographed(Picture.fromarray(load_sample_image(name)).resize((160, 106)))
-    drawn = [_photographed(im) for im in emoji.gallery(tiny.world)[:40]["image"]]
+        assert _is_photo(Picture.fromarray(load_sample_image(name)).resize((160, 106)))
+    drawn = [_is_photo(im) for im in emoji.single_drawings(tiny.world)[:40]["image"]]
     assert np.mean(drawn) < 0.1
 
 @quietly
@@ -482,7 +482,7 @@ def test_ade20k_keeps_its_masks(tmp_path):
     def png_of(im):
         out = io.BytesIO(); im.save(out, "png"); return out.getvalue()
     path = save(tmp_path / "d", train=scenes(0, 4), validation=scenes(10, 3), test=scenes(20, 2))
-    corpora = _opened(f"ade20k:{path}")
+    corpora = _open_dataset(f"ade20k:{path}")
     assert {k: len(c) for k, c in corpora.items()} == {"ade20k-train": 4, "ade20k-test": 3}
     for c in corpora.values():
         for r in c: assert np.asarray(r["annotation"]).shape == (8, 8) and (np.asarray(r["annotation"]) == number_of(r["image"])).all()
@@ -493,9 +493,9 @@ def test_classes_have_names(tmp_path):
     from torchvision.datasets import Flowers102
     birds = ["001.Black_footed_Albatross", "002.Laysan_Albatross"]
     path = save(tmp_path / "d", train=table(range(20), [0, 1] * 10, birds), test=table(range(50, 56), [0, 1] * 3, birds))
-    assert _class_names(f"cub:{path}", items_of(_opened(f"cub:{path}"))) == {0: "Black footed Albatross", 1: "Laysan Albatross"}
+    assert _class_names(f"cub:{path}", items_of(_open_dataset(f"cub:{path}"))) == {0: "Black footed Albatross", 1: "Laysan Albatross"}
     path = save(tmp_path / "e", train=table(range(20), [0, 101] * 10), test=table(range(50, 56), [0, 101] * 3))
-    assert _class_names("flowers", items_of(_opened(f"flowers:{path}"))) == {0: Flowers102.classes[0], 101: Flowers102.classes[101]}
+    assert _class_names("flowers", items_of(_open_dataset(f"flowers:{path}"))) == {0: Flowers102.classes[0], 101: Flowers102.classes[101]}
     assert _class_names("cifar10") == dict(enumerate(_CIFAR10))
     with pytest.raises(UserError, match="known from its items"): _class_names("cars")
 
@@ -533,26 +533,26 @@ def test_classes_that_pandas_would_rename_stay_strings(tmp_path):
 @quietly
 def test_train_is_a_class_where_its_neighbours_are(tmp_path):
     write(tmp_path, {f"{c}/{k}.png": (j, k) for j, c in enumerate(("bus", "car", "train")) for k in range(6)})
-    assert labels_in(_opened(f"folder:{tmp_path}")) == dict(all=["bus", "car", "train"])
+    assert labels_in(_open_dataset(f"folder:{tmp_path}")) == dict(all=["bus", "car", "train"])
 
 def test_a_split_without_class_folders_is_explained(tmp_path):
     write(tmp_path, {f"Train/{c}/{k}.png": (j, k) for j, c in enumerate(("cat", "dog")) for k in range(6)} | {f"Test/{k}.png": (9, k) for k in range(4)})
     with pytest.raises(UserError, match=r"Test holds 4 images and no class folders: expected Test/CLASS/IMAGE with the classes of Train \(cat, dog\).*cut into folds"):
-        _opened(f"folder:{tmp_path}")
+        _open_dataset(f"folder:{tmp_path}")
     write(tmp_path, {f"Valid/{c}/{k}.png": (j, k + 20) for j, c in enumerate(("cat", "dog")) for k in range(3)})
-    with pytest.warns(UserWarning, match="it lies in no class folder"): found = _opened(f"folder:{tmp_path}")
+    with pytest.warns(UserWarning, match="it lies in no class folder"): found = _open_dataset(f"folder:{tmp_path}")
     assert {k.rpartition("-")[2]: len(c) for k, c in found.items()} == dict(train=12, test=6) # what is called Valid is tested
     assert [i for i, _ in found.skipped] == [f"Test/{k}.png" for k in range(4)]
     write(tmp_path / "flat", {f"{s}/{k}.png": (k,) for s in ("train", "test") for k in range(3)})
-    with pytest.raises(UserError, match="train holds 3 images and no class folders: expected train/CLASS/IMAGE"): _opened(f"folder:{tmp_path / 'flat'}")
+    with pytest.raises(UserError, match="train holds 3 images and no class folders: expected train/CLASS/IMAGE"): _open_dataset(f"folder:{tmp_path / 'flat'}")
 
 def test_two_folders_of_one_split_and_folders_of_none_are_told(tmp_path):
     files = {f"{s}/{c}/{k}.png": (j, k + 10 * n) for n, s in enumerate(("train", "test", "extra")) for j, c in enumerate("ab") for k in range(4)}
     write(tmp_path, files | {"test/loose.png": (5, 5), "top.png": (6, 6)})
-    with pytest.warns(UserWarning, match="no folder of a split"): found = _opened(f"folder:{tmp_path}")
+    with pytest.warns(UserWarning, match="no folder of a split"): found = _open_dataset(f"folder:{tmp_path}")
     assert sorted(i for i, _ in found.skipped) == sorted([k for k in files if k.startswith("extra")] + ["test/loose.png", "top.png"])
     write(tmp_path, {"Testing/a/1.png": (1, 99)})
-    with pytest.raises(UserError, match="several folders of test images: Testing, test"): _opened(f"folder:{tmp_path}")
+    with pytest.raises(UserError, match="several folders of test images: Testing, test"): _open_dataset(f"folder:{tmp_path}")
 
 @quietly
 def test_linked_classes_are_read_and_hidden_folders_are_not(tmp_path):
@@ -560,18 +560,18 @@ def test_linked_classes_are_read_and_hidden_folders_are_not(tmp_path):
         ".ipynb_checkpoints/x.png": (3,), "cat/.thumbs/x.png": (3,), "__MACOSX/cat/._1.png": (3,)})
     write(tmp_path / "elsewhere", {f"{k}.png": (2, k) for k in range(6)})
     (tmp_path / "in/owl").symlink_to(tmp_path / "elsewhere")
-    found = _opened(f"folder:{tmp_path / 'in'}")
+    found = _open_dataset(f"folder:{tmp_path / 'in'}")
     assert labels_in(found) == dict(all=["cat", "dog", "owl"]) and sum(map(len, found.values())) == 18
     assert sum("hidden" in why for _, why in found.skipped) == 3
 
 def test_a_test_split_whose_labels_are_secret_needs_a_validation_split(tmp_path):
     path = save(tmp_path / "d", train=table(range(20), [0, 1] * 10, list("ab")), test=table(range(90, 94), [-1] * 4, list("ab")))
-    with pytest.raises(UserError, match="no image of its split 'test' has a label"): _opened(f"hf:{path}")
+    with pytest.raises(UserError, match="no image of its split 'test' has a label"): _open_dataset(f"hf:{path}")
 
 @quietly
 def test_two_images_of_one_name_are_told(tmp_path):
     path = save(tmp_path / "d", train=table(range(6), [0, 1] * 3, item_id=list("aabcde")), test=table(range(50, 54), [0, 1] * 2, item_id=list("aefg")))
-    with pytest.raises(UserError, match="1 images called as others are, first 'a': expected each item_id once"): _opened(f"hf:{path}")
+    with pytest.raises(UserError, match="1 images called as others are, first 'a': expected each item_id once"): _open_dataset(f"hf:{path}")
 
 @pytest.mark.parametrize("name", ["data/train-00000-of-00001.parquet", "train.parquet"])
 def test_a_dataset_of_the_hub_as_its_parquet_files(tmp_path, name):
@@ -579,6 +579,6 @@ def test_a_dataset_of_the_hub_as_its_parquet_files(tmp_path, name):
     rows = dict(image=[Picture.new("RGB", (8, 8), (9 * k, 0, 0)) for k in range(9)], label=["NA", "01", "1"] * 3)
     hf.Dataset.from_dict(rows, features=Features(image=Image(), label=hf.Value("string"))).to_parquet(str(tmp_path / name))
     for at in (tmp_path, tmp_path / name):
-        found = rooms._opened(f"hf:{at}")
+        found = rooms._open_dataset(f"hf:{at}")
         (d,) = found.values()
         assert sorted(d["class_name"]) == sorted(rows["label"])

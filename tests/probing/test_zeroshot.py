@@ -6,12 +6,12 @@ from scipy.stats import hypergeom
 from ccd.probing import zeroshot
 from ccd.files import UserError
 from ccd.settings import override
-from ccd.encoders.base import Card, Encoder, Features
+from ccd.encoders.base import Encoder, EncoderCard, Features
 from ccd.encoders.loading import load
 from ccd.stats import cluster_bootstrap
-from ccd.encoders.adapters.text import speaker
-from ccd.probing.zeroshot import (_PROMPTS, _class_vectors, _hit_by_lot, _name_images, _naming_accuracy, retrieval,
-                                  zero_shot)
+from ccd.encoders.adapters.text import load_text_encoder
+from ccd.probing.zeroshot import (_PROMPTS, _build_zero_shot_classifier, _expected_topk_hit,
+                                  _topk_accuracy, _zero_shot_predict, retrieval, zero_shot)
 
 pytestmark = pytest.mark.numeric
 
@@ -20,7 +20,7 @@ def rng(): return np.random.default_rng(0)
 
 def test_a_lot_is_a_draw_without_replacement():
     k, a, w, r = np.array(list(itertools.product((1, 3, 8), (0, 2, 9), (0, 1, 5), (1, 2)))).T
-    got = np.array([_hit_by_lot(q, *(np.array([v]) for v in rest))[0] for q, *rest in zip(k, a, w, r)])
+    got = np.array([_expected_topk_hit(q, *(np.array([v]) for v in rest))[0] for q, *rest in zip(k, a, w, r)])
     left = np.clip(k - a, 0, w + r)
     assert np.allclose(got, hypergeom.sf(0, w + r, r, left))
 
@@ -68,7 +68,7 @@ def test_blocks_do_not_matter(rng, monkeypatch):
     x, t, owner = rng.normal(size=(60, 8)), rng.normal(size=(150, 8)), rng.integers(0, 60, 150)
     said = rng.choice(["a", "b", *map(str, range(90))], 150).tolist()
     whole = retrieval(x, t, owner, said, np.arange(60) // 3, draws=50)
-    monkeypatch.setattr(zeroshot, "_CELLS", 1000)
+    monkeypatch.setattr(zeroshot, "_MAX_CELLS", 1000)
     pd.testing.assert_frame_equal(retrieval(x, t, owner, said, np.arange(60) // 3, draws=50), whole, rtol=1e-9)
     assert whole.clusters.max() <= 20
 
@@ -85,35 +85,35 @@ def test_what_cannot_be_retrieved_is_said(change, match):
 def test_naming_knows_the_first_k_and_takes_the_first_of_equals():
     classes = np.eye(4, dtype=np.float32)
     x = np.array([[3, 2, 1, 0], [0, 1, 2, 3], [1, 1, 1, 1]], np.float16)
-    said = _name_images(x, classes, list("dcba"), 3)
+    said = _zero_shot_predict(x, classes, list("dcba"), 3)
     assert said.tolist() == [["d", "c", "b"], ["a", "b", "c"], ["d", "c", "b"]]
-    t = _naming_accuracy(np.array(["c", "a", "a"]), said, ks=(1, 3, 5), draws=20)
+    t = _topk_accuracy(np.array(["c", "a", "a"]), said, ks=(1, 3, 5), draws=20)
     assert t.k.tolist() == [1, 3] and np.allclose(t.accuracy, [1 / 3, 2 / 3]) # of three answers no fifth is known
     labels = np.tile(np.array([1, 2, 2, 2]), 25)
-    constant = _name_images(np.ones((100, 4)), classes, [1, 2, 3, 4], 1)
-    assert _naming_accuracy(labels, constant, ks=(1,), draws=20).accuracy[0] == 0.25 # the share of class 1
-    with pytest.raises(UserError, match="2 dimensions and captions 4.*projected"): _name_images(x[:, :2], classes, list("dcba"))
+    constant = _zero_shot_predict(np.ones((100, 4)), classes, [1, 2, 3, 4], 1)
+    assert _topk_accuracy(labels, constant, ks=(1,), draws=20).accuracy[0] == 0.25 # the share of class 1
+    with pytest.raises(UserError, match="2 dimensions and captions 4.*projected"): _zero_shot_predict(x[:, :2], classes, list("dcba"))
 
 def test_unknown_templates_and_templates_without_a_place_are_refused():
     one = lambda captions: torch.ones(len(captions), 2)
-    with pytest.raises(UserError, match="unknown templates 'imagnet'"): _class_vectors(one, ["dog"], "imagnet")
-    with pytest.raises(UserError, match="expected one {}"): _class_vectors(one, ["dog"], ["{} and {}"])
-    with pytest.raises(UserError, match="0 names"): _class_vectors(one, [])
+    with pytest.raises(UserError, match="unknown templates 'imagnet'"): _build_zero_shot_classifier(one, ["dog"], "imagnet")
+    with pytest.raises(UserError, match="expected one {}"): _build_zero_shot_classifier(one, ["dog"], ["{} and {}"])
+    with pytest.raises(UserError, match="0 names"): _build_zero_shot_classifier(one, [])
 
 def test_the_emoji_world_is_named_as_it_was(tiny):
     "Against the loop that the published numbers were made with."
-    from ccd.data.emoji.scenes import gallery
-    from ccd.data.corpora import Pixels
-    from ccd.data.augment import plain_view, to_float
+    from ccd.data.emoji.scenes import single_drawings
+    from ccd.data.corpora import ImageDecoder
+    from ccd.data.augment import eval_view, to_float
     net, speak = load("random:0"), bytes_of
     turn = torch.from_numpy(np.random.default_rng(1).normal(size=(192, 64))).float()
-    see = Encoder(Card("x", "x", "x", "x", "projected"), lambda x: Features(projected=net._features(x).cls @ turn))
-    world = gallery(override(tiny, **{"world.max_drawings": 320}).world)
+    see = Encoder(EncoderCard("x", "x", "x", "x", "projected"), lambda x: Features(projected=net._features(x).cls @ turn))
+    world = single_drawings(override(tiny, **{"world.max_drawings": 320}).world)
     items = world.remove_columns(["image", "captions"]).to_pandas()
     test = np.nonzero((items.split == "test").values)[0]
     names = sorted(set(items.name[test]))
     text = sum(speak([p.format(n) for n in names]) for p in _PROMPTS).numpy()
-    x = plain_view(to_float(Pixels(world, 64)[test]), 48)
+    x = eval_view(to_float(ImageDecoder(world, 64)[test]), 48)
     right = np.array(names)[(see.vector(x).numpy() @ text.T).argmax(1)] == items.name[test].values
     share, lo, hi = cluster_bootstrap(right, items.family[test].values, 100)
     assert zero_shot(see, speak, world, 64, 100) == dict(
@@ -169,7 +169,7 @@ def saved(tmp_path_factory, tokenizer):
 def test_a_text_tower_of_transformers_says_what_its_model_says(kind, padding, saved, tokenizer):
     folder, net = saved(kind)
     eye, x = load(f"hf:{folder}#tap=projected"), torch.rand(3, 3, 32, 32)
-    speak = speaker(f"hf:{folder}")
+    speak = load_text_encoder(f"hf:{folder}")
     t = tokenizer(CAPTIONS, padding=padding, truncation=True, max_length=24, return_tensors="pt")
     if kind == "siglip": del t["attention_mask"]
     mean, std = (torch.tensor(v)[:, None, None] for v in (eye.card.mean, eye.card.std))
@@ -192,24 +192,24 @@ def test_an_open_clip_tower_and_its_classifier(tmp_path):
         mean=[0.5] * 3, std=[0.25] * 3, resize_mode="shortest", interpolation="bicubic"))))
     model = alive(open_clip.CLIP(**config))
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, tmp_path / "open_clip_model.safetensors")
-    tokenize, speak = open_clip.get_tokenizer(f"local-dir:{tmp_path}"), speaker(f"open_clip:{tmp_path}")
+    tokenize, speak = open_clip.get_tokenizer(f"local-dir:{tmp_path}"), load_text_encoder(f"open_clip:{tmp_path}")
     with torch.no_grad(): assert torch.allclose(speak(CAPTIONS), model.encode_text(tokenize(CAPTIONS), normalize=True), atol=1e-5)
     names = ["dog", "red apple", "tea"]
     theirs = build_zero_shot_classifier_legacy(model, tokenize, names, open_clip.OPENAI_IMAGENET_TEMPLATES)
-    assert np.allclose(_class_vectors(speak, names, "imagenet"), theirs.T.numpy(), atol=1e-5)
+    assert np.allclose(_build_zero_shot_classifier(speak, names, "imagenet"), theirs.T.numpy(), atol=1e-5)
 
 def test_a_run_speaks_and_a_run_without_captions_does_not(tiny, corpus, tmp_path):
-    from ccd.encoders.trained import captioner
+    from ccd.encoders.trained import load_run_text_encoder
     from ccd.training.loop import train
     own = override(tiny, **{"control.samples": 16})
     for objective in ("clip", "dino"): train(objective, own, corpus, tmp_path / objective)
-    got = speaker(f"ccd:{tmp_path / 'clip'}")(CAPTIONS)
-    assert torch.equal(got, captioner(tmp_path / "clip")(CAPTIONS))
+    got = load_text_encoder(f"ccd:{tmp_path / 'clip'}")(CAPTIONS)
+    assert torch.equal(got, load_run_text_encoder(tmp_path / "clip")(CAPTIONS))
     assert got.shape[1] == load(f"ccd:{tmp_path / 'clip'}#tap=projected").vector(torch.rand(1, 3, *[own.control.vit.image_size] * 2)).shape[1]
-    with pytest.raises(UserError, match="trained without captions"): speaker(f"ccd:{tmp_path / 'dino'}")
+    with pytest.raises(UserError, match="trained without captions"): load_text_encoder(f"ccd:{tmp_path / 'dino'}")
 
 def test_an_encoder_without_text_is_refused(saved, tmp_path):
-    with pytest.raises(UserError, match="no text side"): speaker("random:0")
-    with pytest.raises(UserError, match="no finished run"): speaker(f"ccd:{tmp_path}")
-    with pytest.raises(UserError, match="is a clip_vision_model and has no text tower"): speaker(f"hf:{saved('eye')[0]}")
-    with pytest.raises(UserError, match="names no weights"): speaker("open_clip:ViT-B-16")
+    with pytest.raises(UserError, match="no text side"): load_text_encoder("random:0")
+    with pytest.raises(UserError, match="no finished run"): load_text_encoder(f"ccd:{tmp_path}")
+    with pytest.raises(UserError, match="is a clip_vision_model and has no text tower"): load_text_encoder(f"hf:{saved('eye')[0]}")
+    with pytest.raises(UserError, match="names no weights"): load_text_encoder("open_clip:ViT-B-16")

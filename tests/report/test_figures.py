@@ -30,9 +30,9 @@ def texts(fig):
 @pytest.fixture(scope="module")
 def grid():
     t = curves(MEASURES, AXES)
-    fig = growth.growth_grid(t, "metric", "axis", "name", UNDER, percent=True)
+    fig = growth.scaling_curves(t, "metric", "axis", "name", UNDER, percent=True)
     yield t, fig
-    style.plt().close(fig)
+    style.styled_pyplot().close(fig)
 
 def test_a_grid_draws_every_curve_once(grid):
     t, fig = grid
@@ -49,9 +49,9 @@ def test_a_measure_has_one_scale_along_all_axes(grid):
 @pytest.mark.parametrize("rows, measures, axes", [("metric", 9, 4), ("axis", 5, 3), ("axis", 1, 1)]) # either may be the rows
 def test_a_grid_can_be_read_at_the_width_of_a_page(rows, measures, axes):
     t = curves(MEASURES[:measures], list(AXES)[:axes])
-    fig = growth.growth_grid(t, rows, {"metric": "axis", "axis": "metric"}[rows], "name", UNDER, percent=True)
+    fig = growth.scaling_curves(t, rows, {"metric": "axis", "axis": "metric"}[rows], "name", UNDER, percent=True)
     boxes, (w, h) = texts(fig), fig.canvas.get_width_height()
-    style.plt().close(fig)
+    style.styled_pyplot().close(fig)
     assert w <= 780, "wider than the text of a page"
     small = min(t.get_fontsize() for t, _ in boxes) * fig.dpi / 72
     assert small >= 12 and small * min(1, PHONE / w) >= 8, "letters of fewer px than can be read"
@@ -69,7 +69,7 @@ def test_ways_of_teaching_stand_where_their_numbers_are(measures):
     names, rng = ("CLIP", "classifier on concepts", "DINO"), np.random.default_rng(0)
     t = pd.DataFrame([dict(name=n, metric=m, few=few, value=v, all_lo=v - 0.02, all_hi=v + 0.03)
                       for n in names for m in measures for few in (False, True) for v in [rng.uniform(0.1, 0.9)]])
-    fig = growth.arms_plot(t, ("all", "some"), {measures[0]: 0.25})
+    fig = growth.supervision_plot(t, ("all", "some"), {measures[0]: 0.25})
     assert len(fig.axes) == len(measures) # no empty panel
     for ax, m in zip(fig.axes, measures):
         own = t[t.metric == m]
@@ -79,7 +79,7 @@ def test_ways_of_teaching_stand_where_their_numbers_are(measures):
         rows = {n: np.mean([y for x, y in dots if (own.value[own.name == n] - x).abs().min() < 1e-9]) for n in names}
         assert rows["CLIP"] > rows["classifier on concepts"] > rows["DINO"] # in the order that was given
     boxes = texts(fig)
-    style.plt().close(fig)
+    style.styled_pyplot().close(fig)
     assert not [(x.get_text(), y.get_text()) for (x, a), (y, b) in itertools.combinations(boxes, 2) if a.overlaps(b)]
 
 def probes(tasks):
@@ -92,14 +92,14 @@ def run_of(*names): # metrics as training writes them
     return {n: pd.DataFrame(dict(samples=x, loss=4 * np.exp(-x / 1e5) + 1)) for n in names}
 
 FIGURES = dict(
-    probes=lambda: accuracy.probe_bars(probes(MEASURES)),
-    leads=lambda: accuracy.lead_dots(probes(MEASURES).rename(columns=dict(encoder="a", linear="difference")).assign(probe="linear")),
-    shots=lambda: accuracy.shot_curves(pd.DataFrame([dict(encoder=e, task=t, shots=s, top1=0.1 + s / 50, short=0, classes=9)
+    probes=lambda: accuracy.probe_dots(probes(MEASURES)),
+    leads=lambda: accuracy.difference_dots(probes(MEASURES).rename(columns=dict(encoder="a", linear="difference")).assign(probe="linear")),
+    shots=lambda: accuracy.few_shot_curves(pd.DataFrame([dict(encoder=e, task=t, shots=s, top1=0.1 + s / 50, short=0, classes=9)
                                               for e in ("CLIP", "DINO", "random ViT") for t in MEASURES for s in (1, 2, 4, 8, 16)])),
     losses=lambda: accuracy.loss_curves(run_of("CLIP", "DINO", "SigLIP"), dict.fromkeys(("CLIP", "DINO", "SigLIP"), 4.2)),
-    shares=lambda: similarity.agreement_bars(pd.DataFrame([dict(direction=d, factor=k, share=0.5, lo=0.4, hi=0.6, chance=0.1, pairs=99)
+    shares=lambda: similarity.agreement_dots(pd.DataFrame([dict(direction=d, factor=k, share=0.5, lo=0.4, hi=0.6, chance=0.1, pairs=99)
                                                   for d in "ab" for k in similarity.FACTOR_NAMES])),
-    arms=lambda: growth.arms_plot(pd.DataFrame([dict(name=n, metric=m, few=few, value=0.4, all_lo=0.3, all_hi=0.5) for m in MEASURES
+    arms=lambda: growth.supervision_plot(pd.DataFrame([dict(name=n, metric=m, few=few, value=0.4, all_lo=0.3, all_hi=0.5) for m in MEASURES
                              for n in ("CLIP", "CLIP, shuffled captions", "classifier on concepts") for few in (False, True)]), ("all", "some"), {}),
     compute=lambda: growth.compute_plot(pd.DataFrame([dict(recipe=r, metric=m, flops=10.0 ** e, value=e / 30, all_lo=e / 40, all_hi=e / 25, best=True)
                                                  for r in ("clip", "dino") for m in MEASURES for e in (12, 13.5, 15)]), dict(clip="CLIP", dino="DINO")),
@@ -109,7 +109,7 @@ FIGURES = dict(
 def test_a_figure_can_be_read_on_a_phone(name):
     fig = FIGURES[name]()
     boxes, (w, h) = texts(fig), fig.canvas.get_width_height()
-    style.plt().close(fig)
+    style.styled_pyplot().close(fig)
     small = min(t.get_fontsize() for t, _ in boxes) * fig.dpi / 72 * min(1, PHONE / w)
     assert small >= 7.9, f"letters of {small:.1f} px"
     assert all(b.x0 >= -1 and b.y0 >= -1 and b.x1 <= w + 1 and b.y1 <= h + 1 for _, b in boxes), "cut off at the edge"

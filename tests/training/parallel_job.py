@@ -2,7 +2,8 @@
 import torch
 from ccd.files import UserError
 from ccd.settings import override, preset
-from ccd.training.distributed import average, first, first_goes_first, start, whole
+from ccd.training.distributed import (all_reduce_mean, full_tensor, init_distributed,
+                                      is_main_process, main_process_first)
 from ccd.data.corpora import open_corpus
 from ccd.training.trainer import Trainer, on_device
 from ccd.training.loop import train
@@ -32,10 +33,10 @@ def gradients(objective, corpus, changes, sharding="ddp", micro=0, steps=2):
     t = Trainer(objective, settings(**changes, **{"run.sharding": sharding, "run.micro_batch": micro}), corpus)
     for k in range(steps - 1): t.step(k, t.feed(k))
     loss, _ = t._gradients(t.model.batch(on_device(t.feed(steps - 1))), 0.5, steps - 1)
-    found = {k: whole(p.grad) for k, p in t.model.named_parameters() if p.grad is not None}
+    found = {k: full_tensor(p.grad) for k, p in t.model.named_parameters() if p.grad is not None}
     t.model.after_step(0.5)
     kept = [*t.model.named_buffers(), *((k, p) for k, p in t.model.named_parameters() if not p.requires_grad)]
-    return found | {k: whole(v) for k, v in kept} | dict(loss=average(loss))
+    return found | {k: full_tensor(v) for k, v in kept} | dict(loss=all_reduce_mean(loss))
 
 def all_gradients(corpus, llama, spread=True):
     return {(name, *how): gradients(o, corpus, changes, *how) for name, (o, changes, hows) in arms(llama).items()
@@ -51,8 +52,8 @@ def training(corpus, name, sharding, out, killed=0, **changes):
     except UserError as e: return str(e)
 
 def main(out, jobs):
-    start()
-    with first_goes_first(): corpus = open_corpus(settings().world).corpus
+    init_distributed()
+    with main_process_first(): corpus = open_corpus(settings().world).corpus
     said = [training(corpus, *job[:-1], **job[-1]) for job in jobs] if isinstance(jobs, list) else \
         all_gradients(corpus, jobs["llama"])
-    if first(): torch.save(said, out)
+    if is_main_process(): torch.save(said, out)

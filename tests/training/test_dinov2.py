@@ -7,14 +7,14 @@ from timm.layers import resample_abs_pos_embed
 import torch.nn.functional as F
 from ccd.data import augment
 from ccd.training.audit import audit
-from ccd.files import UserError, content_hash, plain, read_json
+from ccd.files import UserError, content_hash, read_json, to_plain_dict
 from ccd.settings import Dinov2, PRESETS, ViT, WEB_MAE, WEB_SSL, apply_recipe, override, preset
 from ccd.runs import run_settings
-from ccd.training.objectives.distillation import _koleo, _patch_loss, _sinkhorn
-from ccd.training.objectives.masked import _to_patches, mae_loss
-from ccd.training.objectives.registry import build
-from ccd.data.batches import Shown
-from ccd.training.towers import _patch_tokens, _through, build_vit, weights_hash
+from ccd.training.objectives.distillation import _ibot_loss, _koleo, _sinkhorn
+from ccd.training.objectives.masked import _patchify, mae_loss
+from ccd.training.objectives.registry import build_objective
+from ccd.data.batches import Batch
+from ccd.training.towers import _embed_patches, _forward_blocks, build_vit, weights_hash
 from ccd.training.trainer import Trainer, on_device
 from ccd.training.loop import train
 from conftest import outputs
@@ -34,7 +34,7 @@ def double(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator
 def close(a, b, tol=1e-6): torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=tol, atol=tol, check_dtype=False)
 
 def shown(n=6, size=64, seed=0):
-    return Shown(torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)), torch.arange(n), None, None, None)
+    return Batch(torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)), torch.arange(n), None, None, None)
 
 # --- Sinkhorn
 
@@ -84,7 +84,7 @@ def test_patch_loss_takes_crops_alike():
     p, log_q = double(3, 4, 5).softmax(-1), double(3, 4, 5, seed=1).log_softmax(-1)
     share = (1 / hidden.sum(1, keepdim=True).clamp(min=1)).expand(3, 4)[hidden]
     by_crop = [sum(-(p[i, m] * log_q[i, m]).sum() for m in range(4) if hidden[i, m]) / max(int(hidden[i].sum()), 1) for i in range(3)]
-    close(_patch_loss(p[hidden], log_q[hidden], share, 3), sum(by_crop) / 3)
+    close(_ibot_loss(p[hidden], log_q[hidden], share, 3), sum(by_crop) / 3)
 
 # --- the whole of DINOv2, a crop at a time
 
@@ -122,7 +122,7 @@ def plain_dinov2(m, batch, t):
 @pytest.mark.parametrize("changes", [{}, {"dinov2.shared_head": True, "dinov2.centering": "mean"},
                                      {"dinov2.local_crops": 0, "dinov2.patch_weight": 0.5, "dinov2.mask_probability": 1.0}])
 def test_dinov2_is_its_equations(changes):
-    m = build("dinov2", settings("dinov2", **changes)).double().eval()
+    m = build_objective("dinov2", settings("dinov2", **changes)).double().eval()
     m.mask_token.data.normal_(); m.center.normal_(std=0.1); m.patch_center.normal_(std=0.1)
     m.teacher_vision.pos_embed.data += 0.1 * double(*m.teacher_vision.pos_embed.shape)
     batch = m.batch(shown())
@@ -131,12 +131,12 @@ def test_dinov2_is_its_equations(changes):
     for h in (m.head, m.teacher_head, *m.heads()): # as they are, in double precision
         h.forward = lambda x, h=h: F.normalize(h.mlp(x), dim=-1) @ F.normalize(h.prototypes, dim=-1).T
     encoded = m.encode(batch, 0.5)
-    encoded["cls"] = _through(m.vision, _patch_tokens(m.vision, batch["crops"][0].flatten(0, 1), batch["hidden"].flatten(0, 1),
+    encoded["cls"] = _forward_blocks(m.vision, _embed_patches(m.vision, batch["crops"][0].flatten(0, 1), batch["hidden"].flatten(0, 1),
                                                    m.mask_token))[:, 0].view(6, 2, -1)
     close(m.loss(encoded, 0.5)[0].detach(), plain_dinov2(m, batch, 0.5).detach())
 
 def test_centres_follow_both_kinds_of_answers(corpus):
-    m = build("dinov2", settings("dinov2", **{"dinov2.centering": "mean", "dinov2.center_momentum": 0.75}))
+    m = build_objective("dinov2", settings("dinov2", **{"dinov2.centering": "mean", "dinov2.center_momentum": 0.75}))
     batch = m.batch(shown())
     e = m.encode(batch, 0.0)
     m.loss(e, 0.0); m.after_step(0.0)
@@ -146,13 +146,13 @@ def test_centres_follow_both_kinds_of_answers(corpus):
 
 @pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
 def test_a_centre_is_logged_where_there_is_one(centering):
-    m = build("dinov2", settings("dinov2", **{"dinov2.centering": centering}))
+    m = build_objective("dinov2", settings("dinov2", **{"dinov2.centering": centering}))
     m.loss(m.encode(m.batch(shown()), 0.0), 0.0)
     assert {"teacher_entropy", "mean_entropy", "feature_rank"} <= m.health().keys()
     assert ("center_norm" in m.health()) == (centering == "mean")
 
 def test_the_teacher_sees_what_the_student_does_not():
-    m = build("dinov2", settings("dinov2", **{"dinov2.mask_probability": 1.0}))
+    m = build_objective("dinov2", settings("dinov2", **{"dinov2.mask_probability": 1.0}))
     batch = m.batch(shown())
     blank = batch["crops"][0].clone() # paint over the hidden patches
     grid = batch["hidden"].view(6, 2, 1, 4, 4).repeat_interleave(12, 3).repeat_interleave(12, 4)
@@ -208,7 +208,7 @@ def test_mae_loss_is_its_equation_and_ignores_what_is_seen():
     close(mae_loss(painted, patches, hidden, False), (painted - patches)[hidden].square().mean())
 
 def test_mae_encodes_what_is_seen_and_nothing_else():
-    m = build("mae", settings("mae"))
+    m = build_objective("mae", settings("mae"))
     batch = m.batch(shown())
     assert (batch["hidden"].sum(1) == 12).all()
     grid = batch["hidden"].view(6, 1, 4, 4).repeat_interleave(12, 2).repeat_interleave(12, 3)
@@ -222,18 +222,18 @@ def test_mae_encodes_what_is_seen_and_nothing_else():
     assert lengths == [1 + 16 - 12]
 
 def test_painted_patches_stand_where_they_belong():
-    m = build("mae", settings("mae"))
+    m = build_objective("mae", settings("mae"))
     batch = m.batch(shown())
-    x = m.narrow(_through(m.vision, torch.cat([(h := _patch_tokens(m.vision, batch["image"]))[:1, :1],
+    x = m.narrow(_forward_blocks(m.vision, torch.cat([(h := _embed_patches(m.vision, batch["image"]))[:1, :1],
                                               h[:1, 1:][:, ~batch["hidden"][0]]], 1)))
     row, seen = m.mask_token.expand(1, 16, -1).clone(), x[:, 1:]
     row[:, ~batch["hidden"][0]] = seen
-    out = _through(m.decoder, torch.cat([x[:, :1], row], 1) + m.decoder.pos_embed)
+    out = _forward_blocks(m.decoder, torch.cat([x[:, :1], row], 1) + m.decoder.pos_embed)
     close(m.encode(batch, 0.0)["painted"][:1], m.paint(out[:, 1:]), 1e-5)
 
 def test_patches_are_squares_of_the_picture():
     x = torch.rand(2, 3, 24, 24)
-    p = _to_patches(x, 8)
+    p = _patchify(x, 8)
     assert p.shape == (2, 9, 192)
     close(p[1, 5], x[1, :, 8:16, 16:24].permute(1, 2, 0).flatten(), 0)
 
@@ -375,7 +375,7 @@ def test_a_run_of_something_else_is_no_beginning(corpus, first_run, tmp_path, na
 
 def test_a_release_or_a_folder_is_no_beginning(corpus, tmp_path):
     with pytest.raises(UserError, match="not a finished run"): train("dinov2", settings("dinov2"), corpus, tmp_path / "run", origin=tmp_path)
-    s = settings("clip", **{f"control.vit.{k}": v for k, v in plain(preset("mini").control.vit).items()})
+    s = settings("clip", **{f"control.vit.{k}": v for k, v in to_plain_dict(preset("mini").control.vit).items()})
     with pytest.raises(UserError, match="a release brings the encoder alone"):
         train("clip", s, corpus, tmp_path / "run", origin=RESULTS / "emoji-small/encoders/clip-0")
 
@@ -392,5 +392,5 @@ def test_results_from_before_keep_their_names():
     before = override(now, **{"dino.head_init": "trunc_normal"}) # what it was before it was a setting
     assert made == {n: content_hash(run_settings(n, before)) for n in made}
     assert made["clip"] == content_hash(run_settings("clip", now)) and made["dino"] != content_hash(run_settings("dino", now))
-    assert "dinov2" not in plain(preset("paper"))
-    assert "ffn" not in plain(ViT()) and plain(ViT(ffn="swiglu", layer_scale=1e-5))["ffn"] == "swiglu"
+    assert "dinov2" not in to_plain_dict(preset("paper"))
+    assert "ffn" not in to_plain_dict(ViT()) and to_plain_dict(ViT(ffn="swiglu", layer_scale=1e-5))["ffn"] == "swiglu"

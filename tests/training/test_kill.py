@@ -2,8 +2,8 @@
 import json, os, random, shutil, signal
 import pandas as pd, pytest
 from ccd.files import read_json, write_json
-from ccd.runs import stage
-from ccd.study.command import _results
+from ccd.runs import cached_stage
+from ccd.study.command import _output_hashes
 from ccd.training.loop import metrics, train
 from conftest import OPTIONS, STEPS, finish, outputs, signal_when, start, step_of
 
@@ -28,7 +28,7 @@ def test_killed_in_every_stage(tmp_path, cache, whole):
         assert code == -signal.SIGKILL and not over.exists(), over
     said, code = finish(start(*command, CCD_CACHE=own))
     assert code == 0, said
-    assert _results(out) == _results(whole)
+    assert _output_hashes(out) == _output_hashes(whole)
     for run in ("clip-0", "dino-0"):
         kills = sum(r == run for r, _ in TRAINING)
         timed = [json.loads(l) for l in (out / "train" / run / "timing.jsonl").read_text().splitlines()]
@@ -85,10 +85,10 @@ def dead_pid():
 
 def test_stale_stages_are_no_results_and_are_swept(tmp_path):
     make = lambda tmp: write_json(tmp / "one.json", 1)
-    stage(tmp_path / "made", {}, {}, make)
-    want = _results(tmp_path)
+    cached_stage(tmp_path / "made", {}, {}, make)
+    want = _output_hashes(tmp_path)
     stale = tmp_path / f".made.tmp-{dead_pid()}" # killed between its manifest and its name
-    stage(stale, {}, {}, make)
-    assert _results(tmp_path) == want
-    stage(tmp_path / "made", dict(other=1), {}, make)
+    cached_stage(stale, {}, {}, make)
+    assert _output_hashes(tmp_path) == want
+    cached_stage(tmp_path / "made", dict(other=1), {}, make)
     assert not stale.exists()

@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from torch import nn
 from ccd.data import augment
 from ccd.training.objectives import contrastive
-from ccd.files import UserError, content_hash, plain
-from ccd.settings import Settings, apply_recipe, from_plain, override, preset
+from ccd.files import UserError, content_hash, to_plain_dict
+from ccd.settings import Settings, apply_recipe, from_plain_dict, override, preset
 from ccd.runs import run_settings
 from ccd.training.objectives.contrastive import clip_loss, siglip_loss
-from ccd.training.objectives.registry import build
+from ccd.training.objectives.registry import build_objective
 from ccd.data.corpora import open_corpus
 from ccd.training.trainer import Trainer, on_device
 from ccd.training.loop import train
@@ -136,7 +136,7 @@ def same_but_key_bias(ours, theirs): # a key's bias adds the same to all scores 
 def test_three_steps_of_dino_are_those_of_the_paper(corpus):
     s = settings("dino", **{"dino.warmup_teacher_temp": 0.07, "control.final_weight_decay": 0.4,
                             "dino.momentum": 0.9, "control.lr": 1e-4})
-    t, other = Trainer("dino", s, corpus), build("dino", s)
+    t, other = Trainer("dino", s, corpus), build_objective("dino", s)
     plain = Dino(s, (other.vision, other.head), (other.teacher_vision, other.teacher_head)).eval()
     before = other.teacher_head.prototypes.clone()
     for k in range(3):
@@ -157,9 +157,9 @@ def test_dino_learns_from_light_views_alone(corpus):
     globals_, = t.model.batch(on_device(t.feed(0)))
     assert globals_.shape[1] == 2 == t.model.views_per_sample["student"] and not torch.equal(globals_[:, 0], globals_[:, 1])
     shown, c = on_device(t.feed(0)), s.control
-    close(globals_[:, 1], augment.normalize(augment._crop(shown.images, augment._random_box(
-        augment._uniform(c.seed, shown.sample, 17, 4), s.world.size, c.base_crop), c.vit.image_size), c))
-    assert not torch.equal(t.model.vision.cls_token, build("dino", s).vision.cls_token)
+    close(globals_[:, 1], augment.normalize(augment._crop(shown.images, augment._random_resized_crop_box(
+        augment._counter_uniform(c.seed, shown.sample, 17, 4), s.world.size, c.base_crop), c.vit.image_size), c))
+    assert not torch.equal(t.model.vision.cls_token, build_objective("dino", s).vision.cls_token)
 
 # --- the arms of CLIP
 
@@ -174,7 +174,7 @@ def test_views_of_dino_take_turns(corpus):
 
 def test_the_averaged_encoder_is_the_average(corpus):
     s = settings("clip-dino-views", **{"clip.ema": 0.8})
-    first = build("clip", s)
+    first = build_objective("clip", s)
     now = lambda m: m.vision.state_dict() | {"projection.weight": m.projection.weight}
     mean = {k: v.detach().clone() for k, v in now(first).items()}
     def watch(t, k):
@@ -220,17 +220,17 @@ def test_a_loss_that_is_no_number_stops_the_run(corpus, tmp_path, monkeypatch):
 def test_prototypes_start_as_long_as_those_of_the_reference(objective, of):
     "facebookresearch/dino leaves `last_layer` as nn.Linear starts; encoders from before this was a setting started shorter."
     s = override(preset("mini"), **{f"{objective}.bottleneck": 64, f"{objective}.out_dim": 512})
-    length = lambda s: getattr(build(objective, s), of).prototypes.norm(dim=1).mean().item()
+    length = lambda s: getattr(build_objective(objective, s), of).prototypes.norm(dim=1).mean().item()
     torch.manual_seed(0)
     reference = nn.Linear(64, 512, bias=False).weight.norm(dim=1).mean().item()
     assert length(s) == pytest.approx(reference, rel=0.02)
     assert length(override(s, **{f"{objective}.head_init": "trunc_normal"})) == pytest.approx(0.02 * 8, rel=0.02)
 
 def test_settings_from_before_a_field_read_as_what_they_were():
-    new = plain(preset("mini"))
+    new = to_plain_dict(preset("mini"))
     assert new["dino"].pop("head_init") == "linear"
-    old = from_plain(Settings, new)
-    assert old.dino.head_init == "trunc_normal" and plain(old) == new
+    old = from_plain_dict(Settings, new)
+    assert old.dino.head_init == "trunc_normal" and to_plain_dict(old) == new
     assert content_hash(old.dino) != content_hash(preset("mini").dino)
     assert run_settings("dino", old) != run_settings("dino", preset("mini"))
     assert run_settings("clip", old) == run_settings("clip", preset("mini"))

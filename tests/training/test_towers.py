@@ -167,7 +167,7 @@ def test_a_frozen_model_reads_a_caption_once(model, monkeypatch):
 @torch.no_grad()
 def test_what_is_kept_is_bounded(model, monkeypatch):
     t, batch = tower(model("gpt2"), unlocked=0), 8
-    monkeypatch.setattr(towers, "_KEPT", 20 * WIDTH * 4)
+    monkeypatch.setattr(towers, "_CAPTION_CACHE_BYTES", 20 * WIDTH * 4)
     for k in range(12): # half of each batch was in the one before
         said = [f"{n} cats" for n in range(4 * k, 4 * k + batch)]
         torch.testing.assert_close(t(t.tokenize(said)), t.head(t._read(**t.tokenize(said))), atol=1e-5, rtol=1e-5)

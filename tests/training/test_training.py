@@ -3,9 +3,9 @@ import random, shutil, signal
 import numpy as np, pytest, torch
 from ccd.training.audit import audit, match_compute
 from ccd.files import UserError, read_json, write_json
-from ccd.settings import World, override
-from ccd.data.batches import Feed, _epoch_order, sample_rows
-from ccd.training.loop import _in_words, train
+from ccd.settings import DataSettings, override
+from ccd.data.batches import BatchLoader, _epoch_order, sample_rows
+from ccd.training.loop import _describe_data, train
 from ccd.training.objectives import contrastive, distillation
 from conftest import STEPS, outputs
 
@@ -48,8 +48,8 @@ def test_another_seed_gives_other_weights(tiny, corpus, whole, tmp_path):
 
 def test_batches_do_not_depend_on_what_was_prepared(corpus, tiny):
     same = lambda a, b: all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(a, b))
-    fresh = lambda step: Feed(corpus, tiny.control, tiny.world.size)(step)
-    feed = Feed(corpus, tiny.control, tiny.world.size)
+    fresh = lambda step: BatchLoader(corpus, tiny.control, tiny.world.size)(step)
+    feed = BatchLoader(corpus, tiny.control, tiny.world.size)
     for step in (0, 1, 2, 7, 3, 4, STEPS - 1, 4): assert same(feed(step), fresh(step)), step
     assert not same(fresh(1), fresh(2))
 
@@ -62,7 +62,7 @@ def test_every_epoch_sees_every_row_once(n, batch):
     assert len(np.unique(epochs, axis=0)) > 1
 
 def test_captions_of_a_picture_take_turns(tiny, corpus):
-    feed = Feed(corpus, tiny.control, tiny.world.size)
+    feed = BatchLoader(corpus, tiny.control, tiny.world.size)
     said = [(corpus["captions"][int(r)].index(c)) for s in range(8) for r, c in zip(feed.rows(s), feed(s)[2])]
     assert set(said) == {0, 1, 2}
 
@@ -105,9 +105,9 @@ def test_the_audit_of_an_older_run_reads_what_it_was(whole, tmp_path):
     assert list(t.loc["own: head_init"]) == ["trunc_normal", "linear", False]
 
 def test_the_audit_says_the_data_without_a_path():
-    assert _in_words(World(source="shards:/home/me/datacomp-12m")) == "shards:datacomp-12m"
-    assert _in_words(World(source="filter:light:/home/me/kept")) == "filter:kept"
-    said = {_in_words(World(**c)) for c in ({}, dict(caption_policy="name+style"), dict(source="emoji:0.5"), dict(scenes=9), dict(seed=1))}
+    assert _describe_data(DataSettings(source="shards:/home/me/datacomp-12m")) == "shards:datacomp-12m"
+    assert _describe_data(DataSettings(source="filter:light:/home/me/kept")) == "filter:kept"
+    said = {_describe_data(DataSettings(**c)) for c in ({}, dict(caption_policy="name+style"), dict(source="emoji:0.5"), dict(scenes=9), dict(seed=1))}
     assert len(said) == 5
 
 def test_samples_at_equal_compute(whole):

@@ -14,26 +14,26 @@ from ccd.settings import override, preset
 from ccd.runs import read_manifest, write_manifest
 from ccd.data.emoji.drawings import drawings
 from ccd.data.emoji.scenes import words
-from ccd.vqa.llava.settings import changed, vlm_preset
-from ccd.vqa.llava.conversations import _Talks
-from ccd.vqa.llava.answering import VLM_FLOORS
+from ccd.vqa.llava.settings import apply_overrides, vlm_preset
+from ccd.vqa.llava.conversations import _Conversations
+from ccd.vqa.llava.answering import CONDITION_SUFFIXES
 from ccd.vqa.statistics.answers import answer_table
-from ccd.vqa.statistics.aggregation import _made_answers
+from ccd.vqa.statistics.aggregation import _simulate_answers
 from conftest import FEW
 from schemas import RESULTS, differences
 
 WORLD = preset("smoke").world
-FACTORS = list(ceiling._factor_sizes())
+FACTORS = list(ceiling._patch_label_sizes())
 
 def told(subset, index=0, side=6, split="train"):
     image, row = emoji_questions.question(WORLD, subset, index, split)
     facts = json.loads(row["facts"])
-    return dict(zip(FACTORS, ceiling._patch_factors(facts, WORLD.size, side))), facts, row
+    return dict(zip(FACTORS, ceiling._patch_labels(facts, WORLD.size, side))), facts, row
 
 # --- what lies under each patch
 
 def test_every_number_is_below_its_classes():
-    sizes = ceiling._factor_sizes()
+    sizes = ceiling._patch_label_sizes()
     for subset in materials.SUBSETS:
         under = told(subset, 1, split="test")[0]
         for f, x in under.items(): assert -100 <= x.min() and x.max() < sizes[f], (subset, f)
@@ -82,7 +82,7 @@ def test_bars_and_numbers_are_counted():
 # --- the objective
 
 def test_the_loss_weighs_what_lies_somewhere_as_much_as_that_nothing_does():
-    m = ceiling._FactorObjective(preset("smoke"))
+    m = ceiling._PatchLabelObjective(preset("smoke"))
     g, sizes = torch.Generator().manual_seed(0), list(m.sizes.values())
     logits = torch.randn(3, 16, sum(sizes), generator=g)
     label = torch.stack([torch.randint(0, min(n, 4), (3, 16), generator=g) for n in sizes], 1)
@@ -103,21 +103,21 @@ def test_the_loss_weighs_what_lies_somewhere_as_much_as_that_nothing_does():
 def test_a_ceiling_is_taught_and_loads_as_any_encoder(tmp_path):
     from ccd.encoders.loading import load
     s = override(preset("smoke"), **{"control.lr": 5e-3})
-    run = ceiling.ceiling(s, tmp_path / "run")
+    run = ceiling.train_oracle(s, tmp_path / "run")
     lines = [json.loads(l) for l in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [l["loss"] for l in lines if "loss" in l]
     assert losses[-1] < 0.8 * losses[0]
     e = load(f"ccd:{run}")
-    assert e.card.name == ceiling.CEILING and "patches" in e.taps
-    corpus = ceiling._factor_corpus(s, 20)
+    assert e.card.name == ceiling.ORACLE and "patches" in e.taps
+    corpus = ceiling._oracle_dataset(s, 20)
     assert len(corpus["factors"][0]) == len(FACTORS) * (s.control.vit.image_size // s.control.vit.patch_size) ** 2
 
 # --- the tables
 
 def test_what_is_not_informative_leaves_every_average():
-    sees = {"A": 0.6, "B": 0.4, ceiling.CEILING: {s: 0.3 if s in ("rows", "thing") else 0.9 for s in materials.SUBSETS}}
-    right = sees | {n + VLM_FLOORS[f]: 0.25 for n in sees for f in ("none", "other")}
-    t = command._tables_of(_made_answers(dict.fromkeys(materials.SUBSETS, 60), right), list(sees), materials.CATEGORIES, draws=200)
+    sees = {"A": 0.6, "B": 0.4, ceiling.ORACLE: {s: 0.3 if s in ("rows", "thing") else 0.9 for s in materials.SUBSETS}}
+    right = sees | {n + CONDITION_SUFFIXES[f]: 0.25 for n in sees for f in ("none", "other")}
+    t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 60), right), list(sees), materials.CATEGORIES, draws=200)
     mean = t["summary"].query("encoder == 'A' and level == 'category' and convention == 'macro'").set_index("name")
     alone = t["summary"].query("encoder == 'A' and level == 'subset'").set_index("name").score
     for c, leaves in materials.CATEGORIES.items():
@@ -126,33 +126,33 @@ def test_what_is_not_informative_leaves_every_average():
     assert set(t["floors"].a) == set(sees)
 
 def test_without_a_ceiling_nothing_is_left_out():
-    right = {n + f: 0.4 for n in ("A", "B") for f in VLM_FLOORS.values()}
-    t = command._tables_of(_made_answers(dict.fromkeys(materials.SUBSETS, 20), right), ["A", "B"], materials.CATEGORIES, draws=50)
+    right = {n + f: 0.4 for n in ("A", "B") for f in CONDITION_SUFFIXES.values()}
+    t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 20), right), ["A", "B"], materials.CATEGORIES, draws=50)
     assert "informative" not in t and not t["summary"].left_out.any()
 
 SMALL = dict(list(materials.CATEGORIES.items())[:2]) # two categories are enough
 
 def answered(right, runs): # of two encoders and of the same models without the image and with another
-    parts = [_made_answers({s: 60 for c in SMALL.values() for s in c}, {e + f: right[e] if f == "" else 0.25 for e in right for f in VLM_FLOORS.values()},
+    parts = [_simulate_answers({s: 60 for c in SMALL.values() for s in c}, {e + f: right[e] if f == "" else 0.25 for e in right for f in CONDITION_SUFFIXES.values()},
                           seed=7 * k).assign(seed=k) for k in range(max(runs.values()))]
     a = pd.concat(parts, ignore_index=True)
     return a[[k < runs[e.partition(",")[0]] for e, k in zip(a.encoder, a.seed)]]
 
 def test_of_two_encoders_at_their_baseline_one_sentence_says_that_there_is_no_verdict():
-    t = command._tables_of(answered(dict(A=0.25, B=0.26), dict(A=1, B=1)), ["A", "B"], SMALL, draws=100)
+    t = command._result_tables(answered(dict(A=0.25, B=0.26), dict(A=1, B=1)), ["A", "B"], SMALL, draws=100)
     assert (t["differences"].query("convention == 'macro'").above_baseline == "neither").all()
-    assert command.verdicts(t["differences"], "A", "B") == "No verdict: neither A nor B is above its own no-image baseline in any category."
+    assert command.summary_text(t["differences"], "A", "B") == "No verdict: neither A nor B is above its own no-image baseline in any category."
     assert command.over_runs(t["differences"]).startswith("Every encoder was trained once")
 
 def test_a_verdict_is_given_where_one_is_above_its_baseline_and_a_star_only_where_both_have_several_runs():
-    from ccd.report.questions import gap_table
+    from ccd.report.questions import vqa_difference_table
     first = list(SMALL)[0]
     right = {"A": {s: 0.8 if c == first else 0.25 for c, ss in SMALL.items() for s in ss}, "B": 0.25}
     for runs, star in ((dict(A=3, B=3), True), (dict(A=3, B=1), False), (dict(A=1, B=1), False)):
-        t = command._tables_of(answered(right, runs), ["A", "B"], SMALL, draws=100)["differences"]
-        said = command.verdicts(t, "A", "B")
+        t = command._result_tables(answered(right, runs), ["A", "B"], SMALL, draws=100)["differences"]
+        said = command.summary_text(t, "A", "B")
         assert said.startswith(f"{first}: A leads by") and f"No verdict on {list(SMALL)[1]}" in said
-        assert gap_table(t, SMALL).loc[first, "A − B"].endswith("*") == star
+        assert vqa_difference_table(t, SMALL).loc[first, "A − B"].endswith("*") == star
         assert ("B was trained once" in said) == (runs == dict(A=3, B=1)) and ("these two checkpoints" in said) == (runs == dict(A=1, B=1))
 
 # --- the command
@@ -166,7 +166,7 @@ def test_the_command_from_end_to_end(tmp_path, capsys, monkeypatch):
     m = read_manifest(results)
     assert {"summary.csv", "differences.csv", "floors.csv", "answers.parquet", "encoders.csv"} <= set(m["outputs"])
     a = pd.read_parquet(results / "answers.parquet")
-    assert set(a.encoder) == {n + f for n in ("random ViT", "raw pixels") for f in VLM_FLOORS.values()}
+    assert set(a.encoder) == {n + f for n in ("random ViT", "raw pixels") for f in CONDITION_SUFFIXES.values()}
     assert a.groupby("encoder").size().eq(4 * len(materials.SUBSETS)).all()
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
     main(said) # all is there
@@ -196,10 +196,10 @@ def test_the_command_asks_a_benchmark_in_its_form(options, form, tmp_path, monke
     def train(e, v, captions, questions, home): write_manifest(home / "tune", {}, {}, [], 0)
     def evaluate(home, questions, encoder, benchmark, how):
         seen.append(how)
-        return pd.concat([answer_table(benchmark, questions, {0: "A", 1: "C"}, encoder.card.name + f) for f in VLM_FLOORS.values()], ignore_index=True)
+        return pd.concat([answer_table(benchmark, questions, {0: "A", 1: "C"}, encoder.card.name + f) for f in CONDITION_SUFFIXES.values()], ignore_index=True)
     monkeypatch.setattr(command, "train_vlm", train)
     monkeypatch.setattr(command, "evaluate", evaluate)
-    monkeypatch.setattr(command, "lessons", lambda *_: command._Lessons(_Talks(None, [], []), _Talks(None, [], [])))
+    monkeypatch.setattr(command, "load_training_data", lambda *_: command._VlmTrainingData(_Conversations(None, [], []), _Conversations(None, [], [])))
     out, results, seen = tmp_path / "out", tmp_path / "results", []
     main(["vlm", "random:0", "--preset", "smoke", "--benchmark", "VMCBench", "--source", str(tmp_path / "VMCBench_DEV.tsv"), "--out", str(out),
           "--results", str(results), "--analysis.draws", "5", *options])
@@ -224,14 +224,14 @@ def test_conversations_that_are_left_out_lie_beside_the_answers(tmp_path, monkey
     row = lambda k, *m: dict(id=f"c{k}", image=f"{k}.png", conversations=[{"from": who, "value": "x"} for who in m])
     (tmp_path / "c.json").write_text(json.dumps([row(0, "human", "gpt")]))
     (tmp_path / "i.json").write_text(json.dumps([row(1, "human", "gpt"), row(0, "human", "human"), None]))
-    learnt = command.lessons(preset("smoke"), vlm_preset("smoke"), tmp_path / "c.json", tmp_path / "i.json", tmp_path)
+    learnt = command.load_training_data(preset("smoke"), vlm_preset("smoke"), tmp_path / "c.json", tmp_path / "i.json", tmp_path)
     command._keep_skipped(tmp_path, learnt)
     t = pd.read_csv(tmp_path / "left_out.csv", keep_default_na=False)
     assert t.values.tolist() == [[2, "c0", "conversation", "two messages of human in a row", "questions"],
                                  [3, "", "conversation", "no object, but null", "questions"]]
     (tmp_path / "c.json").write_text(json.dumps([dict(row(0, "human", "gpt"), image=None)]))
     with pytest.raises(UserError, match="no conversation of .*c.json names an image"):
-        command.lessons(preset("smoke"), vlm_preset("smoke"), tmp_path / "c.json", tmp_path / "i.json", tmp_path)
+        command.load_training_data(preset("smoke"), vlm_preset("smoke"), tmp_path / "c.json", tmp_path / "i.json", tmp_path)
 
 @pytest.mark.parametrize("said, why", [
     (["vlm"], "name one encoder or more"),
@@ -253,7 +253,7 @@ def test_bad_input_is_said_before_anything_is_trained(said, why, capsys, tmp_pat
     assert not any(tmp_path.rglob("*.safetensors"))
 
 def test_fields_are_changed_by_text():
-    v = changed(vlm_preset("smoke"), ("tune.samples=96", "forms=texts,letters", "align.lr=0.01", "language=scratch"))
+    v = apply_overrides(vlm_preset("smoke"), ("tune.samples=96", "forms=texts,letters", "align.lr=0.01", "language=scratch"))
     assert (v.tune.samples, v.forms, v.align.lr, v.language) == (96, ("texts", "letters"), 0.01, "scratch")
 
 # --- in the study
@@ -263,10 +263,10 @@ def test_a_study_asks_a_language_model_and_tells(whole, tiny, tmp_path, monkeypa
     from ccd.vqa.llava import settings as vlm
     out, results = tmp_path / "study", tmp_path / "results"
     shutil.copytree(whole, out)
-    monkeypatch.setitem(vlm.VLM_PRESETS, "few", lambda: changed(vlm_preset("smoke"), FEW))
+    monkeypatch.setitem(vlm.VLM_PRESETS, "few", lambda: apply_overrides(vlm_preset("smoke"), FEW))
     settings = override(tiny, **{"analysis.vlm": "few", "analysis.asked": 4})
     page = command.study(settings, out)
-    command.publish_study(out, results, settings)
+    command.export_study(out, results, settings)
     assert "What does a language model see through it?" in page.read_text()
     assert {"vlm-summary.csv", "vlm-differences.csv"} <= set(read_manifest(results)["outputs"])
     assert set(pd.read_csv(results / "vlm-encoders.csv").encoder) == {"CLIP", "DINO"}

@@ -37,7 +37,7 @@ def read(data, images): # the talks, None where a `UserError` says what is wrong
     with tempfile.TemporaryDirectory() as home, contextlib.redirect_stderr(io.StringIO()):
         file = Path(home) / "c.json"
         file.write_bytes(data)
-        try: return conversations._llava_talks(file, images)
+        try: return conversations._load_llava_json(file, images)
         except UserError as e: assert str(e)
 
 def left_out(talks):

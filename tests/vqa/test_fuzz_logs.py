@@ -8,9 +8,9 @@ from ccd.files import UserError
 from ccd.vqa.benchmarks.questions import _LETTERS
 from ccd.vqa.benchmarks.reading import _READERS, _reading
 from ccd.vqa.benchmarks.suite import BENCHMARKS
-from ccd.vqa.statistics.answers import _check_answers, _coverage, _how_read
+from ccd.vqa.statistics.answers import _answer_coverage, _check_answers, _how_read
 from ccd.vqa.statistics.logs import _vlmevalkit_name, read_log
-from ccd.vqa.statistics.report import _gathered
+from ccd.vqa.statistics.report import _load_logs
 
 TASKS = ("vmcbench", "gqa", "mme", "mmmu_val", "mmvp", "seedbench", "mathvista_testmini_cot", "ocrbench", "my_task")
 DATASETS = ("VMCBench_DEV", "MME", "MMVP", "MMBench_DEV_EN", "MMMU_DEV_VAL", "AI2D_TEST_NO_MASK", "RealWorldQA")
@@ -42,7 +42,7 @@ def read(name, data):
             return None
         assert log.answers.score.between(0, 1).all() and log.skipped.reason.str.len().gt(0).all()
         log.answers.to_parquet(Path(home) / "answers.parquet")
-        assert _how_read(log.answers).questions.sum() == _coverage(log.answers).questions.sum() == len(log.answers)
+        assert _how_read(log.answers).questions.sum() == _answer_coverage(log.answers).questions.sum() == len(log.answers)
         return log
 
 @given(some.sampled_from(TASKS), some.lists(line, max_size=6), harm)
@@ -90,7 +90,7 @@ def test_every_file_of_a_folder_is_read_or_listed(files):
         for name, table in files.items():
             (path := Path(home) / name).parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(line if name.endswith("l") and "jsonl" in name else as_file(path.suffix[1:], rows) if table and path.suffix in (".tsv", ".csv") else b"a,b\n1,2\n")
-        try: answers, left = _gathered(home)
+        try: answers, left = _load_logs(home)
         except UserError as e: assert "no *_samples_" in str(e); return
         _check_answers(answers)
         of = answers.groupby(["encoder", "benchmark"]).ngroups

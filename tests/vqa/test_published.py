@@ -15,7 +15,7 @@ ROWS = dict(accuracy=39, webssl_vqa=41, webssl_classic=17, webssl_summary=3, cam
 Z = 1.959964
 
 @pytest.fixture(scope="module")
-def vqa(): return tables.data("webssl_vqa")
+def vqa(): return tables.load_published_table("webssl_vqa")
 
 def plain():
     "The rows as text, read without the library."
@@ -29,13 +29,13 @@ def sixteen(r): # points, in the order of the table
 # --- the data
 
 def test_every_table_has_its_rows():
-    assert {k: len(tables.data(k)) for k in tables._DATA} == ROWS
+    assert {k: len(tables.load_published_table(k)) for k in tables._DATA} == ROWS
 
 def test_a_number_has_a_status_and_a_public_source():
-    t = tables.data("accuracy")
+    t = tables.load_published_table("accuracy")
     assert (t.value.isna() == (t.status == "not found")).all()
     assert set(t.status) == {"paper", "repository", "second-hand", "not found"}
-    for source in [*t.source, *tables.data("benchmarks").source]:
+    for source in [*t.source, *tables.load_published_table("benchmarks").source]:
         assert any(s in source for s in ("arXiv", ".com/", ".co/", ".org", ".edu/", "test")), source
 
 def test_what_is_not_known_of_the_paper_is_said_to_be_so():
@@ -47,11 +47,11 @@ def test_what_is_not_known_of_the_paper_is_said_to_be_so():
     assert t.loc["CLIP - DINO", "VMCBench OCR"] == "7.5"
 
 def test_the_originals_say_where_each_cell_comes_from():
-    t = tables.data("originals")
+    t = tables.load_published_table("originals")
     known = ~t.status.isin(["not found", "does not apply"])
     assert (known == t.source.notna()).all() and set(t.status[known]) == {"paper", "repository", "second-hand"}
     assert all(any(s in x for s in ("arXiv", ".com/")) for x in t.source.dropna())
-    shown, sources = tables.originals()
+    shown, sources = tables.original_models_table()
     cells = shown.to_numpy().ravel()
     assert len(cells) == len(t) and (cells == "not found").sum() == (t.status == "not found").sum()
     for r in t[known].itertuples():
@@ -60,9 +60,9 @@ def test_the_originals_say_where_each_cell_comes_from():
         assert text == r.value + "*" * (r.status == "second-hand") and sources[int(n) - 1] == r.source
 
 def test_the_originals_repeat_the_other_tables():
-    t = tables.data("originals").set_index(["measure", "encoder", "trained"]).value.dropna()
+    t = tables.load_published_table("originals").set_index(["measure", "encoder", "trained"]).value.dropna()
     number = lambda *at: float(t[at].split()[0])
-    a = tables.data("accuracy").set_index(["work", "encoder", "measure"]).value
+    a = tables.load_published_table("accuracy").set_index(["work", "encoder", "measure"]).value
     for e in ("CLIP", "DINO"):
         for ours, theirs in {"ImageNet, linear probe of the paper's code": "ImageNet", "Cars, linear probe": "Cars",
                              "CUB, linear probe": "CUB", "VMCBench, OCR": "VMCBench OCR"}.items():
@@ -71,13 +71,13 @@ def test_the_originals_repeat_the_other_tables():
     assert number("ImageNet, linear probe of the paper's code", "DINO", "original") == a["paper", official, "ImageNet"]
     assert number("ImageNet, linear probe of its authors", "DINO", "original") == a["dino", official, "ImageNet linear"]
     assert number("ImageNet, nearest neighbours", "DINO", "original") == a["dino", official, "ImageNet k-NN"]
-    kin = tables.data("cambrian_encoders").set_index("model")["OCR & Chart"]
+    kin = tables.load_published_table("cambrian_encoders").set_index("model")["OCR & Chart"]
     assert number("Cambrian-1, OCR & Chart", "CLIP", "original") == kin["CLIP L/14 336"]
     assert number("Cambrian-1, OCR & Chart", "DINO", "original") == kin["DINOv2 L 336"]
-    assert number("VMCBench, all of dev", "CLIP", "original") == tables.data("vmcbench").set_index("model").average["LLaVA-1.5-7B"]
+    assert number("VMCBench, all of dev", "CLIP", "original") == tables.load_published_table("vmcbench").set_index("model").average["LLaVA-1.5-7B"]
 
 def test_printed_differences_of_the_paper_follow():
-    t = tables.data("accuracy").pivot(index="measure", columns="encoder", values="value")
+    t = tables.load_published_table("accuracy").pivot(index="measure", columns="encoder", values="value")
     both = t.dropna(subset=["CLIP - DINO"])
     assert len(both) == 3 and np.allclose(both.CLIP - both.DINO, both["CLIP - DINO"])
 
@@ -85,19 +85,19 @@ def test_maps_hold_each_benchmark_once():
     for name, sizes in dict(cambrian=[4] * 4, vmcbench=[7, 6, 2, 5]).items():
         parts = [b for bs in tables.categories(name).values() for b in bs]
         assert [len(b) for b in tables.categories(name).values()] == sizes
-        assert parts == list(tables.suite(name).index) and len(set(parts)) == len(parts)
+        assert parts == list(tables.benchmark_suite(name).index) and len(set(parts)) == len(parts)
 
 def test_claims_name_rows_that_exist(vqa):
-    classic, known = tables.data("webssl_classic"), set(tables._weights().index)
-    for c in tables.data("claims").itertuples():
+    classic, known = tables.load_published_table("webssl_classic"), set(tables._averaging_weights().index)
+    for c in tables.load_published_table("claims").itertuples():
         t = classic if c.quantity in classic else vqa
         assert c.a in set(t.model) and c.b in set(t.model) and c.kind in ("more", "equal")
         assert c.quantity in known or c.quantity in classic
 
 def test_an_unknown_name_is_an_error(vqa):
-    for call, said in ((lambda: tables.data("x"), "webssl_vqa"), (lambda: tables.suite("x"), "cambrian"),
-                       (lambda: claims.ties(vqa, [("CLIP 8B", "CLIP 1B")]), "CLIP 7B"),
-                       (lambda: claims.ties(vqa, [("CLIP 7B", "CLIP 1B", "ocr")]), "OCR & Chart")):
+    for call, said in ((lambda: tables.load_published_table("x"), "webssl_vqa"), (lambda: tables.benchmark_suite("x"), "cambrian"),
+                       (lambda: claims.test_differences(vqa, [("CLIP 8B", "CLIP 1B")]), "CLIP 7B"),
+                       (lambda: claims.test_differences(vqa, [("CLIP 7B", "CLIP 1B", "ocr")]), "OCR & Chart")):
         with pytest.raises(UserError, match=said): call()
 
 # --- averages
@@ -133,7 +133,7 @@ def test_categories_alone_weigh_as_their_subsets_do():
     assert np.allclose(tables.check(t, "vmcbench").average, want)
 
 def test_a_tolerance_knows_how_coarsely_a_table_is_printed(vqa):
-    right = tables._means(tables._scores(vqa), tables._weights())["average"]
+    right = tables._weighted_means(tables._normalized_scores(vqa), tables._averaging_weights())["average"]
     for printed, bad in ((right.round(2), 0), (right.round(1), 0), (right.round(2) + 0.04, 41), (right.round(1) + 0.2, 41)):
         assert len(tables.mismatches(vqa.assign(average=printed.round(2)))) == bad
 
@@ -142,21 +142,21 @@ def test_a_wrong_category_is_named(vqa):
     assert tables.mismatches(t)[["model", "quantity"]].values.tolist() == [["Web-DINO 2B", "OCR & Chart"]]
 
 def test_one_model_with_two_numbers_is_found(vqa):
-    assert vqa.model.duplicated().sum() == 4 and not len(tables._contradictions(vqa))
+    assert vqa.model.duplicated().sum() == 4 and not len(tables._inconsistent_rows(vqa))
     t = vqa.copy(); t.loc[6, "GQA"] += 1
-    assert tables._contradictions(t).values.tolist() == [["Web-DINO 7B", "GQA"]]
+    assert tables._inconsistent_rows(t).values.tolist() == [["Web-DINO 7B", "GQA"]]
 
 def test_whole_numbers_are_coarse_where_questions_are_many(vqa):
-    assert list(tables._coarse(vqa).benchmark) == ["DocVQA"]
-    assert set(tables._coarse(vqa.assign(GQA=vqa.GQA.round())).benchmark) == {"DocVQA", "GQA"}
-    assert "MMVP" not in set(tables._coarse(vqa.assign(MMVP=vqa.MMVP.round())).benchmark)
+    assert list(tables._coarsely_printed(vqa).benchmark) == ["DocVQA"]
+    assert set(tables._coarsely_printed(vqa.assign(GQA=vqa.GQA.round())).benchmark) == {"DocVQA", "GQA"}
+    assert "MMVP" not in set(tables._coarsely_printed(vqa.assign(MMVP=vqa.MMVP.round())).benchmark)
 
 # --- errors
 
 def draw(p, n, rng, times=20_000): return 100 * rng.binomial(n, p / 100, times) / n
 
 def test_standard_errors_are_those_of_drawn_questions(vqa):
-    rng, n = np.random.default_rng(1), tables.suite().n.values
+    rng, n = np.random.default_rng(1), tables.benchmark_suite().n.values
     for k in (0, 8, 36):
         drawn = np.stack([draw(p, m, rng) for p, m in zip(sixteen(plain()[k]), n)])
         r = tables.check(vqa).loc[k]
@@ -168,17 +168,17 @@ def test_mme_is_as_uncertain_as_ten_unequal_subtasks():
     "Each picture's two questions stand or fall together; ten subtasks count alike."
     rng, pictures = np.random.default_rng(2), (30, 30, 30, 30, 147, 170, 200, 200, 200, 20)
     drawn = sum(draw(87.0, n, rng) for n in pictures) / 10
-    assert tables._sampling_error(87.0, tables.suite().n["MME_P"]) == pytest.approx(drawn.std(), rel=0.03)
+    assert tables._sampling_error(87.0, tables.benchmark_suite().n["MME_P"]) == pytest.approx(drawn.std(), rel=0.03)
 
 def test_the_error_of_a_perfect_score_is_not_zero():
     se = tables._sampling_error(np.array([0, 100, 50]), 100)
     assert se == pytest.approx([np.sqrt(0.99), np.sqrt(0.99), 5])
 
 def test_equal_models_seldom_differ():
-    rng, n = np.random.default_rng(3), tables.suite().n.values
+    rng, n = np.random.default_rng(3), tables.benchmark_suite().n.values
     p, w = rng.uniform(20, 80, 16), np.full(16, 1 / 16)
     a, b = ([draw(x, m, rng, 1000) for x, m in zip(p, n)] for _ in "ab")
-    real = [claims.published_verdict(claims.difference(x, y, n, w)) == "real" for x, y in zip(np.transpose(a), np.transpose(b))]
+    real = [claims.difference_verdict(claims.difference(x, y, n, w)) == "real" for x, y in zip(np.transpose(a), np.transpose(b))]
     assert 0.03 < np.mean(real) < 0.07
 
 def paired(p, q, n, both): # z of p - q from the four cells of right and wrong, per question
@@ -188,22 +188,22 @@ def paired(p, q, n, both): # z of p - q from the four cells of right and wrong, 
 @pytest.mark.parametrize("p, q, n", [(47.5, 40.0, 100), (46.0, 38.0, 150), (60.5, 58.0, 800), (12.0, 9.0, 300)])
 def test_the_correlation_that_would_do_is_the_one_that_does(p, q, n):
     d = claims.difference(p, q, n)
-    assert claims.published_verdict(d).startswith("tie")
+    assert claims.difference_verdict(d).startswith("tie")
     spread = np.sqrt(p * (100 - p) * q * (100 - q)) / 1e4
     assert paired(p, q, n, p * q / 1e4 + d["r"] * spread) == pytest.approx(Z, rel=1e-5)
     assert paired(p, q, n, p * q / 1e4) == pytest.approx(d["diff"] / d["se"])
     best = paired(p, q, n, min(p, q) / 100)
     assert best == pytest.approx(d["diff"] / d["least"])
-    assert claims.published_verdict(d).endswith("however paired") == (best <= Z)
+    assert claims.difference_verdict(d).endswith("however paired") == (best <= Z)
 
 @pytest.mark.parametrize("p, q, n", [(47.5, 40.0, 100), (52.0, 50.0, 400)])
 def test_the_discordant_share_is_where_a_paired_test_turns(p, q, n):
-    share = claims._shares(p, q, n)["discordant"]
+    share = claims._compare_proportions(p, q, n)["discordant"]
     assert paired(p, q, n, ((p + q) / 100 - share) / 2) == pytest.approx(Z, rel=1e-5)
     assert (p - q) / 100 < share < 1
 
 def test_a_difference_turns_round(vqa):
-    there, back = claims.ties(vqa, [("CLIP 7B", "CLIP 1B"), ("CLIP 1B", "CLIP 7B")]).to_dict("records")
+    there, back = claims.test_differences(vqa, [("CLIP 7B", "CLIP 1B"), ("CLIP 1B", "CLIP 7B")]).to_dict("records")
     assert back["diff"] == pytest.approx(-there["diff"]) and back["lo"] == pytest.approx(-there["hi"])
     assert back["verdict"] == there["verdict"]
     for k in ("se", "p", "r", "least"): assert back[k] == pytest.approx(there[k])
@@ -215,12 +215,12 @@ def test_known_ties_and_differences(vqa):
     for pair, real in ((("CLIP 7B", "CLIP 1B"), False), ((eight, four), False), ((eight, "SigLIP SO400M 224"), False),
                        ((eight, "MetaCLIP H 224"), False), (("SigLIP SO400M 224", "MetaCLIP H 224"), False),
                        (("Web-DINO 7B", "Web-DINO 1B"), True), ((eight, one, "OCR & Chart"), True)):
-        assert (claims.ties(vqa, [pair]).verdict[0] == "real") == real, pair
+        assert (claims.test_differences(vqa, [pair]).verdict[0] == "real") == real, pair
 
 def test_differences_by_hand(vqa):
     rows = {r["model"]: sixteen(r) for r in plain()}
     gain = np.mean(rows["Web-DINO 7B"]) - np.mean(rows["Web-DINO 1B"])
-    assert round(gain, 2) == 4.86 and claims.ties(vqa, [("Web-DINO 7B", "Web-DINO 1B")])["diff"][0] == pytest.approx(gain)
+    assert round(gain, 2) == 4.86 and claims.test_differences(vqa, [("Web-DINO 7B", "Web-DINO 1B")])["diff"][0] == pytest.approx(gain)
     light, none = rows["Web-DINO 2B, light filter"], rows["Web-DINO 2B"]
     t = claims.leave_one_out(vqa, "Web-DINO 2B, light filter", "Web-DINO 2B", "Knowledge").set_index("without")
     for i, b in enumerate(tables.categories()["Knowledge"], 4):
@@ -241,10 +241,10 @@ def test_claims_are_judged_by_their_numbers():
 @pytest.mark.parametrize("kind, p, q, said", [
     ("more", 60, 50, "holds"), ("more", 50, 60, "the other way round"), ("more", 50.1, 50, "a tie, however paired"),
     ("equal", 60, 50, "more than level"), ("equal", 50, 60, "not level: lower"), ("equal", 50, 50, "a tie, however paired")])
-def test_verdicts(kind, p, q, said): assert claims._judge(kind, claims.difference(p, q, 2000)) == said
+def test_verdicts(kind, p, q, said): assert claims._judge_claim(kind, claims.difference(p, q, 2000)) == said
 
 def test_the_papers_headline():
-    dev, everything = claims._shares(47.5, 40.0, 100), claims.paper_differences().loc["VMCBench OCR"]
+    dev, everything = claims._compare_proportions(47.5, 40.0, 100), claims.paper_differences().loc["VMCBench OCR"]
     assert dev["verdict"].startswith("tie") and dev["lo"] < 0 < dev["hi"]
     assert everything.verdict == "real" and 880 < everything.n < 920
 
@@ -279,7 +279,7 @@ def test_a_wrong_average_is_found(vqa, tmp_path):
     assert "2 follow, 1 do not" in said[0] and any("Web-DINO 2B, average" in s for s in said)
 
 def test_a_leaderboard_of_categories_can_be_read(tmp_path):
-    board = tables.data("vmcbench").query("table == 'test'").drop(columns="source").rename(columns={"Doc & Chart": "doc&chart"})
+    board = tables.load_published_table("vmcbench").query("table == 'test'").drop(columns="source").rename(columns={"Doc & Chart": "doc&chart"})
     said = []
     rows, wrong = files.check_file(write(board, tmp_path / "t.csv"), "vmcbench", said.append)
     assert not len(wrong) and "3 follow, 0 do not" in said[0] and "rests on a printed category" in said[1]
@@ -307,7 +307,7 @@ BAD = {
     "rows 1, 3 are all 'A'": lambda t: t.assign(model=["A", "B", "A"]).drop(columns="table"),
     "row 2 has no model": change(model=["A", " ", "B"]),
     "mean the same": change(MMBench=50),
-    "seem to be shares": lambda t: t.assign(**{b: 0.5 for b in tables.suite().index}),
+    "seem to be shares": lambda t: t.assign(**{b: 0.5 for b in tables.benchmark_suite().index}),
     "has no rows": lambda t: t.head(0)}
 
 @pytest.mark.parametrize("said", BAD)

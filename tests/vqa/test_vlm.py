@@ -6,28 +6,28 @@ from torch.nn import functional as F
 from ccd.data.emoji import scenes
 from ccd.vqa.llava import (answering, conversations, features, model as llava_model, settings as llava_settings,
                            training as llava_training)
-from ccd.files import UserError, plain
-from ccd.settings import Run, World
-from ccd.encoders.base import Card, Encoder, Features
+from ccd.files import UserError, to_plain_dict
+from ccd.settings import DataSettings, RuntimeSettings
+from ccd.encoders.base import Encoder, EncoderCard, Features
 from ccd.encoders.loading import load
 from ccd.data.emoji.questions import emoji_questions
 from ccd.probing.patches import pixel_patches
-from ccd.data.corpora import Pixels
+from ccd.data.corpora import ImageDecoder
 from ccd.training.trainer import learning_rate
 from ccd.vqa.statistics.answers import _check_answers
 import tiny_llava
 from conftest import finish, job, two
 from vlm_job import main, training
 
-WORLD = World(scenes=512, test_scenes=192)
-SETTINGS = replace(llava_settings.vlm_preset("smoke"), run=Run(checkpoint_minutes=0.0))
+WORLD = DataSettings(scenes=512, test_scenes=192)
+SETTINGS = replace(llava_settings.vlm_preset("smoke"), run=RuntimeSettings(checkpoint_minutes=0.0))
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory): # nothing of this is left in the cache
     return tmp_path_factory.mktemp("vlm")
 
 @pytest.fixture(scope="module")
-def talks(): return conversations._emoji_talks(WORLD, SETTINGS)
+def talks(): return conversations._emoji_conversations(WORLD, SETTINGS)
 
 @pytest.fixture(scope="module")
 def model(home, talks):
@@ -45,8 +45,8 @@ def theirs(tmp_path_factory): # a LLaVA that transformers has saved
     return folder, *tiny_llava.saved(folder, ["What is it? a red heart"] * 5, 300, 128)
 
 def inputs(tok, n=16):
-    s = conversations._tokenized(conversations._Talks(None, [[("What is it?", "a red heart")], [("Is it?", "red")]], np.array([0, 1])), tok, "v1", llava_settings._SYSTEM)
-    laid = [llava_model._laid_out(s, k, tok.convert_tokens_to_ids(conversations._IMAGE), n, 999)[:2] for k in range(2)]
+    s = conversations._tokenized(conversations._Conversations(None, [[("What is it?", "a red heart")], [("Is it?", "red")]], np.array([0, 1])), tok, "v1", llava_settings._SYSTEM)
+    laid = [llava_model._pad_sample(s, k, tok.convert_tokens_to_ids(conversations._IMAGE_TOKEN), n, 999)[:2] for k in range(2)]
     return llava_model._collate(laid, tok.pad_token_id)
 
 def test_the_same_logits_as_transformers(theirs):
@@ -72,13 +72,13 @@ def test_the_same_weights_in_our_own_build(theirs):
     source = net.model.vision_tower
     target.load_state_dict((source.vision_model if hasattr(source, "vision_model") else source).state_dict())
     tower.save_pretrained(folder / "tower")
-    spec = features._tapped_spec(f"hf:{folder / 'tower'}#fit=squash,size=32,filter=bicubic,mean=half,std=half", llava_settings.VlmSettings())
+    spec = features._spec_with_layer(f"hf:{folder / 'tower'}#fit=squash,size=32,filter=bicubic,mean=half,std=half", llava_settings.VlmSettings())
     e = load(spec)
     assert spec.endswith(",layer=-2,norm=before")
     language = LlamaForCausalLM(net.config.text_config)
     language.model.load_state_dict(net.model.language_model.state_dict())
     language.lm_head.load_state_dict(net.lm_head.state_dict())
-    ours = llava_model.Vlm(llava_model._around(language, tok, 24, 16), tok, llava_settings.VlmSettings(), e).eval()
+    ours = llava_model.Vlm(llava_model._build_llava(language, tok, 24, 16), tok, llava_settings.VlmSettings(), e).eval()
     ours.net.model.multi_modal_projector.load_state_dict(net.model.multi_modal_projector.state_dict())
     images, batch = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), inputs(tok)
     mean, std = (torch.tensor(x)[:, None, None] for x in (e.card.mean, e.card.std))
@@ -103,46 +103,46 @@ def test_the_loss_is_transformers_loss_however_the_batch_is_divided(theirs):
 # --- text and mask
 
 def test_talks_of_several_turns_learn_every_answer():
-    tok = conversations._byte_pairs(["what is it a heart"], 300)
-    t = conversations._Talks(None, [[("What?", "a heart"), ("Red?", "yes, it is")]], np.array([0]))
+    tok = conversations._train_bpe(["what is it a heart"], 300)
+    t = conversations._Conversations(None, [[("What?", "a heart"), ("Red?", "yes, it is")]], np.array([0]))
     s = conversations._tokenized(t, tok, "v1", "Be kind.")
     assert tok.decode(s.ids) == "<s>Be kind. USER: <image>\nWhat? ASSISTANT: a heart</s>USER: Red? ASSISTANT: yes, it is</s>"
     assert tok.decode(s.ids[s.learnt]) == " a heart</s> yes, it is</s>"
-    plain = conversations._tokenized(conversations._Talks(None, [[("ignored", "a heart")]], np.array([0])), tok, "plain", "ignored too")
+    plain = conversations._tokenized(conversations._Conversations(None, [[("ignored", "a heart")]], np.array([0])), tok, "plain", "ignored too")
     assert tok.decode(plain.ids) == "<s><image>a heart\n" and tok.decode(plain.ids[plain.learnt]) == "a heart\n"
     l3 = conversations._tokenized(t, tok, "llama-3")
     assert tok.decode(l3.ids[l3.learnt]) == "a heart<|eot_id|>yes, it is<|eot_id|>"
 
 def test_tokens_are_the_same_each_time(talks):
     texts = [x for t in talks[0].turns for x in t[0]]
-    assert conversations._byte_pairs(texts, 400).get_vocab() == conversations._byte_pairs(texts, 400).get_vocab()
+    assert conversations._train_bpe(texts, 400).get_vocab() == conversations._train_bpe(texts, 400).get_vocab()
 
 def test_a_text_that_is_not_whole_is_refused(model, talks):
     tok, stage = model.tokenizer, llava_settings.Stage(4, 2)
     with pytest.raises(UserError, match="1 of 2 talks have nothing to learn.*in 1"):
-        conversations._tokenized(conversations._Talks(None, [[("a", "b")], []], np.array([-1, -1])), tok, "v1")
+        conversations._tokenized(conversations._Conversations(None, [[("a", "b")], []], np.array([-1, -1])), tok, "v1")
     with pytest.raises(UserError, match="say <image> themselves, such as 0"):
-        conversations._tokenized(conversations._Talks(None, [[("what is <image>", "b")]], np.array([0])), tok, "v1")
-    with pytest.raises(UserError, match="these pictures have none"): conversations._caption_talks(talks[1].corpus)
+        conversations._tokenized(conversations._Conversations(None, [[("what is <image>", "b")]], np.array([0])), tok, "v1")
+    with pytest.raises(UserError, match="these pictures have none"): conversations._caption_conversations(talks[1].corpus)
     with pytest.raises(UserError, match="unknown template"): conversations._tokenized(talks[0], tok, "v9")
-    s = conversations._tokenized(conversations._Talks(None, [[("a", "b")]] * 4, np.array([-1] * 4)), tok, "v1")
+    s = conversations._tokenized(conversations._Conversations(None, [[("a", "b")]] * 4, np.array([-1] * 4)), tok, "v1")
     with pytest.raises(UserError, match="talk 0 has 0 image tokens and 1 pictures"):
-        llava_model._TalkFeed(s._replace(picture=np.zeros(4, int)), None, model, stage, 0)
-    long = conversations._tokenized(conversations._Talks(None, [[("a", "b " * 300)], [("a", "b")]], np.array([-1, -1])), tok, "v1")
-    assert llava_model._TalkFeed(long, None, model, stage, 0).cut == 1
-    gone = conversations._tokenized(conversations._Talks(None, [[("a " * 300, "b")], [("a", "b")]], np.array([-1, -1])), tok, "v1")
+        llava_model._ConversationLoader(s._replace(picture=np.zeros(4, int)), None, model, stage, 0)
+    long = conversations._tokenized(conversations._Conversations(None, [[("a", "b " * 300)], [("a", "b")]], np.array([-1, -1])), tok, "v1")
+    assert llava_model._ConversationLoader(long, None, model, stage, 0).cut == 1
+    gone = conversations._tokenized(conversations._Conversations(None, [[("a " * 300, "b")], [("a", "b")]], np.array([-1, -1])), tok, "v1")
     with pytest.raises(UserError, match="1 talks keep nothing to learn within 256 tokens, such as 0"):
-        llava_model._TalkFeed(gone, None, model, stage, 0)
+        llava_model._ConversationLoader(gone, None, model, stage, 0)
 
 def test_batches_hold_whole_samples_and_the_tokens_of_their_pictures(model, talks, home):
     s = conversations._tokenized(talks[1], model.tokenizer, "v1")
-    shelf = features._held(model.encoder, talks[1].corpus, home=home)
-    feed = llava_model._TalkFeed(s, shelf, model, llava_settings.Stage(320, 32), 0)
+    shelf = features._cache_patch_tokens(model.encoder, talks[1].corpus, home=home)
+    feed = llava_model._ConversationLoader(s, shelf, model, llava_settings.Stage(320, 32), 0)
     batch, rows = feed(3), feed.rows(3)
     for b, r in enumerate(rows):
         ids = batch["ids"][b][batch["mask"][b].bool()]
         text = model.tokenizer.decode(ids)
-        assert text.count(conversations._IMAGE) == 36 and talks[1].turns[r][0][0] in text
+        assert text.count(conversations._IMAGE_TOKEN) == 36 and talks[1].turns[r][0][0] in text
         said = model.tokenizer.decode(batch["ids"][b][batch["learnt"][b]])
         assert said == f" {talks[1].turns[r][0][1]}</s>"
         assert torch.equal(batch["tokens"][b], shelf[[r]][0])
@@ -155,12 +155,12 @@ def test_llavas_own_files_are_read(tmp_path):
     rows = [dict(id=1, image="b.png", conversations=talk("What?\n<image>", "a thing", "More?", "no")),
             dict(id=2, conversations=talk("Hello", "hi"))]
     (tmp_path / "x.json").write_text(json.dumps(rows))
-    t = conversations._llava_talks(tmp_path / "x.json", tmp_path)
+    t = conversations._load_llava_json(tmp_path / "x.json", tmp_path)
     assert t.turns == [[("What?", "a thing"), ("More?", "no")], [("Hello", "hi")]] and t.picture.tolist() == [0, -1]
     assert conversations._messages(t.turns[0], True, "v1")[0]["content"] == "<image>\nWhat?"
-    assert Pixels(t.corpus, 4)[[0]][0, 0, 0, 0] == ord("b")
+    assert ImageDecoder(t.corpus, 4)[[0]][0, 0, 0, 0] == ord("b")
     (tmp_path / "b.png").unlink()
-    with pytest.raises(UserError, match="1 of 1 pictures"): conversations._llava_talks(tmp_path / "x.json", tmp_path)
+    with pytest.raises(UserError, match="1 of 1 pictures"): conversations._load_llava_json(tmp_path / "x.json", tmp_path)
 
 # --- files of LLaVA
 
@@ -206,7 +206,7 @@ def pictured(k, *messages): return dict(id=f"c{k}", image=f"{k}.png") | said(*(m
     lambda rows: "\n".join(map(json.dumps, rows)).encode(), lambda rows: "\r\n".join([*map(json.dumps, rows), "", ""]).encode("utf-8-sig")])
 def test_a_list_and_lines_hold_the_same(cats, write):
     (cats / "c").write_bytes(write([pictured(0), pictured(1)]))
-    t = conversations._llava_talks(cats / "c", cats)
+    t = conversations._load_llava_json(cats / "c", cats)
     assert t.turns == [[("What is it?", "a cat")]] * 2 and t.picture.tolist() == [0, 1] and t.skipped.empty
 
 @pytest.mark.parametrize("text, why", [
@@ -215,13 +215,13 @@ def test_a_list_and_lines_hold_the_same(cats, write):
     ("{}", "none of 1 conversations .*no conversations; the first is number 1"), ('{"a": 1}\n{', "none of 2 conversations"), ("1" * 5000, "no JSON")])
 def test_a_file_without_conversations_says_so(tmp_path, text, why):
     if text is not None: (tmp_path / "c").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UserError, match=why): conversations._llava_talks(tmp_path / "c", tmp_path)
-    with pytest.raises(UserError, match="cannot be read"): conversations._llava_talks(tmp_path, tmp_path)
+    with pytest.raises(UserError, match=why): conversations._load_llava_json(tmp_path / "c", tmp_path)
+    with pytest.raises(UserError, match="cannot be read"): conversations._load_llava_json(tmp_path, tmp_path)
 
 def test_used_and_listed_are_all_that_was_there(cats, capsys):
     rows = [pictured(0), None, pictured(1, *QA, ("human", "And?")), pictured(2, QA[0], QA[0], QA[1]), said(*QA), dict(id="x"), dict(id="y")]
     (cats / "c").write_text("\n".join([*map(json.dumps, rows), '{"id": 3, "conv']))
-    t = conversations._llava_talks(cats / "c", cats)
+    t = conversations._load_llava_json(cats / "c", cats)
     whole = t.skipped[t.skipped.left_out == "conversation"]
     assert t.picture.tolist() == [0, 1, -1] and len(t.turns) + len(whole) == len(rows) + 1
     assert whole.row.tolist() == [2, 4, 6, 7, 8] and whole.id.tolist() == ["", "c2", "x", "y", ""]
@@ -246,15 +246,15 @@ def noise(file, k):
 
 def test_a_picture_is_known_by_its_content(tmp_path, monkeypatch):
     import shutil
-    monkeypatch.setattr(features, "_PART", 2)
+    monkeypatch.setattr(features, "_IMAGES_PER_FILE", 2)
     home, e = tmp_path / "home", load("random:0")
     for k in range(5): noise(tmp_path / f"{k}.png", k)
     (tmp_path / "c.json").write_text(json.dumps([pictured(k) for k in range(5)]))
-    opened = lambda folder=tmp_path: conversations._llava_talks(tmp_path / "c.json", folder).corpus
-    before, name = features._held(e, opened(), home=home)[range(5)], features._pictures_hash(opened())
+    opened = lambda folder=tmp_path: conversations._load_llava_json(tmp_path / "c.json", folder).corpus
+    before, name = features._cache_patch_tokens(e, opened(), home=home)[range(5)], features._pictures_hash(opened())
     files = {f: f.stat().st_mtime_ns for f in home.rglob("*.npy")}
     replaced(tmp_path / "3.png", "black")
-    after = features._held(e, opened(), home=home)[range(5)]
+    after = features._cache_patch_tokens(e, opened(), home=home)[range(5)]
     assert features._pictures_hash(opened()) != name
     assert torch.equal(after[[0, 1, 2, 4]], before[[0, 1, 2, 4]]) and not torch.equal(after[3], before[3])
     black = torch.zeros(1, 3, 48, 48, dtype=torch.uint8)
@@ -266,13 +266,13 @@ def test_a_picture_is_known_by_its_content(tmp_path, monkeypatch):
 
 def test_a_picture_in_a_tar_is_known_by_its_content(tmp_path):
     import tarfile
-    from ccd.data.shards import shards
+    from ccd.data.shards import load_shards
     for k in range(2): noise(tmp_path / f"{k}.png", k); (tmp_path / f"{k}.txt").write_text("a cat")
     def packed(): # the name of what is in a tar that is always as long and as old
         with tarfile.open(tmp_path / "a.tar", "w") as t:
             for name in ("0.png", "0.txt", "1.png", "1.txt"): t.add(tmp_path / name, name)
         os.utime(tmp_path / "a.tar", (1, 1))
-        return features._pictures_hash(shards(tmp_path).corpus), (tmp_path / "a.tar").stat().st_size
+        return features._pictures_hash(load_shards(tmp_path).corpus), (tmp_path / "a.tar").stat().st_size
     name, size = packed()
     assert packed() == (name, size)
     replaced(tmp_path / "1.png", "black")
@@ -282,33 +282,33 @@ def test_a_picture_in_a_tar_is_known_by_its_content(tmp_path):
 def test_pictures_that_change_meanwhile_are_not_kept(tmp_path, monkeypatch):
     for k in range(3): noise(tmp_path / f"{k}.png", k)
     (tmp_path / "c.json").write_text(json.dumps([pictured(k) for k in range(3)]))
-    corpus, real = conversations._llava_talks(tmp_path / "c.json", tmp_path).corpus, features._read
+    corpus, real = conversations._load_llava_json(tmp_path / "c.json", tmp_path).corpus, features._read
     def read(*a):
         replaced(tmp_path / "1.png", "red")
         return real(*a)
     monkeypatch.setattr(features, "_read", read)
     with pytest.raises(UserError, match="1 images have changed while they were encoded, such as number 1"):
-        features._held(load("random:0"), corpus, home=tmp_path / "home")
+        features._cache_patch_tokens(load("random:0"), corpus, home=tmp_path / "home")
     assert not list((tmp_path / "home").rglob("*.npy"))
     monkeypatch.setattr(features, "_read", real)
-    assert len(features._held(load("random:0"), corpus, home=tmp_path / "home")) == 3
+    assert len(features._cache_patch_tokens(load("random:0"), corpus, home=tmp_path / "home")) == 3
     (tmp_path / "1.png").unlink()
     with pytest.raises(UserError, match="1.png' cannot be read"): features._pictures_hash(corpus.select(range(3)))
 
 def test_tokens_on_disk_are_those_of_the_encoder(home, monkeypatch, tmp_path):
-    monkeypatch.setattr(features, "_PART", 16)
+    monkeypatch.setattr(features, "_IMAGES_PER_FILE", 16)
     corpus, e = scenes.scenes(WORLD, "train").select(range(40)), load("random:0#layer=-2,norm=before")
-    shelf = features._held(e, corpus, home=tmp_path)
-    images = torch.from_numpy(Pixels(corpus, 48)[[0, 17, 39]])
+    shelf = features._cache_patch_tokens(e, corpus, home=tmp_path)
+    images = torch.from_numpy(ImageDecoder(corpus, 48)[[0, 17, 39]])
     assert len(shelf) == 40 and len(shelf.parts) == 3
     assert torch.allclose(shelf[[0, 17, 39]], features._tokens_of(e, images), atol=5e-3, rtol=1e-3)
     file, *others = sorted(tmp_path.rglob("*.npy"))
     want, times = file.read_bytes(), [f.stat().st_mtime_ns for f in others]
     file.unlink() # as if it had been killed there
-    again = features._held(e, corpus, home=tmp_path)
+    again = features._cache_patch_tokens(e, corpus, home=tmp_path)
     assert len(others) == 2 and file.read_bytes() == want and torch.equal(again[[17]], shelf[[17]])
     assert [f.stat().st_mtime_ns for f in others] == times
-    other = features._held(load("random:0#layer=-1,norm=before"), corpus, home=tmp_path)
+    other = features._cache_patch_tokens(load("random:0#layer=-1,norm=before"), corpus, home=tmp_path)
     assert not torch.equal(other[[0]], shelf[[0]])
 
 def test_tokens_are_resized_as_pictures_are(tmp_path):
@@ -321,9 +321,9 @@ def test_tokens_are_resized_as_pictures_are(tmp_path):
     assert torch.allclose(grid.permute(2, 0, 1), want, atol=1e-6) and grid[0, 0, 0] < grid[0, -1, 0]
     with pytest.raises(UserError, match="must be square"): features._tokens_of(e, x, 50)
     with pytest.raises(UserError, match="has no patch tokens, which"): features._tokens_of(load("pixels:16"), x[..., :16, :16])
-    big = Encoder(Card("big", "", "", ""), lambda x: Features(patches=x.new_full((len(x), 4, 2), 1e6)), taps=("patches",))
+    big = Encoder(EncoderCard("big", "", "", ""), lambda x: Features(patches=x.new_full((len(x), 4, 2), 1e6)), taps=("patches",))
     with pytest.raises(UserError, match="float16 cannot hold"):
-        features._held(big, scenes.scenes(WORLD, "train").select(range(2)), home=tmp_path)
+        features._cache_patch_tokens(big, scenes.scenes(WORLD, "train").select(range(2)), home=tmp_path)
 
 # --- training
 
@@ -345,7 +345,7 @@ def die_at_step_14(out, home):
     def die(step, model):
         steps.append(step)
         if len(steps) == 14: os.kill(os.getpid(), 9)
-    llava_training.train_vlm("random:0", SETTINGS, *conversations._emoji_talks(WORLD, SETTINGS), out, home, on_step=die)
+    llava_training.train_vlm("random:0", SETTINGS, *conversations._emoji_conversations(WORLD, SETTINGS), out, home, on_step=die)
 
 def test_a_stage_that_was_killed_ends_the_same(model, home, talks, tmp_path):
     said, code = finish(job(die_at_step_14, tmp_path / "killed", home))
@@ -361,10 +361,10 @@ def test_a_stage_that_was_killed_ends_the_same(model, home, talks, tmp_path):
 
 def test_parts_of_a_batch_train_as_the_batch_does(model, home, talks, monkeypatch):
     monkeypatch.setenv("CCD_PRECISION", "fp32")
-    s, shelf = conversations._tokenized(talks[1], model.tokenizer, "v1"), features._held(model.encoder, talks[1].corpus, home=home)
+    s, shelf = conversations._tokenized(talks[1], model.tokenizer, "v1"), features._cache_patch_tokens(model.encoder, talks[1].corpus, home=home)
     def gradients(micro):
         m, stage = llava_training.load_vlm(home / "model").requires_grad_(True), llava_settings.Stage(320, 32)
-        t = llava_training._VlmTrainer(m, llava_model._TalkFeed(s, shelf, m, stage, 0), stage, Run(micro_batch=micro))
+        t = llava_training._VlmTrainer(m, llava_model._ConversationLoader(s, shelf, m, stage, 0), stage, RuntimeSettings(micro_batch=micro))
         loss, _ = t._gradients(t.feed(2), 0.0, 2)
         return loss, {k: p.grad for k, p in m.named_parameters()}
     (a, x), (b, y) = gradients(0), gradients(5)
@@ -405,7 +405,7 @@ def test_a_language_model_from_a_folder(home, talks, asked, tmp_path):
     m = llava_training.load_vlm(out)
     assert m.net.lm_head.weight.shape[0] == bpe.get_vocab_size() + 1 == len(m.tokenizer)
     assert "lm_head.weight" in weights(out) and torch.equal(m.net.lm_head.weight, weights(out)["lm_head.weight"])
-    assert set(answering.answer(m, asked.select(range(4)), home=home).prediction) <= set("ABCD")
+    assert set(answering.answer_questions(m, asked.select(range(4)), home=home).prediction) <= set("ABCD")
 
 @pytest.mark.parametrize("how", ["lora", "frozen"])
 def test_what_trains_of_a_language_model_is_what_was_said(home, talks, tmp_path, how):
@@ -415,7 +415,7 @@ def test_what_trains_of_a_language_model_is_what_was_said(home, talks, tmp_path,
         if step == few.tune.steps: seen.update(net=m.net, trained={k for k, p in m.net.named_parameters() if p.requires_grad})
     out = llava_training.train_vlm("random:0", few, None, talks[1], tmp_path / "m", home, on_step=look)
     assert not (out / "align").exists() and all("multi_modal_projector" in k or "lora_" in k for k in seen["trained"])
-    ours, first = llava_training.load_vlm(out), llava_training._language_of(few, None, talks[1], home)[0]
+    ours, first = llava_training.load_vlm(out), llava_training._load_language_model(few, None, talks[1], home)[0]
     now, before = ours.net.model.language_model.state_dict(), first.model.state_dict()
     assert now.keys() == before.keys()
     ranks = {k: int(torch.linalg.matrix_rank((now[k] - before[k]).double(), rtol=1e-4)) for k in now if now[k].ndim == 2}
@@ -429,9 +429,9 @@ def test_what_trains_of_a_language_model_is_what_was_said(home, talks, tmp_path,
 
 def test_the_projector_has_its_own_rate(model, home, talks):
     stage = llava_settings.Stage(320, 32, 1e-2, projector_lr=1e-3)
-    s, shelf = conversations._tokenized(talks[1], model.tokenizer, "v1"), features._held(model.encoder, talks[1].corpus, home=home)
+    s, shelf = conversations._tokenized(talks[1], model.tokenizer, "v1"), features._cache_patch_tokens(model.encoder, talks[1].corpus, home=home)
     m = llava_training.load_vlm(home / "model").requires_grad_(True)
-    t = llava_training._VlmTrainer(m, llava_model._TalkFeed(s, shelf, m, stage, 0), stage, Run())
+    t = llava_training._VlmTrainer(m, llava_model._ConversationLoader(s, shelf, m, stage, 0), stage, RuntimeSettings())
     t.step(5, t.feed(5))
     rate = {id(p): g["lr"] for g in t.optimizer.param_groups for p in g["params"]}
     assert len(rate) == len(list(m.parameters()))
@@ -442,14 +442,14 @@ def test_the_projector_has_its_own_rate(model, home, talks):
 
 def plain_loop(model, row, image, how):
     "One option after the other, as one would write it down."
-    ask, said = conversations._FORMS[how]
+    ask, said = conversations._ANSWER_FORMATS[how]
     out = []
     for l in "ABCD":
-        talk = conversations._Talks(None, [[(ask(row, model.settings), said(row | dict(answer=l)))]], np.array([0]))
+        talk = conversations._Conversations(None, [[(ask(row, model.settings), said(row | dict(answer=l)))]], np.array([0]))
         s = conversations._tokenized(talk, model.tokenizer, "v1", model.settings.system)
-        ids, learnt, _ = llava_model._laid_out(s, 0, model.image, model.tokens, 999)
+        ids, learnt, _ = llava_model._pad_sample(s, 0, model.image, model.tokens, 999)
         ids = torch.from_numpy(ids).long()[None]
-        tokens = features._tokens_of(model.encoder, torch.from_numpy(Pixels(image, 48)[[0]])).half().float()
+        tokens = features._tokens_of(model.encoder, torch.from_numpy(ImageDecoder(image, 48)[[0]])).half().float()
         with torch.no_grad(): logp = model.net(input_ids=ids, pixel_values=tokens).logits[0].log_softmax(-1)
         each = [logp[k - 1, ids[0, k]].item() for k in np.flatnonzero(learnt)]
         out.append(each)
@@ -458,14 +458,14 @@ def plain_loop(model, row, image, how):
 @pytest.mark.parametrize("how", ["texts", "letters"])
 def test_options_side_by_side_are_options_alone(model, asked, home, how):
     few = asked.select([0, 13, 30])
-    got = answering.answer(model, few, how, home=home)
+    got = answering.answer_questions(model, few, how, home=home)
     for k, row in enumerate(few.remove_columns("image").to_list()):
         each = plain_loop(model, row, few.select([k]), how)
         x = np.array([np.mean(e) if how == "texts" else sum(e[:-1]) for e in each])
         p = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
         assert np.allclose(got.p_options[k], p, atol=1e-5)
         assert got.prediction[k] == "ABCD"[p.argmax()]
-    total = answering.answer(model, few, "texts", mean=False, home=home)
+    total = answering.answer_questions(model, few, "texts", mean=False, home=home)
     if how == "texts":
         x = np.array([sum(e) for e in each])
         assert np.allclose(np.log(total.p_options[2]), x - np.logaddexp.reduce(x), atol=1e-4)
@@ -476,7 +476,7 @@ def test_a_benchmark_is_asked_in_its_own_form(model, asked, home, monkeypatch):
     monkeypatch.setattr(answering, "_tokenized", lambda talks, *a, **k: texts.extend(t[0] for t in talks.turns) or real(talks, *a, **k))
     def of(benchmark, **how):
         texts.clear()
-        t = answering.answer(model, few, benchmark=benchmark, home=home, image="none", **how)
+        t = answering.answer_questions(model, few, benchmark=benchmark, home=home, image="none", **how)
         return np.stack(t.p_options), list(dict.fromkeys(q for q, _ in texts)), [a for _, a in texts]
     rows = few.remove_columns("image").to_list()
     for name in ("VMCBench", "MMBench", "AI2D", "ScienceQA_I", "CVBench_2D"):
@@ -502,64 +502,64 @@ def test_the_form_of_every_benchmark(preset):
     with pytest.raises(UserError, match="unknown form 'rhymes' of a question: expected one of texts, letters"): conversations._form_of("VMCBench", settings, "rhymes")
 
 def test_an_image_becomes_a_square_as_the_settings_say():
-    fitted = lambda spec, **of: load(features._tapped_spec(spec, replace(SETTINGS, **of))).card.resize
-    assert features._tapped_spec("random:0", SETTINGS) == "random:0#layer=-2,norm=before" # as ever
-    assert features._tapped_spec("random:0", llava_settings.vlm_preset("llava-1.5")).endswith(",fit=pad")
+    fitted = lambda spec, **of: load(features._spec_with_layer(spec, replace(SETTINGS, **of))).card.resize
+    assert features._spec_with_layer("random:0", SETTINGS) == "random:0#layer=-2,norm=before" # as ever
+    assert features._spec_with_layer("random:0", llava_settings.vlm_preset("llava-1.5")).endswith(",fit=pad")
     assert fitted("random:0") == fitted("random:0", fit="crop") == load("random:0").card.resize
     assert fitted("random:0", fit="pad").startswith("padded to a square with (127, 127, 127)")
     assert fitted("random:0#fit=squash", fit="pad") == "both sides to 48 px, bicubic" # its name says otherwise
-    assert "fit" not in plain(SETTINGS) and plain(llava_settings.vlm_preset("llava-1.5"))["fit"] == "pad"
+    assert "fit" not in to_plain_dict(SETTINGS) and to_plain_dict(llava_settings.vlm_preset("llava-1.5"))["fit"] == "pad"
     with pytest.raises(UserError, match="cannot become a square by 'stretch': expected one of crop, squash, pad"): replace(SETTINGS, fit="stretch")
 
 def test_answers_are_the_contract_and_do_not_depend_on_the_batch(model, asked, home, tmp_path):
-    a = answering.answer(model, asked, home=home, encoder="one")
-    b = answering.answer(model, asked, home=home, encoder="one", batch_size=5, folder=tmp_path)
+    a = answering.answer_questions(model, asked, home=home, encoder="one")
+    b = answering.answer_questions(model, asked, home=home, encoder="one", batch_size=5, folder=tmp_path)
     _check_answers(a)
     assert (a.prediction == b.prediction).all() and np.allclose(list(a.p_options), list(b.p_options), atol=1e-5)
     assert set(a.encoder) == {"one"} and a.score.isin([0, 1]).all()
-    c = answering.answer(model, asked, home=home, encoder="one", folder=tmp_path) # read back
+    c = answering.answer_questions(model, asked, home=home, encoder="one", folder=tmp_path) # read back
     assert list(c.p_options) == list(b.p_options)
 
 def test_rotations_are_the_mean_over_rotated_questions(model, asked, home):
     few = asked.select(range(6))
-    got = answering.answer(model, few, "letters", rotations=True, home=home)
+    got = answering.answer_questions(model, few, "letters", rotations=True, home=home)
     total = np.zeros((6, 4))
     for r in range(4):
-        turned = few.map(lambda row: answering._rotated({k: x for k, x in row.items() if k != "image"}, r))
-        p = answering.answer(model, turned, "letters", home=home).p_options
+        turned = few.map(lambda row: answering._rotate_options({k: x for k, x in row.items() if k != "image"}, r))
+        p = answering.answer_questions(model, turned, "letters", home=home).p_options
         for k in range(6):
             for j in range(4): total[k, (j + r) % 4] += p[k][j] / 4
     assert np.allclose(np.stack(got.p_options), total, atol=1e-5)
-    with pytest.raises(UserError, match="no options to rotate"): answering.answer(model, few, "texts", rotations=True, home=home)
+    with pytest.raises(UserError, match="no options to rotate"): answering.answer_questions(model, few, "texts", rotations=True, home=home)
 
 def test_blind_is_blind(model, asked, home):
     "Without the picture nothing depends on it; another picture is another's."
     pictures = list(asked["image"])
     show = lambda places: asked.map(lambda r, k: dict(image=pictures[places[k]]), with_indices=True)
     swapped = show(range(len(asked) - 1, -1, -1))
-    p = lambda q, image: np.stack(answering.answer(model, q, image=image, home=home).p_options)
+    p = lambda q, image: np.stack(answering.answer_questions(model, q, image=image, home=home).p_options)
     assert np.array_equal(p(asked, "none"), p(swapped, "none"))
     assert not np.allclose(p(asked, "own"), p(swapped, "own"))
-    at = answering._deranged(asked["item_id"], asked["category"]).tolist()
+    at = answering._mismatched_images(asked["item_id"], asked["category"]).tolist()
     assert np.allclose(p(asked, "other"), p(show(at), "own"), atol=1e-4)
 
 def test_each_question_gets_the_picture_of_another_of_its_subset():
     items = list("aabbccddxyxyz"); subsets = ["s"] * 8 + ["t"] * 5
-    at = answering._deranged(items, subsets)
+    at = answering._mismatched_images(items, subsets)
     assert all(items[k] != items[j] and subsets[k] == subsets[j] for k, j in enumerate(at))
-    assert {items[j] for j in at} == set(items) and (at == answering._deranged(items, subsets)).all()
-    with pytest.raises(UserError, match="about one picture"): answering._deranged(["a", "a"], ["s", "s"])
+    assert {items[j] for j in at} == set(items) and (at == answering._mismatched_images(items, subsets)).all()
+    with pytest.raises(UserError, match="about one picture"): answering._mismatched_images(["a", "a"], ["s", "s"])
 
 def test_what_cannot_be_answered_is_said(model, asked, home, capsys):
     few = asked.select(range(3))
     long = few.map(lambda r, k: dict(question="why " * 300 if k == 1 else r["question"]), with_indices=True)
-    t = answering.answer(model, long, home=home)
+    t = answering.answer_questions(model, long, home=home)
     assert t.prediction[1] == "" and t.score[1] == 0 and t.p_options[1] is None and t.prediction[0] in "ABCD"
     assert "1 of 3 questions are longer than 256 tokens: not answered" in capsys.readouterr().err
     free = few.map(lambda r: dict.fromkeys("ABCD", ""))
-    with pytest.raises(UserError, match="3 questions have no options"): answering.answer(model, free, home=home)
-    with pytest.raises(UserError, match="unknown form 'words'"): answering.answer(model, few, "words", home=home)
-    with pytest.raises(UserError, match="unknown image"): answering.answer(model, few, image="blank", home=home)
+    with pytest.raises(UserError, match="3 questions have no options"): answering.answer_questions(model, free, home=home)
+    with pytest.raises(UserError, match="unknown form 'words'"): answering.answer_questions(model, few, "words", home=home)
+    with pytest.raises(UserError, match="unknown image"): answering.answer_questions(model, few, image="blank", home=home)
 
 def test_a_loaded_model_answers_and_keeps_its_floors(home, asked, model):
     t = answering.evaluate(home / "model", asked.select(range(18)), "random", home=home)

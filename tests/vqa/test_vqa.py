@@ -7,16 +7,19 @@ from scipy import stats as st
 from ccd.vqa.benchmarks import loading, reading, scoring, suite
 from ccd.vqa.statistics import aggregation, logs as statistics_logs, significance
 from ccd.files import UserError
-from ccd.stats import (Estimate, cluster_draws, gap_power, holm, mcnemar_exact, paired_bootstrap, pooled_variance,
-                       sign_flip, smallest_gap, t_interval, t_test)
+from ccd.stats import (Estimate, cluster_bootstrap_means, holm, mcnemar_exact, mcnemar_power,
+                       minimum_detectable_difference, paired_bootstrap, pooled_variance, sign_flip,
+                       t_interval, t_test)
 from ccd.vqa.benchmarks.questions import CAMBRIAN, VMCBENCH, _check_questions
 from ccd.vqa.benchmarks.reading import _parse_published, parse_answer
 from ccd.vqa.benchmarks.scoring import _RULES
 from ccd.vqa.benchmarks.suite import BENCHMARKS, _prompt
 from ccd.vqa.benchmarks.loading import load_questions
-from ccd.vqa.statistics.answers import _coverage, answer_table
-from ccd.vqa.statistics.aggregation import _CONVENTIONS, _made_answers, conventions, resampled, rolled, summary
-from ccd.vqa.statistics.significance import _over_floor, compare_scores, informative, verdict
+from ccd.vqa.statistics.answers import _answer_coverage, answer_table
+from ccd.vqa.statistics.aggregation import (_AVERAGING_CONVENTIONS, _simulate_answers, aggregate,
+                                            bootstrap_summary, bootstrap_sums, conventions)
+from ccd.vqa.statistics.significance import (_above_baseline, compare_scores, informative_subsets,
+                                             verdict)
 from ccd.vqa.statistics.logs import read_log
 from ccd.vqa.statistics.report import report
 
@@ -163,7 +166,7 @@ def test_edit_distance_is_the_recursive_one():
     rng = random.Random(0)
     for _ in range(60):
         a, b = ("".join(rng.choices("abc", k=rng.randint(0, 6))) for _ in range(2))
-        assert scoring._edits(a, b) == slow(a, b)
+        assert scoring._edit_distance(a, b) == slow(a, b)
 
 # --- loading: small datasets in the schema of each benchmark
 
@@ -328,25 +331,25 @@ def test_predictions_for_another_split():
     a = answer_table("x", asked(4), {}, "clip")
     b = answer_table("x", asked(4, answer="C"), {}, "dino")
     with pytest.raises(UserError, match="3 questions have another right answer"):
-        summary(pd.concat([a, b]), dict(ocr=["TextVQA"]))
+        bootstrap_summary(pd.concat([a, b]), dict(ocr=["TextVQA"]))
 
 def test_an_unknown_subset_double_answers_scores_outside_and_half_pairs():
     a = answer_table("x", asked(4), {}, "clip")
-    with pytest.raises(UserError, match="1 subsets are not in the category map: TextVQA"): summary(a, dict(doc=["AI2D"]))
-    with pytest.raises(UserError, match="answered more than once"): summary(pd.concat([a, a]), dict(ocr=["TextVQA"]))
-    with pytest.raises(UserError, match="outside 0..1"): summary(a.assign(score=2.0), dict(ocr=["TextVQA"]))
+    with pytest.raises(UserError, match="1 subsets are not in the category map: TextVQA"): bootstrap_summary(a, dict(doc=["AI2D"]))
+    with pytest.raises(UserError, match="answered more than once"): bootstrap_summary(pd.concat([a, a]), dict(ocr=["TextVQA"]))
+    with pytest.raises(UserError, match="outside 0..1"): bootstrap_summary(a.assign(score=2.0), dict(ocr=["TextVQA"]))
     with pytest.raises(UserError, match="pairs are not whole"):
-        summary(a.assign(benchmark="MMVP", pair_id=["p", "p", "q", "r"]), dict(v=["MMVP"]))
-    with pytest.raises(UserError, match="lack the columns"): summary(a.drop(columns="cluster"), dict(ocr=["TextVQA"]))
+        bootstrap_summary(a.assign(benchmark="MMVP", pair_id=["p", "p", "q", "r"]), dict(v=["MMVP"]))
+    with pytest.raises(UserError, match="lack the columns"): bootstrap_summary(a.drop(columns="cluster"), dict(ocr=["TextVQA"]))
     with pytest.raises(UserError, match="found in two benchmarks"):
-        summary(pd.concat([a, a.assign(benchmark="TextVQA")]), dict(ocr=["TextVQA"]))
+        bootstrap_summary(pd.concat([a, a.assign(benchmark="TextVQA")]), dict(ocr=["TextVQA"]))
 
 def test_a_model_that_answers_nothing_is_counted_and_scores_nothing():
     a = answer_table("x", asked(4), {0: None, 1: "", 2: float("nan")}, "silent")
-    assert a.score.sum() == 0 and _coverage(a).iloc[0][["questions", "blank", "unread"]].tolist() == [4, 4, 0]
+    assert a.score.sum() == 0 and _answer_coverage(a).iloc[0][["questions", "blank", "unread"]].tolist() == [4, 4, 0]
     tossed = answer_table("x", asked(40), {}, "silent", rule="coin_toss")
     assert tossed.score.sum() == 0
-    t = summary(a, dict(ocr=["TextVQA"]), draws=50)
+    t = bootstrap_summary(a, dict(ocr=["TextVQA"]), draws=50)
     assert (t.score == 0).all() and (t.hi == 0).all() and (t.questions == 4).all()
 
 # --- averages
@@ -354,7 +357,7 @@ def test_a_model_that_answers_nothing_is_counted_and_scores_nothing():
 MAP = dict(ocr=["a", "b"], doc=["c"])
 
 def some(seed=0, sizes=dict(a=30, b=50, c=20), **encoders):
-    return _made_answers(sizes, encoders or dict(x=0.6, y=0.5), seed=seed)
+    return _simulate_answers(sizes, encoders or dict(x=0.6, y=0.5), seed=seed)
 
 def number(t, name, convention, encoder="x", column="score"):
     return t[(t.encoder == encoder) & (t.name == name) & (t.convention == convention)][column].item()
@@ -364,7 +367,7 @@ def test_macro_micro_and_the_three_conventions():
     x = a[a.encoder == "x"]
     by = x.groupby("subset").score.mean()
     micro = lambda subsets: x[x.subset.isin(subsets)].score.mean()
-    t = summary(a, MAP, draws=100)
+    t = bootstrap_summary(a, MAP, draws=100)
     for c, subsets in MAP.items():
         assert number(t, c, "macro") == pytest.approx(by[subsets].mean())
         assert number(t, c, "micro") == pytest.approx(micro(subsets))
@@ -374,15 +377,15 @@ def test_macro_micro_and_the_three_conventions():
     assert c.loc["VLMEvalKit"][["ocr", "doc", "overall"]].tolist() == pytest.approx([by[["a", "b"]].mean(), by["c"], x.score.mean()])
     assert c.loc["lmms-eval"][["ocr", "doc", "overall"]].tolist() == pytest.approx([micro(["a", "b"]), by["c"], x.score.mean()])
     assert c.loc["AutoConverter"].overall == pytest.approx(by.mean())
-    assert set(c.index) == set(_CONVENTIONS)
+    assert set(c.index) == set(_AVERAGING_CONVENTIONS)
 
 def test_missing_subsets_are_shown_not_averaged_away():
     a = some()
     a = a[~((a.encoder == "y") & (a.subset == "b"))] # y never saw b
-    t = summary(a, MAP, draws=50)
+    t = bootstrap_summary(a, MAP, draws=50)
     assert not np.isnan(number(t, "ocr", "macro")) and np.isnan(number(t, "ocr", "macro", "y")) and np.isnan(number(t, "overall", "micro", "y"))
     assert number(t, "ocr", "macro", "y", "missing") == "b" and number(t, "ocr", "macro", "x", "missing") == ""
-    p = summary(a, MAP, draws=50, partial=True)
+    p = bootstrap_summary(a, MAP, draws=50, partial=True)
     only = a[(a.encoder == "y") & (a.subset == "a")].score.mean()
     assert number(p, "ocr", "macro", "y") == pytest.approx(only) == number(p, "ocr", "micro", "y")
     assert number(p, "ocr", "micro", "y", "note") == "partial" and number(p, "ocr", "micro", "x", "note") == ""
@@ -390,7 +393,7 @@ def test_missing_subsets_are_shown_not_averaged_away():
     d = compare_scores(a, "x", "y", MAP, draws=50)
     r = d[(d.name == "ocr") & (d.convention == "macro")].iloc[0]
     assert np.isnan(r.difference) and np.isnan(r.p) and r.verdict == "not known: b is missing"
-    gone = summary(a[a.subset != "b"], MAP, draws=50)
+    gone = bootstrap_summary(a[a.subset != "b"], MAP, draws=50)
     assert np.isnan(number(gone, "ocr", "macro")) and number(gone, "ocr", "macro", "x", "missing") == "b"
 
 def test_a_partial_comparison_is_over_what_both_have():
@@ -411,16 +414,16 @@ def test_the_published_rule_by_its_name():
 def test_some_questions_of_a_subset_is_an_error_or_said():
     a = some()
     a = a.drop(a[(a.encoder == "y") & (a.subset == "a")].index[:4])
-    with pytest.raises(UserError, match=r"y \(seed 0\) lacks 4"): summary(a, MAP)
-    t = summary(a, MAP, common=True, draws=50)
+    with pytest.raises(UserError, match=r"y \(seed 0\) lacks 4"): bootstrap_summary(a, MAP)
+    t = bootstrap_summary(a, MAP, common=True, draws=50)
     assert number(t, "a", "", "x", "questions") == 26 == number(t, "a", "", "y", "questions")
 
 def test_uninformative_subsets_leave_the_averages_openly():
     a = some()
-    t = summary(a, MAP, left_out=("b",), draws=50)
+    t = bootstrap_summary(a, MAP, left_out=("b",), draws=50)
     assert number(t, "ocr", "macro") == number(t, "a", "") == number(t, "ocr", "micro")
     assert number(t, "ocr", "macro", "x", "left_out") == "b" and number(t, "b", "", "x", "note") == "not informative"
-    with pytest.raises(UserError, match="not in the map"): summary(a, MAP, left_out=("z",))
+    with pytest.raises(UserError, match="not in the map"): bootstrap_summary(a, MAP, left_out=("z",))
 
 def test_mme_is_the_sum_of_ten_over_twenty():
     rng, rows = np.random.default_rng(0), []
@@ -434,7 +437,7 @@ def test_mme_is_the_sum_of_ten_over_twenty():
     for task, g in t.groupby("subset"):
         pictures = g.groupby("pair_id").score
         want += 100 * g.score.mean() + 100 * (pictures.min()).mean()
-    s = summary(a, CAMBRIAN, partial=True, draws=200)
+    s = bootstrap_summary(a, CAMBRIAN, partial=True, draws=200)
     assert 100 * number(s, "MME_P", "") == pytest.approx(want / 20)
     assert number(s, "MME_P", "", "x", "lo") < number(s, "MME_P", "") < number(s, "MME_P", "", "x", "hi")
 
@@ -444,17 +447,17 @@ def test_mmvp_counts_pairs_and_cvbench_means_its_two_sources():
         pair_id=[f"p{k // 2}" for k in range(6)], cluster=[f"p{k // 2}" for k in range(6)], subset="MMVP")
     ok = [True, True, True, False, True, True]
     assert (a.score == ok).all()
-    t = summary(a, CAMBRIAN, partial=True, draws=50)
+    t = bootstrap_summary(a, CAMBRIAN, partial=True, draws=50)
     assert number(t, "MMVP", "") == pytest.approx(np.mean([ok[k] and ok[k + 1] for k in (0, 2, 4)])) == 2 / 3
     assert number(t, "MMVP", "", "x", "questions") == 3 # pairs
     c = a.assign(benchmark="CVBench_2D", pair_id="", subset=["ADE20K"] * 4 + ["COCO"] * 2)
-    t = summary(c, CAMBRIAN, partial=True, draws=50)
+    t = bootstrap_summary(c, CAMBRIAN, partial=True, draws=50)
     assert number(t, "CVBench_2D", "") == pytest.approx((3 / 4 + 1) / 2)
 
 def test_mmbench_is_circular():
     a = answer_table("MMBench", asked(4), {0: "A", 1: "B", 2: "C", 3: "A"}, "x").assign(
         pair_id=["1", "1", "2", "2"], subset="colour")
-    assert number(summary(a, CAMBRIAN, partial=True, draws=50), "MMBench", "") == 0.5
+    assert number(bootstrap_summary(a, CAMBRIAN, partial=True, draws=50), "MMBench", "") == 0.5
 
 # --- drawing again
 
@@ -463,7 +466,7 @@ def scores_of(a, categories=MAP): return aggregation.aligned_scores(a, categorie
 def test_the_bootstrap_has_the_spread_of_the_formula_and_of_the_plain_one():
     a = some(sizes=dict(a=300, b=200, c=100))
     s = scores_of(a)
-    r = rolled(*resampled(s, 8000), s.cells, MAP)
+    r = aggregate(*bootstrap_sums(s, 8000), s.cells, MAP)
     x = {k: a[(a.encoder == "x") & (a.subset == k)].score.values for k in "abc"}
     se = {k: v.std() / len(v)**0.5 for k, v in x.items()}
     drawn = r["category", "ocr", "macro"][:, s.models.index(("x", 0))]
@@ -486,7 +489,7 @@ def test_clusters_across_subsets_are_drawn_as_one():
     apart = scores_of(a)
     together = scores_of(a.assign(cluster=np.where(a.subset == "b", a.question_id - 200, a.question_id).astype(str)))
     assert [len(w) for w, _ in aggregation._groups(apart)] == [1, 1, 1] and sorted(len(w) for w, _ in aggregation._groups(together)) == [1, 2]
-    sd = [rolled(*resampled(s, 4000), s.cells, MAP)["category", "ocr", "macro"].std() for s in (apart, together)]
+    sd = [aggregate(*bootstrap_sums(s, 4000), s.cells, MAP)["category", "ocr", "macro"].std() for s in (apart, together)]
     assert sd[1] / sd[0] == pytest.approx(2**0.5, rel=0.06)
 
 def test_clusters_of_unlike_size_against_a_plain_loop():
@@ -495,7 +498,7 @@ def test_clusters_of_unlike_size_against_a_plain_loop():
     fam = rng.integers(0, 15, len(a))
     a = a.assign(cluster=fam.astype(str), score=(rng.normal(size=15)[fam] + rng.normal(size=len(a)) > 0).astype(float))
     s = scores_of(a)
-    mine = rolled(*resampled(s, 6000), s.cells, MAP)["overall", "overall", "macro"][:, 0]
+    mine = aggregate(*bootstrap_sums(s, 6000), s.cells, MAP)["overall", "overall", "macro"][:, 0]
     plain, x, subset = [], a.score.values, a.subset.values.astype(str)
     for _ in range(1500):
         rows = np.concatenate([np.flatnonzero(fam == f) for f in rng.integers(0, 15, 15)])
@@ -508,9 +511,9 @@ def test_a_draw_has_as_many_clusters_as_there_are_also_beyond_16_bits():
 
 def test_draws_do_not_depend_on_the_number_of_threads(monkeypatch):
     s = scores_of(some())
-    one = resampled(s, 300)
-    monkeypatch.setattr(aggregation, "cores", lambda: 1)
-    assert all((a == b).all() for a, b in zip(one, resampled(s, 300)))
+    one = bootstrap_sums(s, 300)
+    monkeypatch.setattr(aggregation, "n_cpus", lambda: 1)
+    assert all((a == b).all() for a, b in zip(one, bootstrap_sums(s, 300)))
 
 # --- gaps
 
@@ -580,7 +583,7 @@ def test_runs_of_one_recipe_are_rarely_called_two_recipes():
         hard, runs = rng.normal(size=250), 0.1 * rng.normal(size=6)
         right = (0.6**0.5 * hard[:, None] + 0.4**0.5 * rng.normal(size=(250, 6)) < runs).astype(float) # of x, then of y
         d, (v, df) = right[:, :3].mean(1) - right[:, 3:].mean(1), pooled_variance(right.mean(0).reshape(2, 3))
-        r = Estimate(d.mean(), cluster_draws(d, np.arange(250), 200, k)[1], v * 2 / 3, df).row()
+        r = Estimate(d.mean(), cluster_bootstrap_means(d, np.arange(250), 200, k)[1], v * 2 / 3, df).row()
         alone, both = alone + (r["lo"] > 0 or r["hi"] < 0), both + (t_test(r) < 0.05)
     assert alone > 45 and both <= 24 # 15 of 300 are 5 %, and more than 24 have a chance of 1 %
 
@@ -602,7 +605,7 @@ def test_a_model_without_the_image_is_the_same_run():
     x, y = means(a)
     r = overall(a, "x", "y", MAP, paired=True)
     assert [r.difference, r.seed_lo, r.seed_hi] == pytest.approx(t_interval(x - y))
-    assert _over_floor(a, dict(x="y"), MAP, draws=500).set_index(["name", "convention"]).seed_lo["overall", "macro"] == pytest.approx(r.seed_lo)
+    assert _above_baseline(a, dict(x="y"), MAP, draws=500).set_index(["name", "convention"]).seed_lo["overall", "macro"] == pytest.approx(r.seed_lo)
     assert overall(a[a.seed == 0], "x", "y", MAP, paired=True).verdict.endswith("points: this checkpoint")
     with pytest.raises(UserError, match="no seed in common"): compare_scores(a.assign(seed=a.seed + 10 * (a.encoder == "y")), "x", "y", MAP, paired=True)
 
@@ -616,10 +619,10 @@ def test_of_answers_that_are_all_alike_no_power_is_said():
 
 def test_no_verdict_where_neither_is_above_its_own_baseline(tmp_path):
     truth = dict(x=dict(a=0.8, b=0.3, c=0.3), y=dict(a=0.3, b=0.6, c=0.3)) | {n: dict.fromkeys("abc", 0.3) for n in ("x blind", "y blind")}
-    a = _made_answers(dict(a=300, b=300, c=300), truth)
+    a = _simulate_answers(dict(a=300, b=300, c=300), truth)
     a.loc[(a.subset == "c") & (a.encoder == "x"), "score"] = 1 # far ahead of y; so is the same model without the image
     a.loc[(a.subset == "c") & (a.encoder == "x blind"), "score"] = 1
-    above = _over_floor(a, {"x": "x blind", "y": "y blind"}, MAP, draws=200)
+    above = _above_baseline(a, {"x": "x blind", "y": "y blind"}, MAP, draws=200)
     t = significance._with_baselines(compare_scores(a, "x", "y", MAP, draws=200), above).set_index(["name", "convention"])
     assert [t.above_baseline[s, ""] for s in "abc"] == ["x", "y", "neither"] and t.p_holm["c", ""] < 0.01
     assert t.verdict["c", ""] == t.verdict["doc", "macro"] == "no verdict: neither is above its own no-image baseline"
@@ -640,17 +643,17 @@ def test_power_is_that_of_simulation():
     rng, n, r, gap = np.random.default_rng(0), 120, 0.3, 0.14
     kinds = rng.choice(3, (1500, n), p=[(r + gap) / 2, (r - gap) / 2, 1 - r])
     p = [mcnemar_exact(k == 0, k == 1) for k in kinds]
-    assert gap_power(gap, n, r) == pytest.approx(np.mean(np.array(p) < 0.05), abs=0.035)
-    g = smallest_gap(n, r)
-    assert gap_power(g, n, r) == pytest.approx(0.8, abs=1e-3) and np.isnan(smallest_gap(n, 0.01))
+    assert mcnemar_power(gap, n, r) == pytest.approx(np.mean(np.array(p) < 0.05), abs=0.035)
+    g = minimum_detectable_difference(n, r)
+    assert mcnemar_power(g, n, r) == pytest.approx(0.8, abs=1e-3) and np.isnan(minimum_detectable_difference(n, 0.01))
 
 def test_floors_and_what_is_informative():
     right = dict(x=dict(a=0.6, b=0.5, c=0.7), blind=dict(a=0.3, b=0.28, c=0.3), ceiling=dict(a=0.9, b=0.32, c=0.9))
-    a = _made_answers(dict(a=200, b=200, c=200), right)
-    t = informative(a, "ceiling", "blind", MAP, draws=200)
+    a = _simulate_answers(dict(a=200, b=200, c=200), right)
+    t = informative_subsets(a, "ceiling", "blind", MAP, draws=200)
     by = a.groupby(["encoder", "subset"]).score.mean()
     assert t.informative.tolist() == [True, False, True] and t.gap.tolist() == pytest.approx((by["ceiling"] - by["blind"]).tolist())
-    g = _over_floor(a, dict(x="blind"), MAP, left_out=("b",), draws=200).set_index(["name", "convention"])
+    g = _above_baseline(a, dict(x="blind"), MAP, left_out=("b",), draws=200).set_index(["name", "convention"])
     assert g.difference["ocr", "macro"] == pytest.approx(by["x", "a"] - by["blind", "a"]) and g.left_out["ocr", "macro"] == "b"
 
 def test_verdict_of_a_tie_names_the_power():
@@ -690,7 +693,7 @@ def test_a_noted_coin_toss_is_kept_unless_scored_anew(tmp_path):
     rows[2]["average"]["score"] = rows[2]["reason"]["score"] = 1 # the coin was lucky
     p = lmms_file(tmp_path, "vmcbench", rows)
     assert read_log(p).answers.score.sum() == 1 and read_log(p, rule="letter").answers.score.sum() == 0
-    assert _coverage(read_log(p).answers).unread.item() == 4
+    assert _answer_coverage(read_log(p).answers).unread.item() == 4
 
 NOTES = { # task -> (benchmark, what the tool notes, the score meant)
     "mme": ("MME_P", lambda k: dict(mme_perception_score=dict(question_id=f"{k // 2}.png", category="color", score=1.0)), 1),
@@ -713,7 +716,7 @@ def test_lmms_eval_of_other_tasks(tmp_path, task):
     assert (a.benchmark == name).all() and a.score.tolist() == [score] * 4 and len(bad) == 0 and a.question_id.is_unique
     if task in ("mme", "mmvp"):
         assert a.pair_id.nunique() == 2
-        assert number(summary(a.assign(encoder="x"), CAMBRIAN, partial=True, draws=20), name, "") == 1
+        assert number(bootstrap_summary(a.assign(encoder="x"), CAMBRIAN, partial=True, draws=20), name, "") == 1
 
 def test_logs_of_mmmu_without_a_score_are_scored_by_the_rule(tmp_path):
     row = lambda k, said, right, options: dict(doc_id=k, target=right, filtered_resps=said, input=f"q\n{options}",
@@ -726,7 +729,7 @@ def test_a_coin_that_a_tool_tossed_for_a_blank_answer_counts_nothing(tmp_path):
     row = lmms_line(0, "", doc=False)
     row["average"]["score"] = row["reason"]["score"] = 1
     a = read_log(lmms_file(tmp_path, "vmcbench", [row])).answers
-    assert a.score.item() == 0 and _coverage(a).blank.item() == 1
+    assert a.score.item() == 0 and _answer_coverage(a).blank.item() == 1
 
 def test_broken_lines_of_a_log_are_listed(tmp_path, capsys):
     rows = [lmms_line(0, "A"), "{broken", json.dumps(dict(doc_id=3)), lmms_line(1, "B")]
@@ -769,7 +772,7 @@ def test_vlmevalkit_hits_are_taken_or_scored_anew(tmp_path):
     rows[1]["hit"] = 0
     a = read_log(tsv(p, rows) and p).answers
     assert a.pair_id.tolist() == ["7", "7", "8", "8"]
-    assert number(summary(a.assign(encoder="x"), CAMBRIAN, partial=True, draws=20), "MMBench", "") == 0.5
+    assert number(bootstrap_summary(a.assign(encoder="x"), CAMBRIAN, partial=True, draws=20), "MMBench", "") == 0.5
 
 def test_vlmevalkit_pairs_and_faults(tmp_path):
     p = tmp_path / "m_MMVP.tsv"
@@ -952,7 +955,7 @@ def test_equal_cluster_names_of_two_benchmarks_are_two_clusters():
 def test_a_draw_without_a_subset_does_not_spoil_the_interval():
     a = some(sizes=dict(a=60, b=3, c=3), x=0.5)
     a["cluster"] = np.where(a.subset == "a", a.question_id, a.question_id % 2).astype(str) # b and c hang on two clusters of a
-    t = summary(a, MAP, draws=400)
+    t = bootstrap_summary(a, MAP, draws=400)
     assert t[["lo", "hi"]].notna().all().all()
 
 def test_logs_may_be_named_with_encoder_and_seed(tmp_path):
@@ -988,8 +991,8 @@ def test_a_category_of_unlike_benchmarks_weighs_each_alike():
     assert r.p == pytest.approx(p, abs=0.03) and abs(p - alike) > 0.06
 
 def test_the_maps_are_those_of_the_published_tables():
-    from ccd.vqa.published.tables import categories, data
-    known = data("benchmarks")
+    from ccd.vqa.published.tables import categories, load_published_table
+    known = load_published_table("benchmarks")
     other = {n.strip(): r.benchmark for r in known[known.suite == "cambrian"].fillna("").itertuples() for n in (r.benchmark, *r.also.split(";"))}
     assert {c: [other[b] for b in bs] for c, bs in CAMBRIAN.items()} == categories("cambrian")
     printed = dict(general="General", reason="Reasoning", ocr="OCR", doc="Doc & Chart")

@@ -9,20 +9,22 @@ __all__ = ['question', 'emoji_questions', 'instructions']
 import json
 import numpy as np
 from ...files import UserError, cache_dir, content_hash, once
-from ...settings import World
+from ...settings import DataSettings
 from ...runs import Progress
 from .drawings import PALETTE, _STYLES, _parallel, _worker, drawings
-from .scenes import _RELATIONS, font, ground, ink_for, png
-from .materials import (SUBSETS, _CELLS, _LARGEST, _SMALLEST, _STANDS_OUT, _Subset, _THINGS, _any,
-                                      _contrast, _ground_for, _laid, _lay, _lay_grid, _lay_text, _materials, _pick,
-                                      _some, _style, _until_told_apart, _x_share)
+from .scenes import _RELATIONS, draw_background, font, png, text_color_for
+from .materials import (SUBSETS, _CELLS, _LARGEST, _MIN_CONTRAST, _OBJECT_CLASSES,
+                                      _SMALLEST, _Subset, _any, _color_contrast,
+                                      _contrasting_background, _laid, _pick, _place_drawing,
+                                      _place_grid, _place_text, _question_assets, _some, _style,
+                                      _until_told_apart, _x_height_ratio)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #6ae99955
-_ORDER = "ABCD"
+_OPTION_LETTERS = "ABCD"
 
 def _whole(rng, m, size, pick): # one thing, large
-    canvas, facts, (drawing,) = _ground_for(rng, m, size, [pick])
-    box = _lay(canvas, drawing, rng, 0, 0, size, (0.62, 0.95))
+    canvas, facts, (drawing,) = _contrasting_background(rng, m, size, [pick])
+    box = _place_drawing(canvas, drawing, rng, 0, 0, size, (0.62, 0.95))
     return canvas, facts | dict(things=_laid(m, [pick], [box]))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #4c84fc40
@@ -39,14 +41,14 @@ def _name(rng, m, size, k, picks):
             facts | _of(m, picks[k], *picks))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #dfe2db74
-def _thing(rng, m, size, k):
+def _ask_object(rng, m, size, k):
     "Its name, among things of any category."
     style = _style(rng, m)
     picks = _until_told_apart(m, lambda: [_any(rng, m, style) for _ in range(4)])
     return _name(rng, m, size, k, picks)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #c2ea9396
-def _close_thing(rng, m, size, k):
+def _ask_object_hard(rng, m, size, k):
     "Its name, among things of the same subcategory."
     style = _style(rng, m)
     near = [f for (c, _, s), f in m.by.items()
@@ -57,24 +59,24 @@ def _close_thing(rng, m, size, k):
     return _name(rng, m, size, k, _until_told_apart(m, draw))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #d1329a91
-def _category(rng, m, size, k):
+def _ask_category(rng, m, size, k):
     "What kind of thing it is."
-    kinds = [str(v) for v in rng.permutation(list(_THINGS))[:4]]
+    kinds = [str(v) for v in rng.permutation(list(_OBJECT_CLASSES))[:4]]
     pick = _pick(rng, m, "kind", kinds[k], _style(rng, m, "kind", kinds))
     canvas, facts = _whole(rng, m, size, pick)
     return canvas, "What kind of thing is it?", kinds, facts | _of(m, pick)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #d293405d
-def _color(rng, m, size, k):
+def _ask_background_color(rng, m, size, k):
     "What colour is behind a thing that stands out from it."
     options = [str(v) for v in rng.permutation(list(PALETTE))[:4]]
-    canvas, facts = ground(rng, size, "plain", options[k])
+    canvas, facts = draw_background(rng, size, "plain", options[k])
     behind, seen = canvas[0, 0], 0
-    while seen < _STANDS_OUT: # of any style: one is black throughout
+    while seen < _MIN_CONTRAST: # of any style: one is black throughout
         pick = _any(rng, m, _style(rng, m))
         drawing = drawings()[1][m.table["row"][pick]]
-        seen = _contrast(drawing, behind)
-    box = _lay(canvas, drawing, rng, 0, 0, size, (0.62, 0.95))
+        seen = _color_contrast(drawing, behind)
+    box = _place_drawing(canvas, drawing, rng, 0, 0, size, (0.62, 0.95))
     facts |= dict(things=_laid(m, [pick], [box]))
     return canvas, "What colour is behind the thing?", options, facts | _of(m, pick)
 
@@ -84,39 +86,39 @@ _NUMBERS = dict(one=1, two=2, three=3, four=4)
 def _deal(rng): return [str(c) for c in rng.permutation(list(_CELLS))]
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #c94a493e
-def _count(rng, m, size, k):
+def _ask_count(rng, m, size, k):
     "One to four times the same thing."
     options = [str(v) for v in rng.permutation(list(_NUMBERS))]
     n = _NUMBERS[options[k]]
     pick = _any(rng, m, _style(rng, m))
-    canvas, facts = _lay_grid(rng, m, size, {c: pick for c in _deal(rng)[:n]})
+    canvas, facts = _place_grid(rng, m, size, {c: pick for c in _deal(rng)[:n]})
     return canvas, "How many things are there?", options, facts | _of(m, pick)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #f80a95e2
-def _relation(rng, m, size, k):
+def _ask_relation(rng, m, size, k):
     "Where one of two things lies."
-    a, b = kinds = [str(v) for v in rng.permutation(list(_THINGS))[:2]]
+    a, b = kinds = [str(v) for v in rng.permutation(list(_OBJECT_CLASSES))[:2]]
     style = _style(rng, m, "kind", kinds)
     one, other = (_pick(rng, m, "kind", v, style) for v in kinds)
     way = [str(r) for r in rng.permutation(list(_RELATIONS))]
-    canvas, facts, shown = _ground_for(rng, m, size, (one, other))
+    canvas, facts, shown = _contrasting_background(rng, m, size, (one, other))
     half, quarter, across = size // 2, size // 4, "of" in way[k]
     spot = lambda first: (first * half, quarter)[::1 if across else -1]
-    boxes = [_lay(canvas, drawing, rng, *spot(first), half)
+    boxes = [_place_drawing(canvas, drawing, rng, *spot(first), half)
              for drawing, first in zip(shown, _RELATIONS[way[k]])]
     facts |= dict(things=_laid(m, (one, other), boxes))
     return (canvas, f"Where is the {a}?", [f"{w} the {b}" for w in way],
             facts | _of(m, one, other))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #ad873ca4
-def _place(rng, m, size, k):
+def _ask_position(rng, m, size, k):
     "Where one of four things lies."
-    kinds = [str(v) for v in rng.permutation(list(_THINGS))[:4]]
+    kinds = [str(v) for v in rng.permutation(list(_OBJECT_CLASSES))[:4]]
     style = _style(rng, m, "kind", kinds)
     picks = [_pick(rng, m, "kind", v, style) for v in kinds]
     cells = _deal(rng)
     where = dict(zip([cells[k], *(c for c in cells if c != cells[k])], picks))
-    canvas, facts = _lay_grid(rng, m, size, where)
+    canvas, facts = _place_grid(rng, m, size, where)
     return canvas, f"Where is the {kinds[0]}?", cells, facts | _of(m, *picks)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #60f7a512
@@ -124,11 +126,11 @@ def _odd(rng, m, size, k, question, odd, others):
     cells = _deal(rng)
     rest = [c for c in cells if c != cells[k]]
     where = {cells[k]: odd} | dict(zip(rest, others))
-    canvas, facts = _lay_grid(rng, m, size, where)
+    canvas, facts = _place_grid(rng, m, size, where)
     return canvas, question, cells, facts | _of(m, odd, *others)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #61189464
-def _odd_thing(rng, m, size, k):
+def _ask_odd_object(rng, m, size, k):
     "Three times the same thing, and another."
     style = _style(rng, m)
     two = lambda: [_any(rng, m, style) for _ in range(2)]
@@ -138,7 +140,7 @@ def _odd_thing(rng, m, size, k):
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #97bbb6cc
 def _odd_category(rng, m, size, k):
     "Three things of one kind, and one of another."
-    kinds = [str(v) for v in rng.permutation(list(_THINGS))[:2]]
+    kinds = [str(v) for v in rng.permutation(list(_OBJECT_CLASSES))[:2]]
     able = [s for s in m.styles if len(m.by.get(("kind", kinds[1], s), ())) > 2
             and ("kind", kinds[0], s) in m.by]
     style = _some(rng, able)
@@ -151,24 +153,24 @@ def _odd_category(rng, m, size, k):
 def _sign(rng, m, size, text, options, asked, x_height=(_SMALLEST, _LARGEST)):
     canvas, facts = m.ground(rng, size)
     name, edge = _some(rng, m.fonts), size // 32
-    px = round(rng.uniform(*x_height) * size / 64 / _x_share(name))
+    px = round(rng.uniform(*x_height) * size / 64 / _x_height_ratio(name))
     width = lambda: np.subtract(*font(name, px).getbbox(text)[2::-2])
     while width() > size - 2 * edge: px -= 1
     x = rng.integers(edge, size - edge - width() + 1)
     y = rng.integers(edge, size - edge - int(1.2 * px) + 1)
-    box = _lay_text(canvas, text, name, px, int(x), int(y), ink_for(canvas, rng))
+    box = _place_text(canvas, text, name, px, int(x), int(y), text_color_for(canvas, rng))
     facts |= dict(cluster=text, words=options, font=name, px=px,
                   written=[[text, box]])
     return canvas, asked, options, facts
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #b9d27dce
-def _word(rng, m, size, k):
+def _ask_word(rng, m, size, k):
     "Which of four words."
     options = [m.words[i] for i in rng.permutation(len(m.words))[:4]]
     return _sign(rng, m, size, options[k], options, "Which word is it?")
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #1392816c
-def _close_word(rng, m, size, k):
+def _ask_word_hard(rng, m, size, k):
     "Which of four words of the same length that share letters."
     one = _some(rng, m.words)
     same = [w for w in m.words if len(w) == len(one) and w != one]
@@ -183,14 +185,14 @@ def _four_letters(rng, m): # each letter that begins a word as often
     return [str(v) for v in rng.permutation(sorted({w[0] for w in m.words}))[:4]]
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #c2c75013
-def _initial(rng, m, size, k):
+def _ask_first_letter(rng, m, size, k):
     "The first letter of a word."
     options = _four_letters(rng, m)
     text = _some(rng, [w for w in m.words if w[0] == options[k]])
     return _sign(rng, m, size, text, options, "Which letter does the word begin with?")
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #183c1871
-def _letter(rng, m, size, k):
+def _ask_letter(rng, m, size, k):
     "A letter alone, as large as a drawing."
     options = _four_letters(rng, m)
     return _sign(rng, m, size, options[k], options, "Which letter is it?", (14, 21))
@@ -207,16 +209,16 @@ def _labels(rng, m, n): # short words
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #fb434573
 def _chart(rng, m, size, labels, values, form, rows=3):
-    canvas, facts = ground(rng, size, "plain")
-    name, ink, unit = _some(rng, m.fonts), ink_for(canvas, rng), size / 64
+    canvas, facts = draw_background(rng, size, "plain")
+    name, ink, unit = _some(rng, m.fonts), text_color_for(canvas, rng), size / 64
     edge, high, start = round(2 * unit), size // rows, round(40 * unit)
-    px = min(round(8 * unit / _x_share(name)), high)
+    px = min(round(8 * unit / _x_height_ratio(name)), high)
     widest = lambda: max(font(name, px).getlength(w) for w in labels)
     while widest() > start - 2 * edge: px -= 1
     away = lambda rgb: np.sqrt(np.mean(((canvas[0, 0] - rgb) / 255) ** 2))
-    color = _some(rng, [c for c in PALETTE.values() if away(c) > _STANDS_OUT])
+    color = _some(rng, [c for c in PALETTE.values() if away(c) > _MIN_CONTRAST])
     bars, written, text = [], [], lambda said, x, y: written.append(
-        [said, _lay_text(canvas, said, name, px, x, y, ink)])
+        [said, _place_text(canvas, said, name, px, x, y, ink)])
     for row, i in enumerate(rng.permutation(rows)):
         if i >= len(labels): continue
         top = row * high
@@ -249,7 +251,7 @@ def _largest_bar(rng, m, size, k): return _bars(rng, m, size, k, "largest")
 def _smallest_bar(rng, m, size, k): return _bars(rng, m, size, k, "smallest")
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #183e7faa
-def _value(rng, m, size, k):
+def _ask_chart_value(rng, m, size, k):
     "The number beside a word."
     options = [str(v + 1) for v in rng.permutation(9)[:4]]
     rows, labels = _three_rows(rng, k, options), _labels(rng, m, 3)
@@ -257,7 +259,7 @@ def _value(rng, m, size, k):
     return canvas, f"What is the value of {labels[0]}?", options, facts
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #dbca14a2
-def _label(rng, m, size, k):
+def _ask_chart_label(rng, m, size, k):
     "The word beside a number."
     options, values = _labels(rng, m, 4), rng.permutation(9)[:3] + 1
     rows = _three_rows(rng, k, options)
@@ -266,7 +268,7 @@ def _label(rng, m, size, k):
             facts | dict(words=options))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #93560d52
-def _entry(rng, m, size, k):
+def _ask_table_entry(rng, m, size, k):
     "The one of four words that is in the table."
     words, values = _labels(rng, m, 6), rng.permutation(9)[:3] + 1
     options = words[:4]
@@ -274,7 +276,7 @@ def _entry(rng, m, size, k):
     return canvas, "Which word is in the table?", options, facts | dict(words=options)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #23153100
-def _rows(rng, m, size, k):
+def _ask_row_count(rng, m, size, k):
     "One to four rows."
     options = [str(v) for v in rng.permutation(list(_NUMBERS))]
     n = _NUMBERS[options[k]]
@@ -283,10 +285,12 @@ def _rows(rng, m, size, k):
     return canvas, "How many rows has the table?", options, facts
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #ded878a8
-_TASKS = {f.__name__.strip("_").replace("_", " "): f for f in
-         (_thing, _close_thing, _category, _count, _relation, _place, _odd_thing,
-          _odd_category, _word, _close_word, _largest_bar, _smallest_bar, _value, _label, _entry, _rows,
-          _color, _initial, _letter)}
+_TASKS = {
+    "thing": _ask_object, "close thing": _ask_object_hard, "category": _ask_category, "count": _ask_count,
+    "relation": _ask_relation, "place": _ask_position, "odd thing": _ask_odd_object, "odd category": _odd_category,
+    "word": _ask_word, "close word": _ask_word_hard, "largest bar": _largest_bar, "smallest bar": _smallest_bar,
+    "value": _ask_chart_value, "label": _ask_chart_label, "entry": _ask_table_entry, "rows": _ask_row_count,
+    "color": _ask_background_color, "initial": _ask_first_letter, "letter": _ask_letter}
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #3b2be2e2
 _VERSION = 2 # raised when the composition of questions changes
@@ -294,24 +298,24 @@ _FACTS = 2 # raised when more is said of them
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #35d5a0b8
 def question(
-    world: World,
+    world: DataSettings,
     subset: str, # a key of `SUBSETS`
     index: int, # which question of it
     split: str = "test", # or train: with nothing held out
     stream: str = "questions", # of random numbers
 ) -> tuple[np.ndarray, dict]: # [size, size, 3] uint8; the row
     "Compose a question and its picture. Raises `UserError` for an unknown subset."
-    s = _find_subset(subset)
+    s = _get_subset(subset)
     _check(world, split)
-    m = _materials(split, s.held_out, world.held_out_style)
+    m = _question_assets(split, s.held_out, world.held_out_style)
     key = int(content_hash([_VERSION, stream, split, subset, world.seed]), 16)
     rng = lambda n: np.random.Generator(np.random.Philox(key=[key, n]))
     k = int(rng((1 << 63) + index // 4).permutation(4)[index % 4])
     canvas, asked, options, facts = _TASKS[s.task](rng(index), m, world.size, k)
     item = f"{stream}-{split}-{subset.replace(' ', '-')}-{index:06d}"
     number = list(SUBSETS).index(subset) * 1_000_000 + index
-    row = dict(index=number, question=asked, **dict(zip(_ORDER, options)),
-               answer=_ORDER[k], category=subset, item_id=item, pair_id="",
+    row = dict(index=number, question=asked, **dict(zip(_OPTION_LETTERS, options)),
+               answer=_OPTION_LETTERS[k], category=subset, item_id=item, pair_id="",
                cluster=facts.pop("cluster") or item, split=split,
                facts=json.dumps(facts))
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), row
@@ -328,7 +332,7 @@ def _check(world, split):
                         "expected one of " + ", ".join(_STYLES))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #2bc009b2
-def _find_subset(name: str) -> _Subset:
+def _get_subset(name: str) -> _Subset:
     if name not in SUBSETS:
         raise UserError(f"unknown subset {name!r}: expected one of "
                         + ", ".join(SUBSETS))
@@ -337,7 +341,7 @@ def _find_subset(name: str) -> _Subset:
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #62892ff8
 def _features(more=()):
     from datasets import Features, Image as ImageFeature, Value
-    texts = ("question", *_ORDER, "answer", "category", "item_id", "cluster",
+    texts = ("question", *_OPTION_LETTERS, "answer", "category", "item_id", "cluster",
              "pair_id", "split", "facts", *more)
     return Features(dict(index=Value("int64"), image=ImageFeature(),
                          **{k: Value("string") for k in texts}))
@@ -376,7 +380,7 @@ def _kept(what, world, todo, split, stream, finish=lambda row: row, more=()):
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #42b25c93
 def emoji_questions(
-    world: World,
+    world: DataSettings,
     split: str = "test", # or train: the same kinds of questions about what was seen
     per_subset: int = 250, # questions of each of the subsets
 ): # a `datasets.Dataset`: the Questions contract
@@ -388,7 +392,7 @@ def emoji_questions(
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #57944a82
 def instructions(
-    world: World,
+    world: DataSettings,
     n: int = 20_000, # questions
     seed: int = 0, # another seed, other questions
 ): # a `datasets.Dataset`: as `emoji_questions`, and `answer_text`

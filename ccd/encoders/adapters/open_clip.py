@@ -10,37 +10,37 @@ import warnings
 from torch import nn
 from ...files import UserError
 from ...training.towers import weights_hash
-from ..base import Anatomy, Card, Encoder, Tap, encoder_of
-from ..preprocessing import Fit, _rule
+from ..base import BackboneAdapter, Encoder, EncoderCard, FeatureSpec, make_encoder
+from ..preprocessing import ImageTransform, _resolve_preprocessing
 from ..baselines import _placed
 from .transformers import _folder, _loading
-from .timm import _timm_anatomy
+from .timm import _timm_adapter
 
 # %% ../../../nbs/library/encoders/adapters/03_open_clip.ipynb #0c2fa270
-def _clip_anatomy(
+def _open_clip_adapter(
     visual: nn.Module, # vision tower of open_clip
     size: int, # px
-) -> Anatomy:
+) -> BackboneAdapter:
     "The parts of an open_clip vision tower. Raises `UserError` for one that is not known."
     if hasattr(visual, "trunk"): # a timm network and a projection
-        return _timm_anatomy(visual.trunk, size, lambda t: visual.head(visual.trunk.forward_head(t)))
+        return _timm_adapter(visual.trunk, size, lambda t: visual.head(visual.trunk.forward_head(t)))
     if hasattr(visual, "attnpool"): # a ResNet
         def run(x):
             t = visual.stem(x)
             for part in (visual.layer1, visual.layer2, visual.layer3, visual.layer4): t = part(t)
             return t, visual.attnpool(t)
-        return Anatomy(run, False, 0, True, opaque=True)
+        return BackboneAdapter(run, False, 0, True, opaque=True)
     if not hasattr(visual, "ln_post"):
         raise UserError(f"open_clip's {type(visual).__name__} is not known here: "
                         "expected a ViT, a ResNet or a timm tower")
     late = visual.attn_pool is not None # CoCa: its tokens meet no norm before they are pooled
-    return Anatomy(lambda x: (None, visual(x)), True, 1, True, visual.transformer.resblocks,
+    return BackboneAdapter(lambda x: (None, visual(x)), True, 1, True, visual.transformer.resblocks,
                    None if late else visual.ln_post, visual.final_ln_after_pool and not late)
 
 # %% ../../../nbs/library/encoders/adapters/03_open_clip.ipynb #5a0aeb84
 def open_clip_encoder(
     name: str, # ARCH/TAG or a folder
-    tap: Tap = Tap(),
+    tap: FeatureSpec = FeatureSpec(),
     options: dict = {}, # of the fit
     precision: str = "fp32",
 ) -> Encoder:
@@ -63,10 +63,10 @@ def open_clip_encoder(
         raise UserError(f"{title} is shown {side[1]} x {side[0]} px pictures, {p['resize_mode']}: "
                         "only squares cut out of a picture, or squeezed, are read here")
     filter = "bilinear" if p["interpolation"] == "bilinear" else "bicubic" # as open_clip reads it
-    fit = Fit(side[0], 0, p["resize_mode"] == "squash", filter, even=True)
-    fit, mean, std = _rule(title, (fit, p["mean"], p["std"]), {k: v for k, v in options.items() if k != "size"})
-    card = Card(title, f"open_clip {type(visual).__name__}" + f" {arch}" * (not folder), tag or "not stated",
+    fit = ImageTransform(side[0], 0, p["resize_mode"] == "squash", filter, even=True)
+    fit, mean, std = _resolve_preprocessing(title, (fit, p["mean"], p["std"]), {k: v for k, v in options.items() if k != "size"})
+    card = EncoderCard(title, f"open_clip {type(visual).__name__}" + f" {arch}" * (not folder), tag or "not stated",
                 weights_hash(visual), size=fit.size, mean=mean, std=std, resize=str(fit), license="not stated",
                 precision=precision)
-    with _loading(f"open_clip:{name}"): a = _clip_anatomy(_placed(visual, precision), fit.size)
-    return encoder_of(a, card, tap, fit)
+    with _loading(f"open_clip:{name}"): a = _open_clip_adapter(_placed(visual, precision), fit.size)
+    return make_encoder(a, card, tap, fit)

@@ -12,18 +12,19 @@ import torch
 from torch import nn
 from ...files import UserError
 from ...training.towers import weights_hash
-from ..base import Anatomy, Card, Encoder, Tap, encoder_of
-from ..preprocessing import Fit, _rule
+from ..base import BackboneAdapter, Encoder, EncoderCard, FeatureSpec, make_encoder
+from ..preprocessing import ImageTransform, _resolve_preprocessing
 from ..baselines import _placed
 from ..names import _show_license
-from .transformers import _checked, _first, _folder, _loading, _noise, _real
+from .transformers import (_first, _folder, _loading, _noise, _real,
+                                                _verify_adapter)
 
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #4d075a11
-def _timm_anatomy(
+def _timm_adapter(
     model: nn.Module, # of timm
     size: int, # px
     project: Callable | None = None, # what `forward_features` gives -> the space shared with text
-) -> Anatomy:
+) -> BackboneAdapter:
     "The parts of a timm network, checked."
     if "siglip" in model.pretrained_cfg.get("architecture", "") and project is None:
         project = lambda t: model.forward_head(t, pre_logits=True) # its attention pool
@@ -35,11 +36,11 @@ def _timm_anatomy(
         return t.permute(0, 3, 1, 2) if nhwc else t, shared
     has_cls, like = getattr(model, "cls_token", None) is not None, next(model.parameters())
     with torch.no_grad(): end = run(_noise(size, like))[0]
-    if end.ndim == 4: return Anatomy(run, False, 0, project is not None, **_after_mean(model, end))
+    if end.ndim == 4: return BackboneAdapter(run, False, 0, project is not None, **_after_mean(model, end))
     norm, late = _real(getattr(model, "norm", None)), _real(getattr(model, "fc_norm", None))
-    a = Anatomy(run, has_cls, getattr(model, "num_prefix_tokens", int(has_cls)), project is not None,
+    a = BackboneAdapter(run, has_cls, getattr(model, "num_prefix_tokens", int(has_cls)), project is not None,
                 getattr(model, "blocks", None), norm or late, norm_last=norm is None and late is not None)
-    return _checked(a, size, like)
+    return _verify_adapter(a, size, like)
 
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #8f59e28a
 def _after_mean(model, end): # ConvNeXt's last norm, which its head holds
@@ -50,22 +51,22 @@ def _after_mean(model, end): # ConvNeXt's last norm, which its head holds
     return dict(norm=f, norm_last=True) if same else dict(opaque=True)
 
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #6527481b
-def _timm_rule(
+def _timm_preprocessing(
     config: dict, # from `timm.data.resolve_data_config`
     name: str, # for errors
-) -> tuple[Fit, tuple, tuple]:
+) -> tuple[ImageTransform, tuple, tuple]:
     "Fit, mean and std of a timm network."
     _, h, w = config["input_size"]
     if h != w or config["crop_mode"] == "border":
         raise UserError(f"{name} is shown {w} x {h} px pictures, {config['crop_mode']}: only squares cut out of a "
                         "picture, or squeezed, are read here")
     shorter, squash = math.floor(h / config["crop_pct"]), config["crop_mode"] == "squash"
-    return Fit(h, shorter, squash, config["interpolation"], even=True), config["mean"], config["std"]
+    return ImageTransform(h, shorter, squash, config["interpolation"], even=True), config["mean"], config["std"]
 
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #94dac7a4
 def timm_encoder(
     name: str, # NAME.TAG, NAME@TAG or a folder
-    tap: Tap = Tap(),
+    tap: FeatureSpec = FeatureSpec(),
     options: dict = {}, # of the fit
     precision: str = "fp32",
 ) -> Encoder:
@@ -80,12 +81,12 @@ def timm_encoder(
         except TypeError: # a convolutional network takes any size, and no word for it
             model = timm.create_model(full, pretrained=True)
     asked = dict(input_size=(3, size, size)) if size else {}
-    found = _timm_rule(resolve_data_config(asked, pretrained_cfg=model.pretrained_cfg), title)
-    fit, mean, std = _rule(title, found, {k: v for k, v in options.items() if k != "size"})
+    found = _timm_preprocessing(resolve_data_config(asked, pretrained_cfg=model.pretrained_cfg), title)
+    fit, mean, std = _resolve_preprocessing(title, found, {k: v for k, v in options.items() if k != "size"})
     license = model.pretrained_cfg.get("license") or "not stated"
     _show_license(title, license)
     arch = f"timm {type(model).__name__} {model.pretrained_cfg.get('architecture', '')}"
-    card = Card(title, arch, model.pretrained_cfg.get("tag") or "not stated", weights_hash(model), size=fit.size,
+    card = EncoderCard(title, arch, model.pretrained_cfg.get("tag") or "not stated", weights_hash(model), size=fit.size,
                 mean=mean, std=std, resize=str(fit), license=license, precision=precision)
-    with _loading(f"timm:{name}"): a = _timm_anatomy(_placed(model, precision), fit.size)
-    return encoder_of(a, card, tap, fit)
+    with _loading(f"timm:{name}"): a = _timm_adapter(_placed(model, precision), fit.size)
+    return make_encoder(a, card, tap, fit)

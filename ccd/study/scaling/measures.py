@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Callable
 import numpy as np
 import pandas as pd
-from ...files import plain, write_json
+from ...files import to_plain_dict, write_json
 from ...settings import Settings, preset
-from ...runs import read_manifest, stage
-from ...stats import cluster_draws
+from ...runs import cached_stage, read_manifest
+from ...stats import cluster_bootstrap_means
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a016
 _DRAWS = 200 # bootstrap samples behind each interval
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #0c43bc12
 @dataclass(frozen=True)
-class _Measure:
+class _Evaluation:
     "What is asked of a frozen encoder."
     version: int # of its code
     of: Callable # (encoder's name, settings, folder) -> table, one row a metric:
@@ -30,62 +30,63 @@ class _Measure:
     reads: bool = False # does it take the shared language model too?
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #c082851e
-_PROBED = {"category": "category", "subcategory": "subcategory", "style": "style",
+_PROBE_TASKS = {"category": "category", "subcategory": "subcategory", "style": "style",
           "word in new fonts": "word"} # task -> metric
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1cf7d
-def _probes(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
+def _eval_probes(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
     "Linear probes on families, words and fonts that taught nothing."
-    from ccd.probing.tables import answers_of
-    from ccd.encoders.inputs import embedded
+    from ccd.probing.tables import predict_probes
+    from ccd.encoders.inputs import embed_images
     from ccd.probing.tasks import tasks
-    e = {k: embedded(spec, k, settings, home / k) for k in ("gallery", "signs")}
+    e = {k: embed_images(spec, k, settings, home / k) for k in ("gallery", "signs")}
     asked = [t for t in tasks("emoji", {k: x.items for k, x in e.items()})
-             if t.name in _PROBED]
-    said, _ = answers_of(e, asked)
-    return pd.DataFrame([_metric(_PROBED[name], a.linear == a.label, a.cluster)
+             if t.name in _PROBE_TASKS]
+    said, _ = predict_probes(e, asked)
+    return pd.DataFrame([_metric(_PROBE_TASKS[name], a.linear == a.label, a.cluster)
                          for name, a in said.groupby("task", sort=False)])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #128d3c56
 def _metric(name, right, cluster):
-    mean, drawn = cluster_draws(right.values, cluster.values, _DRAWS)
+    mean, drawn = cluster_bootstrap_means(right.values, cluster.values, _DRAWS)
     return dict(metric=name, estimate=mean, tests=len(right),
                 clusters=cluster.nunique(), draws=drawn)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a017
-def _masks(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
+def _eval_segmentation(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
     "Which category covers each pixel: mIoU on scenes of held-out families."
-    from ccd.probing.tables import segments
-    from ccd.encoders.inputs import encoder_named
-    from ccd.probing.segmentation import draw_counts, miou, segmentation_probe
-    s = segmentation_probe(encoder_named(spec, settings),
-                           *segments("emoji-masks", settings))
+    from ccd.probing.tables import segmentation_splits
+    from ccd.encoders.inputs import load_encoder
+    from ccd.probing.segmentation import bootstrap_counts, miou, segmentation_probe
+    s = segmentation_probe(load_encoder(spec, settings),
+                           *segmentation_splits("emoji-masks", settings))
     return pd.DataFrame([dict(
         metric="masks", estimate=float(miou(s.counts.sum(0))), tests=len(s.counts),
         clusters=len(np.unique(s.cluster.astype(str))),
-        draws=miou(draw_counts(s.counts, s.cluster, _DRAWS)))])
+        draws=miou(bootstrap_counts(s.counts, s.cluster, _DRAWS)))])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e002
-_INFORMATIVE = ("category", "color", "count", "relation", "font", "ground", "initial",
+_INFORMATIVE_SUBSETS = ("category", "color", "count", "relation", "font", "ground", "initial",
                "letter", "rows") # where a ceiling is 20 points above the floor
-_LEARNT = 12_800 # questions that a projector learns from, each once
+_N_PROJECTOR_QUESTIONS = 12_800 # questions that a projector learns from, each once
 _PROJECTOR_LR = 2e-3
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #4939f84d
-def _asked_of(settings: Settings): # a `datasets.Dataset`: the Questions contract
+def _informative_questions(settings: Settings): # a `datasets.Dataset`: the Questions contract
     "The questions of EmojiVMC that can tell encoders apart."
     from ccd.data.emoji.questions import emoji_questions
     q = emoji_questions(settings.world, per_subset=settings.analysis.asked)
-    return q.select([k for k, c in enumerate(q["category"]) if c in _INFORMATIVE])
+    return q.select([k for k, c in enumerate(q["category"]) if c in _INFORMATIVE_SUBSETS])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #642231ba
 def _by_category(answers: pd.DataFrame) -> pd.DataFrame: # of one model
     "Accuracy in each category: the mean of its subsets, clusters drawn again."
     from ccd.data.emoji.materials import CATEGORIES
-    from ccd.vqa.statistics.aggregation import aligned_scores, point, resampled, rolled
-    there = {c: [x for x in xs if x in _INFORMATIVE] for c, xs in CATEGORIES.items()}
+    from ccd.vqa.statistics.aggregation import (aggregate, aligned_scores, bootstrap_sums,
+                                                point_estimates)
+    there = {c: [x for x in xs if x in _INFORMATIVE_SUBSETS] for c, xs in CATEGORIES.items()}
     s = aligned_scores(answers, there)
-    one, many = (rolled(*x, s.cells, there) for x in (point(s), resampled(s, _DRAWS)))
+    one, many = (aggregate(*x, s.cells, there) for x in (point_estimates(s), bootstrap_sums(s, _DRAWS)))
     rows = []
     for c, subsets in there.items():
         t, key = answers[answers.subset.isin(subsets)], ("category", c, "macro")
@@ -94,24 +95,24 @@ def _by_category(answers: pd.DataFrame) -> pd.DataFrame: # of one model
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e003
-def _shared_reader(name: str, home: Path, results: Path) -> Path: # a folder as transformers has it, and floor.json
+def _shared_language_model(name: str, home: Path, results: Path) -> Path: # a folder as transformers has it, and floor.json
     "The language model that all runs share, made once; skipped where it is there."
-    from ccd.vqa.ceiling import ceiling
-    from ccd.vqa.command import lessons, seen_by
+    from ccd.vqa.ceiling import train_oracle
+    from ccd.vqa.command import encoder_for_vlm, load_training_data
     from ccd.vqa.llava.settings import vlm_preset
     from ccd.vqa.llava.training import load_vlm, train_vlm
-    from ccd.vqa.llava.answering import answer
+    from ccd.vqa.llava.answering import answer_questions
     settings, v = preset(name), vlm_preset(name)
     def make(tmp):
-        e = seen_by(f"ccd:{ceiling(settings, home / 'ceiling')}", settings, v)
-        m = load_vlm(train_vlm(e, v, *lessons(settings, v), home / "model"), e)
-        blind = _by_category(answer(m, _asked_of(settings), image="none")) # before it is rounded
+        e = encoder_for_vlm(f"ccd:{train_oracle(settings, home / 'ceiling')}", settings, v)
+        m = load_vlm(train_vlm(e, v, *load_training_data(settings, v), home / "model"), e)
+        blind = _by_category(answer_questions(m, _informative_questions(settings), image="none")) # before it is rounded
         _language_alone(m.net).half().save_pretrained(tmp)
         m.tokenizer.save_pretrained(tmp)
         write_json(tmp / "floor.json", {r.metric: dict(estimate=round(r.estimate, 5), lo=round(float(np.quantile(r.draws, 0.025)), 5),
                                                        hi=round(float(np.quantile(r.draws, 0.975)), 5)) for r in blind.itertuples()})
-    about = dict(reader=name, control=plain(settings.control), world=plain(settings.world), asked=settings.analysis.asked, vlm=plain(v))
-    return stage(results / "reader", about, {}, make)
+    about = dict(reader=name, control=to_plain_dict(settings.control), world=to_plain_dict(settings.world), asked=settings.analysis.asked, vlm=to_plain_dict(v))
+    return cached_stage(results / "reader", about, {}, make)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #1aecd50e
 def _language_alone(net): # of a LLaVA
@@ -122,22 +123,22 @@ def _language_alone(net): # of a LLaVA
     return language
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #b19c2ad6
-def _answers(spec: str, settings: Settings, home: Path, reader: Path) -> pd.DataFrame:
+def _eval_vqa(spec: str, settings: Settings, home: Path, reader: Path) -> pd.DataFrame:
     "EmojiVMC by category, through a projector and the language model that all runs share."
-    from ccd.vqa.command import seen_by
+    from ccd.vqa.command import encoder_for_vlm
     from ccd.data.emoji.questions import instructions
     from ccd.vqa.llava.settings import vlm_preset
-    from ccd.vqa.llava.conversations import question_talks
+    from ccd.vqa.llava.conversations import question_conversations
     from ccd.vqa.llava.training import load_vlm, train_vlm
-    from ccd.vqa.llava.answering import answer
+    from ccd.vqa.llava.answering import answer_questions
     v = vlm_preset(read_manifest(reader)["settings"]["reader"])
-    n = min(_LEARNT, v.questions)
+    n = min(_N_PROJECTOR_QUESTIONS, v.questions)
     v = replace(v, language=str(reader), adapt="frozen", questions=n, tune=replace(v.tune, samples=n, lr=_PROJECTOR_LR))
-    e, tokens = seen_by(spec, settings, v), home / "tokens"
-    out = train_vlm(e, v, None, question_talks(instructions(settings.world, n), v), home / "projector", tokens)
-    said = _by_category(answer(load_vlm(out, e), _asked_of(settings), home=tokens))
+    e, tokens = encoder_for_vlm(spec, settings, v), home / "tokens"
+    out = train_vlm(e, v, None, question_conversations(instructions(settings.world, n), v), home / "projector", tokens)
+    said = _by_category(answer_questions(load_vlm(out, e), _informative_questions(settings), home=tokens))
     shutil.rmtree(tokens)
     return said
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #6ef6ae61
-_MEASURES = {"probes": _Measure(1, _probes), "masks": _Measure(1, _masks), "answers": _Measure(1, _answers, reads=True)}
+_EVALUATIONS = {"probes": _Evaluation(1, _eval_probes), "masks": _Evaluation(1, _eval_segmentation), "answers": _Evaluation(1, _eval_vqa, reads=True)}

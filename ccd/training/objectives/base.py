@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from ...settings import Settings
-from ..distributed import _part
+from ..distributed import _local_tensor
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #d9d697bb
-def _exact(x: Tensor):
+def _no_autocast(x: Tensor):
     "A context without autocast, on the device of a tensor."
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
@@ -30,7 +30,7 @@ class Objective(nn.Module):
         super().__init__()
         self.settings, self.control = settings, settings.control
 
-    def needs(self) -> dict: return {} # of `ccd.data.batches.Feed`: captioned, label
+    def needs(self) -> dict: return {} # of `ccd.data.batches.BatchLoader`: captioned, label
     def batch(self, shown): raise NotImplementedError # what the towers receive
     def encode(self, batch, t): # rows [B, ...], numbers []
         raise NotImplementedError
@@ -39,7 +39,7 @@ class Objective(nn.Module):
     def forward(self, batch, t, pull=None):
         encoded = self.encode(batch, t)
         if pull is None: return self.loss(encoded, t)
-        return encoded if pull == "encode" else _along(encoded, pull)
+        return encoded if pull == "encode" else _surrogate_loss(encoded, pull)
 
     def parts(self): return [m for m in self.children() if isinstance(m, Objective)]
     def before_step(self, t): [p.before_step(t) for p in self.parts()]
@@ -49,19 +49,19 @@ class Objective(nn.Module):
     def encoder_state(self): return self.vision.state_dict()
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #74c36f6d
-def _along(encoded, pull) -> Tensor:
+def _surrogate_loss(encoded, pull) -> Tensor:
     "A number whose gradient is `pull`: one tensor, or None, for each leaf."
     leaves = tree_flatten(encoded)[0]
     return sum((x.float() * g).sum() for x, g in zip(leaves, pull) if g is not None)
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #dc834297
-def _momentum(first: float, t: float) -> float:
+def _ema_momentum(first: float, t: float) -> float:
     "Of a moving average: a cosine from its first value to 1 (Caron et al., 2021)."
     return 1 - (1 - first) * (math.cos(math.pi * t) + 1) / 2
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #463683ab
 @torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, m: float):
+def _ema_update(average: nn.Module, model: nn.Module, m: float):
     "One step of a moving average of weights."
-    theirs, ours = ([_part(p) for p in x.parameters()] for x in (average, model))
+    theirs, ours = ([_local_tensor(p) for p in x.parameters()] for x in (average, model))
     torch._foreach_lerp_(theirs, ours, 1 - m)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ...data import augment
 from ...files import UserError
 from ...settings import Settings
-from ...data.augment import alternating_view, base_view, to
+from ...data.augment import alternating_view, base_view, to_device
 from ..towers import build_text, build_vit
-from ..distributed import _gather, _part, processes, rank
-from .base import Objective, _exact, _follow, _momentum
+from ..distributed import _all_gather_with_grad, _local_tensor, rank, world_size
+from .base import Objective, _ema_momentum, _ema_update, _no_autocast
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #65b8c0e1
 def clip_loss(
@@ -26,8 +26,8 @@ def clip_loss(
     scale: Tensor, # inverse temperature
 ) -> Tensor:
     "Symmetric InfoNCE. Source: Radford et al. (2021), figure 3."
-    logits = scale * image @ _gather(text).T
-    back = logits.T if processes() == 1 else scale * text @ _gather(image).T
+    logits = scale * image @ _all_gather_with_grad(text).T
+    back = logits.T if world_size() == 1 else scale * text @ _all_gather_with_grad(image).T
     target = torch.arange(len(image), device=image.device) + rank() * len(image)
     return (F.cross_entropy(logits, target) + F.cross_entropy(back, target)) / 2
 
@@ -69,7 +69,7 @@ def siglip_loss(
     chunk: int = 1024, # captions at once
 ) -> Tensor:
     "Pairwise sigmoid loss. Source: Zhai et al. (2023), eq. 1 and algorithm 1."
-    return _Sigmoid.apply(image, _gather(text), scale, bias, rank() * len(image),
+    return _Sigmoid.apply(image, _all_gather_with_grad(text), scale, bias, rank() * len(image),
                           chunk)
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #3c0ec83f
@@ -92,7 +92,7 @@ class ClipObjective(Objective):
         _expect_captions(self.name, shown.captions)
         x = augment.normalize(self._view(shown), self.control)
         tokens = self.text.tokenize(shown.captions)
-        return dict(image=x, tokens=to(x.device, tokens))
+        return dict(image=x, tokens=to_device(x.device, tokens))
 
     def _view(self, shown):
         if self.c.views == "base": return base_view(shown.images, shown.sample, self.control)
@@ -105,15 +105,15 @@ class ClipObjective(Objective):
         return dict(image=u, text=v, scale=self.logit_scale[0].exp())
 
     def loss(self, e, t):
-        with _exact(e["image"]): loss = clip_loss(e["image"], e["text"], e["scale"])
-        return loss, dict(batch_accuracy=_found(**e), logit_scale=e["scale"])
+        with _no_autocast(e["image"]): loss = clip_loss(e["image"], e["text"], e["scale"])
+        return loss, dict(batch_accuracy=_batch_accuracy(**e), logit_scale=e["scale"])
 
     @torch.no_grad()
     def after_step(self, t):
-        _part(self.logit_scale).clamp_(max=math.log(self.c.max_scale))
+        _local_tensor(self.logit_scale).clamp_(max=math.log(self.c.max_scale))
         if self.c.ema:
             for mean, now in zip(self.averaged, (self.vision, self.projection)):
-                _follow(mean, now, _momentum(self.c.ema, t))
+                _ema_update(mean, now, _ema_momentum(self.c.ema, t))
 
     def encoder_state(self):
         vision, projection = self.averaged if self.c.ema else (self.vision, self.projection)
@@ -121,9 +121,9 @@ class ClipObjective(Objective):
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #e0982bd6
 @torch.no_grad()
-def _found(image, text, most=1024, **_): # share of pictures that find their caption
+def _batch_accuracy(image, text, most=1024, **_): # share of pictures that find their caption
     u, v = image[:most], text[:most]
-    with _exact(u): best = (u @ v.T).argmax(1)
+    with _no_autocast(u): best = (u @ v.T).argmax(1)
     return (best == torch.arange(len(u), device=u.device)).float().mean()
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #1af0e443
@@ -138,9 +138,9 @@ class SiglipObjective(ClipObjective):
     def encode(self, batch, t): return super().encode(batch, t) | dict(bias=self.logit_bias.sum())
 
     def loss(self, e, t):
-        with _exact(e["image"]):
+        with _no_autocast(e["image"]):
             loss = siglip_loss(e["image"], e["text"], e["scale"], e["bias"], self.c.chunk)
-        return loss, dict(batch_accuracy=_found(**e), logit_scale=e["scale"], logit_bias=e["bias"])
+        return loss, dict(batch_accuracy=_batch_accuracy(**e), logit_scale=e["scale"], logit_bias=e["bias"])
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #0f029a0f
 def _text_side(c, width, seed): # the text tower, and what brings pictures to its size

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from ...data import augment
 from ...settings import Dino, Settings
 from ...data.augment import block_mask, dino_view
-from ..towers import _patch_tokens, _through, build_vit
-from ..distributed import _gather, _total, average, rank
-from .base import Objective, _exact, _follow, _momentum
+from ..towers import _embed_patches, _forward_blocks, build_vit
+from ..distributed import _all_gather_with_grad, _all_reduce_sum, all_reduce_mean, rank
+from .base import Objective, _ema_momentum, _ema_update, _no_autocast
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #6f51c83f
 def dino_loss(
@@ -30,10 +30,10 @@ def dino_loss(
 
     Source: Caron et al. (2021), eq. 3."""
     p = ((teacher - center) / teacher_temp).softmax(-1)
-    return _across_views(p, (student / student_temp).log_softmax(-1))
+    return _cross_view_loss(p, (student / student_temp).log_softmax(-1))
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #fbdfc61d
-def _across_views(
+def _cross_view_loss(
     p: Tensor, # [2, B, K] what the teacher says of the global views
     log_q: Tensor, # [V, B, K] what the student says of all, the global ones first
 ) -> Tensor:
@@ -59,7 +59,7 @@ class _DinoHead(nn.Module):
 
     def forward(self, x):
         z = self.mlp(x)
-        with _exact(x):
+        with _no_autocast(x):
             return (F.normalize(z.float(), dim=-1)
                     @ F.normalize(self.prototypes, dim=-1).T)
 
@@ -74,7 +74,7 @@ def _effective_rank(x: Tensor) -> Tensor: # of rows [n, d]
     return entropy(s / s.sum().clamp(min=1e-12)).exp()
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #d76c59d3
-def _diagnose(
+def _check_collapse(
     h: dict, # from `DinoObjective.health`
     t: float, # how far training is, 0..1
     own: str = "dino", # name of the settings to change
@@ -130,7 +130,7 @@ class _Distillation(Objective):
     def recenter(self):
         n = sum(k for _, k in self.answers)
         mean = sum(x * (k / n) for x, k in self.answers) # over the parts of a batch
-        self.center.lerp_(average(mean), 1 - self.d.center_momentum)
+        self.center.lerp_(all_reduce_mean(mean), 1 - self.d.center_momentum)
         self.answers.clear()
 
     def pairs(self): # teacher, student
@@ -138,7 +138,7 @@ class _Distillation(Objective):
 
     def after_step(self, t):
         self.recenter()
-        for pair in self.pairs(): _follow(*pair, _momentum(self.d.momentum, t))
+        for pair in self.pairs(): _ema_update(*pair, _ema_momentum(self.d.momentum, t))
 
     def encoder_state(self): return self.teacher_vision.state_dict()
 
@@ -166,7 +166,7 @@ class DinoObjective(_Distillation):
     def loss(self, e, t):
         student, teacher = (e[k].transpose(0, 1) for k in ("student", "teacher"))
         temp = self.teacher_temp(t)
-        with _exact(student):
+        with _no_autocast(student):
             loss = dino_loss(student, teacher, self.center, self.d.student_temp, temp)
         with torch.no_grad():
             p = ((teacher - self.center) / temp).softmax(-1).flatten(0, 1)
@@ -190,14 +190,14 @@ def _sinkhorn(
 ) -> Tensor: # [n, K] rows sum to 1
     "Answers of which every prototype gets an equal share, over all processes."
     q = ((x - 1) / temp).exp() # a cosine is at most 1
-    n = _total(torch.ones_like(x[:, 0]).sum())
+    n = _all_reduce_sum(torch.ones_like(x[:, 0]).sum())
     for _ in range(steps):
-        q = q / (_total(q.sum(0)) * x.shape[1] / n).clamp(min=1e-30)
+        q = q / (_all_reduce_sum(q.sum(0)) * x.shape[1] / n).clamp(min=1e-30)
         q = q / q.sum(1, keepdim=True).clamp(min=1e-30)
     return q
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #cfe88d74
-def _patch_loss(
+def _ibot_loss(
     p: Tensor, # [m, K] what the teacher says of the hidden patches
     log_q: Tensor, # [m, K] what the student says of their places
     share: Tensor, # [m] 1 / hidden patches of its crop
@@ -214,7 +214,7 @@ def _koleo(
 
     Source: Sablayrolles et al. (2019); Oquab et al. (2024), KoLeo regularizer."""
     u = F.normalize(x, dim=-1)
-    every = _gather(u)
+    every = _all_gather_with_grad(u)
     with torch.no_grad():
         dots = u @ every.T
         own = torch.arange(len(u), device=u.device)
@@ -252,10 +252,10 @@ class _HiddenPatches(DinoObjective):
         ours, theirs = self.heads()
         rows = lambda x: x.view(n, -1, x.shape[-1])
         with torch.no_grad():
-            seen = _through(self.teacher_vision, _patch_tokens(self.teacher_vision, large))
+            seen = _forward_blocks(self.teacher_vision, _embed_patches(self.teacher_vision, large))
             teacher, wanted = self.teacher_head(seen[:, 0]), theirs(self.of_hidden(seen[:, 1:], hidden))
             share = self.of_hidden((1 / hidden.sum(1, keepdim=True).clamp(min=1)).expand(hidden.shape), hidden)
-        found = _through(self.vision, _patch_tokens(self.vision, large, hidden, self.mask_token))
+        found = _forward_blocks(self.vision, _embed_patches(self.vision, large, hidden, self.mask_token))
         student = [rows(self.head(x)) for x in (found[:, 0], *(self.vision(x) for x in small))]
         return dict(student=torch.cat(student, 1), teacher=rows(teacher), cls=rows(found[:, 0]).float(),
                     patches=ours(self.of_hidden(found[:, 1:], hidden)), wanted=wanted, share=share,
@@ -278,15 +278,15 @@ class Dinov2Objective(_HiddenPatches):
     def loss(self, e, t):
         d, temp, n = self.d, self.teacher_temp(t), len(e["student"])
         log_q = lambda x: (x / d.student_temp).log_softmax(-1)
-        with _exact(e["student"]):
+        with _no_autocast(e["student"]):
             with torch.no_grad():
                 p = self.answers_of(e["teacher"].transpose(0, 1).flatten(0, 1), self.center, temp)
                 q = self.answers_of(e["wanted"], self.patch_center, temp)
                 self.seen = dict(p=p, feature=e["feature"])
                 self.answers = [(x.sum(0), x.new_tensor(len(x)))
                                 for x in (e["teacher"].flatten(0, 1), e["wanted"])]
-            cls = _across_views(p.view(2, n, -1), log_q(e["student"].transpose(0, 1)))
-            patch = _patch_loss(q, log_q(e["patches"]), e["share"], 2 * n)
+            cls = _cross_view_loss(p.view(2, n, -1), log_q(e["student"].transpose(0, 1)))
+            patch = _ibot_loss(q, log_q(e["patches"]), e["share"], 2 * n)
             near = sum(_koleo(x) for x in e["cls"].unbind(1))
         return (cls + d.patch_weight * patch + d.koleo * near,
                 dict(cls_loss=cls, patch_loss=patch, koleo=near))
@@ -299,7 +299,7 @@ class Dinov2Objective(_HiddenPatches):
     def recenter(self):
         if self.d.centering == "sinkhorn": return
         for center, (x, n) in zip((self.center, self.patch_center), self.answers):
-            x, n = _total(x), _total(n)
+            x, n = _all_reduce_sum(x), _all_reduce_sum(n)
             step = (1 - self.d.center_momentum) * (n > 0)
             center.lerp_(x / n.clamp(min=1), step)
         self.answers = []

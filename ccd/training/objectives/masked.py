@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from ...data import augment
 from ...settings import Settings, ViT
-from ...data.augment import base_view, how_many, random_mask
-from ..towers import _patch_tokens, _through, build_vit
-from .base import Objective, _exact
+from ...data.augment import base_view, n_masked, random_mask
+from ..towers import _embed_patches, _forward_blocks, build_vit
+from .base import Objective, _no_autocast
 
 # %% ../../../nbs/library/training/objectives/04_masked.ipynb #38ff4eb2
-def _to_patches(x: Tensor, size: int) -> Tensor: # [B, 3, S, S] -> [B, N, size * size * 3]
+def _patchify(x: Tensor, size: int) -> Tensor: # [B, 3, S, S] -> [B, N, size * size * 3]
     "Pictures as rows of pixels, patch by patch."
     x = x.unfold(2, size, size).unfold(3, size, size) # [B, 3, rows, columns, size, size]
     return x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
@@ -60,16 +60,16 @@ class MaeObjective(Objective):
 
     def encode(self, batch, t):
         hidden, size = batch["hidden"], self.control.vit.patch_size
-        n = hidden.shape[1] - how_many(hidden.shape[1], self.m.mask_ratio)
+        n = hidden.shape[1] - n_masked(hidden.shape[1], self.m.mask_ratio)
         order = hidden.int().argsort(dim=1, stable=True)[..., None] # the visible first
-        h = _patch_tokens(self.vision, batch["image"])
+        h = _embed_patches(self.vision, batch["image"])
         seen = h[:, 1:].take_along_dim(order[:, :n], 1)
-        h = self.narrow(_through(self.vision, torch.cat([h[:, :1], seen], 1)))
+        h = self.narrow(_forward_blocks(self.vision, torch.cat([h[:, :1], seen], 1)))
         rest = self.mask_token.to(h.dtype).expand(len(h), hidden.shape[1] - n, -1)
         back = order.argsort(1)
         h = torch.cat([h[:, :1], torch.cat([h[:, 1:], rest], 1).take_along_dim(back, 1)], 1)
-        h = _through(self.decoder, h + self.decoder.pos_embed)
-        return dict(painted=self.paint(h[:, 1:]).float(), patches=_to_patches(batch["image"], size), hidden=hidden)
+        h = _forward_blocks(self.decoder, h + self.decoder.pos_embed)
+        return dict(painted=self.paint(h[:, 1:]).float(), patches=_patchify(batch["image"], size), hidden=hidden)
 
     def loss(self, e, t):
-        with _exact(e["painted"]): return mae_loss(**e, normalize=self.m.normalize), {}
+        with _no_autocast(e["painted"]): return mae_loss(**e, normalize=self.m.normalize), {}

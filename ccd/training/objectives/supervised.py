@@ -13,7 +13,7 @@ from ...data import augment
 from ...settings import Settings
 from ...data.augment import base_view
 from ..towers import build_vit
-from ..distributed import average
+from ..distributed import all_reduce_mean
 from .base import Objective
 
 # %% ../../../nbs/library/training/objectives/05_supervised.ipynb #cb77e329
@@ -44,5 +44,5 @@ class SupervisedObjective(Objective):
         wrong = F.cross_entropy(e["logits"], e["label"], # -100 is left out
                                 reduction="sum")
         right = (e["logits"].argmax(1) == e["label"]).float().sum()
-        return (wrong / average(n).clamp(min=1),
+        return (wrong / all_reduce_mean(n).clamp(min=1),
                 dict(batch_accuracy=right / n.clamp(min=1)))

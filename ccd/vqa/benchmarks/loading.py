@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 from datasets import DatasetDict, Features, Image as ImageFeature, List, Value, load_dataset, load_from_disk
-from ...files import UserError, atomic, cache_dir, content_hash, say
-from .questions import _LETTERS, _check_ids, _fault, _schema
+from ...files import UserError, atomic_write, cache_dir, content_hash, log_line
+from .questions import _LETTERS, _check_ids, _question_error, _schema
 from .suite import BENCHMARKS, _find_benchmark
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #293a601e
-_Loaded = namedtuple("_Loaded", "questions skipped") # Dataset; DataFrame with row, reason
+_LoadedQuestions = namedtuple("_LoadedQuestions", "questions skipped") # Dataset; DataFrame with row, reason
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #350ccfb5
 def load_questions(
@@ -27,7 +27,7 @@ def load_questions(
     source: str = "", # NAME or NAME:CONFIG on the hub, a folder, a .tsv
     pictures: str = "", # the same, of the images, where they are apart
     published: bool = False, # labels and prompts as in the code beside Cambrian-1
-) -> _Loaded:
+) -> _LoadedQuestions:
     "The questions of a benchmark. What cannot be asked is set aside and listed."
     b = _find_benchmark(benchmark)
     named = re.search(r"_(dev|test)\.tsv$", source.lower()) # the only split of its file
@@ -43,15 +43,15 @@ def load_questions(
         cache_file_name=str(made), load_from_cache_file=False)
     why = np.array(everything["skip"], object)
     bad = pd.DataFrame(dict(row=np.flatnonzero(why != ""), reason=why[why != ""]))
-    if len(bad): say(f"{benchmark}: {len(bad)} of {len(why)} rows set aside: {_counted(bad.reason)}")
+    if len(bad): log_line(f"{benchmark}: {len(bad)} of {len(why)} rows set aside: {_format_reason_counts(bad.reason)}")
     if len(bad) == len(why):
-        raise UserError(f"no row of {source or b.hub} can be asked: {_counted(bad.reason)}")
+        raise UserError(f"no row of {source or b.hub} can be asked: {_format_reason_counts(bad.reason)}")
     kept = everything.select(np.flatnonzero(why == "")).remove_columns("skip")
     _check_ids(kept["index"])
-    return _Loaded(kept, bad)
+    return _LoadedQuestions(kept, bad)
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #70b6804f
-def _counted(reasons) -> str: # each reason with how often
+def _format_reason_counts(reasons) -> str: # each reason with how often
     return "; ".join(f"{n} {why}" for why, n in pd.Series(reasons).value_counts().items())
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #7c0cc877
@@ -84,7 +84,7 @@ def _question_of(
         category=made.get("subset") or benchmark, item_id=item, split=split,
         cluster=str(made.get("cluster") or item), pair_id=str(made.get("pair", "")))
     seen = out | options | ({} if pictures else dict(image="in the log of another tool"))
-    return out | dict(skip=made.get("skip") or _fault(seen, b.most))
+    return out | dict(skip=made.get("skip") or _question_error(seen, b.most))
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #c9663fb0
 def _blank(b): return {k: [] if k == "answers" else None if k == "image" else 0 if k == "index"
@@ -142,7 +142,7 @@ def _picture_files(source, split, b): # id -> file: a picture is stored once, no
     home, found = cache_dir("vqa", "pictures", content_hash([source, split])), {}
     for r in _open(source, split, b):
         file = home / Path(str(r["id"])).name
-        with atomic(file) as tmp: tmp.write_bytes(r["image"]["bytes"])
+        with atomic_write(file) as tmp: tmp.write_bytes(r["image"]["bytes"])
         found[str(r["id"])] = str(file)
     return found
 

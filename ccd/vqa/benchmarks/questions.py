@@ -44,7 +44,7 @@ def _options_of(row: dict) -> dict: # letter -> text
     return {l: row[l] for l in _LETTERS if row.get(l)}
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #06a8e646
-def _fault(
+def _question_error(
     row: dict, # of questions
     most: int = 4, # options a question may have
 ) -> str: # why it cannot be asked; "" where it can
@@ -73,9 +73,9 @@ def _check_questions(
                         f"{', '.join(_COLUMNS)}")
     _check_ids(questions["index"])
     rows = questions.cast_column("image", ImageFeature(decode=False))
-    bad = [(r["index"], why) for r in rows if (why := _fault(r, most))]
+    bad = [(r["index"], why) for r in rows if (why := _question_error(r, most))]
     if bad:
-        raise UserError(f"{len(bad)} of {len(rows)} questions cannot be asked: {_named_list(bad)}. "
+        raise UserError(f"{len(bad)} of {len(rows)} questions cannot be asked: {_join_first(bad)}. "
                         "Mend them, or leave them out by `select`")
     return questions
 
@@ -85,19 +85,19 @@ def _check_ids(ids, what="question"):
     twice = seen[seen.duplicated()].unique()
     if len(twice):
         raise UserError(f"{len(twice)} {what} ids are there more than once: "
-                        f"{_named_list(twice)}; each needs its own")
+                        f"{_join_first(twice)}; each needs its own")
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #af591bbe
-def _named_list(things, most: int = 5) -> str:
+def _join_first(things, most: int = 5) -> str:
     "The first few of many, as text."
     one = lambda x: f"{x[0]} ({x[1]})" if isinstance(x, tuple) else str(x)
     things = list(things)
     return ", ".join(map(one, things[:most])) + (", …" if len(things) > most else "")
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #0c8748d7
-_LETTER = "Answer with the option's letter from the given choices directly."
-_PHRASE = "Answer the question using a single word or phrase."
-_SHORT = "Give the short answer directly."
+_PROMPT_LETTER = "Answer with the option's letter from the given choices directly."
+_PROMPT_PHRASE = "Answer the question using a single word or phrase."
+_PROMPT_SHORT = "Give the short answer directly."
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #46720b61
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Benchmark:
     hub: str # dataset on the hub, as NAME or NAME:CONFIG
     row: Callable # its row -> what `_question_of` reads
     split: str = "test"
-    ask: str = "{q}\n{options}\n" + _LETTER # where there are options
-    free: str = "{q}\n" + _PHRASE # where there are none
+    ask: str = "{q}\n{options}\n" + _PROMPT_LETTER # where there are options
+    free: str = "{q}\n" + _PROMPT_PHRASE # where there are none
     form: str = "letters" # options are listed and a letter is scored; or words: answered freely
     rule: str = "letter" # key of `_RULES`
     published: str = "" # the rule of the code beside the paper, where it is another

@@ -14,10 +14,10 @@ from .reading import _parse_published, parse_answer
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #3bf13d9c
 _RULES = {} # name -> rule(said, q) -> 0..1
 
-def _rule(f): _RULES[f.__name__.strip("_")] = f; return f
+def _register_rule(f): _RULES[f.__name__.strip("_")] = f; return f
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #98c6e2ad
-def _tail(said: str) -> str: # lower case
+def _answer_tail(said: str) -> str: # lower case
     "What follows the last 'answer is' or 'answer:'."
     return re.split(r"answer is:?|answer:", str(said or "").lower())[-1].strip()
 
@@ -28,71 +28,71 @@ def _tail_published(said: str) -> str: # Cambrian-1: of "the answer is: B", this
     return text.strip()
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #3ba7c8d8
-def _bare_letter(said): return _tail_published(said).rstrip(".:,").lstrip("(").rstrip(")")
+def _strip_letter(said): return _tail_published(said).rstrip(".:,").lstrip("(").rstrip(")")
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #2059965f
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
     try: return float(text)
     except ValueError: return None
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #ec90136f
-def _plainly(said: str) -> str: return str(said or "").lower().strip().rstrip(".")
+def _normalize_answer(said: str) -> str: return str(said or "").lower().strip().rstrip(".")
 
-@_rule
+@_register_rule
 def _letter(said, q): return float(parse_answer(said, q["options"]) == q["answer"])
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #0e8899b9
-@_rule
+@_register_rule
 def _coin_toss(said, q): # a coin for each question, whatever the order
     coin = random.Random(f"{q.get('seed', 0)} {q['index']}")
     return float(_parse_published(said, q["options"], coin) == q["answer"])
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #6ac5f470
-@_rule
+@_register_rule
 def _first_letter(said, q): # Cambrian-1
-    return float(_bare_letter(said)[:1] == q["answer"].lower())
+    return float(_strip_letter(said)[:1] == q["answer"].lower())
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #11c7ce05
-@_rule
+@_register_rule
 def _letter_or_text(said, q): # Cambrian-1, for MMVP
     right = q["answer"].lower(), q["options"][q["answer"]].lower()
-    return float(_bare_letter(said) in right)
+    return float(_strip_letter(said) in right)
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #ddd83f33
-@_rule
-def _exact(said, q): return float(_plainly(said) in [a.lower() for a in q["answers"]])
+@_register_rule
+def _exact(said, q): return float(_normalize_answer(said) in [a.lower() for a in q["answers"]])
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #6d51bcd7
-@_rule
+@_register_rule
 def _yes_no(said, q): # the MME evaluation tool
-    text = _plainly(said)
+    text = _normalize_answer(said)
     start = dict(y="yes", n="no").get(text, text[:4])
     return float(next((w for w in ("yes", "no") if w in start), "") == q["answer"].lower())
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #b8d0852f
-def _near(a, b, within=0.05): return abs(a - b) <= within * abs(b)
+def _within_tolerance(a, b, within=0.05): return abs(a - b) <= within * abs(b)
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #4eee4834
 def _percent(text):
-    x = _number(text.rstrip("%"))
+    x = _parse_number(text.rstrip("%"))
     return x / 100 if x is not None and text.endswith("%") else x
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #91bf2fe2
-@_rule
+@_register_rule
 def _relaxed(said, q):
-    a, b = _percent(_plainly(said)), _percent(q["answer"].strip())
-    if a is not None and b: return float(_near(a, b))
-    return float(_plainly(said) == q["answer"].lower())
+    a, b = _percent(_normalize_answer(said)), _percent(q["answer"].strip())
+    if a is not None and b: return float(_within_tolerance(a, b))
+    return float(_normalize_answer(said) == q["answer"].lower())
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #1ac93657
-@_rule
+@_register_rule
 def _relaxed_plain(said, q): # Cambrian-1
-    a, b = _number(str(said)), _number(q["answer"])
-    if None not in (a, b): return float(_near(a, b))
+    a, b = _parse_number(str(said)), _parse_number(q["answer"])
+    if None not in (a, b): return float(_within_tolerance(a, b))
     return float(str(said).lower() == q["answer"].lower())
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #738e6151
-@_rule
+@_register_rule
 def _substring(said, q): # OCRBench; formulas without blanks, and their case counts
     if "Expression" in q["category"]: tidy = lambda s: re.sub(r"[ \n]", "", s.strip())
     else: tidy = lambda s: s.lower().strip().replace("\n", " ")
@@ -125,22 +125,22 @@ def _vqa_words(text: str) -> str:
     return " ".join(_CONTRACTIONS.get(w, w) for w in words if w not in ("a", "an", "the"))
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #e14a3704
-@_rule
+@_register_rule
 def _soft_accuracy(said, q):
     given, a = [_vqa_words(x) for x in q["answers"]], _vqa_words(said)
     same = given.count(a)
     return float(np.mean([min(1, (same - (x == a)) / 3) for x in given]))
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #699867b6
-@_rule
+@_register_rule
 def _anls(said, q):
     tidy = lambda s: " ".join(str(s or "").strip().lower().split())
     pairs = [(tidy(said), tidy(a)) for a in q["answers"]]
-    best = max(1 - _edits(a, b) / max(len(a), len(b), 1) for a, b in pairs)
+    best = max(1 - _edit_distance(a, b) / max(len(a), len(b), 1) for a, b in pairs)
     return best if best >= 0.5 else 0.0
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #2a31014a
-def _edits(a: str, b: str) -> int:
+def _edit_distance(a: str, b: str) -> int:
     "Levenshtein's distance."
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
@@ -150,29 +150,29 @@ def _edits(a: str, b: str) -> int:
     return row[-1]
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #7b21faca
-@_rule
+@_register_rule
 def _letter_or_near(said, q): # MMMU
     if q["options"]: return _letter(said, q)
-    a, b = _number(_tail(said).rstrip(".")), _number(q["answer"])
-    if None not in (a, b): return float(_near(a, b))
-    return float(_tail(said).rstrip(".") in [x.lower() for x in q["answers"]])
+    a, b = _parse_number(_answer_tail(said).rstrip(".")), _parse_number(q["answer"])
+    if None not in (a, b): return float(_within_tolerance(a, b))
+    return float(_answer_tail(said).rstrip(".") in [x.lower() for x in q["answers"]])
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #6d28eec8
-@_rule
+@_register_rule
 def _letter_or_near_published(said, q): # Cambrian-1: 5 % of the prediction
     if q["options"]: return _first_letter(said, q)
     text, right = _tail_published(said).rstrip("."), q["answer"].lower()
-    a, b = _number(text), _number(right)
-    return float(text == right or None not in (a, b) and _near(b, a))
+    a, b = _parse_number(text), _parse_number(right)
+    return float(text == right or None not in (a, b) and _within_tolerance(b, a))
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #85e60dd5
-@_rule
+@_register_rule
 def _after_reasoning(said, q): # MathVista: a letter, a text or a rounded number at the end
-    end, right = _tail(said).strip(" ."), q["answer"]
+    end, right = _answer_tail(said).strip(" ."), q["answer"]
     if q["options"]:
         named = parse_answer(re.split(r"(?i)answer is:?|answer:", str(said or ""))[-1], q["options"])
         return float((named or end) in (right, q["options"][right].lower()))
-    found, b = re.findall(r"-?\d+(?:\.\d+)?", end.replace(",", "")), _number(right)
+    found, b = re.findall(r"-?\d+(?:\.\d+)?", end.replace(",", "")), _parse_number(right)
     if b is None: return float(end == right.lower())
     return float(bool(found) and round(float(found[-1]), _decimals(right)) == b)
 
@@ -180,22 +180,22 @@ def _after_reasoning(said, q): # MathVista: a letter, a text or a rounded number
 def _decimals(text: str) -> int: return len(text.partition(".")[2])
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #6b586280
-@_rule
+@_register_rule
 def _whole_answer(said, q): # Cambrian-1, for MathVista
     text, right = str(said or "").lower().strip(), q["answer"].lower()
-    a, b = _number(text), _number(right)
-    return float(text == right or None not in (a, b) and _near(b, a))
+    a, b = _parse_number(text), _parse_number(right)
+    return float(text == right or None not in (a, b) and _within_tolerance(b, a))
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #fb56863d
-@_rule
+@_register_rule
 def _word_or_letter(said, q): # RealWorldQA
     right = q["answer"].lower().rstrip(".")
     if re.fullmatch("[a-i]", right):
         return float(parse_answer(said, dict.fromkeys(_LETTERS, "\0")) == right.upper())
-    return float((_tail(said).rstrip(".").split() or [""])[0] == right)
+    return float((_answer_tail(said).rstrip(".").split() or [""])[0] == right)
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #801a4792
-@_rule
+@_register_rule
 def _letter_or_sentence(said, q): # ScienceQA
-    text = _tail(said).rstrip(".")
+    text = _answer_tail(said).rstrip(".")
     return max(_letter(said, q), float(text == q["options"][q["answer"]].lower().rstrip(".")))

@@ -8,7 +8,8 @@ __all__ = ['BENCHMARKS']
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #038a0077
 import ast, re
 from ...files import UserError
-from .questions import Benchmark, _LETTER, _LETTERS, _SHORT, _options_of
+from .questions import (Benchmark, _LETTERS, _PROMPT_LETTER, _PROMPT_SHORT,
+                                          _options_of)
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #27690354
 def _prompt(
@@ -28,14 +29,14 @@ def _find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #65d87aac
-def _lettered(r: dict, blank: tuple = (None, "")) -> list: # texts of the columns A, B, …
+def _option_letters(r: dict, blank: tuple = (None, "")) -> list: # texts of the columns A, B, …
     "Options in their places: what is blank at the end is none, what is blank between stays."
     texts = ["" if r.get(l) in blank else r[l] for l in _LETTERS]
     return texts[:max((k + 1 for k, t in enumerate(texts) if t), default=0)]
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #40f29f39
 def _vmcbench(r):
-    return dict(id=r["index"], q=r["question"], options=_lettered(r), answer=r["answer"],
+    return dict(id=r["index"], q=r["question"], options=_option_letters(r), answer=r["answer"],
                 subset=r["category"])
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #fb4f97f7
@@ -53,7 +54,7 @@ def _mme(r):
 def _mmbench(r):
     hint = r.get("hint") if r.get("hint") not in (None, "", "nan") else ""
     asked = "\n".join(filter(None, [hint, r["question"]]))
-    return dict(id=r["index"], q=asked, options=_lettered(r, (None, "", "nan")),
+    return dict(id=r["index"], q=asked, options=_option_letters(r, (None, "", "nan")),
                 answer=r["answer"], subset=r["category"], pair=_rotations(r["index"]))
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #f4477876
@@ -145,9 +146,9 @@ _GENERAL = {
     "MME_P": Benchmark(**_at("MME"), row=_mme, form="words", rule="yes_no", published="exact", pair=2,
         inside="macro", logs=("mme", "MME")),
     "MMBench": Benchmark(hub="lmms-lab-encoder/MMBench:en", formerly="lmms-lab/MMBench_EN",
-        row=_mmbench, split="dev", ask=_listed(_LETTER), published="first_letter",
+        row=_mmbench, split="dev", ask=_listed(_PROMPT_LETTER), published="first_letter",
         logs=("mmbench_en_dev", "mmbench_en_dev_static", "MMBench_DEV_EN")),
-    "SEED_I": Benchmark(**_at("SEED-Bench"), row=_seed, ask=_listed(_LETTER),
+    "SEED_I": Benchmark(**_at("SEED-Bench"), row=_seed, ask=_listed(_PROMPT_LETTER),
         published="first_letter", logs=("seedbench", "SEEDBench_IMG")),
     "GQA": Benchmark(**_at("GQA", "testdev_balanced_instructions"), row=_gqa,
         split="testdev", pictures="lmms-lab-encoder/GQA:testdev_balanced_images",
@@ -160,7 +161,7 @@ _KNOWLEDGE = {
             "option and nothing else.", rule="letter_or_sentence",
         logs=("scienceqa_img", "ScienceQA_TEST")),
     "MMMU_V": Benchmark(**_at("MMMU"), row=_mmmu, split="validation", most=9,
-        ask=_listed(_LETTER), rule="letter_or_near", published="letter_or_near_published",
+        ask=_listed(_PROMPT_LETTER), rule="letter_or_near", published="letter_or_near_published",
         logs=("mmmu_val", "MMMU_DEV_VAL")),
     "MathVista_M": Benchmark("AI4Math/MathVista", _mathvista, "testmini", most=9,
         ask="{q}\nFirst show your reasoning process and then give the final answer.",
@@ -176,28 +177,28 @@ _READING = {
         free="{q}\nAnswer the question using a single number or phrase.",
         published="relaxed_plain", logs=("chartqa", "ChartQA_TEST")),
     "OCRBench": Benchmark("echo840/OCRBench", _ocrbench, form="words", rule="substring",
-        free="{q}\n" + _SHORT, logs=("ocrbench", "OCRBench")),
+        free="{q}\n" + _PROMPT_SHORT, logs=("ocrbench", "OCRBench")),
     "TextVQA": Benchmark(**_at("textvqa"), row=_textvqa, split="validation",
         form="words", rule="soft_accuracy", logs=("textvqa_val", "TextVQA_VAL")),
     "DocVQA": Benchmark(**_at("DocVQA", "DocVQA"), row=_docvqa, split="validation",
-        free="{q}\n" + _SHORT, form="words", rule="anls", logs=("docvqa_val", "DocVQA_VAL"))}
+        free="{q}\n" + _PROMPT_SHORT, form="words", rule="anls", logs=("docvqa_val", "DocVQA_VAL"))}
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #3045f054
 _SEEING = {
-    "MMVP": Benchmark("lmms-lab-eval/MMVP", _mmvp, "train", ask=_listed(_LETTER), most=2,
+    "MMVP": Benchmark("lmms-lab-eval/MMVP", _mmvp, "train", ask=_listed(_PROMPT_LETTER), most=2,
         published="letter_or_text", pair=2, logs=("mmvp", "MMVP")),
     "RealWorldQA": Benchmark(**_at("RealWorldQA"), row=_realworldqa, free="{q}", form="words",
         rule="word_or_letter", logs=("realworldqa", "RealWorldQA")),
     "CVBench_2D": Benchmark("nyu-visionx/CV-Bench:2D", lambda r: _cvbench("2D", r), most=6,
-        ask="{q}\n" + _LETTER, published="first_letter", inside="macro",
+        ask="{q}\n" + _PROMPT_LETTER, published="first_letter", inside="macro",
         logs=("cv_bench_2d", "CV-Bench-2D")),
     "CVBench_3D": Benchmark("nyu-visionx/CV-Bench:3D", lambda r: _cvbench("3D", r), most=6,
-        ask="{q}\n" + _LETTER, published="first_letter",
+        ask="{q}\n" + _PROMPT_LETTER, published="first_letter",
         logs=("cv_bench_3d", "CV-Bench-3D"))}
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #b05996e2
 BENCHMARKS = {
     "VMCBench": Benchmark("suyc21/VMCBench", _vmcbench, "dev", published="coin_toss",
-        ask="Question: {q}\nOptions:\n{options}\n" + _LETTER + "\n",
+        ask="Question: {q}\nOptions:\n{options}\n" + _PROMPT_LETTER + "\n",
         inside="macro", logs=("vmcbench", "VMCBench_DEV", "VMCBench_TEST")),
     **_GENERAL, **_KNOWLEDGE, **_READING, **_SEEING}

@@ -14,24 +14,24 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from ...files import UserError, alone, atomic, cache_dir, content_hash, plain
-from ...device import cores, device
+from ...files import UserError, alone, atomic_write, cache_dir, content_hash, to_plain_dict
+from ...device import device, n_cpus
 from ...runs import Progress
 from ...data.images import image_bytes
-from ...data.corpora import Pixels
+from ...data.corpora import ImageDecoder
 from ...data.augment import to_float
-from ...training.distributed import first, processes
+from ...training.distributed import is_main_process, world_size
 from ...encoders.base import Encoder
-from ...encoders.names import parse_name
+from ...encoders.names import parse_encoder_spec
 from .settings import VlmSettings
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #5bb627e9
-def _tapped_spec(
+def _spec_with_layer(
     spec: str, # name of an encoder
     settings: VlmSettings,
 ) -> str:
     "The same name with the settings' layer, norm and fit, where it says none itself."
-    said, sign = parse_name(spec)[2], "," if "#" in spec else "#"
+    said, sign = parse_encoder_spec(spec)[2], "," if "#" in spec else "#"
     more = [f"{k}={getattr(settings, k)}" for k in ("layer", "norm", "fit")
             if k not in said and getattr(settings, k) != ""]
     return spec + (sign + ",".join(more) if more else "")
@@ -58,10 +58,10 @@ def _tokens_of(
     return grid.flatten(2).transpose(1, 2)
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #194a08e1
-_PART = 4096 # pictures in one file
+_IMAGES_PER_FILE = 4096 # pictures in one file
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #412295a5
-class _Held:
+class _CachedTokens:
     "Tokens of pictures on disk."
     def __init__(self, parts: list): # of memory-maps [pictures, n, d] fp16
         self.parts, self.tokens, self.width = parts, *parts[0].shape[1:]
@@ -69,7 +69,7 @@ class _Held:
     def __len__(self): return sum(map(len, self.parts))
 
     def __getitem__(self, rows) -> Tensor: # [k, n, d] float32
-        found = np.stack([self.parts[r // _PART][r % _PART] for r in rows])
+        found = np.stack([self.parts[r // _IMAGES_PER_FILE][r % _IMAGES_PER_FILE] for r in rows])
         return torch.from_numpy(found).float()
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #26e59eec
@@ -84,7 +84,7 @@ def _image_digests(corpus) -> np.ndarray: # [n, 32] uint8
 def _digested(corpus, rows): # [k, 32] uint8; the hash of one file runs beside the reading of others
     root = getattr(corpus.features["image"], "root", "")
     table, out = corpus.select_columns(["image"]).with_format("arrow"), []
-    with ThreadPoolExecutor(max(2, min(8, cores()))) as pool:
+    with ThreadPoolExecutor(max(2, min(8, n_cpus()))) as pool:
         for a in range(rows.start, rows.stop, 1024):
             places = table[range(a, min(a + 1024, rows.stop))]["image"].to_pylist()
             out += pool.map(partial(_digest, root=root), places)
@@ -106,42 +106,42 @@ def _pictures_hash(corpus) -> str: # 16 hex digits
 def _hex(digests): return hashlib.sha256(digests.tobytes()).hexdigest()[:16]
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #82bbb7ec
-def _held(
+def _cache_patch_tokens(
     encoder: Encoder,
     corpus, # with `image`
     tokens: int = 0, # of a picture; 0: as many as patches
     home=None, # folder; by default in the cache
-) -> _Held:
+) -> _CachedTokens:
     "The tokens of all pictures, made once. Raises `UserError` where the disk has no room, or images change meanwhile."
     if not len(corpus): raise UserError("there are no images to encode: expected conversations that name one each")
-    folder = (Path(home) if home else cache_dir("vlm")) / f"tokens-{content_hash([plain(encoder.card), tokens])}"
-    parts = [range(a, min(len(corpus), a + _PART)) for a in range(0, len(corpus), _PART)]
+    folder = (Path(home) if home else cache_dir("vlm")) / f"tokens-{content_hash([to_plain_dict(encoder.card), tokens])}"
+    parts = [range(a, min(len(corpus), a + _IMAGES_PER_FILE)) for a in range(0, len(corpus), _IMAGES_PER_FILE)]
     files = [folder / f"{name}.npy" for name in _by_first(_part_names, corpus, parts)]
     todo = [(f, rows) for f, rows in zip(files, parts) if not f.exists()]
-    if todo and first():
+    if todo and is_main_process():
         with alone(folder, wait=True): _hold(encoder, corpus, tokens, folder, todo)
-    if processes() > 1: torch.distributed.barrier()
-    return _Held([np.load(f, mmap_mode="r") for f in files])
+    if world_size() > 1: torch.distributed.barrier()
+    return _CachedTokens([np.load(f, mmap_mode="r") for f in files])
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #6c619db2
 def _hold(encoder, corpus, tokens, folder, todo):
     todo = [(f, rows) for f, rows in todo if not f.exists()] # another process may have made some
     if not todo: return
-    left, pixels = sum(len(rows) for _, rows in todo), Pixels(corpus, encoder.fit or encoder.card.size)
+    left, pixels = sum(len(rows) for _, rows in todo), ImageDecoder(corpus, encoder.fit or encoder.card.size)
     _room(folder, encoder, pixels, tokens, left)
     with Progress("tokens of pictures", len(corpus), len(corpus) - left) as bar:
         for file, rows in todo:
             x = _read(encoder, pixels, rows, tokens, bar)
             _unchanged(corpus, rows)
-            with atomic(file) as tmp, open(tmp, "wb") as f: np.save(f, x)
+            with atomic_write(file) as tmp, open(tmp, "wb") as f: np.save(f, x)
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #1d908473
 def _part_names(corpus, parts): return [_hex(_image_digests(corpus)[rows.start:rows.stop]) for rows in parts]
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #19dd6204
 def _by_first(make, *args): # one process reads the disk, all know what it found
-    found = [make(*args) if first() else None]
-    if processes() > 1: torch.distributed.broadcast_object_list(found)
+    found = [make(*args) if is_main_process() else None]
+    if world_size() > 1: torch.distributed.broadcast_object_list(found)
     return found[0]
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #6ce1171f

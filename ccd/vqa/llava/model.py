@@ -11,24 +11,24 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ...files import UserError, say
+from ...files import UserError, log_line
 from ...data.batches import sample_rows
 from ...training.towers import attention_for
-from ...training.distributed import first, processes, rank
-from ..benchmarks.questions import _named_list
+from ...training.distributed import is_main_process, rank, world_size
+from ..benchmarks.questions import _join_first
 from .settings import Stage, VlmSettings
-from .features import _Held
-from .conversations import _IMAGE, _Samples
+from .features import _CachedTokens
+from .conversations import _IMAGE_TOKEN, _TokenizedSamples
 
 # %% ../../../nbs/library/vqa/llava/04_model.ipynb #40c3334f
-class _Shelf(nn.Module):
+class _CachedVisionTower(nn.Module):
     "A vision tower that has already seen the picture."
     def forward(self, tokens, **_): # [B, n, d]
         from transformers.modeling_outputs import BaseModelOutputWithPooling
         return BaseModelOutputWithPooling(tokens, hidden_states=(tokens,))
 
 # %% ../../../nbs/library/vqa/llava/04_model.ipynb #76c9820d
-def _around(
+def _build_llava(
     language, # a causal language model of transformers
     tokenizer, # with the token `<image>`
     width: int, # of a token of the picture
@@ -43,11 +43,11 @@ def _around(
         num_attention_heads=1, intermediate_size=1, image_size=1)
     config = LlavaConfig(vision_config=none, text_config=language.config,
         image_seq_length=tokens, vision_feature_layer=-1,
-        image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE),
+        image_token_index=tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN),
         vision_feature_select_strategy="full",
         tie_word_embeddings=language.config.tie_word_embeddings)
     with torch.device("meta"): net = LlavaForConditionalGeneration(config)
-    net.model.vision_tower, net.model.language_model = _Shelf(), language.model
+    net.model.vision_tower, net.model.language_model = _CachedVisionTower(), language.model
     net.lm_head = language.lm_head
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -63,7 +63,7 @@ class Vlm(nn.Module):
         super().__init__()
         self.net, self.tokenizer = net, tokenizer
         self.settings, self.encoder = settings, encoder
-        self.image = tokenizer.convert_tokens_to_ids(_IMAGE)
+        self.image = tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
         self.tokens = getattr(net.config, "image_seq_length", 0)
 
     def health(self): return {}
@@ -86,8 +86,8 @@ class Vlm(nn.Module):
         return nll / len(ids) * batch["share"][0], dict(token_accuracy=right)
 
 # %% ../../../nbs/library/vqa/llava/04_model.ipynb #1585f366
-def _laid_out(
-    s: _Samples,
+def _pad_sample(
+    s: _TokenizedSamples,
     k: int, # which
     image: int, # id of the picture's token
     tokens: int, # of a picture
@@ -100,31 +100,31 @@ def _laid_out(
     return ids[:context], learnt[:context], max(0, len(ids) - context)
 
 # %% ../../../nbs/library/vqa/llava/04_model.ipynb #4364b3ac
-class _TalkFeed:
+class _ConversationLoader:
     "Batches of talks; the step alone says which."
     exact = True
 
-    def __init__(self, s: _Samples, shelf: _Held | None, vlm: Vlm, stage: Stage, seed: int):
+    def __init__(self, s: _TokenizedSamples, shelf: _CachedTokens | None, vlm: Vlm, stage: Stage, seed: int):
         self.s, self.shelf, self.stage, self.seed = s, shelf, stage, seed
         self.layout = vlm.image, vlm.tokens, vlm.settings.context
         self.pad, b = vlm.tokenizer.pad_token_id, stage.batch_size
-        if b % processes():
-            raise UserError(f"a batch of {b} talks cannot be shared equally by {processes()} processes")
-        self.own = slice(rank() * b // processes(), (rank() + 1) * b // processes())
+        if b % world_size():
+            raise UserError(f"a batch of {b} talks cannot be shared equally by {world_size()} processes")
+        self.own = slice(rank() * b // world_size(), (rank() + 1) * b // world_size())
         self.clock = dict(storage=0.0, decoding=0.0)
         self._check()
 
     def _check(self):
         counts, cut, context = [], 0, self.layout[2]
         for k in range(len(self.s)):
-            ids, learnt, off = _laid_out(self.s, k, *self.layout)
+            ids, learnt, off = _pad_sample(self.s, k, *self.layout)
             _expect_mark(self.s, k, self.layout[0])
             counts.append(learnt[1:].sum()); cut += off > 0
         self.counts, self.cut = np.array(counts), int(cut)
         if len(empty := np.flatnonzero(self.counts == 0)):
             raise UserError(f"{len(empty)} talks keep nothing to learn within {context} tokens, such "
-                            f"as {_named_list(empty)}: raise context, or leave them out")
-        if cut and first(): say(f"{cut} of {len(self.s)} talks are longer than {context} tokens: cut there")
+                            f"as {_join_first(empty)}: raise context, or leave them out")
+        if cut and is_main_process(): log_line(f"{cut} of {len(self.s)} talks are longer than {context} tokens: cut there")
 
     def rows(self, k): # of the whole batch
         b = self.stage.batch_size
@@ -133,7 +133,7 @@ class _TalkFeed:
     def __call__(self, k) -> dict: # of this process
         begun, rows = time.perf_counter(), self.rows(k)
         own = rows[self.own]
-        batch = _collate([_laid_out(self.s, r, *self.layout)[:2] for r in own], self.pad)
+        batch = _collate([_pad_sample(self.s, r, *self.layout)[:2] for r in own], self.pad)
         batch["share"] = torch.full((len(own),), len(rows) / self.counts[rows].sum())
         if self.shelf is not None:
             batch["tokens"] = self.shelf[np.maximum(self.s.picture[own], 0)]

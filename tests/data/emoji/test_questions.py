@@ -6,10 +6,10 @@ import numpy as np, pandas as pd, pytest
 from scipy.stats import binomtest
 from ccd.data.emoji import checks, drawings, materials, questions, scenes
 from ccd.files import UserError
-from ccd.settings import World
+from ccd.settings import DataSettings
 from ccd.stats import holm
 
-WORLD, N = World(), 32
+WORLD, N = DataSettings(), 32
 
 @pytest.fixture(scope="module")
 def test(): return questions.emoji_questions(WORLD, per_subset=N)
@@ -56,9 +56,9 @@ class Painted:
     def __init__(self, monkeypatch):
         self.table, pixels = drawings.drawings()
         self.known = {hashlib.sha1(p.tobytes()).hexdigest()[:16]: i for i, p in enumerate(pixels)}
-        self.paste, self.write = scenes.paste, scenes.write
+        self.paste, self.write = scenes.paste, scenes.draw_text
         monkeypatch.setattr(materials, "paste", self._paste)
-        monkeypatch.setattr(materials, "write", self._write)
+        monkeypatch.setattr(materials, "draw_text", self._write)
 
     def _paste(self, canvas, drawing, size, x, y):
         row = self.known[hashlib.sha1(np.ascontiguousarray(drawing).tobytes()).hexdigest()[:16]]
@@ -82,7 +82,7 @@ class Painted:
 def painted(monkeypatch): return Painted(monkeypatch)
 
 ASK = range(40)
-KIND = {s: k for k, v in materials._THINGS.items() for s in v.split()}
+KIND = {s: k for k, v in materials._OBJECT_CLASSES.items() for s in v.split()}
 HALF = WORLD.size / 2
 
 def kind(t): return KIND.get(t["subcategory"])
@@ -106,7 +106,7 @@ def test_the_category_is_of_the_thing_shown_alone(painted):
         _, row, answer = painted.ask("category", i)
         shown, = painted.things
         assert [o for o in "ABCD" if row[o] == kind(shown)] == [row["answer"]]
-        assert shown["concept"] not in materials._NOT_PLAINLY
+        assert shown["concept"] not in materials._AMBIGUOUS
 
 def test_the_color_is_of_the_ground_alone(painted):
     for i in ASK:
@@ -204,9 +204,9 @@ def test_everything_stands_out(painted, subset):
 # --- what could also be true
 
 def test_what_is_told_apart():
-    m = materials._materials("train", (), "openmoji")
+    m = materials._question_assets("train", (), "openmoji")
     at = {(c, s): i for i, (c, s) in enumerate(zip(m.table["concept"], m.table["style"]))}
-    told = lambda *concepts: materials._told_apart(m, [at[c, "noto"] for c in concepts])
+    told = lambda *concepts: materials._distinguishable(m, [at[c, "noto"] for c in concepts])
     assert told("rocket", "doughnut") and told("doughnut", "airplane-departure", "scorpion", "telescope")
     assert not told("man-pilot", "woman-pilot") # one family
     assert not told("cat", "cat-face") # words of one in the other
@@ -214,12 +214,12 @@ def test_what_is_told_apart():
     assert not told("doughnut", "doughnut")
 
 def test_kinds_do_not_overlap():
-    subs = [s for v in materials._THINGS.values() for s in v.split()]
+    subs = [s for v in materials._OBJECT_CLASSES.values() for s in v.split()]
     table = drawings.drawings()[0]
     assert len(subs) == len(set(subs)) and set(subs) <= set(table.subcategory)
-    assert materials._NOT_PLAINLY <= set(drawings._concepts().concept)
-    got = materials.thing_kind(table.subcategory, table.concept)
-    assert not got[table.concept.isin(materials._NOT_PLAINLY)].notna().any()
+    assert materials._AMBIGUOUS <= set(drawings._concepts().concept)
+    got = materials.object_class(table.subcategory, table.concept)
+    assert not got[table.concept.isin(materials._AMBIGUOUS)].notna().any()
     assert (got.dropna() == table.subcategory[got.notna()].map(KIND)).all()
 
 # --- what is held out
@@ -237,7 +237,7 @@ def test_what_is_held_out_is_in_no_training_question(test, lessons):
     held, trained = set(scenes.words()[1]), set(scenes.words()[0])
     assert known["style"] == set(drawings._STYLES) - {WORLD.held_out_style}
     assert known["fonts"] == set(scenes._TRAIN_FONTS) and known["ground"] == {"plain", "gradient", "texture"}
-    assert {drawings._split_of(f) for f in known["families"]} == {"train"} and known["words"] <= trained
+    assert {drawings._assign_split(f) for f in known["families"]} == {"train"} and known["words"] <= trained
     for name, s in materials.SUBSETS.items():
         new = everything(test.select(np.flatnonzero(np.array(test["category"]) == name)))
         assert s.held_out
@@ -247,7 +247,7 @@ def test_what_is_held_out_is_in_no_training_question(test, lessons):
             assert new[axis] <= allowed, (name, axis) # one thing at a time
         if "words" in s.held_out: assert new["words"] <= held
         if name in materials.CATEGORIES["general"][2:] + materials.CATEGORIES["reason"]:
-            assert {drawings._split_of(f) for f in new["families"]} == {"test"}
+            assert {drawings._assign_split(f) for f in new["families"]} == {"test"}
 
 def test_named_concepts_were_seen_in_another_style():
     table = drawings.drawings()[0]
@@ -279,7 +279,7 @@ def test_more_instructions_begin_with_the_same_ones(lessons):
 
 def test_the_text_alone_is_at_chance(test):
     known = questions.emoji_questions(replace(WORLD, seed=1), per_subset=N)
-    floor = checks.blind(test, known)
+    floor = checks.text_only_baseline(test, known)
     p = [binomtest(round(r * n), n, 0.25).pvalue for c in ("most frequent", "text model") for r, n in zip(floor[c], floor.n)]
     pooled = [binomtest(round(floor[c].mean() * len(test)), len(test), 0.25).pvalue for c in ("most frequent", "text model")]
     assert holm(np.array(p + pooled)).min() > 0.05
@@ -296,14 +296,14 @@ def test_the_readers_find_what_text_would_tell(test, how):
     words = scenes.words()[0]
     rng = np.random.default_rng(1)
     fours = [[words[i] for i in rng.permutation(len(words))[:4]] for _ in range(400)]
-    found = checks.blind(leak(fours), leak(fours[200:])).loc["thing"]
+    found = checks.text_only_baseline(leak(fours), leak(fours[200:])).loc["thing"]
     assert found["text model"] > 0.6
 
 @pytest.mark.parametrize("subset", materials.SUBSETS)
 def test_the_right_option_is_drawn_after_the_options(subset, monkeypatch):
     "The same stream asked for another answer offers the same options, in the same order."
     s = materials.SUBSETS[subset]
-    m = materials._materials("test", s.held_out, WORLD.held_out_style)
+    m = materials._question_assets("test", s.held_out, WORLD.held_out_style)
     for i in range(8):
         offered = [questions._TASKS[s.task](np.random.default_rng(i), m, 64, k)[2] for k in range(4)]
         said = set(map(json.dumps, offered))
@@ -313,7 +313,7 @@ def test_the_right_option_is_drawn_after_the_options(subset, monkeypatch):
 
 def test_a_question_depends_on_its_number_alone():
     ask = [("label", 3), ("thing", 9), ("odd category", 2), ("thing", 1)]
-    code = ("import hashlib, json; from ccd.data.emoji import questions as q; from ccd.settings import World\n"
+    code = ("import hashlib, json; from ccd.data.emoji import questions as q; from ccd.settings import DataSettings\n"
             f"for s, i in {ask[::-1]!r}:\n"
             "    x, r = q.question(World(), s, i)\n"
             "    print(json.dumps([hashlib.sha1(x.tobytes()).hexdigest(), r]))")
@@ -329,14 +329,14 @@ def test_the_benchmark_holds_its_questions(test):
 @pytest.mark.parametrize("size", [48, 96, 224])
 def test_other_sizes(size):
     for s in materials.SUBSETS:
-        image, row = questions.question(World(size=size), s, 0)
+        image, row = questions.question(DataSettings(size=size), s, 0)
         assert image.shape == (size, size, 3) and image.std() > 1
         assert all(0 <= v <= size for _, box in json.loads(row["facts"]).get("written", ()) for v in box)
 
 @pytest.mark.parametrize("style", drawings._STYLES)
 def test_any_style_can_be_held_out(style):
     for s in ("thing", "close thing", "odd category"):
-        shown = json.loads(questions.question(World(held_out_style=style), s, 0)[1]["facts"])["style"]
+        shown = json.loads(questions.question(DataSettings(held_out_style=style), s, 0)[1]["facts"])["style"]
         assert (shown == style) == (materials.SUBSETS[s].held_out == ("style",))
 
 # --- legibility
@@ -367,6 +367,6 @@ def test_mistakes_are_explained():
                          (lambda: questions.emoji_questions(WORLD, "val"), "'val'.*train or test"),
                          (lambda: questions.emoji_questions(WORLD, per_subset=0), "0 questions.*one or more"),
                          (lambda: questions.instructions(WORLD, 0), "0 instructions.*one or more"),
-                         (lambda: questions.question(World(held_out_style="comic"), "thing", 0), "unknown style 'comic'.*openmoji"),
-                         (lambda: questions.emoji_questions(World(source="folder:x"), per_subset=4), "folder:x.*`emoji`")):
+                         (lambda: questions.question(DataSettings(held_out_style="comic"), "thing", 0), "unknown style 'comic'.*openmoji"),
+                         (lambda: questions.emoji_questions(DataSettings(source="folder:x"), per_subset=4), "folder:x.*`emoji`")):
         with pytest.raises(UserError, match=match): wrong()
