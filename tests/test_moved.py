@@ -30,7 +30,7 @@ def test_an_old_import_finds_what_has_moved(module, name):
 
 def test_an_old_module_comes_from_the_package_too():
     from ccd import emoji, figures, sources
-    with pytest.warns(FutureWarning): assert figures.plt.__name__ == "plt" and emoji.scenes and sources.Feed
+    with pytest.warns(FutureWarning): assert figures.plt.__name__ == "styled_pyplot" and emoji.scenes and sources.Feed
 
 @pytest.mark.parametrize("old", moved())
 def test_every_old_module_is_there_and_knows_what_it_lacks(old):

@@ -109,7 +109,7 @@ REPLACE = """
 import sys
 from ccd.files import atomic_write
 for k in range(150):
-    with atomic(sys.argv[1]) as tmp:
+    with atomic_write(sys.argv[1]) as tmp:
         tmp.mkdir()
         for n in "ab": (tmp / n).write_text(sys.argv[2])
 """

@@ -48,7 +48,7 @@ def test_all_that_is_kept_is_readable():
     files = sorted(RESULTS.rglob("manifest.json"))
     seen = {k for f in files for k in read(read_json(f)["settings"], f)}
     for f in RESULTS.rglob("encoder.json"): from_plain_dict(Control, read_json(f)["control"], f)
-    assert len(files) > 150 and seen >= {"World", "Control", "Clip", "Siglip", "Dino", "Dinov2", "Supervised", "Analysis", "Run", "Point", "VlmSettings"}
+    assert len(files) > 150 and seen >= {"DataSettings", "Control", "Clip", "Siglip", "Dino", "Dinov2", "Supervised", "Analysis", "RuntimeSettings", "RunSpec", "VlmSettings"}
 
 def test_what_older_versions_wrote_is_read():
     old = dict(embed_dim=32, text_width=32, text_depth=1, text_heads=2, context=16)
@@ -75,7 +75,7 @@ def test_what_older_versions_wrote_is_read():
     (DataSettings, dict(source=["emoji"]), "source of .*: expected a text"),
     (Analysis, dict(variants=["siglip", 1]), "variants of"),
     (Clip, dict(text=5, text_depth=1), "Text in a.json is 5"),
-    (RunSpec, dict(recipe="clip"), "Point in a.json lacks size, drawings, samples, pixels")])
+    (RunSpec, dict(recipe="clip"), "RunSpec in a.json lacks size, drawings, samples, pixels")])
 def test_what_is_not_known_is_refused(kind, values, told):
     with pytest.raises(UserError, match=told): from_plain_dict(kind, values, "a.json")
 
@@ -124,7 +124,7 @@ def test_a_measurement(tmp_path):
         refused(lambda: runs._is_measured(tmp_path, one, "probes"), "manifest.json", way[-1])
         shutil.copy(RESULTS / "scaling" / name / "probes/manifest.json", tmp_path / name / "probes")
     mended(tmp_path / name / "probes/manifest.json", renamed("settings", "point", "pixels"))
-    refused(lambda: curves._read_results(tmp_path), "Point", "pixels")
+    refused(lambda: curves._read_results(tmp_path), "RunSpec", "pixels")
     mended(tmp_path / name / "probes/measured.json", renamed("metrics"))
     refused(lambda: curves._read_results(tmp_path), "measured.json", "metrics")
 

@@ -284,7 +284,7 @@ def some(d, seed):
     return Embeddings(np.load(r'{tmp_path}' + f'/{{seed}}.npy', mmap_mode='r'), items, {{}})
 a, b = some(24, 0), some(24, 1)
 before = peak()
-t = search.mine(a, b, 20)
+t = search.mine_pairs(a, b, 20)
 assert len(t) == 40
 print(peak() - before)
 """

@@ -216,7 +216,7 @@ import numpy as np, torch
 torch.set_num_threads(1)
 from ccd.probing import linear as P
 from ccd.probing.protocols import knn_probe
-P._HOLD = 0
+P._CACHE_BYTES = 0
 x, y = np.load(sys.argv[1], mmap_mode="r"), np.load(sys.argv[2])
 n, fit = len(x), lambda rows: P.linear_probe(x, y, rows, np.arange(1, len(x), 20), ridges=(1e-2,))
 few = np.arange(0, n, 50)

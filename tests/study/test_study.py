@@ -47,7 +47,7 @@ def test_the_released_runs_are_adopted_and_nothing_is_trained(tmp_path, monkeypa
     monkeypatch.chdir(ROOT)
     made = {p.name: read_json(p / "manifest.json")["inputs"]["corpus"] for p in (ROOT / "results/emoji-small/encoders").iterdir()}
     monkeypatch.setattr(stages, "_training_data", lambda out, s, world, own: made["clip-0" if own.world == s.world else "clip-shuffled-0"])
-    for f in ("_train_corpus", "_watching"): monkeypatch.setattr(stages, f, lambda *_: None)
+    for f in ("_train_corpus", "_knn_callback"): monkeypatch.setattr(stages, f, lambda *_: None)
     monkeypatch.setattr(loop, "estimate_seconds", lambda *_: 0)
     trained, now = [], preset("emoji-small")
     monkeypatch.setattr(loop, "train", lambda objective, s, corpus, out, *_: trained.append(out.name))

@@ -315,7 +315,7 @@ def test_a_question_depends_on_its_number_alone():
     ask = [("label", 3), ("thing", 9), ("odd category", 2), ("thing", 1)]
     code = ("import hashlib, json; from ccd.data.emoji import questions as q; from ccd.settings import DataSettings\n"
             f"for s, i in {ask[::-1]!r}:\n"
-            "    x, r = q.question(World(), s, i)\n"
+            "    x, r = q.question(DataSettings(), s, i)\n"
             "    print(json.dumps([hashlib.sha1(x.tobytes()).hexdigest(), r]))")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     here = [questions.question(WORLD, s, i) for s, i in ask]
