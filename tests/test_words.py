@@ -1,0 +1,33 @@
+"Pages, README and docstrings are spelled as in America; names in code, columns and options are not read here."
+import ast, json, re
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+BRITISH = re.compile(r"(?i)\b\w*(?:colour|neighbour|behaviour|favour|honour|licence|grey|catalogue|learnt|spelt|labelled|labelling|modelling|travell|"
+                     r"centre[sd]?\b|centring|artefact|whilst|defence|programme[sd]?\b|(?:optim|normal|standard|regular|organ|recogn|minim|maxim|"
+                     r"initial|general|summar|quant|token|visual|random|categor|character|emphas|util|penal|local|synchron)is(?:e[srd]?|ing|ation)\b)\w*")
+CODE = re.compile(r"`[^`]*`|```.*?```|\]\([^)]*\)|https?://\S+|\{[#.][^}]*\}", re.S)
+
+def british(text): return [m[0] for m in BRITISH.finditer(CODE.sub(" ", text))]
+
+def pages():
+    for p in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        if any(x.startswith((".", "_")) for x in p.relative_to(ROOT).parts): continue
+        prose = "\n".join("".join(c["source"]) for c in json.loads(p.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "markdown")
+        yield str(p.relative_to(ROOT)), re.sub(r"```.*?```", " ", prose, flags=re.S)
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"): yield name, (ROOT / name).read_text(encoding="utf-8")
+
+def docstrings():
+    for p in sorted((ROOT / "ccd").rglob("*.py")):
+        for n in ast.walk(ast.parse(p.read_text(encoding="utf-8"))):
+            if isinstance(n, (ast.Module, ast.FunctionDef, ast.ClassDef)) and (said := ast.get_docstring(n)):
+                yield f"{p.relative_to(ROOT)}: {getattr(n, 'name', 'module')}", said
+
+def test_pages_are_in_american_spelling(): assert {where: w for where, text in pages() if (w := british(text))} == {}
+
+def test_docstrings_are_in_american_spelling(): assert {where: w for where, text in docstrings() if (w := british(text))} == {}
+
+@pytest.mark.parametrize("text, seen", [("the colours of neighbours", 2), ("Normalised, it is learnt", 2), ("the center of a neighborhood", 0),
+                                        ("`--colour` and [a page](neighbours.ipynb)", 0), ("an exercise, otherwise precise", 0), ("optimiser", 1)])
+def test_a_british_form_is_seen(text, seen): assert len(british(text)) == seen
