@@ -39,7 +39,7 @@ def test_help_says_what_each_argument_is(capsys):
 
 def test_help_shows_the_values_of_the_preset(capsys):
     for name in ("smoke", "mini"):
-        with pytest.raises(SystemExit): main(["train", "--preset", name, "--help"])
+        with pytest.raises(SystemExit): main(["train", "--preset", name, "--help-all"])
         said = capsys.readouterr()
         assert f"(default: {preset(name).control.samples})" in " ".join((said.out + said.err).split())
 
@@ -146,3 +146,16 @@ def test_a_file_that_may_not_be_read(monkeypatch, capsys):
     def bug(*_, **__): raise ValueError("a mistake of ours")
     monkeypatch.setattr(audit, "audit", bug)
     with pytest.raises(ValueError): main(["audit", "a", "b"])
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_help_is_a_screen_and_a_half_with_examples(command, encoding):
+    p = subprocess.run([sys.executable, "-m", "ccd.cli", command, "--help"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding})
+    said = p.stdout.decode()
+    assert p.returncode == 0 and len(said.splitlines()) <= 70
+    assert said.count(f"\n  ccd {command}") + said.count(f"-m ccd.cli {command}") == 2 and "positional" in said or command == "study"
+    assert ("--help-all" in said) == (command in ("study", "train", "filter", "embed", "probe", "compare", "vlm"))
+
+def test_all_of_the_help_is_there_where_it_is_asked_for():
+    p = subprocess.run([sys.executable, "-m", "ccd.cli", "compare", "--help-all"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"})
+    assert all(option in p.stdout.decode() for option in ("--control.vit.width", "--dino.out-dim", "--analysis.pairs", "--images"))
