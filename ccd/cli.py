@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/library/06_cli.ipynb #e035a546
-import contextlib, errno, inspect, io, os, re, sys
+import contextlib, errno, inspect, os, re, sys
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Literal, get_type_hints
@@ -17,11 +17,11 @@ from .settings import PRESETS, RECIPES, Settings, apply_recipe, find_recipe, ove
 from .runs import require_own_folder
 
 # %% ../nbs/library/06_cli.ipynb #31d9dbf3
-_AnySettings = Annotated[Settings, tyro.conf.arg(name="")] # its options carry no prefix
+_AnySettings = Annotated[Settings, tyro.conf.arg(name="")] # its options have no prefix
 
 # %% ../nbs/library/06_cli.ipynb #99e1b427
 def _chosen_preset(args: list[str]) -> Settings:
-    "The preset that `--preset NAME` or `--preset=NAME` names; `mini` where none does."
+    "Return the preset of `--preset NAME` or `--preset=NAME`, by default `mini`."
     name = "mini"
     for a, b in zip(args, [*args[1:], ""]):
         if a == "--preset": name = b
@@ -30,17 +30,17 @@ def _chosen_preset(args: list[str]) -> Settings:
 
 # %% ../nbs/library/06_cli.ipynb #4c68726e
 def _chosen_recipe(args: list[str]) -> str | None:
-    "The recipe that a command line names."
-    after = zip(["", *args], args) # an option's value is no recipe
+    "Return the recipe that a command line names, or None."
+    after = zip(["", *args], args) # the value of an option is not a recipe
     return next((a for before, a in after if a in RECIPES and not before.startswith("--")), None)
 
 # %% ../nbs/library/06_cli.ipynb #a161ed03
 @contextlib.contextmanager
 def _at_work(
-    out, # folder of the command
-    results="", # where it copies its results, if anywhere
-): # both, as paths
-    "Try both folders before any work begins, and keep other commands out of the first. Raises `UserError` where they cannot serve."
+    out, # output folder of the command
+    results="", # folder for a copy of the results; empty for none
+): # both folders as paths
+    "Check both folders before any work begins, and lock the first. Raises `UserError` if a folder cannot be used."
     results = results and writable(results)
     if results: require_own_folder(results)
     with alone(out) as folder: yield folder, results
@@ -48,11 +48,11 @@ def _at_work(
 # %% ../nbs/library/06_cli.ipynb #3fde06a3
 def _study(
     settings: _AnySettings,
-    out: str = "", # folder; by default runs/PRESET
-    results: str = "", # also copy the small results to this folder
-    weights: bool = False, # and the encoders, in half precision
+    out: str = "", # output folder; by default runs/PRESET
+    results: str = "", # also copy tables and other small results to this folder
+    weights: bool = False, # with --results, also copy the encoders, in half precision
 ):
-    "Train CLIP and DINO under control, compare them, write a report."
+    "Train CLIP and DINO under identical conditions, run all evaluations, and write report.html."
     from ccd.study.command import export_study, study as run
     with _at_work(out or f"runs/{settings.preset}", results) as (out, results):
         page = run(settings, out)
@@ -60,13 +60,13 @@ def _study(
 
 # %% ../nbs/library/06_cli.ipynb #82d16246
 def _train(
-    recipe: Positional[str], # clip, dino, dinov2, mae, siglip, clip-roberta-4 …: one of `ccd.settings.RECIPES`
+    recipe: Positional[str], # recipe to train: clip, dino, dinov2, mae, siglip, clip-roberta-4 …; a key of `ccd.settings.RECIPES`
     settings: _AnySettings,
     out: str = "", # run folder; by default runs/PRESET/train/RECIPE-SEED
-    compute_of: str = "", # as many samples as cost what this recipe costs at the preset
-    start: str = "", # a finished run to begin with, such as one at a smaller image size
+    compute_of: str = "", # recipe whose compute is matched: the number of samples is chosen so that both cost the same
+    start: str = "", # completed run from whose weights training starts, e.g. a run at a smaller image size
 ):
-    "Train one encoder, or go on where it was stopped; under torchrun, with many processes."
+    "Train one encoder, or resume from its last checkpoint; run it with torchrun for several processes."
     from ccd.data.corpora import open_corpus
     from ccd.training.distributed import is_main_process, main_process_first
     from ccd.training.audit import match_compute
@@ -85,14 +85,14 @@ def _train(
 
 # %% ../nbs/library/06_cli.ipynb #665dde7f
 def _filter(
-    source: Positional[str], # emoji, folder:PATH, shards:PATH or hf:NAME
+    source: Positional[str], # images to score: emoji, folder:PATH, shards:PATH or hf:NAME
     settings: _AnySettings,
-    scorer: str = "ocr", # or vlm:NAME, python:MODULE.FUNCTION; see `ccd.data.filters`
-    split: str = "train", # train or test
-    out: str = "scores", # folder; then train with --world.source filter:light:FOLDER
-    max_faults: float = 0.01, # share of images that may be broken
+    scorer: str = "ocr", # text scorer: ocr, vlm:NAME or python:MODULE.FUNCTION; see `ccd.data.filters`
+    split: str = "train", # split to score: train or test
+    out: str = "scores", # output folder; then train with --world.source filter:light:FOLDER
+    max_faults: float = 0.01, # maximal fraction of corrupt images
 ):
-    "Score the text in pictures, so that training may keep those with some, or with much."
+    "Score the text in each image, so that training can select images with text, or with much text."
     from ccd.data.filters import format_filter_summary, score
     from ccd.vqa import text_scorers
     world = override(settings.world, source=source)
@@ -101,42 +101,42 @@ def _filter(
 
 # %% ../nbs/library/06_cli.ipynb #871f8bf2
 def _audit(
-    run_a: Positional[str], # folder of a finished run, or open_clip, dino, dinov2, paper:clip, paper:dino
-    run_b: Positional[str], # another
+    run_a: Positional[str], # first run: folder of a completed run, or open_clip, dino, dinov2, paper:clip, paper:dino
+    run_b: Positional[str], # second run: folder of a completed run, or open_clip, dino, dinov2, paper:clip, paper:dino
 ):
-    "What two runs had in common, what differed, and what it cost."
+    "Compare the settings and the compute of two training runs."
     from ccd.training import audit as training_audit
     t = training_audit.audit(run_a, run_b, timed=True)
     print(t.assign(equal=["=" if e else "" for e in t.equal]).to_string(index=False))
 
 # %% ../nbs/library/06_cli.ipynb #bbe62f17
 def _embed(
-    encoder: Positional[str], # ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
+    encoder: Positional[str], # encoder: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
     settings: _AnySettings,
-    images: str = "scenes", # gallery, signs, scenes, a folder, shards:PATH or hf:NAME
-    out: str = "embeddings", # folder
-    dtype: str = "float16", # of the stored vectors, or float32
-    engine: str = "local", # or ray
-    max_faults: float = 0.01, # share of images that may be broken
+    images: str = "scenes", # images to embed: gallery, signs, scenes, a folder, shards:PATH or hf:NAME
+    out: str = "embeddings", # output folder
+    dtype: str = "float16", # type of the saved vectors: float16 or float32
+    engine: str = "local", # engine: local or ray
+    max_faults: float = 0.01, # maximal fraction of corrupt images
 ):
-    "Turn images into vectors on disk."
+    "Embed images with an encoder and save the vectors."
     from ccd.encoders.inputs import embed_images
     with alone(out) as out: e = embed_images(encoder, images, settings, out, dtype=dtype, engine=engine, max_faults=max_faults)
     print(f"{out}: {e.vectors.shape[0]:,} vectors of {e.vectors.shape[1]} by {e.card['name']}")
 
 # %% ../nbs/library/06_cli.ipynb #41ac05dd
 def _probe(
-    encoder: Positional[str], # ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
-    datasets: Positional[tuple[str, ...]], # emoji, imagenet, cifar10 …, folder:PATH or hf:NAME#label=COLUMN; emoji-masks, ade20k; see `ccd.probing.tasks`
+    encoder: Positional[str], # first encoder: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
+    datasets: Positional[tuple[str, ...]], # datasets: emoji, imagenet, cifar10 …, folder:PATH or hf:NAME#label=COLUMN; emoji-masks, ade20k; see `ccd.probing.tasks`
     settings: _AnySettings,
-    beside: tuple[str, ...] = (), # more encoders; the first of them is who it is compared with
-    out: str = "probes", # folder
-    protocols: bool = False, # also by the paper's protocol, as written and as corrected, and by DINO's
-    cuts: int = 1, # of validation images from train, each by a seed of its own, where the data set gives none
-    results: str = "", # also copy the tables to this folder
-    max_faults: float = 0.01, # share of images that may be broken
+    beside: tuple[str, ...] = (), # further encoders; the first of them is compared with the first encoder
+    out: str = "probes", # output folder
+    protocols: bool = False, # also evaluate by the paper's protocol, as written and as corrected, and by DINO's protocol
+    cuts: int = 1, # number of random train/validation splits, if the dataset has no validation split
+    results: str = "", # folder for a copy of the tables
+    max_faults: float = 0.01, # maximal fraction of corrupt images
 ):
-    "Read labels off frozen features: accuracy with floors, intervals and paired tests, and report.html."
+    "Evaluate linear and kNN probes on frozen features, with baselines, confidence intervals and paired tests, and write report.html."
     from ccd.probing.command import export_accuracy, probe as run
     from ccd.report.tables import accuracy_table
     with _at_work(out, results) as (out, results):
@@ -147,20 +147,20 @@ def _probe(
 
 # %% ../nbs/library/06_cli.ipynb #bc3f4f8a
 def _compare(
-    encoder_a: Positional[str], # ccd:RUN, ccd:emoji/clip, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME, npy:FILE …; see `ccd.encoders`
-    encoder_b: Positional[str], # another
+    encoder_a: Positional[str], # first encoder: ccd:RUN, ccd:emoji/clip, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME, npy:FILE …; see `ccd.encoders`
+    encoder_b: Positional[str], # second encoder, named like the first
     settings: _AnySettings,
-    images: str = "", # gallery, signs, scenes, a folder, shards:PATH or hf:NAME; by default scenes, or none of two npy:
-    out: str = "comparison", # folder
-    reference_a: str = "", # another seed of the first encoder: how far do two seeds disagree?
-    reference_b: str = "", # another seed of the second
-    beside: tuple[str, ...] = ("pixels:16",), # more encoders to measure by
-    without: tuple[str, ...] = (), # some of factors, interventions, maps
-    align_maps: bool = False, # both maps in one frame: slower
-    engine: str = "local", # of the embedding: or ray
-    results: str = "", # also copy the tables to this folder
+    images: str = "", # images to compare on: gallery, signs, scenes, a folder, shards:PATH or hf:NAME; by default scenes, or none for two npy: files
+    out: str = "comparison", # output folder
+    reference_a: str = "", # second training seed of the first encoder, for the variation between seeds
+    reference_b: str = "", # second training seed of the second encoder, for the variation between seeds
+    beside: tuple[str, ...] = ("pixels:16",), # further encoders as baselines
+    without: tuple[str, ...] = (), # steps to skip: factors, interventions, maps
+    align_maps: bool = False, # align the two maps, which is slower
+    engine: str = "local", # engine of the embedding: local or ray
+    results: str = "", # folder for a copy of the tables
 ):
-    "Find what one encoder sees that the other does not: tables, report.html and the twin atlas."
+    "Find image pairs that are similar for one encoder and dissimilar for the other, and write tables, report.html and linked maps."
     from ccd.comparison.command import compare as run, export_comparison
     with _at_work(out, results) as (out, results):
         page = run(encoder_a, encoder_b, images, settings, out, reference_a, reference_b, beside, without, align_maps, engine=engine)
@@ -169,21 +169,21 @@ def _compare(
 
 # %% ../nbs/library/06_cli.ipynb #58c27d80
 def _vlm(
-    encoders: Positional[tuple[str, ...]], # ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; the first is compared with the second
+    encoders: Positional[tuple[str, ...]], # encoders: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; the first is compared with the second
     settings: _AnySettings,
     model: str = "", # preset of the language model and its training: smoke, mini, emoji-small, emoji, llava-1.5 or cambrian; by default as `--preset`
-    change: tuple[str, ...] = (), # fields of it: tune.samples=30000 width=96
-    captions: str = "", # to learn from: a JSON file of LLaVA; by default the emoji world
-    instructions: str = "", # likewise
-    images: str = "", # the folder of their pictures
-    benchmark: str = "EmojiVMC", # or VMCBench, MMBench …: a key of `ccd.vqa.benchmarks.suite.BENCHMARKS`
-    source: str = "", # of the benchmark: a hub name, folder or .tsv; by default its own
-    form: str = "", # of the questions: texts (no options are listed) or letters (they are); by default as the benchmark asks
-    ceiling: bool = False, # also an encoder that is taught what the answers depend on
-    out: str = "vlm", # folder
-    results: str = "", # also copy the tables and answers to this folder; who has answered there before is not asked again
+    change: tuple[str, ...] = (), # fields of the language model's preset to override, e.g. tune.samples=30000 width=96
+    captions: str = "", # captions for training: a JSON file of LLaVA; by default those of the synthetic emoji dataset
+    instructions: str = "", # instructions for training: a JSON file of LLaVA; by default those of the synthetic emoji dataset
+    images: str = "", # folder of the images that captions and instructions refer to
+    benchmark: str = "EmojiVMC", # benchmark: EmojiVMC, VMCBench, MMBench …; a key of `ccd.vqa.benchmarks.suite.BENCHMARKS`
+    source: str = "", # source of the benchmark: a name on the Hugging Face Hub, a folder or a .tsv file; by default its own
+    form: str = "", # form of the questions: texts (options are not listed) or letters (options are listed); by default that of the benchmark
+    ceiling: bool = False, # also evaluate an oracle: an encoder trained on the facts on which the answers depend
+    out: str = "vlm", # output folder
+    results: str = "", # folder for a copy of tables and answers; encoders with answers in it are not evaluated again
 ):
-    "Put encoders into a language model, ask it: accuracy with floors, intervals and paired tests, and report.html."
+    "Train a LLaVA-style model per encoder and evaluate it on VQA, with baselines, confidence intervals and paired tests, and write report.html."
     from ccd.vqa.command import export_vlm, vlm as run
     from ccd.vqa.llava.settings import VLM_PRESETS, apply_overrides, vlm_preset
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
@@ -195,13 +195,13 @@ def _vlm(
 
 # %% ../nbs/library/06_cli.ipynb #d3ccde61
 def _vqa(
-    logs: Positional[tuple[str, ...]], # of lmms-eval or VLMEvalKit: files or folders, also as ENCODER@SEED=PATH
-    out: str = "vqa", # folder for the tables
-    common: bool = False, # only questions that all of them answered
-    incomplete: bool = False, # average over the subsets that are there
-    draws: int = 10_000, # bootstrap samples
+    logs: Positional[tuple[str, ...]], # logs of lmms-eval or VLMEvalKit: files or folders, also as ENCODER@SEED=PATH
+    out: str = "vqa", # output folder for the tables
+    common: bool = False, # use only the questions that all models answered
+    incomplete: bool = False, # average over the available subsets, if some are missing
+    draws: int = 10_000, # bootstrap resamples
 ):
-    "Scores of vision-language models from their logs: averages by name, intervals, paired tests."
+    "Compute VQA scores from logs of lmms-eval or VLMEvalKit, with confidence intervals and paired tests."
     from ccd.vqa.statistics.report import report, report_lines
     if not logs: raise UserError("name the logs of one model or more: files, folders, or ENCODER@SEED=PATH")
     with alone(out) as out: tables = report(list(logs), out, common=common, partial=incomplete, draws=draws)
@@ -210,14 +210,14 @@ def _vqa(
 
 # %% ../nbs/library/06_cli.ipynb #0f73b4c2
 def _scale(
-    grid: Positional[str], # emoji or smoke: a key of `ccd.study.scaling.grid.GRIDS`
+    grid: Positional[str], # grid of runs: emoji or smoke; a key of `ccd.study.scaling.grid.GRIDS`
     out: str = "", # folder of the runs; by default runs/scale-GRID
-    results: str = "", # folder of the measurements, which are enough to go on elsewhere; by default OUT/results
-    only: str = "", # runs whose name contains this, or matches it as a pattern with * and ?
-    dry: bool = False, # only say what would be run
-    commands: Literal["", "torchrun", "slurm"] = "", # only write what runs each with many processes
+    results: str = "", # folder of the measurements, from which any machine can resume; by default OUT/results
+    only: str = "", # select runs whose name contains this text, or matches it as a pattern with * and ?
+    dry: bool = False, # only list the runs
+    commands: Literal["", "torchrun", "slurm"] = "", # only print the commands that start each run with several processes
 ):
-    "Train CLIP and DINO with more parameters, data and pixels, and measure each; goes on where it was stopped."
+    "Train CLIP and DINO along a grid of model size, data and resolution, and evaluate each run; resumes where it was stopped."
     from ccd.study.scaling.grid import find_grid
     from ccd.study.scaling.runs import format_plan
     from ccd.study.scaling import runs
@@ -229,11 +229,11 @@ def _scale(
 
 # %% ../nbs/library/06_cli.ipynb #4a0b5f32
 def _published(
-    what: Positional[Literal["check"]], # the one thing to do
-    file: Positional[str] = "", # a table of published numbers (CSV); by default those that ship
-    suite: str = "cambrian", # of the file: cambrian, vmcbench, vmcbench-dev or images
+    what: Positional[Literal["check"]], # action: check
+    file: Positional[str] = "", # table of published numbers (CSV); by default the tables of this package
+    suite: str = "cambrian", # suite of the file: cambrian, vmcbench, vmcbench-dev or images
 ):
-    "Recompute published averages, and tell real differences from ties."
+    "Recompute published averages, and test which differences are statistically significant."
     from ccd.vqa.published.files import check_file
     check_file(file or None, suite)
 
@@ -246,13 +246,13 @@ def _command() -> str: return " ".join(["ccd", *_said])
 _COMMANDS = {f.__name__.strip("_"): f for f in (_study, _train, _filter, _audit, _embed, _probe, _compare, _vlm, _vqa, _scale, _published)}
 
 def _starting_point(command, args: list[str]) -> Settings:
-    "What options change: the preset, and for training what its recipe makes of it."
+    "Return the settings before options: those of the preset, and in training those of the recipe."
     settings, recipe = _chosen_preset(args), _chosen_recipe(args)
     return apply_recipe(recipe, settings) if command is _train and recipe else settings
 
 # %% ../nbs/library/06_cli.ipynb #92f74769
 def _explained(command): # the same function
-    "The command, the comment beside each argument as the help of its option."
+    "Return the command, with the comment beside each argument as the help of its option."
     head = inspect.getsource(command).partition("\n):")[0]
     said = {k: tyro.conf.arg(help=what, metavar=k.upper().replace("_", "-") if "Positional[str]" in kind else None)
             for k, kind, what in re.findall(r"^ +(\w+): ([^#\n]*)# (.+)$", head, re.M)}
@@ -262,7 +262,7 @@ def _explained(command): # the same function
 
 # %% ../nbs/library/06_cli.ipynb #bec116f7
 def _by_family(names) -> str:
-    "The names, where three or more differ in their last part only as `family-{one,two,three}`."
+    "Return the names as text, with three or more of equal prefix as `family-{one,two,three}`."
     stems = [n.rpartition("-")[0] for n in names]
     many = {s: [n.rpartition("-")[2] for n in names if n.rpartition("-")[0] == s] for s in stems if s}
     short = [f"{s}-{{{','.join(many[s])}}}" if len(many.get(s, ())) > 2 else n for s, n in zip(stems, names)]
@@ -270,69 +270,24 @@ def _by_family(names) -> str:
 
 # %% ../nbs/library/06_cli.ipynb #b1f09209
 def _usage() -> str:
-    "Return what `ccd` alone prints: what it is, the commands, and where to begin."
-    return "\n".join([
-        "ccd trains CLIP and DINO under identical conditions, and compares any two vision encoders.", "",
-        "usage: ccd COMMAND [options]", "",
-        *(f"  {k:<9} {f.__doc__}" for k, f in _COMMANDS.items()), "",
-        "Most people begin with:",
-        "  ccd study --preset smoke                           the whole experiment in a minute, far too small to learn",
-        "  ccd compare ccd:emoji/clip ccd:emoji/dino          two released encoders",
-        "  ccd probe hf:facebook/dinov2-small folder:IMAGES   an encoder on labeled images of your own", "",
-        "`ccd COMMAND --help` shows what a command uses, `ccd COMMAND --help-all` every setting.",
-        f"Presets: {_by_family(PRESETS)}.", f"Recipes: {', '.join(RECIPES)}."])
-
-# %% ../nbs/library/06_cli.ipynb #5380a2d4
-_HELP = { # command -> groups of settings in its short help, two examples
-    "study": ((), ("ccd study --preset mini", "ccd study --preset mini --control.lr 3e-4 --out runs/lr")),
-    "train": ((), ("ccd train clip --preset mini", "torchrun --nproc-per-node 8 -m ccd.cli train dino --preset paper --world.source shards:/data")),
-    "filter": (("world",), ("ccd filter folder:IMAGES --out scores", "ccd filter emoji --scorer ocr --preset smoke")),
-    "audit": ((), ("ccd audit runs/mini/train/clip-0 runs/mini/train/dino-0", "ccd audit runs/mini/train/clip-0 paper:clip")),
-    "embed": (("world",), ("ccd embed hf:facebook/dinov2-small --images IMAGES --out vectors", "ccd embed ccd:emoji/clip --images scenes")),
-    "probe": (("analysis",), ("ccd probe ccd:emoji/clip emoji --beside ccd:emoji/dino", "ccd probe timm:vit_small_patch16_224.dino folder:IMAGES")),
-    "compare": (("analysis",), ("ccd compare ccd:emoji/clip ccd:emoji/dino", "ccd compare hf:facebook/dinov2-small open_clip:ViT-B-32/openai --images IMAGES")),
-    "vlm": (("analysis",), ("ccd vlm ccd:emoji/clip ccd:emoji/dino --ceiling", "ccd vlm paper:clip paper:dino --benchmark VMCBench --vlm llava-1.5")),
-    "vqa": ((), ("ccd vqa logs/ --out tables", "ccd vqa clip@0=logs/clip.jsonl dino@0=logs/dino.jsonl")),
-    "scale": ((), ("ccd scale emoji --dry", "ccd scale smoke --out runs/scale")),
-    "published": ((), ("ccd published check", "ccd published check mine.csv --suite cambrian"))}
-
-# %% ../nbs/library/06_cli.ipynb #f435a8ef
-def _short_help(
-    command: str, # key of `_HELP`
-    text: str, # the whole help, in boxes
-) -> str:
-    "Return the boxes of a help text that a command uses, its examples, and the names of the settings that are left out."
-    groups, examples = _HELP[command]
-    head, *boxes = re.split(r"(?m)^(?=(?:╭─)? (?:positional arguments|options|[\w.]+ options)\b)", text)
-    group = lambda box: m[1] if (m := re.match(r"(?:╭─)? ([\w.]+) options\b", box)) else ""
-    kept = [b for b in boxes if not group(b) or group(b) in groups]
-    hidden = list(dict.fromkeys(g.partition(".")[0] for b in boxes if (g := group(b)) and g not in groups))
-    more = [f"Settings of {', '.join(f'--{g}.*' for g in hidden)}: ccd {command} --help-all"] if hidden else []
-    return "\n".join([head.rstrip(), "", "".join(kept).rstrip(), "examples:", *(f"  {e}" for e in examples), *more])
-
-# %% ../nbs/library/06_cli.ipynb #3e60353b
-def _run(command, name: str, args: list[str]):
-    "Run a command; where help is asked for, print it: all of it after `--help-all`."
-    every = "--help-all" in args
-    if not every and not {"-h", "--help"} & set(args): return tyro.cli(command, args=args, prog=f"ccd {name}")
-    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", "backslashreplace")) as text, contextlib.suppress(SystemExit):
-        tyro.cli(command, args=["--help"], prog=f"ccd {name}")
-    text.seek(0)
-    print(text.read() if every else _short_help(name, text.read()))
-    sys.exit(0)
+    "Return the text of `ccd --help`."
+    return "\n".join(["usage: ccd COMMAND [options]", "",
+                      *(f"  {k:<9} {f.__doc__}" for k, f in _COMMANDS.items()), "",
+                      "`ccd COMMAND --help` lists its options.",
+                      f"Presets: {_by_family(PRESETS)}.", f"Recipes: {', '.join(RECIPES)}."])
 
 # %% ../nbs/library/06_cli.ipynb #c610e226
 _BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO)
 
 def _at_home(
-    arg: str, # of a command line
+    arg: str, # argument of a command line
 ) -> str:
-    "The same with `~` as the home folder where a path begins: also after `=` and after the kind of a source, as in `npy:~/x.npy`."
+    "Return an argument with `~` expanded at the start of a path, also after `=` and after a prefix, as in `npy:~/x.npy`. Raises `UserError` without a home folder."
     return re.sub(r"(^|[:=])~(?=/|$)", lambda m: f"{m[1]}{user_path('~')}", arg)
 
 # %% ../nbs/library/06_cli.ipynb #408b4ede
 def _check_none_is_empty(args: list[str]):
-    "Raise `UserError` for an argument of no letter, as of a shell's variable that is not set; only a field of the settings may be empty."
+    "Raise `UserError` for an empty argument, e.g. of an unset shell variable; only fields of the settings may be empty."
     for before, a in zip(["", *args], args):
         option, sign, value = a.partition("=") if a.startswith("--") else (before if before.startswith("--") else "", "=", a)
         if sign and not value.strip() and "." not in option:
@@ -340,12 +295,12 @@ def _check_none_is_empty(args: list[str]):
 
 # %% ../nbs/library/06_cli.ipynb #e7def828
 def main(argv: list[str] | None = None):
-    "The `ccd` command."
-    for stream in (sys.stdout, sys.stderr): # a name that the terminal cannot show is no reason to stop
+    "Run the `ccd` command."
+    for stream in (sys.stdout, sys.stderr): # do not fail on characters that the terminal cannot show
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     args = sys.argv[1:] if argv is None else argv
     _said[:] = args
-    if not args or args[0] in ("-h", "--help", "--help-all"): print(_usage()); return
+    if not args or args[0] in ("-h", "--help"): print(_usage()); return
     if args[0] in ("-V", "--version"): print(f"ccd {version('ccd')}"); return
     try:
         args = list(map(_at_home, args))
@@ -354,7 +309,7 @@ def main(argv: list[str] | None = None):
             raise UserError(f"unknown command {args[0]!r}: expected one of {', '.join(_COMMANDS)}")
         f = _explained(_COMMANDS[args[0]])
         if "settings" in f.__annotations__: f = partial(f, settings=_starting_point(f, args[1:]))
-        _run(f, args[0], args[1:])
+        tyro.cli(f, args=args[1:], prog=f"ccd {args[0]}")
     except UserError as e: _stop(e, 2)
     except KeyboardInterrupt: _stop("stopped; the same command goes on from here", 130)
     except BrokenPipeError: # such as `ccd … | head`

@@ -15,7 +15,7 @@ from types import ModuleType
 # %% ../nbs/library/05_moved.ipynb #b54da234
 @cache
 def moved() -> dict: # old module -> {old name: (module, name)}, of ccd/moved.csv
-    "Return where the names of version 0.0.1 are now."
+    "Return the new modules and names of all names of version 0.0.1."
     table = {}
     lines = (resources.files("ccd") / "moved.csv").read_text(encoding="utf-8").splitlines()
     for old, now in (line.split(",") for line in lines[1:]):
@@ -25,10 +25,10 @@ def moved() -> dict: # old module -> {old name: (module, name)}, of ccd/moved.cs
 
 # %% ../nbs/library/05_moved.ipynb #cef7c0a4
 def _found(
-    old: str, # module of version 0.0.1, such as core
-    name: str, # as it was called there
+    old: str, # module of version 0.0.1, e.g. core
+    name: str, # name in that module
 ):
-    "Return what was called so, from where it is now. Raises `AttributeError` where nothing was."
+    "Return the object of an old name from its new module. Raises `AttributeError` for an unknown name."
     names = moved()[old]
     if name not in names:
         now = ", ".join(sorted({f"ccd.{m}" for m, _ in names.values()}))
@@ -40,7 +40,7 @@ def _found(
 
 # %% ../nbs/library/05_moved.ipynb #e39be536
 def _looking(package: str):
-    "`__getattr__` of a folder that has the name of an old module, such as `ccd.training`."
+    "Return the `__getattr__` of a folder with the name of an old module, e.g. `ccd.training`."
     old = package.removeprefix("ccd.")
     def found(name):
         if name.startswith("__"): raise AttributeError(f"module {package!r} has no attribute {name!r}")
@@ -49,12 +49,12 @@ def _looking(package: str):
 
 # %% ../nbs/library/05_moved.ipynb #42c984b9
 class _Finder:
-    "Finds old modules that no folder is called like, such as `ccd.core`: each is empty, and looks names up."
+    "Find old modules without a folder of the same name, e.g. `ccd.core`; they resolve names on access."
     def find_spec(self, name, path=None, target=None):
         if name.startswith("ccd.") and name[4:] in moved(): return ModuleSpec(name, self)
     def create_module(self, spec): return ModuleType(spec.name)
     def exec_module(self, module): module.__getattr__ = _looking(module.__name__)
 
 def _install():
-    "Let old imports be found, after all others."
+    "Install the finder of old modules, after all other finders."
     if not any(type(f).__name__ == "_Finder" for f in sys.meta_path): sys.meta_path.append(_Finder())

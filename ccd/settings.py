@@ -17,24 +17,24 @@ from .files import UserError
 
 # %% ../nbs/library/01_settings.ipynb #99a03c25
 def new_field(
-    default, # of new settings
-    *before, # the value that runs had before the field came, where it is another
+    default, # default of new settings
+    *before, # value of runs from before the field existed, if it differs from the default
 ): # a dataclass field
-    "A field that came later: settings without it read as the value from before, and `plain` leaves that out."
+    "Return a dataclass field that older settings lack: they are read with the old value, which `to_plain_dict` leaves out."
     return field(default=default, metadata=dict(before=before[0] if before else default))
 
 # %% ../nbs/library/01_settings.ipynb #ccaa472a
 @dataclass(frozen=True)
 class ViT:
-    "The vision transformer that every objective trains (Dosovitskiy et al., 2021)."
+    "Describe the vision transformer that every objective trains. Source: Dosovitskiy et al. (2021)."
     image_size: int = 48 # side of the square input, px
     patch_size: int = 8 # side of one patch, px
-    width: int = 192 # size of a token
+    width: int = 192 # embedding dimension of a token
     depth: int = 4 # transformer blocks
     heads: int = 3 # attention heads
-    drop_path: float = 0.0 # share of blocks skipped in training, the last block's
-    ffn: Literal["mlp", "swiglu"] = new_field("mlp") # swiglu: gated, as in the large DINOv2
-    layer_scale: float = new_field(0.0) # first scale of what a block adds; 0 for none
+    drop_path: float = 0.0 # stochastic depth: drop rate of the last block, 0..1
+    ffn: Literal["mlp", "swiglu"] = new_field("mlp") # feed-forward layer; swiglu is gated, as in the large DINOv2 models
+    layer_scale: float = new_field(0.0) # initial LayerScale of each residual branch; 0 for none
 
     def __post_init__(self):
         check_size(self.image_size, self.patch_size)
@@ -64,15 +64,15 @@ _CaptionPolicy = Literal["name", "name+category", "name+ground", "name+style", "
 # %% ../nbs/library/01_settings.ipynb #1a9d362d
 @dataclass(frozen=True)
 class DataSettings:
-    "The images and captions an experiment trains and tests on."
-    source: str = "emoji" # emoji, emoji:SHARE, or `folder:`, `shards:`, `hf:`, `stream:`, `filter:` and a name
-    scenes: int = 40_000 # training scenes composed from the drawings
-    test_scenes: int = 4_000 # scenes of held-out concept families
+    "Describe the images and captions for training and testing."
+    source: str = "emoji" # dataset: emoji, emoji:FRACTION, or `folder:`, `shards:`, `hf:`, `stream:`, `filter:` with a path or name
+    scenes: int = 40_000 # number of training scenes composed from emoji
+    test_scenes: int = 4_000 # number of test scenes, of held-out concept families
     size: int = 64 # side of a scene, px
-    held_out_style: str = "openmoji" # a design team no encoder is trained on
-    caption_policy: _CaptionPolicy = "name" # what captions are allowed to say
-    max_drawings: int = 0 # use only so many drawings for probes; 0 for all
-    seed: int = 0 # of the scenes
+    held_out_style: str = "openmoji" # emoji style (vendor) that is held out of training
+    caption_policy: _CaptionPolicy = "name" # attributes that captions may mention
+    max_drawings: int = 0 # maximal number of emoji images for probes; 0 for all
+    seed: int = 0 # random seed of the scenes
 
     def __post_init__(self):
         if self.source.partition(":")[0] not in _SOURCES:
@@ -85,9 +85,9 @@ class DataSettings:
 
 # %% ../nbs/library/01_settings.ipynb #794ccce2
 def data_fraction(
-    source: str, # of a world, such as `emoji`, `emoji:0.25` or `emoji:0.25:SEED`
-) -> tuple[float, int]: # share of the training drawings in 0..1; seed of their order
-    "How much of the drawings a world is composed from. Raises `UserError` for what is no share."
+    source: str, # dataset name, such as `emoji`, `emoji:0.25` or `emoji:0.25:SEED`
+) -> tuple[float, int]: # fraction of the training emoji, 0..1; random seed of their order
+    "Return the fraction of the training emoji that a dataset uses. Raises `UserError` for an invalid fraction."
     kind, *said = source.split(":")
     if kind != "emoji" or not said: return 1.0, 0
     try: share, seed = float(said[0]), int(said[1]) if said[1:] else 0
@@ -100,22 +100,22 @@ def data_fraction(
 # %% ../nbs/library/01_settings.ipynb #d7acacd9
 @dataclass(frozen=True)
 class Control:
-    "What is held equal between objectives."
+    "Hold the settings that are equal for all objectives."
     vit: ViT = ViT()
-    samples: int = 102_400 # images seen in training, repeats counted
-    batch_size: int = 64 # images in one optimiser step
+    samples: int = 102_400 # images seen in training, counting repeats
+    batch_size: int = 64 # images per optimizer step, over all processes
     lr: float = 5e-4 # peak learning rate, taken literally (never scaled by batch)
-    warmup: float = 0.1 # part of training spent raising the rate from 0
-    final_lr: float = 1e-5 # where the cosine ends
-    weight_decay: float = 0.05 # AdamW, on matrices only
-    final_weight_decay: float | None = None # where its cosine ends; None: constant
-    betas: tuple[float, float] = (0.9, 0.98)
-    grad_clip: float = 1.0 # gradient norm
-    clip_each: bool = False # clip each tensor by its own norm, as DINO's code does
-    base_crop: tuple[float, float] = (0.9, 1.0) # area of the base view
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5) # of the input, RGB in 0..1
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
-    seed: int = 0 # of first weights, order and views
+    warmup: float = 0.1 # fraction of training with linear warmup of the learning rate
+    final_lr: float = 1e-5 # learning rate at the end of the cosine schedule
+    weight_decay: float = 0.05 # weight decay of AdamW, on matrices only
+    final_weight_decay: float | None = None # weight decay at the end of its cosine schedule; None: constant
+    betas: tuple[float, float] = (0.9, 0.98) # betas of AdamW
+    grad_clip: float = 1.0 # maximal gradient norm
+    clip_each: bool = False # clip each gradient tensor by its own norm, as DINO's code does
+    base_crop: tuple[float, float] = (0.9, 1.0) # range of the area of the base crop, as a fraction of the image
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5) # mean that normalizes the input, RGB in 0..1
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25) # standard deviation that normalizes the input, RGB in 0..1
+    seed: int = 0 # random seed of initial weights, data order and augmentations
 
     def __post_init__(self):
         if self.samples < self.batch_size or self.batch_size < 2:
@@ -129,65 +129,65 @@ class Control:
 # %% ../nbs/library/01_settings.ipynb #026c855b
 @dataclass(frozen=True)
 class Text:
-    "A text tower: from scratch, or a language model whose last layers go on learning."
-    source: str = "scratch" # scratch, minilm, llama, or a transformers model: folder or NAME@REVISION
-    width: int = 128 # from scratch: size of a token
-    depth: int = 3 # from scratch: blocks
+    "Describe a text tower: trained from scratch, or a language model whose last layers are fine-tuned."
+    source: str = "scratch" # text tower: scratch, minilm, llama, or a transformers model as folder or NAME@REVISION
+    width: int = 128 # from scratch: embedding dimension of a token
+    depth: int = 3 # from scratch: transformer blocks
     heads: int = 4 # from scratch: attention heads
-    context: int = 32 # most tokens of a caption
-    unlocked: int = -1 # of a language model: last layers that train; -1 all, 0 none
-    counting: Literal["blocks", "groups"] = "blocks" # see `ccd.training.towers`
-    pooling: Literal["auto", "mean", "last", "first"] = "auto" # last token of a decoder, mean of others
-    lora: int = 0 # rank of adapters in the layers of a language model; 0 for none
+    context: int = 32 # maximal number of tokens of a caption
+    unlocked: int = -1 # language model: number of last layers that are fine-tuned; -1 all, 0 none
+    counting: Literal["blocks", "groups"] = "blocks" # language model: unit in which `unlocked` counts, see `ccd.training.towers`
+    pooling: Literal["auto", "mean", "last", "first"] = "auto" # pooling of the token embeddings; auto: last token for decoders, mean for encoders
+    lora: int = 0 # language model: rank of LoRA adapters; 0 for none
 
 # %% ../nbs/library/01_settings.ipynb #6c9f6aee
 @dataclass(frozen=True)
 class Clip:
-    "What CLIP needs beyond `Control`: a text tower and a temperature."
-    embed_dim: int = 128 # size of the shared space
-    text: Text = Text()
-    init_temperature: float = 0.07 # Radford et al. (2021), section 2.5
-    max_scale: float = 100.0 # `logit_scale` is clamped at ln 100
-    views: Literal["base", "dino"] = "base" # what the vision tower is shown
-    ema: float = 0.0 # momentum of averaged weights, which are then evaluated; 0 for none
+    "Hold CLIP's own settings: text tower and temperature. Source: Radford et al. (2021)."
+    embed_dim: int = 128 # dimension of the shared embedding space
+    text: Text = Text() # text tower
+    init_temperature: float = 0.07 # initial temperature of the softmax (Radford et al. 2021, section 2.5)
+    max_scale: float = 100.0 # maximal inverse temperature: `logit_scale` is clamped at ln 100
+    views: Literal["base", "dino"] = "base" # augmentations of the images
+    ema: float = 0.0 # momentum of averaged (EMA) weights, which are then evaluated; 0 for none
 
 # %% ../nbs/library/01_settings.ipynb #2766f8c2
 @dataclass(frozen=True)
 class Siglip(Clip):
-    "What SigLIP needs: CLIP's, and a bias (Zhai et al., 2023)."
-    init_temperature: float = 0.1
-    init_bias: float = -10.0
-    chunk: int = 1024 # captions compared at once: memory grows with batch x chunk
+    "Hold SigLIP's own settings: those of CLIP, and a bias. Source: Zhai et al. (2023)."
+    init_temperature: float = 0.1 # initial temperature of the sigmoid
+    init_bias: float = -10.0 # initial bias of the logits
+    chunk: int = 1024 # captions compared at once; memory is proportional to batch x chunk
 
 # %% ../nbs/library/01_settings.ipynb #f1aae78d
 @dataclass(frozen=True)
 class Supervised:
-    "What a classifier needs: the column that names the class."
-    label: str = "concept"
-    classes: int = 2048 # room in the last layer
+    "Hold the classifier's own settings: the column of its labels."
+    label: str = "concept" # column of the class labels
+    classes: int = 2048 # maximal number of classes: outputs of the last layer
 
 # %% ../nbs/library/01_settings.ipynb #b33306fb
 @dataclass(frozen=True)
 class Dino:
-    "What DINO needs beyond `Control`: crops, a head and a teacher (Caron et al., 2021)."
-    out_dim: int = 512 # prototypes K
-    hidden: int = 512 # of the head
-    bottleneck: int = 64 # of the head
-    local_crops: int = 2 # small crops, seen by the student only
-    local_size: int = 24 # px
-    global_scale: tuple[float, float] = (0.4, 1.0) # area of a global crop
-    local_scale: tuple[float, float] = (0.1, 0.4) # area of a local crop
-    views: Literal["dino", "light"] = "dino" # light: CLIP's crops, no colour changes
-    jitter: float = 1.0 # strength of colour changes, 1 for the paper's
-    flip: float = 0.0 # probability; never applied to words and directions
-    student_temp: float = 0.1
-    teacher_temp: float = 0.04
-    warmup_teacher_temp: float = 0.04
-    teacher_temp_warmup: float = 0.3 # part of training
-    momentum: float = 0.992 # of the teacher at the start; 1 at the end
-    center_momentum: float = 0.9
-    freeze_last_layer: float = 0.05 # part of training
-    head_init: Literal["linear", "trunc_normal"] = new_field("linear", "trunc_normal") # of the last layer: as nn.Linear, or 0.02 wide
+    "Hold DINO's own settings: crops, head and teacher. Source: Caron et al. (2021)."
+    out_dim: int = 512 # number of prototypes K
+    hidden: int = 512 # hidden width of the head
+    bottleneck: int = 64 # bottleneck width of the head
+    local_crops: int = 2 # number of local crops, which only the student encodes
+    local_size: int = 24 # side of a local crop, px
+    global_scale: tuple[float, float] = (0.4, 1.0) # range of the area of a global crop, as a fraction of the image
+    local_scale: tuple[float, float] = (0.1, 0.4) # range of the area of a local crop, as a fraction of the image
+    views: Literal["dino", "light"] = "dino" # augmentations; light: CLIP's crops without color changes
+    jitter: float = 1.0 # strength of color jitter; 1 for the paper's
+    flip: float = 0.0 # probability of a horizontal flip; images with words or directions are never flipped
+    student_temp: float = 0.1 # temperature of the student
+    teacher_temp: float = 0.04 # temperature of the teacher after its warmup
+    warmup_teacher_temp: float = 0.04 # temperature of the teacher at the start
+    teacher_temp_warmup: float = 0.3 # fraction of training with warmup of the teacher's temperature
+    momentum: float = 0.992 # EMA momentum of the teacher at the start; it is 1 at the end
+    center_momentum: float = 0.9 # EMA momentum of the center
+    freeze_last_layer: float = 0.05 # fraction of training during which the last layer is frozen
+    head_init: Literal["linear", "trunc_normal"] = new_field("linear", "trunc_normal") # initialization of the last layer: as nn.Linear, or normal with standard deviation 0.02
 
     def check(self, vit: ViT):
         if self.local_crops: check_size(self.local_size, vit.patch_size)
@@ -195,14 +195,14 @@ class Dino:
 # %% ../nbs/library/01_settings.ipynb #b14ee476
 @dataclass(frozen=True)
 class Dinov2(Dino):
-    "What DINOv2 needs: DINO's, hidden patches, and distance between pictures (Oquab et al., 2024)."
-    centering: Literal["sinkhorn", "mean"] = "sinkhorn" # of the teacher's answers
-    sinkhorn_steps: int = 3
-    mask_probability: float = 0.5 # of a global crop to have hidden patches
-    mask_ratio: tuple[float, float] = (0.1, 0.5) # share of them that is hidden, least and most
-    shared_head: bool = False # one head for class token and patches
-    patch_weight: float = 1.0 # of the loss on hidden patches
-    koleo: float = 0.1 # weight of the distance between pictures
+    "Hold DINOv2's own settings: those of DINO, masked patches, and the KoLeo loss. Source: Oquab et al. (2024)."
+    centering: Literal["sinkhorn", "mean"] = "sinkhorn" # centering of the teacher's outputs: Sinkhorn-Knopp, or an EMA of the mean
+    sinkhorn_steps: int = 3 # iterations of Sinkhorn-Knopp
+    mask_probability: float = 0.5 # probability that a global crop has masked patches
+    mask_ratio: tuple[float, float] = (0.1, 0.5) # range of the fraction of masked patches
+    shared_head: bool = False # use one head for class token and patch tokens
+    patch_weight: float = 1.0 # weight of the loss on masked patches
+    koleo: float = 0.1 # weight of the KoLeo loss, which spreads the embeddings of different images
 
     def __post_init__(self):
         low, high = self.mask_ratio
@@ -213,12 +213,12 @@ class Dinov2(Dino):
 # %% ../nbs/library/01_settings.ipynb #4dabff22
 @dataclass(frozen=True)
 class Mae:
-    "What a masked autoencoder needs beyond `Control`: a small decoder (He et al., 2022)."
-    mask_ratio: float = 0.75 # share of patches that is hidden
-    width: int = 96 # of the decoder
-    depth: int = 2 # of the decoder, blocks
-    heads: int = 3 # of the decoder
-    normalize: bool = True # patches are predicted less their mean, over their deviation
+    "Hold the masked autoencoder's own settings: masking and a small decoder. Source: He et al. (2022)."
+    mask_ratio: float = 0.75 # fraction of masked patches
+    width: int = 96 # embedding dimension of the decoder
+    depth: int = 2 # transformer blocks of the decoder
+    heads: int = 3 # attention heads of the decoder
+    normalize: bool = True # standardize the pixels of each patch before they are predicted
 
     def __post_init__(self):
         if not 0 < self.mask_ratio < 1 or self.width % self.heads:
@@ -228,36 +228,36 @@ class Mae:
 # %% ../nbs/library/01_settings.ipynb #c5f2ebed
 @dataclass(frozen=True)
 class Analysis:
-    "How trained encoders are compared."
-    seeds: int = 1 # training runs of CLIP and of DINO
-    variants: tuple[str, ...] = () # more of `RECIPES`, trained once each and probed
-    pairs: int = 200 # disagreement pairs per direction
-    per_image: int = 3 # pairs one image may be in
-    neighbors: int = 10 # of a nearest-neighbour search
-    changed: int = 500 # pictures that are changed, to see what moves an encoder
-    shot_draws: int = 5 # draws of few labels, each learnt from
-    segmented: int = 1_000 # scenes that a segmentation head learns from; a third as many test it
-    knn_checks: int = 20 # nearest-neighbour probes during a training run; 0 for none
-    vlm: str = "mini" # preset of the language model around CLIP and DINO (`ccd.vqa.llava.training`); "" for none
-    asked: int = 250 # questions of each subset that it answers
-    draws: int = 1_000 # bootstrap samples behind each interval
+    "Hold the settings of the comparison of trained encoders."
+    seeds: int = 1 # number of training seeds of CLIP and of DINO
+    variants: tuple[str, ...] = () # further recipes of `RECIPES`, each trained once and probed
+    pairs: int = 200 # pairs per direction that are similar for one encoder and dissimilar for the other
+    per_image: int = 3 # maximal number of pairs with the same image
+    neighbors: int = 10 # number of nearest neighbors
+    changed: int = 500 # number of images that are perturbed to measure sensitivity
+    shot_draws: int = 5 # random few-shot training sets, each with its own classifier
+    segmented: int = 1_000 # training scenes of the segmentation head; a third as many are test scenes
+    knn_checks: int = 20 # number of nearest-neighbor evaluations during training; 0 for none
+    vlm: str = "mini" # preset of the language model for CLIP and DINO (`ccd.vqa.llava.training`); "" for none
+    asked: int = 250 # number of questions of each VQA subset
+    draws: int = 1_000 # bootstrap resamples of each confidence interval
 
 # %% ../nbs/library/01_settings.ipynb #e35c0eae
 @dataclass(frozen=True)
 class RuntimeSettings:
-    "How a machine does the work. Nothing here changes a result."
-    workers: int = 0 # processes that decode images; 0: threads of the training process
-    micro_batch: int = 0 # images at once on one device; 0: its whole share of the batch
-    sharding: Literal["ddp", "fsdp"] = "ddp" # fsdp: weights too are split over processes
+    "Hold the runtime settings of a machine, which do not change results."
+    workers: int = 0 # worker processes that decode images; 0: threads of the training process
+    micro_batch: int = 0 # images per micro-batch on one device; 0: all images of the device
+    sharding: Literal["ddp", "fsdp"] = "ddp" # distributed training; fsdp also shards the weights over processes
     compile: bool = False # torch.compile the blocks of the towers
-    checkpoint_minutes: float = 2.0 # work lost at most when killed
-    max_faults: float = 0.01 # share of samples that may be unreadable
+    checkpoint_minutes: float = 2.0 # minutes between checkpoints
+    max_faults: float = 0.01 # maximal fraction of corrupt samples
 
 # %% ../nbs/library/01_settings.ipynb #eca2865b
 @dataclass(frozen=True)
 class Settings:
-    "A whole experiment."
-    preset: str = "mini" # where the other settings start; `ccd --help` lists them
+    "Hold all settings of an experiment."
+    preset: str = "mini" # preset with the defaults of all other settings; `ccd --help` lists the presets
     world: DataSettings = DataSettings()
     control: Control = Control()
     clip: Clip = Clip()
@@ -274,7 +274,7 @@ _VARIANTS = ("siglip", "clip-coarse", "clip-minilm-4", "clip-minilm-all", "clip-
             "dino-light-views", "supervised", "clip-shuffled")
 
 # %% ../nbs/library/01_settings.ipynb #30de54c7
-def _text(embed_dim, **of): # the same text tower for both contrastive objectives
+def _text(embed_dim, **of): # both contrastive objectives with the same text tower
     return dict(clip=Clip(embed_dim, Text(**of)), siglip=Siglip(embed_dim, Text(**of)))
 
 # %% ../nbs/library/01_settings.ipynb #1b4b1066
@@ -339,7 +339,7 @@ WEB_MAE = {name: ViT(224, patch, width, depth, heads) for name, width, depth, he
 _SEEN = 2_000_000_000
 
 # %% ../nbs/library/01_settings.ipynb #8c748460
-def _web(name, vit, batch, warmup, **of): # of the control
+def _web(name, vit, batch, warmup, **of): # fields of `Control`
     control = Control(vit, samples=_SEEN, batch_size=batch, warmup=warmup * batch / _SEEN,
                       final_lr=1e-6, **dict(base_crop=(0.9, 1.0)) | of)
     return Settings(name, DataSettings(source="shards:metaclip-2b", size=256), control,
@@ -375,19 +375,19 @@ PRESETS |= {f"web-{kind}-{n}": partial(make, n) for kind, make, sizes in
 
 # %% ../nbs/library/01_settings.ipynb #b2c3ad92
 def preset(
-    name: str, # one of `PRESETS`
+    name: str, # key of `PRESETS`
 ) -> Settings:
-    "The settings of that name. Raises `UserError` for an unknown one."
+    "Return the settings of a preset. Raises `UserError` for an unknown name."
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}: expected one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
 # %% ../nbs/library/01_settings.ipynb #62603820
 def override(
-    settings, # a settings dataclass
+    settings, # settings dataclass
     **changes, # dotted names as keys: `{"control.lr": 3e-4}`
-): # the same kind, changed
-    "Settings with some fields changed. Raises `UserError` for an unknown field."
+): # changed copy of the settings
+    "Return settings with some fields changed. Raises `UserError` for an unknown field."
     for name, value in changes.items():
         head, _, rest = name.partition(".")
         known = [f.name for f in fields(settings)]
@@ -400,12 +400,12 @@ def override(
 
 # %% ../nbs/library/01_settings.ipynb #5d0c71a2
 def check_fields(
-    values, # as a file held them
-    what, # they are, or are in, for errors
-    needed=(), # names that have to be there
-    free=(), # names that may be
+    values, # values read from a file
+    what, # description of the values, for error messages
+    needed=(), # required names
+    free=(), # optional names
 ):
-    "Raise `UserError` unless values are fields by name: all that are needed, and none that is unknown."
+    "Raise `UserError` unless the values are a dict with all required names and no unknown ones."
     known = [*needed, *free]
     if not isinstance(values, dict): raise UserError(f"{what} is {values!r:.60}: expected fields by name, of {', '.join(known)}. Mend it, or make the file anew")
     if odd := [k for k in values if k not in known]:
@@ -416,17 +416,17 @@ def check_fields(
     if lost := [k for k in needed if k not in values]: raise UserError(f"{what} lacks {', '.join(lost)}. Mend it, or make the file anew")
 
 # %% ../nbs/library/01_settings.ipynb #5d0c71a3
-_GONE = { # fields that older versions wrote -> where the value stands now; "": nowhere, for it changed no result
-    Clip: dict(text_width="text.width", text_depth="text.depth", text_heads="text.heads", context="text.context"), # `Text` came
-    Analysis: dict(checkpoint_minutes="")} # `RuntimeSettings` has it
+_GONE = { # old field -> new field; "" for a field without effect on results
+    Clip: dict(text_width="text.width", text_depth="text.depth", text_heads="text.heads", context="text.context"), # moved to `Text`
+    Analysis: dict(checkpoint_minutes="")} # moved to `RuntimeSettings`
 
 # %% ../nbs/library/01_settings.ipynb #eab41617
 def from_plain_dict(
-    kind, # a settings dataclass
-    values: dict, # as JSON holds it; a missing field has its default, one that came `new_field` the value from before
-    file="", # that holds them, for errors
-): # an instance
-    "Settings read back. Raises `UserError` for a field that is unknown or missing, and for what it cannot hold."
+    kind, # settings dataclass
+    values: dict, # values from JSON; a missing field has its default, and a missing `new_field` its old value
+    file="", # name of the file, for error messages
+): # instance of the dataclass
+    "Return settings read from JSON. Raises `UserError` for unknown or missing fields and for values of a wrong type."
     hints, what = get_type_hints(kind), kind.__name__ + f" in {file}" * bool(file)
     if isinstance(values, dict): values = _moved(kind, values)
     needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
@@ -435,7 +435,7 @@ def from_plain_dict(
     return kind(**before | {k: _value(hints[k], v, f"{k} of {what}", file) for k, v in values.items()})
 
 # %% ../nbs/library/01_settings.ipynb #5d0c71a4
-def _moved(kind, values): # fields that are gone put where they stand now
+def _moved(kind, values): # values of old fields, moved to their new fields
     gone = next((_GONE[c] for c in kind.__mro__ if c in _GONE), {})
     out = {k: v for k, v in values.items() if k not in gone}
     for k, (head, _, rest) in ((k, gone[k].partition(".")) for k in gone if gone[k] and k in values):
@@ -452,7 +452,7 @@ def _value(kind, v, what, file):
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 # %% ../nbs/library/01_settings.ipynb #366745a3
-def _is(kind, v): # may a field of that type hold what JSON held?
+def _is(kind, v): # whether a value from JSON has the type of a field
     of, origin = get_args(kind), get_origin(kind)
     if origin is Literal: return v in of
     if origin in (Union, UnionType): return any(_is(k, v) for k in of)
@@ -465,17 +465,17 @@ def _is(kind, v): # may a field of that type hold what JSON held?
 # %% ../nbs/library/01_settings.ipynb #d8f526eb
 @dataclass(frozen=True)
 class _Recipe:
-    "An encoder that can be trained: an objective, and what it changes in a preset."
-    title: str
+    "Describe an encoder that can be trained: an objective, and its changes to a preset."
+    title: str # title of the encoder in tables and figures
     objective: str # field of `Settings`, and key of `ccd.training.objectives.registry.OBJECTIVES`
-    changes: dict = field(default_factory=dict) # dotted names -> value, or function of the settings
+    changes: dict = field(default_factory=dict) # dotted name -> new value, or function of the settings
 
 # %% ../nbs/library/01_settings.ipynb #96eaea54
 def _tower(source, unlocked, **more):
     return {f"clip.text.{k}": v for k, v in dict(source=source, unlocked=unlocked, **more).items()}
 
 # %% ../nbs/library/01_settings.ipynb #42d5fd8a
-def _like_dino(s): # unless the preset has settings of its own
+def _like_dino(s): # unless the preset has its own settings of DINOv2
     return s.dinov2 if s.dinov2 != Dinov2() else Dinov2(**vars(s.dino))
 
 # %% ../nbs/library/01_settings.ipynb #e3b30ace
@@ -509,7 +509,7 @@ RECIPES = {
 
 # %% ../nbs/library/01_settings.ipynb #ef51219f
 def find_recipe(name: str) -> _Recipe:
-    "The recipe of that name. Raises `UserError` for an unknown one."
+    "Return the recipe of a name. Raises `UserError` for an unknown name."
     if name not in RECIPES:
         raise UserError(f"unknown recipe {name!r}: expected one of "
                         f"{', '.join(RECIPES)}")
@@ -517,10 +517,10 @@ def find_recipe(name: str) -> _Recipe:
 
 # %% ../nbs/library/01_settings.ipynb #4ea0f640
 def apply_recipe(
-    name: str, # one of `RECIPES`
-    settings: Settings, # of a preset
+    name: str, # key of `RECIPES`
+    settings: Settings, # settings of a preset
 ) -> Settings:
-    "Settings as a recipe changes them."
+    "Return the settings with the changes of a recipe. Raises `UserError` for an unknown recipe."
     r = find_recipe(name)
     own = override(settings, **{k: v(settings) if callable(v) else v
                                 for k, v in r.changes.items()})
