@@ -16,13 +16,13 @@ _COLORS = {"CLIP": "#D55E00", "DINOv2": "#56B4E9", "DINO": "#0072B2", "SigLIP": 
 
 # %% ../../nbs/library/report/01_style.ipynb #5c7eea0b
 def color_of(name: str) -> str:
-    "The colour of an encoder, whatever its seed."
+    "Return the color of an encoder, which is equal for all its seeds."
     return _COLORS.get(name) or next((c for k, c in _COLORS.items() if name.startswith(k)), "#555555")
 
 # %% ../../nbs/library/report/01_style.ipynb #8ffe31bd
 @contextmanager
 def distinct_colors(names: tuple[str, str]):
-    "Two encoders that have no colour, or the same, are given one each while figures are drawn."
+    "Assign distinct colors to two encoders that have none, or the same, until the block ends."
     usual = dict(_COLORS)
     if len({*map(color_of, names), "#555555"}) < 3:
         _COLORS.update(zip(names, (usual["CLIP"], usual["DINO"])))
@@ -30,23 +30,23 @@ def distinct_colors(names: tuple[str, str]):
     finally: _COLORS.clear(); _COLORS.update(usual)
 
 # %% ../../nbs/library/report/01_style.ipynb #44c5fa20
-_PANELS_PER_ROW = 3 # panels side by side: more cannot be read on a phone
-_FIG_WIDTH, _MIN_FONT = 5.4, 8.7 # inches, and points of the smallest letters: 8 px where the page is a phone's
+_PANELS_PER_ROW = 3 # panels per row; more are not readable on a phone
+_FIG_WIDTH, _MIN_FONT = 5.4, 8.7 # width in inches; smallest font size in points, which is 8 px on a phone
 
 # %% ../../nbs/library/report/01_style.ipynb #7f55829b
 def styled_pyplot():
-    "matplotlib, with the project's style."
+    "Return matplotlib's pyplot with the style of the project."
     import matplotlib.pyplot as p
     p.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "font.size": 9, "axes.spines.top": False,
         "axes.spines.right": False, "axes.titlesize": 10, "axes.titleweight": "bold",
         "axes.titlelocation": "left", "legend.frameon": False, "figure.constrained_layout.use": True,
-        "text.parse_math": False}) # names may have dollars in them
+        "text.parse_math": False}) # names may contain dollar signs
     return p
 
 # %% ../../nbs/library/report/01_style.ipynb #efdf9494
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-def _power_of_ten(v: float) -> str: # such as 10¹⁴, without mathematical markup
+def _power_of_ten(v: float) -> str: # e.g. 10¹⁴, without math markup
     return "10" + str(round(np.log10(v))).translate(_SUPERSCRIPTS)
 
 # %% ../../nbs/library/report/01_style.ipynb #0e775417
