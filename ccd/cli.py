@@ -66,7 +66,7 @@ def _train(
     compute_of: str = "", # recipe whose compute is matched: the number of samples is chosen so that both cost the same
     start: str = "", # completed run from whose weights training starts, e.g. a run at a smaller image size
 ):
-    "Train one encoder, or resume from its last checkpoint; run it with torchrun for several processes."
+    "Train one encoder, or resume from its last checkpoint; use torchrun for several processes."
     from ccd.data.corpora import open_corpus
     from ccd.training.distributed import is_main_process, main_process_first
     from ccd.training.audit import match_compute
@@ -136,7 +136,7 @@ def _probe(
     results: str = "", # folder for a copy of the tables
     max_faults: float = 0.01, # maximal fraction of corrupt images
 ):
-    "Evaluate linear and kNN probes on frozen features, with baselines, confidence intervals and paired tests, and write report.html."
+    "Evaluate linear and kNN probes on frozen features, with baselines, confidence intervals and paired tests."
     from ccd.probing.command import export_accuracy, probe as run
     from ccd.report.tables import accuracy_table
     with _at_work(out, results) as (out, results):
@@ -160,7 +160,7 @@ def _compare(
     engine: str = "local", # engine of the embedding: local or ray
     results: str = "", # folder for a copy of the tables
 ):
-    "Find image pairs that are similar for one encoder and dissimilar for the other, and write tables, report.html and linked maps."
+    "Find image pairs that are similar for one encoder and dissimilar for the other, and explain them."
     from ccd.comparison.command import compare as run, export_comparison
     with _at_work(out, results) as (out, results):
         page = run(encoder_a, encoder_b, images, settings, out, reference_a, reference_b, beside, without, align_maps, engine=engine)
@@ -183,7 +183,7 @@ def _vlm(
     out: str = "vlm", # output folder
     results: str = "", # folder for a copy of tables and answers; encoders with answers in it are not evaluated again
 ):
-    "Train a LLaVA-style model per encoder and evaluate it on VQA, with baselines, confidence intervals and paired tests, and write report.html."
+    "Train a LLaVA-style model per encoder and evaluate it on VQA, with baselines and paired tests."
     from ccd.vqa.command import export_vlm, vlm as run
     from ccd.vqa.llava.settings import VLM_PRESETS, apply_overrides, vlm_preset
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
@@ -217,7 +217,7 @@ def _scale(
     dry: bool = False, # only list the runs
     commands: Literal["", "torchrun", "slurm"] = "", # only print the commands that start each run with several processes
 ):
-    "Train CLIP and DINO along a grid of model size, data and resolution, and evaluate each run; resumes where it was stopped."
+    "Train CLIP and DINO on a grid of model sizes, data and resolutions, and evaluate each; resumes if stopped."
     from ccd.study.scaling.grid import find_grid
     from ccd.study.scaling.runs import format_plan
     from ccd.study.scaling import runs

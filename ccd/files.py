@@ -270,7 +270,9 @@ def load_table(
                        na_values=[""], encoding="utf-8-sig", index_col=False, low_memory=False)
 
 # %% ../nbs/library/00_files.ipynb #f253fa68
-def log_line(text): print(text, file=sys.stderr, flush=True)
+def log_line(text):
+    "Print a line of the log to stderr."
+    print(text, file=sys.stderr, flush=True)
 
 # %% ../nbs/library/00_files.ipynb #d0549f93
 def cache_dir(*parts) -> Path:

@@ -49,6 +49,7 @@ def write_manifest(
 def read_manifest(
     folder, # run folder
 ) -> dict | None: # the manifest; None if there is none, or the file is not a manifest of ccd
+    "Return the manifest of a completed stage, or None."
     p = Path(folder) / "manifest.json"
     m = read_json(p) if p.is_file() else None
     return m if isinstance(m, dict) and {"settings_hash", "inputs", "outputs"} <= set(m) else None
@@ -192,6 +193,7 @@ class Progress:
         elif kind is None and not self.quiet: self._line("done")
 
     def add(self, n: int, note: str = ""):
+        "Count n more items, and show the progress."
         self.done += n
         if self.bar:
             self.bar.update(self.task, completed=self.done, rate=_pace(self.rate()), note=note)

@@ -137,7 +137,7 @@ class Text:
     context: int = 32 # maximal number of tokens of a caption
     unlocked: int = -1 # language model: number of last layers that are fine-tuned; -1 all, 0 none
     counting: Literal["blocks", "groups"] = "blocks" # language model: unit in which `unlocked` counts, see `ccd.training.towers`
-    pooling: Literal["auto", "mean", "last", "first"] = "auto" # pooling of the token embeddings; auto: last token for decoders, mean for encoders
+    pooling: Literal["auto", "mean", "last", "first"] = "auto" # pooling of the token embeddings; auto: last token of a decoder, otherwise the mean
     lora: int = 0 # language model: rank of LoRA adapters; 0 for none
 
 # %% ../nbs/library/01_settings.ipynb #6c9f6aee

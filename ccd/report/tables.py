@@ -22,7 +22,9 @@ def label_text(v) -> str | None: # text; None for a missing label
     return str(int(v)) if isinstance(v, float) and v.is_integer() else str(v)
 
 # %% ../../nbs/library/report/02_tables.ipynb #37119f52
-def join_words(x: list[str]) -> str: return ", ".join(x[:-1]) + (" and " if len(x) > 1 else "") + x[-1] if x else ""
+def join_words(x: list[str]) -> str:
+    "Return words joined by commas and a final `and`."
+    return ", ".join(x[:-1]) + (" and " if len(x) > 1 else "") + x[-1] if x else ""
 
 # %% ../../nbs/library/report/02_tables.ipynb #00e2959e
 def percent(x, lo=None, hi=None) -> str:
@@ -35,7 +37,7 @@ def accuracy_table(
     table: pd.DataFrame, # result of `ccd.probing.tables.score_probes`
     value: str = "linear", # column: `linear`, `knn`, `balanced` or `family_mean`
 ) -> pd.DataFrame: # one row per task, one column per encoder
-    "Return a table of accuracies by task and encoder, in percent with 95 % confidence intervals; the majority baseline is in the last columns."
+    "Return a table of accuracies by task and encoder, in percent with 95 % confidence intervals, followed by the majority baseline and the number of items."
     low, high = ("lo", "hi") if value == "linear" else (f"{value}_lo", f"{value}_hi")
     t = table.assign(cell=[percent(*r) for r in table[[value, low, high]].values])
     wide = t.pivot(index="task", columns="encoder", values="cell")
