@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/library/06_cli.ipynb #e035a546
-import contextlib, errno, inspect, os, re, sys
+import contextlib, errno, inspect, io, os, re, sys
 from functools import partial
 from importlib.metadata import version
 from typing import Annotated, Literal, get_type_hints
@@ -270,11 +270,56 @@ def _by_family(names) -> str:
 
 # %% ../nbs/library/06_cli.ipynb #b1f09209
 def _usage() -> str:
-    "Return the text of `ccd --help`."
-    return "\n".join(["usage: ccd COMMAND [options]", "",
-                      *(f"  {k:<9} {f.__doc__}" for k, f in _COMMANDS.items()), "",
-                      "`ccd COMMAND --help` lists its options.",
-                      f"Presets: {_by_family(PRESETS)}.", f"Recipes: {', '.join(RECIPES)}."])
+    "Return what `ccd` alone prints: what it is, the commands, and where to begin."
+    return "\n".join([
+        "ccd trains CLIP and DINO under identical conditions, and compares any two vision encoders.", "",
+        "usage: ccd COMMAND [options]", "",
+        *(f"  {k:<9} {f.__doc__}" for k, f in _COMMANDS.items()), "",
+        "Most people begin with:",
+        "  ccd study --preset smoke                           the whole experiment in a minute, far too small to learn",
+        "  ccd compare ccd:emoji/clip ccd:emoji/dino          two released encoders",
+        "  ccd probe hf:facebook/dinov2-small folder:IMAGES   an encoder on labeled images of your own", "",
+        "`ccd COMMAND --help` shows what a command uses, `ccd COMMAND --help-all` every setting.",
+        f"Presets: {_by_family(PRESETS)}.", f"Recipes: {', '.join(RECIPES)}."])
+
+# %% ../nbs/library/06_cli.ipynb #5380a2d4
+_HELP = { # command -> groups of settings in its short help, two examples
+    "study": ((), ("ccd study --preset mini", "ccd study --preset mini --control.lr 3e-4 --out runs/lr")),
+    "train": ((), ("ccd train clip --preset mini", "torchrun --nproc-per-node 8 -m ccd.cli train dino --preset paper --world.source shards:/data")),
+    "filter": (("world",), ("ccd filter folder:IMAGES --out scores", "ccd filter emoji --scorer ocr --preset smoke")),
+    "audit": ((), ("ccd audit runs/mini/train/clip-0 runs/mini/train/dino-0", "ccd audit runs/mini/train/clip-0 paper:clip")),
+    "embed": (("world",), ("ccd embed hf:facebook/dinov2-small --images IMAGES --out vectors", "ccd embed ccd:emoji/clip --images scenes")),
+    "probe": (("analysis",), ("ccd probe ccd:emoji/clip emoji --beside ccd:emoji/dino", "ccd probe timm:vit_small_patch16_224.dino folder:IMAGES")),
+    "compare": (("analysis",), ("ccd compare ccd:emoji/clip ccd:emoji/dino", "ccd compare hf:facebook/dinov2-small open_clip:ViT-B-32/openai --images IMAGES")),
+    "vlm": (("analysis",), ("ccd vlm ccd:emoji/clip ccd:emoji/dino --ceiling", "ccd vlm paper:clip paper:dino --benchmark VMCBench --vlm llava-1.5")),
+    "vqa": ((), ("ccd vqa logs/ --out tables", "ccd vqa clip@0=logs/clip.jsonl dino@0=logs/dino.jsonl")),
+    "scale": ((), ("ccd scale emoji --dry", "ccd scale smoke --out runs/scale")),
+    "published": ((), ("ccd published check", "ccd published check mine.csv --suite cambrian"))}
+
+# %% ../nbs/library/06_cli.ipynb #f435a8ef
+def _short_help(
+    command: str, # key of `_HELP`
+    text: str, # the whole help, in boxes
+) -> str:
+    "Return the boxes of a help text that a command uses, its examples, and the names of the settings that are left out."
+    groups, examples = _HELP[command]
+    head, *boxes = re.split(r"(?m)^(?=(?:╭─)? (?:positional arguments|options|[\w.]+ options)\b)", text)
+    group = lambda box: m[1] if (m := re.match(r"(?:╭─)? ([\w.]+) options\b", box)) else ""
+    kept = [b for b in boxes if not group(b) or group(b) in groups]
+    hidden = list(dict.fromkeys(g.partition(".")[0] for b in boxes if (g := group(b)) and g not in groups))
+    more = [f"Settings of {', '.join(f'--{g}.*' for g in hidden)}: ccd {command} --help-all"] if hidden else []
+    return "\n".join([head.rstrip(), "", "".join(kept).rstrip(), "examples:", *(f"  {e}" for e in examples), *more])
+
+# %% ../nbs/library/06_cli.ipynb #3e60353b
+def _run(command, name: str, args: list[str]):
+    "Run a command; where help is asked for, print it: all of it after `--help-all`."
+    every = "--help-all" in args
+    if not every and not {"-h", "--help"} & set(args): return tyro.cli(command, args=args, prog=f"ccd {name}")
+    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", "backslashreplace")) as text, contextlib.suppress(SystemExit):
+        tyro.cli(command, args=["--help"], prog=f"ccd {name}")
+    text.seek(0)
+    print(text.read() if every else _short_help(name, text.read()))
+    sys.exit(0)
 
 # %% ../nbs/library/06_cli.ipynb #c610e226
 _BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO)
@@ -300,7 +345,7 @@ def main(argv: list[str] | None = None):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     args = sys.argv[1:] if argv is None else argv
     _said[:] = args
-    if not args or args[0] in ("-h", "--help"): print(_usage()); return
+    if not args or args[0] in ("-h", "--help", "--help-all"): print(_usage()); return
     if args[0] in ("-V", "--version"): print(f"ccd {version('ccd')}"); return
     try:
         args = list(map(_at_home, args))
@@ -309,7 +354,7 @@ def main(argv: list[str] | None = None):
             raise UserError(f"unknown command {args[0]!r}: expected one of {', '.join(_COMMANDS)}")
         f = _explained(_COMMANDS[args[0]])
         if "settings" in f.__annotations__: f = partial(f, settings=_starting_point(f, args[1:]))
-        tyro.cli(f, args=args[1:], prog=f"ccd {args[0]}")
+        _run(f, args[0], args[1:])
     except UserError as e: _stop(e, 2)
     except KeyboardInterrupt: _stop("stopped; the same command goes on from here", 130)
     except BrokenPipeError: # such as `ccd … | head`
