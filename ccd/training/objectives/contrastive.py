@@ -127,7 +127,7 @@ class ClipObjective(Objective):
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #e0982bd6
 @torch.no_grad()
-def _batch_accuracy(image, text, most=1024, **_): # fraction of images whose own caption is the most similar
+def _batch_accuracy(image, text, most=1024, **_): # top-1 accuracy of image to caption
     u, v = image[:most], text[:most]
     with _no_autocast(u): best = (u @ v.T).argmax(1)
     return (best == torch.arange(len(u), device=u.device)).float().mean()
@@ -160,7 +160,7 @@ def _text_side(c, width, seed): # the text tower, and the projection of image fe
     return text, projection
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #70f4cc85
-def _averages(vit, seed, projection): # EMA copies of the vision tower and the projection, initialized alike
+def _averages(vit, seed, projection): # EMA copies of vision tower and projection
     both = nn.ModuleList([build_vit(replace(vit, drop_path=0.0), seed, False),
                           nn.Linear(projection.in_features, projection.out_features, bias=False)])
     both.requires_grad_(False)[1].load_state_dict(projection.state_dict())

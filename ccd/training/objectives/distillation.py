@@ -44,7 +44,7 @@ def _cross_view_loss(
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #296f37ed
 class _DinoHead(nn.Module):
-    """Map features to cosine similarities with K prototypes: MLP, unit-length bottleneck, prototypes.
+    """Map features to cosine similarities with K prototypes, by an MLP with a bottleneck.
 
     Source: Caron et al. (2021), appendix C."""
     def __init__(self, width: int, d: Dino):
@@ -272,7 +272,7 @@ class _HiddenPatches(DinoObjective):
 
     def of_hidden(self, x, hidden): # [n, N, ...] -> [m, ...]
         if not hidden.is_meta: return x[hidden]
-        usual = self.d.mask_probability * sum(self.d.mask_ratio) / 2 # FLOPs are counted on `meta`, without values
+        usual = self.d.mask_probability * sum(self.d.mask_ratio) / 2 # for FLOPs on `meta`
         return x.flatten(0, 1)[:round(usual * hidden.numel())]
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #ffe9da3c
@@ -317,7 +317,7 @@ class Dinov2Objective(_HiddenPatches):
 
     def health(self):
         found = super().health()
-        if self.d.centering == "sinkhorn": found.pop("center_norm", None) # Sinkhorn-Knopp has no center
+        if self.d.centering == "sinkhorn": found.pop("center_norm", None) # no center
         return found
 
     def pairs(self):
