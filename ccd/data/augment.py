@@ -289,6 +289,6 @@ def block_mask(
     covers = (row[..., None] & column[..., None, :]).flatten(2) # [B, blocks, N]
     when = torch.where(covers, k[:, None], blocks).amin(1)
     down = torch.arange(N, device=u.device) / N
-    cut = torch.where(u[:, 2 + 4 * blocks, None] < 0.5, down, down.flip(0)) # fill the last block from one end
+    cut = torch.where(u[:, 2 + 4 * blocks, None] < 0.5, down, down.flip(0)) # in the last block
     within = torch.where(when < blocks, cut, u[:, -N:])
     return _n_smallest_mask(when + within, torch.where(u[:, 0] < probability, n, 0))

@@ -95,7 +95,7 @@ with warnings.catch_warnings():
 
 # %% ../../nbs/library/data/02_shards.ipynb #0c168960
 def _samples(path, tar):
-    "Return the samples of a tar (key -> (position, captions, sha256)), corrupt files, other counts."
+    "Return the samples of a tar by key, its corrupt files, and the counts of other files."
     images, texts, bad, count, size = {}, {}, [], Counter(), path.stat().st_size
     if not size: return {}, [(tar, "empty: 0 bytes")], count
     with open(path, "rb") as f:
@@ -311,7 +311,7 @@ _STREAMED = dict(tar="webdataset", parquet="parquet", arrow="arrow")
 
 # %% ../../nbs/library/data/02_shards.ipynb #2f3aa729
 def _load_stream(
-    name: str, # `NAME` or `NAME:CONFIG` on the Hugging Face Hub, or a folder of tars, Parquet or Arrow
+    name: str, # `NAME` or `NAME:CONFIG` on the Hub, or a folder of tars, Parquet or Arrow
     split: str = "train", # name of the split
 ) -> LoadResult:
     """Open a dataset as an `IterableDataset`, which is read sequentially.
