@@ -245,7 +245,8 @@ def _n_smallest_mask(order: Tensor, n: Tensor) -> Tensor: # [B, N] bool
     return order.argsort(1).argsort(1) < n[:, None]
 
 # %% ../../nbs/library/data/04_augment.ipynb #6dcd048d
-def n_masked(patches: int, ratio: float) -> int: # at least one masked and one visible patch
+def n_masked(patches: int, ratio: float) -> int:
+    "Return the number of masked patches, where at least one is masked and one is visible."
     return min(max(round(ratio * patches), 1), patches - 1)
 
 # %% ../../nbs/library/data/04_augment.ipynb #2a0caab6

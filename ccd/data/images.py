@@ -48,7 +48,8 @@ def _broken(
 # %% ../../nbs/library/data/01_images.ipynb #a0854b1b
 def _why(e): return printable(str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}")
 
-def printable(text): # invalid Unicode (a file name of another encoding) as backslash escapes
+def printable(text): # str
+    "Escape invalid Unicode, as in a file name of another encoding, by backslashes."
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 # %% ../../nbs/library/data/01_images.ipynb #f69cbec1

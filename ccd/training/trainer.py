@@ -24,7 +24,9 @@ from .objectives.registry import build_objective
 
 # %% ../../nbs/library/training/03_trainer.ipynb #fe735265
 def make_optimizer(model, control: Control):
-    "Return AdamW with weight decay on parameters of two or more dimensions."
+    """Return AdamW with weight decay on parameters of two or more dimensions.
+
+    Source: Loshchilov and Hutter (2019)."""
     own = [p for p in model.parameters() if p.requires_grad]
     groups = [dict(params=[p for p in own if p.ndim >= 2],
                    weight_decay=control.weight_decay),
@@ -135,7 +137,8 @@ def _concat_encodings(parts): # micro-batch encodings -> leaves with grad, struc
     return [x.detach().requires_grad_(x.is_floating_point()) for x in leaves], spec, sizes
 
 # %% ../../nbs/library/training/03_trainer.ipynb #c5bf0fba
-def on_device(shown): # move a batch to the model's device, pixels in 0..1
+def on_device(shown): # Batch
+    "Move a batch to the device, with pixels as floats in 0..1."
     d = device()
     return shown._replace(images=to_float(shown.images, d), **{
         k: v.to(d) for k in ("sample", "may_flip", "labels") if (v := getattr(shown, k)) is not None})

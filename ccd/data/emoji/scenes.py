@@ -39,7 +39,8 @@ def words() -> tuple[list, list]: # training words, held-out words
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #91e78dbc
 @lru_cache(maxsize=512)
-def font(name: str, size: int):
+def font(name: str, size: int): # PIL font
+    "Load a TrueType font of matplotlib at a size in px."
     import matplotlib
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
     return ImageFont.truetype(str(path), size)

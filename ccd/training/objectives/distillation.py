@@ -65,7 +65,8 @@ class _DinoHead(nn.Module):
                     @ F.normalize(self.prototypes, dim=-1).T)
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #b861d4a5
-def entropy(p: Tensor) -> Tensor: # along the last axis, nats
+def entropy(p: Tensor) -> Tensor: # nats
+    "Return the entropy of probabilities along the last axis."
     return -(p * p.clamp(min=1e-12).log()).sum(-1)
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #8c47f1c9
