@@ -83,7 +83,7 @@ _LOG_EVERY, _HEALTH_EVERY = 10, 50 # steps
 
 # %% ../../nbs/library/training/04_loop.ipynb #fb80924c
 def training_loop(trainer: Trainer, folder: Path, done: int, on_step=None):
-    """Run all steps from `done` on, with a log, checkpoints and warnings.
+    """Run all steps after the first `done`, with a log, checkpoints and warnings.
 
     Raises `UserError` on a stop signal, a loss that is not finite, or too many corrupt samples."""
     s, c, model = trainer.settings, trainer.c, trainer.model

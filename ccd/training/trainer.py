@@ -231,7 +231,11 @@ def _step_of(line):
     except (ValueError, KeyError): return math.inf # truncated by a kill
 
 # %% ../../nbs/library/training/03_trainer.ipynb #f8b3ce65
-def flops_per_sample(model, feed, images=4) -> float:
+def flops_per_sample(
+    model, # objective with its towers
+    feed, # data loader, from `make_loader`
+    images=4, # images in the counted batch
+) -> float:
     "Return the FLOPs (2 x multiply-adds) of one training sample in its towers, counted on `meta`."
     from torch.utils.flop_counter import FlopCounterMode
     shown = feed(0)
