@@ -19,8 +19,8 @@ from .significance import _above_baseline, _with_baselines, compare_scores
 from .logs import _LEFT_OUT, _Log, _table_rows, _vlmevalkit_name, read_log
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #660938a5
-def category_maps(answers: pd.DataFrame) -> dict: # name -> (map, its answers)
-    "The category map for each kind of benchmark among the answers."
+def category_maps(answers: pd.DataFrame) -> dict: # name -> (category map, answers)
+    "Return the category map and the answers of each group of benchmarks."
     sixteen = {n for names in CAMBRIAN.values() for n in names}
     kind = answers.benchmark.map(lambda b: "Cambrian-1" if b in sixteen else b)
     own = lambda t: {b: sorted(set(s)) for b, s in t.groupby("benchmark").subset}
@@ -29,17 +29,17 @@ def category_maps(answers: pd.DataFrame) -> dict: # name -> (map, its answers)
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #5a9da722
 def report(
-    logs, # paths of logs or folders, also as ENCODER@SEED=PATH; or a table of answers
-    out, # folder for the tables
-    categories: dict | None = None, # category -> subsets; by default the benchmark's own
-    floors: dict | None = None, # encoder -> its floor
-    left_out: tuple = (), # subsets that are not informative
-    rule: str = "", # score anew by this rule
-    common: bool = False, # only questions that all encoders answered
-    partial: bool = False, # averages over the subsets that are there
-    draws: int = 10_000,
-) -> dict: # name -> table
-    "Read logs, and write every number, comparison and skipped row as tables."
+    logs, # paths of logs or folders, or ENCODER@SEED=PATH; or a table of answers
+    out, # output folder for the tables
+    categories: dict | None = None, # category -> subsets; by default the map of the benchmark
+    floors: dict | None = None, # encoder -> its no-image baseline
+    left_out: tuple = (), # uninformative subsets, which are left out of averages
+    rule: str = "", # scoring rule; by default the scores of the log
+    common: bool = False, # use only questions that all encoders answered
+    partial: bool = False, # average over the subsets that have scores
+    draws: int = 10_000, # bootstrap resamples
+) -> dict: # name -> table (DataFrame)
+    "Read logs, and write every average, comparison and skipped row as tables."
     answers, skipped = _load_logs(logs, rule)
     maps = {"answers": (categories, answers)} if categories else category_maps(answers)
     _check_left_out(left_out, {c: ls for m, _ in maps.values() for c, ls in m.items()})
@@ -62,7 +62,7 @@ def report(
     return tables
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #9c8698b6
-def _load_logs(logs, rule=""): # answers, skipped
+def _load_logs(logs, rule=""): # tables of answers and of skipped rows
     if isinstance(logs, pd.DataFrame): return logs, pd.DataFrame(columns=list(_LEFT_OUT))
     read, others = [], []
     for given in [logs] if isinstance(logs, (str, Path)) else list(logs):
@@ -77,8 +77,8 @@ def _load_logs(logs, rule=""): # answers, skipped
             pd.concat([*(r.skipped for r in read), pd.DataFrame(others, columns=list(_LEFT_OUT))], ignore_index=True))
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #c1625c42
-def _logs_in(p: Path) -> tuple[list, list]: # files to read; (file, "", why not) of all others
-    "The logs of a folder: of several runs of one model on one benchmark, the newest. A file is itself."
+def _logs_in(p: Path) -> tuple[list, list]: # files to read; (file, "", reason) of all other files
+    "Return the newest log per model and benchmark in a folder. Raises `UserError` for none."
     if not p.is_dir(): return [p], []
     of, left = {}, []
     for f in sorted(x for x in p.rglob("*") if x.is_file()):
@@ -92,7 +92,7 @@ def _logs_in(p: Path) -> tuple[list, list]: # files to read; (file, "", why not)
     return files, left
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #8e7a2eb4
-def _kind_of(f): # what a file is of; a key that sorts its runs; why it is no log
+def _kind_of(f): # identity of a log; sort key of its runs; reason why it is not a log
     if f.name == "answers.parquet": return ("own", f.parent), "", ""
     if m := re.fullmatch(r"(.*_)?samples_(.+)\.jsonl", f.name): return ("lmms-eval", f.parent, m[2]), m[1] or "", ""
     if f.suffix not in (".xlsx", ".tsv", ".csv", ".json"): return None, "", "no log of answers"
@@ -100,19 +100,19 @@ def _kind_of(f): # what a file is of; a key that sorts its runs; why it is no lo
     if not dataset: return None, "", "no log of answers: its name is not MODEL_DATASET"
     _, first = next(iter(_table_rows(f)), (0, {}))
     if not {"index", "prediction"} <= set(first): return None, "", "no log of answers: no columns index and prediction"
-    home = f.resolve().parent # T20260131_G0a1b2c3d below MODEL; what lies in MODEL itself is the newest
+    home = f.resolve().parent # T20260131_G0a1b2c3d below MODEL; files in MODEL itself are the newest
     date = home.name if re.fullmatch(r"T\d{8}_G\w+", home.name) else "~"
     return ("VLMEvalKit", model, dataset), (date, f.stem.endswith("_result")), ""
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #3e13b03a
-def _own(file): # answers as `report` writes them
+def _own(file): # read answers that `report` wrote
     t = pd.read_parquet(file)
     _check_answers(t)
     return _Log(t, pd.DataFrame(columns=list(_LEFT_OUT)))
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #d0513c62
-def report_lines(tables: dict) -> list[str]: # of `report`
-    "What is worth reading at once: how answers were read, what was not used, every score, average and verdict."
+def report_lines(tables: dict) -> list[str]: # tables of `report`
+    "Return a summary as text: parsers, skipped rows, and every score, average and verdict."
     lines, left = _reading_said(tables["read"]), tables["skipped"].reason
     if len(left): lines.append(f"{len(left)} rows or files were not used: {_format_reason_counts(left.str.partition(':')[0])}; skipped.csv lists them")
     for name, t in tables.items():
