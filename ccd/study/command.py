@@ -22,7 +22,7 @@ def study(
     settings: Settings, # all settings of the study
     out=None, # output folder; by default `runs/PRESET`
 ) -> Path: # path of the report
-    "Run every stage that is not up to date. Raises `UserError` for other training data."
+    "Run all stages that are not up to date. Raises `UserError` for other training data."
     out = Path(out or Path("runs") / settings.preset)
     if settings.world.source != "emoji":
         raise UserError(f"the study compares encoders on the factors of the emoji world; got "

@@ -30,6 +30,7 @@ def runs(settings: Settings) -> dict: # "clip-0" -> (recipe, settings with the s
 
 # %% ../../nbs/library/study/01_stages.ipynb #30b74b81
 def display_name(run: str) -> str: # "clip-0" -> "CLIP", "clip-1" -> "CLIP seed 1"
+    "Return the display name of a training run."
     name, _, k = run.rpartition("-")
     return RECIPES[name].title + (f" seed {k}" if k != "0" else "")
 
@@ -195,7 +196,7 @@ def _probe_stage(out, settings, hashes, segmented):
         answers = pd.concat(answers, ignore_index=True)
         heads = {n: read_segmentation(f) for n, f in segmented.items()}
         table.append(segmentation_rows(heads, heads.pop("majority"), "emoji-masks", draws))
-        table, more = pd.concat(table), [*FAMILY, "effective_clusters"] # apart: published studies have no such columns
+        table, more = pd.concat(table), [*FAMILY, "effective_clusters"] # written separately, since published studies lack these columns
         table.drop(columns=more).to_csv(tmp / "probes.csv", index=False)
         table[["encoder", "task", *more]].to_csv(tmp / "families.csv", index=False)
         answers.to_parquet(tmp / "answers.parquet")
@@ -208,7 +209,7 @@ def _probe_stage(out, settings, hashes, segmented):
 
 # %% ../../nbs/library/study/01_stages.ipynb #4b04b017
 def _zero_shot_stage(out, settings, hashes):
-    "Which name of a held-out concept is nearest to a drawing? For encoders that have a text tower."
+    "Evaluate zero-shot naming of held-out concepts, for encoders with a text tower."
     def make(tmp):
         found = {display_name(r): _zero_shot_result(out / "train" / r, settings) for r in runs(settings)}
         table = pd.DataFrame([dict(encoder=n, **z) for n, z in found.items() if z], columns=["encoder", "right", "lo", "hi", "chance", "names", "tests"])
@@ -216,8 +217,8 @@ def _zero_shot_stage(out, settings, hashes):
     return cached_stage(out / "zero_shot", settings.analysis, {r: outputs_hash(out / "train" / r) for r in runs(settings)}, make)
 
 # %% ../../nbs/library/study/01_stages.ipynb #94aecd4a
-def _zero_shot_result(run: Path, settings: Settings) -> dict: # {} where the run has no text tower
-    "Zero-shot naming by one run; a release brings the numbers, since it has no text tower."
+def _zero_shot_result(run: Path, settings: Settings) -> dict: # empty for a run without a text tower
+    "Return the zero-shot results of a run, which a release without text tower stores as numbers."
     if (run / "zero_shot.json").exists(): return read_json(run / "zero_shot.json")
     from ccd.encoders.trained import load_run_text_encoder
     from ccd.encoders.loading import load

@@ -31,7 +31,7 @@ def _vlm_scorer(
     name: str, # name of the model, with its revision
     batch: int = 16, # number of images per batch
 ) -> Scorer:
-    "Return a scorer: the probability of a yes to each of `_FILTER_PROMPTS`."
+    "Return a scorer of text in images by `_FILTER_PROMPTS`. Raises `UserError` for long prompts."
     rows = [dict(zip("ABCD", _ANSWERS), question=q, answer="A") for q in _FILTER_PROMPTS.values()]
     asked = _build_prompts(vlm, rows)
     if None in asked: raise UserError(f"the questions are longer than the {vlm.settings.context} tokens of {name}")

@@ -75,6 +75,7 @@ class _GridPoint(NamedTuple):
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #7a2995c9
 def aggregate_seeds(runs: pd.DataFrame, axis: str = "samples") -> _GridPoint: # runs: rows of one grid point and metric, one per seed
+    "Return the grid point of all seeds at one position."
     r = runs.iloc[0]
     return _GridPoint(r.recipe, r.metric, float(r["parameters" if axis == "size" else axis]), r[axis], len(runs), runs.estimate.values,
                 np.mean(np.stack(runs.draws.values), 0), float(runs.flops.mean()))
@@ -185,6 +186,7 @@ def _linear_effect(table: pd.DataFrame, centre: dict, metric: str, parts: list[t
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #ab9e6ed9
 def format_fraction(grid: Grid) -> tuple[str, str]: # such as `1/8 of the drawings`, `8 times the drawings`
+    "Return the names of the smallest data fraction and of its inverse."
     few = min(grid.axes["drawings"])
     return f"1/{1 / few:g} of the drawings", f"{1 / few:g} times the drawings"
 

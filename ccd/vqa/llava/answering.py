@@ -143,7 +143,7 @@ _IMAGE_CONDITIONS = ("own", "none", "other")
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #aa8c8bdd
 def answer_questions(
-    vlm: Vlm,
+    vlm: Vlm, # trained model
     questions, # a `datasets.Dataset` with the Questions columns
     how: str = "", # answer format, key of `_ANSWER_FORMATS`; by default that of the benchmark
     rotations: bool = False, # average letter probabilities over all rotations of the options
@@ -151,7 +151,7 @@ def answer_questions(
     mean: bool = True, # with `texts`: True for the mean over tokens, False for the sum
     benchmark: str = "EmojiVMC", # benchmark name in the table
     encoder: str = "", # encoder name in the table; by default that of its card
-    batch_size: int = 64,
+    batch_size: int = 64, # questions per batch
     folder=None, # folder of partial results, 1,024 questions per file
     home=None, # folder of the image tokens; by default in the cache
 ) -> pd.DataFrame: # a table with the Answers columns
@@ -234,7 +234,7 @@ def evaluate(
     out, # folder of a trained model
     questions, # a `datasets.Dataset` with the Questions columns
     name: str = "", # encoder name in the table; by default that of its card
-    images: tuple = _IMAGE_CONDITIONS,
+    images: tuple = _IMAGE_CONDITIONS, # image conditions, as `image` of `answer_questions`
     encoder: Encoder | None = None, # the encoder, where the model was not trained with an encoder name
     **more, # other arguments of `answer_questions`, such as `benchmark` and `how`
 ) -> pd.DataFrame: # a table with the Answers columns, one encoder name per image condition

@@ -125,6 +125,7 @@ VLM_PRESETS = dict(smoke=_smoke, mini=VlmSettings, emoji=_emoji, cambrian=_cambr
 
 # %% ../../../nbs/library/vqa/llava/01_settings.ipynb #33a849ca
 def vlm_preset(name: str) -> VlmSettings:
+    "Return the settings of a preset. Raises `UserError` for an unknown name."
     if name not in VLM_PRESETS:
         raise UserError(f"unknown preset {name!r} of a vision-language model: "
                         f"expected one of {', '.join(VLM_PRESETS)}")
@@ -132,7 +133,7 @@ def vlm_preset(name: str) -> VlmSettings:
 
 # %% ../../../nbs/library/vqa/llava/01_settings.ipynb #57372153
 def apply_overrides(
-    settings: VlmSettings,
+    settings: VlmSettings, # settings to change
     said: tuple[str, ...], # overrides, such as `tune.samples=30000`
 ) -> VlmSettings:
     "Return settings with fields changed. Raises `UserError` for an unknown field or a wrong value."

@@ -77,7 +77,7 @@ def _train_stage(
     on_step=None, # called with (step, model) after each step
     adapt: str = "whole", # weights that are trained: key of `_FINETUNE_MODES`
 ) -> Path:
-    "Train one stage, or resume it from its last checkpoint."
+    "Train or resume one stage. Raises `UserError` for fewer samples than a batch."
     folder, v = Path(folder), vlm.settings
     init_distributed()
     stage = stage if stage.samples else replace(stage, samples=len(s))
@@ -191,7 +191,7 @@ def _merge_lora(tensors: dict) -> dict:
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #260dfbb0
 def train_vlm(
     encoder, # encoder name, or an `Encoder` with its layer and token choice
-    settings: VlmSettings,
+    settings: VlmSettings, # architecture and training
     captions: _Conversations | None, # training data of stage 1; None: no stage 1, the projector is trained on the questions alone
     questions: _Conversations, # training data of stage 2
     out, # folder of the model

@@ -25,7 +25,7 @@ Scores = namedtuple("Scores", "values cell cluster cells models")
 # cells: DataFrame leaf, cell, inside; models: list of (encoder, seed)
 
 def aligned_scores(
-    answers: pd.DataFrame,
+    answers: pd.DataFrame, # with the Answers columns
     categories: dict, # category -> leaves of the category map
     common: bool = False, # keep only the questions that all encoders answered
 ) -> Scores:
@@ -81,9 +81,9 @@ def _whole(wide, common): # True for rows that every encoder with any answer in 
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #7b318e0c
 def bootstrap_sums(
-    scores: Scores,
+    scores: Scores, # from `aligned_scores`
     draws: int = 10_000, # bootstrap resamples
-    seed: int = 0,
+    seed: int = 0, # of the random generator
 ) -> tuple: # sums [draws, cells, models], units [draws, cells]
     "Return sums and sizes of all cells in each resample of clusters, which all models share."
     n, m = len(scores.cells), scores.values.shape[1]
@@ -173,7 +173,7 @@ def _pooled(parts, gone, partial):
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #ca225810
 def bootstrap_summary(
-    answers: pd.DataFrame,
+    answers: pd.DataFrame, # with the Answers columns
     categories: dict, # category -> leaves of the category map
     left_out: tuple = (), # leaves that are left out of all averages, since they are uninformative
     partial: bool = False, # average over the leaves that have scores
@@ -204,6 +204,7 @@ def _percentile_interval(drawn: np.ndarray, level: float): # [draws, ...] -> [2,
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #e59a9a06
 def point_estimates(s: Scores): # sums [cells, models], units [cells]
+    "Return the sums and sizes of all cells, without resampling."
     n = len(s.cells)
     total = np.stack([np.bincount(s.cell, v, minlength=n) for v in s.values.T], 1)
     return total, np.bincount(s.cell, minlength=n).astype(float)
@@ -265,7 +266,7 @@ _AVERAGING_CONVENTIONS = {"VLMEvalKit": ("macro", "micro"), # categories, overal
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #823e8380
 def conventions(
-    answers: pd.DataFrame,
+    answers: pd.DataFrame, # with the Answers columns
     categories: dict, # category -> leaves of the category map
     common: bool = False, # only questions that all encoders answered
 ) -> pd.DataFrame: # columns encoder, seed, convention, one per category, overall

@@ -18,7 +18,7 @@ from .aggregation import (_averaging_note, _check_left_out, _leaf_name,
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #1cea35bb
 def compare_scores(
-    answers: pd.DataFrame,
+    answers: pd.DataFrame, # with the Answers columns
     a: str, b: str, # names of the two encoders that are compared
     categories: dict, # category -> leaves of the category map (subsets or benchmarks)
     left_out: tuple = (), # leaves that are left out of all averages
@@ -82,7 +82,7 @@ def _tested(t, found): # join both tables; NaN differences have no p-value; Holm
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #d1e12007
 def _spreads(
-    answers: pd.DataFrame,
+    answers: pd.DataFrame, # with the Answers columns
     encoders: list[str], # encoders that are assumed to have the same variance over seeds
     categories: dict, # category -> leaves of the category map
     less: dict | None = None, # encoder -> baseline to subtract run by run, such as "clip blind"
@@ -179,7 +179,7 @@ def _power(row): # minimum detectable difference, in words
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #e7dc5e70
 def _above_baseline(
-    answers: pd.DataFrame,
+    answers: pd.DataFrame, # with the Answers columns
     floors: dict, # encoder -> name of its no-image baseline, such as "clip blind"
     categories: dict, # category -> leaves of the category map
     **how, # other arguments of `compare_scores`
@@ -208,7 +208,7 @@ def _with_baselines(
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #f099cddc
 def informative_subsets(
-    answers: pd.DataFrame,
+    answers: pd.DataFrame, # with the Answers columns
     ceiling: str, blind: str, # names of the oracle and of its no-image baseline
     categories: dict, # category -> leaves of the category map
     margin: float = 0.2, # smallest gap of an informative subset, in scores of 0 to 1
