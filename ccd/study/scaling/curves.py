@@ -192,7 +192,7 @@ def format_fraction(grid: Grid) -> tuple[str, str]: # such as `1/8 of the drawin
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #2d78891f
 def effects_table(table: pd.DataFrame, grid: Grid) -> pd.DataFrame: # effect, metric, columns of `_linear_effect`, p_holm
-    "Return the effects of supervision and data on each metric, with Holm's correction over all."
+    "Return effects of supervision and data per metric. Source: Holm 1979 (correction over all)."
     few = dict(drawings=min(grid.axes["drawings"]))
     share, times = format_fraction(grid)
     lead, low = [(1, "clip", {}), (-1, "dino", {})], [(1, "clip", few), (-1, "dino", few)]

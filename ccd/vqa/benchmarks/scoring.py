@@ -80,6 +80,7 @@ def _percent(text):
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #91bf2fe2
 @_register_rule
 def _relaxed(said, q):
+    "Return 1 within 5 % of the correct number, or for equal text. Source: Masry et al. 2022."
     a, b = _percent(_normalize_answer(said)), _percent(q["answer"].strip())
     if a is not None and b: return float(_within_tolerance(a, b))
     return float(_normalize_answer(said) == q["answer"].lower())
@@ -127,6 +128,7 @@ def _vqa_words(text: str) -> str:
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #e14a3704
 @_register_rule
 def _soft_accuracy(said, q):
+    "Return the VQA accuracy of an answer. Source: Antol et al. 2015."
     given, a = [_vqa_words(x) for x in q["answers"]], _vqa_words(said)
     same = given.count(a)
     return float(np.mean([min(1, (same - (x == a)) / 3) for x in given]))
@@ -134,6 +136,7 @@ def _soft_accuracy(said, q):
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #699867b6
 @_register_rule
 def _anls(said, q):
+    "Return the normalized Levenshtein similarity, 0 below 0.5. Source: Biten et al. 2019."
     tidy = lambda s: " ".join(str(s or "").strip().lower().split())
     pairs = [(tidy(said), tidy(a)) for a in q["answers"]]
     best = max(1 - _edit_distance(a, b) / max(len(a), len(b), 1) for a, b in pairs)

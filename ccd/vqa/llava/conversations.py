@@ -115,7 +115,7 @@ def _train_bpe(
     texts, # iterable of strings
     vocabulary: int, # vocabulary size, including 256 bytes and four special tokens
 ): # transformers tokenizer
-    "Train a byte-level byte-pair tokenizer on texts."
+    "Train a byte-level byte-pair tokenizer on texts. Source: Sennrich et al. 2016 (byte pairs)."
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
     bpe = ByteLevelBPETokenizer()

@@ -35,7 +35,7 @@ def _build_llava(
     tokens: int, # number of tokens per image
     seed: int = 0, # random seed of the projector
 ): # LlavaForConditionalGeneration
-    "Build LLaVA-1.5 around a language model."
+    "Build LLaVA-1.5 around a language model. Source: Liu et al. 2023."
     from transformers import (CLIPVisionConfig, LlavaConfig,
         LlavaForConditionalGeneration)
     from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
