@@ -72,7 +72,7 @@ def _train_corpus(settings: Settings):
     return scenes(settings.world, "train")
 
 # %% ../../nbs/library/study/01_stages.ipynb #d03da965
-def _training_data(out: Path, settings: Settings, world: dict, own: Settings) -> str: # fingerprint of the training corpus
+def _training_data(out: Path, settings: Settings, world: dict, own: Settings) -> str: # fingerprint
     "Build the training data of a run: that of the study, or that of a variant."
     if own.world == settings.world: return world["train"]
     def make(tmp):
@@ -108,7 +108,7 @@ def _knn_callback(own: Settings, run: Path): # called after each step; None with
     return knn_callback(own.control, _eval_corpora(own)["gallery"], run / "neighbors.jsonl", own.analysis.knn_checks)
 
 # %% ../../nbs/library/study/01_stages.ipynb #9be5bdac
-def _reuse_release(release: Path, run: Path, wanted: dict, data: dict) -> bool: # True where the run was copied
+def _reuse_release(release: Path, run: Path, wanted: dict, data: dict) -> bool: # True: copied
     "Copy a released encoder with the same settings and data, unless the run has started."
     if run.exists() or not up_to_date(release, wanted, data): return False
     with atomic_write(run) as tmp: shutil.copytree(release, tmp)
@@ -116,7 +116,7 @@ def _reuse_release(release: Path, run: Path, wanted: dict, data: dict) -> bool: 
     return True
 
 # %% ../../nbs/library/study/01_stages.ipynb #426e093a
-def _encoders(out: Path, settings: Settings) -> dict: # title -> (folder, function that loads the encoder)
+def _encoders(out: Path, settings: Settings) -> dict: # title -> (folder, function to load it)
     "Return the trained encoders, then the baselines."
     def load(spec, control): from ccd.encoders.loading import load as l; return l(spec, control)
     c, every = settings.control, runs(settings)
@@ -133,7 +133,7 @@ def _encoder_hash(out: Path, folder: str, settings: Settings) -> str: # hash
     return outputs_hash(out / "train" / folder) if (out / "train" / folder).exists() else content_hash(to_plain_dict(settings.control))
 
 # %% ../../nbs/library/study/01_stages.ipynb #b8f5b760
-def _embed_all(out: Path, settings: Settings, world: dict) -> dict: # folder -> corpus -> hash of the embeddings
+def _embed_all(out: Path, settings: Settings, world: dict) -> dict: # folder -> corpus -> hash
     "Compute the embeddings of every encoder on every corpus."
     done, loaded = {}, None
     for name, (folder, load) in _encoders(out, settings).items():

@@ -120,7 +120,7 @@ OBJECTIVES["factors"] = _PatchLabelObjective
 ORACLE = "taught the factors"
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #5a265108
-def _oracle_dataset(settings: Settings, pictures: int): # a `datasets.Dataset` with a column `factors`
+def _oracle_dataset(settings: Settings, pictures: int): # `datasets.Dataset` with `factors`
     "Return the images of training questions, with the patch labels of each."
     from datasets import Sequence, Value
     side = settings.control.vit.image_size // settings.control.vit.patch_size

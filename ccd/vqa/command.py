@@ -200,7 +200,7 @@ def vlm(
     form: str = "", # answer format, key of `_ANSWER_FORMATS`; by default that of the benchmark
 ) -> Path: # path of the report
     "Train a vision-language model per encoder and compare. Raises `UserError` for unknown names."
-    out, draws = Path(out), 10 * settings.analysis.draws # questions are few, so more resamples are cheap
+    out, draws = Path(out), 10 * settings.analysis.draws # more resamples, since questions are few
     require_own_folder(out / benchmark / "tables")
     cards = {s: encoder_for_vlm(s, settings, v).card for s in dict.fromkeys(encoders)} # raises for a wrong name before any training
     if benchmark != "EmojiVMC": _find_benchmark(benchmark)

@@ -28,7 +28,7 @@ def load_questions(
     pictures: str = "", # source of the images, where they are a separate dataset
     published: bool = False, # True: labels and prompts of Cambrian-1's code
 ) -> _LoadedQuestions:
-    "Load the questions of a benchmark, and list the skipped rows. Raises `UserError` if none is valid."
+    "Load the questions of a benchmark and the skipped rows. Raises `UserError` if none is valid."
     b = _find_benchmark(benchmark)
     named = re.search(r"_(dev|test)\.tsv$", source.lower()) # the split in the file name
     split = split or (named[1] if named else b.split)
@@ -133,7 +133,7 @@ def _tsv(path): # all cells are text, since "None" and "007" can be options
     if "image" not in d.column_names: return d
     shortest = pc.min(pc.utf8_length(d.data.column("image"))).as_py()
     if shortest is None or shortest > 64: return d
-    where = {i: k for k, i in enumerate(d["index"])} # a short cell is the index of the row with the image
+    where = {i: k for k, i in enumerate(d["index"])} # a short cell: index of the row with the image
     whole = lambda x: d[where[x]]["image"] if x in where else x
     return d.map(lambda r: dict(image=whole(r["image"])))
 

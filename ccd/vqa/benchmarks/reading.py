@@ -133,7 +133,7 @@ def _parse_published(
     options: dict, # letter -> text of the option
     rng: random.Random, # random generator of the guess
 ) -> str: # a letter, also where none can be parsed
-    "Return what `parse_multi_choice_response` of lmms-eval and VLMEvalKit returns, with its defects."
+    "Return the letter of lmms-eval's `parse_multi_choice_response`, also in VLMEvalKit."
     text = str(said)
     for mark in ",.!?;:'": text = text.strip(mark)
     text = f" {text} "

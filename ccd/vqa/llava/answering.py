@@ -192,7 +192,7 @@ def _check_how(how, rotations, image):
         raise UserError("rotations=True needs how='letters': the prompt of texts lists no options to rotate")
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #5405a91f
-def _kept(folder, key, make): # of a part: read, or made and written
+def _kept(folder, key, make): # read one part of the results from disk, or compute and write it
     file = Path(folder) / f"{content_hash(key)}.json" if folder else None
     if file and file.exists(): return read_json(file)
     found = make()
@@ -235,7 +235,7 @@ def evaluate(
     questions, # a `datasets.Dataset` with the Questions columns
     name: str = "", # encoder name in the table; by default that of its card
     images: tuple = _IMAGE_CONDITIONS, # image conditions, as `image` of `answer_questions`
-    encoder: Encoder | None = None, # the encoder, where the model was not trained with an encoder name
+    encoder: Encoder | None = None, # the encoder of a model that was trained without an encoder name
     **more, # other arguments of `answer_questions`, such as `benchmark` and `how`
 ) -> pd.DataFrame: # a table with the Answers columns, one encoder name per image condition
     "Answer questions with and without the image, and write `answers.parquet`."

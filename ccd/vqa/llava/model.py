@@ -79,7 +79,7 @@ class Vlm(nn.Module):
     def forward(self, batch, t, pull=None):
         ids, counted = batch["ids"], batch["learnt"][:, 1:]
         h = self.read(ids, batch.get("tokens"), attention_mask=batch["mask"])
-        logits = self.net.lm_head(h[:, :-1][counted]).float() # logits of the tokens that the loss counts
+        logits = self.net.lm_head(h[:, :-1][counted]).float() # logits of counted tokens
         target = ids[:, 1:][counted]
         nll = F.cross_entropy(logits, target, reduction="sum")
         right = (logits.argmax(1) == target).float().mean()

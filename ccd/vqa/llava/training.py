@@ -88,13 +88,13 @@ def _train_stage(
     inputs = inputs | dict(talks=_samples_hash(s))
     if up_to_date(folder, wanted, inputs): return folder
     claim_folder(folder, dict(settings=wanted, inputs=inputs), write=is_main_process())
-    if world_size() > 1 and v.run.sharding == "fsdp": vlm = copy.deepcopy(vlm) # FSDP shards the model in place
+    if world_size() > 1 and v.run.sharding == "fsdp": vlm = copy.deepcopy(vlm) # sharded in place
     for k, p in trained(vlm.requires_grad_(False)).named_parameters(): p.requires_grad_(_FINETUNE_MODES[adapt](k))
     trainer = _VlmTrainer(vlm, _ConversationLoader(s, shelf, vlm, stage, v.seed), stage, v.run)
     done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")
     training_loop(trainer, folder, done, on_step)
     _seal(folder, trainer, trained(vlm), saved, wanted, inputs)
-    if world_size() > 1: torch.distributed.barrier() # wait for the files that the main process writes
+    if world_size() > 1: torch.distributed.barrier() # wait for the files of the main process
     return folder
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #8a9b107a
@@ -108,7 +108,7 @@ def _seal(folder, trainer, module, saved, wanted, inputs):
     from safetensors.torch import save_file
     tied = getattr(getattr(module, "config", None), "tie_word_embeddings", False)
     tensors = _merge_lora({k: full_tensor(x).cpu().contiguous() for k, x in module.state_dict().items()
-                      if not (tied and k == "lm_head.weight")}) # safetensors does not store a shared tensor twice
+                      if not (tied and k == "lm_head.weight")}) # safetensors stores no tensor twice
     if not is_main_process(): return
     with atomic_write(folder / saved) as tmp: save_file(tensors, tmp)
     facts = dict(samples=trainer.c.samples, talks=len(trainer.feed.s), cut=trainer.feed.cut,
@@ -195,7 +195,7 @@ def train_vlm(
     captions: _Conversations | None, # training data of stage 1; None: no stage 1, the projector is trained on the questions alone
     questions: _Conversations, # training data of stage 2
     out, # folder of the model
-    home=None, # folder of image tokens and of a language model from scratch; by default in the cache
+    home=None, # folder of image tokens and a language model from scratch; by default in the cache
     on_step=None, # called with (step, model) after each step
 ) -> Path: # the folder `out`
     "Train a vision-language model, or resume it from its last checkpoint."
@@ -233,7 +233,7 @@ def _fill(net, file): # load the weights of a file, which has no tied head
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #481d2d45
 def load_vlm(
     out, # folder of a trained model
-    encoder: Encoder | None = None, # the encoder, where the model was not trained with an encoder name
+    encoder: Encoder | None = None, # the encoder of a model that was trained without an encoder name
 ) -> Vlm:
     "Load a trained model. Raises `UserError` for unfinished training or a different encoder."
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaConfig

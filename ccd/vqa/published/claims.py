@@ -33,7 +33,7 @@ def difference(
     diff, se = float(w @ (a - b)), float(np.sqrt(w**2 @ (sa**2 + sb**2)))
     r = (se**2 - (diff / Z_95) ** 2) / float(2 * w**2 @ (sa * sb))
     low, high = np.minimum(a, b), np.maximum(a, b)
-    shared = np.minimum(low * (100 - high) / n, sa * sb) # the lower is correct only where the higher is
+    shared = np.minimum(low * (100 - high) / n, sa * sb) # the lower is correct only where the other is
     least = float(np.sqrt(w**2 @ (sa**2 + sb**2 - 2 * shared)))
     return dict(diff=diff, se=se, lo=diff - Z_95 * se, hi=diff + Z_95 * se,
                 p=float(2 * norm.sf(abs(diff) / se)), r=r, least=least)
@@ -158,7 +158,7 @@ def _compare_proportions(
     return dict(n=n, **d, verdict=difference_verdict(d))
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #70bb78ef
-def paper_differences() -> pd.DataFrame: # indexed by measure: CLIP, DINO, and the columns of `difference`
+def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, columns of `difference`
     "Return the paper's CLIP and DINO, where both numbers are known, with sampling error."
     t = load_published_table("accuracy").query("work == 'paper'").dropna(subset="value")
     t = t.pivot(index="measure", columns="encoder", values="value")

@@ -124,7 +124,7 @@ def check_file(
     return _report(str(path), table, of, say, notes)
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #8b10501f
-def _check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # checked rows; printed means that are not reproduced
+def _check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # rows; mismatches
     "Check the tables and the claims of the package, and print the results."
     vqa, own, board = map(load_published_table, ("webssl_vqa", "cambrian_encoders", "vmcbench"))
     apart = mismatches(load_published_table("webssl_summary"), vqa)

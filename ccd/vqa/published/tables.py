@@ -52,7 +52,7 @@ def published_accuracy(
     return shown.fillna("not found")
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #63d9f403
-def original_models_table() -> tuple[pd.DataFrame, list[str]]: # table as text with numbered sources, and the list of sources
+def original_models_table() -> tuple[pd.DataFrame, list[str]]: # text, numbered sources
     "Return the original models beside the controlled ones: `*` is a secondary source."
     t = load_published_table("originals")
     sources = list(t.source.dropna().unique())

@@ -142,7 +142,7 @@ def aggregate(
     at = {l: np.flatnonzero(cells.leaf == l) for ls in categories.values() for l in ls}
     sums = {}
     for leaf, c in at.items():
-        each = cells.inside[c[:1]].eq("macro").any() # a leaf of several cells is the mean of the cells
+        each = cells.inside[c[:1]].eq("macro").any() # a leaf of several cells is their mean
         out["subset", leaf, ""] = (mean[..., c, :].mean(-2) if each and len(c) else
             total[..., c, :].sum(-2) / size[..., c].sum(-1)[..., None] if len(c) else gone)
         sums[leaf] = (total[..., c, :].sum(-2) if len(c) else gone,

@@ -20,7 +20,7 @@ from ..benchmarks.loading import _format_reason_counts, _question_of
 from .answers import _find_rule, _rule_of, _scored
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #e09cd866
-_Log = namedtuple("_Log", "answers skipped") # answers: DataFrame; skipped: DataFrame with file, row, reason
+_Log = namedtuple("_Log", "answers skipped") # DataFrames; skipped: file, row, reason
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #6fd2b836
 def read_log(

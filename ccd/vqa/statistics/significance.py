@@ -73,7 +73,7 @@ _COMPARED = ("level name convention a b score_a score_b difference lo hi p p_hol
             "clusters unanswered subsets missing left_out note").split()
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #e695ca27
-def _tested(t, found): # join both tables; NaN differences have no p-value; Holm's correction per level and average
+def _tested(t, found): # join the tables, and correct p by Holm per level and average
     t = pd.concat([t, found], axis=1)
     t.loc[t.difference.isna(), "p"] = np.nan
     for p in ("p", "p_all"): t[f"{p}_holm"] = t.groupby(t.level + t.convention)[p].transform(holm)
@@ -122,7 +122,7 @@ def _paired_seed_scores(
     return s._replace(values=s.values[:, at], models=order), (n, len(order) - n)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #c721e709
-def _weights(key, s, categories, left_out): # [units] weights that express an average as a sum over units
+def _weights(key, s, categories, left_out): # [units] weights of the units in an average
     _, used = _leaves_of(key, categories, left_out)
     c = s.cells.assign(n=np.bincount(s.cell, minlength=len(s.cells)))
     there = c.leaf.isin(used)
@@ -145,7 +145,7 @@ def _p_value(key, s, runs, categories, left_out, draws):
     return sign_flip(w * x[:, 0], w * x[:, 1], cluster, draws)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #f1e6d786
-def _discordance(key, s, categories, left_out): # number of units that the two encoders score differently
+def _discordance(key, s, categories, left_out): # number of units with different scores
     on = (_weights(key, s, categories, left_out) > 0) & ~np.isnan(s.values).any(1)
     return int((s.values[on, 0] != s.values[on, 1]).sum())
 
