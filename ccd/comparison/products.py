@@ -19,7 +19,7 @@ from .neighbors import _expect_spread
 def _similarity_moments(
     parts, # blocks [m, d] of unit vectors
 ) -> tuple[float, float]: # mean and standard deviation
-    "Of the cosine over all pairs of different rows, exactly, in O(n d^2)."
+    "Return the exact mean and standard deviation of the cosine over all pairs of different rows, in O(n d^2)."
     n, total, gram, own = 0, 0, 0, np.zeros(2)
     for x in parts:
         x = x.astype(np.float64)
@@ -34,14 +34,14 @@ def _similarity_moments(
 _FLOAT64_ROWS = 1024 # rows held in float64 at once
 
 def _float64_rows(e: Embeddings, rows) -> torch.Tensor: # [m, d] float64
-    return torch.from_numpy(scaled(np.array(e.vectors[rows]))).double() # numpy casts halves slowly
+    return torch.from_numpy(scaled(np.array(e.vectors[rows]))).double() # numpy casts float16 slowly
 
 # %% ../../nbs/library/comparison/02_products.ipynb #d6e1adcf
 def _normalized_rows(
     e: Embeddings,
-    rows=slice(None), # of them
+    rows=slice(None), # rows to return
 ) -> torch.Tensor: # [m, d] float64
-    "Rows at length one; a zero vector stays zero. Raises `UserError` for NaN and infinity."
+    "Return L2-normalized rows; a zero vector stays zero. Raises `UserError` for NaN and infinity."
     x = _float64_rows(e, rows)
     length = x.norm(dim=1, keepdim=True)
     bad = ~length.isfinite().numpy().ravel()
@@ -57,10 +57,10 @@ def _name_of(e: Embeddings) -> str: return str(e.card.get("name", "an encoder"))
 # %% ../../nbs/library/comparison/02_products.ipynb #3d5a35e3
 def pair_cosine(
     e: Embeddings,
-    i: np.ndarray, # [m] rows
-    j: np.ndarray, # [m] rows
+    i: np.ndarray, # [m] rows of the first items
+    j: np.ndarray, # [m] rows of the second items
 ) -> np.ndarray: # [m] float64; 0 for a zero vector
-    "Of pairs of rows."
+    "Return the cosine similarity of each pair of rows (i, j)."
     out = np.empty(len(i))
     for s in batched_slices(len(i), _FLOAT64_ROWS):
         x, y = _float64_rows(e, i[s]), _float64_rows(e, j[s])
@@ -69,29 +69,31 @@ def pair_cosine(
     return out
 
 # %% ../../nbs/library/comparison/02_products.ipynb #dbad095c
-_EQUAL = 1e-7 # a deviation of cosines below which float32 tells none from another
+_EQUAL = 1e-7 # standard deviation of cosines below which float32 cannot resolve their differences
 
 # %% ../../nbs/library/comparison/02_products.ipynb #a38ce35c
 @dataclass(frozen=True)
 class _PairMoments:
-    "Of the cosines of two encoders over all pairs of different rows."
+    "Hold the moments of the cosines of two encoders over all pairs of different rows."
     n: int
     mean: tuple[float, float]
     std: tuple[float, float]
-    correlation: float # of the two cosines, pair by pair
-    center: tuple # [d] mean unit vector of each
-    second: torch.Tensor # [D, D] mean of u u', of both vectors end to end
+    correlation: float # Pearson correlation of the two cosines over pairs
+    center: tuple # mean unit vector [d] of each encoder
+    second: torch.Tensor # [D, D] mean of u u', where u concatenates the vectors of both encoders
 
     @property
-    def score_std(self) -> float: # of the difference of the standardised cosines
+    def score_std(self) -> float: # standard deviation of the difference of the standardized cosines
         return float(np.sqrt(max(2 - 2 * self.correlation, 0)))
 
 # %% ../../nbs/library/comparison/02_products.ipynb #04200456
 def pair_moments(
     a: Embeddings,
-    b: Embeddings, # of the same items
+    b: Embeddings, # the second encoder's embeddings of the same items
 ) -> _PairMoments:
-    "Means, deviations and correlation of the cosines, exactly, in O(n d^2)."
+    """Return the exact means, standard deviations and correlation of the cosines of all pairs, in O(n d^2).
+
+    Raises `UserError` where an encoder gives all pairs the same cosine."""
     for e in (a, b): _expect_spread(e)
     n, sums, gram, own = len(a.items), [0, 0], [0, 0, 0], np.zeros(5)
     for s in batched_slices(n, _FLOAT64_ROWS):
@@ -115,15 +117,15 @@ def pair_moments(
 
 # %% ../../nbs/library/comparison/02_products.ipynb #b3d5a354
 class _ScoreGemm:
-    "wa cos_a + wb cos_b + constant of all pairs as one product, and its error."
-    unit = 1.0 # what a tile's 1 stands for
-    space = None # of a tile, used again: a new one each time is slow, and scatters the memory
+    "Compute wa cos_a + wb cos_b + constant of all pairs as one matrix product with an error bound."
+    unit = 1.0 # the score that a tile's value of 1 stands for
+    space = None # buffer of a tile, reused: a new allocation each time is slow and fragments the memory
 
     def __init__(self,
         a: Embeddings, b: Embeddings, m: _PairMoments,
-        weights: tuple[float, float], # wa > 0, wb
+        weights: tuple[float, float], # weights wa > 0 and wb of the two cosines
         constant: float,
-        dtype: torch.dtype, # of the product
+        dtype: torch.dtype, # number type of the matrix product
         where: torch.device,
     ):
         self.a, self.b, self.m, self.weights, self.constant = a, b, m, weights, constant
@@ -132,26 +134,26 @@ class _ScoreGemm:
         self.error = self.fill(dtype)
         self.right, self.sign = self.right.to(where), self.sign.to(where)
 
-    def rows(self, s) -> tuple: # [m, D] centred and weighted, [m] what centring took away
+    def rows(self, s) -> tuple: # [m, D] centered and weighted, [m] the term r that centering subtracts
         x, y = _normalized_rows(self.a, s), _normalized_rows(self.b, s)
         (wa, wb), (ca, cb) = self.weights, self.m.center
         half = float(self.constant - wa * (ca @ ca) - wb * (cb @ cb)) / 2
         r = wa * (x @ ca) + wb * (y @ cb) + half
         return torch.cat([x.sub_(ca).mul_(wa**0.5), y.sub_(cb).mul_(abs(wb) ** 0.5)], 1), r
 
-    def fill(self, dtype) -> float: # bound of the error
+    def fill(self, dtype) -> float: # bound of the error of any score
         n, wide, worst = self.m.n, len(self.sign), {}
         self.right = torch.empty(n, wide + 4, dtype=dtype)
         for s in batched_slices(n, _FLOAT64_ROWS): _fill(self.right[s], *self.rows(s), worst)
         return _bound(worst, wide + 4, 2.0**-53 if dtype == torch.float64 else 2.0**-24)
 
     def left(self, rows: slice) -> torch.Tensor: # [rows, K]
-        "What multiplies `right`: signs turned, the columns of r and of its factor swapped."
+        "Return the left factor for `right`: with signs applied, and the columns of r and of its factor swapped."
         v, wide = self.right[rows], len(self.sign)
         factor, r = v[:, wide:].chunk(2, 1)
         return torch.cat([v[:, :wide] * self.sign, r, factor], 1)
 
-    def tile(self, left: torch.Tensor, columns: slice): # [rows, columns], until the next one
+    def tile(self, left: torch.Tensor, columns: slice): # [rows, columns], valid until the next call
         right = self.right[columns]
         self.space = _space_for(self.space, left, size := len(left) * len(right))
         multiply = torch._int_mm if left.dtype == torch.int8 else torch.mm
@@ -162,7 +164,7 @@ class _ScoreGemm:
         return wa * ca + wb * cb + self.constant
 
 # %% ../../nbs/library/comparison/02_products.ipynb #b21893ef
-def _space_for(space, left, size): # for a product of that size: what there is, if it is enough
+def _space_for(space, left, size): # buffer for a product of that size; the present one if it is large enough
     if space is not None and len(space) >= size: return space
     return torch.empty(size, dtype=torch.int32 if left.dtype == torch.int8 else left.dtype, device=left.device)
 
@@ -175,18 +177,18 @@ def _fill(rows, u, r, worst): # one block; r as a sum of two low-precision numbe
           rest_error=r - rows[:, -2].double() - rows[:, -1].double())
 
 # %% ../../nbs/library/comparison/02_products.ipynb #a842d5f5
-def _note(worst, **what): # the largest so far
+def _note(worst, **what): # keep the running maximum of each quantity
     for k, v in what.items(): worst[k] = max(worst.get(k, 0.0), float(v.abs().max()))
 
 # %% ../../nbs/library/comparison/02_products.ipynb #63655651
-def _bound(w, columns, unit): # of any pair
+def _bound(w, columns, unit): # @eq-bound for any pair, from the largest norms
     rounded, rest = w["size"] + w["error"], w["rest"] + w["rest_error"]
     return (w["error"] * (w["size"] + rounded) + 2 * w["rest_error"]
             + 4 * columns * unit * (rounded**2 + 2 * rest))
 
 # %% ../../nbs/library/comparison/02_products.ipynb #b8ee08dc
 def _make_score_gemm(a, b, m: _PairMoments, dtype, where) -> _ScoreGemm:
-    "The score of a pair: z of A less z of B."
+    "Return the product that computes the score of a pair: z of A minus z of B."
     constant = m.mean[1] / m.std[1] - m.mean[0] / m.std[0]
     kind = _Int8ScoreGemm if dtype == torch.int8 else _ScoreGemm
     return kind(a, b, m, (1 / m.std[0], -1 / m.std[1]), constant, dtype, where)
@@ -194,15 +196,15 @@ def _make_score_gemm(a, b, m: _PairMoments, dtype, where) -> _ScoreGemm:
 # %% ../../nbs/library/comparison/02_products.ipynb #a51c0de2
 def _min_norm_basis(
     m: _PairMoments,
-    weights: tuple[float, float], # of `_ScoreGemm`
-) -> tuple: # T [D, D], its signs [D]; float64
-    "The axes in which the rows of a `_ScoreGemm` are shortest."
+    weights: tuple[float, float], # weights of the two cosines, as in `_ScoreGemm`
+) -> tuple: # T [D, D] and the signs Σ [D] of its axes; float64
+    "Return the basis in which the rows of a `_ScoreGemm` have the smallest mean squared norm (@eq-short)."
     d, wide = len(m.center[0]), len(m.second)
     w, s = torch.ones(2, wide, dtype=torch.float64)
     w[:d], w[d:], s[d:] = weights[0] ** 0.5, abs(weights[1]) ** 0.5, float(np.sign(weights[1]))
     c = torch.cat(m.center)
     gram = w[:, None] * (m.second - torch.outer(c, c)) * w
-    gram.diagonal().add_(1e-6 * gram.trace() / wide) # any L will do, but it needs an inverse
+    gram.diagonal().add_(1e-6 * gram.trace() / wide) # any L is valid, but it must be invertible
     L = torch.linalg.cholesky(gram)
     size, v = torch.linalg.eigh(L.T @ (s[:, None] * L))
     turn = torch.linalg.solve_triangular(L.T, v * size.abs().sqrt(), upper=True)
@@ -215,13 +217,13 @@ def _min_norm_basis(
 
 # %% ../../nbs/library/comparison/02_products.ipynb #e13d7009
 class _Int8ScoreGemm(_ScoreGemm):
-    "A `_ScoreGemm` in whole numbers of 8 bits, on a processor."
+    "Compute a `_ScoreGemm` in 8-bit integers, on a CPU."
     def fill(self, dtype) -> float:
         turn, sign = _min_norm_basis(self.m, self.weights)
         bent = float(((turn * sign) @ turn.T - torch.diag(self.sign.double())).norm())
-        slip, turn = (len(turn) + 9) * 2.0**-24 * float(turn.norm()), turn.float() # of a row of length 1, in float32
+        slip, turn = (len(turn) + 9) * 2.0**-24 * float(turn.norm()), turn.float() # float32 error of a row of norm 1
         u, r = self.rows(np.linspace(0, self.m.n - 1, 4 * _FLOAT64_ROWS).astype(int))
-        step = 1.1 * float((u.float() @ turn).abs().max()) / 127 # what lies beyond is cut, and noted
+        step = 1.1 * float((u.float() @ turn).abs().max()) / 127 # larger values are clamped, and their error enters the bound
         self.unit, self.sign = step**2, sign.to(dtype)
         digits = min(int(1.3 * r.abs().max() / self.unit / 127**2), 62) + 2
         wide, worst = len(sign), {}
@@ -235,7 +237,7 @@ class _Int8ScoreGemm(_ScoreGemm):
         return _bound(worst, wide, 2.0**-50) + bent * worst["length"]**2
 
 # %% ../../nbs/library/comparison/02_products.ipynb #a9f945e0
-def _round(rows, u, slip, r, step, digits, worst): # one block; u is off by slip
+def _round(rows, u, slip, r, step, digits, worst): # quantize one block of rows; slip bounds the error of each row of u
     near = lambda x: x.round().clamp(-127, 127)
     q = near(u / step)
     rows[:, :u.shape[1]], rest = q.to(rows.dtype), (r / step**2).round()
@@ -246,7 +248,7 @@ def _round(rows, u, slip, r, step, digits, worst): # one block; u is off by slip
     _note(worst, size=u.norm(dim=1) + slip, error=(q * step - u).norm(dim=1) + slip, rest=r, rest_error=(lost + rest) * step**2)
 
 # %% ../../nbs/library/comparison/02_products.ipynb #9c5552bc
-def _has_fast_int8() -> bool: # of 8 bits
-    "Does this processor multiply them fast? CCD_PRECISION, where set, asks for others."
+def _has_fast_int8() -> bool: # true where 8-bit products are fast
+    "Return whether this CPU has fast 8-bit products. Return False where CCD_PRECISION is set, which names another type."
     return (device().type == "cpu" and not os.environ.get("CCD_PRECISION")
             and hasattr(torch, "_int_mm") and getattr(torch.cpu, "_is_vnni_supported", bool)())
