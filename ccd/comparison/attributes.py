@@ -27,14 +27,14 @@ _XYZ /= _XYZ.sum(1, keepdims=True) # D65 white is (1, 1, 1)
 def _rgb_to_lab(
     rgb: np.ndarray, # [..., 3] uint8, sRGB
 ) -> np.ndarray: # [..., 3] float32: L 0..100, a, b
-    "CIELAB under D65."
+    "Return the CIELAB colors of sRGB values under illuminant D65."
     t = _LINEAR[rgb] @ _XYZ.T
     f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t * (29 / 6) ** 2 / 3 + 4 / 29)
     x, y, z = np.moveaxis(f, -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #eb7206b5
-_CELLS, _OBJECT, _EDGE = 4, 20.0, 0.05 # cells a side; ΔE; grey levels (0..1) per px
+_CELLS, _OBJECT, _EDGE = 4, 20.0, 0.05 # cells per side; ΔE of an object pixel; gray levels (0..1) per px of an edge
 _ATTRIBUTES = ([f"{p}_{c}" for p in ("mean", "ground", "object") for c in "Lab"]
     + ["ground_uniform", "brightness", "contrast", "saturation", "sharpness", "edge_density"]
     + [f"grey_{k}" for k in range(_CELLS**2)] + [f"edge_{k}" for k in range(_CELLS**2)]
@@ -43,14 +43,14 @@ _ATTRIBUTES = ([f"{p}_{c}" for p in ("mean", "ground", "object") for c in "Lab"]
 # %% ../../nbs/library/comparison/05_attributes.ipynb #8f1ceb27
 def attributes(
     pixels: np.ndarray, # [n, s, s, 3] uint8, s of 8 or more
-) -> pd.DataFrame: # n rows; colours in CIELAB, grey levels in 0..1
-    "Colour, ground, sharpness and layout of each picture."
+) -> pd.DataFrame: # n rows, one column per attribute; colors in CIELAB, gray levels in 0..1
+    "Return color, background, sharpness and layout of each image. Raises `UserError` for pixels of another shape or type."
     pixels = np.asarray(pixels)
     if (pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8
             or min(pixels.shape[1:3]) < 8):
         raise UserError("attributes need pixels [n, s, s, 3] of uint8, s 8 or more; got "
                         f"{list(pixels.shape)} of {pixels.dtype}")
-    step = max(1, 2**20 // (pixels.shape[1] * pixels.shape[2])) # pictures at once
+    step = max(1, 2**20 // (pixels.shape[1] * pixels.shape[2])) # images per batch
     parts = [_attributes(pixels[a:a + step]) for a in range(0, len(pixels), step)]
     return pd.DataFrame(np.concatenate(parts), columns=_ATTRIBUTES)
 
@@ -77,7 +77,7 @@ def _attributes(p):
         _histogram(p)], 1).astype(np.float32)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #ce512cfd
-def _ring(h, w): # the border, a sixteenth of the side wide
+def _ring(h, w): # mask of the border, a sixteenth of the side wide
     m, k = np.ones((h, w), bool), max(1, min(h, w) // 16)
     m[k:-k, k:-k] = False
     return m
@@ -88,27 +88,27 @@ def _laplacian(g):
             - 4 * g[:, 1:-1, 1:-1])
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #22704651
-def _sobel(g): # length of the gradient, grey levels per px
+def _sobel(g): # norm of the gradient, gray levels per px
     down, right = g[:, :-2] + 2 * g[:, 1:-1] + g[:, 2:], g[:, :, :-2] + 2 * g[:, :, 1:-1] + g[:, :, 2:]
     return np.hypot(down[:, :, 2:] - down[:, :, :-2], right[:, 2:] - right[:, :-2]) / 8
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #5c2cfd86
-def _cells(g): # [n, CELLS**2] means; what does not fill a cell is left out
+def _cells(g): # [n, CELLS**2] means of cells; rows and columns beyond the last whole cell are left out
     n, h, w = len(g), *(s // _CELLS for s in g.shape[1:])
     return g[:, :h * _CELLS, :w * _CELLS].reshape(n, _CELLS, h, _CELLS, w).mean((2, 4)).reshape(n, -1)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #be50328e
-def _histogram(p): # [n, 64] shares
+def _histogram(p): # [n, 64] fractions
     q = (p >> 6).reshape(len(p), -1, 3).astype(np.int64)
     at = (q @ np.array([16, 4, 1])) + 64 * np.arange(len(p))[:, None]
     return np.bincount(at.ravel(), minlength=64 * len(p)).reshape(-1, 64) / q.shape[1]
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #78f1a0ed
 def _corpus_attributes(
-    corpus, # images
-    size: int = 64, # px at which they are looked at
-) -> pd.DataFrame: # item_id and the attributes
-    "The attributes of every picture of a corpus."
+    corpus, # corpus of images
+    size: int = 64, # px to which images are resized
+) -> pd.DataFrame: # item_id and one column per attribute
+    "Return the attributes of every image of a corpus."
     pixels, n = ImageDecoder(corpus, size), len(corpus)
     found = np.empty((n, len(_ATTRIBUTES)), np.float32)
     with Progress("attributes", n) as bar:
@@ -128,12 +128,14 @@ _DISTANCES = tuple(_VECTORS)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #6a77baca
 def attribute_distances(
-    attributes: pd.DataFrame, # [n] rows
-    i: np.ndarray, # [p] rows of the first pictures
-    j: np.ndarray, # [p] and of the second
-    which: tuple = _DISTANCES,
-) -> pd.DataFrame: # [p] rows
-    "How far apart the two pictures of each pair are, in each attribute."
+    attributes: pd.DataFrame, # [n] rows, from `attributes`
+    i: np.ndarray, # [p] rows of the first images
+    j: np.ndarray, # [p] rows of the second images
+    which: tuple = _DISTANCES, # names of the distances to compute
+) -> pd.DataFrame: # [p] rows, one column per distance
+    """Return the distance of the two images of each pair in each attribute.
+
+    Source: histogram intersection of Swain and Ballard (1991)."""
     out = {}
     for name in which:
         v = attributes[_VECTORS[name]].values
