@@ -22,7 +22,7 @@ def _stratified_pairs(
     strata: tuple = (), # columns that define the strata, in order; missing values never agree
     seed: int = 0,
 ) -> pd.DataFrame: # i < j, stratum, weight: 1 / inclusion probability
-    """Return pairs of different images, stratified by the first factor on which they agree (@eq-strata).
+    """Return pairs of different images, stratified by the first factor on which they agree.
 
     Raises `UserError` for fewer than three different images."""
     rows = (np.nonzero(~items.pixel_hash.duplicated().values)[0]

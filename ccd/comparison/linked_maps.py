@@ -16,7 +16,7 @@ from ..runs import Progress
 from ..report.tables import label_text, page_file
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #35b1865d
-_MISSING = 65535 # marks a missing value or neighbour; rows are uint16
+_MISSING = 65535 # marks a missing value or neighbor; rows are uint16
 _MAX_IMAGES = 20_000 # maximum number of images on one page
 _NEAREST = 10 # number of neighbors shown
 

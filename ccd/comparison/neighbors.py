@@ -177,7 +177,7 @@ def _chance_purity(
     label: np.ndarray, # [n] labels; None or NaN where there is none
     apart: np.ndarray, # [n] group of each row; rows of one group are never neighbors
 ) -> np.ndarray: # [n] expected purity of random neighbors; NaN for a row without a label
-    "Return the exact chance level of purity, for neighbors sampled among the rows of other groups (@eq-purity-chance)."
+    "Return the exact chance level of purity, for neighbors sampled among the rows of other groups."
     code, group = (pd.factorize(np.asarray(v, object))[0] for v in (label, apart))
     both = np.where(code >= 0, group * (code.max() + 1) + code, -1) # one code for each combination of group and label
     size, same, own = (np.unique(v, return_inverse=True, return_counts=True)[1:] for v in (group, code, both))
@@ -250,7 +250,7 @@ def _expect_spread(e: Embeddings):
 class _HsicSums:
     """Hold the sums over rows from which HSIC of two sets of vectors is computed; sums of blocks add up.
 
-    Source: Song et al. (2012), @eq-hsic."""
+    Source: Song et al. (2012)."""
     def __init__(self, x: np.ndarray, y: np.ndarray): # [m, d], [m, e] float64
         a, b = (x**2).sum(1), (y**2).sum(1)
         self.parts = [np.array(float(len(x))), x.T @ y, x.sum(0), y.sum(0),

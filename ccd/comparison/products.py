@@ -181,7 +181,7 @@ def _note(worst, **what): # keep the running maximum of each quantity
     for k, v in what.items(): worst[k] = max(worst.get(k, 0.0), float(v.abs().max()))
 
 # %% ../../nbs/library/comparison/02_products.ipynb #63655651
-def _bound(w, columns, unit): # @eq-bound for any pair, from the largest norms
+def _bound(w, columns, unit): # error bound of any pair, from the largest norms
     rounded, rest = w["size"] + w["error"], w["rest"] + w["rest_error"]
     return (w["error"] * (w["size"] + rounded) + 2 * w["rest_error"]
             + 4 * columns * unit * (rounded**2 + 2 * rest))
@@ -198,7 +198,7 @@ def _min_norm_basis(
     m: _PairMoments,
     weights: tuple[float, float], # weights of the two cosines, as in `_ScoreGemm`
 ) -> tuple: # T [D, D] and the signs Σ [D] of its axes; float64
-    "Return the basis in which the rows of a `_ScoreGemm` have the smallest mean squared norm (@eq-short)."
+    "Return the basis in which the rows of a `_ScoreGemm` have the smallest mean squared norm."
     d, wide = len(m.center[0]), len(m.second)
     w, s = torch.ones(2, wide, dtype=torch.float64)
     w[:d], w[d:], s[d:] = weights[0] ** 0.5, abs(weights[1]) ** 0.5, float(np.sign(weights[1]))

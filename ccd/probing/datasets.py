@@ -205,7 +205,7 @@ def _parquet(where): # split -> files
     return {s: f"{where}/{s}/*.parquet" for s in ("train", "validation")}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #5ee4839b
-def _no_hub(a, e): # error text that tells the user what to do
+def _no_hub(a, e): # error text with advice for the user
     said, page = str(e), "/".join(re.findall(r"[\w.-]+", a.where.removeprefix("hf:"))[:2])
     if re.search(r"gated|\b40[13]\b", said, re.I):
         return (f"{a.name} is gated: accept its terms at https://huggingface.co/datasets/{page}, "

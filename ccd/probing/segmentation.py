@@ -48,7 +48,7 @@ def _fit_heads(
     cells: int = 2, # cells along one side of a patch
     iterations: int = 200, # maximum number of iterations per L2 strength
 ) -> list[_LinearHead]: # one head per L2 strength
-    "Return the heads that minimize the L2-penalized cross-entropy over pixels (@eq-head)."
+    "Return the heads that minimize the L2-penalized cross-entropy over pixels."
     read, share, mean, axes, spread = _moments(data, cells)
     v = torch.zeros(len(mean) + 1, data.classes, device=device(), requires_grad=True)
     start, heads, steps = v.detach().clone(), [], 0
@@ -162,7 +162,7 @@ class Segmentation:
 def miou(
     counts: np.ndarray, # [..., 3, classes] pixels: hits, truth, predicted
 ) -> np.ndarray: # [...] mIoU in 0..1
-    "Return the mean intersection over union of the classes that occur (@eq-iou)."
+    "Return the mean intersection over union of the classes that occur."
     return np.nanmean(_iou(counts), -1)
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #c5c5c883

@@ -135,7 +135,7 @@ def _expected_topk_hit(
     wrong: np.ndarray, # [n] number of wrong results tied with the best correct one
     right: np.ndarray, # [n] number of correct results tied with the best one, itself included
 ) -> np.ndarray: # [n] probability in 0..1
-    "Return the probability of a correct result among the first k, with ties broken at random (@eq-lot)."
+    "Return the probability of a correct result among the first k, with ties broken at random."
     from scipy.special import gammaln
     left = np.clip(k - nearer, 0, wrong + right) # places left for tied results
     log_choose = lambda n: gammaln(n + 1) - gammaln(np.maximum(n - left, 0) + 1)
