@@ -27,6 +27,7 @@ def _open_images(
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #fa353b2f
 def open_source(source, settings): # the corpus, and the images that could not be opened
+    "Open images by name, and list those that could not be opened."
     from ccd.data.emoji.scenes import scenes, single_drawings, word_images
     from ccd.data.images import LoadResult, load_hf_dataset
     from ccd.data.shards import load_shards
@@ -83,6 +84,7 @@ class EncoderPair:
     def items(self) -> pd.DataFrame: return self.two[0].items
 
     def picture(self, row: int, size: int = 96): # a square PIL image
+        "Return the center crop of the image of a row."
         from PIL import Image
         from ccd.data.corpora import center_crop
         return Image.fromarray(center_crop(self.corpus[int(row)]["image"].convert("RGB"), size))
@@ -131,6 +133,7 @@ def shared_init_spec(a: str, b: str) -> str: # `first:NAME`; "" where A and B ar
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #19b4e609
 def load_encoder(spec, settings): # by name, or the random initialization of a run by `first:NAME`
+    "Load an encoder by name, or the random initialization of a run. Raises `UserError` for an unknown name."
     from ccd.encoders.names import parse_encoder_spec
     from ccd.encoders.trained import find_release
     from ccd.encoders.loading import load
@@ -143,7 +146,8 @@ def load_encoder(spec, settings): # by name, or the random initialization of a r
     return load(f"random:{control.seed}" + f"#{said}" * bool(said), control)
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #6d8af907
-def check_known(spec, settings): # raise for an unknown name; nothing is downloaded
+def check_known(spec, settings):
+    "Raise `UserError` for an unknown name of an encoder; nothing is downloaded."
     from ccd.encoders.names import PUBLISHED, parse_encoder_spec
     if not spec: return
     if spec.startswith("npy:"): # before the folder is claimed for it

@@ -268,12 +268,14 @@ class LinearProbe:
     path: pd.DataFrame # settings that were tried, one row each; `chosen` marks the selected one
 
     def logits(self, x) -> np.ndarray: # [n, c] float32
+        "Return the logits of features x [n, d]."
         found = [b.cpu().numpy() for b in self._blocks(x)]
         return np.concatenate(found or [np.empty((0, len(self.classes)), np.float32)])
 
     def predict(self, x,
         among=None, # classes that may be predicted; None: all
     ) -> np.ndarray: # [n] labels
+        "Return the predicted labels of features x [n, d]. Raises `UserError` where no class of `among` was in train."
         may = np.ones(len(self.classes), bool) if among is None else np.isin(self.classes, among)
         if not may.any():
             raise UserError(f"none of the {len(among)} classes to answer among was in train: "

@@ -236,6 +236,7 @@ def save_segmentation(s: Segmentation, folder: Path):
 
 # %% ../../nbs/library/probing/08_tables.ipynb #2d2fded8
 def read_segmentation(folder: Path) -> Segmentation:
+    "Read the files that `save_segmentation` writes."
     with np.load(Path(folder) / "counts.npz") as z: s = Segmentation(list(z["classes"]), z["counts"], z["confusion"], z["cluster"])
     return replace(s, path=load_table(p)) if (p := Path(folder) / "path.csv").exists() else s
 
@@ -324,6 +325,7 @@ def _zero_shot_rows(
 
 # %% ../../nbs/library/probing/08_tables.ipynb #58a4cc2e
 def slug(name: str) -> str: # part of a path
+    "Return a name as a valid part of a path, with a hash where characters were replaced."
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
     return plain if plain == name and len(plain) <= 80 else f"{plain[-60:]}-{content_hash(name, 6)}"
 

@@ -33,6 +33,7 @@ class _Subset:
 # %% ../../nbs/library/probing/04_tasks.ipynb #31d07976
 @dataclass
 class Fold:
+    "Hold the training, validation and test rows of one fold."
     train: _Subset | None # training rows; None in a robustness set
     val: _Subset | None # validation rows, in the corpus of the training rows; None in a robustness set
     test: _Subset # test rows
