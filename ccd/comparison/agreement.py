@@ -132,7 +132,8 @@ def _group_permutations(
     seed: int = 0,
     rows=slice(None), # rows to return
 ) -> np.ndarray: # [draws, rows] the row whose label each row receives
-    "Return permutations of whole families, so that rows of one family receive labels that belong together."
+    """Return permutations of whole families, so that rows of one family receive labels that
+    belong together."""
     order = np.argsort(family, kind="stable")
     start = np.flatnonzero(np.r_[True, family[order][1:] != family[order][:-1]])
     size, rng, out = np.diff(np.r_[start, len(order)]), np.random.default_rng(seed), []
@@ -213,7 +214,8 @@ def compare_to_seed_noise(
     references: dict[str, pd.DataFrame], # encoder -> pairs from `mine_pairs` of two seeds of that encoder
     names: tuple[str, str] = ("a", "b"), # names of encoders A and B
 ) -> pd.DataFrame: # similar_for (A or B), rank, score in σ, and a column `TWO_SEEDS` for each reference
-    "Return the score at each rank, beside the score of two seeds of an encoder at that rank, in the direction with the larger one."
+    """Return the score at each rank, beside the score of two seeds of an encoder at that rank,
+    in the direction with the larger one."""
     side = lambda t, d: t[t.direction == d].set_index("rank").score.abs()
     further = lambda t: pd.concat([side(t, "a"), side(t, "b")], axis=1).max(axis=1)
     columns = {TWO_SEEDS + n: further(t) for n, t in references.items()}

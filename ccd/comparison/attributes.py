@@ -44,7 +44,9 @@ _ATTRIBUTES = ([f"{p}_{c}" for p in ("mean", "ground", "object") for c in "Lab"]
 def attributes(
     pixels: np.ndarray, # [n, s, s, 3] uint8, s of 8 or more
 ) -> pd.DataFrame: # n rows, one column per attribute; colors in CIELAB, gray levels in 0..1
-    "Return color, background, sharpness and layout of each image. Raises `UserError` for pixels of another shape or type."
+    """Return color, background, sharpness and layout of each image.
+
+    Raises `UserError` for pixels of another shape or type."""
     pixels = np.asarray(pixels)
     if (pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != np.uint8
             or min(pixels.shape[1:3]) < 8):

@@ -112,7 +112,8 @@ def _pair_design_matrix(
     factors: tuple = _FACTOR_GROUPS, # groups of columns, finest first
     nearness: tuple = _DISTANCE_TERMS, # attribute distances to include, from `_DISTANCES`
 ) -> tuple[pd.DataFrame, dict]: # [p, terms] the design matrix; group -> its terms
-    "Return the design matrix of pairs: exclusive matches, presence, and nearness in standard deviations over all pairs."
+    """Return the design matrix of pairs: exclusive matches, presence, and nearness in standard
+    deviations over all pairs."""
     i, j, x, group = sample.i.values, sample.j.values, {}, {}
     for names in factors:
         before = np.zeros(len(i), bool)
@@ -156,7 +157,8 @@ def _weighted_ols(
     draws: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
 ) -> tuple[dict, dict]: # estimates of slope, unique and r2; their bootstrap resamples
-    "Return weighted least squares of each column of y: slope [k, e], unique R² [groups, e], R² [e]."
+    """Return weighted least squares of each column of y: slope [k, e], unique R² [groups, e], R²
+    [e]."""
     w = np.ones(len(x)) if weight is None else weight / np.mean(weight)
     center = x.mean(0), y.mean(0) # centering avoids a loss of precision
     z = np.column_stack([np.ones(len(x)), x - center[0], y - center[1]])
@@ -204,7 +206,8 @@ def _collinearity(
     x: np.ndarray, # [p, k] terms, none of them constant
     weight: np.ndarray | None = None, # [p] weights of the pairs
 ) -> tuple[np.ndarray, np.ndarray]: # [k] strongest correlation with another term; [k] variance inflation factor
-    "Return each term's strongest correlation with another term, and its variance inflation factor 1 / (1 - R²)."
+    """Return each term's strongest correlation with another term, and its variance inflation
+    factor 1 / (1 - R²)."""
     r = _correlation(x, weight)
     other = np.where(np.eye(len(r), dtype=bool), 0, r)
     strongest = other[np.arange(len(r)), np.abs(other).argmax(1)] if len(r) else np.empty(0)
@@ -425,7 +428,8 @@ def _values(items, attributes, both, factors, nearness):
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #f6a53549
 def _compare(v, mined, bins, i, j, draws, seed):
-    "Return the mean of the mined pairs, and of the baseline pairs with bins weighted as in the mined pairs."
+    """Return the mean of the mined pairs, and of the baseline pairs with bins weighted as in the
+    mined pairs."""
     ok = ~np.isnan(v)
     if not (ok & mined).any(): return None
     bins, at = np.unique(bins[ok], return_inverse=True)

@@ -27,7 +27,9 @@ def _subsample_rows(
     limit: int = _MAX_IMAGES, # maximum number of rows
     seed: int = 0,
 ) -> np.ndarray: # sorted rows
-    "Return all rows, or a random sample of `limit` rows that includes the wanted ones. Raises `UserError` for too many wanted rows."
+    """Return all rows, or a random sample of `limit` rows that includes the wanted ones.
+
+    Raises `UserError` for too many wanted rows."""
     wanted = np.unique(np.asarray(wanted, int))
     if len(wanted) > limit:
         raise UserError(f"the pairs name {len(wanted):,} pictures and a page holds "
@@ -42,7 +44,8 @@ def _base64(x): return base64.b64encode(np.ascontiguousarray(x).tobytes()).decod
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #e04be80f
 def _links(rows, neighbors, similarities):
-    "Return neighbors among the shown rows and their cosines for both encoders, in the format of the page."
+    """Return neighbors among the shown rows and their cosines for both encoders, in the format
+    of the page."""
     place = np.full(max(rows.max(), *(v.max() for v in neighbors.values())) + 1, _MISSING)
     place[rows] = np.arange(len(rows))
     near, cosine = [], []
@@ -227,7 +230,9 @@ def write_linked_maps(
     limit: int = _MAX_IMAGES, # maximum number of images
     seed: int = 0, # seed of the sample of images where there are more than `limit`
 ) -> Path:
-    "Write both maps, linked, as one self-contained page. Raises `UserError` if it cannot fit the budget."
+    """Write both maps, linked, as one self-contained page.
+
+    Raises `UserError` if it cannot fit the budget."""
     _check(maps, items, neighbors, similarities, pairs, factors, colors)
     if not 0 < limit < _MISSING: raise UserError(f"a page holds 1 to {_MISSING - 1:,} pictures; got a limit of {limit:,}")
     neighbors = {m: np.asarray(neighbors[m]) for m in maps}

@@ -28,7 +28,9 @@ def nearest_neighbors(
     index: str = "flat", # `flat` is exact; `ivf` and `hnsw` are approximate, for millions of rows
     known: np.ndarray | None = None, # [n, K] neighbors found without `apart`; reused for rows where k of them are in other groups
 ) -> np.ndarray: # [n, k] rows, nearest first, never the row itself
-    "Return the nearest neighbors by cosine similarity. Raises `UserError` for an unknown index, and where a row has fewer than k."
+    """Return the nearest neighbors by cosine similarity.
+
+    Raises `UserError` for an unknown index, and where a row has fewer than k."""
     n = len(e.items)
     if index not in _INDEXES:
         raise UserError(f"unknown index {index!r}: expected one of {', '.join(_INDEXES)}")
@@ -142,7 +144,8 @@ def overlap_curve(
     permutations: int = 200, # number of permutations of the null
     seed: int = 0,
 ) -> pd.DataFrame: # k, overlap, lo, hi, chance, null_hi, p
-    "Return mutual k-NN for several k, with a confidence interval and a permutation null (on at most 20,000 rows)."
+    """Return mutual k-NN for several k, with a confidence interval and a permutation null (on at
+    most 20,000 rows)."""
     rng, rows, n = np.random.default_rng(seed), [], len(a)
     for k in (k for k in ks if k <= a.shape[1]):
         shared = mutual_knn(a[:, :k], b[:, :k])
@@ -193,7 +196,9 @@ def neighbor_table(
     apart: str = "family", # column of groups; neighbors of the same group are excluded
     known: dict | None = None, # name -> result of `nearest_neighbors` without `apart`, reused to shorten the search
 ) -> pd.DataFrame: # encoder, label, purity, lo, hi, chance, k
-    "Return neighbor purity of every encoder and label, with its chance level. Labels that no neighbor can share are left out."
+    """Return neighbor purity of every encoder and label, with its chance level.
+
+    Labels that no neighbor can share are left out."""
     rows = []
     for name, e in encoders.items():
         group = e.items.item_id
@@ -355,7 +360,9 @@ def aligned_umap(
     n_neighbors: int = 15, # size of the neighborhood of UMAP
     tie: float = 0.01, # alignment strength: how strongly an image is held at its position in the other map
 ) -> list[np.ndarray]: # two maps, [n, 2] each
-    "Return two aligned UMAP maps by cosine distance (AlignedUMAP). Raises `UserError` for fewer than five items."
+    """Return two aligned UMAP maps by cosine distance (AlignedUMAP).
+
+    Raises `UserError` for fewer than five items."""
     with _umap(len(a.items), n_neighbors) as (umap, k):
         both = umap.AlignedUMAP(n_neighbors=k, metric="cosine", random_state=seed, alignment_regularisation=tie)
         return [np.asarray(m, np.float32) for m in both.fit_transform(

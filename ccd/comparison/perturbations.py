@@ -50,14 +50,16 @@ def _darken(image, factor, rng=None):
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #9f927406
 def _gaussian_blur(image, sigma, rng=None):
-    "Return the image after Gaussian blur; `sigma` is a fraction of the shorter side, the border is mirrored."
+    """Return the image after Gaussian blur; `sigma` is a fraction of the shorter side, the
+    border is mirrored."""
     from scipy.ndimage import gaussian_filter
     s = sigma * min(image.shape[:2])
     return _bytes(gaussian_filter(image.astype(float), (s, s, 0), mode="reflect"))
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #512e3ec1
 def _add_texture(image, amplitude, rng):
-    "Return the image plus a grating of 16 waves per side, in a random direction, equal in all channels."
+    """Return the image plus a grating of 16 waves per side, in a random direction, equal in all
+    channels."""
     h, w = image.shape[:2]
     y, x = np.mgrid[:h, :w] / min(h, w)
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
@@ -84,7 +86,8 @@ def _rotate(image, degrees, rng=None):
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #7d1b28e1
 def _overlay_word(image, height, rng):
-    "Return the image with a held-out word across the lower edge; `height` is a fraction of the image height."
+    """Return the image with a held-out word across the lower edge; `height` is a fraction of the
+    image height."""
     h, w = image.shape[:2]
     canvas, top, m = image.astype(float), int(h * (1 - height)), max(1, h // 32)
     ink = text_color_for(canvas[top:], rng)
@@ -315,7 +318,8 @@ def _unit_vectors(encoder, pictures): # [n, d] float32
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #20e79a89
 def _drops(encoders, unit, before, after, items, name, strength, skipped, draws, seed):
-    "Return rows of the result: each encoder, then each difference of two encoders, from the same bootstrap resamples."
+    """Return rows of the result: each encoder, then each difference of two encoders, from the
+    same bootstrap resamples."""
     row = dict(intervention=name, strength=strength, n=len(items), skipped=skipped)
     names, node = list(encoders), _nodes(items)
     if not len(items): return [dict(encoder=e, **row, families=0) for e in names]

@@ -19,7 +19,8 @@ from .neighbors import _expect_spread
 def _similarity_moments(
     parts, # blocks [m, d] of unit vectors
 ) -> tuple[float, float]: # mean and standard deviation
-    "Return the exact mean and standard deviation of the cosine over all pairs of different rows, in O(n d^2)."
+    """Return the exact mean and standard deviation of the cosine over all pairs of different
+    rows, in O(n d^2)."""
     n, total, gram, own = 0, 0, 0, np.zeros(2)
     for x in parts:
         x = x.astype(np.float64)
@@ -148,7 +149,8 @@ class _ScoreGemm:
         return _bound(worst, wide + 4, 2.0**-53 if dtype == torch.float64 else 2.0**-24)
 
     def left(self, rows: slice) -> torch.Tensor: # [rows, K]
-        "Return the left factor for `right`: with signs applied, and the columns of r and of its factor swapped."
+        """Return the left factor for `right`: with signs applied, and the columns of r and of
+        its factor swapped."""
         v, wide = self.right[rows], len(self.sign)
         factor, r = v[:, wide:].chunk(2, 1)
         return torch.cat([v[:, :wide] * self.sign, r, factor], 1)
@@ -249,6 +251,8 @@ def _round(rows, u, slip, r, step, digits, worst): # quantize one block of rows;
 
 # %% ../../nbs/library/comparison/02_products.ipynb #9c5552bc
 def _has_fast_int8() -> bool: # true where 8-bit products are fast
-    "Return whether this CPU has fast 8-bit products. Return False where CCD_PRECISION is set, which names another type."
+    """Return whether this CPU has fast 8-bit products.
+
+    Return False where CCD_PRECISION is set, which names another type."""
     return (device().type == "cpu" and not os.environ.get("CCD_PRECISION")
             and hasattr(torch, "_int_mm") and getattr(torch.cpu, "_is_vnni_supported", bool)())

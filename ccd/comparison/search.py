@@ -66,7 +66,8 @@ class _TopPairs:
         if self.fresh > self.room: self.settle()
 
     def settle(self, last: bool = False):
-        "Score the most promising candidates exactly and raise the threshold; score all that can reach it if `last`."
+        """Score the most promising candidates exactly and raise the threshold; score all that
+        can reach it if `last`."""
         if not self.waiting: return
         i, j, about = (np.concatenate(w) for w in zip(*self.waiting))
         at_most = about + self.product.error + _BF16_HALF_ULP * abs(about)
@@ -219,7 +220,8 @@ def _cheapest_score_gemm(a, b, m: _PairMoments) -> _ScoreGemm:
 
 # %% ../../nbs/library/comparison/03_search.ipynb #1fad6e7b
 def _limit(found, per_image, k, group):
-    "Return the positions of the best `k` pairs with a score above 0 and no group in more than `per_image` pairs."
+    """Return the positions of the best `k` pairs with a score above 0 and no group in more than
+    `per_image` pairs."""
     used, kept = {}, []
     for p, (i, j) in enumerate(zip(group[found.i].tolist(), group[found.j].tolist())):
         if found.score[p] <= 0: break
@@ -240,7 +242,8 @@ def _table(i, j, direction, a, b, m):
 
 # %% ../../nbs/library/comparison/03_search.ipynb #743f5476
 class _RankScores:
-    "Score pairs by `F_a(cos_a) - F_b(cos_b)`, with F the cumulative distribution of an encoder's cosines."
+    """Score pairs by `F_a(cos_a) - F_b(cos_b)`, with F the cumulative distribution of an
+    encoder's cosines."""
     unit = 1.0
 
     def __init__(self,
@@ -275,7 +278,8 @@ class _RankScores:
 
 # %% ../../nbs/library/comparison/03_search.ipynb #9fa97e83
 def _ecdf(known: np.ndarray, s: np.ndarray) -> np.ndarray: # [m] in 0..1
-    "Return the fraction of the sorted values `known` that are below each s; equal values count half."
+    """Return the fraction of the sorted values `known` that are below each s; equal values count
+    half."""
     below, upto = (np.searchsorted(known, s, side) for side in ("left", "right"))
     return (below + upto) / (2 * len(known))
 
@@ -302,7 +306,8 @@ def search_faiss(
     probes: int = 16, # number of lists searched per query (`nprobe`); all lists: exhaustive
     partners: int = 64, # best partners kept per row
 ) -> list[_TopPairs]: # one for the direction of A, one for the direction of B
-    "Return approximately the best `room` pairs of each direction, found by an inverted file index (IVF) of faiss."
+    """Return approximately the best `room` pairs of each direction, found by an inverted file
+    index (IVF) of faiss."""
     import faiss
     n, wide = product.right.shape
     cells = min(cells or int(4 * n**0.5), n // 4 or 1)

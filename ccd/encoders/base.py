@@ -42,7 +42,8 @@ class EncoderCard:
 
 # %% ../../nbs/library/encoders/01_base.ipynb #68f12ef7
 class Encoder:
-    "Compute the features of a frozen encoder, documented by a card; `fit` is its image preprocessing."
+    """Compute the features of a frozen encoder, documented by a card; `fit` is its image
+    preprocessing."""
     def __init__(self, card: EncoderCard, features, fit=None, taps=Features._fields):
         self.card, self._features, self.fit, self.taps = card, features, fit, taps
 
@@ -66,7 +67,9 @@ class Encoder:
         return torch.cat([getattr(f, t) for t in self.card.tap.split("+")], 1).float()
 
     def tapped(self, tap: str) -> "Encoder":
-        "Return the same encoder with another feature. Raises `UserError` for a feature it does not have."
+        """Return the same encoder with another feature.
+
+        Raises `UserError` for a feature it does not have."""
         for t in tap.split("+"):
             if t not in Features._fields:
                 raise UserError(f"unknown tap {t!r}: "
@@ -142,7 +145,9 @@ def make_encoder(
     tap: FeatureSpec = FeatureSpec(), # feature to return
     fit=None, # image preprocessing, such as an `ImageTransform`
 ) -> Encoder:
-    "Return a network as an encoder with a feature. Raises `UserError` where it does not have that feature."
+    """Return a network as an encoder with a feature.
+
+    Raises `UserError` where it does not have that feature."""
     depth = 0 if a.blocks is None else len(a.blocks)
     last, k = tap.layer in (-1, depth), tap.layer if tap.layer > 0 else depth + 1 + tap.layer
     if not last and not 1 <= k <= depth:

@@ -27,7 +27,9 @@ def color_histogram(
     bins: int = 8, # bins per channel
     size: int = 64, # input size at which colors are counted, px
 ) -> Encoder:
-    "Return the color baseline: the square-rooted joint color histogram of an image. Raises `UserError` for bins outside 1 to 32."
+    """Return the color baseline: the square-rooted joint color histogram of an image.
+
+    Raises `UserError` for bins outside 1 to 32."""
     if not 1 <= bins <= 32:
         raise UserError(f"colors:{bins}: expected 1 to 32 bins per channel, "
                         f"which makes vectors of {bins}^3 numbers")

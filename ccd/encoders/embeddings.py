@@ -27,7 +27,8 @@ def batched_slices(n: int, size: int = _BLOCK):
 def scaled(
     x: np.ndarray, # [m, d] vectors
 ) -> np.ndarray: # [m, d] vectors with the same directions
-    "Return the rows, those whose squares would underflow or overflow (such as 1e-200) divided by their largest value."
+    """Return the rows, those whose squares would underflow or overflow (such as 1e-200) divided
+    by their largest value."""
     if x.dtype.itemsize < 4: return x # float16 can do neither
     most = np.abs(x).max(1, keepdims=True, initial=0)
     far = (most > 0) & np.isfinite(most) & ((most < 1e-9) | (most > 1e15))
@@ -85,7 +86,8 @@ def _flattened(
     items: pd.DataFrame, # table of items
     file, # file of the table, for the warning
 ) -> pd.DataFrame:
-    "Return items with one value per cell: a list becomes one string, a mapping its JSON. Warns of such columns."
+    """Return items with one value per cell: a list becomes one string, a mapping its JSON. Warns
+    of such columns."""
     for c in [c for c in items if items[c].dtype == object]:
         if not set(map(type, items[c])) & {list, tuple, np.ndarray, dict}: continue
         items = items.assign(**{c: [_one_value(v) for v in items[c]]})
@@ -109,7 +111,8 @@ def load_embeddings(folder) -> Embeddings:
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #58047b20
 def _allocate(path, dtype, shape):
-    "Return a new memory map whose disk space is allocated at once, so that a full disk is an error, not a crash."
+    """Return a new memory map whose disk space is allocated at once, so that a full disk is an
+    error, not a crash."""
     out = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
         with open(path, "rb+") as f:

@@ -54,7 +54,9 @@ def embed_images(
     corpus=None, # the images, if they are open; None: open them
     **how, # more arguments of `ccd.encoders.extraction.embed`
 ): # Embeddings
-    "Return the embeddings of images by an encoder, extracted to disk. Raises `UserError` for unknown names."
+    """Return the embeddings of images by an encoder, extracted to disk.
+
+    Raises `UserError` for unknown names."""
     from ccd.encoders.embeddings import load_embeddings
     from ccd.encoders.extraction import embed
     e = load_encoder(encoder, settings)
@@ -67,7 +69,8 @@ def embed_images(
 # %% ../../nbs/library/encoders/09_inputs.ipynb #6c001e7a
 @dataclass
 class EncoderPair:
-    "Hold the embeddings of two encoders and of those beside them, with the same items in the same rows."
+    """Hold the embeddings of two encoders and of those beside them, with the same items in the
+    same rows."""
     names: tuple[str, str] # names of A and B
     vectors: dict # name -> Embeddings
     specs: dict # name -> spec with which the encoder is loaded
@@ -100,7 +103,9 @@ def embed_pair(
     beside: tuple = ("pixels:16",), # names of more encoders for reference
     **how, # more arguments of `ccd.encoders.extraction.embed`
 ) -> EncoderPair:
-    "Embed the same images with all encoders, and keep the items that all of them have. Raises `UserError` where there are none."
+    """Embed the same images with all encoders, and keep the items that all of them have.
+
+    Raises `UserError` where there are none."""
     wanted = dict(a=a, b=b) | {f"reference_{k}": s for k, s in (("a", reference_a), ("b", reference_b)) if s}
     if start := shared_init_spec(a, b): beside = (*beside, start)
     wanted |= {f"beside_{k}": s for k, s in enumerate(beside)}
@@ -133,7 +138,9 @@ def shared_init_spec(a: str, b: str) -> str: # `first:NAME`; "" where A and B ar
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #19b4e609
 def load_encoder(spec, settings): # by name, or the random initialization of a run by `first:NAME`
-    "Load an encoder by name, or the random initialization of a run. Raises `UserError` for an unknown name."
+    """Load an encoder by name, or the random initialization of a run.
+
+    Raises `UserError` for an unknown name."""
     from ccd.encoders.names import parse_encoder_spec
     from ccd.encoders.trained import find_release
     from ccd.encoders.loading import load

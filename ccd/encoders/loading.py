@@ -25,7 +25,9 @@ def _published_encoder(
     options: dict = {}, # options of the preprocessing
     precision: str = "fp32", # precision of the weights
 ) -> Encoder:
-    "Load a published encoder in its class, at its pinned revision. Raises `UserError` for an unknown name."
+    """Load a published encoder in its class, at its pinned revision.
+
+    Raises `UserError` for an unknown name."""
     key, _, asked = name.partition("@")
     if key not in PUBLISHED:
         family = [k for k in PUBLISHED if k.startswith(key.partition(":")[0] + ":")]
@@ -39,7 +41,10 @@ def load(
     control: Control = Control(), # settings of a random-init ViT (`random:SEED`)
     precision: str = "fp32", # precision of the weights, where the name has no such option
 ) -> Encoder:
-    "Load an encoder by name. Raises `UserError` for an unknown name or option, and for a feature that the encoder does not have."
+    """Load an encoder by name.
+
+    Raises `UserError` for an unknown name or option, and for a feature that the encoder does not
+    have."""
     kind, name, options = parse_encoder_spec(spec)
     tap = FeatureSpec(**{dict(tap="name").get(k, k): options.pop(k) for k in ("tap", "layer", "norm", "blocks") if k in options})
     precision = options.pop("precision", precision)

@@ -46,7 +46,9 @@ _SPEC_OPTIONS = dict( # name -> parser of the value, expected values
 def parse_encoder_spec(
     spec: str, # KIND:NAME#option=value,option=value
 ) -> tuple[str, str, dict]: # kind, name, options
-    "Parse the name of an encoder. Raises `UserError` for an unknown option and for an invalid value."
+    """Parse the name of an encoder.
+
+    Raises `UserError` for an unknown option and for an invalid value."""
     head, _, tail = spec.partition("#")
     (kind, _, name), options = head.partition(":"), {}
     for part in filter(None, tail.split(",")):

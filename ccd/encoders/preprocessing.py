@@ -82,7 +82,8 @@ def _padded(
     im: Image.Image, # RGB
     color: tuple[int, int, int], # color of the margin, 0..255
 ) -> Image.Image: # square image
-    "Return the image padded to a square with one color; an image with a side above 4,096 px is reduced first."
+    """Return the image padded to a square with one color; an image with a side above 4,096 px is
+    reduced first."""
     if max(im.size) > _LONGEST: im = im.reduce(-(-max(im.size) // _LONGEST))
     side = max(im.size)
     square = Image.new("RGB", (side, side), color)
@@ -98,7 +99,8 @@ def _pad_color(mean: tuple) -> tuple[int, int, int]: # 0..255
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #ea349573
 def refitted(e: Encoder, way: str) -> Encoder:
-    "Return the encoder with preprocessing that squashes or pads images that are not square instead of cropping them."
+    """Return the encoder with preprocessing that squashes or pads images that are not square
+    instead of cropping them."""
     if way == "crop": return e
     fit = ImageTransform(e.card.size, squash=way == "squash", pad=_pad_color(e.card.mean) if way == "pad" else None)
     return Encoder(replace(e.card, resize=str(fit)), e._features, fit, e.taps)
@@ -110,7 +112,9 @@ def _resolve_preprocessing(
     options: dict, # options of the encoder's name: fit, size, shorter, filter, mean, std
     why: str = "", # reason why there is no configuration
 ) -> tuple[ImageTransform, tuple, tuple]: # transform, mean, std
-    "Return the preprocessing of an encoder. Raises `UserError` where neither configuration nor options specify a value."
+    """Return the preprocessing of an encoder.
+
+    Raises `UserError` where neither configuration nor options specify a value."""
     o = {k: options[k] for k in ("fit", "size", "shorter", "filter", "mean", "std") if k in options}
     lacks = [k for k in ("fit", "size", "filter", "mean", "std") if k not in o]
     if found is None and lacks:

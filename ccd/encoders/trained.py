@@ -26,7 +26,10 @@ def _load_run(
     tap: FeatureSpec = FeatureSpec(), # feature to return
     precision: str = "fp32", # precision of the weights
 ) -> Encoder:
-    "Load the encoder of a run. Raises `UserError` where training has not finished, and where the weights do not fit the network."
+    """Load the encoder of a run.
+
+    Raises `UserError` where training has not finished, and where the weights do not fit the
+    network."""
     from safetensors.torch import load_file
     folder = user_path(folder)
     if not (folder / "encoder.safetensors").exists():
@@ -62,7 +65,9 @@ class TextEncoder:
 def load_run_text_encoder(
     folder, # folder of a finished run with a text tower
 ) -> TextEncoder | None: # None where the run has no text tower
-    "Load the text encoder of a run from its last checkpoint. Raises `UserError` where checkpoint or weights are missing."
+    """Load the text encoder of a run from its last checkpoint.
+
+    Raises `UserError` where checkpoint or weights are missing."""
     from safetensors.torch import load_file
     run, file = read_manifest(folder)["settings"], Path(folder) / "manifest.json"
     check_run(run, file)
@@ -96,14 +101,17 @@ def _homes(): # folders that may contain releases
 
 # %% ../../nbs/library/encoders/05_trained.ipynb #c36bee69
 def list_releases() -> list[Path]: # run folders
-    "Return the folders of all encoders released on the synthetic emoji dataset, the best release first."
+    """Return the folders of all encoders released on the synthetic emoji dataset, the best
+    release first."""
     return [p.parent for home in _homes() for p in sorted(home.glob("*/encoder.safetensors"))]
 
 # %% ../../nbs/library/encoders/05_trained.ipynb #46209745
 def find_release(
     name: str, # name of a release, such as emoji/clip, or emoji/clip-1 for another seed
 ) -> Path | None: # folder of the run; None where `name` is no name of a release
-    "Return the best release of a recipe on the synthetic emoji dataset. Raises `UserError` where there is none."
+    """Return the best release of a recipe on the synthetic emoji dataset.
+
+    Raises `UserError` where there is none."""
     world, _, recipe = name.partition("/")
     if world != "emoji" or Path(name).exists(): return None
     run = recipe if recipe.rpartition("-")[2].isdecimal() and recipe not in RECIPES else f"{recipe}-0"

@@ -35,7 +35,8 @@ from .tables import (_eval_protocols, _eval_val_splits, _zero_shot_rows, add_hol
 def _default_baselines(
     encoders: list[str], # names of encoders, as for `ccd.encoders.loading.load`
 ) -> list[str]: # names of the baselines that are not among the encoders
-    "Return the untrained baselines: the random initialization of the first run among the encoders, or a random-init ViT; raw pixels."
+    """Return the untrained baselines: the random initialization of the first run among the
+    encoders, or a random-init ViT; raw pixels."""
     start = next(filter(None, (shared_init_spec(e, e) for e in encoders)), "random:0")
     kinds = {e.partition(":")[0] for e in encoders}
     return [start] * ("random" not in kinds) + ["pixels:16"] * ("pixels" not in kinds)
@@ -185,7 +186,8 @@ def _run_segmentation_probes(
     settings: Settings, # settings of the analysis
     out: Path, # output folder
 ) -> dict: # encoder -> folder of its Segmentation; `majority`: that of the baseline
-    "Fit a segmentation head for each encoder; skip what is up to date. The raw-pixel baseline uses pixel patches."
+    """Fit a segmentation head for each encoder; skip what is up to date. The raw-pixel baseline
+    uses pixel patches."""
     parts, v = segmentation_splits(dataset, settings), settings.control.vit
     about = dict(about=parts[0].about, sizes=[len(p) for p in parts])
     marks = {k: fingerprint(p.corpus) for k, p in zip(("train", "val", "test"), parts)}

@@ -43,7 +43,8 @@ _SPLITS = dict(train=("train", "training"), val=("val", "valid", "validation", "
 def _part_of(
     name: str, # name of a split or of a folder
 ) -> str: # train, val or test; "" where the name is none of them
-    "Return the split that a name stands for, in any case and usual spelling: `Training`, `test_set`, `Valid`."
+    """Return the split that a name stands for, in any case and usual spelling: `Training`,
+    `test_set`, `Valid`."""
     plain = re.sub(r"[\W_]+", "", name.lower())
     return next((p for p, names in _SPLITS.items() if re.sub("(?<=.)(set|data|images|split)$", "", plain) in names), "")
 
@@ -115,7 +116,9 @@ def _class_map(
     names: list | None = None, # names of a ClassLabel, by index
     known: list | None = None, # required class names, by class index
 ) -> dict: # raw label -> (label, class name)
-    "Return the label and the class name of each raw label. Raises `UserError` for a label that is not in `known`."
+    """Return the label and the class name of each raw label.
+
+    Raises `UserError` for a label that is not in `known`."""
     said = {v: names[v] if names else v for v in raw}
     if known is None:
         numbers = names and all(n.isdecimal() and str(int(n)) == n for n in names) # 01 and 1 are two classes
@@ -333,7 +336,8 @@ _STAMP_FOLDERS = ("animals", "food", "hobbies", "household", "plants", "space", 
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #c3bb2cd4
 def _is_photo(im, share: float = 0.3) -> bool:
-    "Return whether an image is a photograph: whether the fraction of different colors among its opaque pixels is above `share`."
+    """Return whether an image is a photograph: whether the fraction of different colors among
+    its opaque pixels is above `share`."""
     x = np.asarray(im.convert("RGBA")).astype(np.uint32)
     colour = (x @ np.uint32([1 << 16, 1 << 8, 1, 0]))[x[..., 3] > 200]
     return len(np.unique(colour)) > share * max(1, len(colour))
@@ -420,7 +424,9 @@ def _check_classes(raw, n, column, a):
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #ad9908df
 def _parts(splits, a): # train, val, test or all -> name of the split
-    "Return which splits are used for training, validation and testing. Raises `UserError` where there are none to use."
+    """Return which splits are used for training, validation and testing.
+
+    Raises `UserError` where there are none to use."""
     train, val, test = (next((s for s in splits if _part_of(s) == p), None) for p in _SPLITS)
     if a.spec.test in splits: test = a.spec.test
     elif test and _secret(splits[test], a):

@@ -27,7 +27,9 @@ def _as_indices(
     n: int, # number of rows of features
     name: str, # name of the split, for the error
 ) -> np.ndarray: # row indices, ascending
-    "Return the indices of the selected rows. Raises `UserError` for none, and for a mask of the wrong length."
+    """Return the indices of the selected rows.
+
+    Raises `UserError` for none, and for a mask of the wrong length."""
     rows = np.asarray(rows)
     if rows.dtype == bool:
         if len(rows) != n:
@@ -167,7 +169,8 @@ class _Curved(_Standing):
         return _ridged(torch.cat([low, u.mean(0, keepdim=True)]), v, ridge)
 
     def solve(self, g, ridge):
-        "Return the inverse Hessian of the subsample, times g, by a few steps of preconditioned conjugate gradients."
+        """Return the inverse Hessian of the subsample, times g, by a few steps of preconditioned
+        conjugate gradients."""
         p, x, r = self.say(), torch.zeros_like(g), g.clone()
         ridge = ridge + _CG_DAMPING * float(self.axes.mean() * self.mixed.mean())
         d = z = self.guess(r, ridge)
@@ -275,7 +278,9 @@ class LinearProbe:
     def predict(self, x,
         among=None, # classes that may be predicted; None: all
     ) -> np.ndarray: # [n] labels
-        "Return the predicted labels of features x [n, d]. Raises `UserError` where no class of `among` was in train."
+        """Return the predicted labels of features x [n, d].
+
+        Raises `UserError` where no class of `among` was in train."""
         may = np.ones(len(self.classes), bool) if among is None else np.isin(self.classes, among)
         if not may.any():
             raise UserError(f"none of the {len(among)} classes to answer among was in train: "

@@ -78,7 +78,8 @@ def _from_mask_images(
     reduce_zero_label: bool = False, # ignore 0, and use 1 as the first class
     cluster: str = "item_id", # column of the clusters in the bootstrap
 ) -> SegmentationDataset:
-    "Return images whose masks are images of class indices. A mask of wrong shape or with an unknown class raises `UserError` when read."
+    """Return images whose masks are images of class indices. A mask of wrong shape or with an
+    unknown class raises `UserError` when read."""
     labels = corpus.select_columns([column])
     def mask(k):
         m = np.asarray(labels[k][column])
@@ -106,7 +107,8 @@ class WindowLayout(NamedTuple):
 
 # %% ../../nbs/library/probing/06_patches.ipynb #121f52f6
 def _window_offsets(length: int, size: int) -> list: # px
-    "Return the offsets of windows with an overlap of one third; the last window ends at the border."
+    """Return the offsets of windows with an overlap of one third; the last window ends at the
+    border."""
     step = max(1, 2 * size // 3)
     n = math.ceil((length - size) / step) + 1
     return [min(k * step, length - size) for k in range(n)]
@@ -167,7 +169,9 @@ def _patch_features(
 
 # %% ../../nbs/library/probing/06_patches.ipynb #14b3d4b2
 def _feature_grid(encoders: list) -> tuple[int, int]: # px; patches along one side
-    "Return input size and grid of the encoders. Raises `UserError` unless their patches tile one square on the same grid."
+    """Return input size and grid of the encoders.
+
+    Raises `UserError` unless their patches tile one square on the same grid."""
     sizes, shapes = {e.card.size for e in encoders}, set()
     for e in encoders:
         blank = torch.zeros(1, 3, e.card.size, e.card.size, device=device())
@@ -248,7 +252,9 @@ def _training_tokens(
     per_picture: int = 0, # patches sampled per image; 0: all
     seed: int = 0, # seed of the sample of patches
 ) -> _Tokens:
-    "Return the patch tokens of all images, computed once and cached. Raises `UserError` where every pixel is ignored, and for tokens beyond float16."
+    """Return the patch tokens of all images, computed once and cached.
+
+    Raises `UserError` where every pixel is ignored, and for tokens beyond float16."""
     size, side = _feature_grid(encoders)
     settings = dict(cards=[to_plain_dict(e.card) for e in encoders], per_picture=per_picture, seed=seed, classes=data.classes,
                     masks=data.about)

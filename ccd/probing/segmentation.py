@@ -208,7 +208,9 @@ def miou_difference(
     draws: int = 1_000, # number of bootstrap resamples
     level: float = 0.95, # confidence level
 ) -> tuple[float, float, float]: # a - b, lower and upper end of the interval
-    "Return the difference in mIoU of two encoders, by a paired bootstrap. Raises `UserError` for different images."
+    """Return the difference in mIoU of two encoders, by a paired bootstrap.
+
+    Raises `UserError` for different images."""
     if not np.array_equal(a.counts[:, 1], b.counts[:, 1]):
         raise UserError("two segmentations are compared on the same pictures only")
     x, y = (miou(bootstrap_counts(s.counts, s.cluster, draws)) for s in (a, b))
@@ -329,7 +331,8 @@ def majority_baseline(
     train: SegmentationDataset, # training images
     test: SegmentationDataset, # test images
 ) -> Segmentation: # predictions of the baseline on the test images
-    "Return the majority-class baseline: every pixel gets the most frequent class of the training pixels."
+    """Return the majority-class baseline: every pixel gets the most frequent class of the
+    training pixels."""
     _same_classes(train, test)
     n = len(test.classes)
     pixels = sum(np.bincount(train.mask(k).ravel(), minlength=256)[:n] for k in range(len(train)))

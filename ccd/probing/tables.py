@@ -69,7 +69,8 @@ def predict_probes(
     vectors: dict, # key of a corpus -> Embeddings
     tasks: list[Task], # probe tasks; parents of robustness sets are fitted first
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # predictions: task, item_id, label, cluster, linear, knn, majority; paths: one row per L2 strength
-    "Return the predictions of one encoder's probes for every test item, and the regularization paths."
+    """Return the predictions of one encoder's probes for every test item, and the regularization
+    paths."""
     done, last, answers, paths = {}, {}, [], []
     for t in sorted(tasks, key=lambda t: bool(t.parent)):
         for f in t.folds:
@@ -264,7 +265,8 @@ def segmentation_differences(
     dataset: str, # name of the data set
     draws: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # a, b, task, probe, p, difference, lo, hi, as of `compare_probes`, without p_holm
-    "Return differences in mIoU, with intervals of a paired bootstrap and the p-value of a permutation test."
+    """Return differences in mIoU, with intervals of a paired bootstrap and the p-value of a
+    permutation test."""
     return pd.DataFrame([
         dict(a=a, b=b, task=f"{dataset}, mIoU", probe="linear", p=miou_test(found[a], found[b]),
              **dict(zip(("difference", "lo", "hi"), miou_difference(found[a], found[b], draws))))

@@ -68,7 +68,9 @@ def _emoji_tasks(
     signs: pd.DataFrame, # items of the images of words
     held_out_style: str = DataSettings.held_out_style, # style that no encoder is trained on
 ) -> list[Task]:
-    "Return the probe tasks of the synthetic emoji dataset. Warn of tasks that a small subset of it has no items for."
+    """Return the probe tasks of the synthetic emoji dataset.
+
+    Warn of tasks that a small subset of it has no items for."""
     sides = [gallery.split.values == s for s in ("train", "val", "test")]
     fair = ~np.array([_shares_word(n, c) for n, c in
                       zip(gallery.name, gallery.category)], bool)
@@ -103,7 +105,8 @@ def _emoji_task(name, label, cluster, corpus, items, folds):
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #bffb1867
 def _across_styles(items, held_out): # [train, val, test] masks of each fold
-    "Return folds in which each style family in turn is the test split, and the next one the validation split."
+    """Return folds in which each style family in turn is the test split, and the next one the
+    validation split."""
     teams, folds = sorted(items.style_family[held_out].unique()), []
     for k, team in enumerate(teams):
         own, other = (held_out & (items.style_family.values == t)

@@ -32,7 +32,9 @@ def _get_templates(
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #04ab2157
 def _format_template(template, name: str) -> str:
-    "Return a template with the name filled in. Raises `UserError` unless the template has exactly one {}."
+    """Return a template with the name filled in.
+
+    Raises `UserError` unless the template has exactly one {}."""
     if callable(template): return template(name)
     if template.count("{}") != 1:
         raise UserError(f"the template {template!r} has {template.count('{}')} "
@@ -74,7 +76,9 @@ def _zero_shot_predict(
     names: list, # [c] labels of the classes
     k: int = 5, # predictions per image
 ) -> np.ndarray: # [n, min(k, c)] labels, nearest first
-    "Return the nearest classes of each image. Raises `UserError` for vectors of different dimensions, NaN or infinity."
+    """Return the nearest classes of each image.
+
+    Raises `UserError` for vectors of different dimensions, NaN or infinity."""
     if images.shape[1] != classes.shape[1]:
         raise UserError(f"pictures have {images.shape[1]} dimensions and captions "
                         f"{classes.shape[1]}: read the encoder at tap=projected")
@@ -92,7 +96,8 @@ def _topk_accuracy(
     ks: tuple = (1, 5), # values of k; those above the number of predictions are skipped
     draws: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # k, accuracy, lo, hi, tests, clusters
-    "Return the top-k accuracy: the fraction of images whose label is among the first k predictions."
+    """Return the top-k accuracy: the fraction of images whose label is among the first k
+    predictions."""
     group = np.arange(len(y)) if cluster is None else np.asarray(cluster)
     rows, hit = [], np.asarray(answers) == np.asarray(y)[:, None]
     for k in (k for k in ks if k <= hit.shape[1]):

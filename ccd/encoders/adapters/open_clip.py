@@ -21,7 +21,9 @@ def _open_clip_adapter(
     visual: nn.Module, # vision tower of open_clip
     size: int, # input size, px
 ) -> BackboneAdapter:
-    "Return the parts of an open_clip vision tower. Raises `UserError` for an unknown type of tower."
+    """Return the parts of an open_clip vision tower.
+
+    Raises `UserError` for an unknown type of tower."""
     if hasattr(visual, "trunk"): # a timm network and a projection
         return _timm_adapter(visual.trunk, size, lambda t: visual.head(visual.trunk.forward_head(t)))
     if hasattr(visual, "attnpool"): # a ResNet
@@ -44,7 +46,9 @@ def open_clip_encoder(
     options: dict = {}, # options of the preprocessing
     precision: str = "fp32", # precision of the weights
 ) -> Encoder:
-    "Load the vision tower of an open_clip model. Raises `UserError` where it cannot be loaded, and for a preprocessing that is not supported."
+    """Load the vision tower of an open_clip model.
+
+    Raises `UserError` where it cannot be loaded, and for a preprocessing that is not supported."""
     import open_clip
     folder, size = _folder(name), options.get("size")
     arch, _, tag = (f"local-dir:{folder}", "", "") if folder else name.rpartition("/")

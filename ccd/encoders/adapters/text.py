@@ -39,7 +39,8 @@ def load_text_encoder(
 
 # %% ../../../nbs/library/encoders/adapters/04_text.ipynb #f3a6200f
 class _TextSide(nn.Module):
-    "Wrap the text tower of another library: its tokenizer, and the function that computes its vectors."
+    """Wrap the text tower of another library: its tokenizer, and the function that computes its
+    vectors."""
     def __init__(self, net: nn.Module, tokenize: Callable, read: Callable):
         super().__init__()
         self.net, self.tokenize, self.read = net, tokenize, read
@@ -53,7 +54,9 @@ _TEXT = dict(clip="CLIPTextModelWithProjection", siglip="SiglipTextModel", sigli
 def _hf_text(
     name: str, # REPO, REPO@REVISION or a folder
 ) -> _TextSide:
-    "Load the text tower of a CLIP or SigLIP of `transformers`. Raises `UserError` where there is none."
+    """Load the text tower of a CLIP or SigLIP of `transformers`.
+
+    Raises `UserError` where there is none."""
     import transformers
     folder = _folder(name)
     repo, _, asked = (str(folder), "", "") if folder else name.partition("@")

@@ -25,7 +25,9 @@ def _timm_adapter(
     size: int, # input size, px
     project: Callable | None = None, # projection: output of `forward_features` -> joint embedding space with text
 ) -> BackboneAdapter:
-    "Return the verified parts of a timm network. Raises `UserError` for a network without tokens or feature map."
+    """Return the verified parts of a timm network.
+
+    Raises `UserError` for a network without tokens or feature map."""
     if "siglip" in model.pretrained_cfg.get("architecture", "") and project is None:
         project = lambda t: model.forward_head(t, pre_logits=True) # SigLIP's attention pooling
     def run(x):
@@ -55,7 +57,9 @@ def _timm_preprocessing(
     config: dict, # from `timm.data.resolve_data_config`
     name: str, # name of the encoder, for errors
 ) -> tuple[ImageTransform, tuple, tuple]: # transform, mean, std
-    "Return the preprocessing of a timm network. Raises `UserError` for inputs that are not square, and for cropping with a border."
+    """Return the preprocessing of a timm network.
+
+    Raises `UserError` for inputs that are not square, and for cropping with a border."""
     _, h, w = config["input_size"]
     if h != w or config["crop_mode"] == "border":
         raise UserError(f"{name} is shown {w} x {h} px pictures, {config['crop_mode']}: only squares cut out of a "

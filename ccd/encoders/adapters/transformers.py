@@ -83,7 +83,9 @@ def _hf_preprocessing(
     repo, # repository on the Hugging Face Hub, or a folder
     revision: str | None, # commit; None for a folder
 ) -> tuple[ImageTransform, tuple, tuple]: # transform, mean, std
-    "Return the preprocessing of an image processor, verified on an image. Raises `UserError` where it is no `ImageTransform`."
+    """Return the preprocessing of an image processor, verified on an image.
+
+    Raises `UserError` where it is no `ImageTransform`."""
     from transformers import AutoImageProcessor
     p = AutoImageProcessor.from_pretrained(repo, revision=revision, backend="pil", trust_remote_code=False)
     part = lambda name, side: dict(getattr(p, name, None) or {}).get(side)
@@ -117,7 +119,8 @@ def _verify_adapter(
     like: Tensor, # a weight of the network, for device and precision
     late: bool = False, # the network may normalize only the pooled token, as CLIP does
 ) -> BackboneAdapter:
-    "Return the parts if they reproduce the output of the network; otherwise return its output alone."
+    """Return the parts if they reproduce the output of the network; otherwise return its output
+    alone."""
     held = []
     hooks = [b.register_forward_hook(lambda m, seen, out: held.append(out))
              for b in (a.blocks if a.blocks is not None else ())]
@@ -165,7 +168,9 @@ def hf_adapter(
     model: nn.Module, # vision tower of `transformers`
     size: int, # input size, px
 ) -> BackboneAdapter:
-    "Return the verified parts of a vision tower. Raises `UserError` where patch tokens cannot be distinguished from other tokens."
+    """Return the verified parts of a vision tower.
+
+    Raises `UserError` where patch tokens cannot be distinguished from other tokens."""
     c, kind = model.config, model.config.model_type
     more = dict(interpolate_pos_encoding=True) if _stretchable(model) and size != _native(c) else {}
     def run(x):
@@ -197,7 +202,9 @@ def hf_encoder(
     about: _PublishedEncoder | None = None, # description of a published encoder
     title: str = "", # name on the card; "": `hf:NAME`
 ) -> Encoder:
-    "Load a vision tower of `transformers`. Raises `UserError` where it cannot be loaded, and where its preprocessing is unknown."
+    """Load a vision tower of `transformers`.
+
+    Raises `UserError` where it cannot be loaded, and where its preprocessing is unknown."""
     folder = _folder(name)
     repo, asked = (str(folder), "") if folder else (name.partition("@")[0], name.partition("@")[2])
     asked = asked or (about.revision if about else None)
