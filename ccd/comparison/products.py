@@ -149,8 +149,7 @@ class _ScoreGemm:
         return _bound(worst, wide + 4, 2.0**-53 if dtype == torch.float64 else 2.0**-24)
 
     def left(self, rows: slice) -> torch.Tensor: # [rows, K]
-        """Return the left factor for `right`: with signs applied, and the columns of r and of
-        its factor swapped."""
+        "Return the left factor for `right`: signs applied, the columns of r and of its factor swapped."
         v, wide = self.right[rows], len(self.sign)
         factor, r = v[:, wide:].chunk(2, 1)
         return torch.cat([v[:, :wide] * self.sign, r, factor], 1)
