@@ -291,7 +291,7 @@ _HELP = { # command -> groups of settings in its short help, two examples
     "embed": (("world",), ("ccd embed hf:facebook/dinov2-small --images IMAGES --out vectors", "ccd embed ccd:emoji/clip --images scenes")),
     "probe": (("analysis",), ("ccd probe ccd:emoji/clip emoji --beside ccd:emoji/dino", "ccd probe timm:vit_small_patch16_224.dino folder:IMAGES")),
     "compare": (("analysis",), ("ccd compare ccd:emoji/clip ccd:emoji/dino", "ccd compare hf:facebook/dinov2-small open_clip:ViT-B-32/openai --images IMAGES")),
-    "vlm": ((), ("ccd vlm ccd:emoji/clip ccd:emoji/dino --ceiling", "ccd vlm paper:clip paper:dino --benchmark VMCBench --vlm llava-1.5")),
+    "vlm": ((), ("ccd vlm ccd:emoji/clip ccd:emoji/dino --ceiling", "ccd vlm paper:clip paper:dino --benchmark VMCBench --model llava-1.5")),
     "vqa": ((), ("ccd vqa logs/ --out tables", "ccd vqa clip@0=logs/clip.jsonl dino@0=logs/dino.jsonl")),
     "scale": ((), ("ccd scale emoji --dry", "ccd scale smoke --out runs/scale")),
     "published": ((), ("ccd published check", "ccd published check mine.csv --suite cambrian"))}

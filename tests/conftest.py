@@ -46,7 +46,7 @@ OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
 STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
 FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"] # of a language model
 
-READY.set_forkserver_preload(["ccd.cli", "ccd.study", "ccd.comparison", "ccd.training", "ccd.comparison.attribution", "ccd.report.similarity", "ccd.data.corpora", "ccd.vqa.llava.training",
+READY.set_forkserver_preload(["ccd.cli", "ccd.study.command", "ccd.comparison.command", "ccd.training.loop", "ccd.comparison.attribution", "ccd.report.similarity", "ccd.data.corpora", "ccd.vqa.llava.training",
                               "ccd.comparison.linked_maps", "torch._dynamo", "torch.distributed.fsdp", "sklearn.linear_model", "faiss", "timm", "umap", "conftest"])
 
 def _command(args):

@@ -2,7 +2,7 @@
 import errno, inspect, os, re, subprocess, sys
 import pytest
 from conftest import finish, start
-from ccd.cli import _COMMANDS, main
+from ccd.cli import _COMMANDS, _HELP, main
 from ccd.files import UserError
 from ccd.settings import PRESETS, preset
 
@@ -154,6 +154,13 @@ def test_help_is_a_screen_and_a_half_with_examples(command, encoding):
     assert p.returncode == 0 and len(said.splitlines()) <= 70
     assert said.count(f"\n  ccd {command}") + said.count(f"-m ccd.cli {command}") == 2 and "positional" in said or command == "study"
     assert ("--help-all" in said) == (command in ("study", "train", "filter", "embed", "probe", "compare", "vlm"))
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_examples_of_the_help_name_options_that_are_there(command):
+    p = subprocess.run([sys.executable, "-m", "ccd.cli", command, "--help-all"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"})
+    said = p.stdout.decode()
+    for example in _HELP[command][1]:
+        assert [o for o in re.findall(r"--[\w.-]+", example.partition(f" {command} ")[2]) if not re.search(rf"{re.escape(o)}[ ,\n]", said)] == [], example
 
 def test_all_of_the_help_is_there_where_it_is_asked_for():
     p = subprocess.run([sys.executable, "-m", "ccd.cli", "compare", "--help-all"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"})

@@ -77,7 +77,7 @@ def prepare(workers):
     "What all notebooks find: variables, and imports that each need not wait for."
     os.environ.update(MPLBACKEND="agg", PYTHONHASHSEED="0", PYTHONUTF8="1")
     if workers > 1: os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1)//workers)))
-    READY.set_forkserver_preload(["nbdev.test", "nbdev.clean", "nbdev.showdoc", "matplotlib.pyplot", "ccd.study", "ccd.training", "ccd.comparison.attribution",
+    READY.set_forkserver_preload(["nbdev.test", "nbdev.clean", "nbdev.showdoc", "matplotlib.pyplot", "ccd.study.command", "ccd.training.loop", "ccd.comparison.attribution",
                                    "torch._dynamo", "timm", "umap", "faiss"])
 
 # --- comparing
