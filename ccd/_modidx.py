@@ -1254,6 +1254,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                            'ccd.files.log_line': ('library/files.html#log_line', 'ccd/files.py'),
                            'ccd.files.once': ('library/files.html#once', 'ccd/files.py'),
                            'ccd.files.read_json': ('library/files.html#read_json', 'ccd/files.py'),
+                           'ccd.files.renamed': ('library/files.html#renamed', 'ccd/files.py'),
                            'ccd.files.to_plain_dict': ('library/files.html#to_plain_dict', 'ccd/files.py'),
                            'ccd.files.user_path': ('library/files.html#user_path', 'ccd/files.py'),
                            'ccd.files.writable': ('library/files.html#writable', 'ccd/files.py'),

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['UserError', 'user_path', 'to_plain_dict', 'content_hash', 'file_hash', 'atomic_write', 'disk_full', 'write_json',
-           'read_json', 'writable', 'alone', 'load_table', 'log_line', 'cache_dir', 'once']
+           'read_json', 'writable', 'alone', 'renamed', 'load_table', 'log_line', 'cache_dir', 'once']
 
 # %% ../nbs/library/00_files.ipynb #9bde96ce
 import contextlib, errno, glob, hashlib, json, os, platform, re, shutil, sys, tempfile, time
 from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 
 # %% ../nbs/library/00_files.ipynb #4b631a4a
@@ -254,6 +256,17 @@ def _busy(folder):
     return UserError(f"another ccd is at work in {folder} ({who or 'it has just begun'}); nothing was changed there: "
                      "let it end, or choose another folder")
 
+# %% ../nbs/library/00_files.ipynb #5d0c72a2
+@cache
+def renamed(
+    kind: str, # what was renamed: setting, column or option
+    where: str, # its settings class, table or command
+) -> dict: # old name -> new name
+    "Return the new names of what version 0.0.1 called otherwise, from ccd/renamed.csv."
+    lines = (resources.files("ccd") / "renamed.csv").read_text(encoding="utf-8").splitlines()
+    rows = (line.split(",") for line in lines[1:])
+    return {old: new for k, w, old, new in rows if (k, w) == (kind, where)}
+
 # %% ../nbs/library/00_files.ipynb #62be4943
 _NAMES = tuple("""a b category change class class_name dataset direction encoder factor file item_id item_id_i item_id_j label
     most_taken_for name parent probe reason spec subset task""".split()) # columns that hold names
@@ -263,11 +276,14 @@ def load_table(
     file, # CSV or TSV file
     names: tuple | None = _NAMES, # columns that stay strings; None for all columns
 ): # DataFrame with the columns of the file
-    "Return a table in which only empty cells are missing and names stay strings."
+    "Return a table in which only empty cells are missing, names stay strings, and old columns have their new names."
     import pandas as pd
+    new = renamed("column", Path(file).stem)
     text = str if names is None else dict.fromkeys(names, str)
-    return pd.read_csv(file, sep="\t" if str(file).lower().endswith(".tsv") else ",", dtype=text, keep_default_na=False,
-                       na_values=[""], encoding="utf-8-sig", index_col=False, low_memory=False)
+    tab = "\t" if str(file).lower().endswith(".tsv") else ","
+    table = pd.read_csv(file, sep=tab, dtype=text, keep_default_na=False, na_values=[""],
+                        encoding="utf-8-sig", index_col=False, low_memory=False)
+    return table.rename(columns={c: new[c] for c in table if c in new and new[c] not in table})
 
 # %% ../nbs/library/00_files.ipynb #f253fa68
 def log_line(text):
