@@ -15,13 +15,13 @@ from pathlib import Path
 from harness import POLICIES, Clock, compare, fresh, interleaved, training_rate, write_csv
 
 SMALL = {"control.vit.image_size": 112, "control.vit.patch_size": 16, "control.vit.width": 384, "control.vit.depth": 12,
-         "control.vit.heads": 6, "clip.text.width": 256, "clip.text.depth": 4, "clip.embed_dim": 256, "world.size": 128}
+         "control.vit.heads": 6, "clip.text.width": 256, "clip.text.depth": 4, "clip.embed_dim": 256, "data.size": 128}
 SIZES = {"mini": {}, "small": SMALL}
 
 
 def settings(size, batch, source, scenes):
     from ccd.settings import override, preset
-    return override(preset("mini"), **SIZES[size], **{"world.source": source, "world.scenes": scenes,
+    return override(preset("mini"), **SIZES[size], **{"data.source": source, "data.scenes": scenes,
                     "control.batch_size": batch, "control.samples": 1000 * batch})
 
 
@@ -32,7 +32,7 @@ def ours(size, batch, steps, source, scenes):
 def write_shards(size, scenes, folder, suffix, shards=8):
     "The emoji world as tar files of pictures and captions, as img2dataset leaves them."
     from ccd.data.corpora import open_corpus
-    corpus = open_corpus(settings(size, 64, "emoji", scenes).world).corpus
+    corpus = open_corpus(settings(size, 64, "emoji", scenes).data).corpus
     files = [tarfile.open(Path(folder) / f"{k:05d}.tar", "w") for k in range(shards)]
     for i, row in enumerate(corpus):
         picture = io.BytesIO()

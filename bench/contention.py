@@ -10,8 +10,8 @@ import torch # before ccd, which would set what is not set
 from ccd.settings import override, preset
 from ccd.data.corpora import open_corpus
 from ccd.training.loop import estimate_seconds
-s = override(preset("mini"), **{"world.scenes": 2048})
-print(s.control.samples / estimate("clip", s, open_corpus(s.world).corpus, steps=12))
+s = override(preset("mini"), **{"data.scenes": 2048})
+print(s.control.samples / estimate("clip", s, open_corpus(s.data).corpus, steps=12))
 """
 
 

@@ -17,7 +17,7 @@ from harness import POLICIES, Clock, compare, fresh, interleaved, sync, training
 
 def settings(batch, scenes):
     from ccd.settings import override, preset
-    return override(preset("mini"), **{"world.scenes": scenes, "control.batch_size": batch, "control.samples": 1000 * batch})
+    return override(preset("mini"), **{"data.scenes": scenes, "control.batch_size": batch, "control.samples": 1000 * batch})
 
 
 def ours(batch, steps, scenes, views):
@@ -42,7 +42,7 @@ def batches(s, transform, batch, workers, views):
     from datasets import Image
     from ccd.data.images import decode
     from ccd.data.corpora import open_corpus
-    rows = open_corpus(s.world).corpus.select_columns(["image"]).cast_column("image", Image(decode=False))
+    rows = open_corpus(s.data).corpus.select_columns(["image"]).cast_column("image", Image(decode=False))
     class Views(torch.utils.data.Dataset):
         def __len__(self): return len(rows)
         def __getitem__(self, i): return transform(decode(rows[i]["image"]["bytes"])), 0

@@ -26,7 +26,7 @@ def write_jpegs(folder, n, width=500, height=375):
     from PIL import Image
     from ccd.settings import preset
     from ccd.data.emoji.scenes import scenes
-    rng, corpus, sizes = np.random.default_rng(0), scenes(preset("smoke").world), []
+    rng, corpus, sizes = np.random.default_rng(0), scenes(preset("smoke").data), []
     for i in range(n):
         w, h = (width, height) if i % 4 else (height, width)
         im = corpus[i % len(corpus)]["image"].convert("RGB").resize((w, h), Image.Resampling.BICUBIC)

@@ -65,7 +65,7 @@ def training_rate(objective, settings, batch, steps, made=None):
     "Images per second of ccd's own steps on its own batches; `made`: what to learn from in place of making views."
     from ccd.data.corpora import open_corpus
     from ccd.training.trainer import Trainer
-    trainer = Trainer(objective, settings, open_corpus(settings.world).corpus)
+    trainer = Trainer(objective, settings, open_corpus(settings.data).corpus)
     clock = Clock(None, batch, steps, sync=sync())
     clock.batches = trainer.feed.batches(0, len(clock))
     if made is not None:

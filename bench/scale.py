@@ -28,10 +28,10 @@ def cell(objective, size, batch, depth, steps, scenes):
     from ccd.data.corpora import open_corpus
     from ccd.training.loop import estimate_seconds
     at = lambda b: override(preset("mini"), **{"control.vit.image_size": size, "control.vit.depth": depth,
-        "dino.local_size": size // 2, "world.size": size * 4 // 3, "world.scenes": scenes,
+        "dino.local_size": size // 2, "data.size": size * 4 // 3, "data.scenes": scenes,
         "control.batch_size": b, "control.samples": 1000 * b})
     s = at(batch)
-    corpus = open_corpus(s.world).corpus
+    corpus = open_corpus(s.data).corpus
     estimate_seconds(objective, at(LEAST), corpus, steps=2)
     before, _ = held()
     seconds = estimate_seconds(objective, s, corpus, steps)

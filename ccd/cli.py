@@ -12,8 +12,8 @@ from importlib.metadata import version
 from typing import Annotated, Literal, get_type_hints
 import tyro
 from tyro.conf import Positional
-from .files import UserError, alone, disk_full, load_table, user_path, writable
-from .settings import PRESETS, RECIPES, Settings, apply_recipe, find_recipe, override, preset
+from .files import UserError, alone, disk_full, load_table, renamed, user_path, writable
+from .settings import PRESETS, RECIPES, Settings, apply_recipe, find_recipe, override, preset, rename_fields
 from .runs import require_own_folder
 
 # %% ../nbs/library/06_cli.ipynb #31d9dbf3
@@ -38,47 +38,47 @@ def _chosen_recipe(args: list[str]) -> str | None:
 @contextlib.contextmanager
 def _at_work(
     out, # output folder of the command
-    results="", # folder for a copy of the results; empty for none
+    copy="", # folder for a copy of the results; empty for none
 ): # both folders as paths
     "Check both folders before any work begins, and lock the first. Raises `UserError` if a folder cannot be used."
-    results = results and writable(results)
-    if results: require_own_folder(results)
-    with alone(out) as folder: yield folder, results
+    copy = copy and writable(copy)
+    if copy: require_own_folder(copy)
+    with alone(out) as folder: yield folder, copy
 
 # %% ../nbs/library/06_cli.ipynb #3fde06a3
 def _study(
     settings: _AnySettings,
     out: str = "", # output folder; by default runs/PRESET
-    results: str = "", # also copy tables and other small results to this folder
-    weights: bool = False, # with --results, also copy the encoders, in half precision
+    save_tables: str = "", # also copy tables and other small results to this folder
+    weights: bool = False, # with --save-tables, also copy the encoders, in half precision
 ):
     "Train CLIP and DINO under identical conditions, run all evaluations, and write report.html."
     from ccd.study.command import export_study, study as run
-    with _at_work(out or f"runs/{settings.preset}", results) as (out, results):
+    with _at_work(out or f"runs/{settings.preset}", save_tables) as (out, copy):
         page = run(settings, out)
-        if results: export_study(page.parent, results, settings, weights)
+        if copy: export_study(page.parent, copy, settings, weights)
 
 # %% ../nbs/library/06_cli.ipynb #82d16246
 def _train(
     recipe: Positional[str], # recipe to train: clip, dino, dinov2, mae, siglip, clip-roberta-4 …; a key of `ccd.settings.RECIPES`
     settings: _AnySettings,
     out: str = "", # run folder; by default runs/PRESET/train/RECIPE-SEED
-    compute_of: str = "", # recipe whose compute is matched: the number of samples is chosen so that both cost the same
-    start: str = "", # completed run from whose weights training starts, e.g. a run at a smaller image size
+    match_compute: str = "", # recipe whose compute is matched: the number of samples is chosen so that both cost the same
+    init_from: str = "", # completed run from whose weights training starts, e.g. a run at a smaller image size
 ):
     "Train one encoder, or resume from its last checkpoint; use torchrun for several processes."
     from ccd.data.corpora import open_corpus
     from ccd.training.distributed import is_main_process, main_process_first
-    from ccd.training.audit import match_compute
-    from ccd.training import distributed, loop
+    from ccd.training import audit, distributed, loop
     r = find_recipe(recipe)
     folder = writable(out or f"runs/{settings.preset}/train/{recipe}-{settings.control.seed}")
     distributed.init_distributed()
-    with main_process_first(): opened = open_corpus(settings.world)
-    if compute_of:
+    with main_process_first(): opened = open_corpus(settings.data)
+    if match_compute:
         other = override(preset(settings.preset), **{"control.samples": settings.control.samples})
-        settings = match_compute((recipe, settings), (compute_of, apply_recipe(compute_of, other)), opened.corpus)
-    run = loop.train(r.objective, settings, opened.corpus, folder, title=r.title, origin=start or None)
+        other = apply_recipe(match_compute, other)
+        settings = audit.match_compute((recipe, settings), (match_compute, other), opened.corpus)
+    run = loop.train(r.objective, settings, opened.corpus, folder, title=r.title, origin=init_from or None)
     if is_main_process():
         if len(opened.skipped): opened.skipped.to_csv(run / "skipped.csv", index=False)
         print(run)
@@ -89,15 +89,15 @@ def _filter(
     settings: _AnySettings,
     scorer: str = "ocr", # text scorer: ocr, vlm:NAME or python:MODULE.FUNCTION; see `ccd.data.filters`
     split: str = "train", # split to score: train or test
-    out: str = "scores", # output folder; then train with --world.source filter:light:FOLDER
+    out: str = "scores", # output folder; then train with --data.source filter:light:FOLDER
     max_faults: float = 0.01, # maximal fraction of corrupt images
 ):
     "Score the text in each image, so that training can select images with text, or with much text."
     from ccd.data.filters import format_filter_summary, score
     from ccd.vqa import text_scorers
-    world = override(settings.world, source=source)
+    data = override(settings.data, source=source)
     with alone(out) as out:
-        print(format_filter_summary(score(world, text_scorers.get_scorer(scorer), out, split, max_faults, command=_command())))
+        print(format_filter_summary(score(data, text_scorers.get_scorer(scorer), out, split, max_faults, command=_command())))
 
 # %% ../nbs/library/06_cli.ipynb #871f8bf2
 def _audit(
@@ -113,7 +113,7 @@ def _audit(
 def _embed(
     encoder: Positional[str], # encoder: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
     settings: _AnySettings,
-    images: str = "scenes", # images to embed: gallery, signs, scenes, a folder, shards:PATH or hf:NAME
+    images: str = "emoji-scenes", # images to embed: emoji-scenes, emoji-words, emoji-single, a folder, shards:PATH or hf:NAME
     out: str = "embeddings", # output folder
     dtype: str = "float16", # type of the saved vectors: float16 or float32
     engine: str = "local", # engine: local or ray
@@ -129,19 +129,19 @@ def _probe(
     encoder: Positional[str], # first encoder: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
     datasets: Positional[tuple[str, ...]], # datasets: emoji, imagenet, cifar10 …, folder:PATH or hf:NAME#label=COLUMN; emoji-masks, ade20k; see `ccd.probing.tasks`
     settings: _AnySettings,
-    beside: tuple[str, ...] = (), # further encoders; the first of them is compared with the first encoder
+    compare_to: tuple[str, ...] = (), # further encoders; the first of them is compared with ENCODER in paired tests
     out: str = "probes", # output folder
     protocols: bool = False, # also evaluate by the paper's protocol, as written and as corrected, and by DINO's protocol
-    cuts: int = 1, # number of random train/validation splits, if the dataset has no validation split
-    results: str = "", # folder for a copy of the tables
+    val_splits: int = 1, # number of random train/validation splits, if the dataset has no validation split
+    save_tables: str = "", # folder for a copy of the tables
     max_faults: float = 0.01, # maximal fraction of corrupt images
 ):
     "Evaluate linear and kNN probes on frozen features, with baselines, confidence intervals and paired tests."
     from ccd.probing.command import export_accuracy, probe as run
     from ccd.report.tables import accuracy_table
-    with _at_work(out, results) as (out, results):
-        page = run([encoder, *beside], list(datasets or ["emoji"]), settings, out, protocols, cuts, max_faults=max_faults)
-        if results: export_accuracy(out, results, settings, _command())
+    with _at_work(out, save_tables) as (out, copy):
+        page = run([encoder, *compare_to], list(datasets or ["emoji"]), settings, out, protocols, val_splits, max_faults=max_faults)
+        if copy: export_accuracy(out, copy, settings, _command())
     print(accuracy_table(load_table(page.parent / "tables/accuracy.csv")).to_string())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
@@ -150,21 +150,22 @@ def _compare(
     encoder_a: Positional[str], # first encoder: ccd:RUN, ccd:emoji/clip, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME, npy:FILE …; see `ccd.encoders`
     encoder_b: Positional[str], # second encoder, named like the first
     settings: _AnySettings,
-    images: str = "", # images to compare on: gallery, signs, scenes, a folder, shards:PATH or hf:NAME; by default scenes, or none for two npy: files
+    images: str = "", # images to compare on: emoji-scenes, emoji-words, emoji-single, a folder, shards:PATH or hf:NAME; by default emoji-scenes, or none for two npy: files
     out: str = "comparison", # output folder
-    reference_a: str = "", # second training seed of the first encoder, for the variation between seeds
-    reference_b: str = "", # second training seed of the second encoder, for the variation between seeds
-    beside: tuple[str, ...] = ("pixels:16",), # further encoders as baselines
-    without: tuple[str, ...] = (), # steps to skip: factors, interventions, maps
+    seed_replicate_a: str = "", # the first encoder, trained with another seed: for the variation between seeds
+    seed_replicate_b: str = "", # the second encoder, trained with another seed: for the variation between seeds
+    baselines: tuple[str, ...] = ("pixels:16",), # further encoders as baselines
+    skip: tuple[str, ...] = (), # steps to skip: factors, interventions, maps
     align_maps: bool = False, # align the two maps, which is slower
     engine: str = "local", # engine of the embedding: local or ray
-    results: str = "", # folder for a copy of the tables
+    save_tables: str = "", # folder for a copy of the tables
 ):
     "Find image pairs that are similar for one encoder and dissimilar for the other, and explain them."
     from ccd.comparison.command import compare as run, export_comparison
-    with _at_work(out, results) as (out, results):
-        page = run(encoder_a, encoder_b, images, settings, out, reference_a, reference_b, beside, without, align_maps, engine=engine)
-        if results: export_comparison(out, results, settings, _command())
+    with _at_work(out, save_tables) as (out, copy):
+        page = run(encoder_a, encoder_b, images, settings, out, seed_replicate_a, seed_replicate_b, baselines, skip,
+                   align_maps, engine=engine)
+        if copy: export_comparison(out, copy, settings, _command())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/06_cli.ipynb #58c27d80
@@ -172,39 +173,39 @@ def _vlm(
     encoders: Positional[tuple[str, ...]], # encoders: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; the first is compared with the second
     settings: _AnySettings,
     model: str = "", # preset of the language model and its training: smoke, mini, emoji-small, emoji, llava-1.5 or cambrian; by default as `--preset`
-    change: tuple[str, ...] = (), # fields of the language model's preset to override, e.g. tune.samples=30000 width=96
+    override: tuple[str, ...] = (), # fields of the language model's preset with new values, e.g. tune.samples=30000 width=96
     captions: str = "", # captions for training: a JSON file of LLaVA; by default those of the synthetic emoji dataset
     instructions: str = "", # instructions for training: a JSON file of LLaVA; by default those of the synthetic emoji dataset
     images: str = "", # folder of the images that captions and instructions refer to
     benchmark: str = "EmojiVMC", # benchmark: EmojiVMC, VMCBench, MMBench …; a key of `ccd.vqa.benchmarks.suite.BENCHMARKS`
     source: str = "", # source of the benchmark: a name on the Hugging Face Hub, a folder or a .tsv file; by default its own
     form: str = "", # form of the questions: texts (options are not listed) or letters (options are listed); by default that of the benchmark
-    ceiling: bool = False, # also evaluate an oracle: an encoder trained on the facts on which the answers depend
+    oracle: bool = False, # also evaluate an oracle: an encoder trained on the facts on which the answers depend
     out: str = "vlm", # output folder
-    results: str = "", # folder for a copy of tables and answers; encoders with answers in it are not evaluated again
+    save_tables: str = "", # folder for a copy of tables and answers; encoders with answers in it are not evaluated again
 ):
     "Train a LLaVA-style model per encoder and evaluate it on VQA, with baselines and paired tests."
     from ccd.vqa.command import export_vlm, vlm as run
     from ccd.vqa.llava.settings import VLM_PRESETS, apply_overrides, vlm_preset
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
-    v = apply_overrides(vlm_preset(model or (settings.preset if settings.preset in VLM_PRESETS else "mini")), change)
-    with _at_work(out, results) as (out, results):
-        page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, ceiling, results, form)
-        if results: export_vlm(page.parent, results, settings, v, _command(), captions, instructions, images)
+    v = apply_overrides(vlm_preset(model or (settings.preset if settings.preset in VLM_PRESETS else "mini")), override)
+    with _at_work(out, save_tables) as (out, copy):
+        page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, oracle, copy, form)
+        if copy: export_vlm(page.parent, copy, settings, v, _command(), captions, instructions, images)
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/06_cli.ipynb #d3ccde61
 def _vqa(
     logs: Positional[tuple[str, ...]], # logs of lmms-eval or VLMEvalKit: files or folders, also as ENCODER@SEED=PATH
     out: str = "vqa", # output folder for the tables
-    common: bool = False, # use only the questions that all models answered
-    incomplete: bool = False, # average over the available subsets, if some are missing
-    draws: int = 10_000, # bootstrap resamples
+    intersect_questions: bool = False, # use only the questions that all models answered
+    allow_missing_subsets: bool = False, # average over the available subsets, if some are missing
+    n_resamples: int = 10_000, # bootstrap resamples
 ):
     "Compute VQA scores from logs of lmms-eval or VLMEvalKit, with confidence intervals and paired tests."
     from ccd.vqa.statistics.report import report, report_lines
     if not logs: raise UserError("name the logs of one model or more: files, folders, or ENCODER@SEED=PATH")
-    with alone(out) as out: tables = report(list(logs), out, common=common, partial=incomplete, draws=draws)
+    with alone(out) as out: tables = report(list(logs), out, common=intersect_questions, partial=allow_missing_subsets, draws=n_resamples)
     for line in report_lines(tables): print(line)
     print(out)
 
@@ -212,9 +213,9 @@ def _vqa(
 def _scale(
     grid: Positional[str], # grid of runs: emoji or smoke; a key of `ccd.study.scaling.grid.GRIDS`
     out: str = "", # folder of the runs; by default runs/scale-GRID
-    results: str = "", # folder of the measurements, from which any machine can resume; by default OUT/results
+    measurements: str = "", # folder of the measurements, from which any machine can resume; by default OUT/results
     only: str = "", # select runs whose name contains this text, or matches it as a pattern with * and ?
-    dry: bool = False, # only list the runs
+    dry_run: bool = False, # only list the runs
     commands: Literal["", "torchrun", "slurm"] = "", # only print the commands that start each run with several processes
 ):
     "Train CLIP and DINO on a grid of model sizes, data and resolutions, and evaluate each; resumes if stopped."
@@ -222,10 +223,10 @@ def _scale(
     from ccd.study.scaling.runs import format_plan
     from ccd.study.scaling import runs
     g, out = find_grid(grid), out or f"runs/scale-{grid}"
-    results = results or f"{out}/results"
-    if commands: print(runs.commands(grid, commands, out, results, only))
-    elif dry: print(format_plan(runs.dry_run(g, results, only)))
-    else: print(runs.scale(g, writable(out), writable(results), only))
+    measurements = measurements or f"{out}/results"
+    if commands: print(runs.commands(grid, commands, out, measurements, only))
+    elif dry_run: print(format_plan(runs.dry_run(g, measurements, only)))
+    else: print(runs.scale(g, writable(out), writable(measurements), only))
 
 # %% ../nbs/library/06_cli.ipynb #4a0b5f32
 def _published(
@@ -283,18 +284,30 @@ def _usage() -> str:
         f"Presets: {_by_family(PRESETS)}.", f"Recipes: {', '.join(RECIPES)}."])
 
 # %% ../nbs/library/06_cli.ipynb #5380a2d4
-_HELP = { # command -> groups of settings in its short help, two examples
+_HELP = { # command -> settings in its short help (a group or one field), two examples
     "study": ((), ("ccd study --preset mini", "ccd study --preset mini --control.lr 3e-4 --out runs/lr")),
-    "train": ((), ("ccd train clip --preset mini", "torchrun --nproc-per-node 8 -m ccd.cli train dino --preset paper --world.source shards:/data")),
-    "filter": (("world",), ("ccd filter folder:IMAGES --out scores", "ccd filter emoji --scorer ocr --preset smoke")),
+    "train": ((), ("ccd train clip --preset mini", "torchrun --nproc-per-node 8 -m ccd.cli train dino --preset paper --data.source shards:/data")),
+    "filter": (("data",), ("ccd filter folder:IMAGES --out scores", "ccd filter emoji --scorer ocr --preset smoke")),
     "audit": ((), ("ccd audit runs/mini/train/clip-0 runs/mini/train/dino-0", "ccd audit runs/mini/train/clip-0 paper:clip")),
-    "embed": (("world",), ("ccd embed hf:facebook/dinov2-small --images IMAGES --out vectors", "ccd embed ccd:emoji/clip --images scenes")),
-    "probe": (("analysis",), ("ccd probe ccd:emoji/clip emoji --beside ccd:emoji/dino", "ccd probe timm:vit_small_patch16_224.dino folder:IMAGES")),
-    "compare": (("analysis",), ("ccd compare ccd:emoji/clip ccd:emoji/dino", "ccd compare hf:facebook/dinov2-small open_clip:ViT-B-32/openai --images IMAGES")),
-    "vlm": ((), ("ccd vlm ccd:emoji/clip ccd:emoji/dino --ceiling", "ccd vlm paper:clip paper:dino --benchmark VMCBench --model llava-1.5")),
+    "embed": (("data",), ("ccd embed hf:facebook/dinov2-small --images IMAGES --out vectors", "ccd embed ccd:emoji/clip --images emoji-scenes")),
+    "probe": (("analysis.few-shot-draws", "analysis.segmentation-images", "analysis.n-resamples"), ("ccd probe ccd:emoji/clip emoji --compare-to ccd:emoji/dino", "ccd probe timm:vit_small_patch16_224.dino folder:IMAGES")),
+    "compare": (("analysis.pairs", "analysis.per-image", "analysis.neighbors", "analysis.perturbed-images", "analysis.n-resamples"), ("ccd compare ccd:emoji/clip ccd:emoji/dino", "ccd compare hf:facebook/dinov2-small open_clip:ViT-B-32/openai --images IMAGES")),
+    "vlm": ((), ("ccd vlm ccd:emoji/clip ccd:emoji/dino --oracle", "ccd vlm paper:clip paper:dino --benchmark VMCBench --model llava-1.5")),
     "vqa": ((), ("ccd vqa logs/ --out tables", "ccd vqa clip@0=logs/clip.jsonl dino@0=logs/dino.jsonl")),
-    "scale": ((), ("ccd scale emoji --dry", "ccd scale smoke --out runs/scale")),
+    "scale": ((), ("ccd scale emoji --dry-run", "ccd scale smoke --out runs/scale")),
     "published": ((), ("ccd published check", "ccd published check mine.csv --suite cambrian"))}
+
+# %% ../nbs/library/06_cli.ipynb #5d0c72f1
+def _some_options(
+    box: str, # help of one group of settings, in a box
+    names, # options to keep, without their dashes
+) -> str: # "" if the box has none of them
+    "Return a box of a help text with some of its options."
+    head, *options = re.split(r"(?m)^(?=│? *--)", box)
+    end = re.search(r"(?m)^╰.*\n?", options[-1]) if options else None
+    kept = [o for o in options if re.search(r"--([\w.-]+)", o)[1] in names]
+    if not kept: return ""
+    return head + "".join(kept) + (end[0] if end and kept[-1] is not options[-1] else "")
 
 # %% ../nbs/library/06_cli.ipynb #f435a8ef
 def _short_help(
@@ -302,11 +315,11 @@ def _short_help(
     text: str, # the whole help, in boxes
 ) -> str:
     "Return the boxes of a help text that a command uses, its examples, and the names of the settings that are left out."
-    groups, examples = _HELP[command]
+    shown, examples = _HELP[command]
     head, *boxes = re.split(r"(?m)^(?=(?:╭─)? (?:positional arguments|options|[\w.]+ options)\b)", text)
     group = lambda box: m[1] if (m := re.match(r"(?:╭─)? ([\w.]+) options\b", box)) else ""
-    kept = [b for b in boxes if not group(b) or group(b) in groups]
-    hidden = list(dict.fromkeys(g.partition(".")[0] for b in boxes if (g := group(b)) and g not in groups))
+    kept = [b if not group(b) or group(b) in shown else _some_options(b, shown) for b in boxes]
+    hidden = list(dict.fromkeys(g.partition(".")[0] for b in boxes if (g := group(b)) and g not in shown))
     more = [f"Settings of {', '.join(f'--{g}.*' for g in hidden)}: ccd {command} --help-all"] if hidden else []
     return "\n".join([head.rstrip(), "", "".join(kept).rstrip(), "examples:", *(f"  {e}" for e in examples), *more])
 
@@ -338,6 +351,38 @@ def _check_none_is_empty(args: list[str]):
         if sign and not value.strip() and "." not in option:
             raise UserError(f"{option or 'an argument'} is empty: leave it out, or say what it is (a variable of the shell may not be set)")
 
+# %% ../nbs/library/06_cli.ipynb #5d0c72d2
+def _current_option(
+    command: str, # name of the command
+    option: str, # option without its value, e.g. --world.source
+) -> str:
+    "Return the current name of an option."
+    option = option.replace("_", "-")
+    if "." not in option: return renamed("option", command).get(option, option)
+    value = None
+    for field in reversed(option[2:].replace("-", "_").split(".")): value = {field: value}
+    value, path = rename_fields(Settings, value), []
+    while value:
+        (field, value), = value.items()
+        path.append(field)
+    return "--" + ".".join(path).replace("_", "-")
+
+# %% ../nbs/library/06_cli.ipynb #5d0c72d3
+def _current_options(
+    command: str, # name of the command
+    args: list[str], # its arguments
+) -> list[str]:
+    "Return the arguments with the current names of their options, and warn of each old one."
+    out = []
+    for arg in args:
+        option, sign, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+        now = _current_option(command, option) if option else ""
+        if now != option.replace("_", "-"):
+            print(f"ccd: {option} is {now} now; the old option goes with the next release", file=sys.stderr)
+        else: now = option
+        out.append(now + sign + value)
+    return out
+
 # %% ../nbs/library/06_cli.ipynb #e7def828
 def main(argv: list[str] | None = None):
     "Run the `ccd` command."
@@ -348,7 +393,7 @@ def main(argv: list[str] | None = None):
     if not args or args[0] in ("-h", "--help", "--help-all"): print(_usage()); return
     if args[0] in ("-V", "--version"): print(f"ccd {version('ccd')}"); return
     try:
-        args = list(map(_at_home, args))
+        args = _current_options(args[0], list(map(_at_home, args)))
         _check_none_is_empty(args)
         if args[0] not in _COMMANDS:
             raise UserError(f"unknown command {args[0]!r}: expected one of {', '.join(_COMMANDS)}")

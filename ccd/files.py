@@ -35,13 +35,17 @@ def user_path(
     return meant
 
 # %% ../nbs/library/00_files.ipynb #86ba3f8c
-def to_plain_dict(x):
+def to_plain_dict(
+    x, # dataclass, dict, list, string or number
+    names=None, # function of a dataclass: field -> name in the result; None: the names of the fields
+):
     "Return dataclasses, tuples and paths as types of JSON."
     if is_dataclass(x):
-        return {f.name: to_plain_dict(getattr(x, f.name)) for f in fields(x)
+        name = names(type(x)) if names else {}
+        return {name.get(f.name, f.name): to_plain_dict(getattr(x, f.name), names) for f in fields(x)
                 if "before" not in f.metadata or getattr(x, f.name) != f.metadata["before"]}
-    if isinstance(x, dict): return {str(k): to_plain_dict(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [to_plain_dict(v) for v in x]
+    if isinstance(x, dict): return {str(k): to_plain_dict(v, names) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [to_plain_dict(v, names) for v in x]
     return str(x) if isinstance(x, Path) else x
 
 # %% ../nbs/library/00_files.ipynb #f880b406

@@ -10,7 +10,7 @@ __all__ = ['code_revision', 'write_manifest', 'read_manifest', 'up_to_date', 'ca
 import builtins, errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
 from .files import (UserError, _LOCK, _not_writable, atomic_write, content_hash, file_hash,
-                       log_line, read_json, to_plain_dict, write_json)
+                       log_line, read_json, renamed, to_plain_dict, write_json)
 from .settings import Control, Settings, check_fields, from_plain_dict
 from .device import hardware_info
 
@@ -54,6 +54,12 @@ def read_manifest(
     m = read_json(p) if p.is_file() else None
     return m if isinstance(m, dict) and {"settings_hash", "inputs", "outputs"} <= set(m) else None
 
+# %% ../nbs/library/03_runs.ipynb #5d0c72b2
+def _old_names(kind) -> dict: # field -> its name in version 0.0.1
+    "Return the old names of the renamed fields of a settings dataclass."
+    return {new: old for c in kind.__mro__ for old, new in renamed("setting", c.__name__).items()
+            if new and "." not in new}
+
 # %% ../nbs/library/03_runs.ipynb #263af69d
 def up_to_date(
     folder, # run folder
@@ -61,9 +67,9 @@ def up_to_date(
     inputs: dict, # name -> current hash of each input
 ) -> bool: # whether the stage may be skipped
     "Return whether a folder was made from these settings and inputs, and is complete."
-    m = read_manifest(folder)
-    return bool(m) and m["settings_hash"] == content_hash(settings) and m["inputs"] == inputs \
-        and all((Path(folder) / o).exists() and (Path(folder) / o).stat().st_size == v["bytes"]
+    m, names = read_manifest(folder), [None, _old_names]
+    return bool(m) and m["settings_hash"] in [content_hash(to_plain_dict(settings, n)) for n in names] \
+        and m["inputs"] == inputs and all((Path(folder) / o).exists() and (Path(folder) / o).stat().st_size == v["bytes"]
                 for o, v in m["outputs"].items())
 
 # %% ../nbs/library/03_runs.ipynb #548dc4a0
@@ -133,13 +139,14 @@ def claim_folder(
     folder, # folder of the run
     settings, # settings of the run
     write: bool = True, # write the settings, rather than only check them
+    rename=None, # function that gives stored settings their new names
 ):
     "Make a folder for these settings, or resume in it. Raises `UserError` if it holds other settings."
     p, want = Path(folder) / "settings.json", json.loads(json.dumps(to_plain_dict(settings)))
     if p.exists():
         have = read_json(p)
         if not isinstance(have, dict): raise UserError(f"{p} is not of ccd; nothing was changed: choose another folder with --out")
-        apart = list(settings_diff(have, want))
+        apart = list(settings_diff(rename(have) if rename else have, want))
         if apart:
             raise UserError(f"{folder} holds a run with other settings: {'; '.join(apart[:4])}. "
                             "Nothing was changed: choose another folder with --out, or remove this one")
@@ -156,7 +163,7 @@ def run_settings(
     own = (to_plain_dict(getattr(settings, objective)) if objective in parts else
            {p: every[p] for p in parts if p in every}) # a user's own objective may read any of them
     return dict(objective=objective, control=to_plain_dict(settings.control), own=own,
-                size=settings.world.size)
+                size=settings.data.size)
 
 # %% ../nbs/library/03_runs.ipynb #56289b85
 def check_run(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PRESETS', 'WEB_SSL', 'WEB_MAE', 'RECIPES', 'new_field', 'ViT', 'check_size', 'DataSettings', 'data_fraction',
            'Control', 'Text', 'Clip', 'Siglip', 'Supervised', 'Dino', 'Dinov2', 'Mae', 'Analysis', 'RuntimeSettings',
-           'Settings', 'preset', 'override', 'check_fields', 'from_plain_dict', 'find_recipe', 'apply_recipe']
+           'Settings', 'preset', 'override', 'check_fields', 'from_plain_dict', 'rename_fields', 'find_recipe',
+           'apply_recipe']
 
 # %% ../nbs/library/01_settings.ipynb #94f9b119
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -13,7 +14,7 @@ from difflib import get_close_matches
 from functools import partial
 from types import UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
-from .files import UserError
+from .files import UserError, renamed
 
 # %% ../nbs/library/01_settings.ipynb #99a03c25
 def new_field(
@@ -71,16 +72,16 @@ class DataSettings:
     size: int = 64 # side of a scene, px
     held_out_style: str = "openmoji" # emoji style (vendor) that is held out of training
     caption_policy: _CaptionPolicy = "name" # attributes that captions may mention
-    max_drawings: int = 0 # maximal number of emoji images for probes; 0 for all
+    max_emoji_images: int = 0 # maximal number of emoji images for probes; 0 for all
     seed: int = 0 # random seed of the scenes
 
     def __post_init__(self):
         if self.source.partition(":")[0] not in _SOURCES:
-            raise UserError(f"unknown world {self.source!r}: expected `emoji`, "
+            raise UserError(f"unknown data source {self.source!r}: expected `emoji`, "
                             "`folder:PATH`, `shards:PATH`, `hf:NAME`, `stream:NAME` or `filter:KEEP:FOLDER`")
         data_fraction(self.source)
         if self.scenes < 1 or self.test_scenes < 1:
-            raise UserError("a world needs at least one training and one test scene; "
+            raise UserError("a dataset needs at least one training and one test scene; "
                             f"got {self.scenes} and {self.test_scenes}")
 
 # %% ../nbs/library/01_settings.ipynb #794ccce2
@@ -88,14 +89,14 @@ def data_fraction(
     source: str, # dataset name, such as `emoji`, `emoji:0.25` or `emoji:0.25:SEED`
 ) -> tuple[float, int]: # fraction of the training emoji, 0..1; random seed of their order
     "Return the fraction of the training emoji that a dataset uses. Raises `UserError` for an invalid fraction."
-    kind, *said = source.split(":")
-    if kind != "emoji" or not said: return 1.0, 0
-    try: share, seed = float(said[0]), int(said[1]) if said[1:] else 0
-    except ValueError: share, seed = 0.0, 0
-    if len(said) > 2 or not 0 < share <= 1 or seed < 0:
-        raise UserError(f"unknown world {source!r}: expected `emoji:SHARE` or `emoji:SHARE:SEED`, "
-                        "a share of the training drawings above 0 and up to 1, such as emoji:0.25")
-    return share, seed
+    kind, *rest = source.split(":")
+    if kind != "emoji" or not rest: return 1.0, 0
+    try: fraction, seed = float(rest[0]), int(rest[1]) if rest[1:] else 0
+    except ValueError: fraction, seed = 0.0, 0
+    if len(rest) > 2 or not 0 < fraction <= 1 or seed < 0:
+        raise UserError(f"unknown data source {source!r}: expected `emoji:FRACTION` or `emoji:FRACTION:SEED`, "
+                        "a fraction of the training emoji above 0 and up to 1, such as emoji:0.25")
+    return fraction, seed
 
 # %% ../nbs/library/01_settings.ipynb #d7acacd9
 @dataclass(frozen=True)
@@ -234,13 +235,13 @@ class Analysis:
     pairs: int = 200 # pairs per direction that are similar for one encoder and dissimilar for the other
     per_image: int = 3 # maximal number of pairs with the same image
     neighbors: int = 10 # number of nearest neighbors
-    changed: int = 500 # number of images that are perturbed to measure sensitivity
-    shot_draws: int = 5 # random few-shot training sets, each with its own classifier
-    segmented: int = 1_000 # training scenes of the segmentation head; a third as many are test scenes
+    perturbed_images: int = 500 # number of images that are perturbed to measure sensitivity
+    few_shot_draws: int = 5 # random few-shot training sets, each with its own classifier
+    segmentation_images: int = 1_000 # training scenes of the segmentation head; a third as many are test scenes
     knn_checks: int = 20 # number of nearest-neighbor evaluations during training; 0 for none
     vlm: str = "mini" # preset of the language model for CLIP and DINO (`ccd.vqa.llava.training`); "" for none
-    asked: int = 250 # number of questions of each VQA subset
-    draws: int = 1_000 # bootstrap resamples of each confidence interval
+    vqa_questions: int = 250 # number of questions of each VQA subset
+    n_resamples: int = 1_000 # bootstrap resamples of each confidence interval
 
 # %% ../nbs/library/01_settings.ipynb #e35c0eae
 @dataclass(frozen=True)
@@ -258,14 +259,14 @@ class RuntimeSettings:
 class Settings:
     "Hold all settings of an experiment."
     preset: str = "mini" # preset with the defaults of all other settings; `ccd --help` lists the presets
-    world: DataSettings = DataSettings()
+    data: DataSettings = DataSettings()
     control: Control = Control()
     clip: Clip = Clip()
     siglip: Siglip = Siglip()
     dino: Dino = Dino()
     supervised: Supervised = Supervised()
     analysis: Analysis = Analysis()
-    run: RuntimeSettings = RuntimeSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
     dinov2: Dinov2 = new_field(Dinov2())
     mae: Mae = new_field(Mae())
 
@@ -279,17 +280,17 @@ def _text(embed_dim, **of): # both contrastive objectives with the same text tow
 
 # %% ../nbs/library/01_settings.ipynb #1b4b1066
 def _smoke():
-    return Settings("smoke", DataSettings(scenes=512, test_scenes=192, max_drawings=640),
+    return Settings("smoke", DataSettings(scenes=512, test_scenes=192, max_emoji_images=640),
         Control(ViT(width=48, depth=2, heads=2, patch_size=12), samples=1024, batch_size=32),
         **_text(32, width=32, depth=1, heads=2),
         dino=Dino(out_dim=64, hidden=64, bottleneck=16),
-        analysis=Analysis(pairs=20, changed=40, shot_draws=1, segmented=60,
-                          knn_checks=2, vlm="", asked=8, draws=100))
+        analysis=Analysis(pairs=20, perturbed_images=40, few_shot_draws=1, segmentation_images=60,
+                          knn_checks=2, vlm="", vqa_questions=8, n_resamples=100))
 
 # %% ../nbs/library/01_settings.ipynb #5d0a1a68
 def _emoji_small():
     return Settings("emoji-small", control=Control(samples=300_000),
-                    analysis=Analysis(seeds=2, variants=_VARIANTS, segmented=3_000, vlm="emoji-small"))
+                    analysis=Analysis(seeds=2, variants=_VARIANTS, segmentation_images=3_000, vlm="emoji-small"))
 
 # %% ../nbs/library/01_settings.ipynb #90aee543
 def _emoji():
@@ -299,7 +300,7 @@ def _emoji():
         **_text(256, width=256, depth=6),
         dino=Dino(out_dim=4096, hidden=2048, bottleneck=256, local_crops=6, local_size=32,
                   momentum=0.996),
-        analysis=Analysis(seeds=3, variants=_VARIANTS, segmented=3_000, vlm="emoji"))
+        analysis=Analysis(seeds=3, variants=_VARIANTS, segmentation_images=3_000, vlm="emoji"))
 
 # %% ../nbs/library/01_settings.ipynb #c8bab481
 _FULL = dict(out_dim=65536, hidden=2048, bottleneck=256, local_crops=8, local_size=96,
@@ -312,7 +313,7 @@ def _paper():
         Control(vit, samples=240_000_000, batch_size=4096, lr=1e-3, weight_decay=0.2,
                 warmup=0.02, mean=(0.4815, 0.4578, 0.4082), std=(0.2686, 0.2613, 0.2758)),
         **_text(512, width=512, depth=12, heads=8, context=77), dino=Dino(**_FULL),
-        run=RuntimeSettings(workers=8, checkpoint_minutes=15))
+        runtime=RuntimeSettings(workers=8, checkpoint_minutes=15))
 
 # %% ../nbs/library/01_settings.ipynb #c78ee43a
 def _dino_vit_s16(): # main_dino.py of facebookresearch/dino as it stands, 8 GPUs of 64 images
@@ -322,7 +323,7 @@ def _dino_vit_s16(): # main_dino.py of facebookresearch/dino as it stands, 8 GPU
                 final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4, betas=(0.9, 0.999),
                 grad_clip=3.0, clip_each=True, mean=(0.485, 0.456, 0.406),
                 std=(0.229, 0.224, 0.225)),
-        dino=Dino(**_FULL, freeze_last_layer=0.01), run=RuntimeSettings(workers=8, checkpoint_minutes=15))
+        dino=Dino(**_FULL, freeze_last_layer=0.01), runtime=RuntimeSettings(workers=8, checkpoint_minutes=15))
 
 # %% ../nbs/library/01_settings.ipynb #507a76ad
 PRESETS = dict(smoke=_smoke, mini=Settings, **{"emoji-small": _emoji_small},
@@ -344,7 +345,7 @@ def _web(name, vit, batch, warmup, **of): # fields of `Control`
                       final_lr=1e-6, **dict(base_crop=(0.9, 1.0)) | of)
     return Settings(name, DataSettings(source="shards:metaclip-2b", size=256), control,
         **_text(1024, width=1024, depth=24, heads=16, context=77),
-        dino=Dino(**_FULL | dict(local_size=98 if vit.patch_size == 14 else 96)), run=RuntimeSettings(workers=8, sharding="fsdp", checkpoint_minutes=15))
+        dino=Dino(**_FULL | dict(local_size=98 if vit.patch_size == 14 else 96)), runtime=RuntimeSettings(workers=8, sharding="fsdp", checkpoint_minutes=15))
 
 # %% ../nbs/library/01_settings.ipynb #4b52e707
 def _web_ssl(size): # DINOv2: its vitg14.yaml and ssl_default_config.yaml
@@ -388,8 +389,10 @@ def override(
     **changes, # dotted names as keys: `{"control.lr": 3e-4}`
 ): # changed copy of the settings
     "Return settings with some fields changed. Raises `UserError` for an unknown field."
+    old = renamed("setting", type(settings).__name__)
     for name, value in changes.items():
         head, _, rest = name.partition(".")
+        head = old.get(head) or head
         known = [f.name for f in fields(settings)]
         if head not in known:
             raise UserError(f"unknown field {name!r} of {type(settings).__name__}: "
@@ -415,11 +418,6 @@ def check_fields(
                         f"Update ccd if a newer one wrote them, or mend their names{perhaps}")
     if lost := [k for k in needed if k not in values]: raise UserError(f"{what} lacks {', '.join(lost)}. Mend it, or make the file anew")
 
-# %% ../nbs/library/01_settings.ipynb #5d0c71a3
-_GONE = { # old field -> new field; "" for a field without effect on results
-    Clip: dict(text_width="text.width", text_depth="text.depth", text_heads="text.heads", context="text.context"), # moved to `Text`
-    Analysis: dict(checkpoint_minutes="")} # moved to `RuntimeSettings`
-
 # %% ../nbs/library/01_settings.ipynb #eab41617
 def from_plain_dict(
     kind, # settings dataclass
@@ -428,19 +426,28 @@ def from_plain_dict(
 ): # instance of the dataclass
     "Return settings read from JSON. Raises `UserError` for unknown or missing fields and for values of a wrong type."
     hints, what = get_type_hints(kind), kind.__name__ + f" in {file}" * bool(file)
-    if isinstance(values, dict): values = _moved(kind, values)
+    if isinstance(values, dict): values = rename_fields(kind, values)
     needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
     check_fields(values, what, needed, [f.name for f in fields(kind) if f.name not in needed])
     before = {f.name: f.metadata["before"] for f in fields(kind) if "before" in f.metadata}
     return kind(**before | {k: _value(hints[k], v, f"{k} of {what}", file) for k, v in values.items()})
 
 # %% ../nbs/library/01_settings.ipynb #5d0c71a4
-def _moved(kind, values): # values of old fields, moved to their new fields
-    gone = next((_GONE[c] for c in kind.__mro__ if c in _GONE), {})
-    out = {k: v for k, v in values.items() if k not in gone}
-    for k, (head, _, rest) in ((k, gone[k].partition(".")) for k in gone if gone[k] and k in values):
-        if isinstance(now := out.get(head, {}), dict): out[head] = {rest: values[k]} | now
-    return out
+def rename_fields(
+    kind, # settings dataclass, or the name of its rows in `ccd/renamed.csv`
+    values: dict, # values from JSON
+) -> dict:
+    "Return stored settings with the new names of renamed fields, also of nested settings."
+    classes = (kind,) if isinstance(kind, str) else [c.__name__ for c in kind.__mro__]
+    new = {k: v for c in classes for k, v in renamed("setting", c).items()}
+    out = {k: v for k, v in values.items() if k not in new}
+    for old in new.keys() & values.keys(): # an empty new name: the field has no effect any more
+        head, _, rest = new[old].partition(".")
+        if rest and isinstance(now := out.get(head, {}), dict): out[head] = {rest: values[old]} | now
+        elif head and not rest: out[head] = values[old]
+    hints = {} if isinstance(kind, str) else get_type_hints(kind)
+    nested = {k for k, v in out.items() if is_dataclass(hints.get(k)) and isinstance(v, dict)}
+    return {k: rename_fields(hints[k], v) if k in nested else v for k, v in out.items()}
 
 # %% ../nbs/library/01_settings.ipynb #7cc52345
 def _value(kind, v, what, file):
@@ -501,11 +508,11 @@ RECIPES = {
         {"dino.views": "light", "dino.local_crops": 0}),
     "supervised": _Recipe("classifier on concepts", "supervised"),
     "clip-ground": _Recipe("CLIP, captions with the ground", "clip",
-        {"world.caption_policy": "name+ground"}),
+        {"data.caption_policy": "name+ground"}),
     "clip-style": _Recipe("CLIP, captions with the style", "clip",
-        {"world.caption_policy": "name+style"}),
+        {"data.caption_policy": "name+style"}),
     "clip-shuffled": _Recipe("CLIP, shuffled captions", "clip",
-        {"world.caption_policy": "shuffled"})}
+        {"data.caption_policy": "shuffled"})}
 
 # %% ../nbs/library/01_settings.ipynb #ef51219f
 def find_recipe(name: str) -> _Recipe:

@@ -39,8 +39,8 @@ def pytest_terminal_summary(terminalreporter): terminalreporter.write_line(said_
 
 def said_order(): return f"tests in a random order; this one again: CCD_TEST_SEED={SEED}"
 
-CHANGES = {"control.samples": 320, "control.batch_size": 8, "world.max_drawings": 320,
-           "analysis.draws": 20, "run.checkpoint_minutes": 0.0}
+CHANGES = {"control.samples": 320, "control.batch_size": 8, "data.max_emoji_images": 320,
+           "analysis.n_resamples": 20, "runtime.checkpoint_minutes": 0.0}
 OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
                                    for x in (f"--{k}".replace("_", "-"), str(v))]
 STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
@@ -126,7 +126,7 @@ def tiny(): return override(preset("smoke"), **CHANGES)
 @pytest.fixture(scope="session")
 def corpus(tiny):
     from ccd.data.corpora import open_corpus
-    return open_corpus(tiny.world).corpus
+    return open_corpus(tiny.data).corpus
 
 @pytest.fixture(scope="session")
 def whole(once):

@@ -34,8 +34,8 @@ SMOKE = ["--preset", "smoke"]
     (["train", "dino", *SMOKE, "--dino.local-size", "20"], "20 is not a multiple of 12; resize to 12 or 24"),
     (["train", "clip", *SMOKE, "--control.vit.heads", "5"], "width"),
     (["train", "clip", *SMOKE, "--control.samples", "1"], "1 samples in batches of 32"),
-    (["study", *SMOKE, "--world.source", "nope"], "unknown world 'nope': expected `emoji`"),
-    (["study", *SMOKE, "--world.source", "folder:x"], "`ccd train`"),
+    (["study", *SMOKE, "--data.source", "nope"], "unknown world 'nope': expected `emoji`"),
+    (["study", *SMOKE, "--data.source", "folder:x"], "`ccd train`"),
     (["embed", "nope:3", *SMOKE], "unknown encoder 'nope:3': expected ccd:FOLDER"),
     (["embed", "random:x", *SMOKE], "random:"),
     (["embed", "pixels:0x", *SMOKE], "pixels:"),
@@ -70,7 +70,7 @@ def test_broken_images_are_counted_and_listed(pictures, tmp_path):
 def test_folders_without_a_good_image(refused, pictures, tmp_path):
     (tmp_path / "empty").mkdir()
     for p in pictures.glob("good*"): p.unlink()
-    for command in (["compare", "pixels:16", "random:0", "--images"], ["train", "dino", "--world.source"]):
+    for command in (["compare", "pixels:16", "random:0", "--images"], ["train", "dino", "--data.source"]):
         at = lambda p: p if command[0] == "compare" else f"folder:{p}"
         args = lambda p: [*command, at(p), *OPTIONS, "--out", tmp_path / "out"]
         assert "holds no image: expected files ending in" in refused(*args(tmp_path / "empty"))
@@ -78,7 +78,7 @@ def test_folders_without_a_good_image(refused, pictures, tmp_path):
     assert not (tmp_path / "out").exists()
 
 def test_clip_without_captions(refused, pictures, tmp_path):
-    args = ["train", "clip", *OPTIONS, "--control.samples", 16, "--world.source", f"folder:{pictures}", "--out", tmp_path / "run"]
+    args = ["train", "clip", *OPTIONS, "--control.samples", 16, "--data.source", f"folder:{pictures}", "--out", tmp_path / "run"]
     assert "no caption, and this objective needs one" in refused(*args)
     for p in pictures.glob("*.png"): p.with_suffix(".txt").write_text(f"a picture called {p.stem}")
     main([str(a) for a in args]) # it was told to do this
@@ -97,7 +97,7 @@ def test_a_folder_with_other_settings_is_left_alone(refused, tiny, whole, comman
 def test_a_folder_of_the_user_is_never_replaced(refused, whole, tmp_path):
     own = tmp_path / "thesis.txt"
     own.write_text("three years of work")
-    refused("study", *OPTIONS, "--out", whole, "--results", tmp_path)
+    refused("study", *OPTIONS, "--out", whole, "--save-tables", tmp_path)
     assert own.exists()
     with pytest.raises(UserError): cached_stage(tmp_path, {}, {}, lambda tmp: write_json(tmp / "one.json", 1))
     assert own.exists()
@@ -146,7 +146,7 @@ def test_a_disk_that_is_really_full(small_disk, whole, command, out):
 
 def test_control_c_in_training(whole, tmp_path):
     run = tmp_path / "run"
-    args = ["train", "dino", *OPTIONS, "--run.checkpoint-minutes", 9, "--out", run]
+    args = ["train", "dino", *OPTIONS, "--runtime.checkpoint-minutes", 9, "--out", run]
     logged = lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text()
     said, code = signal_when(start(*args), logged, signal.SIGINT)
     assert "nothing is lost: the same command goes on from here" in one_message(said, code)
@@ -157,7 +157,7 @@ def test_control_c_in_training(whole, tmp_path):
 def test_control_c_while_composing(cache, tmp_path):
     own, out = tmp_path / "cache", tmp_path / "out"
     own.mkdir(); (own / "emoji").symlink_to((cache / "emoji").resolve())
-    p = start("study", *OPTIONS, "--world.scenes", 4000, "--out", out, CCD_CACHE=own)
+    p = start("study", *OPTIONS, "--data.scenes", 4000, "--out", out, CCD_CACHE=own)
     seen = lambda: any(own.glob("corpora/gallery-*"))
     assert "the same command goes on from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
     assert not [*own.rglob("*.tmp-*"), *out.rglob("*.tmp-*")] and not (out / "world").exists()

@@ -47,7 +47,7 @@ def test_logs_are_averaged_and_compared(tmp_path):
     from ccd.vqa.benchmarks.questions import VMCBENCH
     from ccd.vqa.statistics.aggregation import _simulate_answers
     _simulate_answers({s: 20 for c in VMCBENCH.values() for s in c}, dict(one=0.6, two=0.4), benchmark="VMCBench").to_parquet(tmp_path / "answers.parquet")
-    said, code = finish(start("vqa", tmp_path / "answers.parquet", "--out", tmp_path / "out", "--draws", 100))
+    said, code = finish(start("vqa", tmp_path / "answers.parquet", "--out", tmp_path / "out", "--n-resamples", 100))
     assert code == 0, said
     assert "VLMEvalKit" in said and "one and two, overall (macro): one leads" in said and list((tmp_path / "out").glob("summary*.csv"))
     said, code = finish(start("vqa"))
@@ -82,22 +82,22 @@ def test_slow_work_says_how_long_one_item_takes(capsys, monkeypatch):
 
 ODD = ["<b>x</b>", "two\nlines", "x" * 300, "é ü", "-x", "/proc/x", "file.txt", "empty", "nope", "\udcff"] # a name, a file, a folder
 PLACES = dict( # command lines in which X is one of them; all stop before any work
-    study=["study --preset X", "study --preset smoke --world.source X", "study --preset smoke --world.source folder:x --out X"],
-    train=["train X", "train clip --preset smoke --world.source folder:X", "train clip --preset smoke --world.source filter:light:X",
-           "train clip --preset smoke --world.source folder:nope --out X", "train clip --preset smoke --world.source X"],
+    study=["study --preset X", "study --preset smoke --data.source X", "study --preset smoke --data.source folder:x --out X"],
+    train=["train X", "train clip --preset smoke --data.source folder:X", "train clip --preset smoke --data.source filter:light:X",
+           "train clip --preset smoke --data.source folder:nope --out X", "train clip --preset smoke --data.source X"],
     filter=["filter X", "filter folder:nope --preset smoke --scorer X", "filter folder:nope --preset smoke --scorer python:X",
             "filter folder:nope --scorer python:os.nope --out X"],
     audit=["audit X nope", "audit nope X"],
     embed=["embed X --preset smoke", "embed ccd:X --preset smoke", "embed pixels:4 --preset smoke --images folder:X",
            "embed pixels:4 --preset smoke --images nope --out X", "embed pixels:X --preset smoke", "embed pixels:4 --preset smoke --max-faults X"],
     probe=["probe pixels:4 X --preset smoke", "probe pixels:4 folder:X --preset smoke", "probe pixels:4 folder:nope --preset smoke --out X",
-           "probe pixels:4 folder:nope --preset smoke --results X"],
+           "probe pixels:4 folder:nope --preset smoke --save-tables X"],
     compare=["compare npy:X npy:nope.npy", "compare npy:nope.npy npy:X", "compare npy:nope.npy npy:nope.npy --out X",
-             "compare npy:nope.npy npy:nope.npy --results X", "compare npy:nope.npy npy:nope.npy --without X"],
-    vlm=["vlm pixels:4 --preset smoke --model X", "vlm pixels:4 --preset smoke --change X", "vlm pixels:4 --preset smoke --captions nope --out X",
+             "compare npy:nope.npy npy:nope.npy --save-tables X", "compare npy:nope.npy npy:nope.npy --skip X"],
+    vlm=["vlm pixels:4 --preset smoke --model X", "vlm pixels:4 --preset smoke --override X", "vlm pixels:4 --preset smoke --captions nope --out X",
          "vlm pixels:4 --preset smoke --captions X --instructions X --images X", "vlm pixels:4 --preset smoke --benchmark X"],
-    vqa=["vqa X", "vqa nope --out X", "vqa MODEL@0=X", "vqa nope --draws X"],
-    scale=["scale X", "scale smoke --dry --only X", "scale smoke --only zzz --out X", "scale smoke --only zzz --results X", "scale smoke --commands X"],
+    vqa=["vqa X", "vqa nope --out X", "vqa MODEL@0=X", "vqa nope --n-resamples X"],
+    scale=["scale X", "scale smoke --dry-run --only X", "scale smoke --only zzz --out X", "scale smoke --only zzz --measurements X", "scale smoke --commands X"],
     published=["published X", "published check X", "published check file.txt --suite X"])
 
 def stopped(args, capsys): # its message; a mistake and no traceback
@@ -165,3 +165,22 @@ def test_examples_of_the_help_name_options_that_are_there(command):
 def test_all_of_the_help_is_there_where_it_is_asked_for():
     p = subprocess.run([sys.executable, "-m", "ccd.cli", "compare", "--help-all"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"})
     assert all(option in p.stdout.decode() for option in ("--control.vit.width", "--dino.out-dim", "--analysis.pairs", "--images"))
+
+@pytest.mark.parametrize("command, old, new", [
+    ("study", "--world.max_drawings=320", "--data.max-emoji-images=320"), ("train", "--run.micro-batch", "--runtime.micro-batch"),
+    ("compare", "--beside", "--baselines"), ("probe", "--beside", "--compare-to"), ("scale", "--no-dry", "--no-dry-run"),
+    ("vlm", "--analysis.asked=8", "--analysis.vqa-questions=8")])
+def test_an_old_option_works_and_names_the_new_one(command, old, new, capsys):
+    from ccd.cli import _current_options
+    assert _current_options(command, [old]) == [new]
+    said = capsys.readouterr().err
+    assert old.partition("=")[0] in said and f"is {new.partition('=')[0]} now" in said
+    assert _current_options(command, [new, "--no-such.option", "value", "--beside_me"]) == [new, "--no-such.option", "value", "--beside_me"]
+    assert not capsys.readouterr().err
+
+def test_every_new_option_is_one():
+    from ccd.files import renamed
+    for command in _COMMANDS:
+        p = subprocess.run([sys.executable, "-m", "ccd.cli", command, "--help-all"], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "utf-8"})
+        for old, new in renamed("option", command).items():
+            assert re.search(rf"{new}[ ,\n]", p.stdout.decode()) and not re.search(rf"{old}[ ,\n]", p.stdout.decode()), (command, old)

@@ -196,7 +196,7 @@ def tiny_folder(tmp_path):
 def test_a_command_is_kept_out_of_a_folder_where_another_works(tiny_folder, tmp_path, capsys):
     first = holder(tmp_path / "out")
     assert first.stdout.readline() == "in\n"
-    for args in (tiny_folder, ["vqa", str(tmp_path / "no-log"), "--out", str(tmp_path / "out")], ["train", "clip", "--preset", "smoke", "--world.source",
+    for args in (tiny_folder, ["vqa", str(tmp_path / "no-log"), "--out", str(tmp_path / "out")], ["train", "clip", "--preset", "smoke", "--data.source",
                  f"folder:{tmp_path / 'tiny'}", "--control.batch-size", "2", "--control.samples", "4", "--out", str(tmp_path / "out/train/clip-0")]):
         with pytest.raises(SystemExit) as stop: main(args)
         assert stop.value.code == 2 and f"another ccd is at work in {tmp_path / 'out'} (process {first.pid} on" in capsys.readouterr().err

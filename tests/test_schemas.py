@@ -24,13 +24,13 @@ def test_a_difference_is_seen(tmp_path):
 
 def test_probes(published, tmp_path):
     clip, dino = (f"ccd:{published / 'results/smoke/encoders' / r}" for r in ("clip-0", "dino-0")) # without their text towers
-    main(["probe", clip, "emoji", "emoji-masks", "--beside", dino, "--protocols", *OPTIONS,
-          "--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")])
+    main(["probe", clip, "emoji", "emoji-masks", "--compare-to", dino, "--protocols", *OPTIONS,
+          "--out", str(tmp_path / "out"), "--save-tables", str(tmp_path / "results")])
     assert list(differences(tmp_path / "results", RESULTS / "accuracy")) == []
 
 def test_questions_to_language_models(tmp_path, monkeypatch):
-    said = lambda out: ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.asked", "4", "--ceiling", "--out", str(tmp_path / out),
-                        "--results", str(tmp_path / "results"), "--change", *FEW]
+    said = lambda out: ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.vqa_questions", "4", "--oracle", "--out", str(tmp_path / out),
+                        "--save-tables", str(tmp_path / "results"), "--override", *FEW]
     main(said("out"))
     assert list(differences(tmp_path / "results", RESULTS / "vlm")) == []
     for name in ("train_oracle", "train_vlm"): monkeypatch.setattr(command, name, lambda *_: pytest.fail("it was trained again"))
@@ -78,7 +78,7 @@ def test_the_cell_that_reads_questions(reader, room):
     assert list(differences(room / "questions", RESULTS / "questions")) == []
 
 def test_the_cell_that_reads_scenes(reader, room, tiny):
-    slow_cell("library/data/07_filters.ipynb", smoke=tiny.world, home=room.parent / "home", **vars(filters))
+    slow_cell("library/data/07_filters.ipynb", smoke=tiny.data, home=room.parent / "home", **vars(filters))
     assert list(differences(room / "filters", RESULTS / "filters")) == []
 
 def test_the_command_that_reads_scenes(reader, room):

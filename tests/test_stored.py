@@ -8,10 +8,10 @@ from ccd.training import trainer
 from ccd.vqa.llava import settings as llava_settings, training
 from ccd.vqa.command import _load_cached_answers
 from ccd.training.audit import _describe_run
-from ccd.files import UserError, read_json, to_plain_dict
+from ccd.files import UserError, content_hash, read_json, renamed as new_names, to_plain_dict
 from ccd.settings import (Analysis, Clip, Control, DataSettings, Dino, PRESETS, Settings, Siglip,
-                          Text, _GONE, from_plain_dict, preset)
-from ccd.runs import check_run, write_manifest
+                          RuntimeSettings, Text, from_plain_dict, preset, rename_fields)
+from ccd.runs import _old_names, check_run, claim_folder, up_to_date, write_manifest
 from ccd.encoders.embeddings import load_vectors
 from ccd.encoders.trained import load_run_text_encoder
 from ccd.encoders.loading import load
@@ -21,7 +21,8 @@ from ccd.training.loop import _init_from
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 stored = lambda x: json.loads(json.dumps(to_plain_dict(x)))
-KINDS = {k: type(v) for k, v in vars(Settings()).items() if k != "preset"} | dict(point=RunSpec, vlm=llava_settings.VlmSettings)
+KINDS = {k: type(v) for k, v in vars(Settings()).items() if k != "preset"} | dict(
+    point=RunSpec, vlm=llava_settings.VlmSettings, world=DataSettings, run=RuntimeSettings) # the last two: names of version 0.0.1
 
 def read(settings, file): # names of dataclasses
     "Read whatever settings a manifest holds, wherever in them they stand."
@@ -55,7 +56,37 @@ def test_what_older_versions_wrote_is_read():
     assert from_plain_dict(Clip, old) == Clip(32, Text(width=32, depth=1, heads=2, context=16)) and from_plain_dict(Siglip, old).text.depth == 1
     assert from_plain_dict(Clip, old | dict(text=dict(depth=2))).text == Text(width=32, depth=2, heads=2, context=16)
     assert from_plain_dict(Analysis, dict(pairs=9, checkpoint_minutes=2.0)) == Analysis(pairs=9)
-    for kind, fields in _GONE.items(): assert not fields.keys() & kind.__dataclass_fields__.keys()
+
+def test_what_has_a_new_name_has_it_once():
+    for kind in (Settings, DataSettings, Analysis, Clip, llava_settings.VlmSettings):
+        new, now = new_names("setting", kind.__name__), kind.__dataclass_fields__.keys()
+        assert new and not new.keys() & now and {n.partition(".")[0] for n in new.values() if n} <= now
+
+@pytest.mark.parametrize("name", ["mini", "emoji-small", "comparison", "accuracy", "vlm"])
+def test_new_names_are_the_same_settings(name):
+    made = read_json(RESULTS / name / "manifest.json")["settings"]
+    old = made.get("settings", made)
+    old = {k: v for k, v in old.items() if k in {**Settings.__dataclass_fields__, "world": 0, "run": 0}}
+    s = from_plain_dict(Settings, old)
+    assert rename_fields(Settings, old).keys() <= Settings.__dataclass_fields__.keys() and "data" in rename_fields(Settings, old)
+    again = json.loads(json.dumps(to_plain_dict(s, _old_names)))
+    assert {k: again[k] for k in old} == old
+
+def test_a_stage_of_old_names_is_up_to_date(tmp_path):
+    s = preset("smoke")
+    for part in (s.analysis, s.data, dict(analysis=s.analysis, own=[1]), dict(vlm=llava_settings.vlm_preset("smoke"))):
+        write_manifest(tmp_path, to_plain_dict(part, _old_names), {}, [], 0)
+        assert up_to_date(tmp_path, part, {}) and content_hash(part) != read_json(tmp_path / "manifest.json")["settings_hash"]
+        write_manifest(tmp_path, part, {}, [], 0)
+        assert up_to_date(tmp_path, part, {}) and not up_to_date(tmp_path, part, dict(more="x"))
+    assert not up_to_date(tmp_path, replace(s.analysis, n_resamples=7), {})
+
+def test_a_folder_of_old_names_is_resumed(tmp_path):
+    s, new = preset("smoke"), lambda have: rename_fields(Settings, have)
+    (tmp_path / "settings.json").write_text(json.dumps(to_plain_dict(s, _old_names)))
+    claim_folder(tmp_path, s, rename=new)
+    with pytest.raises(UserError, match="data.scenes was 512, is now 9"):
+        claim_folder(tmp_path, replace(s, data=replace(s.data, scenes=9)), rename=new)
 
 @pytest.mark.parametrize("kind, values, told", [
     (Control, dict(warm_up=0.1), "Control in a.json has fields .* not know: 'warm_up'; it knows vit, samples, .*Update ccd .*'warmup' for 'warm_up'"),
@@ -158,7 +189,7 @@ def test_answers_of_another_day(tmp_path):
     settings, v = from_plain_dict(Settings, {k: x for k, x in s.items() if k != "vlm"}), from_plain_dict(llava_settings.VlmSettings, s["vlm"])
     (tmp_path / "manifest.json").write_text(json.dumps(made | dict(settings=s | dict(renamed="letters"))))
     refused(lambda: _load_cached_answers(tmp_path, settings, v, None, v.forms[0]), "manifest.json", "form")
-    assert _load_cached_answers(tmp_path, replace(settings, world=DataSettings(scenes=1)), v, None, v.forms[0]) == [] # they are not used
+    assert _load_cached_answers(tmp_path, replace(settings, data=DataSettings(scenes=1)), v, None, v.forms[0]) == [] # they are not used
 
 def test_a_checkpoint(tmp_path, monkeypatch):
     from safetensors.torch import save_file

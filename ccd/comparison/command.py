@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..files import UserError, atomic_write, log_line, read_json, to_plain_dict
-from ..settings import Analysis, Settings
+from ..files import UserError, atomic_write, log_line, read_json, renamed, to_plain_dict
+from ..settings import Analysis, Settings, rename_fields
 from ..runs import cached_stage, claim_folder, require_own_folder, write_manifest
 from ..encoders.inputs import (EncoderPair, check_known, embed_pair, load_encoder, open_source,
                                  usable_labels)
@@ -35,14 +35,14 @@ def _neighbor_stage(s: EncoderPair, a: Analysis, folder: Path):
         np.save(room / f"{len(found)}.npy", near)
         found[name] = np.load(room / f"{len(found)}.npy", mmap_mode="r")
     for x, y in duels:
-        rows.append(overlap_curve(found[x], found[y], family, (1, 3, 10, 30, 100), a.draws).assign(a=x, b=y))
+        rows.append(overlap_curve(found[x], found[y], family, (1, 3, 10, 30, 100), a.n_resamples).assign(a=x, b=y))
         value = cka(s.vectors[x], s.vectors[y], family) if len(set(family)) >= _LEAST else (np.nan,) * 3
         values.append(dict(a=x, b=y, **dict(zip(("cka", "lo", "hi"), value))))
     pd.concat(rows).to_csv(folder / "overlap.csv", index=False)
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
     pd.DataFrame(hubs).to_csv(folder / "hubness.csv", index=False)
     known = usable_labels(s.items)
-    neighbor_table(s.vectors, known, k, a.draws, known=found).to_csv(folder / "purity.csv", index=False)
+    neighbor_table(s.vectors, known, k, a.n_resamples, known=found).to_csv(folder / "purity.csv", index=False)
     for side, m in zip("ab", s.names): np.save(folder / f"neighbors-{side}.npy", found[m][:, :k])
     shutil.rmtree(room)
 
@@ -66,8 +66,8 @@ def _pair_stage(s: EncoderPair, a: Analysis, folder: Path):
     compare_to_seed_noise(pairs, seeds, s.names).to_csv(folder / "noise.csv", index=False)
     known = usable_labels(s.items)
     if known and len(pairs):
-        factor_agreement(pairs, s.items, known, a.draws, group).to_csv(folder / "agreement.csv", index=False)
-        if len(set(group)) > 100: split_half_replication(x, y, known, a.pairs // 2, a.draws, per_image=a.per_image).to_csv(folder / "verified.csv", index=False)
+        factor_agreement(pairs, s.items, known, a.n_resamples, group).to_csv(folder / "agreement.csv", index=False)
+        if len(set(group)) > 100: split_half_replication(x, y, known, a.pairs // 2, a.n_resamples, per_image=a.per_image).to_csv(folder / "verified.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #93a2a1eb
 def _factor_stage(s: EncoderPair, a: Analysis, folder: Path):
@@ -77,17 +77,17 @@ def _factor_stage(s: EncoderPair, a: Analysis, folder: Path):
         warnings.filterwarnings("ignore", message="the items have no") # the report lists the factors that were used
         seen = _corpus_attributes(s.corpus)
         order = [*s.names, *(n for n in s.vectors if n not in s.names and n not in s.references.values())]
-        similarity_regression({n: s.vectors[n] for n in order}, seen, draws=a.draws).to_csv(folder / "attribution.csv", index=False)
+        similarity_regression({n: s.vectors[n] for n in order}, seen, draws=a.n_resamples).to_csv(folder / "attribution.csv", index=False)
         pairs = pd.read_parquet(folder.parent / "pairs" / "pairs.parquet")
-        if len(pairs): enrichment(pairs, *s.two, seen, draws=a.draws).to_csv(folder / "lift.csv", index=False)
+        if len(pairs): enrichment(pairs, *s.two, seen, draws=a.n_resamples).to_csv(folder / "lift.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #850e7b13
 def _intervention_stage(s: EncoderPair, a: Analysis, folder: Path, settings: Settings, source: str):
     from ccd.comparison.perturbations import sensitivity
     shown = [n for n in (*s.names, *s.specs) if n in s.specs and n not in s.references.values()]
     encoders = {n: load_encoder(s.specs[n], settings) for n in dict.fromkeys(shown)}
-    what = settings.world if source == "scenes" else s.corpus
-    sensitivity(encoders, what, a.changed, a.draws).to_csv(folder / "sensitivity.csv", index=False)
+    what = settings.data if source == "scenes" else s.corpus
+    sensitivity(encoders, what, a.perturbed_images, a.n_resamples).to_csv(folder / "sensitivity.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #19efab7f
 def _umap_stage(s: EncoderPair, folder: Path, together: bool):
@@ -111,39 +111,42 @@ def compare(
     source: str, # name of the images; "": scenes, or no images where both encoders are `npy:`
     settings: Settings, # settings of the analysis
     out, # output folder
-    reference_a: str = "", reference_b: str = "", # names of another seed of A and of B; "": none
-    beside: tuple = ("pixels:16",), # names of more encoders for reference
-    without: tuple = (), # stages to skip, from `_OPTIONAL_STAGES`
+    seed_replicate_a: str = "", seed_replicate_b: str = "", # names of another seed of A and of B; "": none
+    baselines: tuple = ("pixels:16",), # names of more encoders for reference
+    skip: tuple = (), # stages to skip, from `_OPTIONAL_STAGES`
     align_maps: bool = False, # fit both maps with AlignedUMAP, which is slower
     **how, # more arguments of `ccd.encoders.extraction.embed`
 ) -> Path: # path of the report
     """Compare two encoders: run every stage that is not up to date, then write the report and the linked maps.
 
     Raises `UserError` for fewer than three common items, and for unknown names and stages."""
-    if unknown := set(without) - set(_OPTIONAL_STAGES):
-        raise UserError(f"unknown part {sorted(unknown)[0]!r}: without takes some of {', '.join(_OPTIONAL_STAGES)}")
+    if unknown := set(skip) - set(_OPTIONAL_STAGES):
+        raise UserError(f"unknown part {sorted(unknown)[0]!r}: --skip takes some of {', '.join(_OPTIONAL_STAGES)}")
     out, an = Path(out), settings.analysis
     require_own_folder(out / "report")
     source = source or ("" if a.startswith("npy:") and b.startswith("npy:") else "scenes")
-    asked = dict(a=a, b=b, images=source, reference_a=reference_a, reference_b=reference_b, beside=list(beside))
-    claim_folder(out, asked, write=False)
-    for e in (a, b, reference_a, reference_b, *beside): check_known(e, settings) # before images are opened
+    source = renamed("images", "stored").get(source, source)
+    asked = dict(a=a, b=b, images=source, seed_replicate_a=seed_replicate_a,
+                 seed_replicate_b=seed_replicate_b, baselines=list(baselines))
+    new = partial(rename_fields, "compare")
+    claim_folder(out, asked, write=False, rename=new)
+    for e in (a, b, seed_replicate_a, seed_replicate_b, *baselines): check_known(e, settings) # before images are opened
     corpus, skipped = open_source(source, settings) if source else (None, ())
-    claim_folder(out, asked)
-    s = embed_pair(a, b, source, corpus, settings, out, reference_a, reference_b, beside, **how)
+    claim_folder(out, asked, rename=new)
+    s = embed_pair(a, b, source, corpus, settings, out, seed_replicate_a, seed_replicate_b, baselines, **how)
     if len(s.items) < 3: raise UserError(f"{len(s.items)} images have vectors of both: a comparison needs three or more")
     if len(skipped): s.lost = pd.concat([skipped.rename(columns=dict(file="item_id")), s.lost])
     s.lost.to_csv(out / "left_out.csv", index=False)
     def run(part, make, *own):
         _give_back() # otherwise the memory that one stage has freed adds to that of the next
-        cached_stage(out / part, dict(analysis=to_plain_dict(an), own=own), s.keys, make)
+        cached_stage(out / part, dict(analysis=an, own=own), s.keys, make)
     run("neighbors", partial(_neighbor_stage, s, an))
     run("pairs", partial(_pair_stage, s, an))
     todo = dict(factors=(partial(_factor_stage, s, an), ()), maps=(lambda f: _umap_stage(s, f, align_maps), (align_maps,)),
                 interventions=(lambda f: _intervention_stage(s, an, f, settings, source), ()))
-    missing = {p: why for p, why in _impossible(s).items() if p not in without}
+    missing = {p: why for p, why in _impossible(s).items() if p not in skip}
     for p, why in missing.items(): log_line(f"{p}: left out, since {why}")
-    made = [p for p in _OPTIONAL_STAGES if p not in {*without, *missing}]
+    made = [p for p in _OPTIONAL_STAGES if p not in {*skip, *missing}]
     for p in made: run(p, *todo[p])
     _give_back()
     return _write_report(s, out, made, settings, source)

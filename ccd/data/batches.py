@@ -132,7 +132,7 @@ class _BadSampleLog:
             f"{self.met:,} unusable items were met in {self.seen:,} samples, and "
             f"{self.most:.2%} are allowed: {self.first()[:300]}. "
             + (f"All are listed in {self.path}. " if self.path else "")
-            + "Nothing is lost: mend the data, or raise --run.max-faults, "
+            + "Nothing is lost: mend the data, or raise --runtime.max-faults, "
             "and start again")
 
     def first(self): # a few items, for an error message
@@ -307,5 +307,5 @@ def _alive(loader):
         ours = not isinstance(e, RuntimeError) or "DataLoader worker (pid" in str(e)
         if not ours or "Caught" in str(e): raise
         raise UserError("a process that decodes images was killed, most likely for want of "
-            "memory (or of /dev/shm): nothing is lost; set a smaller --run.workers "
+            "memory (or of /dev/shm): nothing is lost; set a smaller --runtime.workers "
             "and start again") from e

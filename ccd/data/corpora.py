@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 from .emoji import scenes as emoji_scenes
 from ..files import UserError, content_hash, to_plain_dict, user_path
-from ..settings import DataSettings, check_fields
+from ..settings import DataSettings, check_fields, rename_fields
 from ..device import n_cpus
 from ..runs import Progress, read_manifest, settings_diff, up_to_date
 from .images import (LoadResult, _skipped, _warn, _why, decode, image_bytes, load_folder,
@@ -109,7 +109,8 @@ def _load_filtered(
     whole = replace(world, source=source)
     opened = open_corpus(whole, split)
     if fingerprint(opened.corpus) != made["inputs"]["corpus"]:
-        apart = "; ".join(settings_diff(made["world"], to_plain_dict(whole), "world.")) or "its pictures have changed"
+        before = rename_fields(DataSettings, made.get("world") or made["data"])
+        apart = "; ".join(settings_diff(before, to_plain_dict(whole), "data.")) or "its images have changed"
         raise UserError(f"{home} holds scores of another corpus than {source} is now: {apart}. "
                         "Score it again: `ccd filter` with another --out")
     rows = np.flatnonzero(chosen(scores, made["settings"]["scorer"]["cuts"]))

@@ -102,7 +102,7 @@ def score(
         _summary(table, scorer.card["cuts"], len(_broken(lost))).to_csv(tmp / "summary.csv", index=False)
         lost.to_csv(tmp / "unreadable.csv", index=False)
         write_manifest(tmp, settings, inputs, [p.name for p in sorted(tmp.iterdir())], time.time() - start,
-                       world=to_plain_dict(world), command=command)
+                       data=to_plain_dict(world), command=command)
     shutil.rmtree(parts)
     return folder
 
@@ -235,4 +235,4 @@ def format_filter_summary(folder) -> str:
     lines = [f"{n:,} {s['split']} pictures of {s['source']}, scored by {s['scorer']['name']}"]
     if bad: lines.append(f"{bad:,} could not be scored: {folder / 'unreadable.csv'}")
     return "\n".join(lines + [f"{r.rule} above {r.cut:g}: {r.kept:,} kept ({r.share:.1%}), {r.left_out:,} left out; "
-                              f"--world.source filter:{r.rule}:{folder.parent}" for r in t.itertuples()])
+                              f"--data.source filter:{r.rule}:{folder.parent}" for r in t.itertuples()])

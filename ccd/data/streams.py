@@ -74,7 +74,7 @@ def _expect_files(corpus, processes, workers): # at least one file for each work
         raise UserError(
             f"{processes} processes with {workers} workers each need "
             f"{need} files to stream, and there are {corpus.num_shards}: set "
-            f"--run.workers to {corpus.num_shards // processes} or less, "
+            f"--runtime.workers to {corpus.num_shards // processes} or less, "
             "or split the data into more files")
 
 # %% ../../nbs/library/data/06_streams.ipynb #3c249bbe

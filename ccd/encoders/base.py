@@ -159,7 +159,7 @@ def make_encoder(
             f"up to its layer there are {k}" if a.has_cls else "it has no CLS token"))
     if a.opaque and tap.norm == "before":
         raise UserError(f"{card.name} cannot be read before its final norm: where that is cannot be told of "
-                        f"{card.architecture}; leave norm=before out")
+                        f"{card.architecture}; leave final_norm=false out")
     shared = a.projects and last and tap.norm == "after"
     taps = ("cls",) * a.has_cls + ("patches", "pooled") + ("projected",) * shared
     norm = ("as the network leaves it" if a.opaque else "none" if a.norm is None else

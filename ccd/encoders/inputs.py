@@ -13,17 +13,22 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..files import UserError, content_hash, file_hash, read_json, user_path
+from ..files import UserError, content_hash, file_hash, read_json, renamed, user_path
 from ..settings import Control, Settings, from_plain_dict
 from ..runs import claim_folder, outputs_hash
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #7513f2bc
 def _open_images(
-    source: str, # gallery, signs, scenes, hf:NAME, shards:PATH, folder:PATH or the path of a folder
-    settings: Settings, # settings, whose `world` defines the synthetic emoji dataset
+    source: str, # emoji-scenes, emoji-words, emoji-single, hf:NAME, shards:PATH, folder:PATH or the path of a folder
+    settings: Settings, # settings, whose `data` defines the synthetic emoji dataset
 ): # a corpus
     "Open the images on which encoders are compared."
     return open_source(source, settings).corpus
+
+# %% ../../nbs/library/encoders/09_inputs.ipynb #5d0c72e1
+def _stored_name(source: str) -> str: # gallery, signs or scenes for the three sets of emoji images
+    "Return the name of images that files use."
+    return renamed("images", "stored").get(source, source)
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #fa353b2f
 def open_source(source, settings): # the corpus, and the images that could not be opened
@@ -32,9 +37,9 @@ def open_source(source, settings): # the corpus, and the images that could not b
     from ccd.data.images import LoadResult, load_hf_dataset
     from ccd.data.shards import load_shards
     from ccd.data import images as data_images
-    w, (kind, _, rest) = settings.world, source.partition(":")
+    w, (kind, _, rest) = settings.data, source.partition(":")
     own = dict(gallery=single_drawings, signs=word_images, scenes=partial(scenes, split="test"))
-    if source in own: return LoadResult(own[source](w), ())
+    if (name := _stored_name(source)) in own: return LoadResult(own[name](w), ())
     if kind == "hf": return load_hf_dataset(rest)
     if kind == "shards": return load_shards(rest)
     return _sorted(data_images.load_folder(rest if kind == "folder" else source))
@@ -61,8 +66,8 @@ def embed_images(
     from ccd.encoders.extraction import embed
     e = load_encoder(encoder, settings)
     corpus = _open_images(source, settings) if corpus is None else corpus
-    size = None if e.fit else max(settings.world.size, e.card.size)
-    claim_folder(folder, dict(encoder=encoder, images=source, size=size))
+    size = None if e.fit else max(settings.data.size, e.card.size)
+    claim_folder(folder, dict(encoder=encoder, images=_stored_name(source), size=size))
     make = partial(load_encoder, encoder, settings) if how.get("engine") == "ray" else e # each worker loads the encoder
     return load_embeddings(embed(make, corpus, folder, size, **how))
 
@@ -99,16 +104,16 @@ def embed_pair(
     corpus, # the images; None where both encoders are `npy:`
     settings: Settings, # settings of the synthetic emoji dataset and of a random-init ViT
     out: Path, # output folder
-    reference_a: str = "", reference_b: str = "", # names of another seed of A and of B; "": none
-    beside: tuple = ("pixels:16",), # names of more encoders for reference
+    seed_replicate_a: str = "", seed_replicate_b: str = "", # names of another seed of A and of B; "": none
+    baselines: tuple = ("pixels:16",), # names of more encoders for reference
     **how, # more arguments of `ccd.encoders.extraction.embed`
 ) -> EncoderPair:
     """Embed the same images with all encoders, and keep the items that all of them have.
 
     Raises `UserError` where there are none."""
-    wanted = dict(a=a, b=b) | {f"reference_{k}": s for k, s in (("a", reference_a), ("b", reference_b)) if s}
-    if start := shared_init_spec(a, b): beside = (*beside, start)
-    wanted |= {f"beside_{k}": s for k, s in enumerate(beside)}
+    wanted = dict(a=a, b=b) | {f"reference_{k}": s for k, s in (("a", seed_replicate_a), ("b", seed_replicate_b)) if s}
+    if start := shared_init_spec(a, b): baselines = (*baselines, start)
+    wanted |= {f"beside_{k}": s for k, s in enumerate(baselines)}
     if corpus is None: wanted = {k: s for k, s in wanted.items() if s.startswith("npy:")}
     made, tables = {}, []
     for k, spec in wanted.items():

@@ -65,5 +65,6 @@ def load(
     if kind in ("pixels", "colors") and "#" in spec:
         raise UserError(f"encoder {spec!r}: {kind} have one vector and no options")
     way = options.pop("fit", "crop")
-    if options: raise UserError(f"encoder {spec!r}: {kind} takes tap, layer, norm, blocks, fit and precision, not {min(options)}")
+    own_options = ("feature", "layer", "final_norm", "n_last_blocks", "resize", "precision")
+    if options: raise UserError(f"encoder {spec!r}: {kind} takes {', '.join(own_options)}, not {min(options)}")
     return refitted(own[kind](), way)

@@ -119,7 +119,7 @@ def _resolve_preprocessing(
     lacks = [k for k in ("fit", "size", "filter", "mean", "std") if k not in o]
     if found is None and lacks:
         raise UserError(f"nothing says how pictures become the pixels of {name}: {why}. Add what its training used, "
-                        f"such as {name}#fit=crop,size=224,shorter=256,filter=bicubic,mean=imagenet,std=imagenet "
+                        f"such as {name}#resize=crop,size=224,shorter=256,interpolation=bicubic,mean=imagenet,std=imagenet "
                         f"(missing: {', '.join(lacks)})")
     fit, mean, std = found or (ImageTransform(o["size"]), None, None)
     mean, std = tuple(o.get("mean", mean)), tuple(o.get("std", std))

@@ -82,12 +82,12 @@ def _run_probe(
         answers, paths = predict_probes(e, asked)
         answers.to_parquet(tmp / "answers.parquet")
         paths.to_csv(tmp / "paths.csv", index=False)
-        few_shot_rows(e, asked, seeds=settings.analysis.shot_draws).to_csv(tmp / "few_shot.csv", index=False)
+        few_shot_rows(e, asked, seeds=settings.analysis.few_shot_draws).to_csv(tmp / "few_shot.csv", index=False)
         for name, t in zip(("zero_shot", "retrieval"), _zero_shot_rows(spec, datasets[0], corpora, settings, out, **how)):
             if len(t): t.to_csv(tmp / f"{name}.csv", index=False)
         if protocols: _eval_protocols(e, asked).to_csv(tmp / "protocols.csv", index=False)
         if cuts > 1 and len(t := _eval_val_splits(e, datasets, cuts)): t.to_csv(tmp / "cuts.csv", index=False)
-    folder = cached_stage(out / "answers" / slug(spec) / slug(datasets[0]), dict(tasks=[t.name for t in asked], protocols=protocols, **(dict(cuts=cuts) if cuts > 1 else {}), draws=settings.analysis.draws, shot_draws=settings.analysis.shot_draws),
+    folder = cached_stage(out / "answers" / slug(spec) / slug(datasets[0]), dict(tasks=[t.name for t in asked], protocols=protocols, **(dict(cuts=cuts) if cuts > 1 else {}), draws=settings.analysis.n_resamples, shot_draws=settings.analysis.few_shot_draws),
                    {k: outputs_hash(home / slug(k)) for k in e}, make)
     return _ProbeRun(spec, next(iter(e.values())).card, asked, folder)
 
@@ -143,13 +143,13 @@ def probe(
     settings: Settings, # settings of the analysis
     out, # output folder
     protocols: bool = False, # also run the published protocols
-    cuts: int = 1, # number of random validation splits, where the data set has none of its own
+    val_splits: int = 1, # number of random validation splits, where the data set has none of its own
     **how, # more arguments of `ccd.encoders.extraction.embed`
 ) -> Path: # path of the report
     """Embed images, fit probes, predict and compare; then write the tables and the report.
 
     Raises `UserError` for unknown names."""
-    out, draws = Path(out), settings.analysis.draws
+    out, draws = Path(out), settings.analysis.n_resamples
     require_own_folder(out / "tables")
     every, labelled = [*dict.fromkeys(encoders), *_default_baselines(encoders)], _group_by_source_dataset([d for d in datasets if d not in _SEGMENTATION_DATASETS])
     done, drawn, skipped = {s: [] for s in every}, {}, []
@@ -157,7 +157,7 @@ def probe(
         found = {d: _open_dataset(d, settings) for d in ds}
         skipped += [(*row, d) for d, c in found.items() for row in c.skipped]
         corpora = {k: c for of in found.values() for k, c in of.items()}
-        for s in every: done[s].append(_run_probe(s, ds, corpora, settings, out, protocols, cuts, **how))
+        for s in every: done[s].append(_run_probe(s, ds, corpora, settings, out, protocols, val_splits, **how))
     for d in (d for d in datasets if d in _SEGMENTATION_DATASETS): drawn[d] = _run_segmentation_probes(every, d, settings, out)
     cards = {s: done[s][0].card for s in every if done[s]} or {
         s: read_manifest(f)["settings"]["card"] for fs in drawn.values() for s, f in fs.items() if s in every}

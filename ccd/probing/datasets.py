@@ -454,7 +454,7 @@ def _secret(d, a): # whether all labels are missing
 # %% ../../nbs/library/probing/03_datasets.ipynb #4a90827a
 def _open_dataset(
     name: str, # name of the data set, such as `cifar10`, `cars:PATH`, `folder:PATH` or `hf:NAME#label=COLUMN`
-    settings=None, # `ccd.settings.Settings`, whose `world` defines the synthetic emoji dataset; None: the defaults
+    settings=None, # `ccd.settings.Settings`, whose `data` defines the synthetic emoji dataset; None: the defaults
 ) -> _Corpora: # key -> corpus; `skipped` lists images that are in none
     """Return the corpora of a data set: NAME-train (which includes the validation split) and NAME-test, or NAME-all.
 
@@ -462,7 +462,7 @@ def _open_dataset(
     left out, and of sizes that differ from the published ones."""
     a = _parse_dataset_name(name)
     if a.name == "emoji":
-        world = settings.world if settings else DataSettings()
+        world = settings.data if settings else DataSettings()
         return _Corpora(dict(gallery=scenes.single_drawings(world), signs=scenes.word_images(world)))
     splits = _splits(a)
     parts, found = _parts(splits, a), _Corpora(skipped=getattr(splits, "skipped", ()))

@@ -219,9 +219,9 @@ def segmentation_splits(
     settings: Settings, # settings of the synthetic emoji dataset and of the number of images
 ) -> tuple: # train, val and test split, each a `SegmentationDataset`
     "Return the training, validation and test images of a segmentation data set, with masks."
-    n = settings.analysis.segmented
+    n = settings.analysis.segmentation_images
     if name == "emoji-masks":
-        return tuple(_emoji_segments(settings.world, s, k) for s, k in (("train", n), ("val", n // 6), ("test", n // 3)))
+        return tuple(_emoji_segments(settings.data, s, k) for s, k in (("train", n), ("val", n // 6), ("test", n // 3)))
     c = _open_dataset(name, settings)
     classes = [f"class {k}" for k in range(1, _parse_dataset_name(name).spec.classes + 1)]
     own = {k.rpartition("-")[2]: _from_mask_images(v, classes, reduce_zero_label=True) for k, v in c.items()}
@@ -307,9 +307,9 @@ def _zero_shot_rows(
         log_line(f"no naming: {e}")
         return pd.DataFrame(), pd.DataFrame()
     key = next((k for k in corpora if k == "gallery" or k.endswith(("-test", "-all"))))
-    projected = spec + ("," if "#" in spec else "#") + "tap=projected"
+    projected = spec + ("," if "#" in spec else "#") + "feature=projected"
     e = embed_images(projected, key, settings, out / "vectors" / slug(spec) / f"{slug(key)}-projected", corpora[key], **how)
-    rows, draws = np.flatnonzero(e.items.split != "train"), settings.analysis.draws
+    rows, draws = np.flatnonzero(e.items.split != "train"), settings.analysis.n_resamples
     if dataset == "emoji":
         rows = np.flatnonzero(e.items.split == "test")
         y, group = e.items.name.values[rows], e.items.family.values[rows]

@@ -81,7 +81,7 @@ def _zero_shot_predict(
     Raises `UserError` for vectors of different dimensions, NaN or infinity."""
     if images.shape[1] != classes.shape[1]:
         raise UserError(f"pictures have {images.shape[1]} dimensions and captions "
-                        f"{classes.shape[1]}: read the encoder at tap=projected")
+                        f"{classes.shape[1]}: read the encoder at feature=projected")
     names, found = np.asarray(names), []
     for a in range(0, len(images), _ROWS):
         sim = _l2_normalize(images[a:a + _ROWS], "vectors of pictures") @ classes.T

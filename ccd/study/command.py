@@ -7,10 +7,11 @@ __all__ = ['study', 'export_study']
 
 # %% ../../nbs/library/study/03_command.ipynb #23bf6fde
 import json, shutil, time
+from functools import partial
 from pathlib import Path
 import pandas as pd
 from ..files import UserError, atomic_write, log_line, read_json, to_plain_dict, write_json
-from ..settings import Settings
+from ..settings import Settings, rename_fields
 from ..runs import claim_folder, require_own_folder, write_manifest
 from .stages import (_build_data, _embed_all, _neighbor_stage, _pair_stage, _probe_stage,
                               _segmentation_stage, _train_all, _vlm_stage, _zero_shot_result,
@@ -24,12 +25,13 @@ def study(
 ) -> Path: # path of the report
     "Run all stages that are not up to date. Raises `UserError` for other training data."
     out = Path(out or Path("runs") / settings.preset)
-    if settings.world.source != "emoji":
-        raise UserError(f"the study compares encoders on the factors of the emoji world; got "
-                        f"{settings.world.source!r}. Train on it with `ccd train`, compare with "
+    if settings.data.source != "emoji":
+        raise UserError(f"the study compares encoders on the factors of the emoji dataset; got "
+                        f"{settings.data.source!r}. Train on it with `ccd train`, compare with "
                         "`ccd compare`")
     start = time.time()
-    claim_folder(out, {k: v for k, v in to_plain_dict(settings).items() if k not in ("analysis", "run")})
+    own = {k: v for k, v in to_plain_dict(settings).items() if k not in ("analysis", "runtime")}
+    claim_folder(out, own, rename=partial(rename_fields, Settings))
     world = _build_data(out, settings)
     _train_all(out, settings, world)
     hashes = _embed_all(out, settings, world)

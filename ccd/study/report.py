@@ -184,4 +184,4 @@ def _section_made(settings, machine, art):
 def _command_of(settings: Settings) -> str:
     "Return the command line of these settings."
     from ccd.training.audit import cli_overrides
-    return shlex.join(["ccd", "study", "--preset", settings.preset, *cli_overrides(settings, preset(settings.preset), ("run",))])
+    return shlex.join(["ccd", "study", "--preset", settings.preset, *cli_overrides(settings, preset(settings.preset), ("runtime",))])

@@ -54,7 +54,7 @@ def _eval_corpora(settings: Settings) -> dict: # name -> evaluation corpus
     "Return emoji images and signs for probes, and held-out scenes for neighbors and pairs."
     from ccd.data.emoji.scenes import single_drawings, word_images
     from ccd.data.emoji import scenes as emoji_scenes
-    w = settings.world
+    w = settings.data
     return dict(gallery=single_drawings(w), signs=word_images(w), scenes=emoji_scenes.scenes(w, "test"))
 
 # %% ../../nbs/library/study/01_stages.ipynb #43df589e
@@ -64,21 +64,21 @@ def _build_data(out: Path, settings: Settings) -> dict: # name -> fingerprint
         from ccd.data.corpora import fingerprint
         found = {k: fingerprint(c) for k, c in _eval_corpora(settings).items()}
         write_json(tmp / "fingerprints.json", found | dict(train=fingerprint(_train_corpus(settings))))
-    return read_json(cached_stage(out / "world", settings.world, {}, make) / "fingerprints.json")
+    return read_json(cached_stage(out / "world", settings.data, {}, make) / "fingerprints.json")
 
 # %% ../../nbs/library/study/01_stages.ipynb #0475adfd
 def _train_corpus(settings: Settings):
     from ccd.data.emoji.scenes import scenes
-    return scenes(settings.world, "train")
+    return scenes(settings.data, "train")
 
 # %% ../../nbs/library/study/01_stages.ipynb #d03da965
 def _training_data(out: Path, settings: Settings, world: dict, own: Settings) -> str: # fingerprint
     "Build the training data of a run: that of the study, or that of a variant."
-    if own.world == settings.world: return world["train"]
+    if own.data == settings.data: return world["train"]
     def make(tmp):
         from ccd.data.corpora import fingerprint
         write_json(tmp / "fingerprints.json", dict(train=fingerprint(_train_corpus(own))))
-    home = cached_stage(out / f"world-{content_hash(own.world, 6)}", own.world, {}, make)
+    home = cached_stage(out / f"world-{content_hash(own.data, 6)}", own.data, {}, make)
     return read_json(home / "fingerprints.json")["train"]
 
 # %% ../../nbs/library/study/01_stages.ipynb #bb0d394d
@@ -137,14 +137,14 @@ def _embed_all(out: Path, settings: Settings, world: dict) -> dict: # folder -> 
     "Compute the embeddings of every encoder on every corpus."
     done, loaded = {}, None
     for name, (folder, load) in _encoders(out, settings).items():
-        key = content_hash([_encoder_hash(out, folder, settings), world, settings.world.size])
+        key = content_hash([_encoder_hash(out, folder, settings), world, settings.data.size])
         mark = out / "embed" / folder / "all.json"
         if not (mark.exists() and read_json(mark)["key"] == key and
                 all((out / "embed" / folder / c / "manifest.json").exists() for c in _CORPORA)):
             from ccd.encoders.extraction import embed
             loaded = loaded or _eval_corpora(settings)
             encoder = load()
-            for c in _CORPORA: embed(encoder, loaded[c], out / "embed" / folder / c, settings.world.size)
+            for c in _CORPORA: embed(encoder, loaded[c], out / "embed" / folder / c, settings.data.size)
             write_json(mark, dict(key=key))
         done[folder] = {c: outputs_hash(out / "embed" / folder / c) for c in _CORPORA}
     return done
@@ -168,7 +168,7 @@ def _segmentation_stage(out: Path, settings: Settings, world: dict) -> dict: # t
     parts, v = cache(lambda: segmentation_splits("emoji-masks", settings)), settings.control.vit
     head = lambda e: segmentation_probe(e, *parts())
     def kept(folder, own, make):
-        return cached_stage(out / "segmentation" / folder, dict(pictures=settings.analysis.segmented), world | dict(encoder=own),
+        return cached_stage(out / "segmentation" / folder, dict(pictures=settings.analysis.segmentation_images), world | dict(encoder=own),
                      lambda tmp: save_segmentation(make(), tmp))
     found = {}
     for name, (folder, load) in _encoders(out, settings).items():
@@ -184,14 +184,14 @@ def _probe_stage(out, settings, hashes, segmented):
                                         segmentation_differences, segmentation_rows)
         from ccd.probing.tasks import tasks
         g, s = _load_all_embeddings(out, settings, "gallery"), _load_all_embeddings(out, settings, "signs")
-        asked, draws = tasks("emoji", dict(gallery=g["CLIP"].items, signs=s["CLIP"].items)), settings.analysis.draws
+        asked, draws = tasks("emoji", dict(gallery=g["CLIP"].items, signs=s["CLIP"].items)), settings.analysis.n_resamples
         table, answers, shots = [], [], []
         with Progress("probing", len(g), unit="encoders") as bar:
             for n in g:
                 e = dict(gallery=g[n], signs=s[n])
                 said, paths = predict_probes(e, asked)
                 table.append(score_probes(said, paths, asked, draws).assign(encoder=n))
-                answers.append(said.assign(encoder=n)); shots.append(few_shot_rows(e, asked, seeds=settings.analysis.shot_draws).assign(encoder=n))
+                answers.append(said.assign(encoder=n)); shots.append(few_shot_rows(e, asked, seeds=settings.analysis.few_shot_draws).assign(encoder=n))
                 bar.add(1, n)
         answers = pd.concat(answers, ignore_index=True)
         heads = {n: read_segmentation(f) for n, f in segmented.items()}
@@ -225,8 +225,8 @@ def _zero_shot_result(run: Path, settings: Settings) -> dict: # empty for a run 
     from ccd.data.emoji.scenes import single_drawings
     from ccd.probing.zeroshot import zero_shot
     speaks = load_run_text_encoder(run)
-    return zero_shot(load(f"ccd:{run}").tapped("projected"), speaks, single_drawings(settings.world),
-                     settings.world.size, settings.analysis.draws) if speaks else {}
+    return zero_shot(load(f"ccd:{run}").tapped("projected"), speaks, single_drawings(settings.data),
+                     settings.data.size, settings.analysis.n_resamples) if speaks else {}
 
 # %% ../../nbs/library/study/01_stages.ipynb #9acae2ec
 def _neighbor_stage(out, settings, hashes):
@@ -235,11 +235,11 @@ def _neighbor_stage(out, settings, hashes):
         from ccd.comparison.neighbors import mutual_knn, nearest_neighbors, neighbor_table, umap_2d
         from ccd.stats import cluster_bootstrap
         e, a = _load_all_embeddings(out, settings, "scenes"), settings.analysis
-        neighbor_table(e, _LABELS, a.neighbors, a.draws).to_csv(tmp / "purity.csv", index=False)
+        neighbor_table(e, _LABELS, a.neighbors, a.n_resamples).to_csv(tmp / "purity.csv", index=False)
         found = {n: nearest_neighbors(e[n], a.neighbors) for n in ("CLIP", "DINO", "random ViT")}
         family = e["CLIP"].items.family.fillna(e["CLIP"].items.item_id).values
         rows = [dict(a=x, b=y, chance=a.neighbors / (len(family) - 1), **dict(zip(("overlap", "lo", "hi"),
-                cluster_bootstrap(mutual_knn(found[x], found[y]), family, a.draws))))
+                cluster_bootstrap(mutual_knn(found[x], found[y]), family, a.n_resamples))))
                 for x, y in (("CLIP", "DINO"), ("CLIP", "random ViT"), ("DINO", "random ViT"))]
         pd.DataFrame(rows).to_csv(tmp / "overlap.csv", index=False)
         for n in ("CLIP", "DINO"):
@@ -263,5 +263,5 @@ def _pair_stage(out, settings, hashes):
         e, a = _load_all_embeddings(out, settings, "scenes"), settings.analysis
         pairs = mine_pairs(e["CLIP"], e["DINO"], a.pairs, a.per_image)
         pairs.to_parquet(tmp / "pairs.parquet")
-        factor_agreement(pairs, e["CLIP"].items, _FACTORS, a.draws).to_csv(tmp / "agreement.csv", index=False)
+        factor_agreement(pairs, e["CLIP"].items, _FACTORS, a.n_resamples).to_csv(tmp / "agreement.csv", index=False)
     return cached_stage(out / "pairs", settings.analysis, {f: hashes[f]["scenes"] for f in ("clip-0", "dino-0")}, make)

@@ -218,5 +218,5 @@ def _flops(recipe, settings, corpus): # of one sample, equal in every process
     from ccd.data.streams import make_loader
     from ccd.training.trainer import flops_per_sample
     model = build_objective(RECIPES[recipe].objective, settings)
-    feed = make_loader(corpus, settings.control, settings.world.size, **model.needs())
+    feed = make_loader(corpus, settings.control, settings.data.size, **model.needs())
     return flops_per_sample(model, feed)

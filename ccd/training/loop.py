@@ -103,7 +103,7 @@ def training_loop(trainer: Trainer, folder: Path, done: int, on_step=None):
                 loss = all_reduce_mean(loss)
                 if diary: diary.note(done, loss, info, last)
             if on_step: on_step(done, model)
-            asked, due = stop.asked, time.time() - saved > 60 * s.run.checkpoint_minutes
+            asked, due = stop.asked, time.time() - saved > 60 * s.runtime.checkpoint_minutes
             if world_size() > 1: asked, due = (_any_process(x) if note else False for x in (asked, due))
             if last or due or asked:
                 _check_finite(loss, model, c)
@@ -140,7 +140,7 @@ class _MetricsLogger:
                     **{k: round(v, 3) for k, v in clock.items()})
         if "teacher_entropy" in info: self._warn(_check_collapse(info, t, getattr(model, "own", "dino")))
         passed = time.time() - self.begun
-        if passed > 60: self._warn(input_bottleneck_warning(passed, self.waited, views, clock, self.trainer.settings.run.workers))
+        if passed > 60: self._warn(input_bottleneck_warning(passed, self.waited, views, clock, self.trainer.settings.runtime.workers))
 
     def _write(self, **facts): self.file.write(json.dumps(dict(time=time.time()) | facts) + "\n")
 
@@ -185,7 +185,7 @@ def _save_run(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title:
     samples = c.steps * c.batch_size
     write_json(folder / "encoder.json", dict(name=title, control=to_plain_dict(c),
         training=f"{title}, {samples:,} samples, seed {c.seed}" + _describe_init(wanted.get("start"))))
-    facts = dict(objective=title, data=_describe_data(trainer.settings.world), first_weights=trainer.first_weights, order=_order_hash(feed, c), samples=samples,
+    facts = dict(objective=title, data=_describe_data(trainer.settings.data), first_weights=trainer.first_weights, order=_order_hash(feed, c), samples=samples,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad), faults=len(feed.faults.items),
         views=model.views_per_sample, flops_per_sample=trainer.flops, flops=trainer.flops * samples,
         precision=precision(), language=trainer.language, evaluated_weights=model.evaluated, exact_resume=feed.exact)

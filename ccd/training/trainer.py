@@ -57,7 +57,7 @@ class _InParts:
 
     Source: Gao et al. (2021), GradCache."""
     def _gradients(self, batch, t, k):
-        n, m = _batch_size_of(batch), self.settings.run.micro_batch
+        n, m = _batch_size_of(batch), self.settings.runtime.micro_batch
         self._random(k)
         if not m or m >= n: return self._backward(batch, t)
         cut = [tree_map(lambda x: x[i:i + m], batch) for i in range(0, n, m)]
@@ -97,12 +97,12 @@ class Trainer(_InParts):
     def __init__(self, objective: str, settings: Settings, corpus, folder=None, origin=None):
         init_distributed()
         disable_malloc_trim()
-        self.settings, self.c, r = settings, settings.control, settings.run
+        self.settings, self.c, r = settings, settings.control, settings.runtime
         self.model = build_objective(objective, settings)
         if origin: _load_initial_weights(self.model, origin)
         self.first_weights = weights_hash(self.model.vision)
         self.language = [weights_hash(m.net) for m in self.model.modules() if isinstance(m, LanguageTower)]
-        self.feed = make_loader(corpus, self.c, settings.world.size, workers=r.workers, rank=rank(),
+        self.feed = make_loader(corpus, self.c, settings.data.size, workers=r.workers, rank=rank(),
                              processes=world_size(), max_faults=r.max_faults, folder=folder, **self.model.needs())
         self.flops = flops_per_sample(self.model, self.feed) if is_main_process() else 0.0
         self.model.to(device())
@@ -288,7 +288,7 @@ def input_bottleneck_warning(
                 f"time, mostly for {slow}: {cure[slow]}")
     if viewed > 0.4 * passed:
         return (f"views take {100 * viewed / passed:.0f} % of the time: lower "
-                "world.size, which they are cut from, or take fewer local crops")
+                "data.size, which they are cut from, or take fewer local crops")
 
 # %% ../../nbs/library/training/03_trainer.ipynb #1e580093
 @torch.no_grad()

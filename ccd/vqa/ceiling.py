@@ -124,8 +124,8 @@ def _oracle_dataset(settings: Settings, pictures: int): # `datasets.Dataset` wit
     "Return the images of training questions, with the patch labels of each."
     from datasets import Sequence, Value
     side = settings.control.vit.image_size // settings.control.vit.patch_size
-    made = as_corpus(emoji_questions.instructions(settings.world, pictures), "factors").corpus
-    told = [_patch_labels(json.loads(f), settings.world.size, side).ravel() for f in made["facts"]]
+    made = as_corpus(emoji_questions.instructions(settings.data, pictures), "factors").corpus
+    told = [_patch_labels(json.loads(f), settings.data.size, side).ravel() for f in made["facts"]]
     return made.add_column("factors", told).cast_column("factors", Sequence(Value("int16")))
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #526ce337

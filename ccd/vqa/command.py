@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pandas as pd
 from ..files import (UserError, atomic_write, content_hash, load_table, log_line, read_json,
                        to_plain_dict, write_json)
-from ..settings import Settings, check_fields
+from ..settings import Settings, check_fields, rename_fields
 from ..runs import cached_stage, export_stage, outputs_hash, read_manifest, require_own_folder
 from ..report.style import distinct_colors
 from ..report.tables import figure_html, join_words, table_tag, write_report
@@ -51,7 +51,7 @@ class _VlmTrainingData(NamedTuple):
 # %% ../../nbs/library/vqa/03_command.ipynb #0751eb3e
 def load_training_data(settings: Settings, v: VlmSettings, captions="", instructions="", images="") -> _VlmTrainingData:
     "Load LLaVA files, or the synthetic emoji dataset. Raises `UserError` for incomplete files."
-    if not captions and not instructions: return _VlmTrainingData(*_emoji_conversations(settings.world, v))
+    if not captions and not instructions: return _VlmTrainingData(*_emoji_conversations(settings.data, v))
     if not (captions and instructions and images):
         raise UserError("a model learns from captions and from instructions, two JSON files as LLaVA has them, about the pictures "
                         f"of one folder; got captions {captions!r}, instructions {instructions!r}, images {images!r}")
@@ -111,8 +111,11 @@ def _load_cached_answers(
     "Return the stored answers of the same models from an earlier run."
     m = read_manifest(results) if results else None
     wanted = json.loads(json.dumps(to_plain_dict(settings) | dict(vlm=to_plain_dict(v))))
-    if not m or "learnt" in m["settings"] or any(m["settings"].get(k) != wanted[k] for k in ("world", "control", "vlm")): return []
-    check_fields(m["settings"], f"settings in {results}/manifest.json", (), [*Settings.__dataclass_fields__, "vlm", "form"])
+    if not m or "learnt" in m["settings"]: return []
+    stored = rename_fields(Settings, m["settings"])
+    stored["vlm"] = rename_fields(VlmSettings, stored.get("vlm", {}))
+    if any(stored.get(k) != wanted[k] for k in ("data", "control", "vlm")): return []
+    check_fields(stored, f"settings in {results}/manifest.json", (), [*Settings.__dataclass_fields__, "vlm", "form"])
     if m["settings"].get("form", v.forms[0]) != form: return [] # older results lack the format
     t, cards = pd.read_parquet(Path(results) / "answers.parquet"), pd.read_csv(Path(results) / "encoders.csv", dtype=str, keep_default_na=False)
     found, options = [], {q["item_id"]: list(_options_of(q).values()) for q in questions.remove_columns("image")} # options are not stored
@@ -183,7 +186,7 @@ def _load_benchmark(
     settings: Settings, # settings of EmojiVMC
     source="", # file or Hugging Face Hub name; by default that of the benchmark
 ): # a `datasets.Dataset`
-    if benchmark == "EmojiVMC": return emoji_questions(settings.world, per_subset=settings.analysis.asked)
+    if benchmark == "EmojiVMC": return emoji_questions(settings.data, per_subset=settings.analysis.vqa_questions)
     return load_questions(benchmark, source=source).questions
 
 # %% ../../nbs/library/vqa/03_command.ipynb #19cc8cef
@@ -195,12 +198,12 @@ def vlm(
     captions="", instructions="", images="", # training files of `load_training_data`
     benchmark: str = "EmojiVMC", # name of the benchmark
     source: str = "", # source of the questions; by default that of the benchmark
-    with_ceiling: bool = False, # also train and evaluate the oracle encoder
+    with_oracle: bool = False, # also train and evaluate the oracle encoder
     results: str = "", # folder of an earlier `export_vlm`, whose answers are reused
     form: str = "", # answer format, key of `_ANSWER_FORMATS`; by default that of the benchmark
 ) -> Path: # path of the report
     "Train a vision-language model per encoder and compare. Raises `UserError` for unknown names."
-    out, draws = Path(out), 10 * settings.analysis.draws # more resamples, since questions are few
+    out, draws = Path(out), 10 * settings.analysis.n_resamples # more resamples, since questions are few
     require_own_folder(out / benchmark / "tables")
     cards = {s: encoder_for_vlm(s, settings, v).card for s in dict.fromkeys(encoders)} # raises for a wrong name before any training
     if benchmark != "EmojiVMC": _find_benchmark(benchmark)
@@ -211,7 +214,7 @@ def vlm(
         log_line(f"{benchmark} is asked by {form}, and these models learn {' and '.join(v.forms)}: add --change forms={','.join([*v.forms, form])}")
     before = _load_cached_answers(results, settings, v, questions, form) if benchmark == "EmojiVMC" and not captions else []
     known = {s: {k: str(x) for k, x in to_plain_dict(c).items()} for s, c in cards.items()}
-    if with_ceiling: known[f"ccd:{out / 'ceiling'}"] = dict(name=ORACLE)
+    if with_oracle: known[f"ccd:{out / 'ceiling'}"] = dict(name=ORACLE)
     def train_and_ask(s):
         if s not in cards: train_oracle(settings, out / "ceiling")
         return _train_and_evaluate(s, settings, v, learnt, questions, benchmark, form, out)

@@ -12,7 +12,7 @@ from ccd.files import UserError, file_hash, load_table
 from conftest import OPTIONS, finish, signal_when, start
 from schemas import RESULTS, differences
 
-FAST = ["--without", "factors", "interventions", "maps", "--beside"]
+FAST = ["--skip", "factors", "interventions", "maps", "--baselines"]
 
 def said(out): return (out / "summary.txt").read_text()
 
@@ -22,7 +22,7 @@ def whole_comparison(whole, tiny, tmp_path_factory):
     out = tmp_path_factory.mktemp("compare") / "all"
     runs = [f"ccd:{whole / 'train' / r}" for r in ("clip-0", "dino-0")]
     settings = replace(tiny, analysis=replace(tiny.analysis, pairs=60))
-    beside = dict(reference_a=runs[1], reference_b=runs[0])
+    beside = dict(seed_replicate_a=runs[1], seed_replicate_b=runs[0])
     return compare(*runs, "scenes", settings, out, **beside).parent, runs, settings, beside
 
 def test_a_whole_comparison(whole_comparison, whole):
@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
 
 def test_a_folder_without_labels(folder, tmp_path):
     out = tmp_path / "out"
-    main(["compare", "pixels:8", "colors:4", *OPTIONS, "--images", str(folder), "--out", str(out), "--beside", "--analysis.changed", "12"])
+    main(["compare", "pixels:8", "colors:4", *OPTIONS, "--images", str(folder), "--out", str(out), "--baselines", "--analysis.perturbed_images", "12"])
     assert "are alike in" in said(out) or "moved more by" in said(out)
     copies = pd.read_csv(out / "pairs/copies.csv")
     assert {"p00.png", "twin.png"} <= set(copies.item_id) and len(set(copies[copies.item_id.isin(["p01.png", "again.jpg"])].group)) == 1
@@ -94,8 +94,8 @@ def local_models(tmp_path_factory):
     return home
 
 def test_two_local_models_on_a_folder(local_models, folder, tmp_path):
-    a, b, out = f"hf:{local_models / 'vit'}", f"hf:{local_models / 'dinov2'}#tap=pooled", tmp_path / "out"
-    main(["compare", a, b, *OPTIONS, "--images", str(folder), "--out", str(out), "--analysis.changed", "8", "--without", "maps"])
+    a, b, out = f"hf:{local_models / 'vit'}", f"hf:{local_models / 'dinov2'}#feature=pooled", tmp_path / "out"
+    main(["compare", a, b, *OPTIONS, "--images", str(folder), "--out", str(out), "--analysis.perturbed_images", "8", "--skip", "maps"])
     cards = [json.loads((out / f"vectors/{k}/card.json").read_text()) for k in "ab"]
     assert [c["tap"] for c in cards] == ["cls", "pooled"] and [c["size"] for c in cards] == [32, 42]
     import torch
@@ -108,7 +108,7 @@ def test_two_local_models_on_a_folder(local_models, folder, tmp_path):
 
 def test_an_encoder_against_itself(folder, tmp_path):
     out = tmp_path / "out"
-    main(["compare", "pixels:8", "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(out), "--beside", "--without", "interventions"])
+    main(["compare", "pixels:8", "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(out), "--baselines", "--skip", "interventions"])
     assert "100.0 %" in said(out) and "all scores are 0" in said(out) and (out / "atlas.html").exists()
 
 def own_vectors(home, name, ids, d, seed, **columns):
@@ -134,10 +134,10 @@ def test_vectors_from_elsewhere_beside_an_encoder(folder, tmp_path):
 def test_vectors_from_elsewhere_with_their_pictures(folder, tmp_path, capsys):
     ids = sorted(p.name for p in folder.iterdir())
     a, b = (own_vectors(tmp_path, n, ids, 16, k) for k, n in enumerate(("mine", "yours")))
-    main(["compare", a, b, *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out"), "--without", "maps"])
+    main(["compare", a, b, *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out"), "--skip", "maps"])
     assert (tmp_path / "out/factors/attribution.csv").exists() and "nearest neighbours" in (tmp_path / "out/report.html").read_text()
     c, d = (own_vectors(tmp_path, n, [*ids, "gone.png"], 16, k) for k, n in enumerate("cd"))
-    with pytest.raises(SystemExit): main(["compare", c, d, *OPTIONS, "--images", str(folder), "--beside", "--out", str(tmp_path / "gone")])
+    with pytest.raises(SystemExit): main(["compare", c, d, *OPTIONS, "--images", str(folder), "--baselines", "--out", str(tmp_path / "gone")])
     assert "no picture of 1 items, such as 'gone.png'" in capsys.readouterr().err
 
 def test_folders_within_a_folder_are_categories(folder, tmp_path):
@@ -209,13 +209,13 @@ def test_any_word_stays_a_word_in_a_report(word):
 
 def test_vectors_and_items_called_by_numbers_and_a_row_of_nan(tmp_path):
     ids = ["NA", "None", "nan", "01", "1", "1.0", *(f"x{k}" for k in range(24))]
-    a, b = (own_vectors(tmp_path, n, ids, 8, k, category=["NA", "01", "1"] * 10) for k, n in enumerate(("1", "01#tap=x")))
+    a, b = (own_vectors(tmp_path, n, ids, 8, k, category=["NA", "01", "1"] * 10) for k, n in enumerate(("1", "01#feature=x")))
     x = np.load(tmp_path / "1.npy"); x[5] = np.nan; np.save(tmp_path / "1.npy", x)
     with pytest.warns(UserWarning, match="1 of 30 vectors"): main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out")])
     lost = load_table(tmp_path / "out/left_out.csv")
     assert lost.item_id.tolist() == ["1.0"] and lost.reason[0] == "NaN or infinity in its vector"
-    assert "On 29 pictures 1 and 01#tap=x share" in said(tmp_path / "out")
-    assert set(load_table(tmp_path / "out/neighbors/purity.csv").encoder) == {"1", "01#tap=x"}
+    assert "On 29 pictures 1 and 01#feature=x share" in said(tmp_path / "out")
+    assert set(load_table(tmp_path / "out/neighbors/purity.csv").encoder) == {"1", "01#feature=x"}
 
 @pytest.mark.parametrize("change, says", [
     (lambda x: x.__setitem__(slice(None), np.nan), "no vector that can be used"), (lambda x: x.__setitem__(slice(None), 1), "same vector"),
@@ -249,11 +249,11 @@ def test_different_vectors_are_not_called_the_same(tmp_path, capsys):
     assert "to b all pairs of the 6 items are equally alike" in capsys.readouterr().err
 
 def test_an_unknown_part(tmp_path, capsys):
-    with pytest.raises(SystemExit): main(["compare", "pixels:8", "pixels:4", *OPTIONS, "--without", "tables", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit): main(["compare", "pixels:8", "pixels:4", *OPTIONS, "--skip", "tables", "--out", str(tmp_path / "out")])
     assert "unknown part 'tables'" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 def test_every_part_that_may_be_left_out_is(tmp_path, capsys):
-    with pytest.raises(SystemExit): main(["compare", "pixels:8", "pixels:4", *OPTIONS, "--without", "pairs", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit): main(["compare", "pixels:8", "pixels:4", *OPTIONS, "--skip", "pairs", "--out", str(tmp_path / "out")])
     assert "unknown part 'pairs'" in capsys.readouterr().err
 
 @pytest.mark.parametrize("names", [("CLIP", "vit"), ("vit", "CLIP"), ("CLIP (A)", "CLIP (B)"), ("CLIP", "DINO")])
@@ -265,7 +265,7 @@ def test_colours_are_lent(names):
 
 def test_killed_in_the_middle(folder, tmp_path):
     import signal
-    args = ["compare", "pixels:8", "colors:4", *OPTIONS, "--images", folder, "--beside", "--without", "interventions", "maps", "--out"]
+    args = ["compare", "pixels:8", "colors:4", *OPTIONS, "--images", folder, "--baselines", "--skip", "interventions", "maps", "--out"]
     text, code = finish(start(*args, tmp_path / "calm"))
     assert code == 0, text
     for part in ("neighbors", "pairs", "factors"):

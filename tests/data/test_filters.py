@@ -141,9 +141,9 @@ def test_scores_of_other_pictures_are_refused(photos, tmp_path, tiny):
     score(photos, function_scorer(red), tmp_path / "s")
     (tmp_path / "photos/05.png").unlink()
     with pytest.raises(UserError, match="its pictures have changed.*Score it again"): ids(source(tmp_path / "s", "light"))
-    score(tiny.world, function_scorer(red), tmp_path / "e")
-    with pytest.raises(UserError, match="world.scenes was 512, is now 500"):
-        ids(replace(tiny.world, scenes=500, source=f"filter:light:{tmp_path / 'e'}"))
+    score(tiny.data, function_scorer(red), tmp_path / "e")
+    with pytest.raises(UserError, match="data.scenes was 512, is now 500"):
+        ids(replace(tiny.data, scenes=500, source=f"filter:light:{tmp_path / 'e'}"))
 
 def write_tar(path, files):
     with tarfile.open(path, "w") as t:
@@ -226,7 +226,7 @@ def test_a_function_by_name(monkeypatch, tmp_path, photos, capsys):
         with pytest.raises(UserError, match="heavy.* keeps none of"): ids(source(tmp_path / "s", keep))
     with pytest.raises(UserError, match="needs a name, and cuts"): filters.Scorer(dict(name="a", cuts=dict(light=0)), None)
     main(["filter", photos.source, "--scorer", "python:my_scorer.redness", "--out", str(tmp_path / "c")])
-    assert f"--world.source filter:light:{tmp_path / 'c'}" in capsys.readouterr().out
+    assert f"--data.source filter:light:{tmp_path / 'c'}" in capsys.readouterr().out
     assert pd.read_parquet(tmp_path / "c/train/scores.parquet").equals(pd.read_parquet(folder / "scores.parquet"))
 
 def test_a_function_without_a_source_is_refused(monkeypatch):

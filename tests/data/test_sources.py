@@ -102,7 +102,7 @@ def test_a_caption_may_lie_in_the_json_only(tmp_path, corpus):
 
 def test_too_many_faults_stop_the_run_and_lose_nothing(faulty, tmp_path):
     c = load_shards(faulty).corpus
-    with pytest.raises(UserError, match=r"unusable items were met(.|\n)*faults.jsonl(.|\n)*--run.max-faults") as e:
+    with pytest.raises(UserError, match=r"unusable items were met(.|\n)*faults.jsonl(.|\n)*--runtime.max-faults") as e:
         for n, _ in enumerate(BatchLoader(c, CONTROL, 64, folder=tmp_path / "run").batches(0, 500)): pass
     assert n + 1 >= MIN_SAMPLES_FOR_LIMIT // 8 and ("00000/000000001" in str(e.value) or "00002/000000041" in str(e.value))
     more = BatchLoader(c, CONTROL, 64, folder=tmp_path / "run", max_faults=0.5)
@@ -564,7 +564,7 @@ def test_a_killed_worker_is_a_message(whole):
     batches = BatchLoader(load_shards(whole).corpus, CONTROL, 32, workers=1).batches(0, 400)
     next(batches)
     for child in multiprocessing.active_children(): os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match="--run.workers"): list(batches)
+    with pytest.raises(UserError, match="--runtime.workers"): list(batches)
 
 # --- streams
 
@@ -623,7 +623,7 @@ def test_a_broken_file_ends_a_stream(tmp_path, corpus):
     with pytest.raises(UserError, match="the stream .*Error"): list(flow(tmp_path).batches(0, 40))
 
 def test_too_few_files_to_stream(river):
-    with pytest.raises(UserError, match="need 6 files to stream, and there are 5: set --run.workers to 2 or less"):
+    with pytest.raises(UserError, match="need 6 files to stream, and there are 5: set --runtime.workers to 2 or less"):
         flow(river, processes=2, workers=3)
 
 def test_faults_of_a_stream(tmp_path, corpus):
@@ -636,7 +636,7 @@ def test_faults_of_a_stream(tmp_path, corpus):
     list(f.batches(0, 24))
     assert set(f.faults.items) == {"00000/000000001", "00001/000000022", "00002/000000041", "00002/000000043"}
     assert len((tmp_path / "faults.jsonl").read_text().splitlines()) == 4
-    with pytest.raises(UserError, match="--run.max-faults"): list(flow(home, captioned=True).batches(0, 200))
+    with pytest.raises(UserError, match="--runtime.max-faults"): list(flow(home, captioned=True).batches(0, 200))
 
 def test_nothing_to_stream(tmp_path):
     with pytest.raises(UserError, match="holds nothing to stream"): flow(tmp_path)

@@ -71,7 +71,7 @@ def test_the_base_view_keeps_what_it_says():
     assert (w * h / 64**2).min() > 0.8999 and (torch.stack([x, y, 64 - x - w, 64 - y - h]) > -1e-4).all()
 
 @pytest.fixture(scope="module")
-def fed(corpus, tiny): return BatchLoader(corpus, tiny.control, tiny.world.size)
+def fed(corpus, tiny): return BatchLoader(corpus, tiny.control, tiny.data.size)
 
 @pytest.fixture(scope="module")
 def may_flip(fed, corpus, tiny): # of every row, as an epoch's batches say

@@ -34,7 +34,7 @@ def slow(): return encoder(0.1)
 def images():
     from ccd.settings import preset
     from ccd.data.emoji.scenes import scenes
-    return scenes(preset("smoke").world, "test")
+    return scenes(preset("smoke").data, "test")
 
 if __name__ == "__main__":
     from ccd.encoders.extraction import embed

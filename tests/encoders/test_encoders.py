@@ -109,7 +109,7 @@ def test_every_tap_of_a_transformers_model_is_what_the_model_says(kind, saved, p
     p = PREFIX.get(kind, 1)
     norm = final_norm(kind, model)
     for layer, when in ((-1, "after"), (-1, "before"), (-2, "after"), (1, "before")):
-        e = load(spec_of(kind, folder, layer=layer, norm=when))
+        e = load(spec_of(kind, folder, layer=layer, final_norm=str(when == 'after').lower()))
         states, end, shared = told(kind, model, normed(e, pixels))
         with torch.no_grad():
             t = states[layer if layer > 0 else DEPTH + 1 + layer]
@@ -243,7 +243,7 @@ def test_every_tap_of_a_timm_transformer_is_what_timm_says(kind, timm_saved, pix
     (folder, model), prefix = timm_saved(kind), TIMM[kind][2]
 
     for layer, when in ((-1, "after"), (-1, "before"), (-2, "after"), (1, "before")):
-        e = load(f"timm:{folder}#layer={layer},norm={when}")
+        e = load(f"timm:{folder}#layer={layer},final_norm={str(when == 'after').lower()}")
         x, f = normed(e, pixels), e.features(pixels)
         k = layer if layer > 0 else DEPTH + layer + 1
         with torch.no_grad():
@@ -259,7 +259,7 @@ def test_every_tap_of_a_timm_transformer_is_what_timm_says(kind, timm_saved, pix
             if kind == "siglip" and layer == -1 and when == "after": close(f.projected, model(x))
             else: assert f.projected is None
     if kind in ("dinov3", "beit"): # timm's own vector is the mean of the patches
-        e = load(f"timm:{folder}#tap=pooled")
+        e = load(f"timm:{folder}#feature=pooled")
         with torch.no_grad(): own = model.forward_head(model.forward_features(normed(e, pixels)), pre_logits=True)
         close(e.vector(pixels), own)
 
@@ -274,13 +274,13 @@ def test_a_map_is_pooled_over_its_places(kind, timm_saved):
         close(e.vector(x), model.forward_head(model.forward_features(normed(e, x)), pre_logits=True)) # all three pool so
     close(e.features(x).patches, t.flatten(2).transpose(1, 2))
     if kind == "convnext":
-        close(load(f"timm:{folder}#norm=before").vector(x), t.mean((2, 3)))
+        close(load(f"timm:{folder}#final_norm=false").vector(x), t.mean((2, 3)))
         assert e.card.norm == "after the final norm, which follows the mean"
     else:
         assert e.card.norm == "as the network leaves it"
-        with pytest.raises(UserError, match="cannot be read before its final norm"): load(f"timm:{folder}#norm=before")
+        with pytest.raises(UserError, match="cannot be read before its final norm"): load(f"timm:{folder}#final_norm=false")
     with pytest.raises(UserError, match="only its end can be read"): load(f"timm:{folder}#layer=-2")
-    with pytest.raises(UserError, match="has no tap 'cls'.*pooled"): load(f"timm:{folder}#tap=cls")
+    with pytest.raises(UserError, match="has no tap 'cls'.*pooled"): load(f"timm:{folder}#feature=cls")
 
 def test_timm_reads_another_size_when_asked(timm_saved):
     import timm
@@ -290,7 +290,7 @@ def test_timm_reads_another_size_when_asked(timm_saved):
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad(): close(e.vector(x), model.forward_features(normed(e, x))[:, 0])
     assert e.fit == ImageTransform(64, 71, even=True) # 64 / 0.9, as timm cuts
-    e = load(f"timm:{timm_saved('resnet')[0]}#size=96,fit=squash")
+    e = load(f"timm:{timm_saved('resnet')[0]}#size=96,resize=squash")
     assert e.vector(torch.rand(1, 3, 96, 96)).shape == (1, 512) and e.fit == ImageTransform(96, squash=True, even=True)
 
 # --- open_clip
@@ -327,7 +327,7 @@ def test_every_tap_of_an_open_clip_tower_is_what_open_clip_says(kind, clip_saved
     folder, model = clip_saved(kind)
     late = kind == "vit_avg" # norms what it has pooled
     for layer, when in ((-1, "after"), (-1, "before"), (-2, "after"), (1, "before")):
-        e = load(f"open_clip:{folder}#layer={layer},norm={when}")
+        e = load(f"open_clip:{folder}#layer={layer},final_norm={str(when == 'after').lower()}")
         x, f = normed(e, pixels), e.features(pixels)
         with torch.no_grad():
             o = model.visual.forward_intermediates(x, indices=[layer - 1 if layer > 0 else layer], output_fmt="NLC",
@@ -339,7 +339,7 @@ def test_every_tap_of_an_open_clip_tower_is_what_open_clip_says(kind, clip_saved
             if layer == -1 and when == "after": close(f.projected, model.encode_image(x))
             else: assert f.projected is None
     with torch.no_grad():
-        if late: close(load(f"open_clip:{folder}#tap=pooled").vector(pixels) @ model.visual.proj, model.encode_image(x))
+        if late: close(load(f"open_clip:{folder}#feature=pooled").vector(pixels) @ model.visual.proj, model.encode_image(x))
         if kind == "vit": close(load(f"open_clip:{folder}").vector(pixels) @ model.visual.proj, model.encode_image(x))
     assert kind != "coca" or e.card.norm == "none"
 
@@ -373,7 +373,7 @@ def test_pixels_are_those_of_open_clip(clip_saved):
 def test_open_clip_reads_another_size_when_asked(clip_saved):
     import open_clip
     folder, _ = clip_saved("vit")
-    e, x = load(f"open_clip:{folder}#size=48,tap=projected"), torch.rand(2, 3, 48, 48)
+    e, x = load(f"open_clip:{folder}#size=48,feature=projected"), torch.rand(2, 3, 48, 48)
     model = open_clip.create_model(f"local-dir:{folder}", force_image_size=48).eval()
     with torch.no_grad(): close(e.vector(x), model.encode_image(normed(e, x)))
     assert e.fit == ImageTransform(48, even=True) and e.card.projection == "applied"
@@ -409,10 +409,10 @@ def test_runs_and_random_vits_have_the_bits_they_had():
         with torch.no_grad():
             before, after = model.forward_intermediates((x - 0.5) / 0.25, indices=[2], output_fmt="NLC", norm=False, intermediates_only=True), \
                 model.forward_intermediates((x - 0.5) / 0.25, indices=[2], output_fmt="NLC", norm=True, intermediates_only=True)
-        close(load(f"{spec}#layer=3,norm=before,tap=pooled").vector(x), before[0].mean(1))
-        close(load(f"{spec}#layer=-2,tap=pooled").vector(x), after[0].mean(1))
+        close(load(f"{spec}#layer=3,final_norm=false,feature=pooled").vector(x), before[0].mean(1))
+        close(load(f"{spec}#layer=-2,feature=pooled").vector(x), after[0].mean(1))
         joined = torch.cat([load(f"{spec}#layer={k}").vector(x) for k in (2, 3, 4)] + [f.pooled], 1)
-        e = load(f"{spec}#blocks=3,tap=cls+pooled")
+        e = load(f"{spec}#n_last_blocks=3,feature=cls+pooled")
         close(e.vector(x), joined)
         assert (e.card.tap, e.card.layer) == ("cls+pooled", "2 to 4 of 4")
     y = torch.rand(2, 3, 16, 16)
@@ -451,7 +451,7 @@ def test_padding_is_that_of_llava(saved):
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     theirs = LlavaImageProcessorPil(do_pad=True, size=dict(shortest_edge=SIDE), crop_size=dict(height=SIDE, width=SIDE), image_mean=mean, image_std=std)
-    e = load(f"hf:{saved('clip_vision')[0]}#fit=pad,mean=clip,std=clip")
+    e = load(f"hf:{saved('clip_vision')[0]}#resize=pad,mean=clip,std=clip")
     for shape in ((90, 40), (33, 71)):
         im = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*shape[::-1], 3), dtype=np.uint8))
         want = theirs(images=im, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0) * std + mean
@@ -459,7 +459,7 @@ def test_padding_is_that_of_llava(saved):
     assert e.card.resize == "padded to a square with (122, 116, 104), both sides to 32 px, bicubic"
 
 def test_an_encoder_of_squares_pads_when_asked():
-    plain, crop, squash, pad = (load(f"random:0{way}") for way in ("", "#fit=crop", "#fit=squash", "#fit=pad"))
+    plain, crop, squash, pad = (load(f"random:0{way}") for way in ("", "#resize=crop", "#resize=squash", "#resize=pad"))
     assert plain.fit is crop.fit is None and plain.card == crop.card
     im = Image.new("RGB", (96, 48), (255, 0, 0))
     assert (squash.fit(im) == (255, 0, 0)).all()
@@ -490,11 +490,11 @@ def test_a_thread_of_an_image_takes_little_memory(shape, fit, monkeypatch):
 # --- names, and what must be refused
 
 @pytest.mark.parametrize("spec, said", [
-    ("hf:x#tap=mean", "cls, pooled or projected"), ("hf:x#layer=0", "-1 for the last block"), ("hf:x#colour=3", "unknown option 'colour=3'"),
+    ("hf:x#feature=mean", "cls, pooled or projected"), ("hf:x#layer=0", "-1 for the last block"), ("hf:x#colour=3", "unknown option 'colour=3'"),
     ("hf:x#mean=1/2", "imagenet, clip, half"), ("hf:x#size=big", "a number of pixels"), ("hf:", "has no name"), ("timm:", "has no name"),
-    ("hf:/no/such/folder", "is not a folder"), ("timm:./nowhere", "is not a folder"), ("pixels:16#tap=cls", "no options"),
-    ("random:0#size=64", "random takes tap, layer, norm, blocks, fit and precision, not size"), ("random:0#blocks=5", "up to its layer there are 4"), ("random:0#blocks=2,layer=1", "up to its layer there are 1"),
-    ("random:0#blocks=0", "a number of blocks"), ("random:0#tap=cls+projected", "or cls\\+pooled"), ("random:0#tap=projected", "has no tap 'projected'"),
+    ("hf:/no/such/folder", "is not a folder"), ("timm:./nowhere", "is not a folder"), ("pixels:16#feature=cls", "no options"),
+    ("random:0#size=64", "random takes feature, layer, final_norm, n_last_blocks, resize, precision, not size"), ("random:0#n_last_blocks=5", "up to its layer there are 4"), ("random:0#n_last_blocks=2,layer=1", "up to its layer there are 1"),
+    ("random:0#n_last_blocks=0", "a number of blocks"), ("random:0#feature=cls+projected", "or cls\\+pooled"), ("random:0#feature=projected", "has no tap 'projected'"),
     ("random:0#layer=5", "no layer 5: it has 1 to 4"), ("webssl:dino-9b", "webssl:dino-7b-518"), ("clip", "expected ccd:FOLDER"), ("clip#size=3", "expected ccd:FOLDER"),
     ("timm:vit_tiny_patch17", "could not be loaded.*timm:FOLDER")])
 def test_a_wrong_name_says_what_is_right(spec, said):
@@ -507,14 +507,14 @@ def test_a_tag_of_timm_may_stand_behind_an_at(monkeypatch):
     with pytest.raises(UserError, match="asked for <vit_tiny.openai>"): load("timm:vit_tiny@openai")
 
 def test_a_missing_tap_names_those_there_are(saved):
-    with pytest.raises(UserError, match="has no tap 'cls'.*patches, pooled, projected"): load(f"hf:{saved('siglip')[0]}#tap=cls")
-    with pytest.raises(UserError, match="has no tap 'projected'.*cls, patches, pooled"): load(f"hf:{saved('dinov2')[0]}#tap=projected")
-    with pytest.raises(UserError, match="has no tap 'projected'"): load(f"hf:{saved('clip')[0]}#tap=projected,layer=-2")
+    with pytest.raises(UserError, match="has no tap 'cls'.*patches, pooled, projected"): load(f"hf:{saved('siglip')[0]}#feature=cls")
+    with pytest.raises(UserError, match="has no tap 'projected'.*cls, patches, pooled"): load(f"hf:{saved('dinov2')[0]}#feature=projected")
+    with pytest.raises(UserError, match="has no tap 'projected'"): load(f"hf:{saved('clip')[0]}#feature=projected,layer=-2")
     with pytest.raises(UserError, match="has no tap 'projected'"): load(f"hf:{saved('clip_vision')[0]}").tapped("projected")
 
 def test_a_folder_without_an_image_processor_asks_for_the_rule(tmp_path, saved):
     made("vit").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"no preprocessor_config.json.*#fit=crop,size=224.*missing: fit, size, filter, mean, std"):
+    with pytest.raises(UserError, match=r"no preprocessor_config.json.*#resize=crop,size=224.*missing: fit, size, filter, mean, std"):
         load(f"hf:{tmp_path}")
     e = load(f"hf:{tmp_path}#{GIVEN},shorter=40")
     assert e.fit == ImageTransform(32, 40, squash=True) and e.card.mean == e.card.std == (0.5,) * 3
@@ -579,7 +579,7 @@ def test_half_precision_is_asked_for_and_written_down(saved, timm_saved, clip_sa
 def test_the_revision_of_a_folder_is_that_of_its_weights(tmp_path, saved):
     folder, model = saved("dinov2")
     one = load(f"hf:{folder}").card.revision
-    assert load(f"hf:{folder}#tap=pooled,layer=1").card.revision == one
+    assert load(f"hf:{folder}#feature=pooled,layer=1").card.revision == one
     with torch.no_grad(): model.layernorm.bias[0] += 1
     model.save_pretrained(tmp_path); processor().save_pretrained(tmp_path)
     with torch.no_grad(): model.layernorm.bias[0] -= 1
@@ -627,10 +627,10 @@ def test_published_names_load_what_they_name(hub, capsys):
     assert e.fit == ImageTransform(224, 256)
     assert e.card.resize == "shorter side to 256 px, bicubic, the middle 224 px cut out (crop: its README; squash: its demo)"
     assert capsys.readouterr().err == "ccd: webssl:dino-300m: licence CC-BY-NC-4.0: no commercial use\n"
-    assert load("webssl:dino-300m#fit=squash").fit == ImageTransform(224, squash=True)
+    assert load("webssl:dino-300m#resize=squash").fit == ImageTransform(224, squash=True)
     assert "ViTModel" in load("webssl:mae-1b").card.architecture
     assert load("webssl:dino-7b-378").fit == ImageTransform(392, 392, squash=True) # what its repository says
-    assert load("webssl:dino-7b-378#fit=squash").fit == ImageTransform(378, squash=True)
+    assert load("webssl:dino-7b-378#resize=squash").fit == ImageTransform(378, squash=True)
     capsys.readouterr()
     direct = load("hf:facebook/webssl-dino300m-full2b-224@" + PINNED + "#" + GIVEN.replace("32", "224")) # by its plain name
     assert direct.card.license == "CC-BY-NC-4.0" and "no commercial use" in capsys.readouterr().err
@@ -675,3 +675,9 @@ def test_importing_loads_no_library_of_models():
     code = "import sys, ccd.encoders; print([m for m in ('transformers', 'timm', 'open_clip', 'huggingface_hub') if m in sys.modules])"
     p = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path)))
     assert p.stdout.strip() == "[]", p.stdout + p.stderr
+
+def test_old_options_of_an_encoder_name_are_those_of_today():
+    from ccd.encoders.names import current_spec, parse_encoder_spec
+    old, new = "hf:x#tap=pooled,norm=before,blocks=2,fit=pad,filter=bicubic,layer=-2", "hf:x#feature=pooled,final_norm=false,n_last_blocks=2,resize=pad,interpolation=bicubic,layer=-2"
+    assert current_spec(old) == new == current_spec(new) and current_spec("pixels:16") == "pixels:16"
+    with pytest.warns(FutureWarning, match="final_norm=false"): assert parse_encoder_spec(old) == parse_encoder_spec(new)

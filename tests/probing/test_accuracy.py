@@ -192,7 +192,7 @@ def test_the_command_from_a_folder_of_classes(tmp_path):
             x = np.clip(np.array(color) + rng.normal(0, 25, (20, 24, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(x).save(tmp_path / "pictures" / name / f"{k}.png")
     said, code = finish(start("probe", "colors:3", f"folder:{tmp_path}/pictures", *OPTIONS, "--out", tmp_path / "out",
-                              "--results", tmp_path / "results", "--cuts", 2))
+                              "--save-tables", tmp_path / "results", "--val-splits", 2))
     assert code == 0, said
     cuts = pd.read_csv(tmp_path / "results/cuts.csv").pivot(index="encoder", columns="cut", values="top1")
     t = pd.read_csv(tmp_path / "results/accuracy.csv").set_index("encoder")
@@ -222,7 +222,7 @@ def test_watching_changes_nothing_and_sees_what_is_kept(tiny, corpus, tmp_path):
     from ccd.training.loop import train
     for objective in ("clip", "dino"):
         plain = train(objective, tiny, corpus, tmp_path / f"{objective}-plain")
-        watch = knn_callback(tiny.control, scenes.single_drawings(tiny.world), tmp_path / f"{objective}.jsonl", 3)
+        watch = knn_callback(tiny.control, scenes.single_drawings(tiny.data), tmp_path / f"{objective}.jsonl", 3)
         watched = train(objective, tiny, corpus, tmp_path / f"{objective}-watched", watch)
         assert read_json(plain / "manifest.json")["outputs"] == read_json(watched / "manifest.json")["outputs"]
         seen = pd.read_json(tmp_path / f"{objective}.jsonl", lines=True)
@@ -278,7 +278,7 @@ def test_heads_are_kept_as_they_were(tmp_path):
 def test_an_encoder_with_text_names_and_finds(whole, tiny, tmp_path):
     from ccd.data.emoji import scenes
     from ccd.probing.tables import _zero_shot_rows
-    corpora = dict(gallery=scenes.single_drawings(tiny.world))
+    corpora = dict(gallery=scenes.single_drawings(tiny.data))
     named, found = _zero_shot_rows(f"ccd:{whole}/train/clip-0", "emoji", corpora, tiny, tmp_path)
     names = len({n for n, s in zip(corpora["gallery"]["name"][:], corpora["gallery"]["split"][:]) if s == "test"})
     assert named.k.tolist() == [k for k in (1, 5) if k <= names] and (named.classes == names).all() and named.accuracy.is_monotonic_increasing

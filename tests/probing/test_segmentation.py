@@ -21,7 +21,7 @@ from ccd.probing.segmentation import (Segmentation, _LinearHead, _fit_heads, _io
 
 pytestmark = pytest.mark.numeric
 
-WORLD = preset("smoke").world
+WORLD = preset("smoke").data
 
 # --- masks
 

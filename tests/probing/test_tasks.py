@@ -60,7 +60,7 @@ def in_pieces(t, items): # (train, val, test) items of each fold
 
 @pytest.fixture(scope="module")
 def world(tiny):
-    return {k: f(tiny.world).remove_columns(["image"]).to_pandas()
+    return {k: f(tiny.data).remove_columns(["image"]).to_pandas()
             for k, f in (("gallery", emoji.single_drawings), ("signs", emoji.word_images))}
 
 def test_nothing_that_is_tested_in_the_emoji_world_has_kin_among_what_was_learnt(world):
@@ -470,7 +470,7 @@ def test_a_photograph_is_known_by_its_colours(tiny):
     from sklearn.datasets import load_sample_image
     for name in ("china.jpg", "flower.jpg"):
         assert _is_photo(Picture.fromarray(load_sample_image(name)).resize((160, 106)))
-    drawn = [_is_photo(im) for im in emoji.single_drawings(tiny.world)[:40]["image"]]
+    drawn = [_is_photo(im) for im in emoji.single_drawings(tiny.data)[:40]["image"]]
     assert np.mean(drawn) < 0.1
 
 @quietly

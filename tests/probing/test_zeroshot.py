@@ -108,7 +108,7 @@ def test_the_emoji_world_is_named_as_it_was(tiny):
     net, speak = load("random:0"), bytes_of
     turn = torch.from_numpy(np.random.default_rng(1).normal(size=(192, 64))).float()
     see = Encoder(EncoderCard("x", "x", "x", "x", "projected"), lambda x: Features(projected=net._features(x).cls @ turn))
-    world = single_drawings(override(tiny, **{"world.max_drawings": 320}).world)
+    world = single_drawings(override(tiny, **{"data.max_emoji_images": 320}).data)
     items = world.remove_columns(["image", "captions"]).to_pandas()
     test = np.nonzero((items.split == "test").values)[0]
     names = sorted(set(items.name[test]))
@@ -168,7 +168,7 @@ def saved(tmp_path_factory, tokenizer):
 @torch.no_grad()
 def test_a_text_tower_of_transformers_says_what_its_model_says(kind, padding, saved, tokenizer):
     folder, net = saved(kind)
-    eye, x = load(f"hf:{folder}#tap=projected"), torch.rand(3, 3, 32, 32)
+    eye, x = load(f"hf:{folder}#feature=projected"), torch.rand(3, 3, 32, 32)
     speak = load_text_encoder(f"hf:{folder}")
     t = tokenizer(CAPTIONS, padding=padding, truncation=True, max_length=24, return_tensors="pt")
     if kind == "siglip": del t["attention_mask"]
@@ -205,7 +205,7 @@ def test_a_run_speaks_and_a_run_without_captions_does_not(tiny, corpus, tmp_path
     for objective in ("clip", "dino"): train(objective, own, corpus, tmp_path / objective)
     got = load_text_encoder(f"ccd:{tmp_path / 'clip'}")(CAPTIONS)
     assert torch.equal(got, load_run_text_encoder(tmp_path / "clip")(CAPTIONS))
-    assert got.shape[1] == load(f"ccd:{tmp_path / 'clip'}#tap=projected").vector(torch.rand(1, 3, *[own.control.vit.image_size] * 2)).shape[1]
+    assert got.shape[1] == load(f"ccd:{tmp_path / 'clip'}#feature=projected").vector(torch.rand(1, 3, *[own.control.vit.image_size] * 2)).shape[1]
     with pytest.raises(UserError, match="trained without captions"): load_text_encoder(f"ccd:{tmp_path / 'dino'}")
 
 def test_an_encoder_without_text_is_refused(saved, tmp_path):

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.numeric
 EMOJI = scaling_grid.GRIDS["emoji"]
 METRICS = {*measures._PROBE_TASKS.values(), "masks", *(f"asked: {c}" for c in ("general", "reason", "ocr", "doc"))}
 TINY = replace(scaling_grid.GRIDS["smoke"], changes=scaling_grid.GRIDS["smoke"].changes | {
-    "control.batch_size": 8, "analysis.segmented": 24, "run.checkpoint_minutes": 0.0})
+    "control.batch_size": 8, "analysis.segmentation_images": 24, "runtime.checkpoint_minutes": 0.0})
 
 # --- the grid
 
@@ -33,7 +33,7 @@ def test_every_run_is_there_once():
             assert {getattr(p, a) for p in found if replace(p, **{a: getattr(c, a)}) == c} == {*values, getattr(c, a)}
 
 def test_one_control_but_for_the_axes():
-    axes = {"control.vit.width", "control.vit.heads", "control.samples", "control.vit.image_size", "control.seed", "world.source",
+    axes = {"control.vit.width", "control.vit.heads", "control.samples", "control.vit.image_size", "control.seed", "data.source",
             "dino.local_size"}
     first = _flatten_dict(to_plain_dict(scaling_grid._grid_runs(EMOJI)[0].settings))
     for r in scaling_grid._grid_runs(EMOJI):
@@ -57,7 +57,7 @@ def test_arms_stand_at_the_centre_and_at_the_lowest_value():
         for p in found: # what the arm changes, and nothing else
             if p.recipe == arm:
                 a, b = (_flatten_dict(to_plain_dict(scaling_grid._settings_of(EMOJI, replace(p, recipe=r)))) for r in ("clip", arm))
-                assert {k for k in a if a[k] != b[k]} == (set() if arm == "supervised" else {"world.caption_policy"})
+                assert {k for k in a if a[k] != b[k]} == (set() if arm == "supervised" else {"data.caption_policy"})
 
 def test_recipes_that_do_not_exist_are_not_in_it(monkeypatch):
     grid = replace(EMOJI, also=("not there yet",))
@@ -100,7 +100,7 @@ def test_the_whole_is_a_share_too():
 
 @pytest.mark.parametrize("source", ["emoji:0", "emoji:1.5", "emoji:half", "emoji:0.5:x", "emoji:0.5:-1", "emoji:0.5:1:2", "emoji:"])
 def test_what_is_no_share_is_refused(source):
-    with pytest.raises(UserError, match="emoji:SHARE"): DataSettings(source=source)
+    with pytest.raises(UserError, match="emoji:FRACTION"): DataSettings(source=source)
 
 def test_too_few_drawings_are_refused():
     with pytest.raises(UserError, match="larger share"): asset_pool("train", DataSettings.held_out_style, 0.001)
@@ -149,8 +149,8 @@ def test_only_what_is_missing_is_run(results, tmp_path):
         assert a["metrics"] == b["metrics"]
 
 def test_another_experiment_is_refused(results, tmp_path, monkeypatch):
-    for change in (dict(changes=TINY.changes | {"control.lr": 1e-4}), dict(changes=TINY.changes | {"world.test_scenes": 100})):
-        with pytest.raises(UserError, match="is of another experiment: .* was .*--results"): scaling_runs.scale(replace(TINY, **change), tmp_path, results)
+    for change in (dict(changes=TINY.changes | {"control.lr": 1e-4}), dict(changes=TINY.changes | {"data.test_scenes": 100})):
+        with pytest.raises(UserError, match="is of another experiment: .* was .*--measurements"): scaling_runs.scale(replace(TINY, **change), tmp_path, results)
     monkeypatch.setitem(measures._EVALUATIONS, "probes", replace(measures._EVALUATIONS["probes"], version=2))
     with pytest.raises(UserError, match="version was 1, is now 2"): scaling_runs.scale(TINY, tmp_path, results)
     assert not any(tmp_path.iterdir())
@@ -168,7 +168,7 @@ def test_unknown_names_are_refused(capsys):
     with pytest.raises(UserError, match="unknown grid 'imagenet': expected one of"): scaling_grid.find_grid("imagenet")
     with pytest.raises(UserError, match="no run matches 'siglip'"): scaling_runs._select_runs(TINY, "siglip")
     with pytest.raises(UserError, match="expected one of torchrun, slurm"): scaling_runs.commands("smoke", "kubernetes", "out")
-    with pytest.raises(SystemExit): main(["scale", "imagenet", "--dry"])
+    with pytest.raises(SystemExit): main(["scale", "imagenet", "--dry-run"])
     assert "unknown grid" in capsys.readouterr().err
 
 class Killed(BaseException): pass
@@ -201,7 +201,7 @@ def test_a_field_that_is_newer_than_a_measurement_had_its_default(results, tmp_p
     run = scaling_grid._grid_runs(TINY)[0]
     at = some / run.name / "probes" / "manifest.json"
     m = read_json(at)
-    del m["settings"]["run"]["control"]["clip_each"], m["settings"]["run"]["own"]["ema"], m["settings"]["world"]["seed"]
+    del m["settings"]["run"]["control"]["clip_each"], m["settings"]["run"]["own"]["ema"], m["settings"]["data"]["seed"]
     write_json(at, m)
     assert scaling_runs._is_measured(some, run, "probes")
     with pytest.raises(UserError, match="clip_each was False, is now True"):
@@ -254,7 +254,7 @@ def test_a_release_of_the_same_settings_is_taken(monkeypatch):
 # --- commands
 
 def test_dry_runs_nothing(tmp_path, capsys):
-    main(["scale", "emoji", "--dry", "--out", str(tmp_path / "runs"), "--only", "clip"])
+    main(["scale", "emoji", "--dry-run", "--out", str(tmp_path / "runs"), "--only", "clip"])
     said = capsys.readouterr().out
     assert f"to do: {sum('clip' in p.recipe for p in scaling_grid._points(EMOJI))} runs" in said and "TFLOP" in said and not any(tmp_path.iterdir())
 
@@ -276,8 +276,8 @@ def test_commands_train_the_runs_of_the_grid(grid):
         said = settings_said(line.partition(" && ")[0])
         objective = RECIPES[r.point.recipe].objective
         assert said["recipe"] == r.point.recipe and said["out"] == f"runs/x/{r.name}"
-        assert run_settings(objective, said["settings"]) == run_settings(objective, r.settings) and said["settings"].world == r.settings.world
-        assert f"--only {r.name} " in line and "--results results/x" in line
+        assert run_settings(objective, said["settings"]) == run_settings(objective, r.settings) and said["settings"].data == r.settings.data
+        assert f"--only {r.name} " in line and "--measurements results/x" in line
 
 def test_slurm_gets_one_job_a_run():
     said = scaling_runs.commands("smoke", "slurm", "runs/x")

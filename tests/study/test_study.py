@@ -46,7 +46,7 @@ def test_the_released_runs_are_adopted_and_nothing_is_trained(tmp_path, monkeypa
     "Those of emoji-small. DINO's began by what `head_init` was before it was a setting, so the preset alone trains them anew."
     monkeypatch.chdir(ROOT)
     made = {p.name: read_json(p / "manifest.json")["inputs"]["corpus"] for p in (ROOT / "results/emoji-small/encoders").iterdir()}
-    monkeypatch.setattr(stages, "_training_data", lambda out, s, world, own: made["clip-0" if own.world == s.world else "clip-shuffled-0"])
+    monkeypatch.setattr(stages, "_training_data", lambda out, s, world, own: made["clip-0" if own.data == s.data else "clip-shuffled-0"])
     for f in ("_train_corpus", "_knn_callback"): monkeypatch.setattr(stages, f, lambda *_: None)
     monkeypatch.setattr(loop, "estimate_seconds", lambda *_: 0)
     trained, now = [], preset("emoji-small")
@@ -76,8 +76,8 @@ def test_variants_are_runs_of_their_own_recipes(tiny):
     assert list(found) == ["clip-0", "dino-0", "clip-1", "dino-1", "siglip-0", "clip-coarse-0", "clip-shuffled-0"]
     assert found["clip-1"][1].control.seed == tiny.control.seed + 1
     assert found["clip-coarse-0"][1].control.vit.patch_size == 2 * tiny.control.vit.patch_size
-    assert found["clip-shuffled-0"][1].world.caption_policy == "shuffled"
+    assert found["clip-shuffled-0"][1].data.caption_policy == "shuffled"
 
 def test_the_command_says_what_was_changed(tiny):
-    assert _command_of(override(tiny, **{"run.workers": 3})) == _command_of(tiny)
+    assert _command_of(override(tiny, **{"runtime.workers": 3})) == _command_of(tiny)
     assert "--control.batch-size 8 " in _command_of(tiny) + " " and _command_of(tiny).startswith("ccd study --preset smoke ")

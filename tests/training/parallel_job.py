@@ -30,7 +30,7 @@ def arms(llama): # name -> objective, what it changes, how it is spread
 
 def gradients(objective, corpus, changes, sharding="ddp", micro=0, steps=2):
     "Loss, gradients, averages and buffers of the last of some steps, whole, by name."
-    t = Trainer(objective, settings(**changes, **{"run.sharding": sharding, "run.micro_batch": micro}), corpus)
+    t = Trainer(objective, settings(**changes, **{"runtime.sharding": sharding, "runtime.micro_batch": micro}), corpus)
     for k in range(steps - 1): t.step(k, t.feed(k))
     loss, _ = t._gradients(t.model.batch(on_device(t.feed(steps - 1))), 0.5, steps - 1)
     found = {k: full_tensor(p.grad) for k, p in t.model.named_parameters() if p.grad is not None}
@@ -46,14 +46,14 @@ def training(corpus, name, sharding, out, killed=0, **changes):
     "Train, or go on; what the user is told, where that is all."
     def hook(step, model):
         if step == killed: raise Killed
-    how = {"run.sharding": sharding, "run.checkpoint_minutes": 0.0 if killed else 5.0}
+    how = {"runtime.sharding": sharding, "runtime.checkpoint_minutes": 0.0 if killed else 5.0}
     try: train(name, settings(**how, **changes), corpus, out, hook)
     except Killed: return "killed"
     except UserError as e: return str(e)
 
 def main(out, jobs):
     init_distributed()
-    with main_process_first(): corpus = open_corpus(settings().world).corpus
+    with main_process_first(): corpus = open_corpus(settings().data).corpus
     said = [training(corpus, *job[:-1], **job[-1]) for job in jobs] if isinstance(jobs, list) else \
         all_gradients(corpus, jobs["llama"])
     if is_main_process(): torch.save(said, out)

@@ -254,7 +254,7 @@ def test_some_steps_lower_the_loss(corpus, recipe, lr):
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(corpus, recipe):
     found = []
     for micro in (0, 1, 3):
-        t = Trainer(recipe, settings(recipe, **{"run.micro_batch": micro, "dinov2.centering": "mean"}), corpus)
+        t = Trainer(recipe, settings(recipe, **{"runtime.micro_batch": micro, "dinov2.centering": "mean"}), corpus)
         loss, _ = t._gradients(t.model.batch(on_device(t.feed(3))), 0.5, 3)
         t.model.after_step(0.5)
         found.append({k: p.grad for k, p in t.model.named_parameters() if p.requires_grad} | dict(t.model.named_buffers()) | dict(loss=loss))
@@ -266,7 +266,7 @@ class Killed(BaseException): pass
 
 @pytest.mark.parametrize("recipe", ["dinov2", "mae"])
 def test_resume_is_bit_identical(corpus, tmp_path, recipe):
-    s = settings(recipe, **{"control.samples": 48, "run.checkpoint_minutes": 0.0})
+    s = settings(recipe, **{"control.samples": 48, "runtime.checkpoint_minutes": 0.0})
     train(recipe, s, corpus, tmp_path / "whole")
     def hook(step, model):
         if step == 4: raise Killed

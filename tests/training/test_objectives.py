@@ -22,7 +22,7 @@ SHORT = {"control.samples": 160, "control.batch_size": 8, "control.warmup": 0.0}
 def fp32(monkeypatch): monkeypatch.setenv("CCD_PRECISION", "fp32")
 
 @pytest.fixture(scope="module")
-def corpus(): return open_corpus(preset("smoke").world).corpus
+def corpus(): return open_corpus(preset("smoke").data).corpus
 
 def settings(recipe="clip", **changes): return override(apply_recipe(recipe, preset("smoke")), **SHORT | changes)
 
@@ -158,7 +158,7 @@ def test_dino_learns_from_light_views_alone(corpus):
     assert globals_.shape[1] == 2 == t.model.views_per_sample["student"] and not torch.equal(globals_[:, 0], globals_[:, 1])
     shown, c = on_device(t.feed(0)), s.control
     close(globals_[:, 1], augment.normalize(augment._crop(shown.images, augment._random_resized_crop_box(
-        augment._counter_uniform(c.seed, shown.sample, 17, 4), s.world.size, c.base_crop), c.vit.image_size), c))
+        augment._counter_uniform(c.seed, shown.sample, 17, 4), s.data.size, c.base_crop), c.vit.image_size), c))
     assert not torch.equal(t.model.vision.cls_token, build_objective("dino", s).vision.cls_token)
 
 # --- the arms of CLIP
@@ -201,7 +201,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(corpus, recipe):
     whole = gradients(name, corpus, settings(recipe))
     assert {"clip": "logit_scale", "siglip": "logit_bias", "dino": "center"}.get(name, "loss") in whole
     for micro in (1, 3):
-        parts = gradients(name, corpus, settings(recipe, **{"run.micro_batch": micro}))
+        parts = gradients(name, corpus, settings(recipe, **{"runtime.micro_batch": micro}))
         assert parts.keys() == whole.keys()
         for k, g in whole.items():
             assert (parts[k] - g).abs().max() <= 1e-5 * g.abs().max(), (micro, k)
@@ -213,7 +213,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(corpus, recipe):
 def test_a_loss_that_is_no_number_stops_the_run(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(contrastive, "clip_loss", lambda u, v, s: (u.sum() + v.sum()) * s * math.nan)
     with pytest.raises(UserError, match=r"the loss of CLIP is nan: lower control.lr \(now 0.0005\)"):
-        train("clip", settings(**{"run.checkpoint_minutes": 0.0}), corpus, tmp_path)
+        train("clip", settings(**{"runtime.checkpoint_minutes": 0.0}), corpus, tmp_path)
     assert not list(tmp_path.glob("checkpoints/*")) and not (tmp_path / "manifest.json").exists()
 
 @pytest.mark.parametrize("objective, of", [("dino", "head"), ("dinov2", "patch_head")])

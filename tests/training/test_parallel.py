@@ -17,7 +17,7 @@ def fp32():
         yield
 
 @pytest.fixture(scope="module")
-def corpus(): return open_corpus(settings().world).corpus
+def corpus(): return open_corpus(settings().data).corpus
 
 def torchrun(*args):
     "Two processes, in a process group of their own."
@@ -95,7 +95,7 @@ def test_a_training_of_two_is_a_training_of_one(corpus, tmp_path):
 def test_one_killed_ends_both(tmp_path, victim):
     run = tmp_path / "run"
     p = torchrun("-m", "ccd.cli", "train", "clip", "--preset", "smoke", "--control.samples", "960000",
-                 "--run.checkpoint-minutes", "0", "--out", run)
+                 "--runtime.checkpoint-minutes", "0", "--out", run)
     while not list(run.glob("checkpoints/step-*")):
         assert p.poll() is None, finish(p)[0]
         time.sleep(0.05)

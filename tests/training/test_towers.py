@@ -43,7 +43,7 @@ def model(tmp_path_factory):
     return of
 
 @pytest.fixture(scope="module")
-def corpus(): return open_corpus(preset("smoke").world).corpus
+def corpus(): return open_corpus(preset("smoke").data).corpus
 
 @pytest.fixture(autouse=True)
 def fp32(monkeypatch): monkeypatch.setenv("CCD_PRECISION", "fp32")
@@ -54,7 +54,7 @@ def tower(source, seed=0, **text):
 
 def settings(source, **text):
     return override(preset("smoke"), **{"control.samples": 160, "control.batch_size": 8, "control.warmup": 0.0,
-        "run.checkpoint_minutes": 0.0, "clip.text.source": source, **{f"clip.text.{k}": v for k, v in text.items()}})
+        "runtime.checkpoint_minutes": 0.0, "clip.text.source": source, **{f"clip.text.{k}": v for k, v in text.items()}})
 
 def trained(corpus, s, steps=3):
     "A trainer after some steps, the names of the text tower's weights that moved, and of those that did not."

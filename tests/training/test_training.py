@@ -48,8 +48,8 @@ def test_another_seed_gives_other_weights(tiny, corpus, whole, tmp_path):
 
 def test_batches_do_not_depend_on_what_was_prepared(corpus, tiny):
     same = lambda a, b: all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(a, b))
-    fresh = lambda step: BatchLoader(corpus, tiny.control, tiny.world.size)(step)
-    feed = BatchLoader(corpus, tiny.control, tiny.world.size)
+    fresh = lambda step: BatchLoader(corpus, tiny.control, tiny.data.size)(step)
+    feed = BatchLoader(corpus, tiny.control, tiny.data.size)
     for step in (0, 1, 2, 7, 3, 4, STEPS - 1, 4): assert same(feed(step), fresh(step)), step
     assert not same(fresh(1), fresh(2))
 
@@ -62,7 +62,7 @@ def test_every_epoch_sees_every_row_once(n, batch):
     assert len(np.unique(epochs, axis=0)) > 1
 
 def test_captions_of_a_picture_take_turns(tiny, corpus):
-    feed = BatchLoader(corpus, tiny.control, tiny.world.size)
+    feed = BatchLoader(corpus, tiny.control, tiny.data.size)
     said = [(corpus["captions"][int(r)].index(c)) for s in range(8) for r, c in zip(feed.rows(s), feed(s)[2])]
     assert set(said) == {0, 1, 2}
 

@@ -22,7 +22,7 @@ from ccd.vqa.statistics.aggregation import _simulate_answers
 from conftest import FEW
 from schemas import RESULTS, differences
 
-WORLD = preset("smoke").world
+WORLD = preset("smoke").data
 FACTORS = list(ceiling._patch_label_sizes())
 
 def told(subset, index=0, side=6, split="train"):
@@ -159,8 +159,8 @@ def test_a_verdict_is_given_where_one_is_above_its_baseline_and_a_star_only_wher
 
 def test_the_command_from_end_to_end(tmp_path, capsys, monkeypatch):
     out, results = tmp_path / "out", tmp_path / "results"
-    said = ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.asked", "4", "--out", str(out), "--results", str(results),
-            "--change", *FEW]
+    said = ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.vqa_questions", "4", "--out", str(out), "--save-tables", str(results),
+            "--override", *FEW]
     main(said)
     assert "report.html" in capsys.readouterr().out
     m = read_manifest(results)
@@ -202,11 +202,11 @@ def test_the_command_asks_a_benchmark_in_its_form(options, form, tmp_path, monke
     monkeypatch.setattr(command, "load_training_data", lambda *_: command._VlmTrainingData(_Conversations(None, [], []), _Conversations(None, [], [])))
     out, results, seen = tmp_path / "out", tmp_path / "results", []
     main(["vlm", "random:0", "--preset", "smoke", "--benchmark", "VMCBench", "--source", str(tmp_path / "VMCBench_DEV.tsv"), "--out", str(out),
-          "--results", str(results), "--analysis.draws", "5", *options])
+          "--save-tables", str(results), "--analysis.n_resamples", "5", *options])
     assert seen == [form]
     for made in (out / "VMCBench/tables", *(out / "VMCBench/answers").iterdir(), results): assert read_manifest(made)["settings"]["form"] == form
     assert f"Asked by {form}" in (out / "VMCBench/report.html").read_text()
-    assert ("add --change forms=texts,letters" in capsys.readouterr().err) == (form == "letters") # smoke learns texts
+    assert ("add --override forms=texts,letters" in capsys.readouterr().err) == (form == "letters") # smoke learns texts
 
 def test_other_pictures_are_asked_about_again(tmp_path):
     "The same questions about pictures that were replaced are other questions."
@@ -237,14 +237,14 @@ def test_conversations_that_are_left_out_lie_beside_the_answers(tmp_path, monkey
     (["vlm"], "name one encoder or more"),
     (["vlm", "nobody:0"], "unknown encoder 'nobody:0"),
     (["vlm", "random:0", "--model", "huge"], "unknown preset 'huge'"),
-    (["vlm", "random:0", "--change", "width"], "expected FIELD=VALUE"),
-    (["vlm", "random:0", "--change", "girth=3"], "unknown field 'girth'"),
-    (["vlm", "random:0", "--change", "tune.samples=many"], "cannot be 'many'"),
+    (["vlm", "random:0", "--override", "width"], "expected FIELD=VALUE"),
+    (["vlm", "random:0", "--override", "girth=3"], "unknown field 'girth'"),
+    (["vlm", "random:0", "--override", "tune.samples=many"], "cannot be 'many'"),
     (["vlm", "random:0", "--captions", "a.json"], "two JSON files"),
     (["vlm", "random:0", "--benchmark", "Vibes"], "Vibes"),
     (["vlm", "random:0", "--benchmark", "ChartQA"], "ChartQA is answered in free words"),
     (["vlm", "random:0", "--form", "rhymes"], "unknown form 'rhymes'"),
-    (["vlm", "random:0", "--change", "fit=stretch"], "by 'stretch'"),
+    (["vlm", "random:0", "--override", "fit=stretch"], "by 'stretch'"),
     (["vlm", "colors:8"], "no patch tokens")])
 def test_bad_input_is_said_before_anything_is_trained(said, why, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -264,7 +264,7 @@ def test_a_study_asks_a_language_model_and_tells(whole, tiny, tmp_path, monkeypa
     out, results = tmp_path / "study", tmp_path / "results"
     shutil.copytree(whole, out)
     monkeypatch.setitem(vlm.VLM_PRESETS, "few", lambda: apply_overrides(vlm_preset("smoke"), FEW))
-    settings = override(tiny, **{"analysis.vlm": "few", "analysis.asked": 4})
+    settings = override(tiny, **{"analysis.vlm": "few", "analysis.vqa_questions": 4})
     page = command.study(settings, out)
     command.export_study(out, results, settings)
     assert "What does a language model see through it?" in page.read_text()

@@ -20,7 +20,7 @@ from conftest import finish, job, two
 from vlm_job import main, training
 
 WORLD = DataSettings(scenes=512, test_scenes=192)
-SETTINGS = replace(llava_settings.vlm_preset("smoke"), run=RuntimeSettings(checkpoint_minutes=0.0))
+SETTINGS = replace(llava_settings.vlm_preset("smoke"), runtime=RuntimeSettings(checkpoint_minutes=0.0))
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory): # nothing of this is left in the cache
@@ -72,7 +72,7 @@ def test_the_same_weights_in_our_own_build(theirs):
     source = net.model.vision_tower
     target.load_state_dict((source.vision_model if hasattr(source, "vision_model") else source).state_dict())
     tower.save_pretrained(folder / "tower")
-    spec = features._spec_with_layer(f"hf:{folder / 'tower'}#fit=squash,size=32,filter=bicubic,mean=half,std=half", llava_settings.VlmSettings())
+    spec = features._spec_with_layer(f"hf:{folder / 'tower'}#resize=squash,size=32,interpolation=bicubic,mean=half,std=half", llava_settings.VlmSettings())
     e = load(spec)
     assert spec.endswith(",layer=-2,norm=before")
     language = LlamaForCausalLM(net.config.text_config)
@@ -297,7 +297,7 @@ def test_pictures_that_change_meanwhile_are_not_kept(tmp_path, monkeypatch):
 
 def test_tokens_on_disk_are_those_of_the_encoder(home, monkeypatch, tmp_path):
     monkeypatch.setattr(features, "_IMAGES_PER_FILE", 16)
-    corpus, e = scenes.scenes(WORLD, "train").select(range(40)), load("random:0#layer=-2,norm=before")
+    corpus, e = scenes.scenes(WORLD, "train").select(range(40)), load("random:0#layer=-2,final_norm=false")
     shelf = features._cache_patch_tokens(e, corpus, home=tmp_path)
     images = torch.from_numpy(ImageDecoder(corpus, 48)[[0, 17, 39]])
     assert len(shelf) == 40 and len(shelf.parts) == 3
@@ -308,7 +308,7 @@ def test_tokens_on_disk_are_those_of_the_encoder(home, monkeypatch, tmp_path):
     again = features._cache_patch_tokens(e, corpus, home=tmp_path)
     assert len(others) == 2 and file.read_bytes() == want and torch.equal(again[[17]], shelf[[17]])
     assert [f.stat().st_mtime_ns for f in others] == times
-    other = features._cache_patch_tokens(load("random:0#layer=-1,norm=before"), corpus, home=tmp_path)
+    other = features._cache_patch_tokens(load("random:0#layer=-1,final_norm=false"), corpus, home=tmp_path)
     assert not torch.equal(other[[0]], shelf[[0]])
 
 def test_tokens_are_resized_as_pictures_are(tmp_path):
@@ -503,11 +503,11 @@ def test_the_form_of_every_benchmark(preset):
 
 def test_an_image_becomes_a_square_as_the_settings_say():
     fitted = lambda spec, **of: load(features._spec_with_layer(spec, replace(SETTINGS, **of))).card.resize
-    assert features._spec_with_layer("random:0", SETTINGS) == "random:0#layer=-2,norm=before" # as ever
+    assert features._spec_with_layer("random:0", SETTINGS) == "random:0#layer=-2,final_norm=false" # as ever
     assert features._spec_with_layer("random:0", llava_settings.vlm_preset("llava-1.5")).endswith(",fit=pad")
     assert fitted("random:0") == fitted("random:0", fit="crop") == load("random:0").card.resize
     assert fitted("random:0", fit="pad").startswith("padded to a square with (127, 127, 127)")
-    assert fitted("random:0#fit=squash", fit="pad") == "both sides to 48 px, bicubic" # its name says otherwise
+    assert fitted("random:0#resize=squash", fit="pad") == "both sides to 48 px, bicubic" # its name says otherwise
     assert "fit" not in to_plain_dict(SETTINGS) and to_plain_dict(llava_settings.vlm_preset("llava-1.5"))["fit"] == "pad"
     with pytest.raises(UserError, match="cannot become a square by 'stretch': expected one of crop, squash, pad"): replace(SETTINGS, fit="stretch")
 

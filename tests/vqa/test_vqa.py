@@ -815,13 +815,13 @@ def test_calls_that_failed_are_counted_and_no_verdict_is_given_over_them(tmp_pat
     from ccd.cli import main
     for m, k in (("m1", 6), ("m2", 0)): tsv(tmp_path / f"{m}_VMCBench_DEV.tsv", failing(m, k))
     logs = [str(tmp_path / f"{m}_VMCBench_DEV.tsv") for m in ("m1", "m2")]
-    main(["vqa", *logs, "--out", str(tmp_path / "out"), "--incomplete", "--draws", "50"])
+    main(["vqa", *logs, "--out", str(tmp_path / "out"), "--allow-missing-subsets", "--n-resamples", "50"])
     said = capsys.readouterr().out
     assert "m1 (seed 0), VMCBench: 24 questions; read as letter 15; 3 empty, scored 0; 6 failed, scored 0" in said
     assert "m1 and m2, ocr (macro): no verdict: 9 answers failed or are empty" in said and "leads" not in said
     a = pd.read_parquet(tmp_path / "out/answers.parquet")
     assert a.score[a.encoder == "m1"].tolist() == [0] * 9 + [1] * 15 and a.letter[:9].isna().all() # whatever the tool noted
-    main(["vqa", *logs, "--out", str(tmp_path / "both"), "--incomplete", "--common", "--draws", "50"])
+    main(["vqa", *logs, "--out", str(tmp_path / "both"), "--allow-missing-subsets", "--intersect-questions", "--n-resamples", "50"])
     both = pd.read_csv(tmp_path / "both/differences_vmcbench.csv").query("name == 'OCRVQA'")
     assert both.questions.item() == 15 and both.verdict.item().startswith("no significant difference")
     with pytest.raises(UserError, match="no question has an answer"):
@@ -830,7 +830,7 @@ def test_calls_that_failed_are_counted_and_no_verdict_is_given_over_them(tmp_pat
 def test_a_log_of_one_benchmark_prints_its_score(tmp_path, capsys):
     from ccd.cli import main
     rows = [dict(doc_id=k, target="x", filtered_resps="x", input="q?", exact_match=float(k < 3)) for k in range(4)]
-    main(["vqa", str(lmms_file(tmp_path, "gqa", rows)), "--out", str(tmp_path / "out"), "--draws", "50"])
+    main(["vqa", str(lmms_file(tmp_path, "gqa", rows)), "--out", str(tmp_path / "out"), "--n-resamples", "50"])
     assert "org__llava (seed 0), GQA: 75.0 (" in capsys.readouterr().out
 
 @pytest.mark.parametrize("file, want", [

@@ -432,9 +432,9 @@ def single_drawings(
     from joblib import delayed
     table, _ = drawings()
     rows = np.arange(len(table))
-    if world.max_drawings: # whole families, in an order independent of `max_drawings`
+    if world.max_emoji_images: # whole families, in an order independent of `max_emoji_images`
         order = np.array([content_hash(f) for f in table.family]).argsort(kind="stable")
-        rows = np.sort(order[:world.max_drawings])
+        rows = np.sort(order[:world.max_emoji_images])
     key = content_hash([_world_key(), "gallery 2", len(rows), world.size, world.seed])
     jobs = (delayed(_worker)("scenes", "_gallery_rows", world, rows[i:i + 500]) for i in range(0, len(rows), 500))
     return _corpus(f"gallery-{key}", "drawings", jobs, len(rows))
@@ -454,11 +454,11 @@ def _sign_rows(world, todo):
 def word_images(
     world: DataSettings, # data settings
     n_words: int = 40, # number of words, half of them held out from training
-    each: int | None = None, # backgrounds per word and font; None: 4, or 1 with `max_drawings`
+    each: int | None = None, # backgrounds per word and font; None: 4, or 1 with `max_emoji_images`
 ): # `datasets.Dataset` with the columns of a corpus
     "Return the same words in all fonts; `split` is `test` for fonts held out from training."
     from joblib import delayed
-    each = each or (1 if world.max_drawings else 4)
+    each = each or (1 if world.max_emoji_images else 4)
     chosen = [w for part in words() for w in part[::2 * len(part) // n_words][:n_words // 2]]
     todo = [(i, w, f) for i, (w, f, _) in enumerate(
         (w, f, e) for w in chosen for f in _TRAIN_FONTS + TEST_FONTS for e in range(each))]

@@ -43,7 +43,7 @@ def _read_results(results) -> pd.DataFrame: # columns of `RunSpec`; metric, esti
         more = about["point"] | dict(parameters=_vision_size(vit), flops=x["run"]["flops"])
         rows += [more | dict(metric=m, estimate=v["estimate"], draws=np.array(v["draws"]), tests=v["tests"], clusters=v["clusters"])
                  for m, v in sorted(x["metrics"].items(), key=lambda mv: place(mv[0]))]
-    if not rows: raise UserError(f"no measurements in {results}: expected RUN/MEASURE/measured.json; `ccd scale GRID --results {results}`")
+    if not rows: raise UserError(f"no measurements in {results}: expected RUN/MEASURE/measured.json; `ccd scale GRID --measurements {results}`")
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #8ebebe6d

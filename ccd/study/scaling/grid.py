@@ -51,7 +51,7 @@ class Grid:
 GRIDS = {
     "smoke": Grid("smoke", dict(size=48, drawings=1.0, samples=256, pixels=48),
                   dict(drawings=(0.5,)), ("clip",), ("dino",),
-                  changes={"world.max_drawings": 320, "analysis.knn_checks": 0},
+                  changes={"data.max_emoji_images": 320, "analysis.knn_checks": 0},
                   measures=("probes", "masks", "answers"), reader="smoke"),
     "emoji": Grid("mini", dict(size=192, drawings=1.0, samples=40_960, pixels=48),
                   dict(size=(96, 384), drawings=(0.5, 0.25, 0.125),
@@ -90,7 +90,7 @@ def _ends(grid, c): # lowest and highest value of each axis with seeds, except t
 def _settings_of(grid: Grid, p: RunSpec) -> Settings:
     "Return the settings of one run: preset, overrides of the grid, values of the run, recipe."
     source = "emoji" if p.drawings == 1 else f"emoji:{p.drawings:g}" + (f":{p.seed}" if p.seed else "")
-    where = {"control.vit.width": p.size, "control.vit.heads": max(2, p.size // 64), "world.source": source,
+    where = {"control.vit.width": p.size, "control.vit.heads": max(2, p.size // 64), "data.source": source,
              "control.samples": p.samples, "control.seed": p.seed}
     if p.pixels != preset(grid.base).control.vit.image_size:
         where |= {"control.vit.image_size": p.pixels, "dino.local_size": p.pixels // 2}
@@ -100,7 +100,7 @@ def _settings_of(grid: Grid, p: RunSpec) -> Settings:
 def _estimate_flops(p: RunSpec, settings: Settings) -> float: # FLOPs of the whole run
     "Return 2 x the multiply-adds of the towers before training, for captions of typical length."
     return _sample_flops(p.recipe, replace(settings, control=replace(settings.control, seed=0, samples=settings.control.batch_size),
-                                           world=preset("mini").world)) * p.samples
+                                           data=preset("mini").data)) * p.samples
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #67ee187b
 @lru_cache(maxsize=64)
@@ -109,7 +109,7 @@ def _sample_flops(recipe, settings):
     from ccd.training.objectives.registry import build_objective
     from ccd.data.batches import Batch
     from ccd.training.trainer import flops_per_sample
-    n, size = 4, settings.world.size
+    n, size = 4, settings.data.size
     shown = Batch(torch.zeros(n, 3, size, size, dtype=torch.uint8), torch.arange(n), ["a picture of a grinning face"] * n,
                   torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.long))
     return flops_per_sample(build_objective(RECIPES[recipe].objective, settings), lambda step: shown, n)

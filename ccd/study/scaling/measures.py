@@ -75,7 +75,7 @@ _PROJECTOR_LR = 2e-3
 def _informative_questions(settings: Settings): # a `datasets.Dataset` with the Questions columns
     "Return the questions of EmojiVMC in its informative subsets."
     from ccd.data.emoji.questions import emoji_questions
-    q = emoji_questions(settings.world, per_subset=settings.analysis.asked)
+    q = emoji_questions(settings.data, per_subset=settings.analysis.vqa_questions)
     return q.select([k for k, c in enumerate(q["category"]) if c in _INFORMATIVE_SUBSETS])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #642231ba
@@ -111,7 +111,7 @@ def _shared_language_model(name: str, home: Path, results: Path) -> Path: # fold
         m.tokenizer.save_pretrained(tmp)
         write_json(tmp / "floor.json", {r.metric: dict(estimate=round(r.estimate, 5), lo=round(float(np.quantile(r.draws, 0.025)), 5),
                                                        hi=round(float(np.quantile(r.draws, 0.975)), 5)) for r in blind.itertuples()})
-    about = dict(reader=name, control=to_plain_dict(settings.control), world=to_plain_dict(settings.world), asked=settings.analysis.asked, vlm=to_plain_dict(v))
+    about = dict(reader=name, control=settings.control, world=settings.data, asked=settings.analysis.vqa_questions, vlm=v)
     return cached_stage(results / "reader", about, {}, make)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #1aecd50e
@@ -135,7 +135,7 @@ def _eval_vqa(spec: str, settings: Settings, home: Path, reader: Path) -> pd.Dat
     n = min(_N_PROJECTOR_QUESTIONS, v.questions)
     v = replace(v, language=str(reader), adapt="frozen", questions=n, tune=replace(v.tune, samples=n, lr=_PROJECTOR_LR))
     e, tokens = encoder_for_vlm(spec, settings, v), home / "tokens"
-    out = train_vlm(e, v, None, question_conversations(instructions(settings.world, n), v), home / "projector", tokens)
+    out = train_vlm(e, v, None, question_conversations(instructions(settings.data, n), v), home / "projector", tokens)
     said = _by_category(answer_questions(load_vlm(out, e), _informative_questions(settings), home=tokens))
     shutil.rmtree(tokens)
     return said

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
 from ...files import UserError, alone, log_line, read_json, to_plain_dict, write_json
-from ...settings import (DataSettings, RECIPES, Settings, apply_recipe, check_fields,
+from ...settings import (DataSettings, RECIPES, Settings, apply_recipe, check_fields, rename_fields,
                           from_plain_dict, override, preset)
 from ...runs import (cached_stage, check_run, outputs_hash, read_manifest, require_own_folder,
                       run_settings, settings_diff, write_manifest)
@@ -22,15 +22,15 @@ from .measures import (_DRAWS, _EVALUATIONS, _N_PROJECTOR_QUESTIONS, _PROJECTOR_
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5ca1a019
 def _full_data_settings(settings: Settings) -> Settings:
     "Return the settings of evaluations: all images and plain captions, whatever the training data."
-    return override(settings, **{"world.source": "emoji", "world.caption_policy": "name"})
+    return override(settings, **{"data.source": "emoji", "data.caption_policy": "name"})
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #638bab2f
 def _fingerprint_of(run: _GridRun, measure: str) -> dict:
     "Return the settings that a measurement depends on, without the shared language model."
     own, a = run_settings(RECIPES[run.point.recipe].objective, run.settings), run.settings.analysis
-    return dict(point=to_plain_dict(run.point), run=to_plain_dict(own), world=to_plain_dict(run.settings.world), measure=measure,
-                version=_EVALUATIONS[measure].version, draws=_DRAWS, pictures=a.segmented if measure == "masks" else 0) | (
-                dict(learnt=_N_PROJECTOR_QUESTIONS, lr=_PROJECTOR_LR, asked=a.asked) if _EVALUATIONS[measure].reads else {})
+    return dict(point=to_plain_dict(run.point), run=to_plain_dict(own), data=to_plain_dict(run.settings.data), measure=measure,
+                version=_EVALUATIONS[measure].version, draws=_DRAWS, pictures=a.segmentation_images if measure == "masks" else 0) | (
+                dict(learnt=_N_PROJECTOR_QUESTIONS, lr=_PROJECTOR_LR, asked=a.vqa_questions) if _EVALUATIONS[measure].reads else {})
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5e9bcc76
 def _is_measured(results, run: _GridRun, measure: str) -> bool: # True where the measurement exists
@@ -40,10 +40,11 @@ def _is_measured(results, run: _GridRun, measure: str) -> bool: # True where the
     if not m:
         require_own_folder(folder)
         return False
-    check_fields(m["settings"], f"settings in {(file := folder / 'manifest.json')}", list(wanted))
-    if apart := list(settings_diff(_with_defaults(m["settings"], file), wanted)):
+    stored = rename_fields("measurement", m["settings"])
+    check_fields(stored, f"settings in {(file := folder / 'manifest.json')}", list(wanted))
+    if apart := list(settings_diff(_with_defaults(stored, file), wanted)):
         raise UserError(f"{folder} is of another experiment: {'; '.join(apart[:3])}. Nothing was changed: choose another "
-                        "folder with --results, or remove this one to measure again")
+                        "folder with --measurements, or remove this one to measure again")
     if not (folder / "measured.json").exists(): raise UserError(f"{folder} has lost its measured.json: remove it to measure again")
     return True
 
@@ -60,7 +61,7 @@ def _run_with_defaults(run, file): # run: as `run_settings` returns it
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #2ae775c2
 def _with_defaults(said, file):
-    return said | dict(run=_run_with_defaults(said["run"], file), world=_full(DataSettings, said["world"], file))
+    return said | dict(run=_run_with_defaults(said["run"], file), data=_full(DataSettings, said["data"], file))
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #25a8fc49
 def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, home: Path, reader: Path | None = None) -> Path: # folder with measured.json
@@ -82,7 +83,7 @@ def _select_runs(grid: Grid, only: str = "") -> list[_GridRun]:
     every = _grid_runs(grid)
     found = [r for r in every if not only or only in r.name or fnmatch.fnmatch(r.name, only)]
     if not found: raise UserError(f"no run matches {only!r}: there are {', '.join(r.name for r in every[:4])} …; "
-                                  "`ccd scale GRID --dry` lists them")
+                                  "`ccd scale GRID --dry-run` lists them")
     return found
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #0886bffc
@@ -117,7 +118,7 @@ def scale(
     log_line(f"{done} of {len(todo)} runs are measured in {results}")
     for k, (r, missing) in enumerate((x for x in todo if x[1]), done + 1):
         log_line(f"{k} of {len(todo)}: {r.name}, {r.flops / 1e12:.3g} TFLOP")
-        recipe, corpus = RECIPES[r.point.recipe], open_corpus(r.settings.world).corpus
+        recipe, corpus = RECIPES[r.point.recipe], open_corpus(r.settings.data).corpus
         with alone(out / r.name):
             folder = _find_released_run(r, corpus) or train(recipe.objective, r.settings, corpus, out / r.name, title=recipe.title)
             for m in missing:
@@ -174,7 +175,7 @@ def commands(
     lines = []
     for r in _select_runs(find_grid(name), only):
         train = ["torchrun", f"--nproc-per-node={processes}", "-m", "ccd.cli", "train", *_cli_options(r), "--out", f"{out}/{r.name}"]
-        then = ["ccd", "scale", name, "--only", r.name, "--out", str(out), "--results", str(results)]
+        then = ["ccd", "scale", name, "--only", r.name, "--out", str(out), "--measurements", str(results)]
         lines.append(f"{shlex.join(train)} && {shlex.join(then)}")
     if kind == "torchrun": return "\n".join(lines)
     jobs = "\n".join(f"  {shlex.quote(l)}" for l in lines)

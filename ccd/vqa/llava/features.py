@@ -22,7 +22,7 @@ from ...data.corpora import ImageDecoder
 from ...data.augment import to_float
 from ...training.distributed import is_main_process, world_size
 from ...encoders.base import Encoder
-from ...encoders.names import parse_encoder_spec
+from ...encoders.names import current_spec, parse_encoder_spec
 from .settings import VlmSettings
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #5bb627e9
@@ -34,7 +34,7 @@ def _spec_with_layer(
     said, sign = parse_encoder_spec(spec)[2], "," if "#" in spec else "#"
     more = [f"{k}={getattr(settings, k)}" for k in ("layer", "norm", "fit")
             if k not in said and getattr(settings, k) != ""]
-    return spec + (sign + ",".join(more) if more else "")
+    return current_spec(spec + (sign + ",".join(more) if more else ""))
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #62730b93
 @torch.no_grad()

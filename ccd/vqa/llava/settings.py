@@ -64,7 +64,7 @@ class VlmSettings:
     align: Stage = Stage(6_000, 64, 1e-3) # stage 1: projector on captions
     tune: Stage = Stage(18_000, 64, 1e-3) # stage 2: projector and language model on questions
     seed: int = 0
-    run: RuntimeSettings = RuntimeSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
 
     def __post_init__(self):
         if self.adapt not in _FINETUNE_MODES:
@@ -103,7 +103,7 @@ def _llava(): # scripts/v1_5/pretrain.sh and finetune.sh of haotian-liu/LLaVA
     return VlmSettings("llava-1.5", "lmsys/vicuna-7b-v1.5", context=2048,
         system=_SYSTEM, ask=_PROMPT_PHRASE, forms=("texts", "letters"), fit="pad",
         align=Stage(0, 256, 1e-3), tune=Stage(0, 128, 2e-5),
-        run=RuntimeSettings(checkpoint_minutes=15, sharding="fsdp"))
+        runtime=RuntimeSettings(checkpoint_minutes=15, sharding="fsdp"))
 
 # %% ../../../nbs/library/vqa/llava/01_settings.ipynb #2993ad2e
 def _llava_lora(): # scripts/v1_5/finetune_lora.sh of haotian-liu/LLaVA
@@ -116,7 +116,7 @@ def _cambrian(): # Fan et al. (2025), table 5
         context=2048, template="llama-3", ask=_PROMPT_PHRASE, forms=("texts", "letters"),
         layer=-1, norm="after", tokens=576,
         align=Stage(0, 512, 1e-5), tune=Stage(0, 512, 4e-5),
-        run=RuntimeSettings(checkpoint_minutes=15, sharding="fsdp"))
+        runtime=RuntimeSettings(checkpoint_minutes=15, sharding="fsdp"))
 
 # %% ../../../nbs/library/vqa/llava/01_settings.ipynb #c06cc8f0
 VLM_PRESETS = dict(smoke=_smoke, mini=VlmSettings, emoji=_emoji, cambrian=_cambrian,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from ...files import (UserError, alone, atomic_write, cache_dir, content_hash, read_json,
                        to_plain_dict)
-from ...settings import RuntimeSettings, check_fields, from_plain_dict
+from ...settings import RuntimeSettings, check_fields, from_plain_dict, rename_fields
 from ...device import device, disable_malloc_trim
 from ...runs import claim_folder, outputs_hash, read_manifest, up_to_date, write_manifest
 from ...data.augment import to_device
@@ -26,6 +26,7 @@ from ...training.loop import seconds_spent, training_loop
 from ...encoders.base import Encoder, EncoderCard, FeatureSpec, make_encoder
 from ...encoders.adapters.transformers import hf_adapter
 from ...encoders.loading import load
+from ...encoders.names import current_spec
 from ..benchmarks.questions import _join_first
 from .settings import Stage, VlmSettings, _FINETUNE_MODES, _SYSTEM
 from .features import _CachedTokens, _cache_patch_tokens, _spec_with_layer
@@ -38,7 +39,7 @@ class _VlmTrainer(Trainer):
     "Train a vision-language model on conversations."
     def __init__(self, vlm: Vlm, feed: _ConversationLoader, stage: Stage, how: RuntimeSettings):
         disable_malloc_trim()
-        self.settings, self.c, self.feed = SimpleNamespace(run=how), stage, feed
+        self.settings, self.c, self.feed = SimpleNamespace(runtime=how), stage, feed
         self.model = vlm.to(device()).train()
         self.net = wrap_model(vlm, transformer_blocks(vlm.net), how.sharding)
         self.optimizer, self.views = _paced(vlm, stage), Stopwatch()
@@ -88,9 +89,9 @@ def _train_stage(
     inputs = inputs | dict(talks=_samples_hash(s))
     if up_to_date(folder, wanted, inputs): return folder
     claim_folder(folder, dict(settings=wanted, inputs=inputs), write=is_main_process())
-    if world_size() > 1 and v.run.sharding == "fsdp": vlm = copy.deepcopy(vlm) # sharded in place
+    if world_size() > 1 and v.runtime.sharding == "fsdp": vlm = copy.deepcopy(vlm) # sharded in place
     for k, p in trained(vlm.requires_grad_(False)).named_parameters(): p.requires_grad_(_FINETUNE_MODES[adapt](k))
-    trainer = _VlmTrainer(vlm, _ConversationLoader(s, shelf, vlm, stage, v.seed), stage, v.run)
+    trainer = _VlmTrainer(vlm, _ConversationLoader(s, shelf, vlm, stage, v.seed), stage, v.runtime)
     done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")
     training_loop(trainer, folder, done, on_step)
     _seal(folder, trainer, trained(vlm), saved, wanted, inputs)
@@ -203,8 +204,9 @@ def train_vlm(
     out, v = Path(out), settings
     spec = _spec_with_layer(encoder, v) if isinstance(encoder, str) else ""
     e = load(spec) if spec else encoder
-    about = dict(settings=to_plain_dict(replace(v, run=RuntimeSettings())), encoder=spec, card=to_plain_dict(e.card))
-    claim_folder(out, about, write=is_main_process())
+    about = dict(settings=to_plain_dict(replace(v, runtime=RuntimeSettings())), encoder=spec, card=to_plain_dict(e.card))
+    claim_folder(out, about, write=is_main_process(), rename=lambda stored: stored | dict(
+        settings=rename_fields(VlmSettings, stored["settings"]), encoder=current_spec(stored["encoder"])))
     net, tokenizer = _load_language_model(v, captions, questions, home)
     seen, shown = (t and _cache_patch_tokens(e, t.corpus, v.tokens, home) for t in (captions, questions))
     vlm = Vlm(_build_llava(net, tokenizer, shown.width, shown.tokens, v.seed), tokenizer, v, e)
@@ -243,7 +245,7 @@ def load_vlm(
                         "its training finish")
     about = read_json(file := out / "settings.json")
     check_fields(about, file, ("settings", "encoder", "card"))
-    e = encoder or (load(about["encoder"]) if about["encoder"] else None)
+    e = encoder or (load(current_spec(about["encoder"])) if about["encoder"] else None)
     if e is None or json.loads(json.dumps(to_plain_dict(e.card))) != about["card"]:
         raise UserError(f"the model in {out} was trained on {about['card']['name']}, layer "
                         f"{about['card']['layer']}: give that encoder"

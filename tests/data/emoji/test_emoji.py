@@ -81,12 +81,12 @@ def test_no_twin_across_splits_at_another_size(table):
     x, y = rendered(table, b[top], 48), rendered(table, a[near[top]], 48)
     assert np.sqrt(((x - y)**2).mean((1, 2, 3, 4))).min() > drawings._NEAR_DUPLICATE_RMSE
 
-WORLD = preset("smoke").world
+WORLD = preset("smoke").data
 
 def test_a_scene_depends_on_its_number_alone():
     code = ("import hashlib, json; from ccd.data.emoji import scenes as emoji; from ccd.settings import preset\n"
             "for i in (9, 2, 40, 2):\n"
-            "    x, f = emoji.scene(preset('smoke').world, 'test', i)\n"
+            "    x, f = emoji.scene(preset('smoke').data, 'test', i)\n"
             "    print(json.dumps([i, hashlib.sha1(x.tobytes()).hexdigest(), f]))")
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     there = [json.loads(l) for l in said.splitlines()]
