@@ -78,7 +78,7 @@ def _train(
         other = override(preset(settings.preset), **{"control.samples": settings.control.samples})
         other = apply_recipe(match_compute, other)
         settings = audit.match_compute((recipe, settings), (match_compute, other), opened.corpus)
-    run = loop.train(r.objective, settings, opened.corpus, folder, title=r.title, origin=init_from or None)
+    run = loop.train(r.objective, settings, opened.corpus, folder, title=r.title, init_from=init_from or None)
     if is_main_process():
         if len(opened.skipped): opened.skipped.to_csv(run / "skipped.csv", index=False)
         print(run)
@@ -205,7 +205,7 @@ def _vqa(
     "Compute VQA scores from logs of lmms-eval or VLMEvalKit, with confidence intervals and paired tests."
     from ccd.vqa.statistics.report import report, report_lines
     if not logs: raise UserError("name the logs of one model or more: files, folders, or ENCODER@SEED=PATH")
-    with alone(out) as out: tables = report(list(logs), out, common=intersect_questions, partial=allow_missing_subsets, draws=n_resamples)
+    with alone(out) as out: tables = report(list(logs), out, intersect=intersect_questions, allow_missing=allow_missing_subsets, n_resamples=n_resamples)
     for line in report_lines(tables): print(line)
     print(out)
 

@@ -307,12 +307,12 @@ def cache_dir(*parts) -> Path:
 
 # %% ../nbs/library/00_files.ipynb #74d19ff6
 def once(
-    home, # file or folder in the cache
+    path, # file or folder in the cache
     make, # function that writes to a temporary path
 ) -> Path: # the file or folder
     "Make a file or folder if it does not exist, in one of several processes."
-    if home.exists(): return home
-    with alone(cache_dir("locks", content_hash(str(home.absolute()))), wait=True):
-        if not home.exists():
-            with atomic_write(home) as tmp: make(tmp)
-    return home
+    if path.exists(): return path
+    with alone(cache_dir("locks", content_hash(str(path.absolute()))), wait=True):
+        if not path.exists():
+            with atomic_write(path) as tmp: make(tmp)
+    return path

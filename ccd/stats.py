@@ -32,7 +32,7 @@ def sign_flip(
     a: np.ndarray, # [n] score of the first model on each question
     b: np.ndarray, # [n] score of the second model, same order
     cluster: np.ndarray, # [n] cluster of each question, e.g. its image
-    draws: int = 10_000, # random sign permutations
+    n_resamples: int = 10_000, # random sign permutations
     seed: int = 0,
 ) -> float: # two-sided p-value, never below 1 / (draws + 1)
     "Return the p-value of a permutation test of equal means that flips the signs of whole clusters."
@@ -41,26 +41,26 @@ def sign_flip(
     d = d[d != 0]
     if not len(d): return 1.0
     rng, far, step = np.random.default_rng(seed), 0, max(1, 20_000_000 // len(d))
-    for k in range(0, draws, step):
-        n = min(step, draws - k)
+    for k in range(0, n_resamples, step):
+        n = min(step, n_resamples - k)
         signs = rng.integers(0, 2, (n, len(d)), np.int8).astype(np.float32)
         total = (2 * signs - 1) @ d.astype(np.float32)
         far += int((abs(total) >= abs(d.sum()) * (1 - 1e-6)).sum())
-    return (far + 1) / (draws + 1)
+    return (far + 1) / (n_resamples + 1)
 
 # %% ../nbs/library/04_stats.ipynb #2ca9fe9a
 def paired_test(
     a: np.ndarray, # [n] score of the first model on each question
     b: np.ndarray, # [n] score of the second model, same order
     cluster: np.ndarray, # [n] cluster of each question, e.g. its image
-    draws: int = 10_000, # random sign permutations
+    n_resamples: int = 10_000, # random sign permutations
     seed: int = 0,
 ) -> float: # two-sided p-value
     "Test equal means: exact McNemar for boolean answers in clusters of one question, `sign_flip` otherwise."
     a, b = np.asarray(a), np.asarray(b)
     if a.dtype == b.dtype == bool and len(np.unique(cluster)) == len(a):
         return mcnemar_exact(a, b)
-    return sign_flip(a, b, cluster, draws, seed)
+    return sign_flip(a, b, cluster, n_resamples, seed)
 
 # %% ../nbs/library/04_stats.ipynb #42eaa476
 def holm(
@@ -180,7 +180,7 @@ _MAX_CELLS_IN_MEMORY = 4_000_000 # multiplicities in memory: resamples times clu
 def cluster_bootstrap_means(
     values: np.ndarray, # [n] score of each item
     cluster: np.ndarray, # [n] cluster of each item, e.g. its image
-    draws: int, # bootstrap resamples
+    n_resamples: int, # bootstrap resamples
     seed: int = 0, # equal clusters and seeds give equal resamples
 ) -> tuple[float, np.ndarray]: # mean, and [draws] means of the resamples
     "Return a mean, and its bootstrap resamples of whole clusters."
@@ -188,8 +188,8 @@ def cluster_bootstrap_means(
     total, count = np.bincount(ids, np.asarray(values, float)), np.bincount(ids)
     n, rng, means = len(count), np.random.default_rng(seed), []
     step = max(1, _MAX_CELLS_IN_MEMORY // n) # resamples at once
-    for k in range(0, draws, step):
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - k))
+    for k in range(0, n_resamples, step):
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(step, n_resamples - k))
         means.append((drawn @ total) / (drawn @ count))
     return float(total.sum() / count.sum()), np.concatenate(means)
 
@@ -198,7 +198,7 @@ def paired_bootstrap(
     a: np.ndarray, # [n] score of the first model on each question
     b: np.ndarray, # [n] score of the second model, same order
     cluster: np.ndarray | None = None, # [n] cluster of each question, e.g. its image
-    draws: int = 10_000, # bootstrap resamples
+    n_resamples: int = 10_000, # bootstrap resamples
     level: float = 0.95, # confidence level
     seed: int = 0,
 ) -> tuple[float, float, float]: # difference a - b, lower and upper limit
@@ -207,7 +207,7 @@ def paired_bootstrap(
         raise ValueError("need answers to the same questions; "
                          f"got {a.shape} and {b.shape}")
     own = np.arange(len(a)) if cluster is None else cluster
-    mean, means = cluster_bootstrap_means(a.astype(float) - b, own, draws, seed)
+    mean, means = cluster_bootstrap_means(a.astype(float) - b, own, n_resamples, seed)
     lo, hi = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return mean, float(lo), float(hi)
 
@@ -215,13 +215,13 @@ def paired_bootstrap(
 def cluster_bootstrap(
     values: np.ndarray, # [n] score of each item
     cluster: np.ndarray, # [n] cluster of each item
-    draws: int = 1_000, # bootstrap resamples
+    n_resamples: int = 1_000, # bootstrap resamples
     level: float = 0.95, # confidence level
     seed: int = 0,
 ) -> tuple[float, float, float]: # mean, lower and upper limit
     """Return a mean with a percentile bootstrap interval, resampling whole clusters."""
     return paired_bootstrap(np.asarray(values, float), np.zeros(len(values)),
-                            cluster, draws, level, seed)
+                            cluster, n_resamples, level, seed)
 
 # %% ../nbs/library/04_stats.ipynb #6c4516d7
 def effective_groups(
@@ -235,14 +235,14 @@ def effective_groups(
 def group_mean(
     values: np.ndarray, # [n] score of each item
     cluster: np.ndarray, # [n] cluster of each item
-    draws: int = 1_000, # bootstrap resamples
+    n_resamples: int = 1_000, # bootstrap resamples
     level: float = 0.95, # confidence level
     seed: int = 0,
 ) -> tuple[float, float, float]: # mean over clusters, lower and upper limit
     "Return the macro average over clusters with a percentile bootstrap interval, resampling clusters."
     ids = np.unique(cluster, return_inverse=True)[1]
     means = np.bincount(ids, np.asarray(values, float)) / np.bincount(ids)
-    return cluster_bootstrap(means, np.arange(len(means)), draws, level, seed)
+    return cluster_bootstrap(means, np.arange(len(means)), n_resamples, level, seed)
 
 # %% ../nbs/library/04_stats.ipynb #cb59ca3c
 def _pair_weights(
@@ -258,7 +258,7 @@ def node_bootstrap_sums(
     columns, # [p, k] values of each pair, or a function from a slice to its rows
     i: np.ndarray, # [p] first node of each pair, such as its family
     j: np.ndarray, # [p] second node
-    draws: int = 1_000, # bootstrap resamples
+    n_resamples: int = 1_000, # bootstrap resamples
     seed: int = 0,
 ) -> np.ndarray: # [draws, k] weighted sums over pairs
     "Return weighted sums over pairs for bootstrap resamples of the nodes. Source: Owen (2007)."
@@ -266,9 +266,9 @@ def node_bootstrap_sums(
     names, at = np.unique(np.concatenate([i, j]), return_inverse=True)
     n, (i, j) = len(names), at.reshape(2, -1)
     rng, out = np.random.default_rng(seed), []
-    step = max(1, min(draws, 20_000_000 // n)) # resamples at once
-    for first in range(0, draws, step):
-        drawn = np.empty((min(step, draws - first), n), np.float32)
+    step = max(1, min(n_resamples, 20_000_000 // n)) # resamples at once
+    for first in range(0, n_resamples, step):
+        drawn = np.empty((min(step, n_resamples - first), n), np.float32)
         for d in drawn: d[:] = np.bincount(rng.integers(n, size=n), minlength=n)
         out.append(_sums(of, drawn, i, j))
     return np.concatenate(out)
@@ -288,7 +288,7 @@ def node_bootstrap(
     i: np.ndarray, # [p] first node of each pair
     j: np.ndarray, # [p] second node
     weight: np.ndarray | None = None, # [p] sampling weights, e.g. 1 / inclusion probability
-    draws: int = 1_000, # bootstrap resamples
+    n_resamples: int = 1_000, # bootstrap resamples
     level: float = 0.95, # confidence level
     seed: int = 0,
 ) -> tuple[float, float, float]: # mean, lower and upper limit
@@ -301,7 +301,7 @@ def node_bootstrap(
         raise ValueError("need two nodes for each value; "
                          f"got {len(v)} values, {len(i)} and {len(j)} nodes")
     w = np.ones(len(v)) if weight is None else np.asarray(weight, float)
-    total = node_bootstrap_sums(np.stack([w * v, w], 1), i, j, draws, seed)
+    total = node_bootstrap_sums(np.stack([w * v, w], 1), i, j, n_resamples, seed)
     total = total[total[:, 1] > 0] # with few nodes a resample may hold no pair
     lo, hi = np.quantile(total[:, 0] / total[:, 1],
                          [(1 - level) / 2, (1 + level) / 2])

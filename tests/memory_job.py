@@ -43,7 +43,7 @@ def main(home):
     jobs = dict(
         neighbors=lambda: neighbors.nearest_neighbors(a, 100),
         apart=lambda: neighbors.nearest_neighbors(a, 10, half),
-        overlap=lambda: neighbors.overlap_curve(*lists, np.arange(N) % 300, draws=50, permutations=2),
+        overlap=lambda: neighbors.overlap_curve(*lists, np.arange(N) % 300, n_resamples=50, permutations=2),
         pairs=lambda: search.mine_pairs(a, b, 10),
         deals=lambda: agreement.factor_agreement(mined, big.items, ["concept"], 300),
         similarity=lambda: attribution._standard(big, i, j),

@@ -34,7 +34,7 @@ SMOKE = ["--preset", "smoke"]
     (["train", "dino", *SMOKE, "--dino.local-size", "20"], "20 is not a multiple of 12; resize to 12 or 24"),
     (["train", "clip", *SMOKE, "--control.vit.heads", "5"], "width"),
     (["train", "clip", *SMOKE, "--control.samples", "1"], "1 samples in batches of 32"),
-    (["study", *SMOKE, "--data.source", "nope"], "unknown world 'nope': expected `emoji`"),
+    (["study", *SMOKE, "--data.source", "nope"], "unknown data source 'nope': expected `emoji`"),
     (["study", *SMOKE, "--data.source", "folder:x"], "`ccd train`"),
     (["embed", "nope:3", *SMOKE], "unknown encoder 'nope:3': expected ccd:FOLDER"),
     (["embed", "random:x", *SMOKE], "random:"),

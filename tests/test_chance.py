@@ -46,7 +46,7 @@ def random_lists(rng, n, k): # neighbors of each row, never itself
 def test_overlap_of_random_neighbors():
     rng, n, k = np.random.default_rng(0), 60, 7
     found = [(random_lists(rng, n, k), random_lists(rng, n, k)) for _ in range(200)]
-    chance = nb.overlap_curve(*found[0], np.arange(n), (k,), draws=2, permutations=2).chance[0]
+    chance = nb.overlap_curve(*found[0], np.arange(n), (k,), n_resamples=2, permutations=2).chance[0]
     close([nb.mutual_knn(a, b).mean() for a, b in found], chance)
     for file in (ROOT / "results").rglob("overlap.csv"): # of 4,000 scenes, by whatever stage made it
         t = pd.read_csv(file)
@@ -79,7 +79,7 @@ def test_random_pairs_are_like_random_pairs():
     i, j = np.triu_indices(n, 1)
     far = attributes.attribute_distances(look, i, j, ("mean",))["mean"].values
     same = items["style"].values[i] == items["style"].values[j]
-    t = attribution.enrichment(pd.DataFrame(dict(i=i[:40], j=j[:40], z_a=0.0, z_b=0.0, direction="a")), made, made, look, ("style",), ("mean",), draws=2)
+    t = attribution.enrichment(pd.DataFrame(dict(i=i[:40], j=j[:40], z_a=0.0, z_b=0.0, direction="a")), made, made, look, ("style",), ("mean",), n_resamples=2)
     base = t[t.baseline == "random"].set_index("factor").base
     def drawn(): at = rng.choice(len(i), 200); return same[at].mean(), far[at].mean()
     close([drawn() for _ in range(200)], [base["style"], base["mean"]])
@@ -89,14 +89,14 @@ def test_names_of_random_vectors():
     def right(k):
         y = rng.choice(names, 100, p=np.arange(1, 13) / 78) # names of unequal frequency
         said = zeroshot._zero_shot_predict(rng.normal(size=(100, 9)), rng.normal(size=(12, 9)), names, 5)
-        return zeroshot._topk_accuracy(y, said, ks=(1, 5), draws=2).accuracy
+        return zeroshot._topk_accuracy(y, said, ks=(1, 5), n_resamples=2).accuracy
     close([right(k) for k in range(200)], [1 / len(names), 5 / len(names)])
 
 def test_retrieval_by_random_vectors():
     rng = np.random.default_rng(4)
     owner, said = np.repeat(np.arange(30), rng.integers(1, 4, 30)), None
     said = rng.choice([f"c{k}" for k in range(40)], len(owner)).tolist() # some say the same of several images
-    make = lambda: zeroshot.retrieval(rng.normal(size=(30, 8)), rng.normal(size=(len(owner), 8)), owner, said, ks=(1, 5), draws=2)
+    make = lambda: zeroshot.retrieval(rng.normal(size=(30, 8)), rng.normal(size=(len(owner), 8)), owner, said, ks=(1, 5), n_resamples=2)
     drawn = [make() for _ in range(60)]
     close([t.recall for t in drawn], drawn[0].chance.values)
 

@@ -95,7 +95,7 @@ def factor_agreement(
     pairs: pd.DataFrame, # from `mine_pairs`
     items: pd.DataFrame, # items of the embeddings
     factors: list[str], # columns of `items`
-    draws: int = 1_000, # number of bootstrap resamples, and of label permutations
+    n_resamples: int = 1_000, # number of bootstrap resamples, and of label permutations
     group: np.ndarray | None = None, # [n] near-duplicates, which were excluded as pairs when `pairs` were mined; None: equal pixels
 ) -> pd.DataFrame: # direction, factor, share, lo, hi, chance, pairs, null_hi, p
     """Return the fraction of mined pairs that agree on each factor, with its chance level and a permutation test.
@@ -104,7 +104,7 @@ def factor_agreement(
     rows, family = [], _group_ids(items)
     group = _exact_duplicates(items) if group is None else group
     drawn = np.unique(pairs[["i", "j"]].values)
-    dealt, at = _group_permutations(family, draws, rows=drawn), partial(np.searchsorted, drawn)
+    dealt, at = _group_permutations(family, n_resamples, rows=drawn), partial(np.searchsorted, drawn)
     for direction, p in pairs.groupby("direction", sort=False):
         for f in factors:
             y = pd.factorize(items[f])[0] # -1 where there is none
@@ -112,13 +112,13 @@ def factor_agreement(
             if not both.any(): continue
             same = (y[p.i] == y[p.j])[both].astype(float)
             nodes = [family[p[side]][both] for side in "ij"]
-            mean, lo, hi = node_bootstrap(same, *_codes(nodes), draws=draws)
+            mean, lo, hi = node_bootstrap(same, *_codes(nodes), n_resamples=n_resamples)
             null = _null(y, dealt[:, at(p.i)], dealt[:, at(p.j)])
             rows.append(dict(
                 direction=direction, factor=f, share=mean, lo=lo, hi=hi,
                 chance=_chance_agreement(y[y >= 0], group[y >= 0]), pairs=int(both.sum()),
                 null_hi=float(np.nanquantile(null, 0.95)),
-                p=float((1 + (null >= mean).sum()) / (1 + draws))))
+                p=float((1 + (null >= mean).sum()) / (1 + n_resamples))))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #78ebd7be
@@ -128,7 +128,7 @@ def _group_ids(items: pd.DataFrame) -> np.ndarray: # [n] the cluster that each i
 # %% ../../nbs/library/comparison/04_agreement.ipynb #68ff3d64
 def _group_permutations(
     family: np.ndarray, # [n] family of each row
-    draws: int, # number of permutations
+    n_resamples: int, # number of permutations
     seed: int = 0,
     rows=slice(None), # rows to return
 ) -> np.ndarray: # [draws, rows] the row whose label each row receives
@@ -137,7 +137,7 @@ def _group_permutations(
     order = np.argsort(family, kind="stable")
     start = np.flatnonzero(np.r_[True, family[order][1:] != family[order][:-1]])
     size, rng, out = np.diff(np.r_[start, len(order)]), np.random.default_rng(seed), []
-    for _ in range(draws):
+    for _ in range(n_resamples):
         k, dealt = rng.permutation(len(start)), np.empty(len(order), np.int32)
         first = np.cumsum(size[k]) - size[k] # first position of each family in the permuted order
         dealt[order] = order[np.repeat(start[k] - first, size[k]) + np.arange(len(order))]
@@ -184,8 +184,8 @@ def split_half_replication(
     b: Embeddings, # embeddings of the same items by the second encoder
     factors: list[str], # columns of the items
     k: int = 100, # pairs per direction and half
-    draws: int = 1_000, # number of bootstrap resamples, and of label permutations
-    **how, # more arguments of `mine_pairs`
+    n_resamples: int = 1_000, # number of bootstrap resamples, and of label permutations
+    **mine_kwargs, # more arguments of `mine_pairs`
 ) -> pd.DataFrame: # columns of `factor_agreement` for half 1 and (suffix `_2`) for half 2; holds: yes, no or not found
     """Return the factors that mined pairs of one half of the families share, and whether they replicate on the other half.
 
@@ -194,7 +194,7 @@ def split_half_replication(
     def of(m):
         rows, items = np.flatnonzero(m), a.items[m].reset_index(drop=True)
         half = [Embeddings(_LazyRows(e.vectors, rows), items, e.card) for e in (a, b)]
-        return factor_agreement(mine_pairs(*half, k, **how), items, factors, draws)
+        return factor_agreement(mine_pairs(*half, k, **mine_kwargs), items, factors, n_resamples)
     first = _split_halves(_group_ids(a.items))
     one, two = of(first), of(~first)
     t = one.merge(two, on=["direction", "factor"], suffixes=("", "_2"))

@@ -133,13 +133,13 @@ def attribute_distances(
     attributes: pd.DataFrame, # [n] rows, from `attributes`
     i: np.ndarray, # [p] rows of the first images
     j: np.ndarray, # [p] rows of the second images
-    which: tuple = _DISTANCES, # names of the distances to compute
+    names: tuple = _DISTANCES, # names of the distances to compute
 ) -> pd.DataFrame: # [p] rows, one column per distance
     """Return the distance of the two images of each pair in each attribute.
 
     Source: histogram intersection of Swain and Ballard (1991)."""
     out = {}
-    for name in which:
+    for name in names:
         v = attributes[_VECTORS[name]].values
         gap = v[i] - v[j]
         out[name] = (np.abs(gap).sum(1) / 2 if name == "histogram"

@@ -154,7 +154,7 @@ def _weighted_ols(
     i: np.ndarray, # [p] family of the first image
     j: np.ndarray, # [p] family of the second image
     weight: np.ndarray | None = None, # [p] weights of the pairs
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
 ) -> tuple[dict, dict]: # estimates of slope, unique and r2; their bootstrap resamples
     """Return weighted least squares of each column of y: slope [k, e], unique R² [groups, e], R²
@@ -165,7 +165,7 @@ def _weighted_ols(
     a, b = np.triu_indices(z.shape[1])
     products = lambda s: z[s][:, a] * z[s][:, b] * w[s, None]
     whole = sum(products(s).sum(0) for s in batched_slices(len(z)))
-    drawn = node_bootstrap_sums(lambda s: _in_blocks(products, s, len(z)), i, j, draws, seed)
+    drawn = node_bootstrap_sums(lambda s: _in_blocks(products, s, len(z)), i, j, n_resamples, seed)
     out = []
     for sums in (whole[None], drawn[drawn[:, 0] > 0]):
         gram = np.empty((len(sums), z.shape[1], z.shape[1]))
@@ -236,19 +236,19 @@ def similarity_regression(
     attributes: pd.DataFrame, # attributes of the same items in the same order, from `_corpus_attributes`
     factors: tuple = _FACTOR_GROUPS, # groups of columns, finest first; a warning names missing columns
     pairs: int = 200_000, # number of pairs to sample
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
-    reading: str = "stratified", # weights of the pairs: `stratified` (equal) or `population` (inverse inclusion probability)
+    weighting: str = "stratified", # weights of the pairs: `stratified` (equal) or `population` (inverse inclusion probability)
     nearness: tuple = _DISTANCE_TERMS, # attribute distances to include, from `_DISTANCES`
 ) -> pd.DataFrame: # encoder, quantity, term, value, lo, hi, r, vif, pairs, families, reading
     """Return the regression of similarity on factors: slopes, unique R² and R² of encoders and of their differences.
 
     Collinear terms are merged: their `slope` is the sum, and their separate slopes have the quantity `collinear`. `r` is
     a term's strongest correlation with another term. The 95 % intervals resample concept families (an item without a
-    family is its own cluster). Raises `UserError` for an unknown `reading`, and where encoders and attributes describe
+    family is its own cluster). Raises `UserError` for an unknown `weighting`, and where encoders and attributes describe
     different items."""
-    if reading not in ("stratified", "population"):
-        raise UserError(f"unknown reading {reading!r}: expected stratified or population")
+    if weighting not in ("stratified", "population"):
+        raise UserError(f"unknown reading {weighting!r}: expected stratified or population")
     items = _common_items(encoders, attributes)
     factors = _present(items, factors)
     strata = tuple(f for g in factors for f in g)
@@ -258,16 +258,16 @@ def similarity_regression(
     x, group = _pair_design_matrix(items, attributes, sample, factors, nearness)
     i, j, node = sample.i.values, sample.j.values, _nodes(items)
     y = np.stack([_standard(e, i, j) for e in encoders.values()], 1)
-    weight = sample.weight.values if reading == "population" else None
+    weight = sample.weight.values if weighting == "population" else None
     at = {g: [x.columns.get_loc(c) for c in terms] for g, terms in group.items()}
     sets = _collinear_sets(x.values, weight)
     r, names = _correlation(x.values, weight), list(x)
     sets = {name: (p, sign) for p in sets for name, sign in [_together(names, p, r)]}
-    fit, drawn = _weighted_ols(x.values, y, at | {name: p for name, (p, _) in sets.items()}, node[i], node[j], weight, draws, seed)
+    fit, drawn = _weighted_ols(x.values, y, at | {name: p for name, (p, _) in sets.items()}, node[i], node[j], weight, n_resamples, seed)
     t = _with_differences(list(encoders), *_summed(names, [*group, *sets], sets, fit, drawn))
     told = pd.DataFrame(dict(zip(("r", "vif"), _collinearity(x.values, weight))), names)
     t = t.assign(**{c: t.term.map(told[c]).where(t.quantity.isin(["slope", "collinear"])) for c in told})
-    return t.assign(pairs=len(sample), families=len(np.unique(node[np.concatenate([i, j])])), reading=reading)
+    return t.assign(pairs=len(sample), families=len(np.unique(node[np.concatenate([i, j])])), reading=weighting)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1ed0ba0e
 def _summed(terms, groups, sets, fit, drawn): # names, estimates and resamples, with one slope for each set of collinear terms
@@ -381,8 +381,8 @@ def enrichment(
     attributes: pd.DataFrame, # attributes of the same items in the same order, from `_corpus_attributes`
     factors: tuple = _LIFT_FACTORS, # columns of the items
     nearness: tuple = _DISTANCES, # attribute distances to include, from `_DISTANCES`
-    draws: int = 1_000, # number of bootstrap resamples
-    anchors: int = 1_000, # number of random images compared with all images, for the similarity-matched pairs
+    n_resamples: int = 1_000, # number of bootstrap resamples
+    n_anchors: int = 1_000, # number of random images compared with all images, for the similarity-matched pairs
     seed: int = 0,
 ) -> pd.DataFrame: # direction, factor, measure, baseline, value, base, ratio, difference, intervals, counts
     """Return the enrichment of factors in mined pairs over random pairs and over similarity-matched pairs.
@@ -398,7 +398,7 @@ def enrichment(
     random = _stratified_pairs(items, _RANDOM, (), seed).assign(bin=0)
     for direction, mined in pairs.groupby("direction", sort=False):
         e, z = (a, mined.z_a) if direction == "a" else (b, mined.z_b)
-        equal = _similarity_matched_pairs(e, z.values, anchors, seed)
+        equal = _similarity_matched_pairs(e, z.values, n_anchors, seed)
         bins = np.floor(z.values / _SIMILARITY_BIN).astype(int)
         found = np.isin(bins, equal.bin)
         for baseline, base, k, keep in (
@@ -408,7 +408,7 @@ def enrichment(
             side = np.arange(len(both)) < keep.sum()
             value = _values(items, attributes, both, factors, nearness)
             for (name, measure), v in value.items():
-                r = _compare(v, side, both.bin.values, node[both.i], node[both.j], draws, seed)
+                r = _compare(v, side, both.bin.values, node[both.i], node[both.j], n_resamples, seed)
                 if r: out.append(dict(direction=direction, factor=name, measure=measure,
                                       baseline=baseline, **r, unmatched=int((~keep).sum())))
     return pd.DataFrame(out)
@@ -427,7 +427,7 @@ def _values(items, attributes, both, factors, nearness):
     return out | {(f, "distance"): far[f].values.astype(float) for f in nearness}
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #f6a53549
-def _compare(v, mined, bins, i, j, draws, seed):
+def _compare(v, mined, bins, i, j, n_resamples, seed):
     """Return the mean of the mined pairs, and of the baseline pairs with bins weighted as in the
     mined pairs."""
     ok = ~np.isnan(v)
@@ -446,7 +446,7 @@ def _compare(v, mined, bins, i, j, draws, seed):
         return total.sum(1) / size.clip(1e-12), base, size
     value, base, size = (float(x[0]) for x in means(one.sum(0, dtype=float)[None]))
     if not size: return None
-    m, b, s = means(node_bootstrap_sums(one, i, j, draws, seed))
+    m, b, s = means(node_bootstrap_sums(one, i, j, n_resamples, seed))
     gap = np.quantile((m - b)[s > 0], [0.025, 0.975])
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = (m / b)[s > 0]

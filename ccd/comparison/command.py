@@ -42,7 +42,7 @@ def _neighbor_stage(s: EncoderPair, a: Analysis, folder: Path):
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
     pd.DataFrame(hubs).to_csv(folder / "hubness.csv", index=False)
     known = usable_labels(s.items)
-    neighbor_table(s.vectors, known, k, a.n_resamples, known=found).to_csv(folder / "purity.csv", index=False)
+    neighbor_table(s.vectors, known, k, a.n_resamples, precomputed=found).to_csv(folder / "purity.csv", index=False)
     for side, m in zip("ab", s.names): np.save(folder / f"neighbors-{side}.npy", found[m][:, :k])
     shutil.rmtree(room)
 
@@ -77,9 +77,9 @@ def _factor_stage(s: EncoderPair, a: Analysis, folder: Path):
         warnings.filterwarnings("ignore", message="the items have no") # the report lists the factors that were used
         seen = _corpus_attributes(s.corpus)
         order = [*s.names, *(n for n in s.vectors if n not in s.names and n not in s.references.values())]
-        similarity_regression({n: s.vectors[n] for n in order}, seen, draws=a.n_resamples).to_csv(folder / "attribution.csv", index=False)
+        similarity_regression({n: s.vectors[n] for n in order}, seen, n_resamples=a.n_resamples).to_csv(folder / "attribution.csv", index=False)
         pairs = pd.read_parquet(folder.parent / "pairs" / "pairs.parquet")
-        if len(pairs): enrichment(pairs, *s.two, seen, draws=a.n_resamples).to_csv(folder / "lift.csv", index=False)
+        if len(pairs): enrichment(pairs, *s.two, seen, n_resamples=a.n_resamples).to_csv(folder / "lift.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #850e7b13
 def _intervention_stage(s: EncoderPair, a: Analysis, folder: Path, settings: Settings, source: str):
@@ -97,7 +97,7 @@ def _umap_stage(s: EncoderPair, folder: Path, together: bool):
     rows = _subsample_rows(len(s.items), np.concatenate([pairs.i, pairs.j])) # 20,000 at most, including those of the pairs
     some = [e if len(rows) == len(s.items) else e.rows(rows) for e in s.two]
     if together: maps = aligned_umap(*some)
-    else: maps = [first := umap_2d(some[0]), umap_2d(some[1], start=first)]
+    else: maps = [first := umap_2d(some[0]), umap_2d(some[1], init=first)]
     np.save(folder / "rows.npy", rows)
     for side, m in zip("ab", maps): np.save(folder / f"map-{side}.npy", m)
 
@@ -115,7 +115,7 @@ def compare(
     baselines: tuple = ("pixels:16",), # names of more encoders for reference
     skip: tuple = (), # stages to skip, from `_OPTIONAL_STAGES`
     align_maps: bool = False, # fit both maps with AlignedUMAP, which is slower
-    **how, # more arguments of `ccd.encoders.extraction.embed`
+    **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> Path: # path of the report
     """Compare two encoders: run every stage that is not up to date, then write the report and the linked maps.
 
@@ -133,7 +133,7 @@ def compare(
     for e in (a, b, seed_replicate_a, seed_replicate_b, *baselines): check_known(e, settings) # before images are opened
     corpus, skipped = open_source(source, settings) if source else (None, ())
     claim_folder(out, asked, rename=new)
-    s = embed_pair(a, b, source, corpus, settings, out, seed_replicate_a, seed_replicate_b, baselines, **how)
+    s = embed_pair(a, b, source, corpus, settings, out, seed_replicate_a, seed_replicate_b, baselines, **embed_kwargs)
     if len(s.items) < 3: raise UserError(f"{len(s.items)} images have vectors of both: a comparison needs three or more")
     if len(skipped): s.lost = pd.concat([skipped.rename(columns=dict(file="item_id")), s.lost])
     s.lost.to_csv(out / "left_out.csv", index=False)

@@ -221,7 +221,7 @@ def write_linked_maps(
     neighbors: dict, # encoder -> [n, k] neighbors, as rows
     similarities: dict, # encoder -> callable: rows i, rows j -> cosines
     pairs: pd.DataFrame, # mined pairs from `ccd.comparison.search.mine_pairs`
-    picture, # callable: row -> PIL image or uint8 array
+    image_of, # callable: row -> PIL image or uint8 array
     factors: list, # columns of `items` for colors and filters
     title: str, # title of the page
     credits: list, # lines of image credits; markdown links are allowed
@@ -239,11 +239,11 @@ def write_linked_maps(
     similarities = {m: similarities[m] for m in maps}
     rows = _subsample_rows(len(items), np.concatenate([pairs.i, pairs.j]) if len(pairs) else [], limit, seed)
     build = _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, credits, colors, seed)
-    side = max(min(Image.fromarray(np.asarray(picture(int(r)))).size) for r in rows[:50])
+    side = max(min(Image.fromarray(np.asarray(image_of(int(r)))).size) for r in rows[:50])
     first, *smaller = _thumbnail_sizes(len(rows), side)
     tiles = np.empty((len(rows), first, first, 3), np.uint8)
     with Progress("thumbnails", len(rows)) as bar:
-        for k, r in enumerate(rows): tiles[k] = _center_crop(picture(int(r)), first); bar.add(1)
+        for k, r in enumerate(rows): tiles[k] = _center_crop(image_of(int(r)), first); bar.add(1)
     for px in (first, *smaller):
         for quality in _QUALITIES:
             page = build(*_make_sprite_sheets(tiles.__getitem__, len(rows), px, quality), px, crisp=side <= 96).encode()

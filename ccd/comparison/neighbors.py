@@ -22,28 +22,28 @@ _INDEXES = ("flat", "ivf", "hnsw")
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #af61cd0f
 def nearest_neighbors(
-    e: Embeddings, # embeddings to search
+    embeddings: Embeddings, # embeddings to search
     k: int = 10, # number of neighbors
-    apart: np.ndarray | None = None, # [n] group of each row; rows of one group, such as a family, are never neighbors
+    exclude_group: np.ndarray | None = None, # [n] group of each row; rows of one group, such as a family, are never neighbors
     index: str = "flat", # `flat` is exact; `ivf` and `hnsw` are approximate, for millions of rows
-    known: np.ndarray | None = None, # [n, K] neighbors found without `apart`; reused for rows where k of them are in other groups
+    precomputed: np.ndarray | None = None, # [n, K] neighbors found without `exclude_group`; reused for rows where k of them are in other groups
 ) -> np.ndarray: # [n, k] rows, nearest first, never the row itself
     """Return the nearest neighbors by cosine similarity.
 
     Raises `UserError` for an unknown index, and where a row has fewer than k."""
-    n = len(e.items)
+    n = len(embeddings.items)
     if index not in _INDEXES:
         raise UserError(f"unknown index {index!r}: expected one of {', '.join(_INDEXES)}")
-    group = np.arange(n) if apart is None else np.unique(apart, return_inverse=True)[1]
+    group = np.arange(n) if exclude_group is None else np.unique(exclude_group, return_inverse=True)[1]
     largest = int(np.bincount(group).max())
     if k > n - largest:
         raise UserError(f"{k} neighbours asked of {n} items, of which {largest} are kept apart: "
                         f"at most {n - largest} can be given")
-    if index != "flat": return _approximate(e, k, group, largest, index)
+    if index != "flat": return _approximate(embeddings, k, group, largest, index)
     out = np.empty((n, k), np.int32)
-    enough = known is not None and known.shape[1] >= k
-    left = _picked(known, group, out) if enough else np.arange(n)
-    if len(left): _exact(e, group, left, out)
+    enough = precomputed is not None and precomputed.shape[1] >= k
+    left = _picked(precomputed, group, out) if enough else np.arange(n)
+    if len(left): _exact(embeddings, group, left, out)
     return out
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #5cc9a58f
@@ -140,7 +140,7 @@ def overlap_curve(
     b: np.ndarray, # [n, K] neighbors of the same images in another encoder
     cluster: np.ndarray, # [n] cluster of each image in the bootstrap
     ks: tuple = (1, 3, 10, 30, 100), # values of k; those above K are skipped
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
     permutations: int = 200, # number of permutations of the null
     seed: int = 0,
 ) -> pd.DataFrame: # k, overlap, lo, hi, chance, null_hi, p
@@ -149,7 +149,7 @@ def overlap_curve(
     rng, rows, n = np.random.default_rng(seed), [], len(a)
     for k in (k for k in ks if k <= a.shape[1]):
         shared = mutual_knn(a[:, :k], b[:, :k])
-        mean, lo, hi = cluster_bootstrap(shared, cluster, draws)
+        mean, lo, hi = cluster_bootstrap(shared, cluster, n_resamples)
         orders = (rng.permutation(n) for _ in range(permutations))
         null = np.array([_under(a[:, :k], b[:, :k], o) for o in orders])
         rows.append(dict(
@@ -166,13 +166,13 @@ def _under(a, b, order, most=20_000): # mean overlap when row i of b is row orde
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #1e82411e
 def label_agreement(
-    found: np.ndarray, # [n, k] neighbors, as rows
+    neighbors: np.ndarray, # [n, k] neighbors, as rows
     label: np.ndarray, # [n] labels; None or NaN where there is none
 ) -> np.ndarray: # [n] fraction of neighbors with the label of the row; NaN for a row without a label
     "Return the fraction of each row's neighbors that share its label (precision at k)."
     code = pd.factorize(np.asarray(label, object))[0] # -1 where there is none
-    same = np.concatenate([(code[found[s]] == code[s, None]).mean(1)
-                           for s in batched_slices(len(found))])
+    same = np.concatenate([(code[neighbors[s]] == code[s, None]).mean(1)
+                           for s in batched_slices(len(neighbors))])
     return np.where(code >= 0, same, np.nan)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #611b1e63
@@ -192,9 +192,9 @@ def neighbor_table(
     encoders: dict, # name -> Embeddings of the same items
     labels: list[str], # columns of the items
     k: int = 10, # number of neighbors
-    draws: int = 1_000, # number of bootstrap resamples
-    apart: str = "family", # column of groups; neighbors of the same group are excluded
-    known: dict | None = None, # name -> result of `nearest_neighbors` without `apart`, reused to shorten the search
+    n_resamples: int = 1_000, # number of bootstrap resamples
+    exclude_group: str = "family", # column of groups; neighbors of the same group are excluded
+    precomputed: dict | None = None, # name -> result of `nearest_neighbors` without `exclude_group`, reused to shorten the search
 ) -> pd.DataFrame: # encoder, label, purity, lo, hi, chance, k
     """Return neighbor purity of every encoder and label, with its chance level.
 
@@ -202,27 +202,27 @@ def neighbor_table(
     rows = []
     for name, e in encoders.items():
         group = e.items.item_id
-        if apart in e.items: group = e.items[apart].fillna(group)
+        if exclude_group in e.items: group = e.items[exclude_group].fillna(group)
         group = np.unique(group.values.astype(object), return_inverse=True)[1]
-        found = nearest_neighbors(e, k, group, known=(known or {}).get(name))
+        found = nearest_neighbors(e, k, group, precomputed=(precomputed or {}).get(name))
         for label in labels:
             y = e.items[label].values
             p, chance = label_agreement(found, y), _chance_purity(y, group)
             ok = ~np.isnan(p)
             if not (chance[ok] > 0).any(): continue
-            mean, lo, hi = cluster_bootstrap(p[ok], group[ok], draws)
+            mean, lo, hi = cluster_bootstrap(p[ok], group[ok], n_resamples)
             rows.append(dict(encoder=name, label=label, purity=mean, lo=lo, hi=hi, chance=float(chance[ok].mean()), k=k))
     return pd.DataFrame(rows, columns=["encoder", "label", "purity", "lo", "hi", "chance", "k"])
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #eec2acc4
 def hubness(
-    found: np.ndarray, # [n, k] neighbors, as rows
+    neighbors: np.ndarray, # [n, k] neighbors, as rows
 ) -> dict: # skewness of the k-occurrence; most: its maximum; never: fraction of images that are no one's neighbor
     """Return the hubness of a neighbor graph.
 
     Source: Radovanović et al. (2010)."""
     from scipy.stats import skew
-    times = np.bincount(found.ravel(), minlength=len(found))
+    times = np.bincount(neighbors.ravel(), minlength=len(neighbors))
     uneven = float(skew(times)) if times.std() else 0.0
     never = float((times == 0).mean())
     return dict(skewness=uneven, most=int(times.max()), never=never)
@@ -329,17 +329,17 @@ def _ratio(sums): # CKA; NaN where all similarities of one encoder are equal up 
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #acf2d9e6
 def umap_2d(
-    e: Embeddings, # embeddings to map
+    embeddings: Embeddings, # embeddings to map
     seed: int = 0,
     n_neighbors: int = 15, # size of the neighborhood of UMAP
-    start: np.ndarray | None = None, # [n, 2] map of the same items, used as the initial layout; None: spectral
+    init: np.ndarray | None = None, # [n, 2] map of the same items, used as the initial layout; None: spectral
 ) -> np.ndarray: # [n, 2] positions on the map
     """Return a two-dimensional UMAP map by cosine distance, from exact neighbors. Raises `UserError` for fewer than five items.
 
     Source: McInnes et al. (2018)."""
-    with _umap(len(e.items), n_neighbors) as (umap, k):
-        made = umap.UMAP(n_neighbors=k, metric="cosine", random_state=seed, n_jobs=1, precomputed_knn=(*_distances(e, k), None),
-                         init="spectral" if start is None else start).fit_transform(e.unit())
+    with _umap(len(embeddings.items), n_neighbors) as (umap, k):
+        made = umap.UMAP(n_neighbors=k, metric="cosine", random_state=seed, n_jobs=1, precomputed_knn=(*_distances(embeddings, k), None),
+                         init="spectral" if init is None else init).fit_transform(embeddings.unit())
         return made.astype(np.float32)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #a359edc3
@@ -358,13 +358,13 @@ def aligned_umap(
     b: Embeddings, # embeddings of the same items by the second encoder
     seed: int = 0,
     n_neighbors: int = 15, # size of the neighborhood of UMAP
-    tie: float = 0.01, # alignment strength: how strongly an image is held at its position in the other map
+    alignment: float = 0.01, # alignment strength: how strongly an image is held at its position in the other map
 ) -> list[np.ndarray]: # two maps, [n, 2] each
     """Return two aligned UMAP maps by cosine distance (AlignedUMAP).
 
     Raises `UserError` for fewer than five items."""
     with _umap(len(a.items), n_neighbors) as (umap, k):
-        both = umap.AlignedUMAP(n_neighbors=k, metric="cosine", random_state=seed, alignment_regularisation=tie)
+        both = umap.AlignedUMAP(n_neighbors=k, metric="cosine", random_state=seed, alignment_regularisation=alignment)
         return [np.asarray(m, np.float32) for m in both.fit_transform(
             [a.unit(), b.unit()], relations=[{i: i for i in range(len(a.items))}])]
 

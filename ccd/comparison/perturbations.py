@@ -92,7 +92,7 @@ def _overlay_word(image, height, rng):
     canvas, top, m = image.astype(float), int(h * (1 - height)), max(1, h // 32)
     ink = text_color_for(canvas[top:], rng)
     word, font = (str(rng.choice(v)) for v in (emoji_scenes.words()[1], TEST_FONTS))
-    draw_text(canvas, word, font, (m, top, w - m, h - m), ink, largest=h)
+    draw_text(canvas, word, font, (m, top, w - m, h - m), ink, max_size=h)
     return _bytes(canvas)
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #3006b282
@@ -251,7 +251,7 @@ def sensitivity(
     encoders: dict, # name -> Encoder
     images, # a corpus, or settings of the synthetic emoji dataset, which add scenes that are composed again
     n: int = 500, # number of images, sampled at random
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
     size: int | None = None, # px at which images are perturbed; None: the largest input size of the encoders, within 64 to 256
     interventions: dict = PERTURBATIONS, # name -> function, strengths
@@ -276,13 +276,13 @@ def sensitivity(
         for name, s in jobs:
             changed, ok = _changed(interventions[name][0], name, s, pictures, items, seed)
             moved = {e: base[e][ok] for e in encoders}
-            out += _drops(encoders, unit, moved, changed, items[ok], name, s, int((~ok).sum()), draws, seed)
+            out += _drops(encoders, unit, moved, changed, items[ok], name, s, int((~ok).sum()), n_resamples, seed)
             bar.add(1, name)
         shown, before = None, {}
         for name, c in again.items():
             if c.before is not shown: # several changes start from the same scenes
                 shown, before = c.before, {e: _unit_vectors(x, c.before) for e, x in encoders.items()}
-            out += _drops(encoders, unit, before, c.after, c.items, name, np.nan, 0, draws, seed)
+            out += _drops(encoders, unit, before, c.after, c.items, name, np.nan, 0, n_resamples, seed)
             bar.add(1, name)
     return pd.DataFrame(out)
 
@@ -317,7 +317,7 @@ def _unit_vectors(encoder, pictures): # [n, d] float32
     return v / np.linalg.norm(v, axis=1, keepdims=True).clip(1e-12)
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #20e79a89
-def _drops(encoders, unit, before, after, items, name, strength, skipped, draws, seed):
+def _drops(encoders, unit, before, after, items, name, strength, skipped, n_resamples, seed):
     """Return rows of the result: each encoder, then each difference of two encoders, from the
     same bootstrap resamples."""
     row = dict(intervention=name, strength=strength, n=len(items), skipped=skipped)
@@ -326,7 +326,7 @@ def _drops(encoders, unit, before, after, items, name, strength, skipped, draws,
     gap = np.stack([1 - (before[e] * _unit_vectors(encoders[e], after)).sum(1) for e in names], 1)
     spread, far = (np.array([f(*unit[e]) for e in names]) for f in (lambda m, s: s, lambda m, s: 1 - m))
     columns = np.column_stack([gap / spread, gap / far, np.ones(len(gap))])
-    sums = node_bootstrap_sums(columns, node, node, draws, seed)
+    sums = node_bootstrap_sums(columns, node, node, n_resamples, seed)
     drawn, k, value, out = sums[:, :-1] / sums[:, -1:], len(names), columns.mean(0), []
     pairs = [(a, None) for a in range(k)] + list(itertools.combinations(range(k), 2))
     for a, b in pairs:

@@ -241,10 +241,10 @@ def _credits(source): # image credits
 # %% ../../nbs/library/comparison/09_report.ipynb #8b22aaea
 def write_atlas(
     path, # path of the page
-    two: dict, # name -> `Embeddings` of the same images, for two encoders
+    embeddings: dict, # name -> `Embeddings` of the same images, for two encoders
     maps, # two maps, [n, 2] each
     pairs: pd.DataFrame, # mined pairs from `ccd.comparison.search.mine_pairs`, with rows of these embeddings
-    picture, # callable: row -> image
+    image_of, # callable: row -> image
     factors: list[str], # columns of the items for colors and filters
     credits: list[str], # lines of image credits
     k: int = 10, # number of neighbors shown
@@ -254,8 +254,8 @@ def write_atlas(
     from ccd.report.style import color_of
     from ccd.comparison.neighbors import nearest_neighbors
     from ccd.comparison.products import pair_cosine
-    write_linked_maps(path, dict(zip(two, maps)), next(iter(two.values())).items, {n: nearest_neighbors(e, k) for n, e in two.items()},
-               {n: partial(pair_cosine, e) for n, e in two.items()}, pairs, picture, factors, " and ".join(two), credits, {n: color_of(n) for n in two})
+    write_linked_maps(path, dict(zip(embeddings, maps)), next(iter(embeddings.values())).items, {n: nearest_neighbors(e, k) for n, e in embeddings.items()},
+               {n: partial(pair_cosine, e) for n, e in embeddings.items()}, pairs, image_of, factors, " and ".join(embeddings), credits, {n: color_of(n) for n in embeddings})
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8f017eb5
 def _write_atlas(s, out, credits):

@@ -299,14 +299,14 @@ def _normalized_float32(e: Embeddings) -> torch.Tensor: # [n, d] float32
 # %% ../../nbs/library/comparison/03_search.ipynb #baa12927
 def search_faiss(
     product: _ScoreGemm, # the score of all pairs
-    room: int, # pairs kept per direction
+    n_keep: int, # pairs kept per direction
     group: np.ndarray, # [n] rows of equal value never form a pair
     quiet: bool = True, # unused: faiss shows no progress bar
     cells: int = 0, # number of inverted lists (`nlist`); 0: 4 sqrt(n)
     probes: int = 16, # number of lists searched per query (`nprobe`); all lists: exhaustive
     partners: int = 64, # best partners kept per row
 ) -> list[_TopPairs]: # one for the direction of A, one for the direction of B
-    """Return approximately the best `room` pairs of each direction, found by an inverted file
+    """Return approximately the best `n_keep` pairs of each direction, found by an inverted file
     index (IVF) of faiss."""
     import faiss
     n, wide = product.right.shape
@@ -316,7 +316,7 @@ def search_faiss(
     index.cp.min_points_per_centroid = 1 # no warning for few training rows
     index.train(right[np.random.default_rng(0).permutation(n)[:64 * cells]]); index.add(right)
     index.nprobe = probes
-    best = [_TopPairs(product, sign, room, group) for sign in (1, -1)]
+    best = [_TopPairs(product, sign, n_keep, group) for sign in (1, -1)]
     for s in batched_slices(n):
         left = product.left(s).float().cpu().numpy()
         for b in best:

@@ -32,17 +32,17 @@ def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray: # [n] rows
 def sample_rows(
     n: int, # number of rows of the corpus
     seed: int, # seed of the order
-    start: int, # samples seen before
+    first: int, # samples seen before
     count: int, # number of samples to return
     tars: tuple = (), # number of rows in each tar; () without shards
 ) -> np.ndarray: # [count] rows
     "Return the rows of the next samples; a batch may cross the end of an epoch."
-    out, s = [], start
-    while s < start + count:
+    out, s = [], first
+    while s < first + count:
         k, epoch = s % n, s // n
         order = (_shard_order(tars, seed, epoch) if tars
                  else _epoch_order(n, seed, epoch))
-        part = order[k:k + start + count - s]
+        part = order[k:k + first + count - s]
         out.append(part); s += len(part)
     return np.concatenate(out)
 
@@ -161,9 +161,9 @@ class _BadSampleLog:
 # %% ../../nbs/library/data/05_batches.ipynb #2644a9cf
 class _Fed:
     "Hold what loaders share: classes, corrupt items, seconds, slice of the batch."
-    def __init__(self, control, workers, rank, processes, label, captioned, faults):
+    def __init__(self, control, workers, rank, processes, label, require_captions, faults):
         self.control, self.workers, self.label = control, workers, label
-        self.captioned, self.faults = captioned, faults
+        self.require_captions, self.faults = require_captions, faults
         self.own = _share(control, rank, processes)
         self.clock = dict(storage=0.0, decoding=0.0) # seconds, of all workers
 
@@ -183,11 +183,11 @@ class BatchLoader(_Fed):
         workers: int = 0, # number of decoding processes; 0: threads, one batch ahead
         rank: int = 0, processes: int = 1, # rank and number of training processes
         label: str | None = None, # column of classes, or of lists of class indices
-        captioned: bool = False, # treat a row without caption as corrupt
+        require_captions: bool = False, # treat a row without caption as corrupt
         max_faults: float = 0.01, # largest fraction of corrupt samples
         folder=None, # folder of `faults.jsonl`
     ):
-        super().__init__(control, workers, rank, processes, label, captioned, _BadSampleLog(folder, max_faults))
+        super().__init__(control, workers, rank, processes, label, require_captions, _BadSampleLog(folder, max_faults))
         self.n = len(corpus)
         self.pixels = ImageDecoder(corpus, size, {*_TEXT_COLUMNS, label})
         self.classes, self.tars = _classes(corpus, label), _tar_lengths(corpus)
@@ -256,7 +256,7 @@ def _read(feed, rows, clock):
     found = feed.pixels.read(rows)
     for f in found:
         for k, seconds in zip(("storage", "decoding"), f["seconds"]): clock[k] += seconds
-        if feed.captioned and not f.get("captions"):
+        if feed.require_captions and not f.get("captions"):
             f["fault"] = f["fault"] or _NO_CAPTION
     return found
 

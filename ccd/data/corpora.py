@@ -26,17 +26,17 @@ from .shards import _load_stream, load_shards
 
 # %% ../../nbs/library/data/03_corpora.ipynb #ac37ccbb
 def open_corpus(
-    world: DataSettings, # data settings
+    data: DataSettings, # data settings
     split: str = "train", # train or test
 ) -> LoadResult:
     """Open the training or test images of a data source.
 
     Raises `UserError` where there are none."""
-    kind, _, rest = world.source.partition(":")
-    if kind == "emoji": return LoadResult(emoji_scenes.scenes(world, split), _skipped())
+    kind, _, rest = data.source.partition(":")
+    if kind == "emoji": return LoadResult(emoji_scenes.scenes(data, split), _skipped())
     if kind == "hf": return load_hf_dataset(rest, split)
     if kind == "stream": return _load_stream(rest, split)
-    if kind == "filter": return _load_filtered(world, split)
+    if kind == "filter": return _load_filtered(data, split)
     opened = load_shards(rest, split) if kind == "shards" else load_folder(rest)
     keep = opened.corpus
     if kind == "folder":

@@ -72,7 +72,7 @@ def _each(f, pictures, many=map): # exceptions become faults
 
 # %% ../../nbs/library/data/07_filters.ipynb #89e8b64a
 def score(
-    world: DataSettings, # data settings with the source to score
+    data: DataSettings, # data settings with the source to score
     scorer: Scorer, # scorer of the images
     out, # output folder; the scores are written to OUT/SPLIT
     split: str = "train", # train or test
@@ -83,12 +83,12 @@ def score(
     """Score all images of a source, or resume.
 
     Raises `UserError` for a stream, other scores in the folder, or too many unreadable images."""
-    corpus, skipped = open_corpus(world, split)
+    corpus, skipped = open_corpus(data, split)
     if not hasattr(corpus, "__len__"):
-        raise UserError(f"{world.source} is read from front to back and never held, so its pictures cannot be "
+        raise UserError(f"{data.source} is read from front to back and never held, so its pictures cannot be "
                         "chosen by scores: open it as shards:, hf: or folder:")
     folder, start = user_path(out) / split, time.time()
-    settings = dict(source=world.source, split=split, scorer=scorer.card)
+    settings = dict(source=data.source, split=split, scorer=scorer.card)
     inputs = dict(corpus=fingerprint(corpus))
     if up_to_date(folder, settings, inputs): return folder
     _only_these(folder, settings, inputs)
@@ -102,7 +102,7 @@ def score(
         _summary(table, scorer.card["cuts"], len(_broken(lost))).to_csv(tmp / "summary.csv", index=False)
         lost.to_csv(tmp / "unreadable.csv", index=False)
         write_manifest(tmp, settings, inputs, [p.name for p in sorted(tmp.iterdir())], time.time() - start,
-                       data=to_plain_dict(world), command=command)
+                       data=to_plain_dict(data), command=command)
     shutil.rmtree(parts)
     return folder
 

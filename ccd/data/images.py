@@ -393,13 +393,13 @@ def _said(row): # the captions of a row, under any of the usual column names
 def as_corpus(
     d, # `datasets.Dataset` with an image column
     name: str, # prefix of `item_id`, before the row number
-    look: bool | None = None, # decode each image once; None: only below 100,000 rows
+    verify: bool | None = None, # decode each image once; None: only below 100,000 rows
 ) -> LoadResult:
     """Convert a dataset to a corpus: add the columns of a corpus to its own.
 
     Raises `UserError` without an image column, or where no image can be opened."""
     d = _find_image(d, name)
-    many = len(d) >= MAX_ROWS_TO_VERIFY if look is None else not look
+    many = len(d) >= MAX_ROWS_TO_VERIFY if verify is None else not verify
     def describe(row, k):
         key, why, im = row.get("item_id") or f"{name}-{k:08d}", "", None
         if not many:

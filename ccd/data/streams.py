@@ -30,10 +30,10 @@ class _Stream(_Fed):
 
     def __init__(self, corpus, control: Control, size: int, *, # side of the images, px
         workers: int = 0, rank: int = 0, processes: int = 1,
-        label: str | None = None, captioned: bool = False,
+        label: str | None = None, require_captions: bool = False,
         max_faults: float = 0.01, folder=None,
     ):
-        super().__init__(control, workers, rank, processes, label, captioned, _BadSampleLog(folder, max_faults))
+        super().__init__(control, workers, rank, processes, label, require_captions, _BadSampleLog(folder, max_faults))
         self.size, self.rank, self.processes = size, rank, processes
         _expect_files(corpus, processes, max(1, workers))
         self.corpus, self.classes = corpus, _stream_classes(corpus, label)
@@ -134,7 +134,7 @@ def _opened(rows, stream, clock): # rows with pixels, or the reason of failure
     for (row, name), (pixels, fault, read, decoded) in zip(rows, opened):
         clock["storage"] += read; clock["decoding"] += decoded
         said = _said(row)
-        if stream.captioned and not said: fault = fault or _NO_CAPTION
+        if stream.require_captions and not said: fault = fault or _NO_CAPTION
         out.append(row | dict(captions=said, pixels=pixels, fault=fault,
                               item_id=_stream_key(row, name)))
     return out
@@ -165,8 +165,8 @@ def make_loader(
     corpus, # from `open_corpus`
     control: Control, # control settings
     size: int, # side of the images, px
-    **how, # other arguments of `BatchLoader`
+    **loader_kwargs, # other arguments of `BatchLoader`
 ): # `BatchLoader`, or its counterpart for streams
     "Return the data loader of a corpus or a stream."
     kind = BatchLoader if hasattr(corpus, "__len__") else _Stream
-    return kind(corpus, control, size, **how)
+    return kind(corpus, control, size, **loader_kwargs)

@@ -142,34 +142,34 @@ _DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
 def make_encoder(
     a: BackboneAdapter, # parts of the network
     card: EncoderCard, # card of the encoder; its feature is filled in here
-    tap: FeatureSpec = FeatureSpec(), # feature to return
+    feature: FeatureSpec = FeatureSpec(), # feature to return
     fit=None, # image preprocessing, such as an `ImageTransform`
 ) -> Encoder:
     """Return a network as an encoder with a feature.
 
     Raises `UserError` where it does not have that feature."""
     depth = 0 if a.blocks is None else len(a.blocks)
-    last, k = tap.layer in (-1, depth), tap.layer if tap.layer > 0 else depth + 1 + tap.layer
+    last, k = feature.layer in (-1, depth), feature.layer if feature.layer > 0 else depth + 1 + feature.layer
     if not last and not 1 <= k <= depth:
-        raise UserError(f"{card.name} has no layer {tap.layer}: " + (
+        raise UserError(f"{card.name} has no layer {feature.layer}: " + (
             f"it has 1 to {depth}, or -1 (the last) to -{depth}" if depth else
             "only its end can be read; leave the layer out"))
-    if tap.blocks != 1 and not (a.has_cls and 1 <= tap.blocks <= k):
-        raise UserError(f"{card.name} has no CLS tokens of {tap.blocks} blocks to join: " + (
+    if feature.blocks != 1 and not (a.has_cls and 1 <= feature.blocks <= k):
+        raise UserError(f"{card.name} has no CLS tokens of {feature.blocks} blocks to join: " + (
             f"up to its layer there are {k}" if a.has_cls else "it has no CLS token"))
-    if a.opaque and tap.norm == "before":
+    if a.opaque and feature.norm == "before":
         raise UserError(f"{card.name} cannot be read before its final norm: where that is cannot be told of "
                         f"{card.architecture}; leave final_norm=false out")
-    shared = a.projects and last and tap.norm == "after"
+    shared = a.projects and last and feature.norm == "after"
     taps = ("cls",) * a.has_cls + ("patches", "pooled") + ("projected",) * shared
     norm = ("as the network leaves it" if a.opaque else "none" if a.norm is None else
-            f"{tap.norm} the final norm" + ", which follows the mean" * (a.norm_last and tap.norm == "after"))
+            f"{feature.norm} the final norm" + ", which follows the mean" * (a.norm_last and feature.norm == "after"))
     layer = "last" if last else f"{k} of {depth}"
-    if tap.blocks > 1: layer = f"{k - tap.blocks + 1} to {k} of {depth}"
+    if feature.blocks > 1: layer = f"{k - feature.blocks + 1} to {k} of {depth}"
     card = replace(card, layer=layer, norm=norm,
                    projection="not applied" if a.projects else "none")
-    read = _make_feature_fn(a, k, tap.norm == "after", shared, _DTYPES[card.precision], tap.blocks)
-    return Encoder(card, read, fit, taps).tapped(tap.name or taps[0].replace("patches", "pooled"))
+    read = _make_feature_fn(a, k, feature.norm == "after", shared, _DTYPES[card.precision], feature.blocks)
+    return Encoder(card, read, fit, taps).tapped(feature.name or taps[0].replace("patches", "pooled"))
 
 # %% ../../nbs/library/encoders/01_base.ipynb #36fe0918
 def _vit_adapter(

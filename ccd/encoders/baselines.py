@@ -47,13 +47,13 @@ def color_histogram(
 # %% ../../nbs/library/encoders/03_baselines.ipynb #ddf04d13
 def random_vit(
     control: Control, # settings of the ViT and its seed
-    tap: FeatureSpec = FeatureSpec(), # feature to return
+    feature: FeatureSpec = FeatureSpec(), # feature to return
     precision: str = "fp32", # precision of the weights
 ) -> Encoder:
     "Return the untrained ViT of a control: the shared initialization of its runs."
     model = build_vit(control.vit, control.seed)
     card = _card("random ViT", control, "none", weights_hash(model))
-    return make_encoder(_vit_adapter(_placed(model, precision)), replace(card, precision=precision), tap)
+    return make_encoder(_vit_adapter(_placed(model, precision)), replace(card, precision=precision), feature)
 
 # %% ../../nbs/library/encoders/03_baselines.ipynb #9d8c3da8
 def _card(name, control, training, revision):

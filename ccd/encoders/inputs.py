@@ -57,7 +57,7 @@ def embed_images(
     settings: Settings, # settings of the synthetic emoji dataset and of a random-init ViT
     folder, # output folder
     corpus=None, # the images, if they are open; None: open them
-    **how, # more arguments of `ccd.encoders.extraction.embed`
+    **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ): # Embeddings
     """Return the embeddings of images by an encoder, extracted to disk.
 
@@ -68,8 +68,8 @@ def embed_images(
     corpus = _open_images(source, settings) if corpus is None else corpus
     size = None if e.fit else max(settings.data.size, e.card.size)
     claim_folder(folder, dict(encoder=encoder, images=_stored_name(source), size=size))
-    make = partial(load_encoder, encoder, settings) if how.get("engine") == "ray" else e # each worker loads the encoder
-    return load_embeddings(embed(make, corpus, folder, size, **how))
+    make = partial(load_encoder, encoder, settings) if embed_kwargs.get("engine") == "ray" else e # each worker loads the encoder
+    return load_embeddings(embed(make, corpus, folder, size, **embed_kwargs))
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #6c001e7a
 @dataclass
@@ -106,7 +106,7 @@ def embed_pair(
     out: Path, # output folder
     seed_replicate_a: str = "", seed_replicate_b: str = "", # names of another seed of A and of B; "": none
     baselines: tuple = ("pixels:16",), # names of more encoders for reference
-    **how, # more arguments of `ccd.encoders.extraction.embed`
+    **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> EncoderPair:
     """Embed the same images with all encoders, and keep the items that all of them have.
 
@@ -117,7 +117,7 @@ def embed_pair(
     if corpus is None: wanted = {k: s for k, s in wanted.items() if s.startswith("npy:")}
     made, tables = {}, []
     for k, spec in wanted.items():
-        e, key = _vectors(spec, source, settings, out / "vectors" / k, corpus, how)
+        e, key = _vectors(spec, source, settings, out / "vectors" / k, corpus, embed_kwargs)
         made[k] = replace(e, items=_held_once(e.items, tables)), key
     names = _names({k: e.card for k, (e, _) in made.items()}, wanted)
     found, lost, doubts = _common({names[k]: e for k, (e, _) in made.items()})

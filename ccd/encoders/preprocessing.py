@@ -98,11 +98,11 @@ def _pad_color(mean: tuple) -> tuple[int, int, int]: # 0..255
     return tuple(int(255 * m) for m in mean)
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #ea349573
-def refitted(e: Encoder, way: str) -> Encoder:
+def refitted(e: Encoder, resize: str) -> Encoder:
     """Return the encoder with preprocessing that squashes or pads images that are not square
     instead of cropping them."""
-    if way == "crop": return e
-    fit = ImageTransform(e.card.size, squash=way == "squash", pad=_pad_color(e.card.mean) if way == "pad" else None)
+    if resize == "crop": return e
+    fit = ImageTransform(e.card.size, squash=resize == "squash", pad=_pad_color(e.card.mean) if resize == "pad" else None)
     return Encoder(replace(e.card, resize=str(fit)), e._features, fit, e.taps)
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #b3caab0b

@@ -106,15 +106,15 @@ def display_names(
 # %% ../../nbs/library/probing/09_command.ipynb #b52f6e55
 def _classification_tables(
     done: dict, # display name -> list of `_ProbeRun`, one per data set
-    draws: int, # number of bootstrap resamples
+    n_resamples: int, # number of bootstrap resamples
 ) -> dict: # name -> table
     "Return all tables of image classification."
     read = lambda f, g: pd.concat([f(p.folder / g).assign(encoder=n) for n, ps in done.items() for p in ps
                                    if (p.folder / g).exists()] or [pd.DataFrame()], ignore_index=True)
     answers, paths = read(pd.read_parquet, "answers.parquet"), read(load_table, "paths.csv")
     of = lambda t, n: t[t.encoder == n]
-    rows = [score_probes(of(answers, n), of(paths, n), [t for p in ps for t in p.tasks], draws).assign(encoder=n) for n, ps in done.items()]
-    apart = [compare_probes(answers, a, b, draws) for a, b in combinations(done, 2)]
+    rows = [score_probes(of(answers, n), of(paths, n), [t for p in ps for t in p.tasks], n_resamples).assign(encoder=n) for n, ps in done.items()]
+    apart = [compare_probes(answers, a, b, n_resamples) for a, b in combinations(done, 2)]
     classes = [_per_class(a.label.values, a.linear.values).assign(encoder=n, task=t)
                for (n, t), a in answers.groupby(["encoder", "task"], sort=False)]
     left = [t.left_out.assign(task=t.name) for p in next(iter(done.values())) for t in p.tasks]
@@ -125,11 +125,11 @@ def _classification_tables(
 def _segmentation_tables(
     found: dict, # data set -> name -> Segmentation
     floor: dict, # data set -> Segmentation of the majority-class baseline
-    draws: int, # number of bootstrap resamples
+    n_resamples: int, # number of bootstrap resamples
 ) -> dict: # name -> table
     "Return all tables of segmentation."
-    rows = [segmentation_rows(s, floor[d], d, draws) for d, s in found.items()]
-    apart = [segmentation_differences(s, combinations(s, 2), d, draws) for d, s in found.items()]
+    rows = [segmentation_rows(s, floor[d], d, n_resamples) for d, s in found.items()]
+    apart = [segmentation_differences(s, combinations(s, 2), d, n_resamples) for d, s in found.items()]
     classes = [per_class_iou(x).assign(encoder=n, task=f"{d}, mIoU") for d, s in found.items() for n, x in s.items()]
     return dict(accuracy=pd.concat(rows), differences=pd.concat(apart), per_pixel_class=pd.concat(classes)) if rows else {}
 
@@ -144,7 +144,7 @@ def probe(
     out, # output folder
     protocols: bool = False, # also run the published protocols
     val_splits: int = 1, # number of random validation splits, where the data set has none of its own
-    **how, # more arguments of `ccd.encoders.extraction.embed`
+    **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> Path: # path of the report
     """Embed images, fit probes, predict and compare; then write the tables and the report.
 
@@ -157,7 +157,7 @@ def probe(
         found = {d: _open_dataset(d, settings) for d in ds}
         skipped += [(*row, d) for d, c in found.items() for row in c.skipped]
         corpora = {k: c for of in found.values() for k, c in of.items()}
-        for s in every: done[s].append(_run_probe(s, ds, corpora, settings, out, protocols, val_splits, **how))
+        for s in every: done[s].append(_run_probe(s, ds, corpora, settings, out, protocols, val_splits, **embed_kwargs))
     for d in (d for d in datasets if d in _SEGMENTATION_DATASETS): drawn[d] = _run_segmentation_probes(every, d, settings, out)
     cards = {s: done[s][0].card for s in every if done[s]} or {
         s: read_manifest(f)["settings"]["card"] for fs in drawn.values() for s, f in fs.items() if s in every}

@@ -240,7 +240,7 @@ def fit_logistic(
     y: np.ndarray, # [n] class indices
     n_classes: int, # number of classes
     ridge: float, # L2 strength λ
-    start: np.ndarray | None = None, # [d + 1, n_classes] initial weights; None: zero
+    init: np.ndarray | None = None, # [d + 1, n_classes] initial weights; None: zero
     tol: float = _TOL, # estimated suboptimality, relative to the loss, at which the fit stops
 ) -> np.ndarray: # [d + 1, n_classes] weights, the last row is the bias
     """Return the weights of L2-penalized multinomial logistic regression, fitted to convergence.
@@ -249,7 +249,7 @@ def fit_logistic(
     d = x.shape[1]
     rows = _StandardizedRows(x, np.arange(len(x)), np.zeros(d, np.float32), np.ones(d, np.float32))
     fit = _LogisticSolver(rows, y, n_classes)
-    if start is not None: fit.begin(torch.from_numpy(np.float32(start)).to(device()))
+    if init is not None: fit.begin(torch.from_numpy(np.float32(init)).to(device()))
     fit.run(ridge, tol)
     return fit.w.cpu().numpy()
 
@@ -301,7 +301,7 @@ def linear_probe(
     train: np.ndarray, # [n] bool mask of the training rows, or row indices
     val: np.ndarray, # [n] bool mask of the validation rows, or row indices; they select the L2 strength
     ridges: tuple | None = None, # L2 strengths to try; None: `_L2_GRID`, extended by tenths while the weakest is best
-    choose: Literal["top1", "balanced"] = "top1", # accuracy on `val` that selects the L2 strength
+    select: Literal["top1", "balanced"] = "top1", # accuracy on `val` that selects the L2 strength
 ) -> LinearProbe:
     """Fit multinomial logistic regression along a regularization path and return the best probe on the validation rows.
 
@@ -321,7 +321,7 @@ def linear_probe(
         top1, balanced = _scores(truth, _answers(judge, fit.w))
         path.append(dict(ridge=ridge, train_loss=fit.loss, val_top1=top1,
                          val_balanced=balanced, steps=steps))
-        score = dict(top1=top1, balanced=balanced)[choose]
+        score = dict(top1=top1, balanced=balanced)[select]
         if best is None or score > best[0]: best = score, ridge, fit.w
         if not (todo or ridges) and best[1] == ridge > _L2_MIN: todo.append(ridge / 10)
     for dtype in dict.fromkeys((quick, torch.float32)):
@@ -374,7 +374,7 @@ def accuracy(
     y: np.ndarray, # [n] labels
     predicted: np.ndarray, # [n] predicted labels
     cluster: np.ndarray | None = None, # [n] cluster of each item in the bootstrap, such as a family; None: each item is its own
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
 ) -> dict: # top1, lo, hi; balanced, family_mean, each with its _lo and _hi; n, classes, clusters, effective_clusters
     """Return the accuracy over items, classes and families, with 95 % intervals from a cluster bootstrap.
@@ -389,10 +389,10 @@ def accuracy(
                         for v in (np.ones(len(g)), right))
     own_mean = np.asarray(right_of.sum(0) / all_of.sum(0)).ravel() # accuracy within each cluster
     rng, found = np.random.default_rng(seed), []
-    for k in range(0, draws, 32):
+    for k in range(0, n_resamples, 32):
         drawn = np.stack([np.bincount(rng.integers(0, len(groups), len(groups)),
                                       minlength=len(groups))
-                          for _ in range(min(32, draws - k))], 1).astype(float)
+                          for _ in range(min(32, n_resamples - k))], 1).astype(float)
         found.append(np.vstack([_both(right_of @ drawn, all_of @ drawn), own_mean @ drawn / len(groups)]))
     top1, balanced = (float(v[0]) for v in _both(right_of.sum(1), all_of.sum(1)))
     (lo, hi), of_classes, of_families = np.quantile(np.concatenate(found, 1), (0.025, 0.975), axis=1).T.tolist()

@@ -175,7 +175,7 @@ def _iou(counts: np.ndarray) -> np.ndarray: # [..., classes] IoU, NaN where the 
 def bootstrap_counts(
     counts: np.ndarray, # [n, 3, classes] pixels of each image
     cluster: np.ndarray, # [n] cluster of each image
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
 ) -> np.ndarray: # [draws, 3, classes] total counts of each resample
     "Return total counts of images resampled with replacement, in whole clusters."
@@ -183,29 +183,29 @@ def bootstrap_counts(
     own = np.zeros((len(names), counts[0].size))
     np.add.at(own, at, counts.reshape(len(counts), -1))
     drawn = np.random.default_rng(seed).multinomial(
-        len(names), np.full(len(names), 1 / len(names)), size=draws)
-    return (drawn @ own).reshape(draws, *counts.shape[1:])
+        len(names), np.full(len(names), 1 / len(names)), size=n_resamples)
+    return (drawn @ own).reshape(n_resamples, *counts.shape[1:])
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #3b9f3ff4
 def segmentation_summary(
-    s: Segmentation, # predictions on the test images
-    draws: int = 1_000, # number of bootstrap resamples
+    segmentation: Segmentation, # predictions on the test images
+    n_resamples: int = 1_000, # number of bootstrap resamples
     level: float = 0.95, # confidence level
 ) -> dict: # miou, lo, hi, accuracy, accuracy_lo, accuracy_hi, pictures, clusters
     "Return mIoU and pixel accuracy with their confidence intervals."
-    total, drawn = s.counts.sum(0), bootstrap_counts(s.counts, s.cluster, draws)
+    total, drawn = segmentation.counts.sum(0), bootstrap_counts(segmentation.counts, segmentation.cluster, n_resamples)
     ends = [(1 - level) / 2, (1 + level) / 2]
     right = lambda c: c[..., 0, :].sum(-1) / c[..., 1, :].sum(-1)
     (lo, hi), (a, b) = (np.quantile(f(drawn), ends) for f in (miou, right))
     return dict(miou=float(miou(total)), lo=float(lo), hi=float(hi),
                 accuracy=float(right(total)), accuracy_lo=float(a),
-                accuracy_hi=float(b), pictures=len(s.counts),
-                clusters=len(set(np.asarray(s.cluster).astype(str))))
+                accuracy_hi=float(b), pictures=len(segmentation.counts),
+                clusters=len(set(np.asarray(segmentation.cluster).astype(str))))
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #2cf8b112
 def miou_difference(
     a: Segmentation, b: Segmentation, # predictions of two encoders on the same images
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
     level: float = 0.95, # confidence level
 ) -> tuple[float, float, float]: # a - b, lower and upper end of the interval
     """Return the difference in mIoU of two encoders, by a paired bootstrap.
@@ -213,7 +213,7 @@ def miou_difference(
     Raises `UserError` for different images."""
     if not np.array_equal(a.counts[:, 1], b.counts[:, 1]):
         raise UserError("two segmentations are compared on the same pictures only")
-    x, y = (miou(bootstrap_counts(s.counts, s.cluster, draws)) for s in (a, b))
+    x, y = (miou(bootstrap_counts(s.counts, s.cluster, n_resamples)) for s in (a, b))
     lo, hi = np.quantile(x - y, [(1 - level) / 2, (1 + level) / 2])
     apart = miou(a.counts.sum(0)) - miou(b.counts.sum(0))
     return float(apart), float(lo), float(hi)
@@ -221,7 +221,7 @@ def miou_difference(
 # %% ../../nbs/library/probing/07_segmentation.ipynb #5ad45bc3
 def miou_test(
     a: Segmentation, b: Segmentation, # predictions of two encoders on the same images
-    draws: int = 10_000, # number of permutations
+    n_permutations: int = 10_000, # number of permutations
     seed: int = 0,
 ) -> float: # two-sided p-value, never below 1 / (draws + 1)
     """Return the p-value of a permutation test of equal mIoU, which swaps the predictions of the two heads per cluster.
@@ -233,21 +233,21 @@ def miou_test(
     apart = lambda swap: np.subtract(*(miou((swap @ x + (1 - swap) @ y).reshape(-1, *a.counts.shape[1:]))
                                        for x, y in (own[::-1], own)))
     seen, rng, far = abs(apart(np.zeros((1, len(names))))[0]), np.random.default_rng(seed), 0
-    for k in range(0, draws, 1_000):
-        swap = rng.integers(0, 2, (min(1_000, draws - k), len(names))).astype(float)
+    for k in range(0, n_permutations, 1_000):
+        swap = rng.integers(0, 2, (min(1_000, n_permutations - k), len(names))).astype(float)
         far += int((abs(apart(swap)) >= seen * (1 - 1e-9)).sum())
-    return (far + 1) / (draws + 1)
+    return (far + 1) / (n_permutations + 1)
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #6e224208
 def per_class_iou(
-    s: Segmentation, # predictions on the test images
+    segmentation: Segmentation, # predictions on the test images
 ) -> pd.DataFrame: # class, iou, recall, pixels, most_taken_for: most frequent confusion
     "Return IoU, recall and the most frequent confusion of each class."
-    hit, truth, _ = s.counts.sum(0)
-    wrong = s.confusion - np.diag(np.diag(s.confusion))
-    taken = [s.classes[w.argmax()] if w.any() else "" for w in wrong]
+    hit, truth, _ = segmentation.counts.sum(0)
+    wrong = segmentation.confusion - np.diag(np.diag(segmentation.confusion))
+    taken = [segmentation.classes[w.argmax()] if w.any() else "" for w in wrong]
     share = np.divide(hit, truth, out=np.full(len(hit), np.nan), where=truth > 0)
-    return pd.DataFrame({"class": s.classes, "iou": _iou(s.counts.sum(0)),
+    return pd.DataFrame({"class": segmentation.classes, "iou": _iou(segmentation.counts.sum(0)),
                          "recall": share, "pixels": truth, "most_taken_for": taken})
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #32ad521c
@@ -279,7 +279,7 @@ def segmentation_probe(
     test: SegmentationDataset, # test images
     folder=None, # folder in which the training tokens are cached; None: not cached
     *,
-    per_picture: int = 0, # training patches sampled per image; 0: all
+    patches_per_image: int = 0, # training patches sampled per image; 0: all
     cells: int = 2, # cells along one side of a patch in training; must be 1 where patches are sampled
     ratios: tuple = (1.0,), # scales of the test images; `_SCALES` for +ms
     flip: bool = False, # also evaluate flipped test images
@@ -297,7 +297,7 @@ def segmentation_probe(
     size, side = _feature_grid(encoders)
     with tempfile.TemporaryDirectory() as spare:
         tokens = _training_tokens(folder or Path(spare) / "tokens", encoders, train,
-                                 per_picture, seed)
+                                 patches_per_image, seed)
         heads, (n, d) = _fit_heads(tokens, ridges, cells), tokens.x.shape
         del tokens
     found, _ = _score(heads, encoders, val, size, (1.0,), False, "choosing")
@@ -309,7 +309,7 @@ def segmentation_probe(
                              chosen=[h is best for h in heads]))
     cards = [to_plain_dict(e.card) for e in encoders]
     protocol = dict(cards=cards, grid=side, dim=d, patches=n, train=len(train),
-                    val=len(val), test=len(test), per_picture=per_picture,
+                    val=len(val), test=len(test), per_picture=patches_per_image,
                     cells=cells, ratios=list(ratios), flip=flip, seed=seed)
     return Segmentation(test.classes, counts[0], confusion[0], test.cluster, best,
                         path, protocol)

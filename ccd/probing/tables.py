@@ -107,14 +107,14 @@ def score_probes(
     answers: pd.DataFrame, # predictions of one encoder, from `predict_probes`
     paths: pd.DataFrame, # regularization paths of the encoder, from `predict_probes`
     tasks: list[Task], # probe tasks
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # one row per task
     "Return the accuracy of both probes of one encoder, with confidence intervals."
     rows, about = [], {t.name: t for t in tasks}
     for name, a in answers.groupby("task", sort=False):
         t, row = about[name], dict(dataset=about[name].dataset, task=name, group=about[name].group)
         for probe in _PROBES:
-            s = accuracy(a.label.values, a[probe].values, a.cluster.values, draws)
+            s = accuracy(a.label.values, a[probe].values, a.cluster.values, n_resamples)
             keys = ("linear", "lo", "hi") if probe == "linear" else ("knn", "knn_lo", "knn_hi")
             row |= dict(zip(keys, (s["top1"], s["lo"], s["hi"])))
             if probe == "linear": row |= {k: s[k] for k in ("balanced", "balanced_lo", "balanced_hi", *FAMILY)}
@@ -129,7 +129,7 @@ def score_probes(
 def compare_probes(
     answers: pd.DataFrame, # predictions of several encoders, with a column `encoder`
     a: str, b: str, # names of the two encoders
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # a, b, task, probe, difference a - b, lo, hi, p, `FAMILY` (difference of the means over families), p_holm
     """Return paired differences in accuracy of two encoders on the same test items, with tests.
 
@@ -143,9 +143,9 @@ def compare_probes(
         for probe in _PROBES:
             right = [(e[probe] == e.label).reindex(x.index).values for e in (x, y)]
             one, two = (r.astype(float) for r in right)
-            d, lo, hi = paired_bootstrap(one, two, x.cluster.values, draws)
+            d, lo, hi = paired_bootstrap(one, two, x.cluster.values, n_resamples)
             out.append(dict(a=a, b=b, task=task, probe=probe, difference=d, lo=lo, hi=hi, p=paired_test(*right, x.cluster.values),
-                            **dict(zip(FAMILY, group_mean(one - two, x.cluster.values, draws)))))
+                            **dict(zip(FAMILY, group_mean(one - two, x.cluster.values, n_resamples)))))
     return add_holm(pd.DataFrame(out))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #af940ffd
@@ -230,10 +230,10 @@ def segmentation_splits(
     return part(range(len(whole) - last)), part(range(len(whole) - last, len(whole))), own["test"]
 
 # %% ../../nbs/library/probing/08_tables.ipynb #5aaad149
-def save_segmentation(s: Segmentation, folder: Path):
+def save_segmentation(segmentation: Segmentation, folder: Path):
     "Write the files that `read_segmentation` reads."
-    np.savez(folder / "counts.npz", counts=s.counts, confusion=s.confusion, cluster=s.cluster.astype(str), classes=s.classes)
-    if s.path is not None: s.path.to_csv(folder / "path.csv", index=False)
+    np.savez(folder / "counts.npz", counts=segmentation.counts, confusion=segmentation.confusion, cluster=segmentation.cluster.astype(str), classes=segmentation.classes)
+    if segmentation.path is not None: segmentation.path.to_csv(folder / "path.csv", index=False)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #2d2fded8
 def read_segmentation(folder: Path) -> Segmentation:
@@ -243,34 +243,34 @@ def read_segmentation(folder: Path) -> Segmentation:
 
 # %% ../../nbs/library/probing/08_tables.ipynb #7639b7ac
 def segmentation_rows(
-    found: dict, # encoder -> Segmentation
-    floor: Segmentation, # majority-class baseline, from `ccd.probing.segmentation.majority_baseline`
+    segmentations: dict, # encoder -> Segmentation
+    majority: Segmentation, # majority-class baseline, from `ccd.probing.segmentation.majority_baseline`
     dataset: str, # name of the data set
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # one row per encoder, with columns as of `score_probes`
     "Return mean intersection over union, as rows of the table of accuracies."
     rows = []
-    for name, s in found.items():
-        m = segmentation_summary(s, draws)
+    for name, s in segmentations.items():
+        m = segmentation_summary(s, n_resamples)
         rows.append(dict(dataset=dataset, task=f"{dataset}, mIoU", group="segmentation", encoder=name, linear=m["miou"], lo=m["lo"], hi=m["hi"],
-                         majority=float(miou(floor.counts.sum(0))), ridge=float(s.path.ridge[s.path.chosen].iloc[0]),
+                         majority=float(miou(majority.counts.sum(0))), ridge=float(s.path.ridge[s.path.chosen].iloc[0]),
                          classes=len(s.classes), tests=m["pictures"], clusters=m["clusters"],
                          effective_clusters=effective_groups(np.asarray(s.cluster).astype(str))))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #fcf09dbc
 def segmentation_differences(
-    found: dict, # encoder -> Segmentation
-    duels, # pairs of names of encoders
+    segmentations: dict, # encoder -> Segmentation
+    pairs, # pairs of names of encoders
     dataset: str, # name of the data set
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # a, b, task, probe, p, difference, lo, hi, as of `compare_probes`, without p_holm
     """Return differences in mIoU, with intervals of a paired bootstrap and the p-value of a
     permutation test."""
     return pd.DataFrame([
-        dict(a=a, b=b, task=f"{dataset}, mIoU", probe="linear", p=miou_test(found[a], found[b]),
-             **dict(zip(("difference", "lo", "hi"), miou_difference(found[a], found[b], draws))))
-        for a, b in duels if a in found and b in found])
+        dict(a=a, b=b, task=f"{dataset}, mIoU", probe="linear", p=miou_test(segmentations[a], segmentations[b]),
+             **dict(zip(("difference", "lo", "hi"), miou_difference(segmentations[a], segmentations[b], n_resamples))))
+        for a, b in pairs if a in segmentations and b in segmentations])
 
 # %% ../../nbs/library/probing/08_tables.ipynb #7f0ff203
 _SHOTS = (1, 2, 4, 8, 16)
@@ -319,10 +319,10 @@ def _zero_shot_rows(
         y, group = e.items.label.values[rows], e.items.item_id.values[rows]
         names, words, texts = list(known), list(known.values()), "imagenet" if dataset.startswith("imagenet") else "simple"
     x = e.vectors[rows]
-    named = _topk_accuracy(y, _zero_shot_predict(x, _build_zero_shot_classifier(speak, words, texts), names), group, draws=draws)
+    named = _topk_accuracy(y, _zero_shot_predict(x, _build_zero_shot_classifier(speak, words, texts), names), group, n_resamples=draws)
     where = pd.Index(corpora[key]["item_id"][:]).get_indexer(e.items.item_id.values[rows])
     said, owner = _captions_of(corpora[key].select(where))
-    found = retrieval(x, speak(said), owner, said, group, draws=draws) if len(said) else pd.DataFrame()
+    found = retrieval(x, speak(said), owner, said, group, n_resamples=draws) if len(said) else pd.DataFrame()
     return named.assign(dataset=dataset, classes=len(names), templates=texts), found.assign(dataset=dataset)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #58a4cc2e
@@ -336,15 +336,15 @@ def knn_callback(
     control: Control, # settings of the training run
     corpus, # labeled corpus with a column `split`, such as `ccd.data.emoji.scenes.single_drawings`
     path, # file of the results, one line of JSON per probe
-    times: int = 20, # number of evenly spaced probes in a run, in addition to one before it
+    n_checks: int = 20, # number of evenly spaced probes in a run, in addition to one before it
     label: str = "category", # column of the label
-    most: int = 2_000, # maximum number of images
+    max_images: int = 2_000, # maximum number of images
     k: int = 20, # number of neighbors
 ): # function, called with (step, model) after each step
     "Return a callback that runs a kNN probe of the encoder during training."
     steps, path = control.steps, Path(path)
-    due = {round(steps * n / times) for n in range(1, times + 1)}
-    pixels, y, train = _some_of(corpus, label, most, control.vit.image_size)
+    due = {round(steps * n / n_checks) for n in range(1, n_checks + 1)}
+    pixels, y, train = _some_of(corpus, label, max_images, control.vit.image_size)
     net = build_vit(control.vit, control.seed, patches=False).eval().to(device())
     def see(part):
         with torch.no_grad(), autocast():

@@ -94,14 +94,14 @@ def _topk_accuracy(
     answers: np.ndarray, # [n, k] predictions from `_zero_shot_predict`
     cluster: np.ndarray | None = None, # [n] cluster of each image in the bootstrap; None: each image is its own
     ks: tuple = (1, 5), # values of k; those above the number of predictions are skipped
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # k, accuracy, lo, hi, tests, clusters
     """Return the top-k accuracy: the fraction of images whose label is among the first k
     predictions."""
     group = np.arange(len(y)) if cluster is None else np.asarray(cluster)
     rows, hit = [], np.asarray(answers) == np.asarray(y)[:, None]
     for k in (k for k in ks if k <= hit.shape[1]):
-        right, lo, hi = cluster_bootstrap(hit[:, :k].any(1), group, draws)
+        right, lo, hi = cluster_bootstrap(hit[:, :k].any(1), group, n_resamples)
         rows.append(dict(k=k, accuracy=right, lo=lo, hi=hi, tests=len(y),
                          clusters=len(np.unique(group))))
     return pd.DataFrame(rows)
@@ -109,24 +109,24 @@ def _topk_accuracy(
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #ea297473
 def zero_shot(
     encoder, # image encoder whose feature is in the joint embedding space
-    captioner, # text encoder: captions -> [n, e] unit vectors
-    gallery, # corpus of single emoji
+    text_encoder, # text encoder: captions -> [n, e] unit vectors
+    images, # corpus of single emoji
     size: int, # px at which images are decoded
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> dict: # right: top-1 accuracy, lo, hi, chance, names, tests
     """Return the zero-shot accuracy on emoji of held-out concepts.
 
     Source: Radford et al. (2021), section 3.1."""
-    items = gallery.remove_columns(["image", "captions"]).to_pandas()
+    items = images.remove_columns(["image", "captions"]).to_pandas()
     test = np.nonzero((items.split == "test").values)[0]
     names = sorted(set(items.name[test]))
-    text = _build_zero_shot_classifier(captioner, names, unit=False)
-    pixels, said = ImageDecoder(gallery, size), []
+    text = _build_zero_shot_classifier(text_encoder, names, unit=False)
+    pixels, said = ImageDecoder(images, size), []
     for rows in np.array_split(test, max(1, len(test) // 256)):
         x = eval_view(to_float(pixels[rows], device()), encoder.card.size)
         said.append(_zero_shot_predict(encoder.vector(x).cpu().numpy(), text, names, 1))
     right = np.concatenate(said)[:, 0] == items.name[test].values
-    share, lo, hi = cluster_bootstrap(right, items.family[test].values, draws)
+    share, lo, hi = cluster_bootstrap(right, items.family[test].values, n_resamples)
     return dict(right=share, lo=lo, hi=hi, chance=1 / len(names), names=len(names),
                 tests=len(test))
 
@@ -161,20 +161,20 @@ def retrieval(
     images: np.ndarray, # [n, e] image vectors in the joint embedding space
     captions: np.ndarray, # [m, e] caption vectors in the joint embedding space
     owner: np.ndarray, # [m] row in `images` of the image of each caption
-    said: list | None = None, # [m] texts of the captions; equal texts are equally correct
+    texts: list | None = None, # [m] texts of the captions; equal texts are equally correct
     cluster: np.ndarray | None = None, # [n] cluster of each image in the bootstrap; None: each image is its own
     ks: tuple = (1, 5, 10), # values of k
-    draws: int = 1_000, # number of bootstrap resamples
+    n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # direction, k, recall, lo, hi, chance, median_rank, queries, ...
     """Return recall@k of image-to-text and text-to-image retrieval, with ties broken at random.
 
-    Raises `UserError` where `owner` or `said` does not fit the captions or the images, and for NaN or infinity."""
+    Raises `UserError` where `owner` or `texts` does not fit the captions or the images, and for NaN or infinity."""
     n, owner = len(images), np.asarray(owner)
-    _check_owner(n, len(captions), owner, said)
+    _check_owner(n, len(captions), owner, texts)
     group = np.arange(n) if cluster is None else np.asarray(cluster)
     x = _l2_normalize(images, "vectors of pictures")
     t = _l2_normalize(captions, "vectors of captions")
-    has, wording = _meant(n, owner, said)
+    has, wording = _meant(n, owner, texts)
     whose = has.T.tocsr()
     asked = np.unique(owner) # an image without caption is no query
     of_image = lambda rows: has[asked[rows]].toarray()[:, wording]
@@ -187,7 +187,7 @@ def retrieval(
         rank = place.nearer + 1 + place.wrong / (place.right + 1)
         for k in ks:
             hit = _expected_topk_hit(k, place.nearer, place.wrong, place.right)
-            recall, lo, hi = cluster_bootstrap(hit, own, draws)
+            recall, lo, hi = cluster_bootstrap(hit, own, n_resamples)
             every = place.every
             lot = _expected_topk_hit(k, 0 * every, len(others) - every, every)
             rows.append(dict(direction=way, k=k, recall=recall, lo=lo, hi=hi,

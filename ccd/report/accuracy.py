@@ -15,7 +15,7 @@ from .style import (_COLORS, _FIG_WIDTH, _MIN_FONT, _PANELS_PER_ROW, _short, col
 # %% ../../nbs/library/report/03_accuracy.ipynb #f839b31c
 def loss_curves(
     curves: dict, # encoder name -> metrics table of its run
-    blind: dict, # encoder name -> chance-level loss
+    chance: dict, # encoder name -> chance-level loss
 ):
     "Return a figure of training losses, with one panel per objective."
     p = styled_pyplot()
@@ -25,9 +25,9 @@ def loss_curves(
     for ax, (name, m) in zip(axes.flat, curves.items()):
         ax.plot(m.samples, m.loss, color=color_of(name), alpha=0.25, lw=0.8)
         ax.plot(m.samples, m.loss.rolling(9, min_periods=1, center=True).mean(), color=color_of(name))
-        ax.axhline(blind[name], color="#777", lw=0.8, ls=":")
-        ax.text(m.samples.iloc[-1], blind[name], "knows nothing", ha="right", va="bottom", fontsize=_MIN_FONT, color="#555")
-        ax.set(title=fill(name, 18), xlabel="images seen", ylabel="loss", ylim=(0, max(m.loss.max(), blind[name]) * 1.08))
+        ax.axhline(chance[name], color="#777", lw=0.8, ls=":")
+        ax.text(m.samples.iloc[-1], chance[name], "knows nothing", ha="right", va="bottom", fontsize=_MIN_FONT, color="#555")
+        ax.set(title=fill(name, 18), xlabel="images seen", ylabel="loss", ylim=(0, max(m.loss.max(), chance[name]) * 1.08))
         ax.locator_params(axis="x", nbins=3)
         ax.xaxis.set_major_formatter(lambda v, _: _short(v))
     return fig

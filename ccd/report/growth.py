@@ -111,8 +111,8 @@ def compute_plot(
 # %% ../../nbs/library/report/06_growth.ipynb #5ca1f011
 def supervision_plot(
     table: pd.DataFrame, # columns name, metric, few (whether the data are the smaller fraction), value, all_lo, all_hi
-    said: tuple[str, str], # labels of filled and hollow dots
-    floors: dict, # metric -> accuracy of the baseline without an encoder
+    labels: tuple[str, str], # labels of filled and hollow dots
+    baselines: dict, # metric -> accuracy of the baseline without an encoder
 ):
     "Return a figure of each kind of supervision with all data and with a fraction of them, one panel per metric."
     names, metrics = list(dict.fromkeys(table.name))[::-1], list(dict.fromkeys(table.metric))
@@ -126,7 +126,7 @@ def supervision_plot(
             colors = [color_of(n) for n in t.name]
             ax.hlines(y, t.all_lo, t.all_hi, color=colors, lw=1)
             ax.scatter(t.value, y, s=16, color=["white" if few else c for c in colors], edgecolor=colors, zorder=3)
-        if m in floors: ax.axvline(floors[m], color="#888888", lw=0.8, ls=":")
+        if m in baselines: ax.axvline(baselines[m], color="#888888", lw=0.8, ls=":")
         ax.set_title(fill(m, 14), fontsize=9, fontweight="normal")
         ax.set_yticks(range(len(names)), [fill(n, 16) for n in names], fontsize=_MIN_FONT, linespacing=0.95)
         ax.set_ylim(-0.5, len(names) - 0.5)
@@ -134,6 +134,6 @@ def supervision_plot(
         ax.tick_params(axis="x", labelsize=_MIN_FONT)
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
     for ax in axes[len(metrics):]: ax.remove()
-    dots = [styled_pyplot().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n) for c, n in zip(("#555555", "white"), said)]
+    dots = [styled_pyplot().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n) for c, n in zip(("#555555", "white"), labels)]
     fig.legend(handles=dots, fontsize=9, loc="outside upper center", ncols=2)
     return fig

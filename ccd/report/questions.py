@@ -29,8 +29,8 @@ def subset_accuracy_plot(
     summary: pd.DataFrame, # result of `ccd.vqa.statistics.aggregation.bootstrap_summary`
     categories: dict, # category -> subsets
     names: list, # encoders to show
-    blind: str = "", # suffix of an encoder's name for the no-image baseline; empty for none
-    ceiling: str = "", # name of the oracle encoder; empty for none
+    no_image: str = "", # suffix of an encoder's name for the no-image baseline; empty for none
+    oracle: str = "", # name of the oracle encoder; empty for none
     chance: float | None = 0.25, # chance-level accuracy; None for no line
 ):
     "Return a figure of accuracy by category and subset, with 95 % confidence intervals; cross: no-image baseline, ring: oracle."
@@ -41,8 +41,8 @@ def subset_accuracy_plot(
     label = {l: f"   {l}" for ls in categories.values() for l in ls}
     _ladder(rows, shown, lambda n, r: value.loc[(n, r)], label, "right answers", fig=fig)
     ax, y = fig.axes[0], np.arange(len(rows))[::-1]
-    marks = [(ceiling, dict(marker="o", fc="none", ec="#222", s=34)),
-             *((n + blind, dict(marker="x", c="#888", s=14, lw=0.9)) for n in shown if blind)]
+    marks = [(oracle, dict(marker="o", fc="none", ec="#222", s=34)),
+             *((n + no_image, dict(marker="x", c="#888", s=14, lw=0.9)) for n in shown if no_image)]
     for name, how in marks:
         if (name, rows[0]) in value.index: ax.scatter(value.score.loc[[(name, r) for r in rows]], y, zorder=2, **how)
     if chance: ax.axvline(chance, color="#777", lw=0.8, ls=":")

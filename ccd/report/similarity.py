@@ -22,12 +22,12 @@ def pair_grid(
     pairs: pd.DataFrame, # result of `ccd.comparison.search.mine_pairs` for one direction
     images, # function from a row to its image
     names: tuple[str, str] = ("CLIP", "DINO"),
-    show: int = 12, # number of pairs
+    n_pairs: int = 12, # number of pairs
     columns: int = 3,
     fig=None, # existing figure to draw in
 ):
     "Return a figure of the most extreme pairs of one direction."
-    p, top = styled_pyplot(), pairs.nsmallest(show, "rank")
+    p, top = styled_pyplot(), pairs.nsmallest(n_pairs, "rank")
     rows = -(-len(top) // columns)
     fig = fig or p.figure(figsize=(_FIG_WIDTH / 3 * columns, 1.4 * rows))
     axes = fig.subplots(rows, columns, squeeze=False)
@@ -81,7 +81,7 @@ def summary_figure(
     fig = styled_pyplot().figure(figsize=(_FIG_WIDTH, 7))
     top, low = fig.subfigures(2, 1, height_ratios=(1.2, 1))
     for part, d, a, b in zip(top.subfigures(1, 2, wspace=0.04), ("a", "b"), names, names[::-1]):
-        pair_grid(pairs[pairs.direction == d], images, names, show=6, columns=2, fig=part)
+        pair_grid(pairs[pairs.direction == d], images, names, n_pairs=6, columns=2, fig=part)
         part.suptitle(f"{a} joins, {b} parts", color=color_of(a), fontsize=10, fontweight="bold")
     agreement_dots(table, names, fig=low)
     return fig
@@ -89,21 +89,21 @@ def summary_figure(
 # %% ../../nbs/library/report/04_similarity.ipynb #871ae7da
 def neighbor_grid(
     rows: list, # rows of the queries
-    found: dict, # encoder -> [n, k] rows of nearest neighbors
+    neighbors: dict, # encoder -> [n, k] rows of nearest neighbors
     images, # function from a row to its image
     k: int = 5,
 ):
     "Return a figure of query images, with the nearest neighbors of each encoder beside them."
     p = styled_pyplot()
-    fig, axes = p.subplots(len(rows), 1 + len(found) * k + len(found) - 1,
-        figsize=(0.72 * (1 + len(found) * k), 0.78 * len(rows) + 0.2), squeeze=False)
+    fig, axes = p.subplots(len(rows), 1 + len(neighbors) * k + len(neighbors) - 1,
+        figsize=(0.72 * (1 + len(neighbors) * k), 0.78 * len(rows) + 0.2), squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for line, r in zip(axes, rows):
         line[0].imshow(images(r))
-        for e, (name, f) in enumerate(found.items()):
+        for e, (name, f) in enumerate(neighbors.items()):
             for c in range(k): line[1 + e * (k + 1) + c].imshow(images(f[r, c]))
     axes[0, 0].set_title("query", fontsize=8)
-    for e, name in enumerate(found):
+    for e, name in enumerate(neighbors):
         axes[0, 1 + e * (k + 1)].set_title(name, fontsize=8, color=color_of(name))
     return fig
 
@@ -111,14 +111,14 @@ def neighbor_grid(
 def atlas_plot(
     maps: dict, # encoder -> [n, 2] map coordinates
     images, # function from a row to its image
-    show: int = 350, # number of images
+    n_images: int = 350, # number of images
     seed: int = 0,
 ):
     "Return a figure with the same images at their map coordinates for each encoder."
     p = styled_pyplot()
     fig, axes = p.subplots(1, len(maps), figsize=(5.2 * len(maps), 5.2), squeeze=False)
     n = len(next(iter(maps.values())))
-    rows = np.random.default_rng(seed).permutation(n)[:show]
+    rows = np.random.default_rng(seed).permutation(n)[:n_images]
     for ax, (name, xy) in zip(axes[0], maps.items()):
         lo, hi = np.percentile(xy, [1, 99], axis=0)
         at = np.clip((xy - lo) / (hi - lo), 0, 1)
@@ -256,15 +256,15 @@ def sensitivity_plot(
 
 # %% ../../nbs/library/report/04_similarity.ipynb #4ab91e29
 def intervention_examples(
-    pictures: dict, # result of `ccd.comparison.perturbations.perturbation_examples`: name -> [s, s, 3] uint8 or None
+    images: dict, # result of `ccd.comparison.perturbations.perturbation_examples`: name -> [s, s, 3] uint8 or None
     columns: int = 5,
 ):
     "Return a figure of one image under each perturbation."
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     fig = styled_pyplot().figure(figsize=(_FIG_WIDTH / 5 * columns, 1.5 * rows))
     axes = fig.subplots(rows, columns, squeeze=False)
     for ax in axes.flat: ax.axis("off")
-    for ax, (name, x) in zip(axes.flat, pictures.items()):
+    for ax, (name, x) in zip(axes.flat, images.items()):
         if x is not None: ax.imshow(x, interpolation="nearest")
         else: ax.text(0.5, 0.5, "no uniform\nground", ha="center", va="center", fontsize=_MIN_FONT, transform=ax.transAxes)
         ax.set_title(fill(CHANGE_NAMES.get(name, name), 12), fontsize=_MIN_FONT, loc="center",

@@ -106,13 +106,13 @@ def _flatten_dict(d: dict, at="") -> dict: # nested -> dotted
 # %% ../../nbs/library/training/05_audit.ipynb #521cd5d4
 def cli_overrides(
     settings: Settings, # settings to express
-    usual: Settings, # settings without any option
-    without: tuple = (), # groups of settings that are left out, such as run
+    defaults: Settings, # settings without any option
+    skip: tuple = (), # groups of settings that are left out, such as run
 ) -> list[str]: # options and values
     "Return the command-line options that change `usual` into `settings`."
-    said, before = _flatten_dict(asdict(settings)), _flatten_dict(asdict(usual))
+    said, before = _flatten_dict(asdict(settings)), _flatten_dict(asdict(defaults))
     words = lambda v: map(str, v if isinstance(v, tuple) else [v])
-    return [x for k, v in said.items() if v != before.get(k) and k.partition(".")[0] not in without
+    return [x for k, v in said.items() if v != before.get(k) and k.partition(".")[0] not in skip
             for x in (f"--{k.replace('_', '-')}", *words(v))]
 
 # %% ../../nbs/library/training/05_audit.ipynb #d6c7163b

@@ -32,18 +32,18 @@ def train(
     folder, # run folder
     on_step=None, # called with (step, model) after each step
     title: str = "", # name of the encoder; by default the objective's name
-    origin=None, # folder of a finished run whose weights initialize the model
+    init_from=None, # folder of a finished run whose weights initialize the model
 ) -> Path: # the run folder
     """Train an encoder, or resume a run that was stopped.
 
     Raises `UserError` where the folder holds a run with other settings."""
     folder = user_path(folder)
     wanted = run_settings(objective, settings)
-    if origin: wanted["start"] = _init_from(origin, objective, settings)
+    if init_from: wanted["start"] = _init_from(init_from, objective, settings)
     inputs = dict(corpus=fingerprint(corpus))
     if up_to_date(folder, wanted, inputs): return folder
     claim_folder(folder, dict(settings=wanted, inputs=inputs), write=False)
-    with alone(folder): return _train(objective, settings, corpus, folder, wanted, inputs, on_step, title, origin)
+    with alone(folder): return _train(objective, settings, corpus, folder, wanted, inputs, on_step, title, init_from)
 
 # %% ../../nbs/library/training/04_loop.ipynb #cc8ca268
 def _train(objective, settings, corpus, folder, wanted, inputs, on_step, title, origin):

@@ -94,12 +94,12 @@ class _InParts:
 # %% ../../nbs/library/training/03_trainer.ipynb #97183f52
 class Trainer(_InParts):
     "Hold a model, its optimizer and its batches, and train step by step."
-    def __init__(self, objective: str, settings: Settings, corpus, folder=None, origin=None):
+    def __init__(self, objective: str, settings: Settings, corpus, folder=None, init_from=None):
         init_distributed()
         disable_malloc_trim()
         self.settings, self.c, r = settings, settings.control, settings.runtime
         self.model = build_objective(objective, settings)
-        if origin: _load_initial_weights(self.model, origin)
+        if init_from: _load_initial_weights(self.model, init_from)
         self.first_weights = weights_hash(self.model.vision)
         self.language = [weights_hash(m.net) for m in self.model.modules() if isinstance(m, LanguageTower)]
         self.feed = make_loader(corpus, self.c, settings.data.size, workers=r.workers, rank=rank(),
@@ -233,12 +233,12 @@ def _step_of(line):
 # %% ../../nbs/library/training/03_trainer.ipynb #f8b3ce65
 def flops_per_sample(
     model, # objective with its towers
-    feed, # data loader, from `make_loader`
+    loader, # data loader, from `make_loader`
     images=4, # images in the counted batch
 ) -> float:
     "Return the FLOPs (2 x multiply-adds) of one training sample in its towers, counted on `meta`."
     from torch.utils.flop_counter import FlopCounterMode
-    shown = feed(0)
+    shown = loader(0)
     few = shown._replace(**{k: v[:images] for k, v in shown._asdict().items() if v is not None})
     meta = lambda x: x.detach().to("meta").requires_grad_(x.requires_grad)
     batch = tree_map(meta, model.batch(few._replace(images=to_float(few.images))))
@@ -272,22 +272,22 @@ class Stopwatch:
 
 # %% ../../nbs/library/training/03_trainer.ipynb #24e0526f
 def input_bottleneck_warning(
-    passed: float, # seconds of training
+    elapsed: float, # seconds of training
     waited: float, # seconds of training spent waiting for a batch
-    viewed: float, # seconds of training spent on augmentation
+    augmenting: float, # seconds of training spent on augmentation
     clock: dict, # seconds of work of the loader, by part: storage, decoding
     workers: int, # number of loader workers
 ) -> str | None: # None where training is not input-bound
     "Return a warning where training is input-bound, with the slow part and a remedy."
-    if waited > 0.2 * passed:
+    if waited > 0.2 * elapsed:
         slow = max(clock, key=clock.get)
         cure = dict(storage="put the data on a faster disk, or nearer",
                     decoding=f"raise run.workers (now {workers}), "
                              "or store smaller images")
-        return (f"training waits for input {100 * waited / passed:.0f} % of the "
+        return (f"training waits for input {100 * waited / elapsed:.0f} % of the "
                 f"time, mostly for {slow}: {cure[slow]}")
-    if viewed > 0.4 * passed:
-        return (f"views take {100 * viewed / passed:.0f} % of the time: lower "
+    if augmenting > 0.4 * elapsed:
+        return (f"views take {100 * augmenting / elapsed:.0f} % of the time: lower "
                 "data.size, which they are cut from, or take fewer local crops")
 
 # %% ../../nbs/library/training/03_trainer.ipynb #1e580093

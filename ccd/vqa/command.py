@@ -87,7 +87,7 @@ def _train_and_evaluate(
     "Train and evaluate the model around one encoder, unless it is up to date."
     e, home = encoder_for_vlm(spec, settings, v), out / "models" / slug(spec)
     train_vlm(e, v, *learnt, home)
-    make = lambda tmp: _keep(tmp, evaluate(home, questions, encoder=e, benchmark=benchmark, how=form), to_plain_dict(e.card))
+    make = lambda tmp: _keep(tmp, evaluate(home, questions, encoder=e, benchmark=benchmark, form=form), to_plain_dict(e.card))
     return cached_stage(out / benchmark / "answers" / slug(spec), _about(spec, questions, form), dict(model=outputs_hash(home / "tune")), make)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #cd48bb07
@@ -152,17 +152,17 @@ def _result_tables(
     answers: pd.DataFrame,
     names: list[str], # encoder names, in order
     categories: dict, # category -> subsets
-    draws: int = 10_000, # bootstrap resamples
+    n_resamples: int = 10_000, # bootstrap resamples
 ) -> dict: # name -> table
     "Return scores, comparisons and baselines; averages exclude uninformative subsets."
     blind, own = CONDITION_SUFFIXES["none"], [n for n in names if n != ORACLE]
     told = informative_subsets(answers, ORACLE, ORACLE + blind, categories) if ORACLE in names else pd.DataFrame()
-    how = dict(left_out=tuple(told.subset[~told.informative]) if len(told) else ())
-    above = [_above_baseline(answers, {n: n + CONDITION_SUFFIXES[f] for n in names}, categories, draws=draws, **how) for f in ("none", "other")]
+    how = dict(excluded=tuple(told.subset[~told.informative]) if len(told) else ())
+    above = [_above_baseline(answers, {n: n + CONDITION_SUFFIXES[f] for n in names}, categories, n_resamples=n_resamples, **how) for f in ("none", "other")]
     spread = _spreads(answers, own, categories, **how) # pooled over all encoders with several seeds
-    apart = [compare_scores(answers, a, b, categories, spread=spread, draws=draws, **how) for a, b in combinations(own, 2)]
+    apart = [compare_scores(answers, a, b, categories, variances=spread, n_resamples=n_resamples, **how) for a, b in combinations(own, 2)]
     apart = _with_baselines(pd.concat(apart), above[0]) if apart else pd.DataFrame()
-    out = dict(summary=bootstrap_summary(answers, categories, draws=draws, **how), informative=told, coverage=_answer_coverage(answers),
+    out = dict(summary=bootstrap_summary(answers, categories, n_resamples=n_resamples, **how), informative=told, coverage=_answer_coverage(answers),
                differences=apart, floors=pd.concat(above))
     return {k: t for k, t in out.items() if len(t)}
 
@@ -229,12 +229,12 @@ def _keep_skipped(tmp, learnt): # skipped samples of LLaVA files
     if parts: pd.concat(parts).to_csv(tmp / "left_out.csv", index=False)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #da52f354
-def _keep_tables(tmp, folders, learnt, draws): # tables of all answers
+def _keep_tables(tmp, folders, learnt, n_resamples): # tables of all answers
     answers, named = _collect_answers(folders)
     (categories, _), = category_maps(answers).values()
     answers.drop(columns=["options", "p_options", "how"], errors="ignore").to_parquet(tmp / "answers.parquet") # the most likely option, without any parsing
     pd.Series(categories, name="subset").explode().rename_axis("category").to_csv(tmp / "categories.csv")
-    for k, t in _result_tables(answers, list(dict.fromkeys(n for n, _ in named.values())), categories, draws).items():
+    for k, t in _result_tables(answers, list(dict.fromkeys(n for n, _ in named.values())), categories, n_resamples).items():
         t.to_csv(tmp / f"{k}.csv", index=False)
     pd.DataFrame([dict(encoder=n, seed=s or 0) | {k: str(x) for k, x in read_json(folders[spec] / "card.json").items()}
                   for spec, (n, s) in named.items()]).to_csv(tmp / "encoders.csv", index=False)

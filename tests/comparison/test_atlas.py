@@ -30,7 +30,7 @@ def given(cache):
     unit = {m: v.unit() for m, v in e.items()}
     cosine = {m: lambda i, j, u=u: (u[i] * u[j]).sum(1) for m, u in unit.items()}
     return dict(maps={m: flat(u) for m, u in unit.items()}, items=items, neighbors={m: nearest_neighbors(v, 12) for m, v in e.items()},
-                similarities=cosine, pairs=mine_pairs(e[A], e[B], k=25), picture=lambda r: pics[r], factors=FACTORS,
+                similarities=cosine, pairs=mine_pairs(e[A], e[B], k=25), image_of=lambda r: pics[r], factors=FACTORS,
                 title="Pixels & colours", credits=drawings.license_notice().splitlines(), colors={A: "#D55E00", B: "#0072B2"})
 
 @pytest.fixture(scope="module")
@@ -276,7 +276,7 @@ def many(given, tmp_path_factory):
     which, noise = rng.integers(0, 400, N), rng.normal(0, 6, (64 * 9, 64, 3)).astype(np.float32)
     shift, bright, first = rng.integers(-6, 7, (N, 2)), rng.uniform(0.8, 1.2, (N, 3)).astype(np.float32), rng.integers(0, 512, N)
     def picture(r):
-        p = np.roll(given["picture"](which[r]), shift[r], (0, 1)) * bright[r] + noise[first[r]:first[r] + 64]
+        p = np.roll(given["image_of"](which[r]), shift[r], (0, 1)) * bright[r] + noise[first[r]:first[r] + 64]
         return p.clip(0, 255).astype(np.uint8)
     items = given["items"].iloc[which].reset_index(drop=True).assign(item_id=[f"scene-{k:07d}" for k in range(N)])
     i, j = rng.integers(0, N // 2, 400), rng.integers(N // 2, N, 400)
@@ -286,7 +286,7 @@ def many(given, tmp_path_factory):
     cosine = lambda i, j: np.cos(i * 1.7 + j * 0.3)
     out = tmp_path_factory.mktemp("many") / "atlas.html"
     linked_maps.write_linked_maps(out, **given | dict(
-        maps={A: rng.normal(size=(N, 2)), B: rng.normal(size=(N, 2))}, items=items, picture=picture, pairs=pairs,
+        maps={A: rng.normal(size=(N, 2)), B: rng.normal(size=(N, 2))}, items=items, image_of=picture, pairs=pairs,
         neighbors={m: rng.integers(0, N, (N, 10)) for m in (A, B)}, similarities={A: cosine, B: cosine}))
     return out
 
@@ -325,7 +325,7 @@ def test_thumbnails_are_where_the_page_looks_for_them(given, built):
     for i in (0, 63, 64, 255, 399):
         y, x = divmod(i % data["per_sheet"], data["columns"])
         tile = sheets[i // data["per_sheet"]][y * 64:y * 64 + 64, x * 64:x * 64 + 64]
-        off = [np.abs(tile.astype(float) - given["picture"](r)).mean() for r in range(400)]
+        off = [np.abs(tile.astype(float) - given["image_of"](r)).mean() for r in range(400)]
         assert np.argmin(off) == i and off[i] < 12
 
 def test_more_pictures_than_fit_one_sheet():

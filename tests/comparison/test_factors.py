@@ -67,7 +67,7 @@ def test_node_bootstrap_refuses_values_without_nodes():
 
 def test_weights_move_the_mean():
     v, i, j = np.array([0.0, 1.0]), np.array([0, 1]), np.array([2, 3])
-    assert stats.node_bootstrap(v, i, j, weight=np.array([1, 3]), draws=50)[0] == 0.75
+    assert stats.node_bootstrap(v, i, j, weight=np.array([1, 3]), n_resamples=50)[0] == 0.75
 
 # --- attributes
 
@@ -162,7 +162,7 @@ def test_regression_is_that_of_scikit_learn():
     x = r.normal(size=(400, 5)); x[:, 4] += x[:, 0]; x[:, 1] = x[:, 1] > 1
     y = np.stack([x @ r.normal(size=5) + r.normal(size=400), r.normal(size=400)], 1) + 30
     w, groups = r.random(400) + 0.1, dict(p=[0, 4], q=[1], r=[2, 3], s=[0, 1])
-    fit, drawn = attribution._weighted_ols(x, y, groups, r.integers(20, size=400), r.integers(20, size=400), w, draws=300)
+    fit, drawn = attribution._weighted_ols(x, y, groups, r.integers(20, size=400), r.integers(20, size=400), w, n_resamples=300)
     model = LinearRegression().fit(x, y, w)
     assert np.allclose(fit["slope"], model.coef_.T, atol=1e-6)
     score = lambda keep, e: LinearRegression().fit(x[:, keep], y[:, e], w).score(x[:, keep], y[:, e], w)
@@ -199,7 +199,7 @@ def test_a_swap_between_collinear_terms_is_no_finding(sign):
     name, signs = attribution._together(names, p, attribution._correlation(x))
     assert p == [0, 1] and name == f"near ground {'-' if sign < 0 else '+'} near mean"
     own = np.arange(3000)
-    fit, drawn = attribution._weighted_ols(x, y, {name: p}, own, own, draws=200)
+    fit, drawn = attribution._weighted_ols(x, y, {name: p}, own, own, n_resamples=200)
     t = attribution._with_differences(["a", "b"], *attribution._summed(names, [name], {name: (p, signs)}, fit, drawn)).set_index(["encoder", "quantity", "term"]).sort_index()
     gap, single = t.loc[("a − b", "slope", name)], t.loc[("a − b", "collinear")]
     assert gap.lo < 0 < gap.hi and abs(gap.value) < 0.05 # as a whole they are alike
@@ -212,7 +212,7 @@ def only(table, encoder, quantity):
 def test_an_encoder_of_concepts_is_explained_by_concepts_alone(items, shown):
     keep = items.concept.notna().values
     own, look = items[keep].reset_index(drop=True), shown[keep].reset_index(drop=True)
-    t = attribution.similarity_regression({"it": embeddings(one_hot(own.concept), own)}, look, pairs=8_000, draws=60)
+    t = attribution.similarity_regression({"it": embeddings(one_hot(own.concept), own)}, look, pairs=8_000, n_resamples=60)
     unique, slope = only(t, "it", "unique"), only(t, "it", "slope")
     assert only(t, "it", "r2").value["all"] == pytest.approx(1, abs=1e-5)
     assert unique.value["concept"] > 0.95 # in this sample other terms stand in for a little of it
@@ -226,7 +226,7 @@ def test_an_encoder_of_the_ground_is_explained_by_the_ground_alone(items, shown)
                          - shown[["ground_L", "ground_a", "ground_b"]].values[None], axis=-1)
     value, vector = np.linalg.eigh(np.exp(-far * 2e-4))
     made = embeddings(vector * np.sqrt(value.clip(0)), items)
-    t = attribution.similarity_regression({"it": made}, shown, pairs=8_000, draws=60)
+    t = attribution.similarity_regression({"it": made}, shown, pairs=8_000, n_resamples=60)
     unique, slope = only(t, "it", "unique"), only(t, "it", "slope")
     assert only(t, "it", "r2").value["all"] > 0.999
     both = "near ground + near mean" # collinear in these scenes
@@ -241,7 +241,7 @@ def test_an_encoder_of_the_ground_is_explained_by_the_ground_alone(items, shown)
 def test_shares_differences_and_readings(items, shown):
     encoders = {n: embeddings(np.random.default_rng(k).normal(size=(len(items), 6)) + one_hot(items.ground_color)[:, :6] * k, items)
                 for k, n in enumerate("ab")}
-    whole = {r: attribution.similarity_regression(encoders, shown, pairs=10**6, draws=80, reading=r) for r in ("stratified", "population")}
+    whole = {r: attribution.similarity_regression(encoders, shown, pairs=10**6, n_resamples=80, weighting=r) for r in ("stratified", "population")}
     assert np.allclose(whole["stratified"].value, whole["population"].value) # every pair, each once
     t = whole["stratified"]
     assert t.pairs[0] == len(items) * (len(items) - 1) // 2
@@ -250,18 +250,18 @@ def test_shares_differences_and_readings(items, shown):
         assert (single > -1e-9).all() and single.sum() <= only(t, e, "r2").value["all"] + 1e-9
     gap = only(t, "a − b", "slope").value - (only(t, "a", "slope").value - only(t, "b", "slope").value)
     assert gap.abs().max() < 1e-12
-    twin = attribution.similarity_regression(dict(a=encoders["a"], b=encoders["a"]), shown, pairs=3_000, draws=20)
+    twin = attribution.similarity_regression(dict(a=encoders["a"], b=encoders["a"]), shown, pairs=3_000, n_resamples=20)
     assert (only(twin, "a − b", "slope")[["value", "lo", "hi"]] == 0).all(axis=None)
 
 def test_population_weights_recover_all_pairs(items, shown):
     made = {"it": embeddings(one_hot(items.ground_color) + 0.3 * np.random.default_rng(0).normal(size=(len(items), items.ground_color.nunique())), items)}
-    all_pairs = only(attribution.similarity_regression(made, shown, pairs=10**6, draws=2), "it", "r2").value["all"]
-    read = lambda r: only(attribution.similarity_regression(made, shown, pairs=6_000, draws=2, reading=r), "it", "r2").value["all"]
+    all_pairs = only(attribution.similarity_regression(made, shown, pairs=10**6, n_resamples=2), "it", "r2").value["all"]
+    read = lambda r: only(attribution.similarity_regression(made, shown, pairs=6_000, n_resamples=2, weighting=r), "it", "r2").value["all"]
     assert abs(read("population") - all_pairs) < 0.05 < abs(read("stratified") - all_pairs)
 
 def test_without_labels_attributes_alone(items, shown):
     bare = embeddings(np.random.default_rng(0).normal(size=(len(items), 4)), items[["item_id"]])
-    with pytest.warns(UserWarning, match="attributes alone"): t = attribution.similarity_regression({"it": bare}, shown, pairs=2_000, draws=20)
+    with pytest.warns(UserWarning, match="attributes alone"): t = attribution.similarity_regression({"it": bare}, shown, pairs=2_000, n_resamples=20)
     alone, one = (set(t[t.quantity == q].term) for q in ("slope", "collinear"))
     assert {part for term in alone for part in term.split(" + ")} == {f"near {n}" for n in attribution._DISTANCE_TERMS} and not alone & one
     assert t.families[0] == len(items)
@@ -272,7 +272,7 @@ def test_what_cannot_be_attributed_is_refused(items, shown):
     with pytest.raises(UserError, match="3 or more"): attribution.similarity_regression({"it": made.where(np.arange(len(items)) < 1)}, shown[:1])
     with pytest.raises(UserError, match="other items"): attribution.similarity_regression({"it": made}, shown[:-1])
     with pytest.raises(UserError, match="other items"): attribution.similarity_regression({"it": made, "no": made.where(np.arange(len(items)) > 0)}, shown)
-    with pytest.raises(UserError, match="unknown reading"): attribution.similarity_regression({"it": made}, shown, reading="none")
+    with pytest.raises(UserError, match="unknown reading"): attribution.similarity_regression({"it": made}, shown, weighting="none")
     broken = embeddings(np.full((len(items), 4), np.nan), items)
     with pytest.raises(UserError, match="not finite"): attribution.similarity_regression({"it": broken}, shown)
 
@@ -282,7 +282,7 @@ def test_random_pairs_have_no_lift_and_chosen_pairs_have(items, shown):
     made = embeddings(np.random.default_rng(0).normal(size=(len(items), 6)), items)
     p = attribution._stratified_pairs(items, 400, (), seed=5)
     z = attribution._standard(made, p.i.values, p.j.values)
-    of = lambda q, z: attribution.enrichment(q.assign(direction="a", z_a=z, z_b=0.0), made, made, shown, draws=200)
+    of = lambda q, z: attribution.enrichment(q.assign(direction="a", z_a=z, z_b=0.0), made, made, shown, n_resamples=200)
     t = of(p, z)
     assert set(t.baseline) == {"random", "equal similarity"} and (t.unmatched < 5).all()
     inside = (t.lo <= 0) & (t.hi >= 0)
@@ -321,7 +321,7 @@ def test_pairs_beyond_all_similarities_are_counted(items, shown):
     made = embeddings(np.random.default_rng(0).normal(size=(len(items), 6)), items)
     p = attribution._stratified_pairs(items, 50, ()).assign(direction="a", z_b=0.0)
     z = attribution._standard(made, p.i.values, p.j.values); z[:7] = 90
-    t = attribution.enrichment(p.assign(z_a=z), made, made, shown, ("style",), ("mean",), draws=20)
+    t = attribution.enrichment(p.assign(z_a=z), made, made, shown, ("style",), ("mean",), n_resamples=20)
     t = t.set_index(["factor", "baseline"])
     assert t.unmatched["mean", "equal similarity"] == 7 and t.pairs["mean", "equal similarity"] == 43
     assert t.unmatched["mean", "random"] == 0 and t.pairs["mean", "random"] == 50
@@ -441,7 +441,7 @@ def test_encoders_are_moved_by_what_they_see_and_by_nothing_else(scenes):
     luma = torch.tensor([0.299, 0.587, 0.114])
     encoders = {"colour": made("colour", lambda x: x.mean((2, 3)) - 0.5, 64),
                 "form": made("form", lambda x: (luma @ x.flatten(2) - (luma @ x.flatten(2)).mean(1, keepdim=True)), 64)}
-    t = perturbations.sensitivity(encoders, scenes, n=30, draws=50).set_index(["encoder", "intervention", "strength"])
+    t = perturbations.sensitivity(encoders, scenes, n=30, n_resamples=50).set_index(["encoder", "intervention", "strength"])
     assert t["drop"]["colour", "shuffle", 8] == pytest.approx(0, abs=1e-5)
     assert abs(t["drop"]["colour", "rotation", 90]) < 1e-4 < t["drop"]["form", "rotation", 90]
     assert t["drop"]["form", "grey", 1] < 0.01 < t["drop"]["colour", "grey", 1]
@@ -453,7 +453,7 @@ def test_encoders_are_moved_by_what_they_see_and_by_nothing_else(scenes):
 
 def test_sensitivity_is_the_mean_drop_in_both_units(scenes, pictures):
     e = raw_pixels(16)
-    t = perturbations.sensitivity({"raw": e}, scenes, n=240, draws=100, interventions=dict(grey=perturbations.PERTURBATIONS["grey"]))
+    t = perturbations.sensitivity({"raw": e}, scenes, n=240, n_resamples=100, interventions=dict(grey=perturbations.PERTURBATIONS["grey"]))
     see = lambda p: torch.nn.functional.normalize(e.vector(eval_view(torch.from_numpy(p.transpose(0, 3, 1, 2)).float() / 255, 16)), dim=1)
     before, after = see(pictures), see(np.stack([perturbations.apply_perturbation(p, "grey", 1.0) for p in pictures]))
     drop = (1 - (before * after).sum(1)).numpy()
@@ -469,11 +469,11 @@ def test_an_encoder_may_fit_pictures_itself(scenes):
         seen.append(im.size)
         return np.asarray(im.resize((8, 8)))
     e.fit = fit
-    t = perturbations.sensitivity({"own": e}, scenes, n=5, draws=5, interventions=dict(grey=perturbations.PERTURBATIONS["grey"]))
+    t = perturbations.sensitivity({"own": e}, scenes, n=5, n_resamples=5, interventions=dict(grey=perturbations.PERTURBATIONS["grey"]))
     assert set(seen) == {(64, 64)} and len(seen) == 10 and np.isfinite(t["drop"]).all()
 
 def test_a_world_adds_scenes_composed_again():
-    t = perturbations.sensitivity({"raw": raw_pixels(16)}, WORLD, n=8, draws=10, interventions={})
+    t = perturbations.sensitivity({"raw": raw_pixels(16)}, WORLD, n=8, n_resamples=10, interventions={})
     assert t.intervention.tolist() == ["style", "concept, same category", "concept, other category", "ground, exactly", "word on a sign"]
     assert (t["drop"] > 0).all() and (t.n == 8).all()
 
@@ -487,27 +487,27 @@ def test_a_folder_needs_no_labels(tmp_path):
     look = attributes._corpus_attributes(corpus, 32)
     own = corpus.select_columns(["item_id", "pixel_hash"]).to_pandas()
     made = embeddings(look[["mean_L", "mean_a", "mean_b"]].values - [50, 0, 0], own)
-    with pytest.warns(UserWarning, match="attributes alone"): t = attribution.similarity_regression({"it": made}, look, draws=20)
+    with pytest.warns(UserWarning, match="attributes alone"): t = attribution.similarity_regression({"it": made}, look, n_resamples=20)
     slope = only(t, "it", "slope").value
     assert "near mean" in slope.idxmax() and t.pairs[0] == 66 and t.families[0] == 12
     pairs = attribution._stratified_pairs(own, 30, ()).assign(direction="b", z_b=0.0)
-    with pytest.warns(UserWarning, match="attributes alone"): l = attribution.enrichment(pairs, made, made, look, draws=20)
+    with pytest.warns(UserWarning, match="attributes alone"): l = attribution.enrichment(pairs, made, made, look, n_resamples=20)
     assert set(l.measure) == {"distance"}
-    s = perturbations.sensitivity({"raw": raw_pixels(8)}, corpus, n=12, draws=20)
+    s = perturbations.sensitivity({"raw": raw_pixels(8)}, corpus, n=12, n_resamples=20)
     assert set(s.intervention) == set(perturbations.PERTURBATIONS) and (s.n + s.skipped == 12).all()
     assert s[s.n > 0].families.le(12).all() and s[s.n == 0]["drop"].isna().all()
 
 def test_figures_show_the_numbers_of_the_tables(scenes, items, shown):
     from ccd.report.style import styled_pyplot
     from ccd.report.similarity import attribution_plot, sensitivity_plot
-    s = perturbations.sensitivity({"DINO": raw_pixels(16), "raw pixels": raw_pixels(8)}, scenes, n=10, draws=10)
+    s = perturbations.sensitivity({"DINO": raw_pixels(16), "raw pixels": raw_pixels(8)}, scenes, n=10, n_resamples=10)
     ax = sensitivity_plot(s).axes[0]
     for name in ("DINO", "raw pixels"):
         want = [g["drop"].iloc[len(g) // 2] for _, g in s[s.encoder == name].groupby("intervention", sort=False)]
         got = next(c for c in ax.collections if c.get_label() == name).get_offsets()
         assert np.allclose(got[:, 0], want) and (np.diff(got[:, 1]) < 0).all()
     made = embeddings(np.random.default_rng(0).normal(size=(len(items), 4)), items)
-    t = attribution.similarity_regression(dict(a=made, b=made), shown, pairs=2_000, draws=10)
+    t = attribution.similarity_regression(dict(a=made, b=made), shown, pairs=2_000, n_resamples=10)
     for q in ("slope", "unique"):
         ax = attribution_plot(t, ["a", "a − b"], q).axes[0]
         dots = {c.get_label(): c.get_offsets()[:, 0] for c in ax.collections if c.get_label() in ("a", "a − b")}

@@ -28,7 +28,7 @@ def test_neighbors_are_the_nearest_of_other_groups(x, groups, tile, monkeypatch)
 def test_what_is_known_changes_nothing(x, monkeypatch, most):
     monkeypatch.setattr(nb, "_TILE_SHAPE", (16, 64))
     group = np.arange(200) % 40
-    assert (nb.nearest_neighbors(toy(x), 7, group, known=nb.nearest_neighbors(toy(x), most)) == slow(x, 7, group)).all()
+    assert (nb.nearest_neighbors(toy(x), 7, group, precomputed=nb.nearest_neighbors(toy(x), most)) == slow(x, 7, group)).all()
 
 @pytest.mark.parametrize("index", ["ivf", "hnsw"])
 def test_approximate_indexes_find_most(x, index):
@@ -47,9 +47,9 @@ def test_overlap_is_that_of_sets(x):
 
 def test_the_null_of_overlap_has_its_expectation(x):
     a, b = (nb.nearest_neighbors(toy(np.random.default_rng(s).normal(size=(150, 6))), 20) for s in (0, 1))
-    t = nb.overlap_curve(a, b, np.arange(150), ks=(5, 20), draws=50, permutations=200)
+    t = nb.overlap_curve(a, b, np.arange(150), ks=(5, 20), n_resamples=50, permutations=200)
     assert (t.null_hi > t.chance).all() and (t.overlap < 2 * t.null_hi).all() and (t.p > 0.005).all()
-    kept = nb.overlap_curve(a, a, np.arange(150), ks=(5,), draws=50, permutations=99).iloc[0]
+    kept = nb.overlap_curve(a, a, np.arange(150), ks=(5,), n_resamples=50, permutations=99).iloc[0]
     assert kept.overlap == 1 and kept.p == pytest.approx(0.01)
 
 def test_the_null_of_some_rows_has_the_expectation_of_all():
@@ -95,13 +95,13 @@ def test_chance_of_purity_is_its_definition(seed):
 def test_strangers_have_the_purity_of_chance(x):
     label, family = labelled(3, 1500, 300)
     e = toy(np.random.default_rng(1).normal(size=(1500, 24)), label=label, family=[f"f{k}" for k in family])
-    t = nb.neighbor_table(dict(a=e), ["label"], draws=200).iloc[0]
+    t = nb.neighbor_table(dict(a=e), ["label"], n_resamples=200).iloc[0]
     assert t.lo < t.chance < t.hi
 
 def test_what_no_neighbor_can_share_has_no_row(x):
     family = [f"f{k % 20}" for k in range(200)]
     e = toy(x, family=family, thing=family, half=["cat", "dog"] * 100, none=[None] * 200)
-    t = nb.neighbor_table(dict(a=e), ["thing", "half", "none"], draws=10)
+    t = nb.neighbor_table(dict(a=e), ["thing", "half", "none"], n_resamples=10)
     assert t.label.tolist() == ["half"] and t.chance.iloc[0] == pytest.approx(90 / 190) # families are of one half: 9 others of it
     assert nb.neighbor_table(dict(a=e), ["thing"]).columns.tolist() == t.columns.tolist()
 
@@ -180,6 +180,6 @@ def test_hubs():
 def test_maps_start_from_one_another(x):
     a, b = toy(x), toy(x @ np.random.default_rng(3).normal(size=(12, 12)))
     first = nb.umap_2d(a, n_neighbors=5)
-    second = nb.umap_2d(b, n_neighbors=5, start=first)
+    second = nb.umap_2d(b, n_neighbors=5, init=first)
     assert first.shape == second.shape == (200, 2) and np.isfinite(second).all()
     with pytest.raises(UserError, match="five or more"): nb.umap_2d(toy(x[:4]))

@@ -233,7 +233,7 @@ def test_chance_is_the_share_of_all_pairs(classes):
 def test_agreement_counts_pairs_where_both_are_known():
     items = pd.DataFrame(dict(item_id=list("abcd"), color=["red", "red", None, "blue"]))
     p = pd.DataFrame(dict(i=[0, 0, 0], j=[1, 2, 3], direction="a"))
-    t = agreement.factor_agreement(p, items, ["color"], draws=20).iloc[0]
+    t = agreement.factor_agreement(p, items, ["color"], n_resamples=20).iloc[0]
     assert (t.share, t.pairs, t.chance) == (0.5, 2, pytest.approx(1 / 3))
 
 def test_deals_keep_families_together():

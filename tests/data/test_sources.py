@@ -81,7 +81,7 @@ def test_exactly_the_planted_faults_are_listed(faulty, tmp_path):
     good = 4 * PER_TAR - 1 + sum(i.startswith("00004") for i in opened.corpus["item_id"][:])
     assert len(opened.corpus) == good > 4 * PER_TAR
     assert "without a caption: 1;" in opened.corpus.info.description
-    feed = BatchLoader(opened.corpus, CONTROL, 64, captioned=True, max_faults=0.2, folder=tmp_path)
+    feed = BatchLoader(opened.corpus, CONTROL, 64, require_captions=True, max_faults=0.2, folder=tmp_path)
     for _ in feed.batches(0, 3 * good // 8): pass
     listed = {k: f["reason"] for k, f in feed.faults.items.items()}
     assert {k: why.split(":")[0] for k, why in listed.items()} == {
@@ -94,7 +94,7 @@ def test_no_caption_is_no_fault_where_none_is_needed(whole, tmp_path, corpus):
         for s in samples.values(): s.pop("txt"), s.pop("json")
     mutes = load_shards(write_shards(tmp_path, corpus, mute)).corpus
     assert "".join(BatchLoader(mutes, CONTROL, 64)(0).captions) == ""
-    with pytest.raises(UserError, match="no caption"): BatchLoader(mutes, CONTROL, 64, captioned=True)(0)
+    with pytest.raises(UserError, match="no caption"): BatchLoader(mutes, CONTROL, 64, require_captions=True)(0)
 
 def test_a_caption_may_lie_in_the_json_only(tmp_path, corpus):
     home = write_shards(tmp_path, corpus, lambda samples: [s.pop("txt") for s in samples.values()])
@@ -527,7 +527,7 @@ def test_emoji_batches_are_what_they_were(corpus, tiny):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(faulty, tmp_path, workers):
     c = load_shards(faulty).corpus
-    feed = lambda w: BatchLoader(c, CONTROL, 48, workers=w, captioned=True, max_faults=0.5, folder=tmp_path / str(w))
+    feed = lambda w: BatchLoader(c, CONTROL, 48, workers=w, require_captions=True, max_faults=0.5, folder=tmp_path / str(w))
     rng, alone, many = torch.get_rng_state(), feed(0), feed(workers)
     for a, b in zip(alone.batches(0, 30), many.batches(0, 30), strict=True): assert same(a, b)
     assert (tmp_path / "0/faults.jsonl").read_text() == (tmp_path / f"{workers}/faults.jsonl").read_text()
@@ -536,7 +536,7 @@ def test_workers_change_nothing(faulty, tmp_path, workers):
 
 def test_resume_at_any_step(faulty):
     c = load_shards(faulty).corpus
-    make = lambda: BatchLoader(c, CONTROL, 32, captioned=True, max_faults=0.5)
+    make = lambda: BatchLoader(c, CONTROL, 32, require_captions=True, max_faults=0.5)
     undisturbed = list(make().batches(0, 24))
     for start in range(24): assert same(next(make().batches(start, 24)), undisturbed[start]), start
     feed = make()
@@ -547,7 +547,7 @@ def test_resume_at_any_step(faulty):
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_a_batch(faulty, processes):
     c = load_shards(faulty).corpus
-    make = lambda **how: BatchLoader(c, CONTROL, 32, captioned=True, max_faults=0.5, **how)
+    make = lambda **how: BatchLoader(c, CONTROL, 32, require_captions=True, max_faults=0.5, **how)
     one, each = make(), [make(rank=r, processes=processes) for r in range(processes)]
     for step in (0, 5, 11, 12, 40): assert same(joined([f(step) for f in each]), one(step)), step
     with pytest.raises(UserError, match="--control.batch-size to 6 or 9"): make(processes=3)
@@ -632,11 +632,11 @@ def test_faults_of_a_stream(tmp_path, corpus):
             if "png" in s: s["jpg"] = s.pop("png")
         plant(samples)
     home = write_shards(tmp_path / "s", corpus, ruin)
-    f = flow(home, captioned=True, max_faults=0.5, folder=tmp_path)
+    f = flow(home, require_captions=True, max_faults=0.5, folder=tmp_path)
     list(f.batches(0, 24))
     assert set(f.faults.items) == {"00000/000000001", "00001/000000022", "00002/000000041", "00002/000000043"}
     assert len((tmp_path / "faults.jsonl").read_text().splitlines()) == 4
-    with pytest.raises(UserError, match="--runtime.max-faults"): list(flow(home, captioned=True).batches(0, 200))
+    with pytest.raises(UserError, match="--runtime.max-faults"): list(flow(home, require_captions=True).batches(0, 200))
 
 def test_nothing_to_stream(tmp_path):
     with pytest.raises(UserError, match="holds nothing to stream"): flow(tmp_path)

@@ -69,7 +69,7 @@ def test_what_some_rows_say_of_the_curvature_changes_the_way_and_not_the_end(mon
 def test_a_start_changes_the_way_and_not_the_end():
     x, y = problem(200, 10, 4, 1, gap=0.5)
     a = fit_logistic(x, y, 4, 1e-2, tol=1e-8)
-    b = fit_logistic(x, y, 4, 1e-2, start=np.random.default_rng(0).normal(size=(11, 4)) * 0.3, tol=1e-8)
+    b = fit_logistic(x, y, 4, 1e-2, init=np.random.default_rng(0).normal(size=(11, 4)) * 0.3, tol=1e-8)
     assert np.abs(chances(a, x) - chances(b, x)).max() < 2e-3
 
 def test_the_path_ends_where_a_lone_fit_does():
@@ -113,7 +113,7 @@ def test_both_scores_of_the_path_are_of_val():
     x, y = problem(240, 12, 4, 3, gap=0.4)
     train, val, test = thirds(240)
     p = linear_probe(x, y, train, val, ridges=(1e-2,))
-    said = accuracy(y[val], p.predict(x[val]), draws=10)
+    said = accuracy(y[val], p.predict(x[val]), n_resamples=10)
     assert p.path.val_top1[0] == pytest.approx(said["top1"], abs=0.03)
     assert p.path.val_balanced[0] == pytest.approx(said["balanced"], abs=0.03)
     assert (p.logits(x).argmax(1) == np.searchsorted(p.classes, p.predict(x))).all()
@@ -150,7 +150,7 @@ def test_a_class_that_train_has_not_is_wrong_and_is_counted():
 def test_val_may_lack_a_class():
     x, y = problem(300, 8, 3, 3)
     train, val, test = thirds(300)
-    p = linear_probe(x, y, train, val & (y != 2), choose="balanced")
+    p = linear_probe(x, y, train, val & (y != 2), select="balanced")
     assert (p.predict(x[test]) == y[test]).mean() > 0.8
 
 def test_more_classes_than_samples_of_each_and_more_dimensions_than_rows():
@@ -320,7 +320,7 @@ def test_accuracy_is_the_slow_way():
     rng = np.random.default_rng(0)
     y, cluster = np.array(list("abcde"))[rng.integers(0, 5, 300) * rng.integers(0, 2, 300)], rng.integers(0, 40, 300)
     p = np.where(rng.random(300) < 0.6, y, "a")
-    got = accuracy(y, p, cluster, draws=70, seed=3)
+    got = accuracy(y, p, cluster, n_resamples=70, seed=3)
     lo, hi = slow(y, p, cluster, 70, 3)
     assert (got["lo"], got["hi"], got["balanced_lo"], got["balanced_hi"]) == pytest.approx((lo[0], hi[0], lo[1], hi[1]))
     assert got["top1"] == pytest.approx((y == p).mean())
@@ -331,14 +331,14 @@ def test_accuracy_is_the_slow_way():
 
 def test_intervals_know_that_siblings_are_alike():
     rng, family = np.random.default_rng(0), np.arange(400) // 8
-    width = lambda p, c: (lambda a: a["hi"] - a["lo"])(accuracy(np.ones(400), p, c, draws=2000))
+    width = lambda p, c: (lambda a: a["hi"] - a["lo"])(accuracy(np.ones(400), p, c, n_resamples=2000))
     alike, apart = (rng.random(50) < 0.5)[family] * 1.0, (rng.random(400) < 0.5) * 1.0
     assert width(alike, family) > 2 * width(alike, None) # eight copies are one answer
     assert width(apart, family) == pytest.approx(width(apart, None), rel=0.35)
 
 def test_an_interval_is_binomial_where_items_are_alone():
     p = (np.arange(2000) % 10 < 7) * 1
-    a = accuracy(np.ones(2000, int), p, draws=4000)
+    a = accuracy(np.ones(2000, int), p, n_resamples=4000)
     assert a["hi"] - a["lo"] == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 2000)**0.5, rel=0.08)
 
 def test_per_class_counts_and_names_the_errors():
@@ -346,7 +346,7 @@ def test_per_class_counts_and_names_the_errors():
     t = _per_class(y, p).set_index("label")
     assert t.n.to_dict() == dict(a=3, b=2, c=1) and t.right.to_dict() == dict(a=1, b=2, c=0)
     assert t.most_taken_for.to_dict() == dict(a="b", b="", c="x")
-    assert t.accuracy.mean() == pytest.approx(accuracy(y, p, draws=5)["balanced"])
+    assert t.accuracy.mean() == pytest.approx(accuracy(y, p, n_resamples=5)["balanced"])
 
 @pytest.mark.parametrize("y, p", [([], []), ([1, 2], [1])])
 def test_no_answers_is_said(y, p):

@@ -336,7 +336,7 @@ def test_more_looks_and_pixels_also_work(scenes):
     e = load("random:0")
     small = [s.first(n) for s, n in zip(scenes, (30, 10, 10))]
     one = segmentation_probe(e, *small, ridges=(1e-2,))
-    many = segmentation_probe(e, *small, ratios=(1.0, 1.32), flip=True, per_picture=9, cells=1, ridges=(1e-2,))
+    many = segmentation_probe(e, *small, ratios=(1.0, 1.32), flip=True, patches_per_image=9, cells=1, ridges=(1e-2,))
     assert many.protocol["ratios"] == [1.0, 1.32] and (many.counts[:, 1] == one.counts[:, 1]).all()
     with pytest.raises(UserError, match="smaller than the window"): segmentation_probe(e, *small, ratios=(0.5,))
     with pytest.raises(UserError, match="same classes"): segmentation_probe(e, small[0], small[1], _emoji_segments(WORLD, "test", 5, "drawing"))

@@ -43,7 +43,7 @@ def test_retrieval_is_the_mean_over_all_orders_of_what_is_tied(rng, twins):
         right[0, 2] = right[1, 0] = True
     u, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, captions))
     sim = np.round(u @ v.T, 9)
-    t = retrieval(images, captions, owner, said if twins else None, ks=(1, 2), draws=50)
+    t = retrieval(images, captions, owner, said if twins else None, ks=(1, 2), n_resamples=50)
     for way, s, r in (("image to text", sim, right), ("text to image", sim.T, right.T)):
         own = t[t.direction == way]
         for k, got, rank in zip(own.k, own.recall, own.median_rank):
@@ -52,9 +52,9 @@ def test_retrieval_is_the_mean_over_all_orders_of_what_is_tied(rng, twins):
 def test_whoever_tells_nothing_apart_is_at_chance(rng):
     owner = rng.integers(0, 50, 120)
     for x in (np.ones((50, 7)), np.zeros((50, 7))):
-        t = retrieval(x, np.tile(rng.normal(size=7), (120, 1)), owner, draws=20)
+        t = retrieval(x, np.tile(rng.normal(size=7), (120, 1)), owner, n_resamples=20)
         assert np.allclose(t.recall, t.chance) and (t.without == 50 - len(set(owner.tolist()))).all()
-    same = retrieval(x, np.ones((120, 7)), owner, ["the same words"] * 120, draws=20)
+    same = retrieval(x, np.ones((120, 7)), owner, ["the same words"] * 120, n_resamples=20)
     assert np.allclose(same.recall, same.chance) and (same.recall[same.direction == "image to text"] == 1).all() # all twins
 
 def test_strangers_are_near_chance_and_friends_far_above(rng):
@@ -67,14 +67,14 @@ def test_strangers_are_near_chance_and_friends_far_above(rng):
 def test_blocks_do_not_matter(rng, monkeypatch):
     x, t, owner = rng.normal(size=(60, 8)), rng.normal(size=(150, 8)), rng.integers(0, 60, 150)
     said = rng.choice(["a", "b", *map(str, range(90))], 150).tolist()
-    whole = retrieval(x, t, owner, said, np.arange(60) // 3, draws=50)
+    whole = retrieval(x, t, owner, said, np.arange(60) // 3, n_resamples=50)
     monkeypatch.setattr(zeroshot, "_MAX_CELLS", 1000)
-    pd.testing.assert_frame_equal(retrieval(x, t, owner, said, np.arange(60) // 3, draws=50), whole, rtol=1e-9)
+    pd.testing.assert_frame_equal(retrieval(x, t, owner, said, np.arange(60) // 3, n_resamples=50), whole, rtol=1e-9)
     assert whole.clusters.max() <= 20
 
 @pytest.mark.parametrize("change, match", [
     (dict(owner=np.arange(1, 11)), "picture 10, and there are 10"), (dict(owner=np.arange(9)), "9 owners"),
-    (dict(said=["a"]), "1 wordings"), (dict(captions=np.zeros((0, 3)), owner=np.arange(0)), "no captions"),
+    (dict(texts=["a"]), "1 wordings"), (dict(captions=np.zeros((0, 3)), owner=np.arange(0)), "no captions"),
     (dict(images=np.full((10, 3), np.nan)), "vectors of pictures hold NaN")])
 def test_what_cannot_be_retrieved_is_said(change, match):
     right = dict(images=np.ones((10, 3)), captions=np.ones((10, 3)), owner=np.arange(10))
@@ -87,11 +87,11 @@ def test_naming_knows_the_first_k_and_takes_the_first_of_equals():
     x = np.array([[3, 2, 1, 0], [0, 1, 2, 3], [1, 1, 1, 1]], np.float16)
     said = _zero_shot_predict(x, classes, list("dcba"), 3)
     assert said.tolist() == [["d", "c", "b"], ["a", "b", "c"], ["d", "c", "b"]]
-    t = _topk_accuracy(np.array(["c", "a", "a"]), said, ks=(1, 3, 5), draws=20)
+    t = _topk_accuracy(np.array(["c", "a", "a"]), said, ks=(1, 3, 5), n_resamples=20)
     assert t.k.tolist() == [1, 3] and np.allclose(t.accuracy, [1 / 3, 2 / 3]) # of three answers no fifth is known
     labels = np.tile(np.array([1, 2, 2, 2]), 25)
     constant = _zero_shot_predict(np.ones((100, 4)), classes, [1, 2, 3, 4], 1)
-    assert _topk_accuracy(labels, constant, ks=(1,), draws=20).accuracy[0] == 0.25 # the share of class 1
+    assert _topk_accuracy(labels, constant, ks=(1,), n_resamples=20).accuracy[0] == 0.25 # the share of class 1
     with pytest.raises(UserError, match="2 dimensions and captions 4.*projected"): _zero_shot_predict(x[:, :2], classes, list("dcba"))
 
 def test_unknown_templates_and_templates_without_a_place_are_refused():

@@ -227,7 +227,7 @@ def test_blind_the_shared_model_says_the_same_around_any_encoder(results, tmp_pa
         from ccd.vqa.command import encoder_for_vlm
         e = encoder_for_vlm(spec, settings, llava_settings.vlm_preset("smoke"))
         model = training.load_vlm(tmp_path / spec[0] / "projector", e)
-        said[spec] = [np.array(list(answering.answer_questions(model, asked, image=i, home=tmp_path).p_options)) for i in ("none", "own")]
+        said[spec] = [np.array(list(answering.answer_questions(model, asked, image=i, cache=tmp_path).p_options)) for i in ("none", "own")]
     a, b = said.values()
     assert np.allclose(a[0], b[0], atol=1e-5) and not np.allclose(a[1], b[1], atol=1e-3)
     assert not (tmp_path / "r" / "tokens").exists() # hundreds of megabytes each, at full size

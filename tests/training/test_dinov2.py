@@ -213,7 +213,7 @@ def test_mae_encodes_what_is_seen_and_nothing_else():
     assert (batch["hidden"].sum(1) == 12).all()
     grid = batch["hidden"].view(6, 1, 4, 4).repeat_interleave(12, 2).repeat_interleave(12, 3)
     a, b = (m.encode(batch | dict(image=x), 0.0) for x in (batch["image"], torch.where(grid, 7.0, batch["image"])))
-    close(a["painted"], b["painted"], 1e-5)
+    close(a["predicted"], b["predicted"], 1e-5)
     assert (a["patches"] - b["patches"]).abs().sum(2).gt(0).eq(batch["hidden"]).all()
     # the encoder's tokens, picture by picture
     lengths = []
@@ -229,7 +229,7 @@ def test_painted_patches_stand_where_they_belong():
     row, seen = m.mask_token.expand(1, 16, -1).clone(), x[:, 1:]
     row[:, ~batch["hidden"][0]] = seen
     out = _forward_blocks(m.decoder, torch.cat([x[:, :1], row], 1) + m.decoder.pos_embed)
-    close(m.encode(batch, 0.0)["painted"][:1], m.paint(out[:, 1:]), 1e-5)
+    close(m.encode(batch, 0.0)["predicted"][:1], m.paint(out[:, 1:]), 1e-5)
 
 def test_patches_are_squares_of_the_picture():
     x = torch.rand(2, 3, 24, 24)
@@ -349,18 +349,18 @@ def first_run(corpus, tmp_path_factory):
 def test_a_run_begins_with_another_at_a_larger_size(corpus, first_run, tmp_path):
     s = settings("dinov2", **LARGER, **{"control.samples": 16, "control.warmup": 0.5})
     kept = load_file(max(first_run.glob("checkpoints/step-*")) / "model.safetensors")
-    t = Trainer("dinov2", s, corpus, origin=first_run)
+    t = Trainer("dinov2", s, corpus, init_from=first_run)
     own = dict([*t.model.named_parameters(), *t.model.named_buffers()])
     assert own.keys() == kept.keys()
     for k, x in own.items(): assert torch.equal(x, kept[k] if x.shape == kept[k].shape else resample_abs_pos_embed(kept[k], [6, 6])), k
     assert sum(x.shape != kept[k].shape for k, x in own.items()) == 2 # student's and teacher's places
-    run = train("dinov2", s, corpus, tmp_path / "run", origin=first_run)
+    run = train("dinov2", s, corpus, tmp_path / "run", init_from=first_run)
     m = read_json(run / "manifest.json")
     assert m["settings"]["start"] == dict(run=read_json(first_run / "manifest.json")["outputs_hash"], samples=16, image_size=48)
     assert "after 16 samples at 48 px" in read_json(run / "encoder.json")["training"]
     sheet = audit(run, first_run).set_index("what")
     assert not sheet.equal[["started from", "architecture", "first weights of the ViT"]].any()
-    train("dinov2", s, corpus, run, origin=first_run) # it is up to date
+    train("dinov2", s, corpus, run, init_from=first_run) # it is up to date
     with pytest.raises(UserError, match="other settings.*start"): train("dinov2", s, corpus, run)
 
 @pytest.mark.parametrize("name, changes, said", [
@@ -370,14 +370,14 @@ def test_a_run_begins_with_another_at_a_larger_size(corpus, first_run, tmp_path)
     ("dinov2", {"dinov2.shared_head": True}, "other settings: patch_head.mlp.0.bias is 64 there, missing here"),
     ("dino", {}, "is a run of dinov2, and dino cannot start from it")])
 def test_a_run_of_something_else_is_no_beginning(corpus, first_run, tmp_path, name, changes, said):
-    with pytest.raises(UserError, match=said): train(name, settings("dinov2", **changes), corpus, tmp_path / "run", origin=first_run)
+    with pytest.raises(UserError, match=said): train(name, settings("dinov2", **changes), corpus, tmp_path / "run", init_from=first_run)
     assert not (tmp_path / "run/settings.json").exists()
 
 def test_a_release_or_a_folder_is_no_beginning(corpus, tmp_path):
-    with pytest.raises(UserError, match="not a finished run"): train("dinov2", settings("dinov2"), corpus, tmp_path / "run", origin=tmp_path)
+    with pytest.raises(UserError, match="not a finished run"): train("dinov2", settings("dinov2"), corpus, tmp_path / "run", init_from=tmp_path)
     s = settings("clip", **{f"control.vit.{k}": v for k, v in to_plain_dict(preset("mini").control.vit).items()})
     with pytest.raises(UserError, match="a release brings the encoder alone"):
-        train("clip", s, corpus, tmp_path / "run", origin=RESULTS / "emoji-small/encoders/clip-0")
+        train("clip", s, corpus, tmp_path / "run", init_from=RESULTS / "emoji-small/encoders/clip-0")
 
 def test_the_audit_knows_what_dinov2_publishes(first_run):
     t = audit(first_run, "dinov2").set_index("what")

@@ -117,7 +117,7 @@ def test_a_ceiling_is_taught_and_loads_as_any_encoder(tmp_path):
 def test_what_is_not_informative_leaves_every_average():
     sees = {"A": 0.6, "B": 0.4, ceiling.ORACLE: {s: 0.3 if s in ("rows", "thing") else 0.9 for s in materials.SUBSETS}}
     right = sees | {n + CONDITION_SUFFIXES[f]: 0.25 for n in sees for f in ("none", "other")}
-    t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 60), right), list(sees), materials.CATEGORIES, draws=200)
+    t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 60), right), list(sees), materials.CATEGORIES, n_resamples=200)
     mean = t["summary"].query("encoder == 'A' and level == 'category' and convention == 'macro'").set_index("name")
     alone = t["summary"].query("encoder == 'A' and level == 'subset'").set_index("name").score
     for c, leaves in materials.CATEGORIES.items():
@@ -127,7 +127,7 @@ def test_what_is_not_informative_leaves_every_average():
 
 def test_without_a_ceiling_nothing_is_left_out():
     right = {n + f: 0.4 for n in ("A", "B") for f in CONDITION_SUFFIXES.values()}
-    t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 20), right), ["A", "B"], materials.CATEGORIES, draws=50)
+    t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 20), right), ["A", "B"], materials.CATEGORIES, n_resamples=50)
     assert "informative" not in t and not t["summary"].left_out.any()
 
 SMALL = dict(list(materials.CATEGORIES.items())[:2]) # two categories are enough
@@ -139,7 +139,7 @@ def answered(right, runs): # of two encoders and of the same models without the 
     return a[[k < runs[e.partition(",")[0]] for e, k in zip(a.encoder, a.seed)]]
 
 def test_of_two_encoders_at_their_baseline_one_sentence_says_that_there_is_no_verdict():
-    t = command._result_tables(answered(dict(A=0.25, B=0.26), dict(A=1, B=1)), ["A", "B"], SMALL, draws=100)
+    t = command._result_tables(answered(dict(A=0.25, B=0.26), dict(A=1, B=1)), ["A", "B"], SMALL, n_resamples=100)
     assert (t["differences"].query("convention == 'macro'").above_baseline == "neither").all()
     assert command.summary_text(t["differences"], "A", "B") == "No verdict: neither A nor B is above its own no-image baseline in any category."
     assert command.over_runs(t["differences"]).startswith("Every encoder was trained once")
@@ -149,7 +149,7 @@ def test_a_verdict_is_given_where_one_is_above_its_baseline_and_a_star_only_wher
     first = list(SMALL)[0]
     right = {"A": {s: 0.8 if c == first else 0.25 for c, ss in SMALL.items() for s in ss}, "B": 0.25}
     for runs, star in ((dict(A=3, B=3), True), (dict(A=3, B=1), False), (dict(A=1, B=1), False)):
-        t = command._result_tables(answered(right, runs), ["A", "B"], SMALL, draws=100)["differences"]
+        t = command._result_tables(answered(right, runs), ["A", "B"], SMALL, n_resamples=100)["differences"]
         said = command.summary_text(t, "A", "B")
         assert said.startswith(f"{first}: A leads by") and f"No verdict on {list(SMALL)[1]}" in said
         assert vqa_difference_table(t, SMALL).loc[first, "A − B"].endswith("*") == star
@@ -194,8 +194,8 @@ def png(k):
 def test_the_command_asks_a_benchmark_in_its_form(options, form, tmp_path, monkeypatch, capsys):
     vmcbench(tmp_path / "VMCBench_DEV.tsv")
     def train(e, v, captions, questions, home): write_manifest(home / "tune", {}, {}, [], 0)
-    def evaluate(home, questions, encoder, benchmark, how):
-        seen.append(how)
+    def evaluate(home, questions, encoder, benchmark, form):
+        seen.append(form)
         return pd.concat([answer_table(benchmark, questions, {0: "A", 1: "C"}, encoder.card.name + f) for f in CONDITION_SUFFIXES.values()], ignore_index=True)
     monkeypatch.setattr(command, "train_vlm", train)
     monkeypatch.setattr(command, "evaluate", evaluate)

@@ -264,7 +264,7 @@ def test_names_and_order_do_not_matter(vqa, tmp_path):
 def test_what_is_left_out_is_said(vqa, tmp_path):
     said, t = [], vqa.head(2).drop(columns=["MMVP"]).assign(POPE=85, HallusionBench=40)
     t.loc[1, "GQA"] = np.nan
-    rows, _ = files.check_file(write(t, tmp_path / "t.csv"), say=said.append)
+    rows, _ = files.check_file(write(t, tmp_path / "t.csv"), write=said.append)
     text = "\n".join(said)
     assert "left out: POPE, HallusionBench" in text and "no column for MMVP" in text
     assert "Web-DINO 2B: no value for GQA" in text and "0 follow, 0 do not, 2 cannot be checked" in text
@@ -274,7 +274,7 @@ def test_what_is_left_out_is_said(vqa, tmp_path):
 def test_a_wrong_average_is_found(vqa, tmp_path):
     said, t = [], vqa.head(3).copy()
     t.loc[1, "average"] += 1
-    _, wrong = files.check_file(write(t, tmp_path / "t.csv"), say=said.append)
+    _, wrong = files.check_file(write(t, tmp_path / "t.csv"), write=said.append)
     assert list(wrong.model) == ["Web-DINO 2B"]
     assert "2 follow, 1 do not" in said[0] and any("Web-DINO 2B, average" in s for s in said)
 
@@ -325,12 +325,12 @@ def test_bad_files_say_what_is_wrong(content, said, tmp_path):
     assert said in str(e.value)
 
 def test_the_same_model_may_stand_in_two_tables(vqa, tmp_path):
-    rows, _ = files.check_file(write(vqa, tmp_path / "t.csv"), say=lambda s: None)
+    rows, _ = files.check_file(write(vqa, tmp_path / "t.csv"), write=lambda s: None)
     assert len(rows) == 41 and rows.follows.eq(True).sum() == 40
 
 def test_all_that_is_published_is_checked():
     said = []
-    rows, wrong = files.check_file(say=said.append)
+    rows, wrong = files.check_file(write=said.append)
     assert wrong[["model", "quantity"]].values.tolist() == [["I-JEPA H 224", "average"], ["I-JEPA H 224", "OCR & Chart"]]
     assert "40 follow, 1 do not" in said[0] and len(rows) == 41
     text = "\n".join(said)

@@ -74,7 +74,7 @@ def test_the_same_weights_in_our_own_build(theirs):
     tower.save_pretrained(folder / "tower")
     spec = features._spec_with_layer(f"hf:{folder / 'tower'}#resize=squash,size=32,interpolation=bicubic,mean=half,std=half", llava_settings.VlmSettings())
     e = load(spec)
-    assert spec.endswith(",layer=-2,norm=before")
+    assert spec.endswith(",layer=-2,final_norm=false")
     language = LlamaForCausalLM(net.config.text_config)
     language.model.load_state_dict(net.model.language_model.state_dict())
     language.lm_head.load_state_dict(net.lm_head.state_dict())
@@ -405,7 +405,7 @@ def test_a_language_model_from_a_folder(home, talks, asked, tmp_path):
     m = llava_training.load_vlm(out)
     assert m.net.lm_head.weight.shape[0] == bpe.get_vocab_size() + 1 == len(m.tokenizer)
     assert "lm_head.weight" in weights(out) and torch.equal(m.net.lm_head.weight, weights(out)["lm_head.weight"])
-    assert set(answering.answer_questions(m, asked.select(range(4)), home=home).prediction) <= set("ABCD")
+    assert set(answering.answer_questions(m, asked.select(range(4)), cache=home).prediction) <= set("ABCD")
 
 @pytest.mark.parametrize("how", ["lora", "frozen"])
 def test_what_trains_of_a_language_model_is_what_was_said(home, talks, tmp_path, how):
@@ -458,14 +458,14 @@ def plain_loop(model, row, image, how):
 @pytest.mark.parametrize("how", ["texts", "letters"])
 def test_options_side_by_side_are_options_alone(model, asked, home, how):
     few = asked.select([0, 13, 30])
-    got = answering.answer_questions(model, few, how, home=home)
+    got = answering.answer_questions(model, few, how, cache=home)
     for k, row in enumerate(few.remove_columns("image").to_list()):
         each = plain_loop(model, row, few.select([k]), how)
         x = np.array([np.mean(e) if how == "texts" else sum(e[:-1]) for e in each])
         p = np.exp(x - x.max()) / np.exp(x - x.max()).sum()
         assert np.allclose(got.p_options[k], p, atol=1e-5)
         assert got.prediction[k] == "ABCD"[p.argmax()]
-    total = answering.answer_questions(model, few, "texts", mean=False, home=home)
+    total = answering.answer_questions(model, few, "texts", mean=False, cache=home)
     if how == "texts":
         x = np.array([sum(e) for e in each])
         assert np.allclose(np.log(total.p_options[2]), x - np.logaddexp.reduce(x), atol=1e-4)
@@ -476,7 +476,7 @@ def test_a_benchmark_is_asked_in_its_own_form(model, asked, home, monkeypatch):
     monkeypatch.setattr(answering, "_tokenized", lambda talks, *a, **k: texts.extend(t[0] for t in talks.turns) or real(talks, *a, **k))
     def of(benchmark, **how):
         texts.clear()
-        t = answering.answer_questions(model, few, benchmark=benchmark, home=home, image="none", **how)
+        t = answering.answer_questions(model, few, benchmark=benchmark, cache=home, image="none", **how)
         return np.stack(t.p_options), list(dict.fromkeys(q for q, _ in texts)), [a for _, a in texts]
     rows = few.remove_columns("image").to_list()
     for name in ("VMCBench", "MMBench", "AI2D", "ScienceQA_I", "CVBench_2D"):
@@ -488,7 +488,7 @@ def test_a_benchmark_is_asked_in_its_own_form(model, asked, home, monkeypatch):
         assert q == f"Question: {r['question']}\nOptions:\n{options}Answer with the option's letter from the given choices directly."
     own, letters = of("EmojiVMC"), of("VMCBench")
     assert own[1] == [r["question"] for r in rows] and own[2] == [r[l] for r in rows for l in "ABCD"] # as before
-    for x, y in ((of("VMCBench", how="texts"), own), (of("EmojiVMC", how="letters"), letters)): assert x[1:] == y[1:] and np.array_equal(x[0], y[0])
+    for x, y in ((of("VMCBench", form="texts"), own), (of("EmojiVMC", form="letters"), letters)): assert x[1:] == y[1:] and np.array_equal(x[0], y[0])
 
 @pytest.mark.parametrize("preset", llava_settings.VLM_PRESETS)
 def test_the_form_of_every_benchmark(preset):
@@ -504,7 +504,7 @@ def test_the_form_of_every_benchmark(preset):
 def test_an_image_becomes_a_square_as_the_settings_say():
     fitted = lambda spec, **of: load(features._spec_with_layer(spec, replace(SETTINGS, **of))).card.resize
     assert features._spec_with_layer("random:0", SETTINGS) == "random:0#layer=-2,final_norm=false" # as ever
-    assert features._spec_with_layer("random:0", llava_settings.vlm_preset("llava-1.5")).endswith(",fit=pad")
+    assert features._spec_with_layer("random:0", llava_settings.vlm_preset("llava-1.5")).endswith(",resize=pad")
     assert fitted("random:0") == fitted("random:0", fit="crop") == load("random:0").card.resize
     assert fitted("random:0", fit="pad").startswith("padded to a square with (127, 127, 127)")
     assert fitted("random:0#resize=squash", fit="pad") == "both sides to 48 px, bicubic" # its name says otherwise
@@ -512,32 +512,32 @@ def test_an_image_becomes_a_square_as_the_settings_say():
     with pytest.raises(UserError, match="cannot become a square by 'stretch': expected one of crop, squash, pad"): replace(SETTINGS, fit="stretch")
 
 def test_answers_are_the_contract_and_do_not_depend_on_the_batch(model, asked, home, tmp_path):
-    a = answering.answer_questions(model, asked, home=home, encoder="one")
-    b = answering.answer_questions(model, asked, home=home, encoder="one", batch_size=5, folder=tmp_path)
+    a = answering.answer_questions(model, asked, cache=home, encoder="one")
+    b = answering.answer_questions(model, asked, cache=home, encoder="one", batch_size=5, folder=tmp_path)
     _check_answers(a)
     assert (a.prediction == b.prediction).all() and np.allclose(list(a.p_options), list(b.p_options), atol=1e-5)
     assert set(a.encoder) == {"one"} and a.score.isin([0, 1]).all()
-    c = answering.answer_questions(model, asked, home=home, encoder="one", folder=tmp_path) # read back
+    c = answering.answer_questions(model, asked, cache=home, encoder="one", folder=tmp_path) # read back
     assert list(c.p_options) == list(b.p_options)
 
 def test_rotations_are_the_mean_over_rotated_questions(model, asked, home):
     few = asked.select(range(6))
-    got = answering.answer_questions(model, few, "letters", rotations=True, home=home)
+    got = answering.answer_questions(model, few, "letters", rotations=True, cache=home)
     total = np.zeros((6, 4))
     for r in range(4):
         turned = few.map(lambda row: answering._rotate_options({k: x for k, x in row.items() if k != "image"}, r))
-        p = answering.answer_questions(model, turned, "letters", home=home).p_options
+        p = answering.answer_questions(model, turned, "letters", cache=home).p_options
         for k in range(6):
             for j in range(4): total[k, (j + r) % 4] += p[k][j] / 4
     assert np.allclose(np.stack(got.p_options), total, atol=1e-5)
-    with pytest.raises(UserError, match="no options to rotate"): answering.answer_questions(model, few, "texts", rotations=True, home=home)
+    with pytest.raises(UserError, match="no options to rotate"): answering.answer_questions(model, few, "texts", rotations=True, cache=home)
 
 def test_blind_is_blind(model, asked, home):
     "Without the picture nothing depends on it; another picture is another's."
     pictures = list(asked["image"])
     show = lambda places: asked.map(lambda r, k: dict(image=pictures[places[k]]), with_indices=True)
     swapped = show(range(len(asked) - 1, -1, -1))
-    p = lambda q, image: np.stack(answering.answer_questions(model, q, image=image, home=home).p_options)
+    p = lambda q, image: np.stack(answering.answer_questions(model, q, image=image, cache=home).p_options)
     assert np.array_equal(p(asked, "none"), p(swapped, "none"))
     assert not np.allclose(p(asked, "own"), p(swapped, "own"))
     at = answering._mismatched_images(asked["item_id"], asked["category"]).tolist()
@@ -553,16 +553,16 @@ def test_each_question_gets_the_picture_of_another_of_its_subset():
 def test_what_cannot_be_answered_is_said(model, asked, home, capsys):
     few = asked.select(range(3))
     long = few.map(lambda r, k: dict(question="why " * 300 if k == 1 else r["question"]), with_indices=True)
-    t = answering.answer_questions(model, long, home=home)
+    t = answering.answer_questions(model, long, cache=home)
     assert t.prediction[1] == "" and t.score[1] == 0 and t.p_options[1] is None and t.prediction[0] in "ABCD"
     assert "1 of 3 questions are longer than 256 tokens: not answered" in capsys.readouterr().err
     free = few.map(lambda r: dict.fromkeys("ABCD", ""))
-    with pytest.raises(UserError, match="3 questions have no options"): answering.answer_questions(model, free, home=home)
-    with pytest.raises(UserError, match="unknown form 'words'"): answering.answer_questions(model, few, "words", home=home)
-    with pytest.raises(UserError, match="unknown image"): answering.answer_questions(model, few, image="blank", home=home)
+    with pytest.raises(UserError, match="3 questions have no options"): answering.answer_questions(model, free, cache=home)
+    with pytest.raises(UserError, match="unknown form 'words'"): answering.answer_questions(model, few, "words", cache=home)
+    with pytest.raises(UserError, match="unknown image"): answering.answer_questions(model, few, image="blank", cache=home)
 
 def test_a_loaded_model_answers_and_keeps_its_floors(home, asked, model):
-    t = answering.evaluate(home / "model", asked.select(range(18)), "random", home=home)
+    t = answering.evaluate(home / "model", asked.select(range(18)), "random", cache=home)
     assert list(t.encoder.unique()) == ["random", "random, no picture", "random, another picture"]
     import pandas as pd
     back = pd.read_parquet(home / "model" / "answers.parquet")

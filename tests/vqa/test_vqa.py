@@ -220,7 +220,7 @@ def loaded(name, folder, **how):
     if name == "GQA":
         Dataset.from_list([dict(id=f"n{k}", image=image(k)) for k in range(4)]).cast_column("image", ImageFeature()
                           ).save_to_disk(folder / "pictures")
-        how |= dict(pictures=str(folder / "pictures"))
+        how |= dict(images=str(folder / "pictures"))
     return load_questions(name, source=saved(name, folder), **how)
 
 @pytest.mark.parametrize("published", [False, True])
@@ -349,7 +349,7 @@ def test_a_model_that_answers_nothing_is_counted_and_scores_nothing():
     assert a.score.sum() == 0 and _answer_coverage(a).iloc[0][["questions", "blank", "unread"]].tolist() == [4, 4, 0]
     tossed = answer_table("x", asked(40), {}, "silent", rule="coin_toss")
     assert tossed.score.sum() == 0
-    t = bootstrap_summary(a, dict(ocr=["TextVQA"]), draws=50)
+    t = bootstrap_summary(a, dict(ocr=["TextVQA"]), n_resamples=50)
     assert (t.score == 0).all() and (t.hi == 0).all() and (t.questions == 4).all()
 
 # --- averages
@@ -367,7 +367,7 @@ def test_macro_micro_and_the_three_conventions():
     x = a[a.encoder == "x"]
     by = x.groupby("subset").score.mean()
     micro = lambda subsets: x[x.subset.isin(subsets)].score.mean()
-    t = bootstrap_summary(a, MAP, draws=100)
+    t = bootstrap_summary(a, MAP, n_resamples=100)
     for c, subsets in MAP.items():
         assert number(t, c, "macro") == pytest.approx(by[subsets].mean())
         assert number(t, c, "micro") == pytest.approx(micro(subsets))
@@ -382,24 +382,24 @@ def test_macro_micro_and_the_three_conventions():
 def test_missing_subsets_are_shown_not_averaged_away():
     a = some()
     a = a[~((a.encoder == "y") & (a.subset == "b"))] # y never saw b
-    t = bootstrap_summary(a, MAP, draws=50)
+    t = bootstrap_summary(a, MAP, n_resamples=50)
     assert not np.isnan(number(t, "ocr", "macro")) and np.isnan(number(t, "ocr", "macro", "y")) and np.isnan(number(t, "overall", "micro", "y"))
     assert number(t, "ocr", "macro", "y", "missing") == "b" and number(t, "ocr", "macro", "x", "missing") == ""
-    p = bootstrap_summary(a, MAP, draws=50, partial=True)
+    p = bootstrap_summary(a, MAP, n_resamples=50, allow_missing=True)
     only = a[(a.encoder == "y") & (a.subset == "a")].score.mean()
     assert number(p, "ocr", "macro", "y") == pytest.approx(only) == number(p, "ocr", "micro", "y")
     assert number(p, "ocr", "micro", "y", "note") == "partial" and number(p, "ocr", "micro", "x", "note") == ""
     assert number(p, "ocr", "macro", "y", "subsets") == "a" and number(p, "ocr", "macro", "y", "questions") == 30
-    d = compare_scores(a, "x", "y", MAP, draws=50)
+    d = compare_scores(a, "x", "y", MAP, n_resamples=50)
     r = d[(d.name == "ocr") & (d.convention == "macro")].iloc[0]
     assert np.isnan(r.difference) and np.isnan(r.p) and r.verdict == "not known: b is missing"
-    gone = bootstrap_summary(a[a.subset != "b"], MAP, draws=50)
+    gone = bootstrap_summary(a[a.subset != "b"], MAP, n_resamples=50)
     assert np.isnan(number(gone, "ocr", "macro")) and number(gone, "ocr", "macro", "x", "missing") == "b"
 
 def test_a_partial_comparison_is_over_what_both_have():
     a = some(sizes=dict(a=60, b=60, c=60), x=dict(a=0.5, b=1.0, c=0.5), y=dict(a=0.5, b=0.5, c=0.5))
     a = a[~((a.encoder == "y") & (a.subset == "b"))]
-    t = compare_scores(a, "x", "y", MAP, partial=True, draws=50).set_index(["name", "convention"])
+    t = compare_scores(a, "x", "y", MAP, allow_missing=True, n_resamples=50).set_index(["name", "convention"])
     for c in ("macro", "micro"):
         assert t.difference["ocr", c] == pytest.approx(t.difference["a", ""]) and t.missing["ocr", c] == "b"
         assert t.subsets["overall", c] == "a, c" and t.note["overall", c] == "partial"
@@ -415,15 +415,15 @@ def test_some_questions_of_a_subset_is_an_error_or_said():
     a = some()
     a = a.drop(a[(a.encoder == "y") & (a.subset == "a")].index[:4])
     with pytest.raises(UserError, match=r"y \(seed 0\) lacks 4"): bootstrap_summary(a, MAP)
-    t = bootstrap_summary(a, MAP, common=True, draws=50)
+    t = bootstrap_summary(a, MAP, intersect=True, n_resamples=50)
     assert number(t, "a", "", "x", "questions") == 26 == number(t, "a", "", "y", "questions")
 
 def test_uninformative_subsets_leave_the_averages_openly():
     a = some()
-    t = bootstrap_summary(a, MAP, left_out=("b",), draws=50)
+    t = bootstrap_summary(a, MAP, excluded=("b",), n_resamples=50)
     assert number(t, "ocr", "macro") == number(t, "a", "") == number(t, "ocr", "micro")
     assert number(t, "ocr", "macro", "x", "left_out") == "b" and number(t, "b", "", "x", "note") == "not informative"
-    with pytest.raises(UserError, match="not in the map"): bootstrap_summary(a, MAP, left_out=("z",))
+    with pytest.raises(UserError, match="not in the map"): bootstrap_summary(a, MAP, excluded=("z",))
 
 def test_mme_is_the_sum_of_ten_over_twenty():
     rng, rows = np.random.default_rng(0), []
@@ -437,7 +437,7 @@ def test_mme_is_the_sum_of_ten_over_twenty():
     for task, g in t.groupby("subset"):
         pictures = g.groupby("pair_id").score
         want += 100 * g.score.mean() + 100 * (pictures.min()).mean()
-    s = bootstrap_summary(a, CAMBRIAN, partial=True, draws=200)
+    s = bootstrap_summary(a, CAMBRIAN, allow_missing=True, n_resamples=200)
     assert 100 * number(s, "MME_P", "") == pytest.approx(want / 20)
     assert number(s, "MME_P", "", "x", "lo") < number(s, "MME_P", "") < number(s, "MME_P", "", "x", "hi")
 
@@ -447,17 +447,17 @@ def test_mmvp_counts_pairs_and_cvbench_means_its_two_sources():
         pair_id=[f"p{k // 2}" for k in range(6)], cluster=[f"p{k // 2}" for k in range(6)], subset="MMVP")
     ok = [True, True, True, False, True, True]
     assert (a.score == ok).all()
-    t = bootstrap_summary(a, CAMBRIAN, partial=True, draws=50)
+    t = bootstrap_summary(a, CAMBRIAN, allow_missing=True, n_resamples=50)
     assert number(t, "MMVP", "") == pytest.approx(np.mean([ok[k] and ok[k + 1] for k in (0, 2, 4)])) == 2 / 3
     assert number(t, "MMVP", "", "x", "questions") == 3 # pairs
     c = a.assign(benchmark="CVBench_2D", pair_id="", subset=["ADE20K"] * 4 + ["COCO"] * 2)
-    t = bootstrap_summary(c, CAMBRIAN, partial=True, draws=50)
+    t = bootstrap_summary(c, CAMBRIAN, allow_missing=True, n_resamples=50)
     assert number(t, "CVBench_2D", "") == pytest.approx((3 / 4 + 1) / 2)
 
 def test_mmbench_is_circular():
     a = answer_table("MMBench", asked(4), {0: "A", 1: "B", 2: "C", 3: "A"}, "x").assign(
         pair_id=["1", "1", "2", "2"], subset="colour")
-    assert number(bootstrap_summary(a, CAMBRIAN, partial=True, draws=50), "MMBench", "") == 0.5
+    assert number(bootstrap_summary(a, CAMBRIAN, allow_missing=True, n_resamples=50), "MMBench", "") == 0.5
 
 # --- drawing again
 
@@ -473,14 +473,14 @@ def test_the_bootstrap_has_the_spread_of_the_formula_and_of_the_plain_one():
     assert drawn.std() == pytest.approx((se["a"]**2 + se["b"]**2)**0.5 / 2, rel=0.05)
     assert drawn.mean() == pytest.approx((x["a"].mean() + x["b"].mean()) / 2, abs=0.003)
     y = a[(a.encoder == "y") & (a.subset == "a")].score.values
-    d, lo, hi = paired_bootstrap(x["a"], y, draws=8000)
-    t = compare_scores(a, "x", "y", MAP, draws=8000).set_index("name").loc["a"]
+    d, lo, hi = paired_bootstrap(x["a"], y, n_resamples=8000)
+    t = compare_scores(a, "x", "y", MAP, n_resamples=8000).set_index("name").loc["a"]
     assert t.difference == pytest.approx(d) and t.lo == pytest.approx(lo, abs=0.01) and t.hi == pytest.approx(hi, abs=0.01)
 
 def test_equal_models_never_differ_in_any_draw():
     a = some()
     twin = pd.concat([a[a.encoder == "x"], a[a.encoder == "x"].assign(encoder="y")])
-    t = compare_scores(twin, "x", "y", MAP, draws=500)
+    t = compare_scores(twin, "x", "y", MAP, n_resamples=500)
     assert (t[["difference", "lo", "hi", "discordant"]] == 0).all().all() and (t.p == 1).all()
 
 def test_clusters_across_subsets_are_drawn_as_one():
@@ -520,7 +520,7 @@ def test_draws_do_not_depend_on_the_number_of_threads(monkeypatch):
 def test_p_values_are_those_of_statistics():
     a = some(sizes=dict(a=60, b=80, c=50), x=0.75, y=0.5)
     w = a.pivot(index=["subset", "question_id"], columns="encoder", values="score")
-    t = compare_scores(a, "x", "y", MAP, draws=4000)
+    t = compare_scores(a, "x", "y", MAP, n_resamples=4000)
     of = t.set_index(["name", "convention"])
     for s in "abc": assert of.p[s, ""] == mcnemar_exact(w.x[s].values == 1, w.y[s].values == 1)
     weight = np.repeat([1 / 60, 1 / 80], [60, 80])
@@ -535,10 +535,10 @@ def test_fractions_and_clusters_go_by_sign_flips():
     a = some(sizes=dict(a=80, b=40, c=40), x=0.7, y=0.5)
     a["score"] = a.score * 0.9
     w = a[a.subset == "a"].pivot(index="question_id", columns="encoder", values="score")
-    p = compare_scores(a, "x", "y", MAP, draws=3000).set_index("name").p["a"]
+    p = compare_scores(a, "x", "y", MAP, n_resamples=3000).set_index("name").p["a"]
     assert p == pytest.approx(mcnemar_exact(w.x.values > 0, w.y.values > 0), abs=0.02)
     pairs = a.assign(cluster=(a.question_id // 2).astype(str))
-    p = compare_scores(pairs, "x", "y", MAP, draws=3000).set_index("name").p["a"]
+    p = compare_scores(pairs, "x", "y", MAP, n_resamples=3000).set_index("name").p["a"]
     assert p == pytest.approx(sign_flip(w.x.values, w.y.values, w.index.values // 2, 20_000, 5), abs=0.02)
 
 def seeds(n, gap, noise=0.0):
@@ -546,7 +546,7 @@ def seeds(n, gap, noise=0.0):
     return pd.concat([some(s, dict(a=200, b=200, c=200), x=0.5 + gap / 2 + noise * rng.normal(), y=0.5 - gap / 2 + noise * rng.normal())
                       .assign(seed=s, cluster=lambda t: t.question_id.astype(str)) for s in range(n)])
 
-def overall(*a, **k): return compare_scores(*a, draws=500, **k).set_index(["name", "convention"]).loc[("overall", "macro")]
+def overall(*a, **k): return compare_scores(*a, n_resamples=500, **k).set_index(["name", "convention"]).loc[("overall", "macro")]
 
 def means(a): # of each encoder's seeds, the mean of its subsets
     per = a.groupby(["encoder", "seed", "subset"]).score.mean().groupby(["encoder", "seed"]).mean()
@@ -596,7 +596,7 @@ def test_an_encoder_of_one_run_is_compared_with_the_mean_of_the_others_runs_and_
         assert r.difference == pytest.approx(x.mean() - y[0]) and (r.runs_a, r.runs_b) == (3, 1)
         assert r.seeds_known and r.all_lo < r.lo and np.isnan(r.p_all_holm) and r.verdict.endswith("on these checkpoints; y was trained once")
     known = significance._spreads(a, ["x", "y"], MAP) # how far runs lie apart, from all that were trained more than once
-    assert overall(one, "x", "y", MAP, spread=known).seed_hi - r.difference == pytest.approx(
+    assert overall(one, "x", "y", MAP, variances=known).seed_hi - r.difference == pytest.approx(
         st.t.ppf(0.975, 4) * (known["overall", "overall", "macro"][0] * (1 + 1 / 3))**0.5)
     with pytest.raises(UserError, match="no answers of 'z'"): compare_scores(a, "x", "z", MAP)
 
@@ -605,7 +605,7 @@ def test_a_model_without_the_image_is_the_same_run():
     x, y = means(a)
     r = overall(a, "x", "y", MAP, paired=True)
     assert [r.difference, r.seed_lo, r.seed_hi] == pytest.approx(t_interval(x - y))
-    assert _above_baseline(a, dict(x="y"), MAP, draws=500).set_index(["name", "convention"]).seed_lo["overall", "macro"] == pytest.approx(r.seed_lo)
+    assert _above_baseline(a, dict(x="y"), MAP, n_resamples=500).set_index(["name", "convention"]).seed_lo["overall", "macro"] == pytest.approx(r.seed_lo)
     assert overall(a[a.seed == 0], "x", "y", MAP, paired=True).verdict.endswith("points: this checkpoint")
     with pytest.raises(UserError, match="no seed in common"): compare_scores(a.assign(seed=a.seed + 10 * (a.encoder == "y")), "x", "y", MAP, paired=True)
 
@@ -613,7 +613,7 @@ def test_of_answers_that_are_all_alike_no_power_is_said():
     a = some(sizes=dict(a=40, b=40, c=40))
     same = pd.concat([a[a.encoder == "x"], a[a.encoder == "x"].assign(encoder="y")])
     for t in (same, pd.concat([same, same.assign(seed=1)])):
-        d = compare_scores(t, "x", "y", MAP, draws=50)
+        d = compare_scores(t, "x", "y", MAP, n_resamples=50)
         assert d.could_show.isna().all() and (d.difference == 0).all() and (d.lo == 0).all() and (d.hi == 0).all()
         assert d.verdict.str.contains("what could have been shown cannot be said").all()
 
@@ -622,17 +622,17 @@ def test_no_verdict_where_neither_is_above_its_own_baseline(tmp_path):
     a = _simulate_answers(dict(a=300, b=300, c=300), truth)
     a.loc[(a.subset == "c") & (a.encoder == "x"), "score"] = 1 # far ahead of y; so is the same model without the image
     a.loc[(a.subset == "c") & (a.encoder == "x blind"), "score"] = 1
-    above = _above_baseline(a, {"x": "x blind", "y": "y blind"}, MAP, draws=200)
-    t = significance._with_baselines(compare_scores(a, "x", "y", MAP, draws=200), above).set_index(["name", "convention"])
+    above = _above_baseline(a, {"x": "x blind", "y": "y blind"}, MAP, n_resamples=200)
+    t = significance._with_baselines(compare_scores(a, "x", "y", MAP, n_resamples=200), above).set_index(["name", "convention"])
     assert [t.above_baseline[s, ""] for s in "abc"] == ["x", "y", "neither"] and t.p_holm["c", ""] < 0.01
     assert t.verdict["c", ""] == t.verdict["doc", "macro"] == "no verdict: neither is above its own no-image baseline"
     assert t.verdict["a", ""].startswith("x leads by") and t.verdict["b", ""].startswith("y leads by")
-    told = report(a, tmp_path / "out", MAP, floors={"x": "x blind", "y": "y blind"}, draws=50)["differences answers"]
+    told = report(a, tmp_path / "out", MAP, baselines={"x": "x blind", "y": "y blind"}, n_resamples=50)["differences answers"]
     assert told.query("a == 'x' and b == 'y' and name == 'c'").verdict.item().startswith("no verdict")
 
 def test_what_could_be_shown_is_shown_four_times_in_five():
     truth = dict(x=0.60, y=0.45)
-    found = [compare_scores(some(k, dict(a=110), **truth), "x", "y", dict(ocr=["a"]), draws=400).set_index("name") for k in range(60)]
+    found = [compare_scores(some(k, dict(a=110), **truth), "x", "y", dict(ocr=["a"]), n_resamples=400).set_index("name") for k in range(60)]
     could = np.mean([t.could_show["a"] for t in found])
     seen = np.mean([t.p["a"] < 0.05 for t in found])
     se = could / 2.8
@@ -650,10 +650,10 @@ def test_power_is_that_of_simulation():
 def test_floors_and_what_is_informative():
     right = dict(x=dict(a=0.6, b=0.5, c=0.7), blind=dict(a=0.3, b=0.28, c=0.3), ceiling=dict(a=0.9, b=0.32, c=0.9))
     a = _simulate_answers(dict(a=200, b=200, c=200), right)
-    t = informative_subsets(a, "ceiling", "blind", MAP, draws=200)
+    t = informative_subsets(a, "ceiling", "blind", MAP, n_resamples=200)
     by = a.groupby(["encoder", "subset"]).score.mean()
     assert t.informative.tolist() == [True, False, True] and t.gap.tolist() == pytest.approx((by["ceiling"] - by["blind"]).tolist())
-    g = _above_baseline(a, dict(x="blind"), MAP, left_out=("b",), draws=200).set_index(["name", "convention"])
+    g = _above_baseline(a, dict(x="blind"), MAP, excluded=("b",), n_resamples=200).set_index(["name", "convention"])
     assert g.difference["ocr", "macro"] == pytest.approx(by["x", "a"] - by["blind", "a"]) and g.left_out["ocr", "macro"] == "b"
 
 def test_verdict_of_a_tie_names_the_power():
@@ -716,7 +716,7 @@ def test_lmms_eval_of_other_tasks(tmp_path, task):
     assert (a.benchmark == name).all() and a.score.tolist() == [score] * 4 and len(bad) == 0 and a.question_id.is_unique
     if task in ("mme", "mmvp"):
         assert a.pair_id.nunique() == 2
-        assert number(bootstrap_summary(a.assign(encoder="x"), CAMBRIAN, partial=True, draws=20), name, "") == 1
+        assert number(bootstrap_summary(a.assign(encoder="x"), CAMBRIAN, allow_missing=True, n_resamples=20), name, "") == 1
 
 def test_logs_of_mmmu_without_a_score_are_scored_by_the_rule(tmp_path):
     row = lambda k, said, right, options: dict(doc_id=k, target=right, filtered_resps=said, input=f"q\n{options}",
@@ -772,7 +772,7 @@ def test_vlmevalkit_hits_are_taken_or_scored_anew(tmp_path):
     rows[1]["hit"] = 0
     a = read_log(tsv(p, rows) and p).answers
     assert a.pair_id.tolist() == ["7", "7", "8", "8"]
-    assert number(bootstrap_summary(a.assign(encoder="x"), CAMBRIAN, partial=True, draws=20), "MMBench", "") == 0.5
+    assert number(bootstrap_summary(a.assign(encoder="x"), CAMBRIAN, allow_missing=True, n_resamples=20), "MMBench", "") == 0.5
 
 def test_vlmevalkit_pairs_and_faults(tmp_path):
     p = tmp_path / "m_MMVP.tsv"
@@ -825,7 +825,7 @@ def test_calls_that_failed_are_counted_and_no_verdict_is_given_over_them(tmp_pat
     both = pd.read_csv(tmp_path / "both/differences_vmcbench.csv").query("name == 'OCRVQA'")
     assert both.questions.item() == 15 and both.verdict.item().startswith("no significant difference")
     with pytest.raises(UserError, match="no question has an answer"):
-        report(a[a.encoder == "m1"].head(9), tmp_path / "none", common=True, draws=20)
+        report(a[a.encoder == "m1"].head(9), tmp_path / "none", intersect=True, n_resamples=20)
 
 def test_a_log_of_one_benchmark_prints_its_score(tmp_path, capsys):
     from ccd.cli import main
@@ -846,7 +846,7 @@ def test_answers_to_another_benchmark_are_not_those_of_its_namesake(tmp_path):
     a = read_log(tsv(p := tmp_path / "m_MMBench_DEV_EN_V11.tsv", vlm_rows(hit=1)) or p).answers
     assert (a.benchmark == "MMBench_DEV_EN_V11").all() and (a.pair_id == "").all()
     both = pd.concat([a, read_log(tsv(p := tmp_path / "m_MMBench_DEV_EN.tsv", vlm_rows(hit=1)) or p).answers])
-    assert set(report(both, tmp_path / "out", partial=True, draws=20)) >= {"summary Cambrian-1", "summary MMBench_DEV_EN_V11"}
+    assert set(report(both, tmp_path / "out", allow_missing=True, n_resamples=20)) >= {"summary Cambrian-1", "summary MMBench_DEV_EN_V11"}
 
 def test_a_folder_of_vlmevalkit_is_read_once_the_newest(tmp_path, capsys):
     home = tmp_path / "m1"
@@ -859,7 +859,7 @@ def test_a_folder_of_vlmevalkit_is_read_once_the_newest(tmp_path, capsys):
     (home / "m1_VMCBench_DEV.pkl").write_bytes(b"x")
     lmms_file(tmp_path, "gqa", [dict(doc_id=0, target="x", filtered_resps="x", exact_match=1)], "m1")
     present = sum(p.is_file() for p in tmp_path.rglob("*"))
-    t = report(tmp_path, tmp_path / "out", partial=True, draws=20)
+    t = report(tmp_path, tmp_path / "out", allow_missing=True, n_resamples=20)
     assert t["answers"].groupby("benchmark").score.agg(["size", "mean"]).to_dict("index") == {
         "VMCBench": dict(size=4, mean=1), "GQA": dict(size=1, mean=1)}
     left = t["skipped"].reason.str.partition(":")[0].value_counts().to_dict()
@@ -883,7 +883,7 @@ def workbook(rows):
     ("x_samples_gqa.jsonl", lambda: b'{"doc_id": "x", "filtered_resps": "A", "exact_match": 1}', "invalid literal")])
 def test_a_broken_log_names_the_file_and_the_row(tmp_path, name, data, why):
     (tmp_path / name).write_bytes(data())
-    with pytest.raises(UserError) as e: report(tmp_path / name, tmp_path / "out", partial=True, draws=20)
+    with pytest.raises(UserError) as e: report(tmp_path / name, tmp_path / "out", allow_missing=True, n_resamples=20)
     assert why in str(e.value) and name in str(e.value)
 
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl", "json"])
@@ -897,7 +897,7 @@ def test_a_byte_order_mark_is_no_part_of_a_log(tmp_path, kind):
 
 def test_half_a_character_of_an_answer_is_written_all_the_same(tmp_path):
     p = lmms_file(tmp_path, "gqa", ['{"doc_id": 0, "target": "x", "filtered_resps": "x \\ud83d", "exact_match": 1}'])
-    assert report(p, tmp_path / "out", draws=20)["answers"].prediction[0] == "x \ufffd"
+    assert report(p, tmp_path / "out", n_resamples=20)["answers"].prediction[0] == "x \ufffd"
 
 @pytest.mark.parametrize("kind", ["jsonl", "tsv"])
 def test_what_a_row_holds_beside_its_answer_is_not_kept(tmp_path, kind):
@@ -926,7 +926,7 @@ def test_questions_in_other_encodings(tmp_path, encoding):
 def test_report_of_two_models_and_two_tools(tmp_path):
     said = {m: [lmms_line(k, "ABCD"[k % 4] if k < n else "B", doc=False) for k in range(8)] for m, n in (("good", 8), ("poor", 2))}
     for m, rows in said.items(): lmms_file(tmp_path / "logs", "vmcbench", rows + ["{"], m)
-    tables = report(tmp_path / "logs", tmp_path / "out", partial=True, draws=200)
+    tables = report(tmp_path / "logs", tmp_path / "out", allow_missing=True, n_resamples=200)
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"answers.parquet", "skipped.csv", "coverage.csv", "read.csv", "summary_vmcbench.csv", "conventions_vmcbench.csv",
                      "differences_vmcbench.csv", "maps.json"}
@@ -936,14 +936,14 @@ def test_report_of_two_models_and_two_tools(tmp_path):
     d = tables["differences VMCBench"]
     assert d[d.name == "OCRVQA"].difference.item() == pytest.approx(1 - tables["answers"][lambda x: x.encoder == "poor"].score.mean())
     assert len(pd.read_parquet(tmp_path / "out" / "answers.parquet")) == 16
-    again = report(tmp_path / "out", tmp_path / "again", partial=True, draws=200)
+    again = report(tmp_path / "out", tmp_path / "again", allow_missing=True, n_resamples=200)
     assert again["summary VMCBench"].score.tolist() == pytest.approx(tables["summary VMCBench"].score.tolist(), nan_ok=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no \\*_samples_"): report(tmp_path / "empty", tmp_path / "x")
     with pytest.raises(UserError, match="is not a file"): report(tmp_path / "nothing.jsonl", tmp_path / "x")
 
 def test_a_report_of_answers_from_elsewhere_uses_their_own_map(tmp_path):
-    tables = report(some(), tmp_path / "out", draws=50)
+    tables = report(some(), tmp_path / "out", n_resamples=50)
     assert set(tables["summary made"].name) == {"a", "b", "c", "made", "overall"}
 
 def test_equal_cluster_names_of_two_benchmarks_are_two_clusters():
@@ -955,7 +955,7 @@ def test_equal_cluster_names_of_two_benchmarks_are_two_clusters():
 def test_a_draw_without_a_subset_does_not_spoil_the_interval():
     a = some(sizes=dict(a=60, b=3, c=3), x=0.5)
     a["cluster"] = np.where(a.subset == "a", a.question_id, a.question_id % 2).astype(str) # b and c hang on two clusters of a
-    t = bootstrap_summary(a, MAP, draws=400)
+    t = bootstrap_summary(a, MAP, n_resamples=400)
     assert t[["lo", "hi"]].notna().all().all()
 
 def test_logs_may_be_named_with_encoder_and_seed(tmp_path):
@@ -964,14 +964,14 @@ def test_logs_may_be_named_with_encoder_and_seed(tmp_path):
         for seed in range(3):
             rows = [lmms_line(k, "ABCD"[k % 4] if k < n - seed else "B", doc=False) for k in range(8)]
             paths.append(f"{encoder}@{seed}={lmms_file(tmp_path / encoder, 'vmcbench', rows, f'run{seed}').parent}")
-    t = report(paths, tmp_path / "out", partial=True, draws=100)
+    t = report(paths, tmp_path / "out", allow_missing=True, n_resamples=100)
     assert sorted(set(zip(t["answers"].encoder, t["answers"].seed))) == [(e, k) for e in ("clip", "dino") for k in range(3)]
     assert (t["differences VMCBench"][["runs_a", "runs_b"]] == 3).all(axis=None)
 
 def test_a_benchmark_of_several_sources_is_tested_as_it_is_averaged():
     a = some(sizes=dict(ADE20K=300, COCO=20), x=dict(ADE20K=0.5, COCO=0.95), y=dict(ADE20K=0.55, COCO=0.3))
     a = a.assign(benchmark="CVBench_2D")
-    r = compare_scores(a, "x", "y", CAMBRIAN, partial=True, draws=2000).set_index("name").loc["CVBench_2D"]
+    r = compare_scores(a, "x", "y", CAMBRIAN, allow_missing=True, n_resamples=2000).set_index("name").loc["CVBench_2D"]
     w = a.pivot(index=["subset", "question_id"], columns="encoder", values="score")
     weight = np.repeat([1 / 300, 1 / 20], [300, 20])
     assert r.p == pytest.approx(sign_flip(w.x.values * weight, w.y.values * weight, np.arange(320), 20_000, 3), abs=0.02)
@@ -984,7 +984,7 @@ def test_a_category_of_unlike_benchmarks_weighs_each_alike():
     w = a.pivot(index=["subset", "question_id"], columns="encoder", values="score")
     d = (w.x - w.y).groupby("subset").mean()
     weight = np.repeat([1 / 4, 1 / 4, 1 / 2], 40) # ADE20K, COCO, RealWorldQA
-    t = compare_scores(a, "x", "y", CAMBRIAN, partial=True, draws=4000).set_index(["name", "convention"])
+    t = compare_scores(a, "x", "y", CAMBRIAN, allow_missing=True, n_resamples=4000).set_index(["name", "convention"])
     r = t.loc[("Vision-Centric", "macro")]
     assert r.difference == pytest.approx((d["ADE20K"] / 2 + d["COCO"] / 2 + d["RealWorldQA"]) / 2)
     p, alike = (sign_flip(w.x.values * v, w.y.values * v, np.arange(120), 20_000, 3) for v in (weight, weight * 0 + 1))

@@ -55,7 +55,7 @@ def _text_only_answers(
 # %% ../../../nbs/library/data/emoji/05_checks.ipynb #e3c37542
 def text_only_baseline(
     questions, # test questions, from `emoji_questions`
-    known, # training questions of the same subsets
+    train_questions, # training questions of the same subsets
 ) -> pd.DataFrame: # index subset; n, most frequent, text model; lo, hi: 95 % range of chance
     "Return the accuracy of the two text-only baselines per subset."
     from scipy.stats import binom
@@ -65,7 +65,7 @@ def text_only_baseline(
         rows = zip(*(table[c] for c in columns))
         for r in rows: out[r[-1]].append(dict(zip(columns, r)))
         return out
-    learnt, out = by_subset(known), []
+    learnt, out = by_subset(train_questions), []
     for subset, rows in by_subset(questions).items():
         n, answers = len(rows), [r["answer"] for r in rows]
         right = [sum(map(str.__eq__, answers, said)) / n
@@ -95,7 +95,7 @@ def _text_crop(
 # %% ../../../nbs/library/data/emoji/05_checks.ipynb #80d6597f
 def legibility(
     questions, # questions, from `emoji_questions`
-    read, # OCR function: [48, w, 3] uint8 -> str
+    ocr, # OCR function: [48, w, 3] uint8 -> str
     size: int = 48, # input size of the encoder, px
 ) -> pd.DataFrame: # subset, font, x_height, kind, text, read, legible of each text
     "Read every text of every image with an OCR function."
@@ -104,7 +104,7 @@ def legibility(
     for row in questions:
         facts, image = json.loads(row["facts"]), np.asarray(row["image"])
         for text, box in facts.get("written", ()):
-            got = read(_text_crop(image, box, size))
+            got = ocr(_text_crop(image, box, size))
             high = facts["px"] * _x_height_ratio(facts["font"]) * size / len(image)
             kind = ("number" if text.isdigit() else "word" if text[1:] else "letter")
             out.append((row["category"], facts["font"], high, kind, text, got,

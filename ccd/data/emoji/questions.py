@@ -298,7 +298,7 @@ _FACTS = 2 # increased when `facts` holds more
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #35d5a0b8
 def question(
-    world: DataSettings, # data settings
+    data: DataSettings, # data settings
     subset: str, # key of `SUBSETS`
     index: int, # index of the question in the subset
     split: str = "test", # test, or train, which holds out nothing
@@ -308,12 +308,12 @@ def question(
 
     Raises `UserError` for an unknown subset or split, or another data source."""
     s = _get_subset(subset)
-    _check(world, split)
-    m = _question_assets(split, s.held_out, world.held_out_style)
-    key = int(content_hash([_VERSION, stream, split, subset, world.seed]), 16)
+    _check(data, split)
+    m = _question_assets(split, s.held_out, data.held_out_style)
+    key = int(content_hash([_VERSION, stream, split, subset, data.seed]), 16)
     rng = lambda n: np.random.Generator(np.random.Philox(key=[key, n]))
     k = int(rng((1 << 63) + index // 4).permutation(4)[index % 4])
-    canvas, asked, options, facts = _TASKS[s.task](rng(index), m, world.size, k)
+    canvas, asked, options, facts = _TASKS[s.task](rng(index), m, data.size, k)
     item = f"{stream}-{split}-{subset.replace(' ', '-')}-{index:06d}"
     number = list(SUBSETS).index(subset) * 1_000_000 + index
     row = dict(index=number, question=asked, **dict(zip(_OPTION_LETTERS, options)),
@@ -382,7 +382,7 @@ def _kept(what, world, todo, split, stream, finish=lambda row: row, more=()):
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #42b25c93
 def emoji_questions(
-    world: DataSettings, # data settings
+    data: DataSettings, # data settings
     split: str = "test", # test, or train, which holds out nothing
     per_subset: int = 250, # number of questions in each subset
 ): # `datasets.Dataset` of questions
@@ -392,11 +392,11 @@ def emoji_questions(
     if per_subset < 1:
         raise UserError(f"{per_subset} questions a subset: expected one or more")
     todo = [(s, i) for s in SUBSETS for i in range(per_subset)]
-    return _kept("questions", world, todo, split, "questions")
+    return _kept("questions", data, todo, split, "questions")
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #57944a82
 def instructions(
-    world: DataSettings, # data settings
+    data: DataSettings, # data settings
     n: int = 20_000, # number of questions
     seed: int = 0, # seed of the questions
 ): # `datasets.Dataset` with the columns of `emoji_questions`, and `answer_text`
@@ -407,5 +407,5 @@ def instructions(
     names = list(SUBSETS)
     todo = [(names[i % len(names)], i // len(names)) for i in range(n)]
     text = lambda row: row | dict(answer_text=row[row["answer"]])
-    return _kept("instructions", world, todo, "train", f"instructions-{seed}", text,
+    return _kept("instructions", data, todo, "train", f"instructions-{seed}", text,
                  ("answer_text",))

@@ -97,13 +97,13 @@ def draw_text(
     text: str, # text to write
     name: str, # name of the font
     box: tuple[int, int, int, int], # x0, y0, x1, y1 of the box to fill, px
-    ink: tuple[int, int, int], # text color, RGB
+    color: tuple[int, int, int], # text color, RGB
     align: str = "center", # alignment, `center` or `left`
-    largest: int = 40, # largest font size, px
+    max_size: int = 40, # largest font size, px
 ):
     "Write text, as large as fits in a box."
     x0, y0, x1, y1 = box
-    for size in range(min(largest, y1 - y0 + 6), 4, -1):
+    for size in range(min(max_size, y1 - y0 + 6), 4, -1):
         l, t, r, b = font(name, size).getbbox(text)
         if r - l <= x1 - x0 and b - t <= y1 - y0: break
     x = x0 - l if align == "left" else x0 - l + (x1 - x0 - (r - l)) // 2
@@ -112,7 +112,7 @@ def draw_text(
     ImageDraw.Draw(mask).text((x, y), text, 255, font=font(name, size))
     m = np.asarray(mask, np.float32)[..., None] / 255
     canvas *= 1 - m
-    canvas += m * np.array(ink, np.float32)
+    canvas += m * np.array(color, np.float32)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #ea331323
 def text_color_for(canvas, rng):
@@ -135,22 +135,22 @@ class _AssetPool:
 def asset_pool(
     split: str, # train, val or test
     held_out_style: str, # style that is left out of training
-    share: float = 1.0, # fraction of the training drawings
+    fraction: float = 1.0, # fraction of the training drawings
     seed: int = 0, # seed of the subset
 ) -> _AssetPool:
     """Return the drawings, words and fonts of a split; subsets of one seed are nested.
 
-    Raises `UserError` where `share` leaves too few drawings."""
+    Raises `UserError` where `fraction` leaves too few drawings."""
     table, _ = drawings()
     keep = table.split == split
     if split == "train":
         keep &= table["style"] != held_out_style
-        if share < 1: keep &= _first(table.drawing_id[keep], share, seed).reindex(keep.index, fill_value=False)
+        if fraction < 1: keep &= _first(table.drawing_id[keep], fraction, seed).reindex(keep.index, fill_value=False)
     t = table[keep]
     w, f = (words()[0], _TRAIN_FONTS) if split == "train" else (words()[1], TEST_FONTS)
     by = {s: np.nonzero((t["style"] == s).values)[0] for s in t["style"].unique()}
     if min(map(len, by.values())) < 2: # a group needs two drawings of one style
-        raise UserError(f"emoji:{share:g} leaves {len(t)} drawings, too few for a scene of two things of one "
+        raise UserError(f"emoji:{fraction:g} leaves {len(t)} drawings, too few for a scene of two things of one "
                         "style: take a larger share")
     return _AssetPool(t.reset_index(drop=True), np.nonzero(keep.values)[0], by, w, f)
 
@@ -253,7 +253,7 @@ def _chart(rng, st, size):
         draw_text(canvas, label, name, (m, y + m, size // 2, y + h - m), ink, "left", size // 4)
         if form == "table":
             draw_text(canvas, str(v), name, (size * 3 // 4, y + m, size - m, y + h - m), ink,
-                  largest=size // 4)
+                  max_size=size // 4)
             canvas[y + h - 1, :] = ink
         else:
             x0, x1 = size // 2 + m // 2, size - m
@@ -269,12 +269,12 @@ _SPLIT = dict(train=0, val=1, test=2)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #53a701f8
 def scene(
-    world: DataSettings, # data settings
+    data: DataSettings, # data settings
     split: str, # train, val or test
     index: int, # index of the scene
 ) -> tuple[np.ndarray, dict]: # [size, size, 3] uint8; factors
     "Compose one scene, which depends on seed, split and index only."
-    image, facts, _ = _composed(world, split, index)
+    image, facts, _ = _composed(data, split, index)
     return image, facts
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #f046fcd6
@@ -295,13 +295,13 @@ def _composed(world, split, index): # image, factors, placed drawings (row, size
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #3ca73da2
 def instance_mask(
-    world: DataSettings, # data settings
+    data: DataSettings, # data settings
     split: str, # train, val or test
     index: int, # index of the scene
 ) -> np.ndarray: # [size, size] row of `drawings()`, -1 for the background
     "Return the drawing that each pixel of a scene belongs to."
-    out = np.full((world.size, world.size), -1)
-    for row, size, x, y in _composed(world, split, index)[2]:
+    out = np.full((data.size, data.size), -1)
+    for row, size, x, y in _composed(data, split, index)[2]:
         alpha = _sized(drawings()[1][row, ..., 3].astype(np.float32), size)
         out[y:y + size, x:x + size][alpha > 127.5] = row
     return out
@@ -399,16 +399,16 @@ def _shuffle_captions(rows):
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #0da4e6a0
 def scenes(
-    world: DataSettings, # data settings
+    data: DataSettings, # data settings
     split: str = "train", # train, val or test
 ): # `datasets.Dataset` with the columns of a corpus
     "Return the composed scenes of a split."
     from joblib import delayed
-    n, part = world.scenes if split == "train" else world.test_scenes, _part(world, split)
-    key = content_hash([_world_key("scenes 2", _SCENE_TYPES), split, n, world.size, world.held_out_style, world.seed,
-                        world.caption_policy, *([part] if part[0] < 1 else [])])
-    if world.caption_policy == "shuffled": key = f"shuffled-{key}"
-    jobs = (delayed(_worker)("scenes", "_scene_rows", world, split, i, min(n, i + 500)) for i in range(0, n, 500))
+    n, part = data.scenes if split == "train" else data.test_scenes, _part(data, split)
+    key = content_hash([_world_key("scenes 2", _SCENE_TYPES), split, n, data.size, data.held_out_style, data.seed,
+                        data.caption_policy, *([part] if part[0] < 1 else [])])
+    if data.caption_policy == "shuffled": key = f"shuffled-{key}"
+    jobs = (delayed(_worker)("scenes", "_scene_rows", data, split, i, min(n, i + 500)) for i in range(0, n, 500))
     return _corpus(f"scenes-{key}", f"{split} scenes", jobs, n)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #a743890b
@@ -426,17 +426,17 @@ def _gallery_rows(world, rows):
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #d61a64bb
 def single_drawings(
-    world: DataSettings, # data settings
+    data: DataSettings, # data settings
 ): # `datasets.Dataset` with the columns of a corpus
     "Return every drawing once, on a plain background, at a random position and size."
     from joblib import delayed
     table, _ = drawings()
     rows = np.arange(len(table))
-    if world.max_emoji_images: # whole families, in an order independent of `max_emoji_images`
+    if data.max_emoji_images: # whole families, in an order independent of `max_emoji_images`
         order = np.array([content_hash(f) for f in table.family]).argsort(kind="stable")
-        rows = np.sort(order[:world.max_emoji_images])
-    key = content_hash([_world_key(), "gallery 2", len(rows), world.size, world.seed])
-    jobs = (delayed(_worker)("scenes", "_gallery_rows", world, rows[i:i + 500]) for i in range(0, len(rows), 500))
+        rows = np.sort(order[:data.max_emoji_images])
+    key = content_hash([_world_key(), "gallery 2", len(rows), data.size, data.seed])
+    jobs = (delayed(_worker)("scenes", "_gallery_rows", data, rows[i:i + 500]) for i in range(0, len(rows), 500))
     return _corpus(f"gallery-{key}", "drawings", jobs, len(rows))
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #41ccb8f4
@@ -452,16 +452,16 @@ def _sign_rows(world, todo):
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #4530c64d
 def word_images(
-    world: DataSettings, # data settings
+    data: DataSettings, # data settings
     n_words: int = 40, # number of words, half of them held out from training
-    each: int | None = None, # backgrounds per word and font; None: 4, or 1 with `max_emoji_images`
+    n_backgrounds: int | None = None, # backgrounds per word and font; None: 4, or 1 with `max_emoji_images`
 ): # `datasets.Dataset` with the columns of a corpus
     "Return the same words in all fonts; `split` is `test` for fonts held out from training."
     from joblib import delayed
-    each = each or (1 if world.max_emoji_images else 4)
+    n_backgrounds = n_backgrounds or (1 if data.max_emoji_images else 4)
     chosen = [w for part in words() for w in part[::2 * len(part) // n_words][:n_words // 2]]
     todo = [(i, w, f) for i, (w, f, _) in enumerate(
-        (w, f, e) for w in chosen for f in _TRAIN_FONTS + TEST_FONTS for e in range(each))]
-    key = content_hash([_world_key(), "signs", n_words, each, world.size, world.seed])
-    jobs = (delayed(_worker)("scenes", "_sign_rows", world, todo[i:i + 400]) for i in range(0, len(todo), 400))
+        (w, f, e) for w in chosen for f in _TRAIN_FONTS + TEST_FONTS for e in range(n_backgrounds))]
+    key = content_hash([_world_key(), "signs", n_words, n_backgrounds, data.size, data.seed])
+    jobs = (delayed(_worker)("scenes", "_sign_rows", data, todo[i:i + 400]) for i in range(0, len(todo), 400))
     return _corpus(f"signs-{key}", "signs", jobs, len(todo))

@@ -42,7 +42,7 @@ def _open_clip_adapter(
 # %% ../../../nbs/library/encoders/adapters/03_open_clip.ipynb #5a0aeb84
 def open_clip_encoder(
     name: str, # ARCH/TAG or a folder
-    tap: FeatureSpec = FeatureSpec(), # feature to return
+    feature: FeatureSpec = FeatureSpec(), # feature to return
     options: dict = {}, # options of the preprocessing
     precision: str = "fp32", # precision of the weights
 ) -> Encoder:
@@ -73,4 +73,4 @@ def open_clip_encoder(
                 weights_hash(visual), size=fit.size, mean=mean, std=std, resize=str(fit), license="not stated",
                 precision=precision)
     with _loading(f"open_clip:{name}"): a = _open_clip_adapter(_placed(visual, precision), fit.size)
-    return make_encoder(a, card, tap, fit)
+    return make_encoder(a, card, feature, fit)

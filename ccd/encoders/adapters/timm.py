@@ -70,7 +70,7 @@ def _timm_preprocessing(
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #94dac7a4
 def timm_encoder(
     name: str, # NAME.TAG, NAME@TAG or a folder
-    tap: FeatureSpec = FeatureSpec(), # feature to return
+    feature: FeatureSpec = FeatureSpec(), # feature to return
     options: dict = {}, # options of the preprocessing
     precision: str = "fp32", # precision of the weights
 ) -> Encoder:
@@ -93,4 +93,4 @@ def timm_encoder(
     card = EncoderCard(title, arch, model.pretrained_cfg.get("tag") or "not stated", weights_hash(model), size=fit.size,
                 mean=mean, std=std, resize=str(fit), license=license, precision=precision)
     with _loading(f"timm:{name}"): a = _timm_adapter(_placed(model, precision), fit.size)
-    return make_encoder(a, card, tap, fit)
+    return make_encoder(a, card, feature, fit)

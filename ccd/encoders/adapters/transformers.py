@@ -196,7 +196,7 @@ def hf_adapter(
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #2e6695fd
 def hf_encoder(
     name: str, # REPO, REPO@REVISION or a folder
-    tap: FeatureSpec = FeatureSpec(), # feature to return
+    feature: FeatureSpec = FeatureSpec(), # feature to return
     options: dict = {}, # options of the preprocessing
     precision: str = "fp32", # precision of the weights
     about: _PublishedEncoder | None = None, # description of a published encoder
@@ -229,7 +229,7 @@ def hf_encoder(
                 size=fit.size, mean=mean, std=std, resize=f"{fit} ({about.note})" if known else str(fit),
                 license=license, precision=precision)
     with _loading(f"hf:{name}"): a = hf_adapter(_placed(model, precision), fit.size)
-    e = make_encoder(a, card, tap, fit)
+    e = make_encoder(a, card, feature, fit)
     if commit and not asked: _record(repo, commit)
     return e
 

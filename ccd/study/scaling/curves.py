@@ -209,13 +209,13 @@ def effects_table(table: pd.DataFrame, grid: Grid) -> pd.DataFrame: # effect, me
     return pd.DataFrame(rows).assign(p_holm=holm(np.array([r["p"] for r in rows]))) if rows else pd.DataFrame()
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5fab341c
-def sample_efficiency_ratio(table: pd.DataFrame, centre: dict, metric: str, a: str = "clip", b: str = "dino") -> pd.DataFrame: # samples, times, lo, hi
+def sample_efficiency_ratio(table: pd.DataFrame, center: dict, metric: str, a: str = "clip", b: str = "dino") -> pd.DataFrame: # samples, times, lo, hi
     """Return the ratio of samples that recipe `b` needs to match `a`, for each number of samples.
 
     The curve of `b` is interpolated linearly in log samples, in each resample of test items and seeds. Where `b`
     starts above `a`, the ratio is an upper bound. Where `b` never reaches `a`, the ratio is infinite."""
     seed, rng, rows = seed_variance(table), np.random.default_rng(0), []
-    x, y = ([(c.x, _shaken(c, seed, rng)) for c in _curve_points(table, "samples", centre, r, metric)] for r in (a, b))
+    x, y = ([(c.x, _shaken(c, seed, rng)) for c in _curve_points(table, "samples", center, r, metric)] for r in (a, b))
     if len(y) < 2: return pd.DataFrame(columns=["samples", "times", "lo", "hi", "least", "most"])
     at, curve = np.log2([n for n, _ in y]), np.stack([v for _, v in y])
     for n, level in x:

@@ -136,7 +136,7 @@ def _eval_vqa(spec: str, settings: Settings, home: Path, reader: Path) -> pd.Dat
     v = replace(v, language=str(reader), adapt="frozen", questions=n, tune=replace(v.tune, samples=n, lr=_PROJECTOR_LR))
     e, tokens = encoder_for_vlm(spec, settings, v), home / "tokens"
     out = train_vlm(e, v, None, question_conversations(instructions(settings.data, n), v), home / "projector", tokens)
-    said = _by_category(answer_questions(load_vlm(out, e), _informative_questions(settings), home=tokens))
+    said = _by_category(answer_questions(load_vlm(out, e), _informative_questions(settings), cache=tokens))
     shutil.rmtree(tokens)
     return said
 

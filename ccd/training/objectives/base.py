@@ -30,7 +30,7 @@ class Objective(nn.Module):
         super().__init__()
         self.settings, self.control = settings, settings.control
 
-    def needs(self) -> dict: return {} # options of `BatchLoader`: captioned, label
+    def needs(self) -> dict: return {} # options of `BatchLoader`: require_captions, label
     def batch(self, shown): raise NotImplementedError # input of the towers
     def encode(self, batch, t): # tensors [B, ...] and scalars []
         raise NotImplementedError

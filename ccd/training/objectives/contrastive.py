@@ -92,7 +92,7 @@ class ClipObjective(Objective):
         if self.c.ema:
             self.averaged, self.evaluated = _averages(vit, seed, self.projection), "moving average"
 
-    def needs(self): return dict(captioned=True)
+    def needs(self): return dict(require_captions=True)
 
     def batch(self, shown):
         _expect_captions(self.name, shown.captions)

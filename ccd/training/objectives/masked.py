@@ -22,9 +22,9 @@ def _patchify(x: Tensor, size: int) -> Tensor: # [B, 3, S, S] -> [B, N, size * s
 
 # %% ../../../nbs/library/training/objectives/04_masked.ipynb #80cbf0d7
 def mae_loss(
-    painted: Tensor, # [B, N, D] predicted pixels
+    predicted: Tensor, # [B, N, D] predicted pixels
     patches: Tensor, # [B, N, D] true pixels
-    hidden: Tensor, # [B, N] bool, True for masked patches
+    masked: Tensor, # [B, N] bool, True for masked patches
     normalize: bool = True, # standardize each true patch
 ) -> Tensor: # []
     """Return the mean squared error over masked patches.
@@ -33,8 +33,8 @@ def mae_loss(
     if normalize:
         mean, var = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
         patches = (patches - mean) / (var + 1e-6).sqrt()
-    error = (painted - patches).square().mean(-1)
-    return (error * hidden).sum() / hidden.sum()
+    error = (predicted - patches).square().mean(-1)
+    return (error * masked).sum() / masked.sum()
 
 # %% ../../../nbs/library/training/objectives/04_masked.ipynb #ef35e082
 class MaeObjective(Objective):
@@ -73,7 +73,7 @@ class MaeObjective(Objective):
         back = order.argsort(1)
         h = torch.cat([h[:, :1], torch.cat([h[:, 1:], rest], 1).take_along_dim(back, 1)], 1)
         h = _forward_blocks(self.decoder, h + self.decoder.pos_embed)
-        return dict(painted=self.paint(h[:, 1:]).float(), patches=_patchify(batch["image"], size), hidden=hidden)
+        return dict(predicted=self.paint(h[:, 1:]).float(), patches=_patchify(batch["image"], size), masked=hidden)
 
     def loss(self, e, t):
-        with _no_autocast(e["painted"]): return mae_loss(**e, normalize=self.m.normalize), {}
+        with _no_autocast(e["predicted"]): return mae_loss(**e, normalize=self.m.normalize), {}

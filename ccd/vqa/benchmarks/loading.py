@@ -25,7 +25,7 @@ def load_questions(
     benchmark: str, # key of `BENCHMARKS`
     split: str = "", # split of the dataset; by default that of the benchmark
     source: str = "", # NAME or NAME:CONFIG on the Hugging Face Hub, a folder or a .tsv
-    pictures: str = "", # source of the images, where they are a separate dataset
+    images: str = "", # source of the images, where they are a separate dataset
     published: bool = False, # True: labels and prompts of Cambrian-1's code
 ) -> _LoadedQuestions:
     "Load the questions of a benchmark and the skipped rows. Raises `UserError` if none is valid."
@@ -33,7 +33,7 @@ def load_questions(
     named = re.search(r"_(dev|test)\.tsv$", source.lower()) # the split in the file name
     split = split or (named[1] if named else b.split)
     raw = _open(source or b.hub, split, b)
-    apart = b.pictures and _picture_files(pictures or b.pictures, split, b)
+    apart = b.pictures and _picture_files(images or b.pictures, split, b)
     key = content_hash([benchmark, split, published, source, raw._fingerprint])
     made = cache_dir("vqa", f"{benchmark}-{key}.arrow")
     made.parent.mkdir(parents=True, exist_ok=True)

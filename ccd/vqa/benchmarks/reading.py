@@ -40,11 +40,11 @@ def _readable(said) -> str: # as text, without the reasoning before the answer
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #a7bc2c04
 def parse_answer(
-    said: str, # generated text
+    text: str, # generated text
     options: dict, # letter -> text of the option
 ) -> str | None: # option letter; None where no answer can be parsed
     "Return the option that an answer names."
-    return _reading(said, options)[0]
+    return _reading(text, options)[0]
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #9538d8b0
 _READERS = {} # name -> function (text, options) -> letter, or None

@@ -145,7 +145,7 @@ _IMAGE_CONDITIONS = ("own", "none", "other")
 def answer_questions(
     vlm: Vlm, # trained model
     questions, # a `datasets.Dataset` with the Questions columns
-    how: str = "", # answer format, key of `_ANSWER_FORMATS`; by default that of the benchmark
+    form: str = "", # answer format, key of `_ANSWER_FORMATS`; by default that of the benchmark
     rotations: bool = False, # average letter probabilities over all rotations of the options
     image: str = "own", # "own", "none" (no image) or "other" (the image of another question)
     mean: bool = True, # with `texts`: True for the mean over tokens, False for the sum
@@ -153,19 +153,19 @@ def answer_questions(
     encoder: str = "", # encoder name in the table; by default that of its card
     batch_size: int = 64, # questions per batch
     folder=None, # folder of partial results, 1,024 questions per file
-    home=None, # folder of the image tokens; by default in the cache
+    cache=None, # folder of the image tokens; by default in the cache
 ) -> pd.DataFrame: # a table with the Answers columns
     "Return the most likely option of each question."
-    how = _form_of(benchmark, vlm.settings, how)
-    _check_how(how, rotations, image)
+    form = _form_of(benchmark, vlm.settings, form)
+    _check_how(form, rotations, image)
     rows = _check_options(questions).remove_columns("image").to_list()
-    shelf = None if image == "none" else _cache_patch_tokens(vlm.encoder, questions, vlm.settings.tokens, home)
+    shelf = None if image == "none" else _cache_patch_tokens(vlm.encoder, questions, vlm.settings.tokens, cache)
     shown = (_mismatched_images(questions["item_id"], questions["category"]) if image == "other"
              else np.arange(len(rows)))
     made_of = [weights_hash(vlm.net), to_plain_dict(vlm.encoder.card), content_hash(rows),
                _pictures_hash(questions)] if folder else []
-    p, key = [], [how, rotations, image, mean, made_of, benchmark if how == "letters" else ""]
-    ask = partial(_ask, vlm, how=how, benchmark=benchmark, rotations=rotations, mean=mean, size=batch_size)
+    p, key = [], [form, rotations, image, mean, made_of, benchmark if form == "letters" else ""]
+    ask = partial(_ask, vlm, how=form, benchmark=benchmark, rotations=rotations, mean=mean, size=batch_size)
     with Progress("answering", len(rows), unit="questions") as bar:
         for a in range(0, len(rows), 1024):
             make = partial(ask, rows[a:a + 1024], shelf, shown[a:a + 1024])
@@ -189,7 +189,7 @@ def _check_options(questions): # the questions, unchanged
 def _check_how(how, rotations, image):
     if image not in _IMAGE_CONDITIONS: raise UserError(f"unknown image {image!r}: expected one of {', '.join(_IMAGE_CONDITIONS)}")
     if rotations and how != "letters":
-        raise UserError("rotations=True needs how='letters': the prompt of texts lists no options to rotate")
+        raise UserError("rotations=True needs form='letters': the prompt of texts lists no options to rotate")
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #5405a91f
 def _kept(folder, key, make): # read one part of the results from disk, or compute and write it
@@ -236,7 +236,7 @@ def evaluate(
     name: str = "", # encoder name in the table; by default that of its card
     images: tuple = _IMAGE_CONDITIONS, # image conditions, as `image` of `answer_questions`
     encoder: Encoder | None = None, # the encoder of a model that was trained without an encoder name
-    **more, # other arguments of `answer_questions`, such as `benchmark` and `how`
+    **more, # other arguments of `answer_questions`, such as `benchmark` and `form`
 ) -> pd.DataFrame: # a table with the Answers columns, one encoder name per image condition
     "Answer questions with and without the image, and write `answers.parquet`."
     vlm = load_vlm(out, encoder)

@@ -134,10 +134,10 @@ def vlm_preset(name: str) -> VlmSettings:
 # %% ../../../nbs/library/vqa/llava/01_settings.ipynb #57372153
 def apply_overrides(
     settings: VlmSettings, # settings to change
-    said: tuple[str, ...], # overrides, such as `tune.samples=30000`
+    overrides: tuple[str, ...], # overrides, such as `tune.samples=30000`
 ) -> VlmSettings:
     "Return settings with fields changed. Raises `UserError` for an unknown field or a wrong value."
-    for name, sign, text in (s.partition("=") for s in said):
+    for name, sign, text in (s.partition("=") for s in overrides):
         if not sign: raise UserError(f"{name!r} changes nothing: expected FIELD=VALUE, "
                                      "such as tune.samples=30000")
         usual = reduce(lambda x, k: getattr(x, k, None), name.split("."), settings)

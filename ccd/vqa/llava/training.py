@@ -196,7 +196,7 @@ def train_vlm(
     captions: _Conversations | None, # training data of stage 1; None: no stage 1, the projector is trained on the questions alone
     questions: _Conversations, # training data of stage 2
     out, # folder of the model
-    home=None, # folder of image tokens and a language model from scratch; by default in the cache
+    cache=None, # folder of image tokens and a language model from scratch; by default in the cache
     on_step=None, # called with (step, model) after each step
 ) -> Path: # the folder `out`
     "Train a vision-language model, or resume it from its last checkpoint."
@@ -207,8 +207,8 @@ def train_vlm(
     about = dict(settings=to_plain_dict(replace(v, runtime=RuntimeSettings())), encoder=spec, card=to_plain_dict(e.card))
     claim_folder(out, about, write=is_main_process(), rename=lambda stored: stored | dict(
         settings=rename_fields(VlmSettings, stored["settings"]), encoder=current_spec(stored["encoder"])))
-    net, tokenizer = _load_language_model(v, captions, questions, home)
-    seen, shown = (t and _cache_patch_tokens(e, t.corpus, v.tokens, home) for t in (captions, questions))
+    net, tokenizer = _load_language_model(v, captions, questions, cache)
+    seen, shown = (t and _cache_patch_tokens(e, t.corpus, v.tokens, cache) for t in (captions, questions))
     vlm = Vlm(_build_llava(net, tokenizer, shown.width, shown.tokens, v.seed), tokenizer, v, e)
     if is_main_process(): tokenizer.save_pretrained(out / "tokenizer"); vlm.net.config.save_pretrained(out)
     before = dict(card=content_hash(to_plain_dict(e.card)), tokens=shown.tokens, language=weights_hash(net))

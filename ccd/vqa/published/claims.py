@@ -55,15 +55,15 @@ def find_row(
 def test_differences(
     table: pd.DataFrame, # published scores, one row per model
     pairs, # (model a, model b) or (model a, model b, quantity)
-    of: str = "cambrian", # suite
+    suite: str = "cambrian", # suite
 ) -> pd.DataFrame: # a, b, quantity, verdict, and the values of `difference`
     "Test which differences are within sampling error. Raises `UserError` for unknown quantities."
-    x, w, n, out = _normalized_scores(table, of), _averaging_weights(of), benchmark_suite(of).n, []
+    x, w, n, out = _normalized_scores(table, suite), _averaging_weights(suite), benchmark_suite(suite).n, []
     for a, b, *more in pairs:
         q = more[0] if more else "average"
         if q not in w.index:
             raise UserError(f"unknown quantity {q!r}: expected average, a category "
-                            f"or a benchmark of {of}: {', '.join(w.index)}")
+                            f"or a benchmark of {suite}: {', '.join(w.index)}")
         own = w.loc[q] > 0
         both = (x.iloc[find_row(table, m)][own] for m in (a, b))
         d = difference(*both, n[own], w.loc[q][own])
@@ -86,11 +86,11 @@ def leave_one_out(
     a: str, # name of model a
     b: str, # name of model b
     quantity: str, # "average" or a category
-    of: str = "cambrian", # suite
+    suite: str = "cambrian", # suite
 ) -> pd.DataFrame: # without (first row: nothing), diff, lo, hi, verdict
     "Return the difference a - b with each benchmark left out in turn."
-    x, n = _normalized_scores(table, of), benchmark_suite(of).n
-    x, w = [x.iloc[find_row(table, m)] for m in (a, b)], _averaging_weights(of).loc[quantity]
+    x, n = _normalized_scores(table, suite), benchmark_suite(suite).n
+    x, w = [x.iloc[find_row(table, m)] for m in (a, b)], _averaging_weights(suite).loc[quantity]
     parts, rows = list(w.index[w > 0]), []
     for without in ["nothing", *parts]:
         rest = [p for p in parts if p != without]

@@ -115,13 +115,13 @@ def _notes(t, unknown, of):
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #6a98c031
 def check_file(
     path: str | Path | None = None, # file to check; None: the tables of the package
-    of: str = "cambrian", # suite of the benchmarks
-    say=print, # function that writes a line
+    suite: str = "cambrian", # suite of the benchmarks
+    write=print, # function that writes a line
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # checked rows; printed means that are not reproduced
     "Check a table and print the results, as `ccd published check` does."
-    if path is None: return _check_published(say)
-    table, notes = _read_table(path, of)
-    return _report(str(path), table, of, say, notes)
+    if path is None: return _check_published(write)
+    table, notes = _read_table(path, suite)
+    return _report(str(path), table, suite, write, notes)
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #8b10501f
 def _check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # rows; mismatches
@@ -143,7 +143,7 @@ def _check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # rows; mi
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #457f0540
 def _report(title, table, of, say, notes=(), also=None):
     rows = check(table, of)
-    wrong = pd.concat([mismatches(table, of=of), also], ignore_index=True)
+    wrong = pd.concat([mismatches(table, suite=of), also], ignore_index=True)
     blind = int((rows.printed.notna() & rows.follows.isna()).sum())
     say(f"{title}: {len(rows)} rows, suite {of}\n- printed averages: "
         f"{int(rows.follows.eq(True).sum())} follow, {int(rows.follows.eq(False).sum())} "

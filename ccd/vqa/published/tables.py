@@ -38,11 +38,11 @@ def load_published_table(
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #ceca34df
 def published_accuracy(
-    work: str = "paper", # "paper", or "dino" for the numbers of the original DINO
+    source: str = "paper", # "paper", or "dino" for the numbers of the original DINO
 ) -> pd.DataFrame: # text, one row per encoder, one column per measure
     "Return published accuracies in %: `*` is a secondary source, missing values are named."
     t = load_published_table("accuracy")
-    t = t[t.work == work]
+    t = t[t.work == source]
     star = np.where(t.status == "second-hand", "*", "")
     text = [f"{v:.{1 if v == round(v, 1) else 2}f}{s}" if v == v else "not found"
             for v, s in zip(t.value, star)]
@@ -144,16 +144,16 @@ _TOLERANCE = 0.02 # points: largest effect of rounding to two decimals
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #e7ab0185
 def check(
     table: pd.DataFrame, # columns model, benchmarks or categories, and average if printed
-    of: str = "cambrian", # suite
+    suite: str = "cambrian", # suite
     tolerance: float = _TOLERANCE, # in points
 ) -> pd.DataFrame: # table, model, printed, off, follows, means and their `_se`
     "Recompute averages and category means, and compare them with the printed average."
-    x, w = _normalized_scores(table, of), _averaging_weights(of).iloc[: 1 + len(categories(of))]
-    found, errors = _weighted_means(x, w), _mean_errors(x, w, benchmark_suite(of).n)
+    x, w = _normalized_scores(table, suite), _averaging_weights(suite).iloc[: 1 + len(categories(suite))]
+    found, errors = _weighted_means(x, w), _mean_errors(x, w, benchmark_suite(suite).n)
     out = table.reindex(columns=["table", "model"])
     out["printed"] = table.get("average", pd.Series(np.nan, table.index))
     out["off"] = out.printed - found["average"]
-    follows = out.off.abs() <= _rounding_tolerance(table, "average", of, tolerance)
+    follows = out.off.abs() <= _rounding_tolerance(table, "average", suite, tolerance)
     out["follows"] = follows.astype("boolean").mask(out.off.isna())
     for q in w.index: out[q], out[f"{q}_se"] = found[q], errors[q]
     return out
@@ -185,14 +185,14 @@ def _rounding_tolerance(
 def mismatches(
     printed: pd.DataFrame, # columns model, and average or categories
     parts: pd.DataFrame | None = None, # table of benchmark scores; None: `printed`
-    of: str = "cambrian", # suite
+    suite: str = "cambrian", # suite
     tolerance: float = _TOLERANCE, # in points
 ) -> pd.DataFrame: # table, model, quantity, printed, computed, off
     "Return the printed means that averaging the parts does not reproduce."
     own, rows = parts is None, []
-    source = check(printed if own else parts, of, tolerance)
-    allowed = {q: _rounding_tolerance(printed, q, of, tolerance)
-               for q in ["average", *categories(of)] if q in printed}
+    source = check(printed if own else parts, suite, tolerance)
+    allowed = {q: _rounding_tolerance(printed, q, suite, tolerance)
+               for q in ["average", *categories(suite)] if q in printed}
     for k, r in enumerate(printed.to_dict("records")):
         at = source.iloc[[k]] if own else source[source.model == r["model"]].head(1)
         for q in allowed if len(at) else ():

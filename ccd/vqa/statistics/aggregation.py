@@ -27,18 +27,18 @@ Scores = namedtuple("Scores", "values cell cluster cells models")
 def aligned_scores(
     answers: pd.DataFrame, # with the Answers columns
     categories: dict, # category -> leaves of the category map
-    common: bool = False, # keep only the questions that all encoders answered
+    intersect: bool = False, # keep only the questions that all encoders answered
 ) -> Scores:
     "Align the scores of all encoders by unit. Raises `UserError` where the questions differ."
     u = _scored_units(answers)
-    if common: u = _answered(u)
+    if intersect: u = _answered(u)
     u["leaf"] = _leaf_name(u, categories)
     inside = u.benchmark.map(lambda b: BENCHMARKS[b].inside if b in BENCHMARKS else "micro")
     u["inside"] = inside.where(u.leaf == u.benchmark, "micro")
     u["cell"] = u.subset.where(u.inside == "macro", "")
     wide = u.pivot(index=["leaf", "cell", "unit"], columns=["encoder", "seed"], values="score")
     first = u.drop_duplicates(["leaf", "cell", "unit"]).set_index(wide.index.names)
-    wide = wide.loc[_whole(wide, common)]
+    wide = wide.loc[_whole(wide, intersect)]
     first = first.loc[wide.index]
     cells = first.reset_index()[["leaf", "cell", "inside"]].drop_duplicates(ignore_index=True)
     number = pd.MultiIndex.from_frame(cells[["leaf", "cell"]]).get_indexer(
@@ -66,45 +66,45 @@ def _leaf_name(t, categories): # the benchmark where the category map contains i
     return leaf
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #635fd99e
-def _whole(wide, common): # True for rows that every encoder with any answer in the leaf has
+def _whole(wide, intersect): # True for rows that every encoder with any answer in the leaf has
     leaf = wide.index.get_level_values("leaf")
     there = wide.notna()
     any_of = there.groupby(leaf).transform("any")
     gaps = (any_of & ~there)
-    if gaps.values.any() and not common:
+    if gaps.values.any() and not intersect:
         n = gaps.sum()[gaps.any()]
         raise UserError("the encoders did not answer the same questions: "
                         + _join_first(f"{e} (seed {s}) lacks {k}" for (e, s), k in n.items())
                         + f", such as {_join_first(wide.index[gaps.any(axis=1)], 2)}; answer them, "
-                        "or compare on those in common with common=True")
+                        "or compare on those in common with intersect=True")
     return ~gaps.any(axis=1).values
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #7b318e0c
 def bootstrap_sums(
     scores: Scores, # from `aligned_scores`
-    draws: int = 10_000, # bootstrap resamples
+    n_resamples: int = 10_000, # bootstrap resamples
     seed: int = 0, # of the random generator
 ) -> tuple: # sums [draws, cells, models], units [draws, cells]
     "Return sums and sizes of all cells in each resample of clusters, which all models share."
     n, m = len(scores.cells), scores.values.shape[1]
-    total = np.empty((draws, n, m), np.float32)
-    size = np.empty((draws, n), np.float32)
+    total = np.empty((n_resamples, n, m), np.float32)
+    size = np.empty((n_resamples, n), np.float32)
     def draw(group):
         which, x = group
-        got = _drawn(x, draws, np.random.default_rng([seed, which[0]]))
-        got = got.reshape(draws, len(which), m + 1)
+        got = _drawn(x, n_resamples, np.random.default_rng([seed, which[0]]))
+        got = got.reshape(n_resamples, len(which), m + 1)
         total[:, which], size[:, which] = got[..., :m], got[..., m]
     with ThreadPoolExecutor(min(2, n_cpus())) as pool:
         list(pool.map(draw, _groups(scores)))
     return total, size
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #2380a76c
-def _drawn(x, draws, rng): # [clusters, k] sums by cluster -> [draws, k] resampled sums
-    n, out = len(x), np.empty((draws, x.shape[1]), np.float32)
+def _drawn(x, n_resamples, rng): # [clusters, k] sums by cluster -> [draws, k] resampled sums
+    n, out = len(x), np.empty((n_resamples, x.shape[1]), np.float32)
     step = max(1, 50_000 // n) # resamples per block, so that the counts stay in the cache
     small = np.uint16 if n < 1 << 16 else np.uint32
-    for k in range(0, draws, step):
-        d = min(step, draws - k)
+    for k in range(0, n_resamples, step):
+        d = min(step, n_resamples - k)
         at = rng.integers(0, n, (d, n), small) + np.arange(0, d * n, n)[:, None]
         times = np.bincount(at.ravel(), minlength=d * n).reshape(d, n)
         out[k:k + d] = times.astype(np.float32) @ x
@@ -133,8 +133,8 @@ def aggregate(
     size: np.ndarray, # [..., cells] numbers of units
     cells: pd.DataFrame, # columns leaf, cell, inside
     categories: dict, # category -> leaves of the category map
-    left_out: tuple = (), # leaves that are left out of all averages, such as uninformative ones
-    partial: bool = False, # average over the leaves that have scores
+    excluded: tuple = (), # leaves that are left out of all averages, such as uninformative ones
+    allow_missing: bool = False, # average over the leaves that have scores
 ) -> dict: # (level, name, convention) -> [..., models]
     "Return every subset, category and overall score, by macro and micro average."
     mean, out = total / size[..., None], {}
@@ -149,24 +149,24 @@ def aggregate(
                       size[..., c].sum(-1)[..., None])
     groups = dict(categories) | {"": list(at)}
     for name, leaves in groups.items():
-        use = [l for l in leaves if l not in left_out]
+        use = [l for l in leaves if l not in excluded]
         level = ("category", name) if name else ("overall", "overall")
-        out[*level, "macro"] = _mean([out["subset", l, ""] for l in use], gone, partial)
-        out[*level, "micro"] = _pooled([sums[l] for l in use], gone, partial)
+        out[*level, "macro"] = _mean([out["subset", l, ""] for l in use], gone, allow_missing)
+        out[*level, "micro"] = _pooled([sums[l] for l in use], gone, allow_missing)
     return out
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #63ef5137
-def _mean(parts, gone, partial):
+def _mean(parts, gone, allow_missing):
     if not parts: return gone
-    if not partial: return np.mean(parts, axis=0)
+    if not allow_missing: return np.mean(parts, axis=0)
     there = ~np.isnan(parts)
     n = there.sum(0)
     return np.where(n, np.where(there, parts, 0).sum(0) / np.maximum(n, 1), np.nan)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #ca855ead
-def _pooled(parts, gone, partial):
+def _pooled(parts, gone, allow_missing):
     if not parts: return gone
-    if partial:
+    if allow_missing:
         parts = [[np.where(np.isnan(s), 0, x) for x in (s, n)] for s, n in parts]
     top, below = sum(s for s, _ in parts), sum(n for _, n in parts)
     return top / np.where(below > 0, below, np.nan)
@@ -175,24 +175,24 @@ def _pooled(parts, gone, partial):
 def bootstrap_summary(
     answers: pd.DataFrame, # with the Answers columns
     categories: dict, # category -> leaves of the category map
-    left_out: tuple = (), # leaves that are left out of all averages, since they are uninformative
-    partial: bool = False, # average over the leaves that have scores
-    common: bool = False, # only questions that all encoders answered
-    draws: int = 10_000, # bootstrap resamples
+    excluded: tuple = (), # leaves that are left out of all averages, since they are uninformative
+    allow_missing: bool = False, # average over the leaves that have scores
+    intersect: bool = False, # only questions that all encoders answered
+    n_resamples: int = 10_000, # bootstrap resamples
     level: float = 0.95, # confidence level
 ) -> pd.DataFrame: # one row per encoder, seed and average
     "Return every subset, category and overall score with its confidence interval."
-    _check_left_out(left_out, categories)
-    s = aligned_scores(answers, categories, common)
-    one = aggregate(*point_estimates(s), s.cells, categories, left_out, partial)
-    many = aggregate(*bootstrap_sums(s, draws), s.cells, categories, left_out, partial)
+    _check_left_out(excluded, categories)
+    s = aligned_scores(answers, categories, intersect)
+    one = aggregate(*point_estimates(s), s.cells, categories, excluded, allow_missing)
+    many = aggregate(*bootstrap_sums(s, n_resamples), s.cells, categories, excluded, allow_missing)
     rows = []
     for key, values in one.items():
         lo, hi = _percentile_interval(many[key], level)
         for k, (encoder, seed) in enumerate(s.models):
             rows.append(dict(zip(("level", "name", "convention"), key), encoder=encoder,
                              seed=seed, score=values[k], lo=lo[k], hi=hi[k],
-                             **_averaging_note(key, s, k, categories, left_out, partial)))
+                             **_averaging_note(key, s, k, categories, excluded, allow_missing)))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #075ad318
@@ -210,29 +210,29 @@ def point_estimates(s: Scores): # sums [cells, models], units [cells]
     return total, np.bincount(s.cell, minlength=n).astype(float)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #51fe8030
-def _leaves_of(key, categories, left_out): # all leaves of an average, and those that enter it
+def _leaves_of(key, categories, excluded): # all leaves of an average, and those that enter it
     kind, name, _ = key
     leaves = ([name] if kind == "subset" else categories[name] if kind == "category"
               else [l for ls in categories.values() for l in ls])
-    return leaves, [l for l in leaves if l not in left_out or kind == "subset"]
+    return leaves, [l for l in leaves if l not in excluded or kind == "subset"]
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #c2412f90
-def _averaging_note(key, s, models, categories, left_out, partial): # sizes, subsets and missing leaves of an average
+def _averaging_note(key, s, models, categories, excluded, allow_missing): # sizes, subsets and missing leaves of an average
     kind, name, _ = key
-    leaves, used = _leaves_of(key, categories, left_out)
+    leaves, used = _leaves_of(key, categories, excluded)
     known = ~np.isnan(s.values[:, np.atleast_1d(models)]).any(1)
     has = set(s.cells.leaf[np.bincount(s.cell, known, len(s.cells)) > 0])
     there = [l for l in used if l in has]
     mine = s.cells.leaf.isin(there).values[s.cell]
-    note = "partial" if partial and len(there) < len(used) and there else ""
-    if kind == "subset" and name in left_out: note = "not informative"
+    note = "partial" if allow_missing and len(there) < len(used) and there else ""
+    if kind == "subset" and name in excluded: note = "not informative"
     return dict(questions=int(mine.sum()), clusters=len(np.unique(s.cluster[mine])),
                 subsets=", ".join(there), missing=", ".join(l for l in used if l not in has),
-                left_out=", ".join(l for l in leaves if l in left_out), note=note)
+                left_out=", ".join(l for l in leaves if l in excluded), note=note)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #ef791fdc
-def _check_left_out(left_out, categories):
-    strange = set(left_out) - {l for ls in categories.values() for l in ls}
+def _check_left_out(excluded, categories):
+    strange = set(excluded) - {l for ls in categories.values() for l in ls}
     if strange: raise UserError(f"{_join_first(sorted(strange))} is to be left out, but is not in the map")
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #2b156cfa
@@ -268,10 +268,10 @@ _AVERAGING_CONVENTIONS = {"VLMEvalKit": ("macro", "micro"), # categories, overal
 def conventions(
     answers: pd.DataFrame, # with the Answers columns
     categories: dict, # category -> leaves of the category map
-    common: bool = False, # only questions that all encoders answered
+    intersect: bool = False, # only questions that all encoders answered
 ) -> pd.DataFrame: # columns encoder, seed, convention, one per category, overall
     "Return the averages by the conventions of three tools: NaN where a subset is missing."
-    s = aligned_scores(answers, categories, common)
+    s = aligned_scores(answers, categories, intersect)
     r = aggregate(*point_estimates(s), s.cells, categories)
     return pd.DataFrame([dict(encoder=e, seed=seed, convention=tool)
         | {c: float(r["category", c, inner][k]) for c in categories}

@@ -22,7 +22,7 @@ _ANSWER_COLUMNS = ("benchmark", "subset", "question_id", "item_id", "cluster", "
 def answer_table(
     benchmark: str, # key of `BENCHMARKS`, or a new name with the rule `letter`
     questions: Dataset, # with the Questions columns
-    said: dict, # question id -> generated text or letter
+    answers: dict, # question id -> generated text or letter
     encoder: str, # encoder name in the table
     seed: int = 0, # seed of the training run
     rule: str = "", # key of `_RULES`, or `published`; by default the benchmark's rule
@@ -31,13 +31,13 @@ def answer_table(
     "Score the answers of a model. Raises `UserError` for answers to unknown questions."
     rows = questions.remove_columns("image").to_list()
     _check_ids([r["index"] for r in rows])
-    strange = sorted(set(said) - {r["index"] for r in rows}, key=str)
+    strange = sorted(set(answers) - {r["index"] for r in rows}, key=str)
     if strange:
-        raise UserError(f"{encoder}: {len(strange)} of {len(said)} answers are to questions "
+        raise UserError(f"{encoder}: {len(strange)} of {len(answers)} answers are to questions "
                         f"that {benchmark} does not have here: {_join_first(strange)}; are they "
                         "of another split?")
     scorer = _find_rule(_rule_of(benchmark, rule) or "letter")
-    return pd.DataFrame([_scored(r, benchmark, said.get(r["index"]), scorer, toss)
+    return pd.DataFrame([_scored(r, benchmark, answers.get(r["index"]), scorer, toss)
                          for r in rows]).assign(encoder=encoder, seed=seed)
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #f845d36d

@@ -32,27 +32,27 @@ def report(
     logs, # paths of logs or folders, or ENCODER@SEED=PATH; or a table of answers
     out, # output folder for the tables
     categories: dict | None = None, # category -> subsets; by default the map of the benchmark
-    floors: dict | None = None, # encoder -> its no-image baseline
-    left_out: tuple = (), # uninformative subsets, which are left out of averages
+    baselines: dict | None = None, # encoder -> its no-image baseline
+    excluded: tuple = (), # uninformative subsets, which are left out of averages
     rule: str = "", # scoring rule; by default the scores of the log
-    common: bool = False, # use only questions that all encoders answered
-    partial: bool = False, # average over the subsets that have scores
-    draws: int = 10_000, # bootstrap resamples
+    intersect: bool = False, # use only questions that all encoders answered
+    allow_missing: bool = False, # average over the subsets that have scores
+    n_resamples: int = 10_000, # bootstrap resamples
 ) -> dict: # name -> table (DataFrame)
     "Read logs, and write every average, comparison and skipped row as tables."
     answers, skipped = _load_logs(logs, rule)
     maps = {"answers": (categories, answers)} if categories else category_maps(answers)
-    _check_left_out(left_out, {c: ls for m, _ in maps.values() for c, ls in m.items()})
+    _check_left_out(excluded, {c: ls for m, _ in maps.values() for c, ls in m.items()})
     tables = dict(answers=answers, skipped=skipped, coverage=_answer_coverage(answers), read=_how_read(answers))
     for name, (m, t) in maps.items():
         of_map = {l for ls in m.values() for l in ls}
-        how = dict(left_out=tuple(l for l in left_out if l in of_map), common=common,
-                   partial=partial, draws=draws)
+        how = dict(excluded=tuple(l for l in excluded if l in of_map), intersect=intersect,
+                   allow_missing=allow_missing, n_resamples=n_resamples)
         names = list(pd.unique(t.encoder))
         pairs = [(a, b) for k, a in enumerate(names) for b in names[k + 1:]]
         tables[f"summary {name}"] = bootstrap_summary(t, m, **how)
-        tables[f"conventions {name}"] = conventions(t, m, common)
-        above = {e: f for e, f in (floors or {}).items() if {e, f} <= set(names)}
+        tables[f"conventions {name}"] = conventions(t, m, intersect)
+        above = {e: f for e, f in (baselines or {}).items() if {e, f} <= set(names)}
         if above: tables[f"over the floor {name}"] = _above_baseline(t, above, m, **how)
         found = [compare_scores(t, a, b, m, **how) for a, b in pairs]
         if found: tables[f"differences {name}"] = pd.concat(found, ignore_index=True)

@@ -21,36 +21,36 @@ def compare_scores(
     answers: pd.DataFrame, # with the Answers columns
     a: str, b: str, # names of the two encoders that are compared
     categories: dict, # category -> leaves of the category map (subsets or benchmarks)
-    left_out: tuple = (), # leaves that are left out of all averages
-    partial: bool = False, # average over the leaves that have scores, even if some are missing
-    common: bool = False, # compare only on questions that both encoders answered
+    excluded: tuple = (), # leaves that are left out of all averages
+    allow_missing: bool = False, # average over the leaves that have scores, even if some are missing
+    intersect: bool = False, # compare only on questions that both encoders answered
     paired: bool = False, # True if `b` is the runs of `a`, such as without the image
-    spread: dict | None = None, # from `_spreads`; by default estimated from `a` and `b`
-    draws: int = 10_000, # bootstrap resamples, also random sign flips
+    variances: dict | None = None, # from `_spreads`; by default estimated from `a` and `b`
+    n_resamples: int = 10_000, # bootstrap resamples, also random sign flips
 ) -> pd.DataFrame: # one row per subset, category and overall average
     """Compare two encoders: differences with confidence intervals, p-values and a verdict.
 
     Raises `UserError` where an encoder has no answers, or where the questions of the two differ.
     Source: McNemar 1947 (exact test), Holm 1979 (correction)."""
-    _check_left_out(left_out, categories)
-    how = dict(left_out=left_out, partial=partial)
-    s, runs = _paired_seed_scores(answers, a, b, categories, common, paired)
-    if spread is None and max(runs) > 1:
-        spread = _spreads(answers, [a] if paired else [a, b], categories, {a: b} if paired else {}, common=common, **how)
-    spread = spread or {}
+    _check_left_out(excluded, categories)
+    how = dict(excluded=excluded, allow_missing=allow_missing)
+    s, runs = _paired_seed_scores(answers, a, b, categories, intersect, paired)
+    if variances is None and max(runs) > 1:
+        variances = _spreads(answers, [a] if paired else [a, b], categories, {a: b} if paired else {}, intersect=intersect, **how)
+    variances = variances or {}
     s.values[np.isnan(s.values).any(1)] = np.nan # a unit that one run lacks is compared for no run
     sides = [s.values[:, :runs[0]].mean(1), s.values[:, runs[0]:].mean(1)]
     pair = s._replace(values=np.stack(sides, 1), models=[(a, 0), (b, 0)])
-    one, many = (aggregate(*x, s.cells, categories, **how) for x in (point_estimates(pair), bootstrap_sums(pair, draws)))
-    about = lambda key: _averaging_note(key, pair, [0, 1], categories, left_out, partial)
-    gone = answers[answers.encoder.isin([a, b]) & (_unanswered(answers) & (not common))]
+    one, many = (aggregate(*x, s.cells, categories, **how) for x in (point_estimates(pair), bootstrap_sums(pair, n_resamples)))
+    about = lambda key: _averaging_note(key, pair, [0, 1], categories, excluded, allow_missing)
+    gone = answers[answers.encoder.isin([a, b]) & (_unanswered(answers) & (not intersect))]
     gone = _leaf_name(gone, categories).value_counts()
-    silent = lambda key: int(sum(gone.get(l, 0) for l in _leaves_of(key, categories, left_out)[1]))
+    silent = lambda key: int(sum(gone.get(l, 0) for l in _leaves_of(key, categories, excluded)[1]))
     t = pd.DataFrame([dict(zip(("level", "name", "convention"), key), a=a, b=b,
-        p=_p_value(key, pair, runs, categories, left_out, draws),
-        discordant=_discordance(key, pair, categories, left_out), runs_a=runs[0], runs_b=runs[1],
+        p=_p_value(key, pair, runs, categories, excluded, n_resamples),
+        discordant=_discordance(key, pair, categories, excluded), runs_a=runs[0], runs_b=runs[1],
         paired=paired, unanswered=silent(key), **about(key)) for key in one])
-    found = [_difference(one[k], many[k], d, runs, paired, spread.get(k, (np.nan, 0)))
+    found = [_difference(one[k], many[k], d, runs, paired, variances.get(k, (np.nan, 0)))
              for k, d in zip(one, t.discordant)]
     return _tested(t, pd.DataFrame(found))
 
@@ -86,14 +86,14 @@ def _spreads(
     encoders: list[str], # encoders that are assumed to have the same variance over seeds
     categories: dict, # category -> leaves of the category map
     less: dict | None = None, # encoder -> baseline to subtract run by run, such as "clip blind"
-    left_out: tuple = (), # leaves that are left out of all averages
-    partial: bool = False, # average over the leaves that have scores
-    common: bool = False, # use only questions that all encoders answered
+    excluded: tuple = (), # leaves that are left out of all averages
+    allow_missing: bool = False, # average over the leaves that have scores
+    intersect: bool = False, # use only questions that all encoders answered
 ) -> dict: # (level, name, convention) -> variance over seeds, degrees of freedom
     "Return the pooled variance over seeds of every average: NaN and 0 where no two runs differ."
     less = less or {}
-    s = aligned_scores(answers[answers.encoder.isin({*encoders, *less.values()})], categories, common)
-    one = aggregate(*point_estimates(s), s.cells, categories, left_out, partial)
+    s = aligned_scores(answers[answers.encoder.isin({*encoders, *less.values()})], categories, intersect)
+    one = aggregate(*point_estimates(s), s.cells, categories, excluded, allow_missing)
     at = {m: k for k, m in enumerate(s.models)}
     def runs(e, x): # score of each run of an encoder
         seeds = [k for name, k in s.models if name == e]
@@ -106,7 +106,7 @@ def _spreads(
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #cfc7c025
 def _paired_seed_scores(
-    answers, a, b, categories, common,
+    answers, a, b, categories, intersect,
     paired=False, # use only seeds that both encoders have
 ): # Scores of a's seeds, then of b's, and the number of seeds of each
     of = {e: set(answers.seed[answers.encoder == e]) for e in (a, b)}
@@ -116,14 +116,14 @@ def _paired_seed_scores(
         raise UserError(f"{a} and {b} have no seed in common: {sorted(of[a])}, {sorted(of[b])}")
     order = [(e, k) for e in (a, b) for k in sorted(of[a] & of[b] if paired else of[e])]
     own = pd.MultiIndex.from_frame(answers[["encoder", "seed"]]).isin(order)
-    s = aligned_scores(answers[own], categories, common)
+    s = aligned_scores(answers[own], categories, intersect)
     at = [s.models.index(m) for m in order]
     n = sum(e == a for e, _ in order)
     return s._replace(values=s.values[:, at], models=order), (n, len(order) - n)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #c721e709
-def _weights(key, s, categories, left_out): # [units] weights of the units in an average
-    _, used = _leaves_of(key, categories, left_out)
+def _weights(key, s, categories, excluded): # [units] weights of the units in an average
+    _, used = _leaves_of(key, categories, excluded)
     c = s.cells.assign(n=np.bincount(s.cell, minlength=len(s.cells)))
     there = c.leaf.isin(used)
     if key[2] == "micro": w = there / c.n[there].sum()
@@ -133,20 +133,20 @@ def _weights(key, s, categories, left_out): # [units] weights of the units in an
     return w.values[s.cell]
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #9f47d842
-def _p_value(key, s, runs, categories, left_out, draws):
-    w = _weights(key, s, categories, left_out)
+def _p_value(key, s, runs, categories, excluded, n_resamples):
+    w = _weights(key, s, categories, excluded)
     on = (w > 0) & ~np.isnan(s.values).any(1)
     if not on.any(): return float("nan")
     x, w, cluster = s.values[on], w[on], s.cluster[on]
     alone = key[0] == "subset" and len(np.unique(s.cell[on])) == 1
     if alone and max(runs) == 1 and np.isin(x, (0, 1)).all():
-        return paired_test(x[:, 0] == 1, x[:, 1] == 1, cluster, draws)
+        return paired_test(x[:, 0] == 1, x[:, 1] == 1, cluster, n_resamples)
     w = w / w.max()
-    return sign_flip(w * x[:, 0], w * x[:, 1], cluster, draws)
+    return sign_flip(w * x[:, 0], w * x[:, 1], cluster, n_resamples)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #f1e6d786
-def _discordance(key, s, categories, left_out): # number of units with different scores
-    on = (_weights(key, s, categories, left_out) > 0) & ~np.isnan(s.values).any(1)
+def _discordance(key, s, categories, excluded): # number of units with different scores
+    on = (_weights(key, s, categories, excluded) > 0) & ~np.isnan(s.values).any(1)
     return int((s.values[on, 0] != s.values[on, 1]).sum())
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #1a7b8242
@@ -187,7 +187,7 @@ def _above_baseline(
     "Compare each encoder with its no-image baseline, run by run."
     shown = {k: v for k, v in how.items() if k in ("left_out", "partial", "common")}
     spread = _spreads(answers, list(floors), categories, floors, **shown)
-    return pd.concat([compare_scores(answers, e, f, categories, paired=True, spread=spread, **how)
+    return pd.concat([compare_scores(answers, e, f, categories, paired=True, variances=spread, **how)
                       for e, f in floors.items()], ignore_index=True)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #1803d839
@@ -209,13 +209,13 @@ def _with_baselines(
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #f099cddc
 def informative_subsets(
     answers: pd.DataFrame, # with the Answers columns
-    ceiling: str, blind: str, # names of the oracle and of its no-image baseline
+    oracle: str, no_image: str, # names of the oracle and of its no-image baseline
     categories: dict, # category -> leaves of the category map
     margin: float = 0.2, # smallest gap of an informative subset, in scores of 0 to 1
-    **how, # other arguments of `compare_scores`
+    **test_kwargs, # other arguments of `compare_scores`
 ) -> pd.DataFrame: # subset, ceiling, blind, gap, lo, hi, informative
     "Return oracle and no-image scores per subset, and whether their gap reaches `margin`."
-    t = compare_scores(answers, ceiling, blind, categories, paired=True, **how)
+    t = compare_scores(answers, oracle, no_image, categories, paired=True, **test_kwargs)
     t = t[t.level == "subset"].rename(columns=dict(
         name="subset", score_a="ceiling", score_b="blind", difference="gap"))
     columns = ["subset", "ceiling", "blind", "gap", "lo", "hi", "informative"]
