@@ -1,7 +1,7 @@
-// Pictures that cells draw enlarge at a click; their tables sort by a column. Both work from the keyboard.
+// Images that cells draw enlarge at a click; their tables sort by a column. Both work from the keyboard.
 const all = css => [...document.querySelectorAll(css)]
 const make = (tag, attrs, ...inside) => { const e = Object.assign(document.createElement(tag), attrs); e.append(...inside); return e }
-const dialog = make("dialog", { className: "enlarged", ariaLabel: "Picture" })
+const dialog = make("dialog", { className: "enlarged", ariaLabel: "Image" })
 const close = make("button", { type: "button", className: "btn-close", ariaLabel: "Close" })
 document.body.append(dialog)
 dialog.onclick = () => dialog.close()

@@ -29,7 +29,7 @@ def _stratified_pairs(
             if "pixel_hash" in items else np.arange(len(items)))
     if len(rows) < 3:
         raise UserError("similarity needs pairs: got "
-                        f"{len(rows)} different pictures, expected 3 or more")
+                        f"{len(rows)} different images, expected 3 or more")
     codes = {s: pd.factorize(items[s].values[rows])[0] for s in strata}
     codes["none of these"] = np.zeros(len(rows), int)
     earlier, plan = [], {}

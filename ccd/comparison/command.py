@@ -161,9 +161,9 @@ def _give_back():
 # %% ../../nbs/library/comparison/10_command.ipynb #8522af32
 def _impossible(s: EncoderPair) -> dict: # stage -> reason why it cannot run
     out = {}
-    if s.corpus is None: out |= dict.fromkeys(("factors", "interventions"), "there are only vectors, and no pictures")
+    if s.corpus is None: out |= dict.fromkeys(("factors", "interventions"), "there are only vectors, and no images")
     elif not set(s.names) <= set(s.specs): out["interventions"] = "of an encoder there are only vectors"
-    if len(s.items) < 5: out["maps"] = "a map needs five pictures or more"
+    if len(s.items) < 5: out["maps"] = "a map needs five images or more"
     return out
 
 # %% ../../nbs/library/comparison/10_command.ipynb #7547b73d

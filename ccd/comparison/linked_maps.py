@@ -32,7 +32,7 @@ def _subsample_rows(
     Raises `UserError` for too many wanted rows."""
     wanted = np.unique(np.asarray(wanted, int))
     if len(wanted) > limit:
-        raise UserError(f"the pairs name {len(wanted):,} pictures and a page holds "
+        raise UserError(f"the pairs name {len(wanted):,} images and a page holds "
                         f"{limit:,}: pass fewer pairs")
     if n <= limit: return np.arange(n)
     rest = np.setdiff1d(np.arange(n), wanted)
@@ -192,7 +192,7 @@ def _credit(line): # markdown links become links, all else is text
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #3692c233
 def _check(maps, items, neighbors, similarities, pairs, factors, colors):
     if len(maps) != 2:
-        raise UserError(f"a twin atlas shows two encoders; got {len(maps)}: {', '.join(maps) or 'none'}")
+        raise UserError(f"linked maps show two encoders; got {len(maps)}: {', '.join(maps) or 'none'}")
     for what, given in (("neighbors", neighbors), ("similarities", similarities), ("colors", colors)):
         if missing := [m for m in maps if m not in given]:
             raise UserError(f"{what} has nothing for {', '.join(missing)}; it has {', '.join(given) or 'nothing'}: "
@@ -207,7 +207,7 @@ def _check(maps, items, neighbors, similarities, pairs, factors, colors):
             raise UserError(f"neighbors of {name} must be rows 0 to {n - 1} for each of {n} items; got "
                             f"{found.shape}, values {found.min(initial=0)} to {found.max(initial=0)}")
     if len(set(np.shape(neighbors[m])[1] for m in maps)) > 1:
-        raise UserError("both encoders need the same number of neighbours")
+        raise UserError("both encoders need the same number of neighbors")
     if missing := [c for c in ["item_id", *factors] if c not in items]:
         raise UserError(f"items has no column {', '.join(missing)}; it has {', '.join(items)}")
     if len(pairs) and max(pairs.i.max(), pairs.j.max()) >= n:
@@ -234,7 +234,7 @@ def write_linked_maps(
 
     Raises `UserError` if it cannot fit the budget."""
     _check(maps, items, neighbors, similarities, pairs, factors, colors)
-    if not 0 < limit < _MISSING: raise UserError(f"a page holds 1 to {_MISSING - 1:,} pictures; got a limit of {limit:,}")
+    if not 0 < limit < _MISSING: raise UserError(f"a page holds 1 to {_MISSING - 1:,} images; got a limit of {limit:,}")
     neighbors = {m: np.asarray(neighbors[m]) for m in maps}
     similarities = {m: similarities[m] for m in maps}
     rows = _subsample_rows(len(items), np.concatenate([pairs.i, pairs.j]) if len(pairs) else [], limit, seed)
@@ -250,7 +250,7 @@ def write_linked_maps(
             if len(page) <= budget:
                 with atomic_write(path) as tmp: tmp.write_bytes(page)
                 return Path(path)
-    raise UserError(f"the page of {len(rows):,} pictures takes {len(page) / 1e6:.1f} MB with thumbnails of {px} px, "
+    raise UserError(f"the page of {len(rows):,} images takes {len(page) / 1e6:.1f} MB with thumbnails of {px} px, "
                     f"and may take {budget / 1e6:.1f}: pass fewer items, a smaller `limit`, or a larger `budget`")
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #5efe51a8
@@ -266,8 +266,8 @@ def _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, 
                 factors=[dict(label=f.replace("_", " "), **_factorize_column(shown[f])) for f in factors],
                 pairs=[_pair_rows(pairs, rows, d) for d in ("a", "b")], **_links(rows, neighbors, similarities))
     subset = "" if n == len(items) else (
-        f" {n:,} of {len(items):,} pictures are shown, drawn at random (seed {seed}) with all pictures of the listed "
-        "pairs; of each picture's neighbours, those that are shown.")
+        f" {n:,} of {len(items):,} images are shown, drawn at random (seed {seed}) with all images of the listed "
+        "pairs; of each image's neighbors, those that are shown.")
     page = Environment(autoescape=True).from_string(page_file("maps.html"))
     fixed = dict(title=title, style=Markup(page_file("maps.css")), names=names, subset=subset,
                  script=Markup(page_file("maps_math.js") + "\n" + page_file("maps.js")),

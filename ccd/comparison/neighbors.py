@@ -37,7 +37,7 @@ def nearest_neighbors(
     group = np.arange(n) if exclude_group is None else np.unique(exclude_group, return_inverse=True)[1]
     largest = int(np.bincount(group).max())
     if k > n - largest:
-        raise UserError(f"{k} neighbours asked of {n} items, of which {largest} are kept apart: "
+        raise UserError(f"{k} neighbors asked of {n} items, of which {largest} are kept apart: "
                         f"at most {n - largest} can be given")
     if index != "flat": return _approximate(embeddings, k, group, largest, index)
     out = np.empty((n, k), np.int32)
@@ -104,7 +104,7 @@ def _approximate(e, k, group, largest, kind): # approximate search; the index ho
     found = _search(np.ascontiguousarray(e.unit()), k + largest, kind)
     chosen, enough = _others(found, group, group, k)
     if (lost := (~enough).sum()):
-        raise UserError(f"the index {kind!r} found fewer than {k} neighbours for {lost} of {len(found)} rows: use flat")
+        raise UserError(f"the index {kind!r} found fewer than {k} neighbors for {lost} of {len(found)} rows: use flat")
     return chosen
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #a9d2fce4
@@ -249,7 +249,7 @@ def _expect_spread(e: Embeddings):
     if not far <= least: return # NaN is reported elsewhere
     much = f", up to {far:.1g} of its length, and less than {least:.1g} is rounding" if far else ""
     raise UserError(f"{name} gives nine in ten of {len(e.items)} items or more the same vector{much}: there is nothing to compare. "
-                    "Is it trained, and are the pictures different ones?")
+                    "Is it trained, and are the images different ones?")
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #920c2663
 class _HsicSums:

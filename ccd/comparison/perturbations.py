@@ -272,7 +272,7 @@ def sensitivity(
     again = _counterfactual_scenes(world, n, seed) if world else {}
     jobs = [(name, s) for name, (_, strengths) in interventions.items() for s in strengths]
     out = []
-    with Progress("changing pictures", len(jobs) + len(again), unit="changes") as bar:
+    with Progress("changing images", len(jobs) + len(again), unit="changes") as bar:
         for name, s in jobs:
             changed, ok = _changed(interventions[name][0], name, s, pictures, items, seed)
             moved = {e: base[e][ok] for e in encoders}
@@ -289,7 +289,7 @@ def sensitivity(
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #388b03e2
 def _expect_others(corpus):
     if len(corpus) < 3:
-        raise UserError(f"sensitivity needs pictures to compare with: got {len(corpus)}, "
+        raise UserError(f"sensitivity needs images to compare with: got {len(corpus)}, "
                         "expected 3 or more")
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #dd573fc8

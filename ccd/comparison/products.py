@@ -110,7 +110,7 @@ def pair_moments(
     for e, m, d in zip((a, b), mean, std):
         if d < _EQUAL:
             raise UserError(f"to {_name_of(e)} all pairs of the {n} items are equally alike, with a cosine of {m:.3f}: "
-                            "no pair is more alike than another; compare other pictures, or more of them")
+                            "no pair is more alike than another; compare other images, or more of them")
     correlation = (squares[2] - mean[0] * mean[1]) / (std[0] * std[1])
     center = tuple(t / n for t in sums)
     second = torch.cat([torch.cat([gram[0], gram[2]], 1), torch.cat([gram[2].T, gram[1]], 1)])

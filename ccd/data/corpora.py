@@ -114,7 +114,7 @@ def _load_filtered(
         raise UserError(f"{home} holds scores of another corpus than {source} is now: {apart}. "
                         "Score it again: `ccd filter` with another --out")
     rows = np.flatnonzero(chosen(scores, made["settings"]["scorer"]["cuts"]))
-    if not len(rows): raise UserError(f"{keep} keeps none of {len(scores):,} pictures of {source}")
+    if not len(rows): raise UserError(f"{keep} keeps none of {len(scores):,} images of {source}")
     lost = scores[scores.fault != ""]
     bad = list(zip(lost.item_id, lost.fault))
     _warn(bad, f"of {len(scores)} images of {source}")
@@ -131,7 +131,7 @@ def _load_scores(
     folder = user_path(home) / split
     made = read_manifest(folder)
     if not made or not up_to_date(folder, made["settings"], made["inputs"]):
-        raise UserError(f"{home} holds no finished scores of {split} pictures: make them, or go on, with "
+        raise UserError(f"{home} holds no finished scores of {split} images: make them, or go on, with "
                         f"`ccd filter SOURCE --split {split} --out {home}`")
     return made, pd.read_parquet(folder / "scores.parquet", columns=["item_id", "light", "heavy", "fault"])
 

@@ -85,7 +85,7 @@ def score(
     Raises `UserError` for a stream, other scores in the folder, or too many unreadable images."""
     corpus, skipped = open_corpus(data, split)
     if not hasattr(corpus, "__len__"):
-        raise UserError(f"{data.source} is read from front to back and never held, so its pictures cannot be "
+        raise UserError(f"{data.source} is read from front to back and never held, so its images cannot be "
                         "chosen by scores: open it as shards:, hf: or folder:")
     folder, start = user_path(out) / split, time.time()
     settings = dict(source=data.source, split=split, scorer=scorer.card)
@@ -142,7 +142,7 @@ def _scored(scorer, found): # scores of a batch as a table
     good = [f["pixels"] for f in found if not f["fault"]]
     said = list(scorer.score(good)) if good else []
     if len(said) != len(good):
-        raise UserError(f"the scorer {scorer.card['name']} gave {len(said)} scores for {len(good)} pictures: expected one of each")
+        raise UserError(f"the scorer {scorer.card['name']} gave {len(said)} scores for {len(good)} images: expected one of each")
     said = iter(said)
     rows = [dict(light=None, heavy=None, fault=f["fault"] or "") | ({} if f["fault"] else _checked(next(said)))
             | dict(item_id=f["item_id"]) for f in found]
@@ -167,7 +167,7 @@ def _is_number(x): # strings are not numbers
 def _too_many(scorer, t, most, n): # error message
     bad = t[t.fault != ""]
     some = "; ".join(f"{i} ({why})" for i, why in zip(bad.item_id[:3], bad.fault[:3]))
-    return (f"the scorer {scorer.card['name']}: {len(bad):,} of the first {len(t):,} pictures cannot be scored, and {most:.2%} of {n:,} may be so: "
+    return (f"the scorer {scorer.card['name']}: {len(bad):,} of the first {len(t):,} images cannot be scored, and {most:.2%} of {n:,} may be so: "
             f"{some}. Nothing is lost: mend the data, or raise --max-faults, and start again")
 
 # %% ../../nbs/library/data/07_filters.ipynb #f645adfd
@@ -232,7 +232,7 @@ def format_filter_summary(folder) -> str:
     made, t = read_manifest(folder), pd.read_csv(folder / "summary.csv")
     n, s = int(t[["kept", "left_out", "unreadable"]].iloc[0].sum()), made["settings"]
     bad = int(t.unreadable.iloc[0])
-    lines = [f"{n:,} {s['split']} pictures of {s['source']}, scored by {s['scorer']['name']}"]
+    lines = [f"{n:,} {s['split']} images of {s['source']}, scored by {s['scorer']['name']}"]
     if bad: lines.append(f"{bad:,} could not be scored: {folder / 'unreadable.csv'}")
     return "\n".join(lines + [f"{r.rule} above {r.cut:g}: {r.kept:,} kept ({r.share:.1%}), {r.left_out:,} left out; "
                               f"--data.source filter:{r.rule}:{folder.parent}" for r in t.itertuples()])

@@ -116,7 +116,7 @@ def _white(im, x): # the largest value that the pixels could have
     else: whites = [65_535] + [2 ** 31 - 1] * bool(high >= 2 ** 23) # at least one level above black
     white = next((w for w in whites if 0 <= low and high <= w), None)
     if white: return white
-    raise ValueError(f"grey values from {low:g} to {high:g}, and nobody says what is white: "
+    raise ValueError(f"gray values from {low:g} to {high:g}, and nobody says what is white: "
                      f"expected 0 to {' or '.join(f'{w:,}' for w in whites)}")
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de05

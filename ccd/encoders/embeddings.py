@@ -268,6 +268,6 @@ def _same_pixels(a, b):
     apart = (x != y) & pd.notna(x) & pd.notna(y)
     if not apart.any(): return
     k = int(apart.argmax())
-    raise UserError(f"{a.item_id.iloc[k]!r} is not the same picture in both: the hash of its pixels "
+    raise UserError(f"{a.item_id.iloc[k]!r} is not the same image in both: the hash of its pixels "
                     f"is {x[k]} in one and {y[k]} in the other ({int(apart.sum()):,} such items); "
                     "embed the same files with both")

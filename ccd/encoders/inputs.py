@@ -230,7 +230,7 @@ def _contradiction(column, items, other, whose, by): # a sentence; "" where both
 def _rows(corpus, items): # the images of the items, in the order of the items
     at = pd.Index(corpus["item_id"][:]).get_indexer(items.item_id)
     if (at < 0).any():
-        raise UserError(f"there is no picture of {(at < 0).sum()} items, such as {items.item_id[at < 0].iloc[0]!r}: "
+        raise UserError(f"there is no image of {(at < 0).sum()} items, such as {items.item_id[at < 0].iloc[0]!r}: "
                         "expected every item_id among the images; name their folder, or give no images")
     return corpus if np.array_equal(at, np.arange(len(corpus))) else corpus.select(at)
 

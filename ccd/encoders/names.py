@@ -165,4 +165,4 @@ def _record(repo, commit):
 
 # %% ../../nbs/library/encoders/04_names.ipynb #e7cf44bb
 def _show_license(name, license):
-    if re.search(r"\bnc\b", license.lower()): _say(f"{name}: licence {license}: no commercial use")
+    if re.search(r"\bnc\b", license.lower()): _say(f"{name}: license {license}: no commercial use")

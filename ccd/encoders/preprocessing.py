@@ -34,7 +34,7 @@ class ImageTransform:
                             f"expected one of {', '.join(RESAMPLING)}")
         if not 0 < self.size <= (self.shorter or self.size):
             raise UserError(f"a square of {self.size} px cannot be cut out of "
-                            f"a picture whose shorter side is {self.shorter} px")
+                            f"an image whose shorter side is {self.shorter} px")
         if self.pad and self.squash: raise UserError("an image is squashed or padded to a square, not both")
 
     @property
@@ -118,7 +118,7 @@ def _resolve_preprocessing(
     o = {k: options[k] for k in ("fit", "size", "shorter", "filter", "mean", "std") if k in options}
     lacks = [k for k in ("fit", "size", "filter", "mean", "std") if k not in o]
     if found is None and lacks:
-        raise UserError(f"nothing says how pictures become the pixels of {name}: {why}. Add what its training used, "
+        raise UserError(f"nothing says how images become the pixels of {name}: {why}. Add what its training used, "
                         f"such as {name}#resize=crop,size=224,shorter=256,interpolation=bicubic,mean=imagenet,std=imagenet "
                         f"(missing: {', '.join(lacks)})")
     fit, mean, std = found or (ImageTransform(o["size"]), None, None)

@@ -161,7 +161,7 @@ def probe(
     for d in (d for d in datasets if d in _SEGMENTATION_DATASETS): drawn[d] = _run_segmentation_probes(every, d, settings, out)
     cards = {s: done[s][0].card for s in every if done[s]} or {
         s: read_manifest(f)["settings"]["card"] for fs in drawn.values() for s, f in fs.items() if s in every}
-    if encoders[0] not in cards: raise UserError(f"{encoders[0]} can answer nothing of {join_words(datasets)}")
+    if encoders[0] not in cards: raise UserError(f"{encoders[0]} has none of the features that {join_words(datasets)} need: expected patch tokens for segmentation; choose another data set or encoder")
     names = display_names(cards)
     made = {p.folder: outputs_hash(p.folder) for ps in done.values() for p in ps} | {f: outputs_hash(f) for fs in drawn.values() for f in fs.values()}
     def make(tmp):
@@ -195,7 +195,7 @@ def _run_segmentation_probes(
     found = {}
     for s in every:
         e = pixel_patches(v.image_size, v.patch_size) if s.startswith("pixels:") else load_encoder(s, settings)
-        if "patches" not in e.taps: log_line(f"{s} has no patch tokens and is left out of {dataset}"); continue
+        if "patches" not in e.taps: log_line(f"{s} has no patch tokens and is excluded from {dataset}"); continue
         found[s] = kept(s, dict(card=to_plain_dict(e.card)), partial(segmentation_probe, e, *parts))
     return found | dict(majority=kept("majority", {}, partial(majority_baseline, parts[0], parts[2])))
 
@@ -208,11 +208,11 @@ def _summary_text(
     a, b = names[:2]
     d = differences[(differences.a == a) & (differences.b == b) & (differences.probe == "linear")]
     sides = {a: d[(d.p_holm < 0.05) & (d.difference > 0)], b: d[(d.p_holm < 0.05) & (d.difference < 0)]}
-    said = [f"{n} reads {join_words([f'{r.task} ({100 * abs(r.difference):.1f} points more)' for r in t.itertuples()])} better than {o}"
+    said = [f"{n} is more accurate than {o} on {join_words([f'{r.task} (by {100 * abs(r.difference):.1f} points)' for r in t.itertuples()])}"
             for (n, t), o in zip(sides.items(), (b, a)) if len(t)]
     rest = d[d.p_holm >= 0.05].task.tolist()
-    return ". ".join(said + ([f"No difference is shown on {join_words(rest)}"] if rest else [])) + \
-        f". Paired tests of the linear probe on the same images, {len(d)} tasks, Holm's method at 0.05."
+    return ". ".join(said + ([f"There is no significant difference on {join_words(rest)}"] if rest else [])) + \
+        f". Paired tests of the linear probe on the same images, Holm-corrected over {len(d)} task{'s' * (len(d) != 1)}, significance level 0.05."
 
 # %% ../../nbs/library/probing/09_command.ipynb #6a34d590
 def _write_report(out: Path, names: list[str], datasets: list[str]) -> Path: # path of report.html
@@ -224,56 +224,56 @@ def _write_report(out: Path, names: list[str], datasets: list[str]) -> Path: # p
         sections = [_accuracy_section(table, apart, names), _shots_section(more.get("few_shot")),
                     _class_section(more.get("per_class"), names), _protocol_section(more.get("protocols"), table), _cut_section(more.get("cuts")),
                     _text_section(more.get("zero_shot"), more.get("retrieval")),
-                    dict(title="What was probed, and how", text=f"{join_words(datasets)}. Each encoder reads pictures in its own size and colours.",
-                         body=table_tag(cards.set_index("encoder").T), note=f"What was left out: {len(left):,} rows of left_out.csv, with the reasons.")]
-        write_report(out / "report.html", "What can be read off frozen features", said, [s for s in sections if s])
+                    dict(title="Data sets and encoders", text=f"{join_words(datasets)}. Each encoder uses its own image preprocessing.",
+                         body=table_tag(cards.set_index("encoder").T), note=f"Excluded items: {len(left):,} rows of left_out.csv, with the reasons.")]
+        write_report(out / "report.html", "Linear and kNN probes on frozen features", said, [s for s in sections if s])
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     return out / "report.html"
 
 # %% ../../nbs/library/probing/09_command.ipynb #ead5af5c
 def _accuracy_section(table, apart, names):
-    others = dict(balanced="Balanced over classes", family_mean="Macro average over families, or what else belongs together", knn="Nearest neighbours")
+    others = dict(balanced="Class-balanced accuracy", family_mean="Macro average over families or other groups", knn="Nearest neighbors")
     more = "".join(f"<h3>{html.escape(title)}</h3>{table_tag(t)}" for title, t in (
         *((title, accuracy_table(table, v)) for v, title in others.items() if v in table), # segmentation has no such tables
-        (f"{names[0]} against the others, in points", difference_table(apart[apart.a == names[0]]))))
-    return dict(title="Linear probes", text="Top-1 in percent, of test images that were looked at once, with 95 % intervals. Ridge and number "
-                "of neighbours are chosen on validation images.",
+        (f"{names[0]} minus each other encoder, in points", difference_table(apart[apart.a == names[0]]))))
+    return dict(title="Linear probes", text="Top-1 accuracy on test images in percent, with 95 % confidence intervals. The L2 strength and the number "
+                "of neighbors are selected on validation images.",
                 body=figure_html(probe_dots(table), "linear probes") + table_tag(accuracy_table(table)) +
                 f"<details><summary>More tables</summary>{more}</details>",
-                note="Intervals resample what belongs together: see the last column. Dotted: the commonest class." + _coverage_note(table))
+                note="Confidence intervals resample the groups of the last column. Dotted: majority class." + _coverage_note(table))
 
 # %% ../../nbs/library/probing/09_command.ipynb #e55fcb77
 def _coverage_note(table): # a note on groups of very unequal size
     few = table[table.effective_clusters < table.clusters / 2].drop_duplicates("task")
     if not len(few): return ""
-    return (f" On {join_words(few.task.tolist())} groups are of very unequal size, and count as few: "
+    return (f" On {join_words(few.task.tolist())} the groups have very unequal sizes, so their effective number is smaller: "
             f"{join_words([f'{r.clusters:,} as {r.effective_clusters:.0f}' for r in few.itertuples()])}. There a 95 % interval of the plain mean "
-            "covers the truth less often, 91 to 94 times in 100 where it was simulated; that of the mean over families 93 to 95 times.")
+            "covers the true value less often: 91 to 94 times in 100 in simulations. That of the mean over families covers it 93 to 95 times.")
 
 # %% ../../nbs/library/probing/09_command.ipynb #83b840fb
 def _shots_section(shots):
     if shots is None: return None
-    return dict(title="With few labels", text="Linear probes that learn from a few pictures of each class, as far as nine classes in ten have so many. Error bars: the standard deviation "
-                "of the draws.",
-                body=figure_html(few_shot_curves(shots), "accuracy against labelled pictures of each class"), note="")
+    return dict(title="Few-shot accuracy", text="Linear probes trained on a few images of each class, for shots that nine classes in ten have. Error bars: the standard deviation "
+                "over training sets.",
+                body=figure_html(few_shot_curves(shots), "few-shot accuracy by number of labeled images of each class"), note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #52d27df1
 def _protocol_section(t, table):
     if t is None: return None
-    ours = table[table.task.isin(t.task)][["encoder", "task", "linear"]].rename(columns=dict(linear="top1")).assign(protocol="converged, ridge by val")
+    ours = table[table.task.isin(t.task)][["encoder", "task", "linear"]].rename(columns=dict(linear="top1")).assign(protocol="converged, L2 by validation")
     wide = pd.concat([t, ours]).pivot(index=["task", "encoder"], columns="protocol", values="top1")
-    return dict(title="By other protocols", text="The same features and test images. As written: the paper's code, which chooses on the test "
-                "images. Corrected: its schedule and choice as they were meant.", body=table_tag((100 * wide).round(1).reset_index(), index=False), note="")
+    return dict(title="Published protocols", text="The same features and test images. As written: the paper's code, which selects on the test "
+                "images. Corrected: the schedule and the selection that the paper describes.", body=table_tag((100 * wide).round(1).reset_index(), index=False), note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #d1158d9a
 def _cut_section(t):
     if t is None: return None
     of = t.groupby(["task", "encoder"], sort=False)
-    wide = pd.DataFrame({"cuts": of.cut.nunique(), "top-1, mean": (100 * of.top1.mean()).round(1), "SD": (100 * of.top1.std()).round(2),
-                         "least": (100 * of.top1.min()).round(1), "most": (100 * of.top1.max()).round(1),
-                         "ridges": of.ridge.agg(lambda r: f"{r.min():g} to {r.max():g}")})
-    return dict(title="With other validation images", text="The same probe, where other images were held back to choose its ridge (and to test, where "
-                "the data set has no test split). In percent.", body=table_tag(wide.reset_index(), index=False), note="")
+    wide = pd.DataFrame({"splits": of.cut.nunique(), "top-1, mean": (100 * of.top1.mean()).round(1), "SD": (100 * of.top1.std()).round(2),
+                         "min": (100 * of.top1.min()).round(1), "max": (100 * of.top1.max()).round(1),
+                         "L2 strengths": of.ridge.agg(lambda r: f"{r.min():g} to {r.max():g}")})
+    return dict(title="Other validation splits", text="The same probe with other random validation splits to select its L2 strength (and other test splits, where "
+                "the data set has none). In percent.", body=table_tag(wide.reset_index(), index=False), note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #632cd6e4
 def _text_section(named, found):
@@ -282,8 +282,8 @@ def _text_section(named, found):
     body = table_tag(named.assign(right=cell(named, "accuracy"))[["encoder", "dataset", "k", "right", "classes", "tests", "templates"]], index=False)
     if found is not None: body += table_tag(found.assign(found=cell(found, "recall"), chance=[percent(c) for c in found.chance])[
         ["encoder", "dataset", "direction", "k", "found", "chance", "median_rank", "queries", "among"]], index=False)
-    return dict(title="Named without a probe", text="The nearest of all class names, or one of the nearest k; then captions that find their pictures, "
-                "and pictures their captions. In percent, of encoders that have a text side.", body=body, note="")
+    return dict(title="Zero-shot classification and retrieval", text="Top-k accuracy of the nearest class names, then recall of text-to-image and "
+                "image-to-text retrieval. In percent, for encoders with a text encoder.", body=body, note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #f99def6e
 def _class_section(classes, names):
@@ -293,8 +293,8 @@ def _class_section(classes, names):
     wide["gap"] = wide[names[0]] - wide[names[1]]
     wide = wide.loc[wide.gap.abs().sort_values(ascending=False).index].reset_index().query("n >= 10").head(20)
     shown = wide.assign(**{c: (100 * wide[c]).round(1) for c in (*names[:2], "gap")})[["task", "label", "n", *names[:2], "gap"]]
-    return dict(title="Classes they read most differently", text="Linear probes, percent right; classes of ten test images or more. The largest of "
-                "many differences are larger than they would be again.", body=table_tag(shown, index=False), note="All classes: per_class.csv.")
+    return dict(title="Classes with the largest differences", text="Accuracy of linear probes in percent, for classes with ten or more test images. The largest of "
+                "many differences are overestimates: a replication would find smaller ones.", body=table_tag(shown, index=False), note="All classes: per_class.csv.")
 
 # %% ../../nbs/library/probing/09_command.ipynb #2efd198b
 def export_accuracy(

@@ -208,7 +208,7 @@ def _pictures(data: SegmentationDataset): # row, [H, W, 3] uint8
 def _mask(data, k, shape): # mask of an image, checked against its shape
     m = data.mask(k)
     if m.shape != shape[:2]:
-        raise UserError(f"the mask of {data.corpus[k]['item_id']} is {m.shape[1]} x {m.shape[0]} px and its picture "
+        raise UserError(f"the mask of {data.corpus[k]['item_id']} is {m.shape[1]} x {m.shape[0]} px and its image "
                         f"{shape[1]} x {shape[0]} px: expected a class for each pixel, upright")
     return m
 
@@ -280,7 +280,7 @@ def _write_tokens(tmp, encoders, data, size, side, per_picture, seed):
             fx.write(x.tobytes()); fy.write(y.tobytes())
             n, counted = n + len(x), counted or (y != _IGNORE_INDEX).any()
             bar.add(1)
-    if not counted: raise UserError(f"no pixel of {len(data)} pictures has a class: all are marked {_IGNORE_INDEX}")
+    if not counted: raise UserError(f"no pixel of {len(data)} images has a class: all are marked {_IGNORE_INDEX}")
     write_json(tmp / "shape.json", [n, x.shape[1]])
 
 # %% ../../nbs/library/probing/06_patches.ipynb #a4845e53

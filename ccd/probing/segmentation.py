@@ -103,7 +103,7 @@ def _check_cells(data, cells):
         raise UserError(f"a patch of {p} px cannot be split into {cells} x {cells} cells: expected one of "
                         f"{', '.join(str(c) for c in range(1, p + 1) if p % c == 0)}")
     if cells > 1 and not data.windows:
-        raise UserError("patches drawn by lot have no neighbours to upsample with: leave per_picture at 0, or set cells=1")
+        raise UserError("patches drawn at random have no neighbors to upsample with: leave per_picture at 0, or set cells=1")
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #605e9b11
 def _residual(logits, y, side, cells): # contribution of a block to the loss, and its gradient
@@ -212,7 +212,7 @@ def miou_difference(
 
     Raises `UserError` for different images."""
     if not np.array_equal(a.counts[:, 1], b.counts[:, 1]):
-        raise UserError("two segmentations are compared on the same pictures only")
+        raise UserError("two segmentations are compared on the same images only")
     x, y = (miou(bootstrap_counts(s.counts, s.cluster, n_resamples)) for s in (a, b))
     lo, hi = np.quantile(x - y, [(1 - level) / 2, (1 + level) / 2])
     apart = miou(a.counts.sum(0)) - miou(b.counts.sum(0))
@@ -292,7 +292,7 @@ def segmentation_probe(
     tokens on one grid. Source: Oquab et al. (2024), section 7.4, linear."""
     encoders = _encoders(encoder)
     _same_classes(train, val, test)
-    if min(ratios) < 1: raise UserError(f"ratios {ratios}: a picture smaller than the"
+    if min(ratios) < 1: raise UserError(f"ratios {ratios}: an image smaller than the"
                                         " window cannot be cut: expected 1 or more")
     size, side = _feature_grid(encoders)
     with tempfile.TemporaryDirectory() as spare:
@@ -323,7 +323,7 @@ def _encoders(encoder):
 def _same_classes(*parts):
     if any(p.classes != parts[0].classes for p in parts):
         raise UserError(f"train, val and test must have the same classes, in order; got {[p.classes for p in parts]}")
-    if not all(len(p) for p in parts): raise UserError(f"train, val and test hold {[len(p) for p in parts]} pictures: "
+    if not all(len(p) for p in parts): raise UserError(f"train, val and test hold {[len(p) for p in parts]} images: "
                                                        "expected some in each")
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #29ab0e6d

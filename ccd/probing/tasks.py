@@ -219,9 +219,9 @@ def _items(items, key):
 def _seeded_val(t, train, seed):
     val = _val_mask(train.label.values, train.pixel_hash.values, seed)
     alone = train.label[~val].nunique() - train.label[val].nunique()
-    if alone: t.notes.append(f"classes with one picture in train, and none in val: {alone:,}")
+    if alone: t.notes.append(f"classes with one image in train, and none in val: {alone:,}")
     if val.any(): return val
-    raise UserError(f"{t.name} has one picture in each class of train: nothing is left to validate on; "
+    raise UserError(f"{t.name} has one image in each class of train: nothing is left to validate on; "
                     "give it a val split")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #08ef2dae
@@ -245,12 +245,12 @@ def _too_few(a, d):
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #bb9a3971
 def _say_alone(t, d): # note classes of one image
-    t.left_out = _left((i, "the only picture of its class: never tested") for i in d.item_id)
-    if len(d): t.notes.append(f"classes with one picture, which is never tested: {d.label.nunique():,}")
+    t.left_out = _left((i, "the only image of its class: never tested") for i in d.item_id)
+    if len(d): t.notes.append(f"classes with one image, which is never tested: {d.label.nunique():,}")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #ec84435e
 def _say_twins(t, a, *parts): # note exact duplicates with different labels
     if a.spec.look is False: return
     d = pd.concat([p[["pixel_hash", "label"]] for p in parts])
     twins = (d.groupby("pixel_hash").label.nunique() > 1).sum()
-    if twins: t.notes.append(f"pictures under two labels: {twins:,}")
+    if twins: t.notes.append(f"images under two labels: {twins:,}")

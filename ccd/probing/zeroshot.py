@@ -80,11 +80,11 @@ def _zero_shot_predict(
 
     Raises `UserError` for vectors of different dimensions, NaN or infinity."""
     if images.shape[1] != classes.shape[1]:
-        raise UserError(f"pictures have {images.shape[1]} dimensions and captions "
+        raise UserError(f"images have {images.shape[1]} dimensions and captions "
                         f"{classes.shape[1]}: read the encoder at feature=projected")
     names, found = np.asarray(names), []
     for a in range(0, len(images), _ROWS):
-        sim = _l2_normalize(images[a:a + _ROWS], "vectors of pictures") @ classes.T
+        sim = _l2_normalize(images[a:a + _ROWS], "vectors of images") @ classes.T
         found.append(np.argsort(-sim, axis=1, kind="stable")[:, :k])
     return names[np.concatenate(found)]
 
@@ -172,7 +172,7 @@ def retrieval(
     n, owner = len(images), np.asarray(owner)
     _check_owner(n, len(captions), owner, texts)
     group = np.arange(n) if cluster is None else np.asarray(cluster)
-    x = _l2_normalize(images, "vectors of pictures")
+    x = _l2_normalize(images, "vectors of images")
     t = _l2_normalize(captions, "vectors of captions")
     has, wording = _meant(n, owner, texts)
     whose = has.T.tocsr()
@@ -204,7 +204,7 @@ def _check_owner(n, m, owner, said):
                         + ": expected one for each")
     if not m: raise UserError("there are no captions to be found")
     if owner.min() < 0 or owner.max() >= n:
-        raise UserError(f"a caption belongs to picture {owner.max() if owner.max() >= n else owner.min()}, "
+        raise UserError(f"a caption belongs to image {owner.max() if owner.max() >= n else owner.min()}, "
                         f"and there are {n}, from 0: `owner` holds rows of `images`")
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #46fa79b5

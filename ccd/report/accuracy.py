@@ -26,8 +26,8 @@ def loss_curves(
         ax.plot(m.samples, m.loss, color=color_of(name), alpha=0.25, lw=0.8)
         ax.plot(m.samples, m.loss.rolling(9, min_periods=1, center=True).mean(), color=color_of(name))
         ax.axhline(chance[name], color="#777", lw=0.8, ls=":")
-        ax.text(m.samples.iloc[-1], chance[name], "knows nothing", ha="right", va="bottom", fontsize=_MIN_FONT, color="#555")
-        ax.set(title=fill(name, 18), xlabel="images seen", ylabel="loss", ylim=(0, max(m.loss.max(), chance[name]) * 1.08))
+        ax.text(m.samples.iloc[-1], chance[name], "chance level", ha="right", va="bottom", fontsize=_MIN_FONT, color="#555")
+        ax.set(title=fill(name, 18), xlabel="training images", ylabel="loss", ylim=(0, max(m.loss.max(), chance[name]) * 1.08))
         ax.locator_params(axis="x", nbins=3)
         ax.xaxis.set_major_formatter(lambda v, _: _short(v))
     return fig
@@ -37,12 +37,12 @@ def dino_diagnostics(m: pd.DataFrame):
     "Return a figure of DINO's collapse diagnostics over training: entropy of the teacher and rank of the features."
     p, m = styled_pyplot(), m.dropna(subset=["teacher_entropy"])
     fig, (a, b) = p.subplots(1, 2, figsize=(_FIG_WIDTH, 2.6))
-    a.plot(m.samples, m.teacher_entropy, color=_COLORS["DINO"], label="per picture")
-    a.plot(m.samples, m.mean_entropy, color=_COLORS["DINO"], ls="--", label="of the mean answer")
-    a.set(title="Entropy of the teacher,\nshare of ln K", xlabel="images seen", ylim=(0, 1.05))
+    a.plot(m.samples, m.teacher_entropy, color=_COLORS["DINO"], label="per image")
+    a.plot(m.samples, m.mean_entropy, color=_COLORS["DINO"], ls="--", label="of the batch mean")
+    a.set(title="Teacher entropy,\nnormalized by ln K", xlabel="training images", ylim=(0, 1.05))
     a.legend(fontsize=_MIN_FONT)
     b.plot(m.samples, m.feature_rank, color=_COLORS["DINO"])
-    b.set(title="Effective rank\nof the features", xlabel="images seen", ylim=(0, None))
+    b.set(title="Effective rank\nof the features", xlabel="training images", ylim=(0, None))
     for ax in (a, b):
         ax.locator_params(axis="x", nbins=4)
         ax.xaxis.set_major_formatter(lambda v, _: _short(v))
@@ -58,7 +58,7 @@ def knn_during_training(
     ax = fig.subplots()
     for name, m in curves.items():
         ax.plot(m.samples, m.knn, color=color_of(name), marker="o", ms=2.5, label=name)
-    ax.set(xlabel="images seen", ylabel="right category", ylim=(0, None))
+    ax.set(xlabel="training images", ylabel="kNN accuracy", ylim=(0, None))
     ax.xaxis.set_major_formatter(lambda v, _: _short(v))
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     ax.legend(fontsize=8)
@@ -135,6 +135,6 @@ def few_shot_curves(
         ax.locator_params(axis="y", nbins=4)
         ax.set_xticklabels(m.index); ax.minorticks_off()
         ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
-    fig.supxlabel("pictures of each class", fontsize=9)
+    fig.supxlabel("images of each class", fontsize=9)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside upper center", ncols=_PANELS_PER_ROW)
     return fig

@@ -39,7 +39,7 @@ def subset_accuracy_plot(
     shown = [s for s in dict.fromkeys(t.shown) if t[t.shown == s].encoder.iloc[0] in names]
     fig = styled_pyplot().figure(figsize=(4.8, 1.1 + (0.08 + 0.065 * len(shown)) * len(rows)))
     label = {l: f"   {l}" for ls in categories.values() for l in ls}
-    _ladder(rows, shown, lambda n, r: value.loc[(n, r)], label, "right answers", fig=fig)
+    _ladder(rows, shown, lambda n, r: value.loc[(n, r)], label, "accuracy", fig=fig)
     ax, y = fig.axes[0], np.arange(len(rows))[::-1]
     marks = [(oracle, dict(marker="o", fc="none", ec="#222", s=34)),
              *((n + no_image, dict(marker="x", c="#888", s=14, lw=0.9)) for n in shown if no_image)]
@@ -66,7 +66,7 @@ def question_table(
     wide = t.pivot(index="name", columns="shown", values="cell").loc[rows, list(dict.fromkeys(t.shown))]
     first = t.drop_duplicates("name").set_index("name").loc[rows]
     wide["questions in groups"] = [f"{a:,} in {b:,}" for a, b in zip(first.questions, first.clusters)]
-    note = ["not informative, in no average" if n == "not informative" else "" for n in first.note]
+    note = ["excluded from averages: not informative" if n == "not informative" else "" for n in first.note]
     return (wide.assign(note=note) if any(note) else wide).rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/report/05_questions.ipynb #2f192cfd
@@ -86,7 +86,7 @@ def vqa_difference_table(
 # %% ../../nbs/library/report/05_questions.ipynb #6de4aebf
 def _gap(r): # one cell of the table
     if r["difference"] != r["difference"]: return "–"
-    if not r["discordant"]: return "+0.0, all answered alike" # its variance is unknown
+    if not r["discordant"]: return "+0.0, no discordant items" # its variance is unknown
     lo, hi = (r["all_lo"], r["all_hi"]) if r["seeds_known"] else (r["lo"], r["hi"])
     star = "*" if r["p_all_holm"] < 0.05 and r.get("above_baseline") != "neither" else ""
     return f"{100 * r['difference']:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){star}"

@@ -41,9 +41,9 @@ def pair_grid(
     return fig
 
 # %% ../../nbs/library/report/04_similarity.ipynb #72644c5f
-FACTOR_NAMES = dict(concept="same thing", category="same category", subcategory="same subcategory",
-    word="same word", style="same design team", style_family="any set of the same team", ground_color="same ground colour",
-    object_color="same object colour", kind="same kind of scene", count="same number")
+FACTOR_NAMES = dict(concept="same object", category="same category", subcategory="same subcategory",
+    word="same word", style="same style", style_family="same vendor", ground_color="same background color",
+    object_color="same object color", kind="same scene type", count="same number of objects")
 MIN_PAIRS = 20 # proportions of fewer pairs are neither drawn nor reported
 
 # %% ../../nbs/library/report/04_similarity.ipynb #a3962789
@@ -61,10 +61,10 @@ def agreement_dots(
         t = table[table.direction == d].set_index("factor").reindex(factors)
         y = np.arange(len(factors))[::-1] + (0.14 if k == 0 else -0.14)
         ax.hlines(y, t.lo, t.hi, color=color_of(name), lw=2)
-        ax.scatter(t.share, y, color=color_of(name), s=24, zorder=3, label=f"pairs that {name} joins")
+        ax.scatter(t.share, y, color=color_of(name), s=24, zorder=3, label=f"{name}-similar pairs")
     c = table.drop_duplicates("factor").set_index("factor").reindex(factors).chance
     ax.scatter(c, np.arange(len(factors))[::-1], marker="|", s=160, color="#333", label="all pairs")
-    ax.set(yticks=np.arange(len(factors))[::-1], xlim=(-0.01, 1.01), xlabel="share of pairs")
+    ax.set(yticks=np.arange(len(factors))[::-1], xlim=(-0.01, 1.01), xlabel="fraction of pairs")
     ax.set_yticklabels([FACTOR_NAMES[f] for f in factors])
     ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     fig.legend(fontsize=_MIN_FONT, columnspacing=1, handletextpad=0.2, loc="outside upper center", ncols=3)
@@ -82,7 +82,7 @@ def summary_figure(
     top, low = fig.subfigures(2, 1, height_ratios=(1.2, 1))
     for part, d, a, b in zip(top.subfigures(1, 2, wspace=0.04), ("a", "b"), names, names[::-1]):
         pair_grid(pairs[pairs.direction == d], images, names, n_pairs=6, columns=2, fig=part)
-        part.suptitle(f"{a} joins, {b} parts", color=color_of(a), fontsize=10, fontweight="bold")
+        part.suptitle(f"similar for {a}, dissimilar for {b}", color=color_of(a), fontsize=10, fontweight="bold")
     agreement_dots(table, names, fig=low)
     return fig
 
@@ -139,10 +139,10 @@ def score_vs_seed_noise(
     ax = fig.subplots()
     for name in names:
         t = table[table.similar_for == name]
-        ax.plot(t["rank"], t.score, color=color_of(name), label=f"pairs that only {name} joins")
+        ax.plot(t["rank"], t.score, color=color_of(name), label=f"{name}-similar pairs")
     for name in names:
         t = table[table.similar_for == names[0]]
-        if TWO_SEEDS + name in t: ax.plot(t["rank"], t[TWO_SEEDS + name], color=color_of(name), ls=":", label=f"{name} and another seed of it")
+        if TWO_SEEDS + name in t: ax.plot(t["rank"], t[TWO_SEEDS + name], color=color_of(name), ls=":", label=f"{name}, two seeds")
     ax.set(xscale="log", xlabel="rank of the pair", ylabel="score, σ", ylim=(0, None))
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
     fig.legend(fontsize=8, loc="outside upper center", ncols=2)
@@ -160,44 +160,46 @@ def overlap_curves(
         two = (a, b) == tuple(names)
         color = "#333333" if two else color_of(a)
         ax.fill_between(t.k, t.lo, t.hi, color=color, alpha=0.25, lw=0)
-        ax.plot(t.k, t.overlap, color=color, marker="o", ms=3, label=f"{a} and {b}" if two else f"{a} and another seed of it")
+        ax.plot(t.k, t.overlap, color=color, marker="o", ms=3, label=f"{a} and {b}" if two else f"{a}, two seeds")
     t = table.drop_duplicates("k")
-    ax.plot(t.k, t.chance, color="#777", ls=":", label="by chance")
-    ax.set(xscale="log", xlabel="neighbours", ylim=(0, None), xticks=t.k, ylabel="share in common")
+    ax.plot(t.k, t.chance, color="#777", ls=":", label="chance")
+    ax.set(xscale="log", xlabel="number of neighbors", ylim=(0, None), xticks=t.k, ylabel="mutual kNN overlap")
     ax.set_xticklabels(t.k); ax.minorticks_off()
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     ax.legend(fontsize=8)
     return fig
 
 # %% ../../nbs/library/report/04_similarity.ipynb #de2a2b9c
-TERM_LABELS = {"both have a concept": "both show a thing", "both have a word": "both have a word",
-    "same subcategory": "same subcategory, other thing", "same category": "same category, other subcategory",
-    "same style_family": "other set of the same team",
-    "near ground": "ground colour nearer", "near object": "object colour nearer", "near mean": "mean colour nearer",
-    "near layout": "layout nearer", "near sharpness": "sharpness nearer", "near edges": "edges nearer",
-    "near histogram": "colour histogram nearer", "near brightness": "brightness nearer"} | {
+TERM_LABELS = {"both have a concept": "both contain an object", "both have a word": "both contain a word",
+    "same subcategory": "same subcategory, different object", "same category": "same category, different subcategory",
+    "same style_family": "same vendor, different style",
+    "near ground": "background color distance (−)", "near object": "object color distance (−)", "near mean": "mean color distance (−)",
+    "near layout": "layout distance (−)", "near sharpness": "sharpness distance (−)", "near edges": "edge distance (−)",
+    "near histogram": "color histogram distance (−)", "near brightness": "brightness distance (−)"} | {
     f"same {k}": v for k, v in FACTOR_NAMES.items() if k not in ("category", "subcategory")}
-_GROUP_NAMES = dict(concept="thing, subcategory, category", style="design team", kind="kind of scene",
-    presence="both show a thing, a word", colour="colour, all three") | {
-    k: v.removesuffix(" nearer") for k, v in TERM_LABELS.items() if k.startswith("near ")}
+_GROUP_NAMES = dict(concept="object, subcategory, category", style="style", kind="scene type",
+    presence="both contain an object, a word", colour="color, all three") | {
+    k: v.removesuffix(" distance (−)") for k, v in TERM_LABELS.items() if k.startswith("near ")}
 
 # %% ../../nbs/library/report/04_similarity.ipynb #1f57eb30
+_MINUS = " distance (−)" # suffix of terms in which a smaller distance is a larger value
+
 def term_name(
     term: str, # term of `ccd.comparison.attribution.similarity_regression`; collinear terms are joined by + or -
     names: dict = TERM_LABELS, # labels: `TERM_LABELS` or `_GROUP_NAMES`
 ) -> str:
     "Return the label of a term."
     words = [names.get(w, w) for w in re.split(r" [+-] ", term)]
-    if len(words) > 1 and all(w.endswith(" nearer") for w in words): words = [w.removesuffix(" nearer") for w in words[:-1]] + words[-1:]
+    if len(words) > 1 and all(w.endswith(_MINUS) for w in words): words = [w.removesuffix(_MINUS) for w in words[:-1]] + words[-1:]
     return "".join(a + b for a, b in zip(words, [*re.findall(r" [+-] ", term), ""]))
 
 # %% ../../nbs/library/report/04_similarity.ipynb #18bd44e3
-CHANGE_NAMES = {"hue": "hue turned", "grey": "colour taken out", "brightness": "darkened", "blur": "blurred",
-    "texture": "grating laid over", "shuffle": "parts shuffled", "rotation": "turned", "word": "word laid over",
-    "ground": "ground recoloured", "style": "same thing, other team",
-    "concept, same category": "other thing, same category",
-    "concept, other category": "other thing, other category", "ground, exactly": "other ground, composed",
-    "word on a sign": "other word on a sign"}
+CHANGE_NAMES = {"hue": "hue rotated", "grey": "grayscale", "brightness": "darkened", "blur": "blurred",
+    "texture": "grating noise", "shuffle": "patch shuffle", "rotation": "rotated", "word": "word overlay",
+    "ground": "background recolored", "style": "same object, different style",
+    "concept, same category": "different object, same category",
+    "concept, other category": "different object, different category", "ground, exactly": "background replaced",
+    "word on a sign": "different word on a sign"}
 BASELINES = ("random ViT", "raw pixels")
 
 # %% ../../nbs/library/report/04_similarity.ipynb #abfaf7e3
@@ -234,7 +236,7 @@ def attribution_plot(
     t = table[table.quantity == quantity].set_index(["encoder", "term"])[["value", "lo", "hi"]]
     terms, names = list(dict.fromkeys(t.index.get_level_values(1))), _encoders(table, names)
     shown, xlabel = ((_GROUP_NAMES, "unique R²") if quantity == "unique" else
-                     (TERM_LABELS, "σ per match, or per σ nearer"))
+                     (TERM_LABELS, "standardized coefficient (SD of similarity)"))
     return _ladder(terms, names, lambda n, r: t.loc[(n, r)], shown, xlabel, fig=fig)
 
 # %% ../../nbs/library/report/04_similarity.ipynb #b912b8a9
@@ -251,7 +253,7 @@ def sensitivity_plot(
     rows, names = list(dict.fromkeys(t.intervention)), _encoders(table, names)
     middle = lambda n, r: own[n, r].iloc[len(own[n, r]) // 2][[value, low, high]]
     reach = lambda n, r: (own[n, r][value].iloc[0], own[n, r][value].iloc[-1])
-    xlabel = "drop in similarity, σ" if value == "drop" else "drop in similarity, mean distances"
+    xlabel = "embedding shift (SD of similarity)" if value == "drop" else "embedding shift / mean pairwise distance"
     return _ladder(rows, names, middle, CHANGE_NAMES, xlabel, reach, fig)
 
 # %% ../../nbs/library/report/04_similarity.ipynb #4ab91e29
@@ -266,7 +268,7 @@ def intervention_examples(
     for ax in axes.flat: ax.axis("off")
     for ax, (name, x) in zip(axes.flat, images.items()):
         if x is not None: ax.imshow(x, interpolation="nearest")
-        else: ax.text(0.5, 0.5, "no uniform\nground", ha="center", va="center", fontsize=_MIN_FONT, transform=ax.transAxes)
+        else: ax.text(0.5, 0.5, "no uniform\nbackground", ha="center", va="center", fontsize=_MIN_FONT, transform=ax.transAxes)
         ax.set_title(fill(CHANGE_NAMES.get(name, name), 12), fontsize=_MIN_FONT, loc="center",
                      fontweight="normal", pad=2)
     return fig

@@ -43,11 +43,11 @@ def _learning_checks(out: Path, settings: Settings) -> dict: # name -> dict(valu
     from ccd.training.loop import metrics
     m = metrics(out / "train" / "dino-0").dropna(subset=["teacher_entropy"]).iloc[-1]
     p = pd.read_csv(out / "neighbors" / "purity.csv").set_index(["encoder", "label"]).purity
-    out_ = {"teacher entropy per picture / ln K": (float(m.teacher_entropy), "<", 0.8),
-            "entropy of the mean answer / ln K": (float(m.mean_entropy), ">", 0.5),
+    out_ = {"teacher entropy per image / ln K": (float(m.teacher_entropy), "<", 0.8),
+            "entropy of the batch mean / ln K": (float(m.mean_entropy), ">", 0.5),
             "effective rank of the features": (float(m.feature_rank), ">", 10.0)}
     for label in ("category", "style"):
-        out_[f"neighbours of the same {label}, against its first weights"] = (
+        out_[f"kNN label agreement by {label}, above random initialization"] = (
             float(p["DINO", label]), ">", float(p["random ViT", label]))
     return {k: dict(value=v, sign=s, bound=b, ok=v < b if s == "<" else v > b) for k, (v, s, b) in out_.items()}
 
@@ -74,17 +74,17 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
     watched = {n: pd.read_json(p, lines=True) for k, n in _NAMES.items() if (p := out / f"train/{k}-0/neighbors.jsonl").exists()}
     s = [_section_curves(curves, blind, _learning_checks(out, settings), watched), _section_probes(probes, diff),
          *_section_vlm(out / "vlm/EmojiVMC/tables", settings), _section_pairs(pairs, agree, picture),
-         dict(title="Whom does each put next to whom?", text=_overlap_text(lap, settings.analysis.neighbors),
-              body=figure_html(neighbor_grid(drawn, near, picture), "nearest neighbours") +
+         dict(title="Nearest neighbors", text=_overlap_text(lap, settings.analysis.neighbors),
+              body=figure_html(neighbor_grid(drawn, near, picture), "nearest neighbors") +
               table_tag(purity_table(purity)),
-              note=f"Share of the {settings.analysis.neighbors} nearest pictures with the same label (percent, 95 % interval over concept "
-                   "families); neighbours of the same family are left out. Pictures without a drawing have no concept."),
-         dict(title="The same pictures on two maps", text="UMAP of the held-out scenes: what lies together is alike to the encoder.",
-              body=figure_html(atlas_plot(maps, picture), "two maps of the same pictures"), note=""),
-         dict(title="What was equal, what was not, and what it cost", text=_audit_text(table),
+              note=f"Percentage of the {settings.analysis.neighbors} nearest images with the same label, with 95 % confidence intervals from resampled concept "
+                   "families. Neighbors of the same family are excluded. Images without an emoji have no concept."),
+         dict(title="UMAP of both encoders", text="UMAP of the held-out scenes: images that are close together are similar for the encoder.",
+              body=figure_html(atlas_plot(maps, picture), "two maps of the same images"), note=""),
+         dict(title="Settings and cost of both runs", text=_audit_text(table),
               body=table_tag(table.drop(columns="equal"), index=False, prose=True), note=""),
          _section_made(settings, hardware_info(), license_notice())]
-    write_report(page, "CLIP and DINO, trained on the same pictures", _lead(settings, diff, agree), s)
+    write_report(page, "CLIP and DINO, trained on the same images", _lead(settings, diff, agree), s)
     with atomic_write(page) as tmp:
         tmp.write_text(page.read_text(encoding="utf-8") + mark, encoding="utf-8")
 
@@ -93,47 +93,47 @@ def _lead(settings, diff, agree):
     from ccd.probing.tables import tasks_where_better
     c, d = (tasks_where_better(diff, a, (b,)) for a, b in (("CLIP", "DINO"), ("DINO", "CLIP")))
     top = lambda side: _most(agree[agree.direction == side])
-    text = (f"Both saw the same {settings.control.samples:,} pictures in the same order, from the same first weights. "
-            f"A linear probe favours CLIP on {join_words(c) or 'nothing'}, DINO on {join_words(d) or 'nothing'}"
-            f" (differences whose 95 % interval leaves out zero). "
-            f"Pairs that only CLIP joins share {top('a')}; pairs that only DINO joins share {top('b')}.")
-    return text + " Training is far from converged at this size: read directions, not levels."
+    text = (f"Both encoders were trained on the same {settings.control.samples:,} images in the same order, from the same initial weights. "
+            f"CLIP is more accurate in a linear probe on {join_words(c) or 'no task'}, and DINO on {join_words(d) or 'no task'}"
+            f" (differences whose 95 % confidence interval excludes 0). "
+            f"Pairs that are similar for CLIP and dissimilar for DINO share {top('a')}. Pairs that are similar for DINO and dissimilar for CLIP share {top('b')}.")
+    return text + " Training is far from converged at this size, so only the signs of differences are meaningful, not the accuracies."
 
 # %% ../../nbs/library/study/02_report.ipynb #fa1260f5
 def _most(t):
     "Return the factors shared most above chance, if their confidence intervals exclude chance."
     from ccd.report.similarity import FACTOR_NAMES, MIN_PAIRS
     t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.pairs >= MIN_PAIRS)].sort_values("gain", ascending=False).head(2)
-    return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % against {100 * r.chance:.0f} % of all pairs)"
-                  for r in t.itertuples()]) or "nothing above chance"
+    return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % of them, {100 * r.chance:.0f} % of all pairs)"
+                  for r in t.itertuples()]) or "no factor above chance"
 
 # %% ../../nbs/library/study/02_report.ipynb #e070a42e
 def _section_curves(curves, blind, facts, watched):
-    rows = pd.DataFrame([dict(sign=k, value=f"{v['value']:.3g}", bound=f"{v['sign']} {v['bound']:.3g}",
+    rows = pd.DataFrame([dict(criterion=k, value=f"{v['value']:.3g}", bound=f"{v['sign']} {v['bound']:.3g}",
                               met="yes" if v["ok"] else "no") for k, v in facts.items()])
     met = sum(v["ok"] for v in facts.values())
-    return dict(title="Do they learn?", text="The paper's Figure 4. CLIP's loss says how well it learns; DINO's does not, "
-                f"since its target moves, so its teacher is watched: {met} of {len(facts)} signs of learning are met.",
+    return dict(title="Training curves", text="The paper's Figure 4. CLIP's loss measures its progress. DINO's loss does not, "
+                f"since its target changes, so the report shows collapse diagnostics of its teacher: {met} of {len(facts)} criteria are met.",
                 body=figure_html(loss_curves(curves, blind), "loss curves") +
-                figure_html(dino_diagnostics(curves["DINO"]), "health of DINO") + table_tag(rows, index=False) +
-                (figure_html(knn_during_training(watched), "neighbours of held-out drawings, during training", "32rem") if watched else ""),
-                note="Last figure: the 20 nearest of the drawings of training families vote on the category of those of held-out "
-                     "families." if watched else "")
+                figure_html(dino_diagnostics(curves["DINO"]), "collapse diagnostics of DINO") + table_tag(rows, index=False) +
+                (figure_html(knn_during_training(watched), "kNN accuracy on held-out emoji during training", "32rem") if watched else ""),
+                note="Last figure: the category of each emoji of a held-out family is predicted from its 20 nearest neighbors among "
+                     "the emoji of training families." if watched else "")
 
 # %% ../../nbs/library/study/02_report.ipynb #23363e00
 def _section_probes(probes, diff):
     from ccd.probing.tables import tasks_where_better
-    cleared = " ".join(f"By {how}, {n} is above both on {join_words(tasks_where_better(diff, n, BASELINES, probe)) or 'nothing'}."
-                       for how, probe in (("the linear probe", "linear"), ("neighbours", "knn")) for n in _NAMES.values())
-    return dict(title="What can be read off the frozen features?",
-        text="Each probe learns on some concept families, fonts or styles and is read on others. A random ViT and raw "
-             f"pixels are the floors: what they can do, nobody learnt. {cleared}",
+    cleared = " ".join(f"In {how}, {n} is above both baselines on {join_words(tasks_where_better(diff, n, BASELINES, probe)) or 'no task'}."
+                       for how, probe in (("the linear probe", "linear"), ("the kNN probe", "knn")) for n in _NAMES.values())
+    return dict(title="Probes on frozen features",
+        text="Each probe is trained on some concept families, fonts or styles and tested on others. A random ViT and raw "
+             f"pixels are the baselines: their accuracy needs no training. {cleared}",
         body=figure_html(probe_dots(probes), "linear probes") + table_tag(accuracy_table(probes)) +
-             "<details><summary>Nearest-neighbour probes, means over families, and differences on the same items</summary>" +
+             "<details><summary>kNN probes, means over families, and paired differences</summary>" +
              "".join(table_tag(accuracy_table(probes, v)) for v in ("knn", "family_mean") if v in probes) +
              table_tag(difference_table(diff)) + "</details>",
-        note="Top-1 in percent with 95 % bootstrap interval; the groups of the last column, concept families or words, are "
-             "resampled whole.")
+        note="Top-1 accuracy in percent with 95 % bootstrap intervals. The groups of the last column, concept families or words, are "
+             "resampled as clusters.")
 
 # %% ../../nbs/library/study/02_report.ipynb #2c090e71
 def _section_vlm(tables, settings): # empty where the settings name no language model
@@ -142,43 +142,43 @@ def _section_vlm(tables, settings): # empty where the settings name no language 
     from ccd.data.emoji.materials import CATEGORIES, SUBSETS_SAID
     from ccd.vqa.llava.answering import CONDITION_SUFFIXES as SIGHTS
     t, apart = pd.read_csv(tables / "summary.csv"), pd.read_csv(tables / "differences.csv")
-    return [dict(title="What does a language model see through it?", text=summary_text(apart, *_NAMES.values()),
+    return [dict(title="Visual question answering", text=summary_text(apart, *_NAMES.values()),
                  body=figure_html(subset_accuracy_plot(t, CATEGORIES, list(_NAMES.values()), SIGHTS["none"]), "answers to questions"),
-                 note="A small language model around each encoder, trained alike; questions with four options about held-out "
-                      "drawings, words and fonts. Cross: the same model without the picture. " + SUBSETS_SAID)]
+                 note="A small language model is trained on the tokens of each encoder, with the same settings. It answers questions with four options about held-out "
+                      "emoji, words and fonts. Cross: no image. " + SUBSETS_SAID)]
 
 # %% ../../nbs/library/study/02_report.ipynb #5b084080
 def _section_pairs(pairs, agree, picture):
     body = ""
-    for d, text in (("a", "CLIP joins, DINO parts"), ("b", "DINO joins, CLIP parts")):
+    for d, text in (("a", "Similar for CLIP, dissimilar for DINO"), ("b", "Similar for DINO, dissimilar for CLIP")):
         body += f"<h3>{text}</h3>" + figure_html(pair_grid(pairs[pairs.direction == d], picture), text)
-    return dict(title="Where do they disagree most?",
-        text=f"Of all pairs of held-out scenes, these have the largest difference in standardised similarity "
-             f"(the paper's Figure 2; σ is the encoder's own spread over all pairs). Below: what the top "
-             f"{len(pairs) // 2} pairs of each direction have in common.",
+    return dict(title="Pairs with the largest disagreement",
+        text=f"Of all pairs of held-out scenes, these have the largest difference in standardized similarity "
+             f"(the paper's Figure 2; σ is the standard deviation of an encoder's similarity over all pairs). Below: the factors that the top "
+             f"{len(pairs) // 2} pairs of each direction share.",
         body=body + figure_html(agreement_dots(agree), "what pairs share"),
-        note="Every pair was scored; exact copies removed; no picture in more than a few pairs. Dots: share of pairs "
-             "with a 95 % interval; ticks: share among all pairs. Factors that fewer than 20 pairs have on both sides are left out.")
+        note="Every pair was scored. Exact duplicates are excluded, and no image is in more than a few pairs. Dots: fraction of pairs "
+             "with a 95 % confidence interval; ticks: fraction among all pairs. Factors with n < 20 pairs are omitted.")
 
 # %% ../../nbs/library/study/02_report.ipynb #565fad74
 def _overlap_text(lap, k):
     r = lap.iloc[0]
     return (f"CLIP and DINO share {100 * r.overlap:.1f} % ({100 * r.lo:.1f}–{100 * r.hi:.1f}) of their {k} nearest "
-            f"neighbours; chance is {100 * r.chance:.2f} %.")
+            f"neighbors; chance is {100 * r.chance:.2f} %.")
 
 # %% ../../nbs/library/study/02_report.ipynb #43dd9afb
 def _audit_text(t):
     n = int(t.equal.sum())
-    return f"{n} of the {len(t)} lines are equal. What differs belongs to the objective, or is its price."
+    return f"{n} of the {len(t)} lines are equal. The others are settings of the objective, or its cost."
 
 # %% ../../nbs/library/study/02_report.ipynb #96bb0a05
 def _section_made(settings, machine, art):
     rows = pd.DataFrame([dict(what=k, value=str(v)) for k, v in
                          dict(preset=settings.preset, seeds=settings.analysis.seeds, **machine).items()])
     from ccd.report.tables import license_html, table_tag
-    return dict(title="How it was made", text=Markup("<code>{}</code>; settings and hashes of every stage stand in the "
+    return dict(title="How it was made", text=Markup("<code>{}</code>; settings and hashes of every stage are in the "
                 "<code>manifest.json</code> beside it.").format(_command_of(settings)),
-                body=table_tag(rows, index=False), note="Drawings: " + license_html(art.splitlines()))
+                body=table_tag(rows, index=False), note="Emoji images: " + license_html(art.splitlines()))
 
 # %% ../../nbs/library/study/02_report.ipynb #38a17da6
 def _command_of(settings: Settings) -> str:

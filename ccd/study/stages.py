@@ -95,7 +95,7 @@ def _train_all(out: Path, settings: Settings, world: dict):
     cost = {n: estimate_seconds(RECIPES[n].objective, s, _train_corpus(s)) / 60 for n, s in {n: s for n, s in todo.values()}.items()}
     parts = [f"{display_name(r)} {cost[n]:.1f}" for r, (n, _) in todo.items()]
     log_line(f"training takes about {sum(cost[n] for n, _ in todo.values()):.0f} min on this machine "
-         f"({', '.join(parts)}), less what was done before; the analysis a few more")
+         f"({', '.join(parts)}), minus completed stages; the evaluation takes a few more")
     for r, (name, own) in todo.items():
         train(RECIPES[name].objective, own, _train_corpus(own), out / "train" / r, _knn_callback(own, out / "train" / r),
               RECIPES[name].title)

@@ -23,7 +23,7 @@ def _describe_augmentation(objective: str, control: dict, own: dict, dino: dict)
     return "; ".join([area(dino["global_scale"]),
         *([f"{local} more of {dino['local_scale'][0]:g} "
            f"to {dino['local_scale'][1]:g}"] if local else []),
-        f"colour jitter {dino['jitter']:g}", "grey 0.2", "blur", "solarise",
+        f"color jitter {dino['jitter']:g}", "gray 0.2", "blur", "solarize",
         *([f"flip {dino['flip']:g}"] if dino["flip"] else [])])
 
 # %% ../../nbs/library/training/05_audit.ipynb #426ceb36
@@ -70,7 +70,7 @@ def _describe_run(
     file = run / "manifest.json"
     check_run(m["settings"], file)
     f = m["facts"]
-    sheet = {"objective": f["objective"], **({"pictures and captions": f["data"]} if "data" in f else {}),
+    sheet = {"objective": f["objective"], **({"images and captions": f["data"]} if "data" in f else {}),
         "training data": m["inputs"]["corpus"],
         "order of samples": f["order"],
         "first weights of the ViT": f["first_weights"],

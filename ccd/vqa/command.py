@@ -53,7 +53,7 @@ def load_training_data(settings: Settings, v: VlmSettings, captions="", instruct
     "Load LLaVA files, or the synthetic emoji dataset. Raises `UserError` for incomplete files."
     if not captions and not instructions: return _VlmTrainingData(*_emoji_conversations(settings.data, v))
     if not (captions and instructions and images):
-        raise UserError("a model learns from captions and from instructions, two JSON files as LLaVA has them, about the pictures "
+        raise UserError("a model learns from captions and from instructions, two JSON files as LLaVA has them, about the images "
                         f"of one folder; got captions {captions!r}, instructions {instructions!r}, images {images!r}")
     learnt = _VlmTrainingData(_load_llava_json(captions, images), _load_llava_json(instructions, images))
     for file, talks in zip((captions, instructions), learnt):
@@ -250,24 +250,24 @@ def _write_page(out: Path, v: VlmSettings, form: str) -> Path: # report.html
     t = {p.stem: load_table(p) for p in sorted((out / "tables").glob("*.csv"))}
     m = {c: x.subset.tolist() for c, x in t["categories"].groupby("category", sort=False)}
     names = [n for n in dict.fromkeys(t["encoders"].encoder) if n != ORACLE]
-    said = summary_text(t["differences"], *names[:2]) if len(names) > 1 else f"{names[0]}, above its floors or not: see below."
+    said = summary_text(t["differences"], *names[:2]) if len(names) > 1 else f"The tables below compare {names[0]} with its baselines."
     with distinct_colors(tuple(names[:2])):
         figure = figure_html(subset_accuracy_plot(t["summary"], m, names, CONDITION_SUFFIXES["none"], ORACLE), "accuracy by subset and category")
     sections = [
-        dict(title="Where does the encoder matter?", text="Right answers of four options, by subset and category, with 95 % intervals over what "
-             "belongs together. Grey: the same models without the picture. Ring: an encoder that was taught what the answers depend on. "
+        dict(title="Accuracy by subset and category", text="Accuracy with four options, by subset and category, with 95 % confidence intervals from resampled "
+             "groups. Cross: no image. Ring: oracle, an encoder trained on the factors that the answers depend on. "
              + SUBSETS_SAID * (out.name == "EmojiVMC"),
              body=figure + table_tag(question_table(t["summary"], m, t["encoders"].encoder))),
-        dict(title=f"{names[0]} against the others, in points", text="Both answered the same questions. " + over_runs(t["differences"]),
+        dict(title=f"{names[0]} minus each other encoder, in points", text="Both models answered the same questions. " + over_runs(t["differences"]),
              body=table_tag(vqa_difference_table(t["differences"][t["differences"].a == names[0]], m))) if "differences" in t else None,
-        dict(title="Above the floor", text="The same model with the picture, less without it or with that of another question. "
+        dict(title="Differences to the baselines", text="Accuracy with the image minus accuracy without it, or with the image of another question. "
              + over_runs(t["floors"]),
              body=table_tag(vqa_difference_table(t["floors"], m))),
-        dict(title="Which subsets can tell encoders apart", text="A ceiling less than 20 points above its floor: not informative, and in no average.",
+        dict(title="Informative subsets", text="Subsets in which the oracle is less than 20 points above its no-image baseline are not informative, and are excluded from averages.",
              body=table_tag(t["informative"].round(3), index=False)) if "informative" in t else None,
-        dict(title="How it was made", text=f"Preset {v.preset}: see settings.json of each model. Asked by {form}: {_ASKED_BY[form]}.",
+        dict(title="How it was made", text=f"Preset {v.preset}: see settings.json of each model. Answer format {form}: {_ASKED_BY[form]}.",
              body=table_tag(t["encoders"].astype(object).fillna("").set_index("encoder").T))]
-    write_report(out / "report.html", "What can a language model see through it?", said, [s | dict(note="") for s in sections if s])
+    write_report(out / "report.html", "Visual question answering with each encoder", said, [s | dict(note="") for s in sections if s])
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     return out / "report.html"
 
@@ -275,9 +275,9 @@ def _write_page(out: Path, v: VlmSettings, form: str) -> Path: # report.html
 def over_runs(differences: pd.DataFrame) -> str: # differences: table of `ccd.vqa.statistics.significance.compare_scores`
     "Return a sentence on what the confidence intervals of a table include."
     if not differences.seeds_known.any():
-        return "Every encoder was trained once: intervals are over questions alone, and nothing is claimed of other runs."
-    return ("Intervals are over questions and seeds; how far seeds lie apart is pooled over the encoders that were trained more than "
-            "once. A star: significant over both, after Holm's correction within each level; an encoder that was trained once has none.")
+        return "Every encoder was trained once. Confidence intervals are over questions alone, and do not cover other training runs."
+    return ("Confidence intervals are over questions and seeds. The variance between seeds is pooled over the encoders that were trained more than "
+            "once. * p < 0.05 over both, Holm-corrected within each level; not tested for encoders that were trained once.")
 
 # %% ../../nbs/library/vqa/03_command.ipynb #49212507
 def export_vlm(

@@ -190,7 +190,7 @@ def test_colours_are_the_ten_most_frequent_values_and_the_rest(page, given):
     page.select_option("#color", label="concept")
     colors = page.evaluate("Bokeh.documents[0].get_model_by_name('dots').get_array('color')")
     keys = page.eval_on_selector_all("#legend .key", "all => all.map(e => e.textContent)")
-    assert len(keys) == 12 and keys[-1] == "has none" and keys[-2].startswith("other (")
+    assert len(keys) == 12 and keys[-1] == "no value" and keys[-2].startswith("other (")
     concept, counts = given["items"].concept, given["items"].concept.value_counts()
     assert [counts[k] for k in keys[:10]] == counts.iloc[:10].tolist()
     of = {k: {c for c, v in zip(colors, concept) if v == k} for k in keys[:10]}

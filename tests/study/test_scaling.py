@@ -464,7 +464,7 @@ def test_published_verdicts():
 def test_what_the_average_hides():
     c = published.published_tradeoffs().set_index("quantity")
     assert c.low["ADE20K"] == 49.08 and c.high["ADE20K"] == 42.14 and not c.better["ADE20K"] and not c.better["NYUd_lin1"] and c.better["average"]
-    assert c.verdict["ADE20K"] == "its error is not known" and c.verdict["average"] == "real"
+    assert c.verdict["ADE20K"] == "its standard error is unknown" and c.verdict["average"] == "real"
     o = published.above_text_only().set_index("model")
     assert o.over.min() == 0 and o.index[0] == "I-JEPA H 224" and o.over["CLIP 7B"] > o.over["Web-DINO 7B"] > o.over["Web-DINO 1B"] > 0
     with pytest.raises(UserError, match="no published curve"): published.published_fits("SigLIP")

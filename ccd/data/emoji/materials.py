@@ -51,8 +51,8 @@ SUBSETS = {
     "entry": _Subset("doc", "entry", ("words", "fonts")),
     "rows": _Subset("doc", "rows", ("words", "fonts")),
 }
-SUBSETS_SAID = ("The subset color asks for the color of the background; font, word and ground are one question, which word is written, with "
-                "the font, the word or the background held out from training.")
+SUBSETS_SAID = ("The questions of the subset color are about the color of the background. The subsets font, word and ground ask which word is written: "
+                "the font, the word or the background is held out from training.")
 CATEGORIES = {c: [n for n, s in SUBSETS.items() if s.category == c]
               for c in ("general", "reason", "ocr", "doc")}
 

@@ -27,7 +27,7 @@ def load_text_encoder(
     if kind == "open_clip": return TextEncoder(_open_clip_text(name))
     if kind != "ccd":
         raise UserError(f"{spec} has no text side: captions are read by runs that "
-                        "learnt from captions (ccd:FOLDER), by hf: models of CLIP "
+                        "learned from captions (ccd:FOLDER), by hf: models of CLIP "
                         "and SigLIP, and by open_clip:ARCH/TAG")
     folder = find_release(name) or name
     if not read_manifest(folder):

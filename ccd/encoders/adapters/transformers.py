@@ -96,7 +96,7 @@ def _hf_preprocessing(
         odd.append(f"size={getattr(p, 'size', None)}")
     if crop and crop != part("crop_size", "width"): odd.append(f"crop_size={p.crop_size}")
     if abs(p.rescale_factor * 255 - 1) > 1e-6: odd.append(f"rescale_factor={p.rescale_factor}")
-    if odd: raise UserError(f"{type(p).__name__} of {repo} does not make one square of every picture: "
+    if odd: raise UserError(f"{type(p).__name__} of {repo} does not make one square of every image: "
                             + ", ".join(odd))
     fit = ImageTransform(crop or h, h or side, h is not None, Image.Resampling(int(p.resample)).name.lower())
     _try(p, fit, repo)
@@ -219,7 +219,7 @@ def hf_encoder(
     fit, mean, std = _resolve_preprocessing(title, found, options, why)
     c, native = model.config, _native(model.config)
     if native and fit.size != native and _stretchable(model) and "size" not in options:
-        raise UserError(f"{title} learnt its positions at {native} px, but its image processor makes {fit.size} px: "
+        raise UserError(f"{title} learned its positions at {native} px, but its image processor makes {fit.size} px: "
                         f"add #size={native}, or #size={fit.size} to stretch them")
     if fit.size != native and isinstance(getattr(c, "patch_size", None), int): check_size(fit.size, c.patch_size)
     arch = f"transformers {type(model).__name__}" + "".join(

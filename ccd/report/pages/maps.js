@@ -141,7 +141,7 @@ function fill() {
       return e
     }))
   } else if (focus >= 0) {
-    $("verdict").textContent = `${Math.round(kept[focus] * page.k_all)} of ${page.k_all} nearest in common`
+    $("verdict").textContent = `${Math.round(kept[focus] * page.k_all)} of ${page.k_all} nearest neighbors in common`
     rows.forEach((row, t) => row.forEach(({ slot, pic, num }, r) => {
       const j = near[t][focus * k + r]
       slot.hidden = j === NONE
@@ -215,7 +215,7 @@ function paint() {
   }
   source.data = { ...source.data, color: dots, alpha: Float32Array.from(faded, v => v ? 0.06 : 0.85) }
   for (const m of maps) { m.levels = {}; redraw(m) }
-  $("count").textContent = filterValue < 0 ? `${number(n)} pictures` : `${number(left)} of ${number(n)} pictures`
+  $("count").textContent = filterValue < 0 ? `${number(n)} images` : `${number(left)} of ${number(n)} images`
   legend()
 }
 function legend() {
@@ -233,7 +233,7 @@ function legend() {
     return e
   })
   if (f.values.length > TOP) keys.push(entry("span", other, `other (${f.values.length - TOP} more)`))
-  if (f.code.includes(NONE)) keys.push(entry("span", none, "has none"))
+  if (f.code.includes(NONE)) keys.push(entry("span", none, "no value"))
   $("legend").replaceChildren(...keys)
 }
 const option = (value, text) => { const e = make("option", "", text); e.value = value; return e }
@@ -287,10 +287,10 @@ source.selected.properties.indices.change.connect(() => {
   $("selection").hidden = !chosen.length
   remark()
   if (!chosen.length) return
-  $("selected").textContent = `${number(chosen.length)} ${chosen.length === 1 ? "picture" : "pictures"} selected` +
+  $("selected").textContent = `${number(chosen.length)} ${chosen.length === 1 ? "image" : "images"} selected` +
     (chosen.length > SHOWN ? `, the first ${SHOWN} shown` : "")
-  $("share").textContent = `${percent(mean(chosen.map(i => kept[i])))} of their nearest are the same in both encoders; ` +
-    `of all pictures', ${percent(mean(kept))}.`
+  $("share").textContent = `${percent(mean(chosen.map(i => kept[i])))} of their nearest neighbors are the same in both encoders; ` +
+    `over all images: ${percent(mean(kept))}.`
   $("thumbs").replaceChildren(...chosen.slice(0, SHOWN).map(i => {
     const e = thumb(make("button", "pic"), i)
     e.onclick = () => show(i, true)

@@ -188,7 +188,7 @@ def _linear_effect(table: pd.DataFrame, centre: dict, metric: str, parts: list[t
 def format_fraction(grid: Grid) -> tuple[str, str]: # such as `1/8 of the drawings`, `8 times the drawings`
     "Return the names of the smallest data fraction and of its inverse."
     few = min(grid.axes["drawings"])
-    return f"1/{1 / few:g} of the drawings", f"{1 / few:g} times the drawings"
+    return f"1/{1 / few:g} of the images", f"{1 / few:g} times the images"
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #2d78891f
 def effects_table(table: pd.DataFrame, grid: Grid) -> pd.DataFrame: # effect, metric, columns of `_linear_effect`, p_holm
@@ -198,12 +198,12 @@ def effects_table(table: pd.DataFrame, grid: Grid) -> pd.DataFrame: # effect, me
     lead, low = [(1, "clip", {}), (-1, "dino", {})], [(1, "clip", few), (-1, "dino", few)]
     more = lambda r: [(1, r, {}), (-1, r, few)]
     asked = {"CLIP − DINO": lead, f"CLIP − DINO, {share}": low, f"CLIP, {times}": more("clip"), f"DINO, {times}": more("dino"),
-             f"CLIP − DINO, what {times} add to it": lead + [(-w, r, at) for w, r, at in low],
+             f"CLIP − DINO, change with {times}": lead + [(-w, r, at) for w, r, at in low],
              f"CLIP with {share} − DINO with all": [(1, "clip", few), (-1, "dino", {})],
              "CLIP − shuffled captions": [(1, "clip", {}), (-1, "clip-shuffled", {})],
              "CLIP − classifier on concepts": [(1, "clip", {}), (-1, "supervised", {})],
-             "captions say the ground too": [(1, "clip-ground", {}), (-1, "clip", {})],
-             "captions say the style too": [(1, "clip-style", {}), (-1, "clip", {})]}
+             "captions with background − without": [(1, "clip-ground", {}), (-1, "clip", {})],
+             "captions with style − without": [(1, "clip-style", {}), (-1, "clip", {})]}
     rows = [dict(effect=name, metric=m) | e for name, parts in asked.items() for m in dict.fromkeys(table.metric)
             if (e := _linear_effect(table, grid.centre, m, parts))]
     return pd.DataFrame(rows).assign(p_holm=holm(np.array([r["p"] for r in rows]))) if rows else pd.DataFrame()

@@ -81,7 +81,7 @@ def published_tradeoffs(
         d = (difference(b, a, benchmark_suite("images").n.get(q, np.nan)) if t is classic else
              test_differences(load_published_table("webssl_vqa"), [(high, low, q)]).to_dict("records")[0])
         rows.append(dict(quantity=q, low=a, high=b, change=b - a, better=(b < a) == q.startswith("NYUd"),
-                         verdict=judged(d).replace("cannot be told", "its error is not known")))
+                         verdict=judged(d).replace("cannot be told", "its standard error is unknown")))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #e1a9c388

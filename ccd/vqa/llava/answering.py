@@ -124,7 +124,7 @@ def _mismatched_images(
         rows = np.flatnonzero(subsets == s)
         names, at = np.unique(items[rows], return_index=True)
         if len(names) < 2:
-            raise UserError(f"all questions of {str(s)!r} are about one picture: "
+            raise UserError(f"all questions of {str(s)!r} are about one image: "
                             "there is no other to show")
         order = np.random.default_rng(seed).permutation(len(names))
         after = dict(zip(names[order], rows[at[np.roll(order, -1)]]))

@@ -108,7 +108,7 @@ def _tokenized(
 def _no_marks(turns):
     bad = [k for k, t in enumerate(turns) if any(_IMAGE_TOKEN in x for pair in t for x in pair)]
     if bad: raise UserError(f"{len(bad)} talks say {_IMAGE_TOKEN} themselves, such as {_join_first(bad)}: "
-                            "that mark stands for the picture; take it out of the text")
+                            "that mark stands for the image; take it out of the text")
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #298bea3f
 def _train_bpe(
@@ -155,7 +155,7 @@ def _form_of(
 def _caption_conversations(corpus) -> _Conversations: # dataset with `image` and `captions`
     "Return one conversation per caption. Raises `UserError` where there are no captions."
     if "captions" not in corpus.column_names or not any(corpus["captions"][:]):
-        raise UserError("stage 1 learns from captions, and these pictures have none: give a corpus with `captions`")
+        raise UserError("stage 1 learns from captions, and these images have none: give a corpus with `captions`")
     said = corpus["captions"][:]
     turns = [[("", c)] for cs in said for c in cs or ()]
     return _Conversations(corpus, turns, np.repeat(np.arange(len(said)), [len(c or ()) for c in said]))
@@ -309,7 +309,7 @@ def _image_corpus(path, images, files): # a `datasets.Dataset`, and a dict file 
     from datasets import Dataset, Features, Image, Value
     home = Path(images).expanduser()
     absent = [f for f in files if not _is_file(home / f)]
-    if absent: raise UserError(f"{len(absent)} of {len(files)} pictures of {path} are not in "
+    if absent: raise UserError(f"{len(absent)} of {len(files)} images of {path} are not in "
                                f"{images}, such as {_join_first(map(repr, absent))}: put them there, or leave their conversations out")
     columns = dict(item_id=files, image=[dict(bytes=None, path=str(home / f)) for f in files])
     corpus = Dataset.from_dict(columns, Features(item_id=Value("string"), image=Image(decode=False)))

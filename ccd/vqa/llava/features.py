@@ -131,7 +131,7 @@ def _hold(encoder, corpus, tokens, folder, todo):
     if not todo: return
     left, pixels = sum(len(rows) for _, rows in todo), ImageDecoder(corpus, encoder.fit or encoder.card.size)
     _room(folder, encoder, pixels, tokens, left)
-    with Progress("tokens of pictures", len(corpus), len(corpus) - left) as bar:
+    with Progress("tokens of images", len(corpus), len(corpus) - left) as bar:
         for file, rows in todo:
             x = _read(encoder, pixels, rows, tokens, bar)
             _unchanged(corpus, rows)
@@ -172,6 +172,6 @@ def _room(folder, encoder, pixels, tokens, n):
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if one * n > free:
-        raise UserError(f"the tokens of {n:,} pictures by {encoder.card.name} take "
+        raise UserError(f"the tokens of {n:,} images by {encoder.card.name} take "
                         f"{one * n / 1e9:.1f} GB and {folder} has {free / 1e9:.1f}: "
-                        "move the cache with CCD_CACHE, or take fewer pictures")
+                        "move the cache with CCD_CACHE, or take fewer images")

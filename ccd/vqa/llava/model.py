@@ -159,4 +159,4 @@ def _expect_mark(s, k, image): # check that a conversation with an image has one
     marks = (s.ids[s.of(k)] == image).sum()
     if marks != (s.picture[k] >= 0):
         raise UserError(f"talk {k} has {marks} image tokens and "
-                        f"{int(s.picture[k] >= 0)} pictures: expected one of each, or none")
+                        f"{int(s.picture[k] >= 0)} images: expected one of each, or none")

@@ -127,7 +127,7 @@ def _judge_claim(
     d: dict, # result of `difference`
 ) -> str:
     "Return the verdict on a claim, from the numbers alone."
-    if not np.isfinite(d["se"]): return f"{d['diff']:+.3g}; its error is not known"
+    if not np.isfinite(d["se"]): return f"{d['diff']:+.3g}; its standard error is unknown"
     if abs(d["diff"]) <= Z_95 * d["se"]: return f"a {difference_verdict(d)}"
     up = d["diff"] > 0
     if kind == "more": return "holds" if up else "the other way round"
@@ -136,7 +136,7 @@ def _judge_claim(
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #c141b9b4
 def _printed(c, d): # compare with the printed difference
     off = abs(d["diff"] - c.printed) > 0.06 # rounding to one decimal, plus the tolerance
-    return f"; printed as {c.printed:+g}, which does not follow" if off else ""
+    return f"; printed as {c.printed:+g}, which differs from the difference of the printed scores" if off else ""
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #2cb5900e
 def _fragile(c, d, vqa): # test whether the difference depends on one benchmark

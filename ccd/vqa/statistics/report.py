@@ -53,11 +53,11 @@ def report(
         tables[f"summary {name}"] = bootstrap_summary(t, m, **how)
         tables[f"conventions {name}"] = conventions(t, m, intersect)
         above = {e: f for e, f in (baselines or {}).items() if {e, f} <= set(names)}
-        if above: tables[f"over the floor {name}"] = _above_baseline(t, above, m, **how)
+        if above: tables[f"over the baseline {name}"] = _above_baseline(t, above, m, **how)
         found = [compare_scores(t, a, b, m, **how) for a, b in pairs]
         if found: tables[f"differences {name}"] = pd.concat(found, ignore_index=True)
         if found and above:
-            tables[f"differences {name}"] = _with_baselines(tables[f"differences {name}"], tables[f"over the floor {name}"])
+            tables[f"differences {name}"] = _with_baselines(tables[f"differences {name}"], tables[f"over the baseline {name}"])
     _write_tables(tables, out, {n: m for n, (m, _) in maps.items()})
     return tables
 

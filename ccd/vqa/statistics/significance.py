@@ -174,8 +174,8 @@ def verdict(
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #41494026
 def _power(row): # minimum detectable difference, in words
-    if np.isnan(row["could_show"]): return "what could have been shown cannot be said, since the two answer alike"
-    return f"{row['questions']} questions could have shown {100 * row['could_show']:.1f}"
+    if np.isnan(row["could_show"]): return "the minimum detectable difference is unknown, since the two have no discordant answers"
+    return f"minimum detectable difference {100 * row['could_show']:.1f} points with {row['questions']} questions"
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #e7dc5e70
 def _above_baseline(
