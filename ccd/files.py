@@ -113,8 +113,8 @@ def disk_full(e: Exception) -> bool:
 
 # %% ../nbs/library/00_files.ipynb #c5e93cb7
 def _no_space(path):
-    return UserError(f"no space left while writing {path}; nothing was lost: free some room, "
-                     "or move the cache with CCD_CACHE, and start again")
+    return UserError(f"no space left while writing {path}; nothing was lost: free some "
+                     "space, or move the cache with CCD_CACHE, and start again")
 
 # %% ../nbs/library/00_files.ipynb #d763714d
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ def _told(path): # turn errors of the operating system into a `UserError`
     except OSError as e:
         if disk_full(e): raise _no_space(path) from e
         raise UserError(f"{path} cannot be written: {_why_not(path, e)}; nothing was lost: "
-                        "choose another folder, or mend this one, and start again") from e
+                        "choose another folder, or repair this one, and start again") from e
 
 # %% ../nbs/library/00_files.ipynb #4f70b620
 def _why_not(
@@ -299,7 +299,7 @@ def cache_dir(*parts) -> Path:
     "Return a path in the cache. Raises `UserError` if the cache is not a folder."
     asked = os.environ.get("CCD_CACHE")
     try: root = user_path(asked or "~/.cache/ccd")
-    except UserError as e: raise UserError(f"no place for the cache: {e}; or set CCD_CACHE to a folder") from e
+    except UserError as e: raise UserError(f"the cache folder cannot be created: {e}; or set CCD_CACHE to a folder") from e
     if os.path.lexists(root) and not root.is_dir():
         raise UserError(f"{'CCD_CACHE=' if asked else ''}{root}: the cache has to be a folder; {_why_not(root, NotADirectoryError(errno.ENOTDIR, ''))}: "
                         "set CCD_CACHE to another")

@@ -37,7 +37,7 @@ def nearest_neighbors(
     group = np.arange(n) if exclude_group is None else np.unique(exclude_group, return_inverse=True)[1]
     largest = int(np.bincount(group).max())
     if k > n - largest:
-        raise UserError(f"{k} neighbors asked of {n} items, of which {largest} are kept apart: "
+        raise UserError(f"{k} neighbors requested for {n} items, of which {largest} are excluded: "
                         f"at most {n - largest} can be given")
     if index != "flat": return _approximate(embeddings, k, group, largest, index)
     out = np.empty((n, k), np.int32)

@@ -110,7 +110,7 @@ def _share(control, rank, processes): # the slice of the global batch
 
 # %% ../../nbs/library/data/05_batches.ipynb #937f0b22
 MIN_SAMPLES_FOR_LIMIT = 300 # samples before the fraction of corrupt ones is tested
-_NO_CAPTION = "no caption, and this objective needs one"
+_NO_CAPTION = "no caption, which this objective needs"
 
 # %% ../../nbs/library/data/05_batches.ipynb #512110d2
 class _BadSampleLog:
@@ -132,7 +132,7 @@ class _BadSampleLog:
             f"{self.met:,} unusable items were met in {self.seen:,} samples, and "
             f"{self.most:.2%} are allowed: {self.first()[:300]}. "
             + (f"All are listed in {self.path}. " if self.path else "")
-            + "Nothing is lost: mend the data, or raise --runtime.max-faults, "
+            + "Nothing is lost: repair the data, or raise --runtime.max-faults, "
             "and start again")
 
     def first(self): # a few items, for an error message
@@ -225,8 +225,8 @@ class BatchLoader(_Fed):
 def _classes(corpus, label): # value -> class index
     if label is None: return {}
     if label not in corpus.column_names:
-        raise UserError(f"the images have no column {label!r} to learn classes from; "
-                        f"their columns are {', '.join(corpus.column_names)}")
+        raise UserError(f"the images have no column {label!r} with classes to "
+                        f"train on; their columns are {', '.join(corpus.column_names)}")
     if _many(corpus, label): return {}
     found = set().union(*(p.unique().to_pylist() for p in _pieces(corpus, label))) - {None}
     return {v: k for k, v in enumerate(sorted(found))}
@@ -306,6 +306,6 @@ def _alive(loader):
     except (RuntimeError, EOFError, OSError) as e: # EOFError, OSError: a batch sent by half
         ours = not isinstance(e, RuntimeError) or "DataLoader worker (pid" in str(e)
         if not ours or "Caught" in str(e): raise
-        raise UserError("a process that decodes images was killed, most likely for want of "
-            "memory (or of /dev/shm): nothing is lost; set a smaller --runtime.workers "
+        raise UserError("a process that decodes images was killed, most likely because "
+            "memory (or /dev/shm) ran out: nothing is lost; set a smaller --runtime.workers "
             "and start again") from e

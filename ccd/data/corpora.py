@@ -91,7 +91,7 @@ def _parse_filter_rule(text: str) -> _FilterRule: # `light`, `heavy`, `light@CUT
     except ValueError: score = ""
     if score not in ("light", "heavy"):
         raise UserError(f"unknown filter {text!r}: expected light, heavy, not-light or "
-                        "not-heavy, perhaps with a cut of its own, such as light@0.9")
+                        "not-heavy, perhaps with a threshold, such as light@0.9")
     return _FilterRule(score, at, name != score)
 
 # %% ../../nbs/library/data/03_corpora.ipynb #ad1e422c
@@ -131,7 +131,7 @@ def _load_scores(
     folder = user_path(home) / split
     made = read_manifest(folder)
     if not made or not up_to_date(folder, made["settings"], made["inputs"]):
-        raise UserError(f"{home} holds no finished scores of {split} images: make them, or go on, with "
+        raise UserError(f"{home} holds no finished scores of {split} images: make them, or resume, with "
                         f"`ccd filter SOURCE --split {split} --out {home}`")
     return made, pd.read_parquet(folder / "scores.parquet", columns=["item_id", "light", "heavy", "fault"])
 
@@ -206,7 +206,7 @@ class ImageDecoder:
         found = self.read(rows)
         if bad := next((r for r in found if r["fault"]), None):
             raise UserError(f"the image {bad.get('item_id')!r} cannot be read: "
-                            f"{bad['fault']}; mend it or remove it")
+                            f"{bad['fault']}; repair it or remove it")
         return np.stack([r["pixels"] for r in found]).transpose(0, 3, 1, 2)
 
 # %% ../../nbs/library/data/03_corpora.ipynb #b0062b02

@@ -37,7 +37,7 @@ class Scorer:
 
     def __post_init__(self):
         if not self.card.get("name") or set(self.card.get("cuts", ())) != {"light", "heavy"}:
-            raise UserError(f"the card of a scorer needs a name, and cuts of light and heavy; got {self.card}")
+            raise UserError(f"the card of a scorer needs a name, and thresholds (`cuts`) of light and heavy; got {self.card}")
 
 # %% ../../nbs/library/data/07_filters.ipynb #9b91f72d
 def function_scorer(
@@ -51,8 +51,8 @@ def function_scorer(
     name = f"{f.__module__}.{f.__qualname__}"
     try: source = content_hash(_source(f))
     except (OSError, TypeError):
-        raise UserError(f"the source of {name} cannot be read, so nobody could tell its scores from another "
-                        "function's: define it with `def` in a file, or make a Scorer with a card") from None
+        raise UserError(f"the source code of {name} cannot be read, so its scores could be confused "
+                        "with those of another function: define it with `def` in a file, or make a Scorer with a card") from None
     return Scorer(dict(name=name, source=source, cuts=dict(light=light, heavy=heavy)), partial(_each, f))
 
 # %% ../../nbs/library/data/07_filters.ipynb #9020afbe
@@ -167,8 +167,8 @@ def _is_number(x): # strings are not numbers
 def _too_many(scorer, t, most, n): # error message
     bad = t[t.fault != ""]
     some = "; ".join(f"{i} ({why})" for i, why in zip(bad.item_id[:3], bad.fault[:3]))
-    return (f"the scorer {scorer.card['name']}: {len(bad):,} of the first {len(t):,} images cannot be scored, and {most:.2%} of {n:,} may be so: "
-            f"{some}. Nothing is lost: mend the data, or raise --max-faults, and start again")
+    return (f"the scorer {scorer.card['name']}: {len(bad):,} of the first {len(t):,} images cannot be scored, and at most {most:.2%} of {n:,} are allowed: "
+            f"{some}. Nothing is lost: repair the data, or raise --max-faults, and start again")
 
 # %% ../../nbs/library/data/07_filters.ipynb #f645adfd
 def _summary(t, cuts, lost): # number of images that each rule keeps

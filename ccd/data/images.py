@@ -116,7 +116,7 @@ def _white(im, x): # the largest value that the pixels could have
     else: whites = [65_535] + [2 ** 31 - 1] * bool(high >= 2 ** 23) # at least one level above black
     white = next((w for w in whites if 0 <= low and high <= w), None)
     if white: return white
-    raise ValueError(f"gray values from {low:g} to {high:g}, and nobody says what is white: "
+    raise ValueError(f"gray values from {low:g} to {high:g}, and the value of white is unknown: "
                      f"expected 0 to {' or '.join(f'{w:,}' for w in whites)}")
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de05
@@ -288,11 +288,11 @@ _NO_TEXT = _LEFT_OUT + "a caption that cannot be read: " # the image is used wit
 def besides(skipped): return f"; it holds {_few(skipped)}" if skipped else ""
 
 def _warn(bad, of):
-    if bad: warnings.warn(f"{len(bad)} {of} set aside: {_few(bad)}")
+    if bad: warnings.warn(f"{len(bad)} {of} skipped: {_few(bad)}")
 
 # %% ../../nbs/library/data/01_images.ipynb #030a1f2d
 def warn_others(rows, where): # separate from the warning about corrupt images
-    if rows: warnings.warn(f"set aside in {where}, beside the images: {_few(rows)}")
+    if rows: warnings.warn(f"skipped in {where}, beside the images: {_few(rows)}")
 
 def _few(rows): return "; ".join(f"{f} ({why.removeprefix(_LEFT_OUT)})" for f, why in rows[:20]) + "; …" * (len(rows) > 20)
 

@@ -338,7 +338,7 @@ def _load_stream(
 # %% ../../nbs/library/data/02_shards.ipynb #cc439722
 def _streamed(root, split):
     if split != "train":
-        raise UserError(f"the folder {root} is streamed whole and has no part for {split}: "
+        raise UserError(f"the folder {root} is streamed whole and has no split {split}: "
                         f"open it as shards:{root} or folder:{root}")
     for kind in _STREAMED:
         if files := sorted(root.rglob(f"*.{kind}")): return kind, files

@@ -52,7 +52,7 @@ class _Stream(_Fed):
         if had != (self.processes, len(self.places)):
             raise UserError(
                 f"this run streams with {had[0]} processes of {had[1]} workers and "
-                f"cannot go on with {self.processes} of {len(self.places)}")
+                f"cannot resume with {self.processes} of {len(self.places)}")
         self.places = state["places"]
 
     def __call__(self, step: int) -> Batch: # peek: the position does not change
@@ -149,7 +149,7 @@ def _stream_classes(corpus, label):
     if label is None: return {}
     names = getattr((corpus.features or {}).get(label), "names", None)
     if names: return {n: k for k, n in enumerate(names)}
-    raise UserError(f"a stream cannot tell the classes of {label!r} before it is read: "
+    raise UserError(f"the classes of {label!r} are unknown before a stream is read: "
                     "it needs a column of type ClassLabel; or use hf:, shards: or folder:")
 
 # %% ../../nbs/library/data/06_streams.ipynb #b62683f6

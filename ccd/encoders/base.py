@@ -72,11 +72,11 @@ class Encoder:
         Raises `UserError` for a feature it does not have."""
         for t in tap.split("+"):
             if t not in Features._fields:
-                raise UserError(f"unknown tap {t!r}: "
-                                f"expected one of {', '.join(Features._fields)}")
+                raise UserError(f"unknown feature "
+                                f"{t!r}: expected one of {', '.join(Features._fields)}")
             if t not in self.taps:
-                raise UserError(f"{self.card.name} has no tap {t!r} here: "
-                                f"it has {', '.join(self.taps)}")
+                raise UserError(f"{self.card.name} has no feature "
+                                f"{t!r}: it has {', '.join(self.taps)}")
         has, applied = self.card.projection != "none", tap == "projected"
         projection = "applied" if applied else "not applied" if has else "none"
         card = replace(self.card, tap=tap, projection=projection)

@@ -147,7 +147,7 @@ def _stored(v, dtype, names, encoder): # vectors in the stored type, checked
     bad = ~np.isfinite(v).all(1)
     if bad.any():
         raise UserError(f"{encoder} makes of {names[bad.argmax()]!r} a vector with NaN or infinity; "
-                        "look at its weights, its precision and its preprocessing")
+                        "check its weights, its precision and its preprocessing")
     most = np.abs(v).max(1)
     if dtype == "float16" and most.max() > 65504:
         raise UserError(f"{encoder} makes of {names[most.argmax()]!r} a vector with {most.max():.4g} in "
@@ -241,8 +241,8 @@ def _counter(job, bar, most):
         bar.add(rows); bad.extend(faults)
         if len(bad) > most * max(job.n, MIN_SAMPLES_FOR_LIMIT):
             raise UserError(f"{len(bad):,} of the first {bar.done:,} images cannot be decoded, and "
-                            f"{most:.2%} of {job.n:,} may be so: {_few(bad)}. Nothing is lost: mend "
-                            "them, or raise max_faults, and start again")
+                            f"at most {most:.2%} of {job.n:,} are allowed: {_few(bad)}. Nothing is lost: "
+                            "repair them, or raise max_faults, and start again")
     count(0, [])
     return count
 
@@ -275,7 +275,7 @@ def _seal(card, job, folder, settings, inputs, start):
 def _join(job, path, kept): # join the parts; number of zero vectors
     found, out, at, zeros = _parts(job), None, 0, 0
     if [a for _, a, _ in found] + [job.n] != [0] + [b for *_, b in found]:
-        raise UserError(f"the parts in {job.parts} do not join: remove that folder and start again")
+        raise UserError(f"the parts in {job.parts} do not fit together: remove that folder and start again")
     with atomic_write(path) as tmp:
         for p, *_ in found:
             with np.load(p) as z: v = z["vectors"]
@@ -302,7 +302,7 @@ class _Worker: # returns a UserError instead of raising it: Ray would wrap the e
     def __init__(self, make, card, job, corpus):
         self.encoder = make()
         if (own := to_plain_dict(self.encoder.card)) != card:
-            raise RuntimeError(f"on this machine {card['name']} is another encoder: {own}, not {card}")
+            raise RuntimeError(f"on this machine {card['name']} is a different encoder: {own}, not {card}")
         self.job = replace(job, corpus=corpus() if callable(corpus) else corpus)
 
     def __call__(self, spans: dict) -> dict:

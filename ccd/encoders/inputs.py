@@ -223,8 +223,8 @@ def _contradiction(column, items, other, whose, by): # a sentence; "" where both
     one, two = (np.array([label_text(v) for v in x], object) for x in (items[column], other))
     apart = np.flatnonzero(one != two)
     some = "; ".join(f"{items.item_id.iloc[k]}: {one[k]!r} and {two[k]!r}" for k in apart[:3])
-    return "" if not len(apart) else (f"{column} of {len(apart):,} of {len(items):,} items is one thing by the table of {whose} and another by that of {by} "
-                           f"({some}): what that of {whose} says is used")
+    return "" if not len(apart) else (f"{column} of {len(apart):,} of {len(items):,} items differ between the table of {whose} and that "
+                           f"of {by} ({some}): the values of {whose} are used")
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #cb6a42ac
 def _rows(corpus, items): # the images of the items, in the order of the items

@@ -118,7 +118,7 @@ def _resolve_preprocessing(
     o = {k: options[k] for k in ("fit", "size", "shorter", "filter", "mean", "std") if k in options}
     lacks = [k for k in ("fit", "size", "filter", "mean", "std") if k not in o]
     if found is None and lacks:
-        raise UserError(f"nothing says how images become the pixels of {name}: {why}. Add what its training used, "
+        raise UserError(f"the preprocessing of {name} is unknown: {why}. Add what its training used, "
                         f"such as {name}#resize=crop,size=224,shorter=256,interpolation=bicubic,mean=imagenet,std=imagenet "
                         f"(missing: {', '.join(lacks)})")
     fit, mean, std = found or (ImageTransform(o["size"]), None, None)

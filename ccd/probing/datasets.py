@@ -416,8 +416,8 @@ def _labelled(d, a, part, skipped): # add label, class_name and split; images wi
 # %% ../../nbs/library/probing/03_datasets.ipynb #6b7f20c7
 def _check_classes(raw, n, column, a):
     if len(raw) == 1:
-        raise UserError(f"every image of {a.name} has the label {raw[0]!r}: there is nothing to tell apart; "
-                        "choose another column by #label=COLUMN")
+        raise UserError(f"every image of {a.name} has the label {raw[0]!r}: there is nothing to "
+                        "classify; choose another column by #label=COLUMN")
     if n > 20 and len(raw) == n:
         raise UserError(f"each of the {n:,} images of {a.name} has a {column!r} of its own ({raw[0]!r}, "
                         f"{raw[1]!r} …): that is a name or a measure, no class; choose another by #label=COLUMN")
@@ -431,7 +431,7 @@ def _parts(splits, a): # train, val, test or all -> name of the split
     if a.spec.test in splits: test = a.spec.test
     elif test and _secret(splits[test], a):
         if not val:
-            raise UserError(f"{a.name}: no image of its split {test!r} has a label, so nothing can be tested; expected labels "
+            raise UserError(f"{a.name}: no image of its split {test!r} has a label, so there is no test set; expected labels "
                             "there, or a validation split")
         test = None
     if not test: test, val = val, None

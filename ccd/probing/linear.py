@@ -36,7 +36,7 @@ def _as_indices(
             raise UserError(f"{name}: a mask of {len(rows)} for {n} rows of features")
         rows = np.flatnonzero(rows)
     if not len(rows):
-        raise UserError(f"{name} has no rows: a probe needs some to train, choose and test on")
+        raise UserError(f"{name} has no rows: a probe needs some to train, validate and test on")
     return np.sort(rows.astype(np.int64))
 
 # %% ../../nbs/library/probing/01_linear.ipynb #77d59851
@@ -283,7 +283,7 @@ class LinearProbe:
         Raises `UserError` where no class of `among` was in train."""
         may = np.ones(len(self.classes), bool) if among is None else np.isin(self.classes, among)
         if not may.any():
-            raise UserError(f"none of the {len(among)} classes to answer among was in train: "
+            raise UserError(f"none of the {len(among)} candidate classes was in train: "
                             "expected some of the probe's own")
         best = [b[:, may].argmax(1).cpu().numpy() for b in self._blocks(x)]
         return self.classes[may][np.concatenate(best or [np.empty(0, int)])]
@@ -366,8 +366,8 @@ def _warn_of_edges(path):
     at = int(np.flatnonzero(path.chosen)[0])
     if len(path) > 1 and at in (0, len(path) - 1):
         side = "strongest" if at == 0 else "weakest"
-        warnings.warn(f"the chosen ridge {path.ridge[at]:g} is the {side} of the path: "
-                      f"the best may lie beyond; try more `ridges`")
+        warnings.warn(f"the selected L2 strength {path.ridge[at]:g} is the {side} of "
+                      f"the path: a better one may lie beyond it; try more `ridges`")
 
 # %% ../../nbs/library/probing/01_linear.ipynb #0a685eb4
 def accuracy(

@@ -177,7 +177,7 @@ def _feature_grid(encoders: list) -> tuple[int, int]: # px; patches along one si
         blank = torch.zeros(1, 3, e.card.size, e.card.size, device=device())
         t = e.features(blank).patches if "patches" in e.taps else None
         if t is None: raise UserError(f"{e.card.name} has no patch tokens: segmentation needs an encoder with patches; "
-                                      "for a floor of raw pixels use pixel_patches")
+                                      "for a raw-pixel baseline use pixel_patches")
         shapes.add(t.shape[1])
     names = ", ".join(e.card.name for e in encoders)
     if len(sizes) > 1 or len(shapes) > 1:
@@ -201,7 +201,7 @@ def _pictures(data: SegmentationDataset): # row, [H, W, 3] uint8
         rows = range(a, min(a + _WINDOWS, len(data)))
         for k, r in zip(rows, reader.read(rows)):
             if r["fault"]: raise UserError(f"the image {r.get('item_id')!r} cannot be read: {r['fault']}; "
-                                           "mend it or remove it (`ccd.data.corpora.drop_unreadable` sets such images aside)")
+                                           "repair it or remove it (`ccd.data.corpora.drop_unreadable` sets such images aside)")
             yield k, r["pixels"]
 
 # %% ../../nbs/library/probing/06_patches.ipynb #1a8c9f2f
@@ -288,7 +288,7 @@ def _half(x, encoders):
     with np.errstate(over="ignore"): h = x.astype(np.float16)
     if np.isfinite(h).all(): return h
     raise UserError(f"{encoders[0].card.name} makes patch tokens that float16 cannot hold (NaN, infinity or above "
-                    "65504); look at its weights, its precision and its preprocessing")
+                    "65504); check its weights, its precision and its preprocessing")
 
 # %% ../../nbs/library/probing/06_patches.ipynb #a0fe6105
 def _patch_labels(masks: np.ndarray, side: int) -> np.ndarray: # [k, S, S] -> [k * side * side, patch * patch]

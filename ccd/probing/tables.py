@@ -139,7 +139,7 @@ def compare_probes(
     for task, t in answers.groupby("task", sort=False):
         x, y = (t[t.encoder == n].set_index("item_id") for n in (a, b))
         if not len(x) or not len(y): continue
-        if set(x.index) != set(y.index): raise UserError(f"{a} and {b} did not answer the same items of {task}: probe them together")
+        if set(x.index) != set(y.index): raise UserError(f"{a} and {b} were not tested on the same items of {task}: probe them together")
         for probe in _PROBES:
             right = [(e[probe] == e.label).reindex(x.index).values for e in (x, y)]
             one, two = (r.astype(float) for r in right)
@@ -199,7 +199,7 @@ def _eval_val_splits(
     The test split changes too where a data set has none of its own. Nothing changes where the
     data set has a validation split."""
     if "emoji" in datasets:
-        log_line("emoji: its validation families are given, so there is one cut")
+        log_line("emoji: its validation families are given, so there is one split")
         return pd.DataFrame()
     rows, items = [], {k: e.items for k, e in vectors.items()}
     for cut in range(cuts):

@@ -21,7 +21,7 @@ def _left(rows=()): return pd.DataFrame(list(rows), columns=["item_id", "reason"
 # %% ../../nbs/library/probing/04_tasks.ipynb #20eaeeb3
 def _say_unknown(t, train, test): # labels
     new = test[~test.isin(train)]
-    if len(new): t.notes.append(f"classes of test that are not in train, so that no answer can be right: {new.nunique():,}, "
+    if len(new): t.notes.append(f"classes of test that are not in train, so that no prediction can be correct: {new.nunique():,}, "
                                 f"with {len(new):,} images")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #6aa714dc
@@ -91,8 +91,8 @@ def _emoji_tasks(
     found.append(_emoji_task("word in new fonts", "word", "word", "signs", signs,
                              [[learnt & ~own, learnt & own, kept]]))
     empty = [t.name for t in found if not t.folds]
-    if empty: warnings.warn("left out, since this part of the world has no items "
-                            f"for them: {', '.join(empty)}")
+    if empty: warnings.warn("excluded, since this data set "
+                            f"has no items for them: {', '.join(empty)}")
     return [t for t in found if t.folds]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #11af1c34
@@ -211,7 +211,7 @@ def _undivided(t, a, items, seed): # data sets without splits: five folds, or th
 # %% ../../nbs/library/probing/04_tasks.ipynb #7e0574a3
 def _items(items, key):
     if key not in items:
-        raise UserError(f"the items of corpus {key!r} are wanted: got {', '.join(items) or 'none'}; "
+        raise UserError(f"the items of corpus {key!r} are needed: got {', '.join(items) or 'none'}; "
                         "give those of every corpus that `_opened` returns")
     return items[key]
 
@@ -221,14 +221,14 @@ def _seeded_val(t, train, seed):
     alone = train.label[~val].nunique() - train.label[val].nunique()
     if alone: t.notes.append(f"classes with one image in train, and none in val: {alone:,}")
     if val.any(): return val
-    raise UserError(f"{t.name} has one image in each class of train: nothing is left to validate on; "
+    raise UserError(f"{t.name} has one image in each class of train: no image is left for validation; "
                     "give it a val split")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #08ef2dae
 def _without_copies(t, a, train, d, among=None, called="test"): # [n] bool, rows of `among` whose pixels are not in train
     among = np.ones(len(d), bool) if among is None else among
     if len(train) >= MAX_ROWS_TO_VERIFY or a.spec.look is False:
-        t.notes.append(f"copies of {called} images in train are not looked for: its {len(train):,} images are too "
+        t.notes.append(f"copies of {called} images in train are not searched for: its {len(train):,} images are too "
                        "many to decode")
         return among
     copy = among & d.pixel_hash.isin(train.pixel_hash).values
@@ -240,7 +240,7 @@ def _without_copies(t, a, train, d, among=None, called="test"): # [n] bool, rows
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #08b391ba
 def _too_few(a, d):
-    return (f"{a.name} has too few images to learn, validate and test: {len(d)} of {d.label.nunique()} classes; "
+    return (f"{a.name} has too few images to train, validate and test: {len(d)} of {d.label.nunique()} classes; "
             "expected three or more of a class")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #bb9a3971

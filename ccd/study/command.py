@@ -26,7 +26,7 @@ def study(
     "Run all stages that are not up to date. Raises `UserError` for other training data."
     out = Path(out or Path("runs") / settings.preset)
     if settings.data.source != "emoji":
-        raise UserError(f"the study compares encoders on the factors of the emoji dataset; got "
+        raise UserError(f"the study compares encoders on the factors of the synthetic emoji dataset; got "
                         f"{settings.data.source!r}. Train on it with `ccd train`, compare with "
                         "`ccd compare`")
     start = time.time()

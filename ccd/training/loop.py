@@ -49,13 +49,13 @@ def train(
 def _train(objective, settings, corpus, folder, wanted, inputs, on_step, title, origin):
     trainer = Trainer(objective, settings, corpus, folder, origin) # raises without a batch
     if is_main_process(): claim_folder(folder, dict(settings=wanted, inputs=inputs))
-    done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")
+    done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint to resume from")
     try: training_loop(trainer, folder, done, on_step)
     except Exception as e:
         if not _is_peer_failure(e): raise
         raise UserError("another process of this training has ended, so this one stops too "
                         f"({str(e).splitlines()[0]}). Its own message says why. Nothing before the last checkpoint "
-                        "is lost: the same command goes on from there, with any number of "
+                        "is lost: the same command resumes from there, with any number of "
                         f"processes that divides the batch of {settings.control.batch_size}") from e
     return _save_run(trainer, folder, wanted, inputs, title or trainer.model.name)
 
@@ -113,7 +113,7 @@ def training_loop(trainer: Trainer, folder: Path, done: int, on_step=None):
             bar.add(c.batch_size, said)
             if asked:
                 raise UserError(f"stopped after {done:,} of {c.steps:,} steps of {model.name}; "
-                                "nothing is lost: the same command goes on from here")
+                                "nothing is lost: the same command resumes from here")
 
 # %% ../../nbs/library/training/04_loop.ipynb #09be07ec
 def _check_finite(loss, model, c):
@@ -252,7 +252,7 @@ def _init_from(
     free = dict(image_size=0, drop_path=0)
     apart = list(settings_diff(old | free, new | free))
     if apart:
-        raise UserError(f"{origin} is another network: {'; '.join(apart)}. Only the image size may differ: "
+        raise UserError(f"{origin} is a different network: {'; '.join(apart)}. Only the image size may differ: "
                         "give the same --control.vit")
     if not any(Path(origin).glob("checkpoints/step-*")):
         raise UserError(f"{origin} holds no checkpoint, so no heads and no teacher: a release brings "

@@ -166,8 +166,8 @@ def _load_state(trainer, weights: dict, moments: dict):
     own = dict([*model.named_parameters(), *model.named_buffers()])
     if missing := set(weights) ^ (set(own) - frozen_names(model)):
         raise UserError("the checkpoint is of another model: "
-                        f"{sorted(missing)[:3]} … stand on one side only; "
-                        "choose another folder with --out")
+                        f"{sorted(missing)[:3]} … are in one of "
+                        "them only; choose another folder with --out")
     for n, x in weights.items(): own[n].copy_(_distribute_like(x, own[n]))
     for name, v in moments.items():
         n, _, k = name.rpartition(".")
@@ -281,7 +281,7 @@ def input_bottleneck_warning(
     "Return a warning where training is input-bound, with the slow part and a remedy."
     if waited > 0.2 * elapsed:
         slow = max(clock, key=clock.get)
-        cure = dict(storage="put the data on a faster disk, or nearer",
+        cure = dict(storage="put the data on a faster or a local disk",
                     decoding=f"raise run.workers (now {workers}), "
                              "or store smaller images")
         return (f"training waits for input {100 * waited / elapsed:.0f} % of the "

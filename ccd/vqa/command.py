@@ -53,7 +53,7 @@ def load_training_data(settings: Settings, v: VlmSettings, captions="", instruct
     "Load LLaVA files, or the synthetic emoji dataset. Raises `UserError` for incomplete files."
     if not captions and not instructions: return _VlmTrainingData(*_emoji_conversations(settings.data, v))
     if not (captions and instructions and images):
-        raise UserError("a model learns from captions and from instructions, two JSON files as LLaVA has them, about the images "
+        raise UserError("a model is trained on captions and on instructions, two JSON files in LLaVA's format, about the images "
                         f"of one folder; got captions {captions!r}, instructions {instructions!r}, images {images!r}")
     learnt = _VlmTrainingData(_load_llava_json(captions, images), _load_llava_json(instructions, images))
     for file, talks in zip((captions, instructions), learnt):
@@ -70,7 +70,7 @@ def encoder_for_vlm(
     vit, (kind, *_) = settings.control.vit, parse_encoder_spec(spec)
     if kind == "pixels": return refitted(pixel_patches(vit.image_size, vit.patch_size), v.fit or "crop")
     e = load_encoder(spec if kind == "colors" else _spec_with_layer(spec, v), settings)
-    if "patches" not in e.taps: raise UserError(f"{spec} has no patch tokens, which a language model reads")
+    if "patches" not in e.taps: raise UserError(f"{spec} has no patch tokens, which the language model needs")
     return e
 
 # %% ../../nbs/library/vqa/03_command.ipynb #f6fe4c20
@@ -211,7 +211,7 @@ def vlm(
     learnt = load_training_data(settings, v, captions, instructions, images)
     questions = _check_options(_load_benchmark(benchmark, settings, source))
     if not captions and form not in v.forms:
-        log_line(f"{benchmark} is asked by {form}, and these models learn {' and '.join(v.forms)}: add --change forms={','.join([*v.forms, form])}")
+        log_line(f"{benchmark} is asked by {form}, and these models are trained on {' and '.join(v.forms)}: add --change forms={','.join([*v.forms, form])}")
     before = _load_cached_answers(results, settings, v, questions, form) if benchmark == "EmojiVMC" and not captions else []
     known = {s: {k: str(x) for k, x in to_plain_dict(c).items()} for s, c in cards.items()}
     if with_oracle: known[f"ccd:{out / 'ceiling'}"] = dict(name=ORACLE)

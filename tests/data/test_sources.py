@@ -85,7 +85,7 @@ def test_exactly_the_planted_faults_are_listed(faulty, tmp_path):
     for _ in feed.batches(0, 3 * good // 8): pass
     listed = {k: f["reason"] for k, f in feed.faults.items.items()}
     assert {k: why.split(":")[0] for k, why in listed.items()} == {
-        "00000/000000001": "OSError", "00001/000000022": "no caption, and this objective needs one", "00002/000000041": "no image"}
+        "00000/000000001": "OSError", "00001/000000022": "no caption, which this objective needs", "00002/000000041": "no image"}
     assert [json.loads(l) for l in open(tmp_path / "faults.jsonl")] == list(feed.faults.items.values())
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 

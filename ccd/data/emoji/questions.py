@@ -327,7 +327,7 @@ def _check(world, split):
     if split not in ("train", "test"):
         raise UserError(f"no questions for split {split!r}: expected train or test")
     if world.source != "emoji":
-        raise UserError(f"questions are composed from the emoji world, not from "
+        raise UserError(f"questions are composed from the synthetic emoji dataset, not from "
                         f"{world.source!r}: give a world whose source is `emoji`")
     if world.held_out_style not in _STYLES:
         raise UserError(f"unknown style {world.held_out_style!r} to hold out: "

@@ -150,8 +150,8 @@ def asset_pool(
     w, f = (words()[0], _TRAIN_FONTS) if split == "train" else (words()[1], TEST_FONTS)
     by = {s: np.nonzero((t["style"] == s).values)[0] for s in t["style"].unique()}
     if min(map(len, by.values())) < 2: # a group needs two drawings of one style
-        raise UserError(f"emoji:{fraction:g} leaves {len(t)} drawings, too few for a scene of two things of one "
-                        "style: take a larger share")
+        raise UserError(f"emoji:{fraction:g} leaves {len(t)} drawings, too few for a scene of two objects "
+                        "of one style: take a larger fraction")
     return _AssetPool(t.reset_index(drop=True), np.nonzero(keep.values)[0], by, w, f)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #66d8c96e

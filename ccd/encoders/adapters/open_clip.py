@@ -33,7 +33,7 @@ def _open_clip_adapter(
             return t, visual.attnpool(t)
         return BackboneAdapter(run, False, 0, True, opaque=True)
     if not hasattr(visual, "ln_post"):
-        raise UserError(f"open_clip's {type(visual).__name__} is not known here: "
+        raise UserError(f"open_clip's {type(visual).__name__} is not supported: "
                         "expected a ViT, a ResNet or a timm tower")
     late = visual.attn_pool is not None # CoCa applies no norm to its tokens before it pools them
     return BackboneAdapter(lambda x: (None, visual(x)), True, 1, True, visual.transformer.resblocks,
@@ -64,8 +64,8 @@ def open_clip_encoder(
     visual, p = model.visual, model.visual.preprocess_cfg
     side = (p["size"],) * 2 if isinstance(p["size"], int) else p["size"]
     if side[0] != side[1] or p["resize_mode"] == "longest":
-        raise UserError(f"{title} is shown {side[1]} x {side[0]} px images, {p['resize_mode']}: "
-                        "only squares cut out of an image, or squeezed, are read here")
+        raise UserError(f"{title} takes {side[1]} x {side[0]} px images, {p['resize_mode']}: "
+                        "only square crops or squashed squares are supported")
     filter = "bilinear" if p["interpolation"] == "bilinear" else "bicubic" # as open_clip interprets it
     fit = ImageTransform(side[0], 0, p["resize_mode"] == "squash", filter, even=True)
     fit, mean, std = _resolve_preprocessing(title, (fit, p["mean"], p["std"]), {k: v for k, v in options.items() if k != "size"})

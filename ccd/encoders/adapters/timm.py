@@ -62,8 +62,8 @@ def _timm_preprocessing(
     Raises `UserError` for inputs that are not square, and for cropping with a border."""
     _, h, w = config["input_size"]
     if h != w or config["crop_mode"] == "border":
-        raise UserError(f"{name} is shown {w} x {h} px images, {config['crop_mode']}: only squares cut out of an "
-                        "image, or squeezed, are read here")
+        raise UserError(f"{name} takes {w} x {h} px images, {config['crop_mode']}: only square crops "
+                        "or squashed squares are supported")
     shorter, squash = math.floor(h / config["crop_pct"]), config["crop_mode"] == "squash"
     return ImageTransform(h, shorter, squash, config["interpolation"], even=True), config["mean"], config["std"]
 

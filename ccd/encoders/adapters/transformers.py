@@ -75,7 +75,7 @@ def _vision_tower(repo, revision, about):
                                           output_loading_info=True, trust_remote_code=False)
     missing = sorted(k for k in info["missing_keys"] if "pooler." not in k) # the pooler is not used here
     if missing: raise UserError(f"{repo} has no weights for {missing[0]} of a {type(model).__name__}"
-                                f" ({len(missing)} are missing): it is another network than its config.json says")
+                                f" ({len(missing)} are missing): it is a different network from that of its config.json")
     return model
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #d9de4932
@@ -109,7 +109,7 @@ def _try(p, fit, repo): # some processors do more than their configuration state
     got = p(images=im, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
     got = np.asarray(got, np.float32).transpose(1, 2, 0)
     if got.shape != (fit.size, fit.size, 3) or np.abs(got - fit(im)).max() > 2: # 2 of 255 levels: resized tensors are rounded
-        raise UserError(f"{type(p).__name__} of {repo} does something else than its configuration says ({fit})")
+        raise UserError(f"{type(p).__name__} of {repo} differs from its configuration ({fit})")
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #befdd4df
 @torch.no_grad()
@@ -219,8 +219,8 @@ def hf_encoder(
     fit, mean, std = _resolve_preprocessing(title, found, options, why)
     c, native = model.config, _native(model.config)
     if native and fit.size != native and _stretchable(model) and "size" not in options:
-        raise UserError(f"{title} learned its positions at {native} px, but its image processor makes {fit.size} px: "
-                        f"add #size={native}, or #size={fit.size} to stretch them")
+        raise UserError(f"{title} was trained with position embeddings at {native} px, but its image processor makes {fit.size} px: "
+                        f"add #size={native}, or #size={fit.size} to interpolate them")
     if fit.size != native and isinstance(getattr(c, "patch_size", None), int): check_size(fit.size, c.patch_size)
     arch = f"transformers {type(model).__name__}" + "".join(
         f" {word}{getattr(c, k)}" for word, k in (("d", "hidden_size"), ("depth ", "num_hidden_layers"),

@@ -43,7 +43,7 @@ def load_questions(
         cache_file_name=str(made), load_from_cache_file=False)
     why = np.array(everything["skip"], object)
     bad = pd.DataFrame(dict(row=np.flatnonzero(why != ""), reason=why[why != ""]))
-    if len(bad): log_line(f"{benchmark}: {len(bad)} of {len(why)} rows set aside: {_format_reason_counts(bad.reason)}")
+    if len(bad): log_line(f"{benchmark}: {len(bad)} of {len(why)} rows skipped: {_format_reason_counts(bad.reason)}")
     if len(bad) == len(why):
         raise UserError(f"no row of {source or b.hub} can be asked: {_format_reason_counts(bad.reason)}")
     kept = everything.select(np.flatnonzero(why == "")).remove_columns("skip")

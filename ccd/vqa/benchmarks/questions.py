@@ -76,7 +76,7 @@ def _check_questions(
     bad = [(r["index"], why) for r in rows if (why := _question_error(r, most))]
     if bad:
         raise UserError(f"{len(bad)} of {len(rows)} questions cannot be asked: {_join_first(bad)}. "
-                        "Mend them, or leave them out by `select`")
+                        "Correct them, or leave them out by `select`")
     return questions
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #ac5f41d9
@@ -84,7 +84,7 @@ def _check_ids(ids, what="question"):
     seen = pd.Series(list(ids))
     twice = seen[seen.duplicated()].unique()
     if len(twice):
-        raise UserError(f"{len(twice)} {what} ids are there more than once: "
+        raise UserError(f"{len(twice)} {what} ids occur more than once: "
                         f"{_join_first(twice)}; each needs its own")
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #af591bbe

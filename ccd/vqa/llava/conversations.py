@@ -100,14 +100,14 @@ def _tokenized(
     s = _TokenizedSamples(flat, learnt | everything, np.cumsum([len(x) for x in ids]),
                 np.asarray(seen))
     empty = [k for k in range(len(s)) if not s.learnt[s.of(k)].any()]
-    if empty: raise UserError(f"{len(empty)} of {len(s)} talks have nothing to learn: "
-                              f"no answer in {_join_first(empty)}; leave them out")
+    if empty: raise UserError(f"{len(empty)} of {len(s)} conversations have no answer "
+                              f"to train on:  {_join_first(empty)}; leave them out")
     return s
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #378845c2
 def _no_marks(turns):
     bad = [k for k, t in enumerate(turns) if any(_IMAGE_TOKEN in x for pair in t for x in pair)]
-    if bad: raise UserError(f"{len(bad)} talks say {_IMAGE_TOKEN} themselves, such as {_join_first(bad)}: "
+    if bad: raise UserError(f"{len(bad)} conversations contain {_IMAGE_TOKEN} in their text, such as {_join_first(bad)}: "
                             "that mark stands for the image; take it out of the text")
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #298bea3f
@@ -148,14 +148,14 @@ def _form_of(
     own = BENCHMARKS[benchmark].form if benchmark in BENCHMARKS else settings.forms[0]
     if (form or own) in _ANSWER_FORMATS: return form or own
     if form: raise UserError(f"unknown form {form!r} of a question: expected one of {', '.join(_ANSWER_FORMATS)}")
-    raise UserError(f"{benchmark} is answered in free words, and here the likelihood of options is compared: ask it with "
+    raise UserError(f"{benchmark} has free-form answers, and only the likelihood of options is compared here: evaluate it with "
                     "lmms-eval or VLMEvalKit, and give their logs to `ccd vqa`")
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #8ec9d9b1
 def _caption_conversations(corpus) -> _Conversations: # dataset with `image` and `captions`
     "Return one conversation per caption. Raises `UserError` where there are no captions."
     if "captions" not in corpus.column_names or not any(corpus["captions"][:]):
-        raise UserError("stage 1 learns from captions, and these images have none: give a corpus with `captions`")
+        raise UserError("stage 1 is trained on captions, and these images have none: give a corpus with `captions`")
     said = corpus["captions"][:]
     turns = [[("", c)] for cs in said for c in cs or ()]
     return _Conversations(corpus, turns, np.repeat(np.arange(len(said)), [len(c or ()) for c in said]))
@@ -190,7 +190,7 @@ def _conversation_rows(path) -> list: # of rows; an `_Unusable` for each line th
     path = Path(path).expanduser()
     try: text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8: byte {e.start} is {e.object[e.start]:#x}; write it anew in UTF-8") from e
+        raise UserError(f"{path} is not UTF-8: byte {e.start} is {e.object[e.start]:#x}; convert it to UTF-8") from e
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror}; expected a JSON file as LLaVA has them") from e
     rows = _json(text)
@@ -300,7 +300,7 @@ def _bare(text): return text.replace(_IMAGE_TOKEN, "").strip()
 def _say_skipped(path, used, skipped):
     whole = skipped.left_out == "conversation"
     why = lambda t: f"{_format_reason_counts(t.reason)}; the first is number {t.row.iloc[0]}"
-    if not used: raise UserError(f"none of {whole.sum()} conversations of {path} can be learned from: {why(skipped[whole])}")
+    if not used: raise UserError(f"none of {whole.sum()} conversations of {path} can be used for training: {why(skipped[whole])}")
     if whole.any(): log_line(f"{path}: {whole.sum()} of {used + whole.sum()} conversations are left out: {why(skipped[whole])}")
     if (~whole).any(): log_line(f"{path}: {(~whole).sum()} messages of the others are left out: {why(skipped[~whole])}")
 

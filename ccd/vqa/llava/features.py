@@ -46,7 +46,7 @@ def _tokens_of(
     "Return the patch tokens without the class token. Raises `UserError` where there are none."
     if "patches" not in encoder.taps:
         raise UserError(f"{encoder.card.name} has no patch tokens, which a "
-                        "language model reads; as a floor, try pixel_patches")
+                        "language model reads; for a raw-pixel baseline, use pixel_patches")
     x = encoder.features(to_float(images.to(device()))).patches.float()
     if not tokens or tokens == x.shape[1]: return x
     side, goal = math.isqrt(x.shape[1]), math.isqrt(tokens)
@@ -95,7 +95,7 @@ def _digest(place, root):
     try: return hashlib.sha256(image_bytes(place, root)).digest()
     except (OSError, ValueError) as e:
         name = place.get("path") or place.get("tar")
-        raise UserError(f"the image {name!r} cannot be read: {e}; mend it, or leave it out") from e
+        raise UserError(f"the image {name!r} cannot be read: {e}; repair it, or leave it out") from e
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #ab0ba9c5
 def _pictures_hash(corpus) -> str: # 16 hex digits

@@ -109,7 +109,7 @@ class _ConversationLoader:
         self.layout = vlm.image, vlm.tokens, vlm.settings.context
         self.pad, b = vlm.tokenizer.pad_token_id, stage.batch_size
         if b % world_size():
-            raise UserError(f"a batch of {b} talks cannot be shared equally by {world_size()} processes")
+            raise UserError(f"a batch of {b} conversations cannot be shared equally by {world_size()} processes")
         self.own = slice(rank() * b // world_size(), (rank() + 1) * b // world_size())
         self.clock = dict(storage=0.0, decoding=0.0)
         self._check()
@@ -122,9 +122,9 @@ class _ConversationLoader:
             counts.append(learnt[1:].sum()); cut += off > 0
         self.counts, self.cut = np.array(counts), int(cut)
         if len(empty := np.flatnonzero(self.counts == 0)):
-            raise UserError(f"{len(empty)} talks keep nothing to learn within {context} tokens, such "
+            raise UserError(f"{len(empty)} conversations have no answer within {context} tokens, such "
                             f"as {_join_first(empty)}: raise context, or leave them out")
-        if cut and is_main_process(): log_line(f"{cut} of {len(self.s)} talks are longer than {context} tokens: cut there")
+        if cut and is_main_process(): log_line(f"{cut} of {len(self.s)} conversations are longer than {context} tokens: cut there")
 
     def rows(self, k): # rows of the global batch
         b = self.stage.batch_size
@@ -158,5 +158,5 @@ def _collate(laid, pad): # laid: [(ids, loss mask), ...]
 def _expect_mark(s, k, image): # check that a conversation with an image has one image token
     marks = (s.ids[s.of(k)] == image).sum()
     if marks != (s.picture[k] >= 0):
-        raise UserError(f"talk {k} has {marks} image tokens and "
+        raise UserError(f"conversation {k} has {marks} image tokens and "
                         f"{int(s.picture[k] >= 0)} images: expected one of each, or none")

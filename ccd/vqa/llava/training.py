@@ -82,7 +82,7 @@ def _train_stage(
     folder, v = Path(folder), vlm.settings
     init_distributed()
     stage = stage if stage.samples else replace(stage, samples=len(s))
-    if stage.steps < 1: raise UserError(f"{stage.samples} talks make no batch of {stage.batch_size}")
+    if stage.steps < 1: raise UserError(f"{stage.samples} conversations make no batch of {stage.batch_size}")
     own = ("language", "width", "depth", "heads", "vocabulary", "context", "seed")
     wanted = dict(stage=to_plain_dict(stage), **{k: getattr(v, k) for k in own})
     if adapt != "whole": wanted |= dict(adapt=adapt, rank=v.rank if adapt == "lora" else 0)
@@ -92,7 +92,7 @@ def _train_stage(
     if world_size() > 1 and v.runtime.sharding == "fsdp": vlm = copy.deepcopy(vlm) # sharded in place
     for k, p in trained(vlm.requires_grad_(False)).named_parameters(): p.requires_grad_(_FINETUNE_MODES[adapt](k))
     trainer = _VlmTrainer(vlm, _ConversationLoader(s, shelf, vlm, stage, v.seed), stage, v.runtime)
-    done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint they go on from")
+    done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint to resume from")
     training_loop(trainer, folder, done, on_step)
     _seal(folder, trainer, trained(vlm), saved, wanted, inputs)
     if world_size() > 1: torch.distributed.barrier() # wait for the files of the main process

@@ -37,8 +37,8 @@ def _read_table(
     _check_rows(t, path)
     x = t[t.columns.intersection(parts)]
     if 0 < x.max().max() <= 1:
-        raise UserError(f"{path}: no score passes {x.max().max():g}, so they seem to be "
-                        "shares: expected points out of 100; multiply by 100")
+        raise UserError(f"{path}: no score passes {x.max().max():g}, so they seem "
+                        "to be fractions: expected points out of 100; multiply by 100")
     return t, _notes(t, unknown, of)
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #52331450
@@ -96,7 +96,7 @@ def _check_rows(t, path):
         first = t[keys][twice].iloc[0]
         same = np.flatnonzero((t[keys] == first).all(axis=1)) + 1
         raise UserError(f"{path}, rows {', '.join(map(str, same))} are all {first.model!r}: "
-                        "keep one, or tell them apart in a column `table`")
+                        "keep one, or distinguish them in a column `table`")
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #e384af7e
 def _notes(t, unknown, of):
@@ -129,8 +129,8 @@ def _check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # rows; mi
     vqa, own, board = map(load_published_table, ("webssl_vqa", "cambrian_encoders", "vmcbench"))
     apart = mismatches(load_published_table("webssl_summary"), vqa)
     rows, wrong = _report("Web-SSL, arXiv 2504.01017", vqa, "cambrian", say, also=apart)
-    say("\nClaims; differences in points, two-sided 95 %, unpaired; r: the correlation of "
-        "right answers from which a paired test would find a difference")
+    say("\nClaims; differences in points, two-sided 95 %, unpaired; r: the correlation "
+        "of correct answers above which a paired test would be significant")
     columns = ["claim", "difference", "lo", "hi", "verdict"]
     say(claims()[columns].round(2).to_string(index=False))
     for title, t, of in (("Cambrian-1, arXiv 2406.16860, Table 13", own, "cambrian"),
@@ -151,12 +151,12 @@ def _report(title, table, of, say, notes=(), also=None):
     for note in notes: say(f"- {note}")
     for r in wrong.itertuples():
         where = f" in table {r.table}" if pd.notna(r.table) else ""
-        say(f"- {r.model}, {r.quantity}{where}: printed {r.printed:g}, its parts give "
+        say(f"- {r.model}, {r.quantity}{where}: printed {r.printed:g}, the mean of its parts is "
             f"{r.computed:.2f}")
     for r in _inconsistent_rows(table, of).itertuples():
         say(f"- {r.model} has more than one value of {r.benchmark}")
     for r in _coarsely_printed(table, of).itertuples():
-        say(f"- {r.benchmark} is printed in steps of {r.step:g}: smaller differences are not seen")
+        say(f"- {r.benchmark} is printed in steps of {r.step:g}: smaller differences are not visible")
     say(_format_with_ci(rows, of).to_string(index=False))
     return rows, wrong
 

@@ -144,8 +144,8 @@ def _check_answers(answers):
                         f"{_join_first(twice.encoder + ' ' + twice.question_id.astype(str))}")
     apart = answers.groupby(key).answer.nunique()
     if (apart > 1).any():
-        raise UserError(f"{(apart > 1).sum()} questions have another right answer for another "
-                        f"encoder: {_join_first(i[1] for i in apart.index[apart > 1])}; the "
+        raise UserError(f"{(apart > 1).sum()} questions have a different correct answer "
+                        f"for another encoder: {_join_first(i[1] for i in apart.index[apart > 1])}; the "
                         "encoders were not asked the same questions: are they of one split?")
     wild = answers[~answers.score.between(0, 1)]
     if len(wild): raise UserError(f"{len(wild)} scores are outside 0..1: {_join_first(wild.score)}")

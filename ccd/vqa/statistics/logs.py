@@ -40,7 +40,7 @@ def read_log(
         bad += [(str(path), k, why) for k, why in made if isinstance(why, str)]
         good.append(pd.DataFrame([r for _, r in made if not isinstance(r, str)]))
     t, bad = pd.concat(good or [pd.DataFrame()], ignore_index=True), pd.DataFrame(bad, columns=list(_LEFT_OUT))
-    if len(bad): log_line(f"{path.name}: {len(bad)} of {len(bad) + len(t)} rows set aside: {_format_reason_counts(bad.reason)}; the first is row {bad.row[0]}")
+    if len(bad): log_line(f"{path.name}: {len(bad)} of {len(bad) + len(t)} rows skipped: {_format_reason_counts(bad.reason)}; the first is row {bad.row[0]}")
     if not len(t):
         raise UserError(f"{path} holds no answer that can be used: {_format_reason_counts(bad.reason) or 'it has no rows'}"
                         + (f"; the first is row {bad.row[0]}" if len(bad) else ""))
@@ -61,7 +61,7 @@ def _from_log(row, name, rule): # one row of answers, or the reason why it is sk
     if noted: scorer = lambda said, q: float(row["noted"])
     elif not chosen: return f"no score noted, and no rule known for {name}"
     elif chosen in _NEED_OPTIONS and not _options_of(row):
-        return f"no options told, which the rule {chosen} needs"
+        return f"no options given, which the rule {chosen} needs"
     else: scorer = _find_rule(chosen)
     return _scored(row, name, row["said"], scorer)
 
@@ -70,12 +70,12 @@ def _add_question_ids(answers, questions): # add images, clusters and pairs of t
     q = questions.remove_columns("image").to_pandas().set_index("index")
     strange = sorted(set(answers.question_id) - set(q.index))
     if strange:
-        raise UserError(f"{len(strange)} answers are to questions that are not there: "
+        raise UserError(f"{len(strange)} answers are to unknown questions: "
                         f"{_join_first(strange)}; are they of another split?")
     q = q.loc[answers.question_id]
     other = answers.question_id[(q.answer.values != answers.answer.values)]
     if len(other):
-        raise UserError(f"{len(other)} questions have another right answer in the log: "
+        raise UserError(f"{len(other)} questions have a different correct answer in the log: "
                         f"{_join_first(other)}; is it of another split?")
     return answers.assign(**{c: q[c].values for c in ("item_id", "cluster", "pair_id")})
 
