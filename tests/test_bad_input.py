@@ -62,7 +62,7 @@ def pictures(tmp_path):
 
 def test_broken_images_are_counted_and_listed(pictures, tmp_path):
     said, code = finish(start("compare", "pixels:16", "random:0", *OPTIONS, "--images", pictures, "--out", tmp_path / "out"))
-    assert code == 0 and (tmp_path / "out/report.html").exists() and "On 5 pictures" in said, said
+    assert code == 0 and (tmp_path / "out/report.html").exists() and "On 5 images" in said, said
     assert set(pd.read_csv(tmp_path / "out/left_out.csv").item_id) == {"cut.png", "text.jpg"}
     listed = said + "".join(p.read_text() for p in tmp_path.glob("out/**/skipped.csv"))
     assert "2 of 7" in said and "cut.png" in listed and "text.jpg" in listed
@@ -149,7 +149,7 @@ def test_control_c_in_training(whole, tmp_path):
     args = ["train", "dino", *OPTIONS, "--runtime.checkpoint-minutes", 9, "--out", run]
     logged = lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text()
     said, code = signal_when(start(*args), logged, signal.SIGINT)
-    assert "nothing is lost: the same command resumes from here" in one_message(said, code)
+    assert "nothing is lost: the same command goes on from here" in one_message(said, code)
     assert not (run / "manifest.json").exists() and step_of(run) >= 10
     said, code = finish(start(*args))
     assert code == 0 and outputs(run) == outputs(whole / "train/dino-0"), said
@@ -159,7 +159,7 @@ def test_control_c_while_composing(cache, tmp_path):
     own.mkdir(); (own / "emoji").symlink_to((cache / "emoji").resolve())
     p = start("study", *OPTIONS, "--data.scenes", 4000, "--out", out, CCD_CACHE=own)
     seen = lambda: any(own.glob("corpora/gallery-*"))
-    assert "the same command resumes from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
+    assert "the same command goes on from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
     assert not [*own.rglob("*.tmp-*"), *out.rglob("*.tmp-*")] and not (out / "world").exists()
 
 def test_control_c_while_probing(whole, tmp_path):
@@ -169,7 +169,7 @@ def test_control_c_while_probing(whole, tmp_path):
     before = contents(out)
     seen = lambda: any(out.glob(".probes.tmp-*"))
     p = start("study", *OPTIONS, "--out", out)
-    assert "the same command resumes from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
+    assert "the same command goes on from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
     assert contents(out) == before
 
 def test_a_study_in_place_of_a_run_is_told_its_runs(tmp_path):

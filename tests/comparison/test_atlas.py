@@ -158,7 +158,7 @@ def test_selecting_in_one_map_selects_in_the_other(page, given, t, tool):
     assert inside.sum() > 60 and (got == inside)[~edge].all()
     other = page.evaluate(f"Bokeh.documents[0].get_model_by_name('plot-{1 - t}').renderers[0].data_source.selected.indices")
     assert sorted(other) == np.nonzero(got)[0].tolist()
-    assert f"{got.sum()} pictures selected" in page.inner_text("#selected")
+    assert f"{got.sum()} images selected" in page.inner_text("#selected")
     assert rows_of(page, "#thumbs .pic") == state(page)["chosen"][:60]
     kept = mutual_knn(given["neighbors"][A], given["neighbors"][B])
     shares = [int(s) for s in re.findall(r"(\d+) %", page.inner_text("#share"))]
@@ -173,7 +173,7 @@ def test_the_filter_fades_all_others(page, given):
     value = items.ground_color.value_counts().index[0]
     matching = (items.ground_color == value).values
     page.select_option("#value", label=f"{value} ({matching.sum()})")
-    assert page.inner_text("#count") == f"{matching.sum()} of 400 pictures"
+    assert page.inner_text("#count") == f"{matching.sum()} of 400 images"
     assert (alphas()[matching] > 0.5).all() and (alphas()[~matching] < 0.1).all()
     page.select_option("#color", label="kind")
     page.click("#legend button:has-text('sign')")
@@ -344,7 +344,7 @@ def test_a_part_is_shown_of_too_many(given, tmp_path):
     full = given["neighbors"]
     path = linked_maps.write_linked_maps(tmp_path / "part.html", **given, limit=120, seed=3)
     text, data, _ = parts(path)
-    assert data["n"] == 120 and "120 of 400 pictures are shown" in text and "seed 3" in text
+    assert data["n"] == 120 and "120 of 400 images are shown" in text and "seed 3" in text
     row = {v: r for r, v in enumerate(given["items"].item_id)}
     rows = np.array([row[v] for v in data["ids"]])
     shown = {d: [(rows[i], rows[j]) for i, j, *_ in p] for d, p in zip("ab", data["pairs"])}

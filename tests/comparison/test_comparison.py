@@ -129,16 +129,16 @@ def test_vectors_from_elsewhere_beside_an_encoder(folder, tmp_path):
     ids = sorted(p.name for p in folder.iterdir())
     a = own_vectors(tmp_path, "mine", ids, 16, 0)
     main(["compare", a, "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out"), *FAST])
-    assert "mine joins, pixels" in (tmp_path / "out/report.html").read_text().replace("raw ", "")
+    assert "Similar for mine, dissimilar for pixels" in (tmp_path / "out/report.html").read_text().replace("raw ", "")
 
 def test_vectors_from_elsewhere_with_their_pictures(folder, tmp_path, capsys):
     ids = sorted(p.name for p in folder.iterdir())
     a, b = (own_vectors(tmp_path, n, ids, 16, k) for k, n in enumerate(("mine", "yours")))
     main(["compare", a, b, *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out"), "--skip", "maps"])
-    assert (tmp_path / "out/factors/attribution.csv").exists() and "nearest neighbours" in (tmp_path / "out/report.html").read_text()
+    assert (tmp_path / "out/factors/attribution.csv").exists() and "nearest neighbors" in (tmp_path / "out/report.html").read_text()
     c, d = (own_vectors(tmp_path, n, [*ids, "gone.png"], 16, k) for k, n in enumerate("cd"))
     with pytest.raises(SystemExit): main(["compare", c, d, *OPTIONS, "--images", str(folder), "--baselines", "--out", str(tmp_path / "gone")])
-    assert "no picture of 1 items, such as 'gone.png'" in capsys.readouterr().err
+    assert "no image of 1 items, such as 'gone.png'" in capsys.readouterr().err
 
 def test_folders_within_a_folder_are_categories(folder, tmp_path):
     for k, p in enumerate(sorted(folder.iterdir())):
@@ -191,7 +191,7 @@ def test_any_name_label_and_id_is_shown_as_it_is(tmp_path, k):
     for n in (a, b): pd.DataFrame(dict(item_id=ids, category=[b, a] * 20)).to_parquet(tmp_path / f"{n}.parquet")
     main(["compare", *paths, *OPTIONS, "--out", str(tmp_path / "out"), *FAST])
     words, tags = words_of((tmp_path / "out/report.html").read_text(encoding="utf-8"))
-    for text in (f"{a} joins, {b} parts", f"On 40 pictures {a} and {b} share"): assert " ".join(text.split()) in words
+    for text in (f"Similar for {a}, dissimilar for {b}", f"On 40 images {a} and {b} share"): assert " ".join(text.split()) in words
     assert set(tags) <= set("html meta title style h1 h2 h3 p div table thead tbody tr th td img details summary code ul li".split())
     pairs = pd.read_csv(tmp_path / "out/pairs/pairs.csv", dtype=str, keep_default_na=False)
     assert len(pairs) and {*pairs.item_id_i, *pairs.item_id_j} <= set(ids) and pairs.item_id_i[0] in words
@@ -214,7 +214,7 @@ def test_vectors_and_items_called_by_numbers_and_a_row_of_nan(tmp_path):
     with pytest.warns(UserWarning, match="1 of 30 vectors"): main(["compare", a, b, *OPTIONS, "--out", str(tmp_path / "out")])
     lost = load_table(tmp_path / "out/left_out.csv")
     assert lost.item_id.tolist() == ["1.0"] and lost.reason[0] == "NaN or infinity in its vector"
-    assert "On 29 pictures 1 and 01#feature=x share" in said(tmp_path / "out")
+    assert "On 29 images 1 and 01#feature=x share" in said(tmp_path / "out")
     assert set(load_table(tmp_path / "out/neighbors/purity.csv").encoder) == {"1", "01#feature=x"}
 
 @pytest.mark.parametrize("change, says", [

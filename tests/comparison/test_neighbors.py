@@ -37,7 +37,7 @@ def test_approximate_indexes_find_most(x, index):
     assert 0.7 < nb.mutual_knn(exact, found).mean() <= 1 and (found != np.arange(2000)[:, None]).all()
 
 def test_what_cannot_be_asked(x):
-    with pytest.raises(UserError, match="200 neighbours asked of 200 items"): nb.nearest_neighbors(toy(x), 200)
+    with pytest.raises(UserError, match="200 neighbors requested for 200 items"): nb.nearest_neighbors(toy(x), 200)
     with pytest.raises(UserError, match="at most 100"): nb.nearest_neighbors(toy(x), 101, np.arange(200) % 2)
     with pytest.raises(UserError, match="unknown index"): nb.nearest_neighbors(toy(x), 3, index="tree")
 

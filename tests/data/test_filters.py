@@ -96,7 +96,7 @@ def test_summary_counts_what_is_kept(photos, tmp_path):
 
 def test_another_split_has_scores_of_its_own(photos, tmp_path):
     score(photos, function_scorer(red), tmp_path / "s")
-    with pytest.raises(UserError, match="no finished scores of test pictures.*--split test"): ids(source(tmp_path / "s", "light"), "test")
+    with pytest.raises(UserError, match="no finished scores of test images.*--split test"): ids(source(tmp_path / "s", "light"), "test")
     score(photos, function_scorer(red), tmp_path / "s", "test")
     assert set(ids(source(tmp_path / "s", "light@-1"), "test")) == set(ids(photos, "test"))
 
@@ -140,7 +140,7 @@ def test_other_scores_are_not_overwritten(photos, tmp_path):
 def test_scores_of_other_pictures_are_refused(photos, tmp_path, tiny):
     score(photos, function_scorer(red), tmp_path / "s")
     (tmp_path / "photos/05.png").unlink()
-    with pytest.raises(UserError, match="its pictures have changed.*Score it again"): ids(source(tmp_path / "s", "light"))
+    with pytest.raises(UserError, match="its images have changed.*Score it again"): ids(source(tmp_path / "s", "light"))
     score(tiny.data, function_scorer(red), tmp_path / "e")
     with pytest.raises(UserError, match="data.scenes was 512, is now 500"):
         ids(replace(tiny.data, scenes=500, source=f"filter:light:{tmp_path / 'e'}"))

@@ -261,7 +261,7 @@ def test_signed_and_wide_grey():
 @pytest.mark.parametrize("x", [GOOD.astype(np.int32) * 1000, -GOOD.astype(np.int32), GOOD.astype(np.float32),
                                np.where(GOOD > 3, GOOD, np.nan).astype(np.float32) / 255, -GOOD.astype(np.float32) / 255])
 def test_grey_of_unknown_scale_is_a_fault(x):
-    with pytest.raises(ValueError, match="nobody says what is white"): decode(picture("tiff", x))
+    with pytest.raises(ValueError, match="the value of white is unknown"): decode(picture("tiff", x))
 
 def test_a_clear_value_of_deep_grey_is_white():
     x = np.array([[0, 514], [1028, 65535]], np.uint16)
@@ -309,7 +309,7 @@ def test_folders_of_a_system_are_counted(tmp_path):
     for n in ("a.png", "._a.png", "Thumbs.db", ".ipynb_checkpoints/a-checkpoint.png", ".Trash-1000/x/y.png", "__MACOSX/._a.png", "@eaDir/a.png/b.png",
               "b/.thumbnails/a.png", "b/@eaDir/c.png", "notes.md", "b/more.md", "README", "b/alone.txt", "a.txt", "a.json"):
         (tmp_path / n).parent.mkdir(parents=True, exist_ok=True); (tmp_path / n).write_bytes(picture() if n.endswith("png") else b"{}")
-    with pytest.warns(UserWarning, match="set aside in .*beside the images: .*md .no image by its suffix, 2 files"): opened = load_folder(tmp_path)
+    with pytest.warns(UserWarning, match="skipped in .*beside the images: .*md .no image by its suffix, 2 files"): opened = load_folder(tmp_path)
     assert opened.corpus["item_id"][:] == ["a.png"]
     assert {f: why.rpartition(", ")[2] for f, why in reasons(opened).items()} == {
         ".*": "2 files", ".ipynb_checkpoints/": "1 file", ".Trash-1000/": "1 file", "__MACOSX/": "1 file", "@eaDir/": "2 files", ".thumbnails/": "1 file",
@@ -606,7 +606,7 @@ def test_a_stream_goes_on_near_where_it_was(river, workers, monkeypatch):
     after = list(b.batches(6, 9))
     said = joined(after)[2]
     assert len(set(before) & set(said)) <= 8 and after[0].sample.tolist() == list(range(48, 56))
-    with pytest.raises(UserError, match="cannot go on with"): flow(river, workers=workers + 2).restore(a.state())
+    with pytest.raises(UserError, match="cannot resume with"): flow(river, workers=workers + 2).restore(a.state())
 
 def test_processes_of_a_stream_share_its_files(river):
     parts = [joined(list(flow(river, rank=r, processes=2).batches(0, 10)))[2] for r in (0, 1)]

@@ -290,7 +290,7 @@ def test_common_items_in_the_order_of_the_first():
 
 @pytest.mark.parametrize("a, b, says", [
     (named(["x", "y"]), named(["p", "q"]), "no item is in both: x, y .* p, q"),
-    (named(["x", "y"], ["1", "2"]), named(["y", "x"], ["3", "1"]), "'y' is not the same picture.* 2 in one and 3"),
+    (named(["x", "y"], ["1", "2"]), named(["y", "x"], ["3", "1"]), "'y' is not the same image.* 2 in one and 3"),
     (named(["x", "x"]), named(["x"]), "first embeddings have 'x' more than once"),
     (named(["x"]), named(["x", "z", "z"]), "second embeddings have 'z'")])
 def test_what_cannot_be_aligned(a, b, says):

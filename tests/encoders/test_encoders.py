@@ -280,7 +280,7 @@ def test_a_map_is_pooled_over_its_places(kind, timm_saved):
         assert e.card.norm == "as the network leaves it"
         with pytest.raises(UserError, match="cannot be read before its final norm"): load(f"timm:{folder}#final_norm=false")
     with pytest.raises(UserError, match="only its end can be read"): load(f"timm:{folder}#layer=-2")
-    with pytest.raises(UserError, match="has no tap 'cls'.*pooled"): load(f"timm:{folder}#feature=cls")
+    with pytest.raises(UserError, match="has no feature 'cls'.*pooled"): load(f"timm:{folder}#feature=cls")
 
 def test_timm_reads_another_size_when_asked(timm_saved):
     import timm
@@ -494,7 +494,7 @@ def test_a_thread_of_an_image_takes_little_memory(shape, fit, monkeypatch):
     ("hf:x#mean=1/2", "imagenet, clip, half"), ("hf:x#size=big", "a number of pixels"), ("hf:", "has no name"), ("timm:", "has no name"),
     ("hf:/no/such/folder", "is not a folder"), ("timm:./nowhere", "is not a folder"), ("pixels:16#feature=cls", "no options"),
     ("random:0#size=64", "random takes feature, layer, final_norm, n_last_blocks, resize, precision, not size"), ("random:0#n_last_blocks=5", "up to its layer there are 4"), ("random:0#n_last_blocks=2,layer=1", "up to its layer there are 1"),
-    ("random:0#n_last_blocks=0", "a number of blocks"), ("random:0#feature=cls+projected", "or cls\\+pooled"), ("random:0#feature=projected", "has no tap 'projected'"),
+    ("random:0#n_last_blocks=0", "a number of blocks"), ("random:0#feature=cls+projected", "or cls\\+pooled"), ("random:0#feature=projected", "has no feature 'projected'"),
     ("random:0#layer=5", "no layer 5: it has 1 to 4"), ("webssl:dino-9b", "webssl:dino-7b-518"), ("clip", "expected ccd:FOLDER"), ("clip#size=3", "expected ccd:FOLDER"),
     ("timm:vit_tiny_patch17", "could not be loaded.*timm:FOLDER")])
 def test_a_wrong_name_says_what_is_right(spec, said):
@@ -507,10 +507,10 @@ def test_a_tag_of_timm_may_stand_behind_an_at(monkeypatch):
     with pytest.raises(UserError, match="asked for <vit_tiny.openai>"): load("timm:vit_tiny@openai")
 
 def test_a_missing_tap_names_those_there_are(saved):
-    with pytest.raises(UserError, match="has no tap 'cls'.*patches, pooled, projected"): load(f"hf:{saved('siglip')[0]}#feature=cls")
-    with pytest.raises(UserError, match="has no tap 'projected'.*cls, patches, pooled"): load(f"hf:{saved('dinov2')[0]}#feature=projected")
-    with pytest.raises(UserError, match="has no tap 'projected'"): load(f"hf:{saved('clip')[0]}#feature=projected,layer=-2")
-    with pytest.raises(UserError, match="has no tap 'projected'"): load(f"hf:{saved('clip_vision')[0]}").tapped("projected")
+    with pytest.raises(UserError, match="has no feature 'cls'.*patches, pooled, projected"): load(f"hf:{saved('siglip')[0]}#feature=cls")
+    with pytest.raises(UserError, match="has no feature 'projected'.*cls, patches, pooled"): load(f"hf:{saved('dinov2')[0]}#feature=projected")
+    with pytest.raises(UserError, match="has no feature 'projected'"): load(f"hf:{saved('clip')[0]}#feature=projected,layer=-2")
+    with pytest.raises(UserError, match="has no feature 'projected'"): load(f"hf:{saved('clip_vision')[0]}").tapped("projected")
 
 def test_a_folder_without_an_image_processor_asks_for_the_rule(tmp_path, saved):
     made("vit").save_pretrained(tmp_path)
@@ -525,7 +525,7 @@ def test_position_embeddings_are_stretched_only_when_asked(tmp_path, saved):
     model = made("vit")
     model.save_pretrained(tmp_path)
     processor(crop_size=48, size=dict(shortest_edge=48)).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="learnt its positions at 32 px.*makes 48 px.*#size=32"): load(f"hf:{tmp_path}")
+    with pytest.raises(UserError, match="was trained with position embeddings at 32 px.*makes 48 px.*#size=32"): load(f"hf:{tmp_path}")
     e, x = load(f"hf:{tmp_path}#size=48"), torch.rand(2, 3, 48, 48)
     with torch.no_grad(): close(e.vector(x), model(normed(e, x), interpolate_pos_encoding=True).last_hidden_state[:, 0])
     assert load(f"hf:{tmp_path}#size=32").fit == ImageTransform(32, 32)

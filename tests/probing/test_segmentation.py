@@ -132,7 +132,7 @@ def test_tokens_are_made_once(scenes, tmp_path, monkeypatch):
     few = _training_tokens(tmp_path / "few", [e], train, per_picture=5)
     assert few.x.shape == (150, 192) and not few.windows
     assert {x.tobytes() for x in few.x} <= {x.tobytes() for x in a.x}
-    with pytest.raises(UserError, match="no neighbours.*cells=1"): _fit_heads(few, cells=2)
+    with pytest.raises(UserError, match="no neighbors.*cells=1"): _fit_heads(few, cells=2)
     with pytest.raises(UserError, match="8 px cannot be split into 3 x 3 cells: expected one of 1, 2, 4, 8"): _fit_heads(a, cells=3)
 
 def painted(n=12, shape=(64, 96), seed=0, label=lambda m: m, classes=("red", "green", "blue")):
@@ -150,11 +150,11 @@ RGB = ["red", "green", "blue"]
 
 def test_what_cannot_be_learnt_from_is_said(tmp_path):
     blank = _from_mask_images(painted(label=lambda m: np.full_like(m, _IGNORE_INDEX)), RGB)
-    with pytest.raises(UserError, match="no pixel of 12 pictures has a class"): _training_tokens(tmp_path / "a", [pixel_patches()], blank)
+    with pytest.raises(UserError, match="no pixel of 12 images has a class"): _training_tokens(tmp_path / "a", [pixel_patches()], blank)
     big = Encoder(EncoderCard("big", "", "", "", size=48), lambda x: Features(patches=x.new_full((len(x), 36, 4), 1e5)), taps=("patches",))
     with pytest.raises(UserError, match="float16 cannot hold"): _training_tokens(tmp_path / "b", [big], _from_mask_images(painted(), RGB))
     other = _from_mask_images(painted(label=lambda m: m[:, :64]), RGB)
-    with pytest.raises(UserError, match="64 x 64 px and its picture 96 x 64 px"): _training_tokens(tmp_path / "c", [pixel_patches()], other)
+    with pytest.raises(UserError, match="64 x 64 px and its image 96 x 64 px"): _training_tokens(tmp_path / "c", [pixel_patches()], other)
     assert not list(tmp_path.iterdir()) # no half folder
 
 # --- ADE20k's labels
@@ -287,7 +287,7 @@ def test_two_are_compared_on_the_same_draws():
     alone = segmentation_summary(a)["hi"] - segmentation_summary(a)["lo"]
     assert lo > 0 and hi - lo < alone and d == pytest.approx(segmentation_summary(a)["miou"] - segmentation_summary(b)["miou"])
     assert miou_difference(a, a) == (0, 0, 0)
-    with pytest.raises(UserError, match="same pictures"): miou_difference(a, scored(truth[::-1], said[::-1]))
+    with pytest.raises(UserError, match="same images"): miou_difference(a, scored(truth[::-1], said[::-1]))
 
 def test_who_said_what_is_dealt_anew_in_whole_clusters():
     truth, said = random_answers()

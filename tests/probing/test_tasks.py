@@ -113,7 +113,7 @@ def test_classes_that_no_training_family_has_are_noted(world):
 
 def test_a_world_too_small_for_a_task_says_so(world):
     few = world["gallery"][world["gallery"].split == "train"].head(30)
-    with pytest.warns(UserWarning, match="left out.*concept across styles"): found = _emoji_tasks(few, world["signs"])
+    with pytest.warns(UserWarning, match="excluded.*concept across styles"): found = _emoji_tasks(few, world["signs"])
     assert [t.name for t in found] == ["word in new fonts"]
 
 # --- a label stays with its picture
@@ -217,7 +217,7 @@ def test_labels_that_are_no_classes_are_errors(tmp_path):
     alone = save(tmp_path / "a", train=table(range(30), [f"n{k}" for k in range(30)]), test=table([99], ["n1"]))
     with pytest.raises(UserError, match="a 'label' of its own"): _open_dataset(f"hf:{alone}")
     same = write(tmp_path / "b", {f"only/{k}.png": (k,) for k in range(5)} | {"x.png": (9,)})
-    with pytest.warns(UserWarning, match="1 of 6 images have no label"), pytest.raises(UserError, match="nothing to tell apart"):
+    with pytest.warns(UserWarning, match="1 of 6 images have no label"), pytest.raises(UserError, match="nothing to classify"):
         _open_dataset(f"folder:{same}")
 
 def test_a_test_of_few_classes_or_of_one_image_each_is_a_test(tmp_path):
@@ -319,7 +319,7 @@ def test_copies_are_left_out_of_the_test_listed_and_counted(tmp_path):
     ((learnt, val, tested),) = in_pieces(t, items)
     assert not set(tested.pixel_hash) & (set(learnt.pixel_hash) | set(val.pixel_hash))
     assert len(tested) == 20 and set(t.left_out.item_id) | set(tested.item_id) == set(items["cars-test"].item_id)
-    assert t.notes == ["test images that are also in train, left out: 3 of 23", "pictures under two labels: 1"]
+    assert t.notes == ["test images that are also in train, left out: 3 of 23", "images under two labels: 1"]
     assert any(t.notes[0] in s for s in said) and set(val.split) == {"train"}
     assert len(learnt) + len(val) == 40 and set(val.label) == {0, 1}
 
@@ -336,9 +336,9 @@ def test_classes_with_one_picture_stay_in_train(tmp_path):
     path = save(tmp_path / "d", train=table(range(21), [0, 1] * 10 + [2]), test=table(range(50, 56), [0, 1] * 3))
     t, items, _ = asked(f"cars:{path}")
     ((learnt, val, _),) = in_pieces(t, items)
-    assert 2 in set(learnt.label) and 2 not in set(val.label) and t.notes == ["classes with one picture in train, and none in val: 1"]
+    assert 2 in set(learnt.label) and 2 not in set(val.label) and t.notes == ["classes with one image in train, and none in val: 1"]
     path = save(tmp_path / "e", train=table(range(3), [0, 1, 2]), test=table(range(50, 53), [0, 1, 2]))
-    with pytest.raises(UserError, match="nothing is left to validate on"): asked(f"cars:{path}")
+    with pytest.raises(UserError, match="no image is left for validation"): asked(f"cars:{path}")
 
 def test_a_validation_split_is_used_but_for_its_copies(tmp_path):
     path = save(tmp_path / "d", train=table(range(20), [0, 1] * 10), test=table(range(50, 56), [0, 1] * 3),
@@ -445,7 +445,7 @@ def test_nothing_of_imagenet_is_decoded_when_it_is_opened(tmp_path, monkeypatch)
     for module in (images, data_corpora): monkeypatch.setattr(module, "decode", no)
     t, items, _ = asked(f"imagenet:{tmp_path}")
     assert set(items) == {"imagenet-train", "imagenet-test"} and sorted(items["imagenet-test"].label) == sorted(WNIDS)
-    assert "not looked for" in t.notes[0] and len(t.folds[0].test.rows) == 5
+    assert "not searched for" in t.notes[0] and len(t.folds[0].test.rows) == 5
     monkeypatch.undo()
     for c in _open_dataset(f"imagenet:{tmp_path}").values(): assert [number_of(im) for im in c["image"]] == list(c["label"])
 
@@ -500,7 +500,7 @@ def test_classes_have_names(tmp_path):
     with pytest.raises(UserError, match="known from its items"): _class_names("cars")
 
 def test_items_of_another_corpus_are_refused():
-    with pytest.raises(UserError, match="'cars-train' are wanted.*got cars-test"): tasks("cars", {"cars-test": pd.DataFrame()})
+    with pytest.raises(UserError, match="'cars-train' are needed.*got cars-test"): tasks("cars", {"cars-test": pd.DataFrame()})
 
 # --- folders as people have them
 

@@ -73,9 +73,9 @@ def test_blocks_do_not_matter(rng, monkeypatch):
     assert whole.clusters.max() <= 20
 
 @pytest.mark.parametrize("change, match", [
-    (dict(owner=np.arange(1, 11)), "picture 10, and there are 10"), (dict(owner=np.arange(9)), "9 owners"),
+    (dict(owner=np.arange(1, 11)), "image 10, and there are 10"), (dict(owner=np.arange(9)), "9 owners"),
     (dict(texts=["a"]), "1 wordings"), (dict(captions=np.zeros((0, 3)), owner=np.arange(0)), "no captions"),
-    (dict(images=np.full((10, 3), np.nan)), "vectors of pictures hold NaN")])
+    (dict(images=np.full((10, 3), np.nan)), "vectors of images hold NaN")])
 def test_what_cannot_be_retrieved_is_said(change, match):
     right = dict(images=np.ones((10, 3)), captions=np.ones((10, 3)), owner=np.arange(10))
     with pytest.raises(UserError, match=match): retrieval(**right | change)
@@ -209,7 +209,7 @@ def test_a_run_speaks_and_a_run_without_captions_does_not(tiny, corpus, tmp_path
     with pytest.raises(UserError, match="trained without captions"): load_text_encoder(f"ccd:{tmp_path / 'dino'}")
 
 def test_an_encoder_without_text_is_refused(saved, tmp_path):
-    with pytest.raises(UserError, match="no text side"): load_text_encoder("random:0")
+    with pytest.raises(UserError, match="no text encoder"): load_text_encoder("random:0")
     with pytest.raises(UserError, match="no finished run"): load_text_encoder(f"ccd:{tmp_path}")
     with pytest.raises(UserError, match="is a clip_vision_model and has no text tower"): load_text_encoder(f"hf:{saved('eye')[0]}")
     with pytest.raises(UserError, match="names no weights"): load_text_encoder("open_clip:ViT-B-16")

@@ -72,7 +72,7 @@ def unequal(a, b):
 
 def test_audit_of_a_controlled_pair(whole):
     t = audit(whole / "train/clip-0", whole / "train/dino-0").set_index("what").equal
-    same = ["pictures and captions", "training data", "order of samples", "first weights of the ViT", "precision", "architecture", "samples seen",
+    same = ["images and captions", "training data", "order of samples", "first weights of the ViT", "precision", "architecture", "samples seen",
             "batch", "peak learning rate", "warm-up", "weight decay", "gradient clip", "base crop, area", "seed"]
     apart = ["objective", "weights evaluated", "views per sample, student", "trained parameters", "GFLOP per sample"]
     assert t[same].all() and not t[apart].any()
@@ -85,7 +85,7 @@ def test_audit_with_itself_finds_no_difference(whole):
     ("settings.control", "lr", 0.5, "peak learning rate"), ("settings.control", "base_crop", [0.1, 1.0], "base crop, area"),
     ("settings.control", "seed", 5, "seed"), ("facts", "order", "another", "order of samples"),
     ("facts", "first_weights", "others", "first weights of the ViT"), ("inputs", "corpus", "another", "training data"),
-    ("facts", "data", "emoji", "pictures and captions"), ("settings.own", "out_dim", 5, "own: out_dim")])
+    ("facts", "data", "emoji", "images and captions"), ("settings.own", "out_dim", 5, "own: out_dim")])
 def test_audit_finds_a_change_and_nothing_else(whole, tmp_path, place, key, value, line):
     other = tmp_path / "other"
     shutil.copytree(whole / "train/dino-0", other, ignore=shutil.ignore_patterns("checkpoints"))

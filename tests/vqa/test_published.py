@@ -307,7 +307,7 @@ BAD = {
     "rows 1, 3 are all 'A'": lambda t: t.assign(model=["A", "B", "A"]).drop(columns="table"),
     "row 2 has no model": change(model=["A", " ", "B"]),
     "mean the same": change(MMBench=50),
-    "seem to be shares": lambda t: t.assign(**{b: 0.5 for b in tables.benchmark_suite().index}),
+    "seem to be fractions": lambda t: t.assign(**{b: 0.5 for b in tables.benchmark_suite().index}),
     "has no rows": lambda t: t.head(0)}
 
 @pytest.mark.parametrize("said", BAD)

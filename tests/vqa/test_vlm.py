@@ -119,14 +119,14 @@ def test_tokens_are_the_same_each_time(talks):
 
 def test_a_text_that_is_not_whole_is_refused(model, talks):
     tok, stage = model.tokenizer, llava_settings.Stage(4, 2)
-    with pytest.raises(UserError, match="1 of 2 talks have nothing to learn.*in 1"):
+    with pytest.raises(UserError, match="1 of 2 conversations have no answer to train on: 1"):
         conversations._tokenized(conversations._Conversations(None, [[("a", "b")], []], np.array([-1, -1])), tok, "v1")
     with pytest.raises(UserError, match="say <image> themselves, such as 0"):
         conversations._tokenized(conversations._Conversations(None, [[("what is <image>", "b")]], np.array([0])), tok, "v1")
-    with pytest.raises(UserError, match="these pictures have none"): conversations._caption_conversations(talks[1].corpus)
+    with pytest.raises(UserError, match="these images have none"): conversations._caption_conversations(talks[1].corpus)
     with pytest.raises(UserError, match="unknown template"): conversations._tokenized(talks[0], tok, "v9")
     s = conversations._tokenized(conversations._Conversations(None, [[("a", "b")]] * 4, np.array([-1] * 4)), tok, "v1")
-    with pytest.raises(UserError, match="talk 0 has 0 image tokens and 1 pictures"):
+    with pytest.raises(UserError, match="conversation 0 has 0 image tokens and 1 images"):
         llava_model._ConversationLoader(s._replace(picture=np.zeros(4, int)), None, model, stage, 0)
     long = conversations._tokenized(conversations._Conversations(None, [[("a", "b " * 300)], [("a", "b")]], np.array([-1, -1])), tok, "v1")
     assert llava_model._ConversationLoader(long, None, model, stage, 0).cut == 1
@@ -160,7 +160,7 @@ def test_llavas_own_files_are_read(tmp_path):
     assert conversations._messages(t.turns[0], True, "v1")[0]["content"] == "<image>\nWhat?"
     assert ImageDecoder(t.corpus, 4)[[0]][0, 0, 0, 0] == ord("b")
     (tmp_path / "b.png").unlink()
-    with pytest.raises(UserError, match="1 of 1 pictures"): conversations._load_llava_json(tmp_path / "x.json", tmp_path)
+    with pytest.raises(UserError, match="1 of 1 images"): conversations._load_llava_json(tmp_path / "x.json", tmp_path)
 
 # --- files of LLaVA
 
@@ -548,7 +548,7 @@ def test_each_question_gets_the_picture_of_another_of_its_subset():
     at = answering._mismatched_images(items, subsets)
     assert all(items[k] != items[j] and subsets[k] == subsets[j] for k, j in enumerate(at))
     assert {items[j] for j in at} == set(items) and (at == answering._mismatched_images(items, subsets)).all()
-    with pytest.raises(UserError, match="about one picture"): answering._mismatched_images(["a", "a"], ["s", "s"])
+    with pytest.raises(UserError, match="about one image"): answering._mismatched_images(["a", "a"], ["s", "s"])
 
 def test_what_cannot_be_answered_is_said(model, asked, home, capsys):
     few = asked.select(range(3))

@@ -304,7 +304,7 @@ def test_faults_in_a_benchmark_are_set_aside_and_listed(tmp_path, capsys):
     q, skipped = load_questions("VMCBench", source=str(tmp_path / "d"))
     assert q["index"][:] == [8, 9, 10] and skipped.row.tolist() == [0, 1, 2]
     for why, want in zip(skipped.reason, ("no image", "none of its options", "a blank option")): assert want in why
-    assert "3 of 6 rows set aside" in capsys.readouterr().err
+    assert "3 of 6 rows skipped" in capsys.readouterr().err
 
 def test_double_ids(tmp_path):
     rows = [SCHEMAS["VMCBench"](k) | dict(index=3) for k in range(2)]
@@ -330,7 +330,7 @@ def test_predictions_for_another_split():
         answer_table("TextVQA", asked(4), {0: "A", 77: "A", 78: "A"}, "clip")
     a = answer_table("x", asked(4), {}, "clip")
     b = answer_table("x", asked(4, answer="C"), {}, "dino")
-    with pytest.raises(UserError, match="3 questions have another right answer"):
+    with pytest.raises(UserError, match="3 questions have a different correct answer"):
         bootstrap_summary(pd.concat([a, b]), dict(ocr=["TextVQA"]))
 
 def test_an_unknown_subset_double_answers_scores_outside_and_half_pairs():
@@ -615,7 +615,7 @@ def test_of_answers_that_are_all_alike_no_power_is_said():
     for t in (same, pd.concat([same, same.assign(seed=1)])):
         d = compare_scores(t, "x", "y", MAP, n_resamples=50)
         assert d.could_show.isna().all() and (d.difference == 0).all() and (d.lo == 0).all() and (d.hi == 0).all()
-        assert d.verdict.str.contains("what could have been shown cannot be said").all()
+        assert d.verdict.str.contains("the minimum detectable difference is unknown").all()
 
 def test_no_verdict_where_neither_is_above_its_own_baseline(tmp_path):
     truth = dict(x=dict(a=0.8, b=0.3, c=0.3), y=dict(a=0.3, b=0.6, c=0.3)) | {n: dict.fromkeys("abc", 0.3) for n in ("x blind", "y blind")}
@@ -658,7 +658,7 @@ def test_floors_and_what_is_informative():
 
 def test_verdict_of_a_tie_names_the_power():
     r = dict(a="x", b="y", difference=0.01, p_holm=0.5, p_all_holm=np.nan, could_show=0.15, questions=100, runs_a=1, runs_b=1, missing="")
-    assert verdict(r) == "no significant difference (1.0 points; 100 questions could have shown 15.0)"
+    assert verdict(r) == "no significant difference (1.0 points; minimum detectable difference 15.0 points with 100 questions)"
 
 # --- logs
 
@@ -744,7 +744,7 @@ def test_a_log_is_told_pictures_and_refused_for_another_split(tmp_path):
     p = lmms_file(tmp_path, "vmcbench", [lmms_line(k, "A", doc=False) for k in range(4)])
     a = read_log(p, questions=q).answers
     assert a.cluster.tolist() == q["cluster"][:4]
-    with pytest.raises(UserError, match="not there: 5, 6"): read_log(p, questions=q.select(range(2, 8)))
+    with pytest.raises(UserError, match="unknown questions: 5, 6"): read_log(p, questions=q.select(range(2, 8)))
     with pytest.raises(UserError, match="another right answer in the log"):
         read_log(lmms_file(tmp_path, "vmcbench", [lmms_line(0, "A", target="C", doc=False)]), questions=q)
 
