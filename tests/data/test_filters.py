@@ -224,7 +224,7 @@ def test_a_function_by_name(monkeypatch, tmp_path, photos, capsys):
     assert list(pd.read_csv(folder / "summary.csv").rule) == ["light"] and s.card["name"] == "my_scorer.redness"
     for keep in ("heavy", "not-heavy@0.3"):
         with pytest.raises(UserError, match="heavy.* keeps none of"): ids(source(tmp_path / "s", keep))
-    with pytest.raises(UserError, match="needs a name, and cuts"): filters.Scorer(dict(name="a", cuts=dict(light=0)), None)
+    with pytest.raises(UserError, match="needs a name, and thresholds"): filters.Scorer(dict(name="a", cuts=dict(light=0)), None)
     main(["filter", photos.source, "--scorer", "python:my_scorer.redness", "--out", str(tmp_path / "c")])
     assert f"--data.source filter:light:{tmp_path / 'c'}" in capsys.readouterr().out
     assert pd.read_parquet(tmp_path / "c/train/scores.parquet").equals(pd.read_parquet(folder / "scores.parquet"))
@@ -232,7 +232,7 @@ def test_a_function_by_name(monkeypatch, tmp_path, photos, capsys):
 def test_a_function_without_a_source_is_refused(monkeypatch):
     "Python 3.13 keeps the program of `python -c`, by which workers are started, under the name of all that is evaluated."
     monkeypatch.setitem(linecache.cache, "<string>", (7, None, ["import sys\n"], "<string>"))
-    with pytest.raises(UserError, match="source of .* cannot be read"): function_scorer(eval("lambda x: {}"))
+    with pytest.raises(UserError, match="source code of .* cannot be read"): function_scorer(eval("lambda x: {}"))
 
 # --- the reader and the model
 

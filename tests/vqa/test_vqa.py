@@ -745,7 +745,7 @@ def test_a_log_is_told_pictures_and_refused_for_another_split(tmp_path):
     a = read_log(p, questions=q).answers
     assert a.cluster.tolist() == q["cluster"][:4]
     with pytest.raises(UserError, match="unknown questions: 5, 6"): read_log(p, questions=q.select(range(2, 8)))
-    with pytest.raises(UserError, match="another right answer in the log"):
+    with pytest.raises(UserError, match="different correct answer in the log"):
         read_log(lmms_file(tmp_path, "vmcbench", [lmms_line(0, "A", target="C", doc=False)]), questions=q)
 
 def vlm_rows(n=4, **more): # index, question, options, answer, category, prediction
