@@ -1,4 +1,4 @@
-"Pages, README and docstrings are spelled as in America; names in code, columns and options are not read here."
+"Pages, README, docstrings, strings and names in code are spelled as in America, but for names and keys that are stored."
 import ast, json, re
 from pathlib import Path
 import pytest
@@ -23,6 +23,25 @@ def docstrings():
         for n in ast.walk(ast.parse(p.read_text(encoding="utf-8"))):
             if isinstance(n, (ast.Module, ast.FunctionDef, ast.ClassDef)) and (said := ast.get_docstring(n)):
                 yield f"{p.relative_to(ROOT)}: {getattr(n, 'name', 'module')}", said
+
+STORED = { # word -> modules in which it is stored or hashed: settings, columns, keys, data, names of files or of another library's options
+    "grey": "comparison/attributes comparison/perturbations data/augment data/emoji/drawings data/images report/similarity",
+    "colour": "comparison/attribution data/emoji/questions probing/datasets report/similarity", "centre": "comparison/linked_maps study/scaling/curves study/scaling/grid",
+    "learnt": "data/emoji/checks probing/tables probing/tasks study/scaling/runs vqa/command vqa/llava/answering vqa/llava/conversations vqa/llava/model",
+    "licence": "probing/datasets", "licences": "probing/datasets", "standardise": "probing/protocols", "catalogue": "data/emoji/drawings",
+    "regularisation": "comparison/neighbors"}
+
+def strings_and_names():
+    for p in sorted((ROOT / "ccd").rglob("*.py")):
+        where = p.relative_to(ROOT).as_posix()
+        if p.name.startswith("_") or where in ("ccd/settings.py", "ccd/cli.py"): continue # settings are keys of stored files
+        for n in ast.walk(ast.parse(p.read_text(encoding="utf-8"))):
+            said = getattr(n, "value", None) if isinstance(n, ast.Constant) else getattr(n, "id", None) or getattr(n, "name", None) or getattr(n, "arg", None)
+            if isinstance(said, str) and len(said) < 4000: yield f"{where}:{getattr(n, 'lineno', 0)}", said.replace("_", " ")
+
+def test_strings_and_names_are_in_american_spelling():
+    allowed = lambda where, word: where.split(":")[0].removeprefix("ccd/").removesuffix(".py") in STORED.get(word, "").split()
+    assert {where: w for where, text in strings_and_names() if (w := [x for x in british(text) if not allowed(where, x)])} == {}
 
 def test_pages_are_in_american_spelling(): assert {where: w for where, text in pages() if (w := british(text))} == {}
 

@@ -11,7 +11,7 @@ import pandas as pd
 from ..files import UserError
 from ..runs import Progress
 from ..data.corpora import ImageDecoder
-from ..data.augment import GREY
+from ..data.augment import GRAY
 from ..encoders.embeddings import batched_slices
 from ..encoders.extraction import BATCH
 
@@ -58,7 +58,7 @@ def attributes(
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #cd7bd4b1
 def _attributes(p):
-    n, color, grey = len(p), _rgb_to_lab(p), p @ np.float32(GREY) / 255
+    n, color, grey = len(p), _rgb_to_lab(p), p @ np.float32(GRAY) / 255
     edge = color[:, _ring(*p.shape[1:3])]
     ground = np.median(edge, 1)
     off = np.linalg.norm(color - ground[:, None, None], axis=-1)

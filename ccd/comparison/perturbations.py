@@ -20,7 +20,7 @@ from ..stats import node_bootstrap_sums
 from ..data.emoji.drawings import PALETTE, drawings
 from ..data.emoji.scenes import TEST_FONTS, asset_pool, draw_text, paste, text_color_for
 from ..data.corpora import ImageDecoder
-from ..data.augment import GREY, eval_view, to_float
+from ..data.augment import GRAY, eval_view, to_float
 from ..encoders.extraction import BATCH
 from .products import _similarity_moments
 from .attributes import _rgb_to_lab, _ring
@@ -40,7 +40,7 @@ def _shift_hue(image, degrees, rng=None):
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #bb99d8d7
 def _to_grey(image, strength=1.0, rng=None):
     "Return the image blended with its gray version by `strength` (luma of ITU-R BT.601)."
-    grey = (image @ np.array(GREY))[..., None]
+    grey = (image @ np.array(GRAY))[..., None]
     return _bytes(image + strength * (grey - image))
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #700cff8f

@@ -151,9 +151,9 @@ def probe(
     Raises `UserError` for unknown names."""
     out, draws = Path(out), settings.analysis.n_resamples
     require_own_folder(out / "tables")
-    every, labelled = [*dict.fromkeys(encoders), *_default_baselines(encoders)], _group_by_source_dataset([d for d in datasets if d not in _SEGMENTATION_DATASETS])
+    every, labeled = [*dict.fromkeys(encoders), *_default_baselines(encoders)], _group_by_source_dataset([d for d in datasets if d not in _SEGMENTATION_DATASETS])
     done, drawn, skipped = {s: [] for s in every}, {}, []
-    for ds in labelled.values():
+    for ds in labeled.values():
         found = {d: _open_dataset(d, settings) for d in ds}
         skipped += [(*row, d) for d, c in found.items() for row in c.skipped]
         corpora = {k: c for of in found.values() for k, c in of.items()}
@@ -167,7 +167,7 @@ def probe(
     def make(tmp):
         found = {d: {names.get(s, s): read_segmentation(f) for s, f in fs.items()} for d, fs in drawn.items()}
         floor = {d: x.pop("majority") for d, x in found.items()}
-        labels = _classification_tables({n: done[s] for s, n in names.items()}, draws) if labelled else {}
+        labels = _classification_tables({n: done[s] for s, n in names.items()}, draws) if labeled else {}
         if skipped: labels["left_out"] = pd.concat([pd.DataFrame(skipped, columns=["item_id", "reason", "task"]), labels["left_out"]])
         pixels = _segmentation_tables(found, floor, draws)
         for name in labels | pixels:

@@ -392,7 +392,7 @@ def _ids(d, mask, part): # of items
     return d.select_columns(["item_id"])[rows]["item_id"] if "item_id" in d.column_names else [f"row {k} of {part}" for k in rows]
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #a0df46be
-def _labelled(d, a, part, skipped): # add label, class_name and split; images without a label are moved to `skipped`
+def _labeled(d, a, part, skipped): # add label, class_name and split; images without a label are moved to `skipped`
     new = dict(split=[part] * len(d))
     if a.spec.group != "segmentation":
         column = _label_column(d, a)
@@ -467,7 +467,7 @@ def _open_dataset(
     splits = _splits(a)
     parts, found = _parts(splits, a), _Corpora(skipped=getattr(splits, "skipped", ()))
     for part, split in parts.items():
-        d = _labelled(splits[split], a, part, found.skipped)
+        d = _labeled(splits[split], a, part, found.skipped)
         d, bad = as_corpus(d, f"{a.key}-{part}", a.spec.look)
         found.skipped += bad.values.tolist()
         key = f"{a.key}-{'train' if part == 'val' else part}"

@@ -177,7 +177,7 @@ def test_unreadable_pictures_are_counted_and_in_neither_part(tmp_path):
 def test_too_many_unreadable_pictures_end_it(tmp_path):
     w = shards_of(tmp_path / "tars", broken=range(1, 30))
     for _ in "ab": # nor does a second try seal them
-        with pytest.raises(UserError, match=r"cannot be scored, and 1.00% of \d+ may be so.*--max-faults"): score(w, function_scorer(red), tmp_path / "s")
+        with pytest.raises(UserError, match=r"cannot be scored, and at most 1.00% of \d+ are allowed.*--max-faults"): score(w, function_scorer(red), tmp_path / "s")
     assert score(w, function_scorer(red), tmp_path / "s", max_faults=0.5).exists()
 
 def test_a_picture_that_breaks_the_scorer_is_a_fault(photos, tmp_path):

@@ -106,5 +106,5 @@ def test_one_killed_ends_both(tmp_path, victim):
     said, code = finish(p) # it ends by itself, or this fails
     assert code not in (0, None)
     assert not any(w.is_running() and w.status() != psutil.STATUS_ZOMBIE for w in workers)
-    assert "goes on from" in said, said
+    assert "resumes from" in said, said
     assert not (run / "manifest.json").exists() and list(run.glob("checkpoints/step-*"))

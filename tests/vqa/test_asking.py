@@ -205,8 +205,8 @@ def test_the_command_asks_a_benchmark_in_its_form(options, form, tmp_path, monke
           "--save-tables", str(results), "--analysis.n_resamples", "5", *options])
     assert seen == [form]
     for made in (out / "VMCBench/tables", *(out / "VMCBench/answers").iterdir(), results): assert read_manifest(made)["settings"]["form"] == form
-    assert f"Asked by {form}" in (out / "VMCBench/report.html").read_text()
-    assert ("add --override forms=texts,letters" in capsys.readouterr().err) == (form == "letters") # smoke learns texts
+    assert f"Answer format {form}" in (out / "VMCBench/report.html").read_text()
+    assert ("add --change forms=texts,letters" in capsys.readouterr().err) == (form == "letters") # smoke learns texts
 
 def test_other_pictures_are_asked_about_again(tmp_path):
     "The same questions about pictures that were replaced are other questions."
@@ -267,7 +267,7 @@ def test_a_study_asks_a_language_model_and_tells(whole, tiny, tmp_path, monkeypa
     settings = override(tiny, **{"analysis.vlm": "few", "analysis.vqa_questions": 4})
     page = command.study(settings, out)
     command.export_study(out, results, settings)
-    assert "What does a language model see through it?" in page.read_text()
+    assert "Visual question answering" in page.read_text()
     assert {"vlm-summary.csv", "vlm-differences.csv"} <= set(read_manifest(results)["outputs"])
     assert set(pd.read_csv(results / "vlm-encoders.csv").encoder) == {"CLIP", "DINO"}
     assert list(differences(results, RESULTS / "mini")) == []
