@@ -29,7 +29,7 @@ STORED = { # word -> modules in which it is stored or hashed: settings, columns,
     "colour": "comparison/attribution data/emoji/questions probing/datasets report/similarity", "centre": "comparison/linked_maps study/scaling/curves study/scaling/grid",
     "learnt": "data/emoji/checks probing/tables probing/tasks study/scaling/runs vqa/command vqa/llava/answering vqa/llava/conversations vqa/llava/model",
     "licence": "probing/datasets", "licences": "probing/datasets", "standardise": "probing/protocols", "catalogue": "data/emoji/drawings",
-    "regularisation": "comparison/neighbors"}
+    "neighbours": "study/report", "regularisation": "comparison/neighbors"}
 
 def strings_and_names():
     for p in sorted((ROOT / "ccd").rglob("*.py")):

@@ -38,16 +38,21 @@ def _report_stage(out, settings, asked):
     return page
 
 # %% ../../nbs/library/study/02_report.ipynb #c483fade
+_CRITERION_NAMES = {"teacher entropy per picture / ln K": "teacher entropy per image / ln K", # stored key -> label
+    "entropy of the mean answer / ln K": "entropy of the batch mean / ln K",
+    "neighbours of the same category, against its first weights": "kNN agreement on the category, above random initialization",
+    "neighbours of the same style, against its first weights": "kNN agreement on the style, above random initialization"}
+
 def _learning_checks(out: Path, settings: Settings) -> dict: # name -> dict(value, sign, bound, ok)
     "Return the checks that DINO has not collapsed, and is better than its random initialization."
     from ccd.training.loop import metrics
     m = metrics(out / "train" / "dino-0").dropna(subset=["teacher_entropy"]).iloc[-1]
     p = pd.read_csv(out / "neighbors" / "purity.csv").set_index(["encoder", "label"]).purity
-    out_ = {"teacher entropy per image / ln K": (float(m.teacher_entropy), "<", 0.8),
-            "entropy of the batch mean / ln K": (float(m.mean_entropy), ">", 0.5),
+    out_ = {"teacher entropy per picture / ln K": (float(m.teacher_entropy), "<", 0.8),
+            "entropy of the mean answer / ln K": (float(m.mean_entropy), ">", 0.5),
             "effective rank of the features": (float(m.feature_rank), ">", 10.0)}
     for label in ("category", "style"):
-        out_[f"kNN label agreement by {label}, above random initialization"] = (
+        out_[f"neighbours of the same {label}, against its first weights"] = (
             float(p["DINO", label]), ">", float(p["random ViT", label]))
     return {k: dict(value=v, sign=s, bound=b, ok=v < b if s == "<" else v > b) for k, (v, s, b) in out_.items()}
 
@@ -109,7 +114,7 @@ def _most(t):
 
 # %% ../../nbs/library/study/02_report.ipynb #e070a42e
 def _section_curves(curves, blind, facts, watched):
-    rows = pd.DataFrame([dict(criterion=k, value=f"{v['value']:.3g}", bound=f"{v['sign']} {v['bound']:.3g}",
+    rows = pd.DataFrame([dict(criterion=_CRITERION_NAMES.get(k, k), value=f"{v['value']:.3g}", bound=f"{v['sign']} {v['bound']:.3g}",
                               met="yes" if v["ok"] else "no") for k, v in facts.items()])
     met = sum(v["ok"] for v in facts.values())
     return dict(title="Training curves", text="The paper's Figure 4. CLIP's loss measures its progress. DINO's loss does not, "
