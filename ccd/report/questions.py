@@ -32,13 +32,14 @@ def subset_accuracy_plot(
     no_image: str = "", # suffix of an encoder's name for the no-image baseline; empty for none
     oracle: str = "", # name of the oracle encoder; empty for none
     chance: float | None = 0.25, # chance-level accuracy; None for no line
+    labels: dict = {}, # subset -> label, where they differ
 ):
     "Return a figure of accuracy by category and subset, with 95 % confidence intervals; cross: no-image baseline, ring: oracle."
     t, rows = _by_seed(summary, categories)
     value = t.set_index(["shown", "name"])[["score", "lo", "hi"]]
     shown = [s for s in dict.fromkeys(t.shown) if t[t.shown == s].encoder.iloc[0] in names]
     fig = styled_pyplot().figure(figsize=(4.8, 1.1 + (0.08 + 0.065 * len(shown)) * len(rows)))
-    label = {l: f"   {l}" for ls in categories.values() for l in ls}
+    label = {l: f"   {labels.get(l, l)}" for ls in categories.values() for l in ls}
     _ladder(rows, shown, lambda n, r: value.loc[(n, r)], label, "accuracy", fig=fig)
     ax, y = fig.axes[0], np.arange(len(rows))[::-1]
     marks = [(oracle, dict(marker="o", fc="none", ec="#222", s=34)),

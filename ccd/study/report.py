@@ -144,11 +144,11 @@ def _section_probes(probes, diff):
 def _section_vlm(tables, settings): # empty where the settings name no language model
     if not settings.analysis.vlm: return []
     from ccd.vqa.command import summary_text
-    from ccd.data.emoji.materials import CATEGORIES, SUBSETS_SAID
+    from ccd.data.emoji.materials import CATEGORIES, SUBSET_LABELS, SUBSETS_SAID
     from ccd.vqa.llava.answering import CONDITION_SUFFIXES as SIGHTS
     t, apart = pd.read_csv(tables / "summary.csv"), pd.read_csv(tables / "differences.csv")
     return [dict(title="Visual question answering", text=summary_text(apart, *_NAMES.values()),
-                 body=figure_html(subset_accuracy_plot(t, CATEGORIES, list(_NAMES.values()), SIGHTS["none"]), "answers to questions"),
+                 body=figure_html(subset_accuracy_plot(t, CATEGORIES, list(_NAMES.values()), SIGHTS["none"], labels=SUBSET_LABELS), "answers to questions"),
                  note="A small language model is trained on the tokens of each encoder, with the same settings. It answers questions with four options about held-out "
                       "emoji, words and fonts. Cross: no image. " + SUBSETS_SAID)]
 

@@ -18,7 +18,7 @@ from ..runs import cached_stage, export_stage, outputs_hash, read_manifest, requ
 from ..report.style import distinct_colors
 from ..report.tables import figure_html, join_words, table_tag, write_report
 from ..report.questions import question_table, subset_accuracy_plot, vqa_difference_table
-from ..data.emoji.materials import SUBSETS_SAID
+from ..data.emoji.materials import SUBSET_LABELS, SUBSETS_SAID
 from ..data.emoji.questions import emoji_questions
 from ..encoders.preprocessing import refitted
 from ..encoders.names import parse_encoder_spec
@@ -252,7 +252,8 @@ def _write_page(out: Path, v: VlmSettings, form: str) -> Path: # report.html
     names = [n for n in dict.fromkeys(t["encoders"].encoder) if n != ORACLE]
     said = summary_text(t["differences"], *names[:2]) if len(names) > 1 else f"The tables below compare {names[0]} with its baselines."
     with distinct_colors(tuple(names[:2])):
-        figure = figure_html(subset_accuracy_plot(t["summary"], m, names, CONDITION_SUFFIXES["none"], ORACLE), "accuracy by subset and category")
+        figure = figure_html(subset_accuracy_plot(t["summary"], m, names, CONDITION_SUFFIXES["none"], ORACLE,
+            labels=SUBSET_LABELS if out.name == "EmojiVMC" else {}), "accuracy by subset and category")
     sections = [
         dict(title="Accuracy by subset and category", text="Accuracy with four options, by subset and category, with 95 % confidence intervals from resampled "
              "groups. Cross: no image. Ring: oracle, an encoder trained on the factors that the answers depend on. "
