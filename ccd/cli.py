@@ -401,7 +401,7 @@ def main(argv: list[str] | None = None):
         if "settings" in f.__annotations__: f = partial(f, settings=_starting_point(f, args[1:]))
         _run(f, args[0], args[1:])
     except UserError as e: _stop(e, 2)
-    except KeyboardInterrupt: _stop("stopped; the same command goes on from here", 130)
+    except KeyboardInterrupt: _stop("stopped; the same command resumes from here", 130)
     except BrokenPipeError: # such as `ccd … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
