@@ -149,7 +149,7 @@ def test_control_c_in_training(whole, tmp_path):
     args = ["train", "dino", *OPTIONS, "--runtime.checkpoint-minutes", 9, "--out", run]
     logged = lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text()
     said, code = signal_when(start(*args), logged, signal.SIGINT)
-    assert "nothing is lost: the same command goes on from here" in one_message(said, code)
+    assert "nothing is lost: the same command resumes from here" in one_message(said, code)
     assert not (run / "manifest.json").exists() and step_of(run) >= 10
     said, code = finish(start(*args))
     assert code == 0 and outputs(run) == outputs(whole / "train/dino-0"), said
@@ -159,7 +159,7 @@ def test_control_c_while_composing(cache, tmp_path):
     own.mkdir(); (own / "emoji").symlink_to((cache / "emoji").resolve())
     p = start("study", *OPTIONS, "--data.scenes", 4000, "--out", out, CCD_CACHE=own)
     seen = lambda: any(own.glob("corpora/gallery-*"))
-    assert "the same command goes on from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
+    assert "the same command resumes from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
     assert not [*own.rglob("*.tmp-*"), *out.rglob("*.tmp-*")] and not (out / "world").exists()
 
 def test_control_c_while_probing(whole, tmp_path):
@@ -169,7 +169,7 @@ def test_control_c_while_probing(whole, tmp_path):
     before = contents(out)
     seen = lambda: any(out.glob(".probes.tmp-*"))
     p = start("study", *OPTIONS, "--out", out)
-    assert "the same command goes on from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
+    assert "the same command resumes from here" in one_message(*signal_when(p, seen, signal.SIGINT, group=True))
     assert contents(out) == before
 
 def test_a_study_in_place_of_a_run_is_told_its_runs(tmp_path):

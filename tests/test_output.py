@@ -34,7 +34,7 @@ def test_without_a_home(monkeypatch, home):
     monkeypatch.delenv("HOME") if home is None else monkeypatch.setenv("HOME", home)
     if home is None: monkeypatch.setattr("os.path.expanduser", lambda p: p) # as where the user is not in the list of users
     with pytest.raises(UserError, match="set HOME"): user_path("~/x")
-    with pytest.raises(UserError, match="no place for the cache.*CCD_CACHE"): cache_dir("x")
+    with pytest.raises(UserError, match="the cache folder cannot be created.*CCD_CACHE"): cache_dir("x")
 
 def test_a_cache_that_is_a_file(room, monkeypatch):
     (room / "file").write_text("mine", encoding="utf-8")

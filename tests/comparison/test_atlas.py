@@ -121,7 +121,7 @@ def test_pointing_shows_the_picture_its_neighbours_and_its_twin(page, given, t):
         assert set(outlined) == set(given["neighbors"][A][i][:10]) & set(given["neighbors"][B][i][:10])
         for j in near: assert inked(page, 1 - t, *where(page, 1 - t)[j], 8)
     common = len(set(given["neighbors"][A][i]) & set(given["neighbors"][B][i]))
-    assert page.inner_text("#verdict") == f"{common} of 12 nearest in common"
+    assert page.inner_text("#verdict") == f"{common} of 12 nearest neighbors in common"
     page.mouse.move(2, 2); settle(page)
     assert state(page)["focus"] == -1 and not inked(page, 1 - t, *twin, 10)
 

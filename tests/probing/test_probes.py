@@ -188,7 +188,7 @@ def test_only_some_classes_may_be_answered():
     p = linear_probe(x, y, *thirds(300)[:2])
     some, z = p.predict(x, among=[1, 3, 99]), p.logits(x)
     assert np.array_equal(some, np.where(z[:, 1] >= z[:, 3], 1, 3))
-    with pytest.raises(UserError, match="none of the 1 classes"): p.predict(x, among=[99])
+    with pytest.raises(UserError, match="none of the 1 candidate classes"): p.predict(x, among=[99])
 
 @pytest.mark.parametrize("spoil, says", [
     (dict(train=[]), "train has no rows"), (dict(val=np.zeros(90, bool)), "val has no rows"),

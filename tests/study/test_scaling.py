@@ -103,7 +103,7 @@ def test_what_is_no_share_is_refused(source):
     with pytest.raises(UserError, match="emoji:FRACTION"): DataSettings(source=source)
 
 def test_too_few_drawings_are_refused():
-    with pytest.raises(UserError, match="larger share"): asset_pool("train", DataSettings.held_out_style, 0.001)
+    with pytest.raises(UserError, match="larger fraction"): asset_pool("train", DataSettings.held_out_style, 0.001)
 
 # --- running
 

@@ -364,8 +364,8 @@ def test_a_run_begins_with_another_at_a_larger_size(corpus, first_run, tmp_path)
     with pytest.raises(UserError, match="other settings.*start"): train("dinov2", s, corpus, run)
 
 @pytest.mark.parametrize("name, changes, said", [
-    ("dinov2", {"control.vit.width": 24}, "another network: width was 48, is now 24"),
-    ("dinov2", {"control.vit.ffn": "swiglu"}, "another network: ffn was mlp, is now swiglu"),
+    ("dinov2", {"control.vit.width": 24}, "a different network: width was 48, is now 24"),
+    ("dinov2", {"control.vit.ffn": "swiglu"}, "a different network: ffn was mlp, is now swiglu"),
     ("dinov2", {"dinov2.out_dim": 32}, r"other settings: center is 64 there, 32 here \(6 differ\)"),
     ("dinov2", {"dinov2.shared_head": True}, "other settings: patch_head.mlp.0.bias is 64 there, missing here"),
     ("dino", {}, "is a run of dinov2, and dino cannot start from it")])

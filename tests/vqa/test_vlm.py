@@ -119,7 +119,7 @@ def test_tokens_are_the_same_each_time(talks):
 
 def test_a_text_that_is_not_whole_is_refused(model, talks):
     tok, stage = model.tokenizer, llava_settings.Stage(4, 2)
-    with pytest.raises(UserError, match="1 of 2 conversations have no answer to train on: 1"):
+    with pytest.raises(UserError, match="1 of 2 conversations have no answer to train on: +1"):
         conversations._tokenized(conversations._Conversations(None, [[("a", "b")], []], np.array([-1, -1])), tok, "v1")
     with pytest.raises(UserError, match="say <image> themselves, such as 0"):
         conversations._tokenized(conversations._Conversations(None, [[("what is <image>", "b")]], np.array([0])), tok, "v1")
@@ -497,7 +497,7 @@ def test_the_form_of_every_benchmark(preset):
     for name, b in BENCHMARKS.items():
         if b.form == "letters": assert conversations._form_of(name, settings) == "letters" and conversations._form_of(name, settings, "texts") == "texts"
         else:
-            with pytest.raises(UserError, match=f"{name} is answered in free words.*`ccd vqa`"): conversations._form_of(name, settings)
+            with pytest.raises(UserError, match=f"{name} has free-form answers.*`ccd vqa`"): conversations._form_of(name, settings)
     assert conversations._form_of("EmojiVMC", settings) == "texts"
     with pytest.raises(UserError, match="unknown form 'rhymes' of a question: expected one of texts, letters"): conversations._form_of("VMCBench", settings, "rhymes")
 
