@@ -6,7 +6,8 @@ ini, readme = ConfigParser(delimiters=["="]), Path("README.md")
 ini.read("settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 name = cfg["lib_name"]
-EXTRAS = "cpu", "gpu", "language", "ocr", "ray", "dev"     # cpu and gpu share one folder of faiss: install one of them
+# cpu and gpu share one folder of faiss: install one of them
+EXTRAS = "cpu", "gpu", "language", "ocr", "ray", "dev"
 
 setup(
     name=name, version=cfg["version"], description=cfg["description"],

@@ -1,4 +1,5 @@
-"""Explicit against fused attention in training, on the processor: why `build_vit` turns the fused one off there."""
+"""Explicit against fused attention in training, on the processor: why `build_vit` turns the fused
+one off there."""
 import statistics, time
 import torch
 from ccd.settings import ViT
@@ -24,7 +25,8 @@ def main(batch=128, rounds=7):
         for f, m in models.items(): times[f].append(step_seconds(m, x))
     explicit, fused = (statistics.median(times[f]) for f in (False, True))
     print(f"explicit {batch / explicit:.0f} images/s, fused {batch / fused:.0f} images/s: "
-          f"{fused / explicit:.2f} times as fast, {(vit.image_size // vit.patch_size) ** 2 + 1} tokens")
+          f"{fused / explicit:.2f} times as fast, {(vit.image_size // vit.patch_size) ** 2 + 1} "
+          "tokens")
     print(hardware_info())
 
 

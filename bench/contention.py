@@ -1,4 +1,6 @@
-"""How long should threads spin before they sleep? Why `ccd` sets OMP_WAIT_POLICY and GOMP_SPINCOUNT."""
+"""How long should threads spin before they sleep?
+
+Why `ccd` sets OMP_WAIT_POLICY and GOMP_SPINCOUNT."""
 import os, statistics, subprocess, sys
 
 POLICIES = {"spin": dict(OMP_WAIT_POLICY="ACTIVE"), "PyTorch's own": {},
@@ -16,9 +18,12 @@ print(s.control.samples / estimate("clip", s, open_corpus(s.data).corpus, steps=
 
 
 def images_per_second(policy, busy):
-    env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | POLICIES[policy]
+    env = ({k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+           | POLICIES[policy])
     rival = subprocess.Popen([sys.executable, "-c", BUSY], env=env) if busy else None
-    try: said = subprocess.run([sys.executable, "-c", TRAIN], env=env, capture_output=True, text=True, check=True).stdout
+    try:
+        said = subprocess.run([sys.executable, "-c", TRAIN], env=env, capture_output=True,
+                              text=True, check=True).stdout
     finally:
         if rival: rival.kill()
     return float(said.split()[-1])

@@ -1,16 +1,17 @@
-"""How fast do JPEGs on disk become vectors here, beside the loops that people write with transformers and timm?
+"""How fast do JPEGs on disk become vectors here, beside the loops that people write with
+transformers and timm?
 
-Equal model, precision, preprocessing and files; `--what same` compares the vectors of both sides. `ccd` is timed over
-all of `embed`, from the fingerprint of the corpus to the sealed folder; its corpus, which has opened every file once to
-know its pixels, is made before the clock starts, once for all encoders. The loops keep their vectors in memory. Each
-measurement is a process of its own; the loops run twice, with the threads they would have by themselves and with ccd's.
+Equal model, precision, preprocessing and files; `--what same` compares the vectors of both sides.
+`ccd` is timed over all of `embed`, from the fingerprint of the corpus to the sealed folder; its
+corpus, which has opened every file once to know its pixels, is made before the clock starts, once
+for all encoders. The loops keep their vectors in memory. Each measurement is a process of its own;
+the loops run twice, with the threads they would have by themselves and with ccd's.
 
-    python bench/embedding.py                                       # ViT-Ti/16 and ViT-S/16 at 224, fp32 and bf16
-    python bench/embedding.py --cases tiny:bf16 --files 256 --picture 2000x1500
-    python bench/embedding.py --what same                           # the least cosine between the two sides
-    python bench/embedding.py --what batches                        # where ccd's time goes: rows in a batch, memory, threads
-    python bench/embedding.py --what draft                          # quicker decoding of large JPEGs, and its cosine
-"""
+python bench/embedding.py # ViT-Ti/16 and ViT-S/16 at 224, fp32 and bf16 python bench/embedding.py
+--cases tiny:bf16 --files 256 --picture 2000x1500 python bench/embedding.py --what same # the least
+cosine between the two sides python bench/embedding.py --what batches # where ccd's time goes: rows
+in a batch, memory, threads python bench/embedding.py --what draft # quicker decoding of large
+JPEGs, and its cosine"""
 import argparse, statistics, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +30,12 @@ def write_jpegs(folder, n, width=500, height=375):
     rng, corpus, sizes = np.random.default_rng(0), scenes(preset("smoke").data), []
     for i in range(n):
         w, h = (width, height) if i % 4 else (height, width)
-        im = corpus[i % len(corpus)]["image"].convert("RGB").resize((w, h), Image.Resampling.BICUBIC)
+        im = corpus[i % len(corpus)]["image"].convert("RGB").resize((w, h),
+                                                                    Image.Resampling.BICUBIC)
         x = np.asarray(im, np.float32) + rng.normal(0, 6, (h, w, 1))
-        Image.fromarray(x.clip(0, 255).astype(np.uint8)).save(Path(folder) / f"{i:05d}.jpg", quality=90)
+        Image.fromarray(x.clip(0,
+                               255).astype(np.uint8)).save(Path(folder) / f"{i:05d}.jpg",
+                                                           quality=90)
         sizes.append((Path(folder) / f"{i:05d}.jpg").stat().st_size)
     return statistics.mean(sizes)
 
@@ -47,7 +51,8 @@ class Fit:
         import numpy as np
         (w, h), s = im.size, self.size
         if not self.shorter: return np.asarray(im.resize((s, s), self.filter))
-        a, b = (self.shorter, int(self.shorter * h / w)) if w <= h else (int(self.shorter * w / h), self.shorter)
+        a, b = ((self.shorter, int(self.shorter * h / w)) if w <= h
+                else (int(self.shorter * w / h), self.shorter))
         x, y = round((a - s) / 2), round((b - s) / 2)
         box = (x * w / a, y * h / b, (x + s) * w / a, (y + s) * h / b)
         return np.asarray(im.resize((s, s), self.filter, box=box))
@@ -58,7 +63,8 @@ def hf_model(size, dtype):
     from transformers import ViTConfig, ViTModel
     torch.manual_seed(0)
     d = WIDTH[size]
-    return ViTModel(ViTConfig(hidden_size=d, intermediate_size=4 * d, num_attention_heads=HEADS[size]),
+    return ViTModel(ViTConfig(hidden_size=d, intermediate_size=4 * d,
+                              num_attention_heads=HEADS[size]),
                     add_pooling_layer=False).eval().to(dtype)
 
 
@@ -94,7 +100,8 @@ def transformers_loop(size, precision, folder, keep=None):
     import torch
     from PIL import Image
     from transformers import ViTImageProcessor
-    model, processor, dtype = hf_model(size, precise(precision)), ViTImageProcessor(), precise(precision)
+    model, processor, dtype = (hf_model(size, precise(precision)), ViTImageProcessor(),
+                               precise(precision))
     @torch.inference_mode()
     def run(files):
         out = []
@@ -127,7 +134,6 @@ def timm_loop(size, precision, folder, workers, keep=None):
 
 
 def ours(size, precision, folder, library, keep=None, keep_memory=True, **how):
-    import ccd, torch # before torch: threads that wait sleep
     from PIL.Image import Resampling
     from ccd.device import disable_malloc_trim
     from ccd.encoders.embeddings import load_embeddings
@@ -138,15 +144,19 @@ def ours(size, precision, folder, library, keep=None, keep_memory=True, **how):
     dtype = precise(precision)
     if library == "timm":
         model, fit = timm_model(size, dtype), Fit(224, 248, Resampling.BICUBIC)
-        read = lambda x: Features(cls=model.forward_features(x.to(dtype))[:, 0])
+        def read(x):
+            return Features(cls=model.forward_features(x.to(dtype))[:, 0])
     else:
         model, fit = hf_model(size, dtype), Fit(224, 0, Resampling.BILINEAR)
-        read = lambda x: Features(cls=model(pixel_values=x.to(dtype)).last_hidden_state[:, 0])
-    e, corpus = Encoder(EncoderCard(library, size, "none", "0", size=224, mean=(.5,) * 3, std=(.5,) * 3), read), opened(folder).corpus
+        def read(x):
+            return Features(cls=model(pixel_values=x.to(dtype)).last_hidden_state[:, 0])
+    e, corpus = Encoder(EncoderCard(library, size, "none", "0", size=224, mean=(.5,) * 3,
+                                    std=(.5,) * 3), read), opened(folder).corpus
     e.fit = fit
     with tempfile.TemporaryDirectory() as out:
         def run(files):
-            return load_embeddings(embed(e, corpus.select(range(len(files))), Path(out) / str(len(files)),
+            return load_embeddings(embed(e, corpus.select(range(len(files))),
+                                         Path(out) / str(len(files)),
                                          dtype="float32", **how)).vectors
         return kept(rate(run, folder), keep)
 
@@ -168,13 +178,19 @@ def beside_loops(a, folder):
     for c in a.cases:
         size, precision = c.split(":")
         at = dict(size=size, precision=precision, folder=folder)
-        for library, loops in (("transformers", {"transformers, plain loop": ("transformers_loop", {})}),
-                               ("timm", {f"timm, DataLoader, workers={w}": ("timm_loop", dict(workers=w)) for w in (0, 2)})):
+        for library, loops in (("transformers",
+                                {"transformers, plain loop": ("transformers_loop", {})}),
+                               ("timm",
+                                {f"timm, DataLoader, workers={w}": ("timm_loop", dict(workers=w))
+                                 for w in (0, 2)})):
             cases = {"ccd": lambda: fresh(__file__, "ours", library=library, **at)}
             for name, (f, more) in loops.items():
                 for policy, env in POLICIES.items():
-                    cases[f"{name}, {policy}"] = lambda f=f, env=env, more=more: fresh(__file__, f, env, **at, **more)
-            rows += compare(f"ViT-{size}/16, {precision}, {library}, JPEGs {a.picture}", interleaved(cases, a.rounds))
+                    cases[f"{name}, {policy}"] = lambda f=f, env=env, more=more: fresh(__file__, f,
+                                                                                       env, **at,
+                                                                                       **more)
+            rows += compare(f"ViT-{size}/16, {precision}, {library}, JPEGs {a.picture}",
+                            interleaved(cases, a.rounds))
     return rows
 
 
@@ -184,8 +200,10 @@ def by_batches(a, folder):
     for c in a.cases:
         size, precision = c.split(":")
         at = dict(size=size, precision=precision, folder=folder, library="timm")
-        cases = {f"batch {b}": lambda b=b: fresh(__file__, "ours", batch=b, **at) for b in (4, 8, 16, 32, 64)}
-        cases["batch 16, memory given back"] = lambda: fresh(__file__, "ours", batch=16, keep_memory=False, **at)
+        cases = {f"batch {b}": lambda b=b: fresh(__file__, "ours", batch=b, **at)
+                 for b in (4, 8, 16, 32, 64)}
+        cases["batch 16, memory given back"] = lambda: fresh(__file__, "ours", batch=16,
+                                                             keep_memory=False, **at)
         rows += compare(f"ViT-{size}/16, {precision}", interleaved(cases, a.rounds), "batch 16")
     return rows
 
@@ -195,9 +213,11 @@ def by_draft(a, folder):
     for c in a.cases:
         size, precision = c.split(":")
         at = dict(size=size, precision=precision, library="timm")
-        cases = {n: lambda d=d: fresh(__file__, "ours", folder=folder, draft=d, **at) for n, d in (("ccd", False), ("draft", True))}
+        cases = {n: lambda d=d: fresh(__file__, "ours", folder=folder, draft=d, **at)
+                 for n, d in (("ccd", False), ("draft", True))}
         least = cosine(folder, ("ours", at), ("ours", at | dict(draft=True)))
-        rows += compare(f"ViT-{size}/16, {precision}, JPEGs {a.picture}; least cosine of draft {least:.5f}",
+        rows += compare(f"ViT-{size}/16, {precision}, JPEGs {a.picture}; least cosine of draft "
+                        f"{least:.5f}",
                         interleaved(cases, a.rounds))
     return rows
 
@@ -207,27 +227,34 @@ def same(a, folder):
     for c in a.cases:
         size, precision = c.split(":")
         at = dict(size=size, precision=precision)
-        for library, loop in (("transformers", ("transformers_loop", at)), ("timm", ("timm_loop", at | dict(workers=0)))):
+        for library, loop in (("transformers", ("transformers_loop", at)),
+                              ("timm", ("timm_loop", at | dict(workers=0)))):
             least = cosine(folder, ("ours", at | dict(library=library)), loop)
             print(f"  ViT-{size}/16, {precision}, {library}: least cosine {least:.6f}", flush=True)
-            rows.append(dict(case=f"ViT-{size}/16, {precision}, {library}", least_cosine=round(least, 6)))
+            rows.append(dict(case=f"ViT-{size}/16, {precision}, {library}",
+                             least_cosine=round(least, 6)))
     return rows
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--what", choices=["loops", "same", "batches", "draft"], default="loops")
-    p.add_argument("--cases", nargs="+", default=["tiny:fp32", "tiny:bf16", "small:fp32", "small:bf16"])
+    p.add_argument("--cases", nargs="+",
+                   default=["tiny:fp32", "tiny:bf16", "small:fp32", "small:bf16"])
     p.add_argument("--files", type=int, default=512)
-    p.add_argument("--picture", help="px, such as 2000x1500; otherwise 500x375, and 2000x1500 for draft")
+    p.add_argument("--picture",
+                   help="px, such as 2000x1500; otherwise 500x375, and 2000x1500 for draft")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--out", help="CSV file for the table")
     a = p.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         a.picture = a.picture or ("2000x1500" if a.what == "draft" else "500x375")
         size = tuple(map(int, a.picture.split("x")))
-        print(f"{a.files} JPEGs of {size[0]} x {size[1]}, {write_jpegs(folder, a.files, *size) / 1000:.0f} kB on average")
-        rows = dict(loops=beside_loops, same=same, batches=by_batches, draft=by_draft)[a.what](a, folder)
+        print(f"{a.files} JPEGs of {size[0]} x {size[1]}, "
+              f"{write_jpegs(folder, a.files, *size) / 1000:.0f} kB on average")
+        rows = dict(loops=beside_loops, same=same, batches=by_batches,
+                    draft=by_draft)[a.what](a, folder)
     if a.out: write_csv(a.out, rows)
     from ccd.device import hardware_info
     print(hardware_info())

@@ -1,24 +1,26 @@
 """How long do 10,000 bootstrap draws of a whole benchmark take, beside a plain numpy loop?
 
-VMCBench's size: 9,000 questions in 20 subsets, 8 models, all drawn together, one picture a question; every subset,
-category and overall mean of every draw. The plain loop draws the questions of each subset by `integers` and takes the
-mean of the rows, once per draw. Both must give the same intervals within their Monte Carlo error.
+VMCBench's size: 9,000 questions in 20 subsets, 8 models, all drawn together, one picture a
+question; every subset, category and overall mean of every draw. The plain loop draws the questions
+of each subset by `integers` and takes the mean of the rows, once per draw. Both must give the same
+intervals within their Monte Carlo error.
 
-    python bench/vqa.py                   # 9,000 questions, 20 subsets, 8 models
-    python bench/vqa.py --per-picture 3   # three questions a picture: whole pictures are drawn
-"""
+python bench/vqa.py # 9,000 questions, 20 subsets, 8 models python bench/vqa.py --per-picture 3 #
+three questions a picture: whole pictures are drawn"""
 import argparse, resource, time
 import numpy as np
 from harness import POLICIES, fresh, interleaved, write_csv
 
 
 def answers(per_picture):
-    "Right or wrong of 8 models of unlike skill; [questions, models], subset and cluster of each question."
+    """Right or wrong of 8 models of unlike skill; [questions, models], subset and cluster of each
+    question."""
     rng = np.random.default_rng(0)
     subset = np.repeat(np.arange(20), 450)
     cluster = np.arange(9000) // per_picture
     hard = rng.normal(size=9000)[:, None]
-    return (hard + rng.normal(size=(9000, 8)) < np.linspace(-0.5, 0.5, 8)).astype(float), subset, cluster
+    return ((hard + rng.normal(size=(9000, 8)) < np.linspace(-0.5, 0.5, 8)).astype(float), subset,
+            cluster)
 
 
 def ours(draws, per_picture):
@@ -36,7 +38,8 @@ def ours(draws, per_picture):
     ends = {k: np.quantile(v, [0.025, 0.975], axis=0) for k, v in drawn.items()}
     seconds, work = time.perf_counter() - start, time.process_time() - work
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    return dict(seconds=seconds, work=work, memory=more, ends=ends["overall", "overall", "macro"].tolist())
+    return dict(seconds=seconds, work=work, memory=more,
+                ends=ends["overall", "overall", "macro"].tolist())
 
 
 def plain(draws, per_picture):
@@ -50,11 +53,13 @@ def plain(draws, per_picture):
         each = [x[rows[rng.integers(len(rows), size=len(rows))].ravel()].mean(0) for rows in parts]
         means.append(np.mean(each, axis=0))
     ends = np.quantile(means, [0.025, 0.975], axis=0)
-    return dict(seconds=time.perf_counter() - start, work=time.process_time() - work, ends=ends.tolist())
+    return dict(seconds=time.perf_counter() - start, work=time.process_time() - work,
+                ends=ends.tolist())
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--draws", type=int, default=10_000)
     p.add_argument("--per-picture", type=int, default=1)
     p.add_argument("--rounds", type=int, default=3)
@@ -63,19 +68,24 @@ def main():
     last = {}
 
     def run(name):
-        last[name] = fresh(__file__, name, POLICIES["its own threads"], draws=a.draws, per_picture=a.per_picture)
+        last[name] = fresh(__file__, name, POLICIES["its own threads"], draws=a.draws,
+                           per_picture=a.per_picture)
         return last[name]["seconds"]
     seconds = interleaved({n: lambda n=n: run(n) for n in ("ours", "plain")}, a.rounds)
     gap = np.abs(np.subtract(last["ours"]["ends"], last["plain"]["ends"])).max()
     if gap > 0.002: raise SystemExit(f"the intervals differ by {gap:.4f}")
     ratio = seconds["plain"] / seconds["ours"]
-    print(f"\n{a.draws:,} draws, 9,000 questions, 20 subsets, 8 models, {a.per_picture} questions a picture")
+    print(f"\n{a.draws:,} draws, 9,000 questions, 20 subsets, 8 models, {a.per_picture} questions "
+          "a picture")
     work = {n: f"{last[n]['work']:6.2f} s of processor" for n in last}
-    print(f"  ccd         {seconds['ours']:6.2f} s   {work['ours']}   {last['ours']['memory']:.0f} MB more at its peak")
-    print(f"  numpy loop  {seconds['plain']:6.2f} s   {work['plain']}   ccd is {ratio:.1f} times as fast")
+    print(f"  ccd         {seconds['ours']:6.2f} s   {work['ours']}   {last['ours']['memory']:.0f} "
+          "MB more at its peak")
+    print(f"  numpy loop  {seconds['plain']:6.2f} s   {work['plain']}   ccd is {ratio:.1f} times "
+          "as fast")
     write_csv(a.out, [dict(way=n, seconds=round(s, 2), processor_seconds=round(last[n]["work"], 2),
                            ratio=round(seconds["plain"] / s, 2),
-                           questions_per_picture=a.per_picture, draws=a.draws) for n, s in seconds.items()])
+                           questions_per_picture=a.per_picture, draws=a.draws)
+                      for n, s in seconds.items()])
 
 
 if __name__ == "__main__": main()

@@ -13,7 +13,8 @@ from typing import Annotated, Literal, get_type_hints
 import tyro
 from tyro.conf import Positional
 from .files import UserError, alone, disk_full, load_table, renamed, user_path, writable
-from .settings import PRESETS, RECIPES, Settings, apply_recipe, find_recipe, override, preset, rename_fields
+from .settings import (PRESETS, RECIPES, Settings, apply_recipe, find_recipe, override, preset,
+                          rename_fields)
 from .runs import require_own_folder
 
 # %% ../nbs/library/06_cli.ipynb #31d9dbf3
@@ -40,7 +41,9 @@ def _at_work(
     out, # output folder of the command
     copy="", # folder for a copy of the results; empty for none
 ): # both folders as paths
-    "Check both folders before any work begins, and lock the first. Raises `UserError` if a folder cannot be used."
+    """Check both folders before any work begins, and lock the first.
+
+    Raises `UserError` if a folder cannot be used."""
     copy = copy and writable(copy)
     if copy: require_own_folder(copy)
     with alone(out) as folder: yield folder, copy
@@ -60,12 +63,15 @@ def _study(
 
 # %% ../nbs/library/06_cli.ipynb #82d16246
 def _train(
-    recipe: Positional[str], # recipe to train: clip, dino, dinov2, mae, siglip, clip-roberta-4 …; a key of `ccd.settings.RECIPES`
+    # recipe to train: clip, dino, dinov2, mae, siglip, clip-roberta-4 …; a key of
+    # `ccd.settings.RECIPES`
+    recipe: Positional[str],
     settings: _AnySettings,
     out: str = "", # run folder; by default runs/PRESET/train/RECIPE-SEED
-    match_compute: str = "", # recipe whose compute is matched: the number of samples is chosen so that both cost the same
-    init_from: str = "", # completed run from whose weights training starts, e.g. a run at a smaller image size
-):
+    # recipe whose compute is matched: the number of samples is chosen so that both cost the same
+    match_compute: str = "",
+    # completed run from whose weights training starts, e.g. a run at a smaller image size
+    init_from: str = "", ):
     "Train one encoder, or resume from its last checkpoint; use torchrun for several processes."
     from ccd.data.corpora import open_corpus
     from ccd.training.distributed import is_main_process, main_process_first
@@ -78,7 +84,8 @@ def _train(
         other = override(preset(settings.preset), **{"control.samples": settings.control.samples})
         other = apply_recipe(match_compute, other)
         settings = audit.match_compute((recipe, settings), (match_compute, other), opened.corpus)
-    run = loop.train(r.objective, settings, opened.corpus, folder, title=r.title, init_from=init_from or None)
+    run = loop.train(r.objective, settings, opened.corpus, folder, title=r.title,
+                     init_from=init_from or None)
     if is_main_process():
         if len(opened.skipped): opened.skipped.to_csv(run / "skipped.csv", index=False)
         print(run)
@@ -87,7 +94,8 @@ def _train(
 def _filter(
     source: Positional[str], # images to score: emoji, folder:PATH, shards:PATH or hf:NAME
     settings: _AnySettings,
-    scorer: str = "ocr", # text scorer: ocr, vlm:NAME or python:MODULE.FUNCTION; see `ccd.data.filters`
+    # text scorer: ocr, vlm:NAME or python:MODULE.FUNCTION; see `ccd.data.filters`
+    scorer: str = "ocr",
     split: str = "train", # split to score: train or test
     out: str = "scores", # output folder; then train with --data.source filter:light:FOLDER
     max_faults: float = 0.01, # maximal fraction of corrupt images
@@ -97,13 +105,15 @@ def _filter(
     from ccd.vqa import text_scorers
     data = override(settings.data, source=source)
     with alone(out) as out:
-        print(format_filter_summary(score(data, text_scorers.get_scorer(scorer), out, split, max_faults, command=_command())))
+        print(format_filter_summary(score(data, text_scorers.get_scorer(scorer), out, split,
+                                          max_faults, command=_command())))
 
 # %% ../nbs/library/06_cli.ipynb #871f8bf2
 def _audit(
-    run_a: Positional[str], # first run: folder of a completed run, or open_clip, dino, dinov2, paper:clip, paper:dino
-    run_b: Positional[str], # second run: folder of a completed run, or open_clip, dino, dinov2, paper:clip, paper:dino
-):
+    # first run: folder of a completed run, or open_clip, dino, dinov2, paper:clip, paper:dino
+    run_a: Positional[str],
+    # second run: folder of a completed run, or open_clip, dino, dinov2, paper:clip, paper:dino
+    run_b: Positional[str], ):
     "Compare the settings and the compute of two training runs."
     from ccd.training import audit as training_audit
     t = training_audit.audit(run_a, run_b, timed=True)
@@ -111,9 +121,11 @@ def _audit(
 
 # %% ../nbs/library/06_cli.ipynb #bbe62f17
 def _embed(
-    encoder: Positional[str], # encoder: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
+    # encoder: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
+    encoder: Positional[str],
     settings: _AnySettings,
-    images: str = "emoji-scenes", # images to embed: emoji-scenes, emoji-words, emoji-single, a folder, shards:PATH or hf:NAME
+    # images to embed: emoji-scenes, emoji-words, emoji-single, a folder, shards:PATH or hf:NAME
+    images: str = "emoji-scenes",
     out: str = "embeddings", # output folder
     dtype: str = "float16", # type of the saved vectors: float16 or float32
     engine: str = "local", # engine: local or ray
@@ -121,91 +133,131 @@ def _embed(
 ):
     "Embed images with an encoder and save the vectors."
     from ccd.encoders.inputs import embed_images
-    with alone(out) as out: e = embed_images(encoder, images, settings, out, dtype=dtype, engine=engine, max_faults=max_faults)
+    with alone(out) as out:
+        e = embed_images(encoder, images, settings, out, dtype=dtype, engine=engine,
+                         max_faults=max_faults)
     print(f"{out}: {e.vectors.shape[0]:,} vectors of {e.vectors.shape[1]} by {e.card['name']}")
 
 # %% ../nbs/library/06_cli.ipynb #41ac05dd
 def _probe(
-    encoder: Positional[str], # first encoder: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
-    datasets: Positional[tuple[str, ...]], # datasets: emoji, imagenet, cifar10 …, folder:PATH or hf:NAME#label=COLUMN; emoji-masks, ade20k; see `ccd.probing.tasks`
+    # first encoder: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
+    encoder: Positional[str],
+    # datasets: emoji, imagenet, cifar10 …, folder:PATH or hf:NAME#label=COLUMN; emoji-masks,
+    # ade20k; see `ccd.probing.tasks`
+    datasets: Positional[tuple[str, ...]],
     settings: _AnySettings,
-    compare_to: tuple[str, ...] = (), # further encoders; the first of them is compared with ENCODER in paired tests
+    # further encoders; the first of them is compared with ENCODER in paired tests
+    compare_to: tuple[str, ...] = (),
     out: str = "probes", # output folder
-    protocols: bool = False, # also evaluate by the paper's protocol, as written and as corrected, and by DINO's protocol
-    val_splits: int = 1, # number of random train/validation splits, if the dataset has no validation split
+    # also evaluate by the paper's protocol, as written and as corrected, and by DINO's protocol
+    protocols: bool = False,
+    # number of random train/validation splits, if the dataset has no validation split
+    val_splits: int = 1,
     save_tables: str = "", # folder for a copy of the tables
     max_faults: float = 0.01, # maximal fraction of corrupt images
 ):
-    "Evaluate linear and kNN probes on frozen features, with baselines, confidence intervals and paired tests."
+    """Evaluate linear and kNN probes on frozen features, with baselines, confidence intervals and
+    paired tests."""
     from ccd.probing.command import export_accuracy, probe as run
     from ccd.report.tables import accuracy_table
     with _at_work(out, save_tables) as (out, copy):
-        page = run([encoder, *compare_to], list(datasets or ["emoji"]), settings, out, protocols, val_splits, max_faults=max_faults)
+        page = run([encoder, *compare_to], list(datasets or ["emoji"]), settings, out, protocols,
+                   val_splits, max_faults=max_faults)
         if copy: export_accuracy(out, copy, settings, _command())
     print(accuracy_table(load_table(page.parent / "tables/accuracy.csv")).to_string())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/06_cli.ipynb #bc3f4f8a
 def _compare(
-    encoder_a: Positional[str], # first encoder: ccd:RUN, ccd:emoji/clip, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME, npy:FILE …; see `ccd.encoders`
+    # first encoder: ccd:RUN, ccd:emoji/clip, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME,
+    # npy:FILE …; see `ccd.encoders`
+    encoder_a: Positional[str],
     encoder_b: Positional[str], # second encoder, named like the first
     settings: _AnySettings,
-    images: str = "", # images to compare on: emoji-scenes, emoji-words, emoji-single, a folder, shards:PATH or hf:NAME; by default emoji-scenes, or none for two npy: files
+    # images to compare on: emoji-scenes, emoji-words, emoji-single, a folder, shards:PATH or
+    # hf:NAME; by default emoji-scenes, or none for two npy: files
+    images: str = "",
     out: str = "comparison", # output folder
-    seed_replicate_a: str = "", # the first encoder, trained with another seed: for the variation between seeds
-    seed_replicate_b: str = "", # the second encoder, trained with another seed: for the variation between seeds
+    # the first encoder, trained with another seed: for the variation between seeds
+    seed_replicate_a: str = "",
+    # the second encoder, trained with another seed: for the variation between seeds
+    seed_replicate_b: str = "",
     baselines: tuple[str, ...] = ("pixels:16",), # further encoders as baselines
     skip: tuple[str, ...] = (), # steps to skip: factors, interventions, maps
     align_maps: bool = False, # align the two maps, which is slower
     engine: str = "local", # engine of the embedding: local or ray
     save_tables: str = "", # folder for a copy of the tables
 ):
-    "Find image pairs that are similar for one encoder and dissimilar for the other, and explain them."
+    """Find image pairs that are similar for one encoder and dissimilar for the other, and explain
+    them."""
     from ccd.comparison.command import compare as run, export_comparison
     with _at_work(out, save_tables) as (out, copy):
-        page = run(encoder_a, encoder_b, images, settings, out, seed_replicate_a, seed_replicate_b, baselines, skip,
-                   align_maps, engine=engine)
+        page = run(encoder_a, encoder_b, images, settings, out, seed_replicate_a, seed_replicate_b,
+                   baselines, skip, align_maps, engine=engine)
         if copy: export_comparison(out, copy, settings, _command())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/06_cli.ipynb #58c27d80
 def _vlm(
-    encoders: Positional[tuple[str, ...]], # encoders: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; the first is compared with the second
+    # encoders: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; the first is compared
+    # with the second
+    encoders: Positional[tuple[str, ...]],
     settings: _AnySettings,
-    model: str = "", # preset of the language model and its training: smoke, mini, emoji-small, emoji, llava-1.5 or cambrian; by default as `--preset`
-    override: tuple[str, ...] = (), # fields of the language model's preset with new values, e.g. tune.samples=30000 width=96
-    captions: str = "", # captions for training: a JSON file of LLaVA; by default those of the synthetic emoji dataset
-    instructions: str = "", # instructions for training: a JSON file of LLaVA; by default those of the synthetic emoji dataset
+    # preset of the language model and its training: smoke, mini, emoji-small, emoji, llava-1.5 or
+    # cambrian; by default as `--preset`
+    model: str = "",
+    # fields of the language model's preset with new values, e.g. tune.samples=30000 width=96
+    override: tuple[str, ...] = (),
+    # captions for training: a JSON file of LLaVA; by default those of the synthetic emoji dataset
+    captions: str = "",
+    # instructions for training: a JSON file of LLaVA; by default those of the synthetic emoji
+    # dataset
+    instructions: str = "",
     images: str = "", # folder of the images that captions and instructions refer to
-    benchmark: str = "EmojiVMC", # benchmark: EmojiVMC, VMCBench, MMBench …; a key of `ccd.vqa.benchmarks.suite.BENCHMARKS`
-    source: str = "", # source of the benchmark: a name on the Hugging Face Hub, a folder or a .tsv file; by default its own
-    form: str = "", # form of the questions: texts (options are not listed) or letters (options are listed); by default that of the benchmark
-    oracle: bool = False, # also evaluate an oracle: an encoder trained on the facts on which the answers depend
+    # benchmark: EmojiVMC, VMCBench, MMBench …; a key of `ccd.vqa.benchmarks.suite.BENCHMARKS`
+    benchmark: str = "EmojiVMC",
+    # source of the benchmark: a name on the Hugging Face Hub, a folder or a .tsv file; by default
+    # its own
+    source: str = "",
+    # form of the questions: texts (options are not listed) or letters (options are listed); by
+    # default that of the benchmark
+    form: str = "",
+    # also evaluate an oracle: an encoder trained on the facts on which the answers depend
+    oracle: bool = False,
     out: str = "vlm", # output folder
-    save_tables: str = "", # folder for a copy of tables and answers; encoders with answers in it are not evaluated again
-):
+    # folder for a copy of tables and answers; encoders with answers in it are not evaluated again
+    save_tables: str = "", ):
     "Train a LLaVA-style model per encoder and evaluate it on VQA, with baselines and paired tests."
     from ccd.vqa.command import export_vlm, vlm as run
     from ccd.vqa.llava.settings import VLM_PRESETS, apply_overrides, vlm_preset
-    if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
-    v = apply_overrides(vlm_preset(model or (settings.preset if settings.preset in VLM_PRESETS else "mini")), override)
+    if not encoders:
+        raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
+    v = apply_overrides(vlm_preset(model or (settings.preset if settings.preset in VLM_PRESETS
+                                       else "mini")), override)
     with _at_work(out, save_tables) as (out, copy):
-        page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark, source, oracle, copy, form)
-        if copy: export_vlm(page.parent, copy, settings, v, _command(), captions, instructions, images)
+        page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark,
+                   source, oracle, copy, form)
+        if copy:
+            export_vlm(page.parent, copy, settings, v, _command(), captions, instructions, images)
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/06_cli.ipynb #d3ccde61
 def _vqa(
-    logs: Positional[tuple[str, ...]], # logs of lmms-eval or VLMEvalKit: files or folders, also as ENCODER@SEED=PATH
+    # logs of lmms-eval or VLMEvalKit: files or folders, also as ENCODER@SEED=PATH
+    logs: Positional[tuple[str, ...]],
     out: str = "vqa", # output folder for the tables
     intersect_questions: bool = False, # use only the questions that all models answered
     allow_missing_subsets: bool = False, # average over the available subsets, if some are missing
     n_resamples: int = 10_000, # bootstrap resamples
 ):
-    "Compute VQA scores from logs of lmms-eval or VLMEvalKit, with confidence intervals and paired tests."
+    """Compute VQA scores from logs of lmms-eval or VLMEvalKit, with confidence intervals and paired
+    tests."""
     from ccd.vqa.statistics.report import report, report_lines
-    if not logs: raise UserError("name the logs of one model or more: files, folders, or ENCODER@SEED=PATH")
-    with alone(out) as out: tables = report(list(logs), out, intersect=intersect_questions, allow_missing=allow_missing_subsets, n_resamples=n_resamples)
+    if not logs:
+        raise UserError("name the logs of one model or more: files, folders, or ENCODER@SEED=PATH")
+    with alone(out) as out:
+        tables = report(list(logs), out, intersect=intersect_questions,
+                        allow_missing=allow_missing_subsets, n_resamples=n_resamples)
     for line in report_lines(tables): print(line)
     print(out)
 
@@ -213,12 +265,15 @@ def _vqa(
 def _scale(
     grid: Positional[str], # grid of runs: emoji or smoke; a key of `ccd.study.scaling.grid.GRIDS`
     out: str = "", # folder of the runs; by default runs/scale-GRID
-    measurements: str = "", # folder of the measurements, from which any machine can resume; by default OUT/results
-    only: str = "", # select runs whose name contains this text, or matches it as a pattern with * and ?
+    # folder of the measurements, from which any machine can resume; by default OUT/results
+    measurements: str = "",
+    # select runs whose name contains this text, or matches it as a pattern with * and ?
+    only: str = "",
     dry_run: bool = False, # only list the runs
-    commands: Literal["", "torchrun", "slurm"] = "", # only print the commands that start each run with several processes
-):
-    "Train CLIP and DINO on a grid of model sizes, data and resolutions, and evaluate each; resumes if stopped."
+    # only print the commands that start each run with several processes
+    commands: Literal["", "torchrun", "slurm"] = "", ):
+    """Train CLIP and DINO on a grid of model sizes, data and resolutions, and evaluate each;
+    resumes if stopped."""
     from ccd.study.scaling.grid import find_grid
     from ccd.study.scaling.runs import format_plan
     from ccd.study.scaling import runs
@@ -231,7 +286,8 @@ def _scale(
 # %% ../nbs/library/06_cli.ipynb #4a0b5f32
 def _published(
     what: Positional[Literal["check"]], # action: check
-    file: Positional[str] = "", # table of published numbers (CSV); by default the tables of this package
+    # table of published numbers (CSV); by default the tables of this package
+    file: Positional[str] = "",
     suite: str = "cambrian", # suite of the file: cambrian, vmcbench, vmcbench-dev or images
 ):
     "Recompute published averages, and test which differences are statistically significant."
@@ -244,19 +300,33 @@ _said = [] # the command line
 def _command() -> str: return " ".join(["ccd", *_said])
 
 # %% ../nbs/library/06_cli.ipynb #f3bcf89a
-_COMMANDS = {f.__name__.strip("_"): f for f in (_study, _train, _filter, _audit, _embed, _probe, _compare, _vlm, _vqa, _scale, _published)}
+_COMMANDS = {f.__name__.strip("_"): f
+             for f in (_study, _train, _filter, _audit, _embed, _probe, _compare, _vlm, _vqa,
+                       _scale, _published)}
 
 def _starting_point(command, args: list[str]) -> Settings:
     "Return the settings before options: those of the preset, and in training those of the recipe."
     settings, recipe = _chosen_preset(args), _chosen_recipe(args)
     return apply_recipe(recipe, settings) if command is _train and recipe else settings
 
+# %% ../nbs/library/06_cli.ipynb #5d0c7301
+def _documented(head: str): # source of a function, up to the end of its arguments
+    "Yield name, type and comment of each argument; a comment stands beside it or above it."
+    above = []
+    for line in head.splitlines():
+        if alone := re.match(r" +# (.+)", line): above.append(alone[1])
+        elif argument := re.match(r" +(\w+): ([^#]*)(?:# (.+))?$", line):
+            name, kind, beside = argument.groups()
+            if text := beside or " ".join(above): yield name, kind, text
+            above = []
+
 # %% ../nbs/library/06_cli.ipynb #92f74769
 def _explained(command): # the same function
     "Return the command, with the comment beside each argument as the help of its option."
     head = inspect.getsource(command).partition("\n):")[0]
-    said = {k: tyro.conf.arg(help=what, metavar=k.upper().replace("_", "-") if "Positional[str]" in kind else None)
-            for k, kind, what in re.findall(r"^ +(\w+): ([^#\n]*)# (.+)$", head, re.M)}
+    said = {k: tyro.conf.arg(help=what,
+                             metavar=k.upper().replace("_", "-") if "Positional[str]" in kind
+                             else None) for k, kind, what in _documented(head)}
     command.__annotations__ = {k: Annotated[t, said[k]] if k in said else t
                                for k, t in get_type_hints(command, include_extras=True).items()}
     return command
@@ -265,35 +335,51 @@ def _explained(command): # the same function
 def _by_family(names) -> str:
     "Return the names as text, with three or more of equal prefix as `family-{one,two,three}`."
     stems = [n.rpartition("-")[0] for n in names]
-    many = {s: [n.rpartition("-")[2] for n in names if n.rpartition("-")[0] == s] for s in stems if s}
-    short = [f"{s}-{{{','.join(many[s])}}}" if len(many.get(s, ())) > 2 else n for s, n in zip(stems, names)]
+    many = {s: [n.rpartition("-")[2] for n in names if n.rpartition("-")[0] == s]
+            for s in stems if s}
+    short = [f"{s}-{{{','.join(many[s])}}}" if len(many.get(s, ())) > 2 else n
+             for s, n in zip(stems, names)]
     return ", ".join(dict.fromkeys(short))
 
 # %% ../nbs/library/06_cli.ipynb #b1f09209
 def _usage() -> str:
     "Return what `ccd` alone prints: what it is, the commands, and where to begin."
     return "\n".join([
-        "ccd trains CLIP and DINO under identical conditions, and compares any two vision encoders.", "",
-        "usage: ccd COMMAND [options]", "",
+        "ccd trains CLIP and DINO under identical conditions, and compares any two vision "
+        "encoders.", "", "usage: ccd COMMAND [options]", "",
         *(f"  {k:<9} {f.__doc__}" for k, f in _COMMANDS.items()), "",
         "Most people begin with:",
-        "  ccd study --preset smoke                           the whole experiment in a minute, far too small to learn",
+        "  ccd study --preset smoke                           the whole experiment in a minute, "
+        "far too small to learn",
         "  ccd compare ccd:emoji/clip ccd:emoji/dino          two released encoders",
-        "  ccd probe hf:facebook/dinov2-small folder:IMAGES   an encoder on labeled images of your own", "",
+        "  ccd probe hf:facebook/dinov2-small folder:IMAGES   an encoder on labeled images of "
+        "your own", "",
         "`ccd COMMAND --help` shows what a command uses, `ccd COMMAND --help-all` every setting.",
         f"Presets: {_by_family(PRESETS)}.", f"Recipes: {', '.join(RECIPES)}."])
 
 # %% ../nbs/library/06_cli.ipynb #5380a2d4
 _HELP = { # command -> settings in its short help (a group or one field), two examples
-    "study": ((), ("ccd study --preset mini", "ccd study --preset mini --control.lr 3e-4 --out runs/lr")),
-    "train": ((), ("ccd train clip --preset mini", "torchrun --nproc-per-node 8 -m ccd.cli train dino --preset paper --data.source shards:/data")),
-    "filter": (("data",), ("ccd filter folder:IMAGES --out scores", "ccd filter emoji --scorer ocr --preset smoke")),
-    "audit": ((), ("ccd audit runs/mini/train/clip-0 runs/mini/train/dino-0", "ccd audit runs/mini/train/clip-0 paper:clip")),
-    "embed": (("data",), ("ccd embed hf:facebook/dinov2-small --images IMAGES --out vectors", "ccd embed ccd:emoji/clip --images emoji-scenes")),
-    "probe": (("analysis.few-shot-draws", "analysis.segmentation-images", "analysis.n-resamples"), ("ccd probe ccd:emoji/clip emoji --compare-to ccd:emoji/dino", "ccd probe timm:vit_small_patch16_224.dino folder:IMAGES")),
-    "compare": (("analysis.pairs", "analysis.per-image", "analysis.neighbors", "analysis.perturbed-images", "analysis.n-resamples"), ("ccd compare ccd:emoji/clip ccd:emoji/dino", "ccd compare hf:facebook/dinov2-small open_clip:ViT-B-32/openai --images IMAGES")),
-    "vlm": ((), ("ccd vlm ccd:emoji/clip ccd:emoji/dino --oracle", "ccd vlm paper:clip paper:dino --benchmark VMCBench --model llava-1.5")),
-    "vqa": ((), ("ccd vqa logs/ --out tables", "ccd vqa clip@0=logs/clip.jsonl dino@0=logs/dino.jsonl")),
+    "study": ((), ("ccd study --preset mini",
+               "ccd study --preset mini --control.lr 3e-4 --out runs/lr")), "train": ((),
+              ("ccd train clip --preset mini",
+               "torchrun --nproc-per-node 8 -m ccd.cli train dino --preset paper --data.source "
+               "shards:/data")), "filter": (("data",), ("ccd filter folder:IMAGES --out scores",
+                "ccd filter emoji --scorer ocr --preset smoke")), "audit": ((),
+              ("ccd audit runs/mini/train/clip-0 runs/mini/train/dino-0",
+               "ccd audit runs/mini/train/clip-0 paper:clip")), "embed": (("data",),
+              ("ccd embed hf:facebook/dinov2-small --images IMAGES --out vectors",
+               "ccd embed ccd:emoji/clip --images emoji-scenes")),
+    "probe": (("analysis.few-shot-draws", "analysis.segmentation-images", "analysis.n-resamples"),
+              ("ccd probe ccd:emoji/clip emoji --compare-to ccd:emoji/dino",
+               "ccd probe timm:vit_small_patch16_224.dino folder:IMAGES")),
+    "compare": (("analysis.pairs", "analysis.per-image", "analysis.neighbors",
+                 "analysis.perturbed-images", "analysis.n-resamples"),
+                ("ccd compare ccd:emoji/clip ccd:emoji/dino",
+                 "ccd compare hf:facebook/dinov2-small open_clip:ViT-B-32/openai --images IMAGES")),
+    "vlm": ((), ("ccd vlm ccd:emoji/clip ccd:emoji/dino --oracle",
+             "ccd vlm paper:clip paper:dino --benchmark VMCBench --model llava-1.5")), "vqa": ((),
+            ("ccd vqa logs/ --out tables",
+             "ccd vqa clip@0=logs/clip.jsonl dino@0=logs/dino.jsonl")),
     "scale": ((), ("ccd scale emoji --dry-run", "ccd scale smoke --out runs/scale")),
     "published": ((), ("ccd published check", "ccd published check mine.csv --suite cambrian"))}
 
@@ -314,42 +400,57 @@ def _short_help(
     command: str, # key of `_HELP`
     text: str, # the whole help, in boxes
 ) -> str:
-    "Return the boxes of a help text that a command uses, its examples, and the names of the settings that are left out."
+    """Return the boxes of a help text that a command uses, its examples, and the names of the
+    settings that are left out."""
     shown, examples = _HELP[command]
-    head, *boxes = re.split(r"(?m)^(?=(?:╭─)? (?:positional arguments|options|[\w.]+ options)\b)", text)
-    group = lambda box: m[1] if (m := re.match(r"(?:╭─)? ([\w.]+) options\b", box)) else ""
+    head, *boxes = re.split(r"(?m)^(?=(?:╭─)? (?:positional arguments|options|[\w.]+ options)\b)",
+                            text)
+    def group(box): return m[1] if (m := re.match(r"(?:╭─)? ([\w.]+) options\b", box)) else ""
     kept = [b if not group(b) or group(b) in shown else _some_options(b, shown) for b in boxes]
-    hidden = list(dict.fromkeys(g.partition(".")[0] for b in boxes if (g := group(b)) and g not in shown))
-    more = [f"Settings of {', '.join(f'--{g}.*' for g in hidden)}: ccd {command} --help-all"] if hidden else []
-    return "\n".join([head.rstrip(), "", "".join(kept).rstrip(), "examples:", *(f"  {e}" for e in examples), *more])
+    hidden = list(dict.fromkeys(g.partition(".")[0]
+                                for b in boxes if (g := group(b)) and g not in shown))
+    more = ([f"Settings of {', '.join(f'--{g}.*' for g in hidden)}: ccd {command} --help-all"]
+            if hidden else [])
+    return "\n".join([head.rstrip(), "", "".join(kept).rstrip(), "examples:",
+                      *(f"  {e}" for e in examples), *more])
 
 # %% ../nbs/library/06_cli.ipynb #3e60353b
 def _run(command, name: str, args: list[str]):
     "Run a command; where help is asked for, print it: all of it after `--help-all`."
     every = "--help-all" in args
-    if not every and not {"-h", "--help"} & set(args): return tyro.cli(command, args=args, prog=f"ccd {name}")
-    with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", "backslashreplace")) as text, contextlib.suppress(SystemExit):
+    if not every and not {"-h", "--help"} & set(args):
+        return tyro.cli(command, args=args, prog=f"ccd {name}")
+    text = io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding or "utf-8", "backslashreplace")
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         tyro.cli(command, args=["--help"], prog=f"ccd {name}")
     text.seek(0)
     print(text.read() if every else _short_help(name, text.read()))
     sys.exit(0)
 
 # %% ../nbs/library/06_cli.ipynb #c610e226
-_BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+_BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR,
+           errno.EISDIR, errno.EIO)
 
 def _at_home(
     arg: str, # argument of a command line
 ) -> str:
-    "Return an argument with `~` expanded at the start of a path, also after `=` and after a prefix, as in `npy:~/x.npy`. Raises `UserError` without a home folder."
+    """Return an argument with `~` expanded at the start of a path, also after `=` and after a
+    prefix, as in `npy:~/x.npy`.
+
+    Raises `UserError` without a home folder."""
     return re.sub(r"(^|[:=])~(?=/|$)", lambda m: f"{m[1]}{user_path('~')}", arg)
 
 # %% ../nbs/library/06_cli.ipynb #408b4ede
 def _check_none_is_empty(args: list[str]):
-    "Raise `UserError` for an empty argument, e.g. of an unset shell variable; only fields of the settings may be empty."
+    """Raise `UserError` for an empty argument, e.g.
+
+    of an unset shell variable; only fields of the settings may be empty."""
     for before, a in zip(["", *args], args):
-        option, sign, value = a.partition("=") if a.startswith("--") else (before if before.startswith("--") else "", "=", a)
+        option, sign, value = (a.partition("=") if a.startswith("--")
+                               else (before if before.startswith("--") else "", "=", a))
         if sign and not value.strip() and "." not in option:
-            raise UserError(f"{option or 'an argument'} is empty: leave it out, or say what it is (a variable of the shell may not be set)")
+            raise UserError(f"{option or 'an argument'} is empty: leave it out, or say what it is "
+                            "(a variable of the shell may not be set)")
 
 # %% ../nbs/library/06_cli.ipynb #5d0c72d2
 def _current_option(
@@ -378,7 +479,8 @@ def _current_options(
         option, sign, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
         now = _current_option(command, option) if option else ""
         if now != option.replace("_", "-"):
-            print(f"ccd: {option} is {now} now; the old option goes with the next release", file=sys.stderr)
+            print(f"ccd: {option} is {now} now; the old option goes with the next release",
+                  file=sys.stderr)
         else: now = option
         out.append(now + sign + value)
     return out
@@ -386,7 +488,8 @@ def _current_options(
 # %% ../nbs/library/06_cli.ipynb #e7def828
 def main(argv: list[str] | None = None):
     "Run the `ccd` command."
-    for stream in (sys.stdout, sys.stderr): # do not fail on characters that the terminal cannot show
+    # do not fail on characters that the terminal cannot show
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     args = sys.argv[1:] if argv is None else argv
     _said[:] = args
@@ -406,9 +509,12 @@ def main(argv: list[str] | None = None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as e:
-        if not disk_full(e) and not (isinstance(e, OSError) and e.errno in _BARRED and e.filename): raise
-        _stop("no space left on the device; free some room and give the same command again" if disk_full(e) else
-              f"{e.filename}: {os.strerror(e.errno).lower()}; mend that, or name another place, and give the same command again", 2)
+        if not disk_full(e) and not (isinstance(e, OSError) and e.errno in _BARRED and e.filename):
+            raise
+        _stop("no space left on the device; free some room and give the same command again"
+              if disk_full(e) else
+              f"{e.filename}: {os.strerror(e.errno).lower()}; mend that, or name another place, "
+              "and give the same command again", 2)
 
 # %% ../nbs/library/06_cli.ipynb #4456d7c0
 def _stop(why, code):

@@ -18,14 +18,18 @@ def device():
 
 # %% ../nbs/library/02_device.ipynb #082ca1b2
 def disable_malloc_trim():
-    "Keep freed memory in this process: by default, glibc returns large blocks to the kernel in every step."
+    """Keep freed memory in this process: by default, glibc returns large blocks to the kernel in
+    every step."""
     with contextlib.suppress(OSError, AttributeError): # other C libraries
         for parameter in (-1, -3): # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
             ctypes.CDLL("libc.so.6").mallopt(parameter, 1 << 30)
 
 # %% ../nbs/library/02_device.ipynb #de9912e3
 def precision() -> str: # "bf16" or "fp32"
-    "Return the precision of matrix products: bf16 where the device has it natively, unless CCD_PRECISION is set. Raises `UserError` for another value of CCD_PRECISION."
+    """Return the precision of matrix products: bf16 where the device has it natively, unless
+    CCD_PRECISION is set.
+
+    Raises `UserError` for another value of CCD_PRECISION."""
     import torch
     if p := os.environ.get("CCD_PRECISION"):
         if p not in ("bf16", "fp32"):

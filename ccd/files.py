@@ -24,33 +24,35 @@ def user_path(
     "Return the path with `~` expanded. Raises `UserError` for a name that no file can have."
     text = os.fspath(path)
     if not text.strip() or "\0" in text:
-        raise UserError(f"{text!r} is no path: expected the name of a file or folder, such as ~/images")
+        raise UserError(f"{text!r} is no path: expected the name of a file or folder, such as "
+                        "~/images")
     try: meant = Path(text).expanduser()
     except RuntimeError: meant = None
     if meant is None or (text[0] == "~" and os.environ.get("HOME") == ""):
-        raise UserError(f"{text}: no home folder is known for {Path(text).parts[0]}: set HOME, or write the path in full")
+        raise UserError(f"{text}: no home folder is known for {Path(text).parts[0]}: set HOME, or "
+                        "write the path in full")
     if too_long := [p for p in meant.parts if len(os.fsencode(p)) > 255]:
-        raise UserError(f"{too_long[0][:40]}… is a name of {len(os.fsencode(too_long[0]))} bytes: no file can have "
-                        "one of more than 255; choose a shorter name")
+        raise UserError(f"{too_long[0][:40]}… is a name of {len(os.fsencode(too_long[0]))} bytes: "
+                        "no file can have one of more than 255; choose a shorter name")
     return meant
 
 # %% ../nbs/library/00_files.ipynb #86ba3f8c
 def to_plain_dict(
     x, # dataclass, dict, list, string or number
-    names=None, # function of a dataclass: field -> name in the result; None: the names of the fields
-):
+    # function of a dataclass: field -> name in the result; None: the names of the fields
+    names=None, ):
     "Return dataclasses, tuples and paths as types of JSON."
     if is_dataclass(x):
         name = names(type(x)) if names else {}
-        return {name.get(f.name, f.name): to_plain_dict(getattr(x, f.name), names) for f in fields(x)
+        return {name.get(f.name, f.name): to_plain_dict(getattr(x, f.name), names)
+                for f in fields(x)
                 if "before" not in f.metadata or getattr(x, f.name) != f.metadata["before"]}
     if isinstance(x, dict): return {str(k): to_plain_dict(v, names) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [to_plain_dict(v, names) for v in x]
     return str(x) if isinstance(x, Path) else x
 
 # %% ../nbs/library/00_files.ipynb #f880b406
-def content_hash(
-    x, # dataclass, dict, list, string or number
+def content_hash(x, # dataclass, dict, list, string or number
     n: int = 16, # hex digits
 ) -> str:
     "Return the first hex digits of the sha256 of a value's canonical JSON."
@@ -74,7 +76,8 @@ def atomic_write(
 ): # the temporary path to write to
     "Write a file or folder atomically. Raises `UserError` where the disk is full or not writable."
     path = Path(path)
-    if path.is_symlink() and path.is_dir(): path = path.resolve() # replace the target of the link, not the link
+    # replace the target of the link, not the link
+    if path.is_symlink() and path.is_dir(): path = path.resolve()
     with _told(path): path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     for old in sorted(path.parent.glob(f".{glob.escape(path.name)}.tmp-*")):
@@ -91,7 +94,8 @@ def atomic_write(
     finally: _remove(tmp)
 
 # %% ../nbs/library/00_files.ipynb #f0c5bae7
-def _put(tmp, path): # an existing folder is moved away in one step, also when two processes do this at once
+# an existing folder is moved away in one step, also when two processes do this at once
+def _put(tmp, path):
     old = path.with_name(f".{path.name}.tmp-old-{os.getpid()}")
     try:
         while True:
@@ -107,7 +111,8 @@ def disk_full(e: Exception) -> bool:
     "Return whether an exception of any library means a full disk."
     while e:
         if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT): return True
-        if re.search(r"No space left|requested and \d+ written", str(e)): return True # the second message is NumPy's
+        # the second message is NumPy's
+        if re.search(r"No space left|requested and \d+ written", str(e)): return True
         e = e.__cause__ or e.__context__
     return False
 
@@ -130,12 +135,14 @@ def _why_not(
     path, # path that could not be written
     e: OSError, # exception of the write
 ) -> str:
-    "Return the reason: a file in place of a folder, a broken link, or the message of the operating system."
+    """Return the reason: a file in place of a folder, a broken link, or the message of the
+    operating system."""
     path = Path(path).absolute()
     there = next(p for p in (path, *path.parents) if os.path.lexists(p))
     if there.is_symlink() and not there.exists():
         return f"{there} is a link to {os.readlink(there)}, which is not there"
-    if there != path and not there.is_dir(): return f"{there} is a file, and would have to be a folder"
+    if there != path and not there.is_dir():
+        return f"{there} is a file, and would have to be a folder"
     if e.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
         return f"there is a {'folder' if there.is_dir() else 'file'} of that name"
     if e.errno == errno.ENOENT: return f"nothing can be made in {there}"
@@ -157,20 +164,24 @@ def _remove(p):
 def write_json(path, x):
     "Write plain values as JSON atomically, indented and with sorted keys."
     with atomic_write(path) as tmp:
-        tmp.write_text(json.dumps(to_plain_dict(x), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        tmp.write_text(json.dumps(to_plain_dict(x), indent=1, sort_keys=True) + "\n",
+                       encoding="utf-8")
 
 # %% ../nbs/library/00_files.ipynb #22953068
 def read_json(path):
     "Return the contents of a JSON file. Raises `UserError` if it cannot be read or is not JSON."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e: raise UserError(f"{path} cannot be read: {os.strerror(e.errno).lower()}") from e
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {os.strerror(e.errno).lower()}") from e
     except ValueError as e: raise UserError(f"{path} is no JSON in UTF-8: {e}") from e
 
 # %% ../nbs/library/00_files.ipynb #31aa5e14
 def writable(
     folder, # folder from a user; it need not exist
 ) -> Path:
-    "Return the folder if files can be written to it, without changing it. Raises `UserError` if they cannot."
+    """Return the folder if files can be written to it, without changing it.
+
+    Raises `UserError` if they cannot."""
     folder = user_path(folder)
     whole = folder.absolute()
     there = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
@@ -186,7 +197,8 @@ def _fits(path): # the disk allows names of this length
 
 # %% ../nbs/library/00_files.ipynb #2143c1ca
 def _not_writable(folder, e):
-    return UserError(f"{folder} cannot be written to: {_why_not(folder, e)}. Nothing was done: choose another folder")
+    return UserError(f"{folder} cannot be written to: {_why_not(folder, e)}. Nothing was done: "
+                     "choose another folder")
 
 # %% ../nbs/library/00_files.ipynb #e6cf5122
 _LOCK = ".ccd-lock" # lock file in the folder of a running process, with its process id
@@ -198,11 +210,13 @@ def alone(
     folder, # folder to lock, made if it does not exist
     wait: bool = False, # wait until another process has ended, instead of raising an error
 ): # the locked folder
-    "Lock a folder until the block ends. Raises `UserError` if another process holds the lock, or the folder is not writable."
+    """Lock a folder until the block ends.
+
+    Raises `UserError` if another process holds the lock, or the folder is not writable."""
     folder = writable(folder)
     key = os.path.realpath(folder)
-    if key in _held or int(os.environ.get("RANK", 0)): # in distributed training, only the main process locks
-        yield folder; return
+    # in distributed training, only the main process locks
+    if key in _held or int(os.environ.get("RANK", 0)): yield folder; return
     made = [p for p in (folder, *folder.parents) if not os.path.lexists(p)]
     try: file = _locked(folder, wait)
     except OSError as e: raise _not_writable(folder, e) from e
@@ -244,7 +258,11 @@ def _try(folder): # the open file, or None if another process holds the lock
 
 # %% ../nbs/library/00_files.ipynb #e13e3764
 def _signed(file):
-    try: file.truncate(0); file.write(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%F %R UTC', time.gmtime())}\n"); file.flush()
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}, since "
+                   f"{time.strftime('%F %R UTC', time.gmtime())}\n")
+        file.flush()
     except OSError: file.close(); raise
     return file
 
@@ -257,8 +275,8 @@ def _same(file, path): # whether the open file is still the file at this path
 def _busy(folder):
     try: who = (folder / _LOCK).read_text(encoding="utf-8").strip()
     except OSError: who = ""
-    return UserError(f"another ccd is at work in {folder} ({who or 'it has just begun'}); nothing was changed there: "
-                     "let it end, or choose another folder")
+    return UserError(f"another ccd is at work in {folder} ({who or 'it has just begun'}); nothing "
+                     "was changed there: let it end, or choose another folder")
 
 # %% ../nbs/library/00_files.ipynb #5d0c72a2
 @cache
@@ -272,15 +290,17 @@ def renamed(
     return {old: new for k, w, old, new in rows if (k, w) == (kind, where)}
 
 # %% ../nbs/library/00_files.ipynb #62be4943
-_NAMES = tuple("""a b category change class class_name dataset direction encoder factor file item_id item_id_i item_id_j label
-    most_taken_for name parent probe reason spec subset task""".split()) # columns that hold names
+_NAMES = tuple( # columns that hold names
+    """a b category change class class_name dataset direction encoder factor file item_id item_id_i
+    item_id_j label most_taken_for name parent probe reason spec subset task""".split())
 
 # %% ../nbs/library/00_files.ipynb #80694b1f
 def load_table(
     file, # CSV or TSV file
     names: tuple | None = _NAMES, # columns that stay strings; None for all columns
 ): # DataFrame with the columns of the file
-    "Return a table in which only empty cells are missing, names stay strings, and old columns have their new names."
+    """Return a table in which only empty cells are missing, names stay strings, and old columns
+    have their new names."""
     import pandas as pd
     new = renamed("column", Path(file).stem)
     text = str if names is None else dict.fromkeys(names, str)
@@ -299,9 +319,12 @@ def cache_dir(*parts) -> Path:
     "Return a path in the cache. Raises `UserError` if the cache is not a folder."
     asked = os.environ.get("CCD_CACHE")
     try: root = user_path(asked or "~/.cache/ccd")
-    except UserError as e: raise UserError(f"the cache folder cannot be created: {e}; or set CCD_CACHE to a folder") from e
+    except UserError as e:
+        raise UserError(f"the cache folder cannot be created: {e}; or set CCD_CACHE to a "
+                        "folder") from e
     if os.path.lexists(root) and not root.is_dir():
-        raise UserError(f"{'CCD_CACHE=' if asked else ''}{root}: the cache has to be a folder; {_why_not(root, NotADirectoryError(errno.ENOTDIR, ''))}: "
+        raise UserError(f"{'CCD_CACHE=' if asked else ''}{root}: the cache has to be a folder; "
+                        f"{_why_not(root, NotADirectoryError(errno.ENOTDIR, ''))}: "
                         "set CCD_CACHE to another")
     return root.joinpath(*parts)
 

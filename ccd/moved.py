@@ -28,14 +28,16 @@ def _found(
     old: str, # module of version 0.0.1, e.g. core
     name: str, # name in that module
 ):
-    "Return the object of an old name from its new module. Raises `AttributeError` for an unknown name."
+    """Return the object of an old name from its new module.
+
+    Raises `AttributeError` for an unknown name."""
     names = moved()[old]
     if name not in names:
         now = ", ".join(sorted({f"ccd.{m}" for m, _ in names.values()}))
         raise AttributeError(f"module 'ccd.{old}' has no attribute {name!r}: it was cut into {now}")
     module, now = names[name]
-    warnings.warn(f"ccd.{old}.{name} is ccd.{module}.{now} now; the old place goes with the next release",
-                  FutureWarning, stacklevel=3)
+    warnings.warn(f"ccd.{old}.{name} is ccd.{module}.{now} now; the old place goes with the next "
+                  "release", FutureWarning, stacklevel=3)
     return getattr(import_module(f"ccd.{module}"), now)
 
 # %% ../nbs/library/05_moved.ipynb #e39be536
@@ -43,13 +45,16 @@ def _looking(package: str):
     "Return the `__getattr__` of a folder with the name of an old module, e.g. `ccd.training`."
     old = package.removeprefix("ccd.")
     def found(name):
-        if name.startswith("__"): raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        if name.startswith("__"):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return _found(old, name)
     return found
 
 # %% ../nbs/library/05_moved.ipynb #42c984b9
 class _Finder:
-    "Find old modules without a folder of the same name, e.g. `ccd.core`; they resolve names on access."
+    """Find old modules without a folder of the same name, e.g.
+
+    `ccd.core`; they resolve names on access."""
     def find_spec(self, name, path=None, target=None):
         if name.startswith("ccd.") and name[4:] in moved(): return ModuleSpec(name, self)
     def create_module(self, spec): return ModuleType(spec.name)
@@ -57,4 +62,5 @@ class _Finder:
 
 def _install():
     "Install the finder of old modules, after all other finders."
-    if not any(type(f).__name__ == "_Finder" for f in sys.meta_path): sys.meta_path.append(_Finder())
+    if not any(type(f).__name__ == "_Finder" for f in sys.meta_path):
+        sys.meta_path.append(_Finder())

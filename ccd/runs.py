@@ -35,7 +35,8 @@ def write_manifest(
     seconds: float, # wall time
     **more, # further entries of the manifest
 ) -> dict:
-    "Write the manifest of a completed stage, with its settings, inputs and output hashes, and return it."
+    """Write the manifest of a completed stage, with its settings, inputs and output hashes, and
+    return it."""
     folder = Path(folder)
     out = {str(o): dict(sha256=file_hash(folder / o), bytes=(folder / o).stat().st_size)
            for o in sorted(map(str, outputs))}
@@ -46,8 +47,7 @@ def write_manifest(
     return m
 
 # %% ../nbs/library/03_runs.ipynb #fc315ce5
-def read_manifest(
-    folder, # run folder
+def read_manifest(folder, # run folder
 ) -> dict | None: # the manifest; None if there is none, or the file is not a manifest of ccd
     "Return the manifest of a completed stage, or None."
     p = Path(folder) / "manifest.json"
@@ -68,8 +68,10 @@ def up_to_date(
 ) -> bool: # whether the stage may be skipped
     "Return whether a folder was made from these settings and inputs, and is complete."
     m, names = read_manifest(folder), [None, _old_names]
-    return bool(m) and m["settings_hash"] in [content_hash(to_plain_dict(settings, n)) for n in names] \
-        and m["inputs"] == inputs and all((Path(folder) / o).exists() and (Path(folder) / o).stat().st_size == v["bytes"]
+    return bool(m) and m["settings_hash"] in [content_hash(to_plain_dict(settings, n))
+                                              for n in names] \
+        and m["inputs"] == inputs and all((Path(folder) / o).exists()
+                                          and (Path(folder) / o).stat().st_size == v["bytes"]
                 for o, v in m["outputs"].items())
 
 # %% ../nbs/library/03_runs.ipynb #548dc4a0
@@ -100,7 +102,8 @@ def require_own_folder(folder):
     if not folder.is_dir(): raise _not_writable(folder, NotADirectoryError(errno.ENOTDIR, ""))
     m = read_manifest(folder)
     made = {"manifest.json", *m["outputs"]} if m else set()
-    own = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir() and p.name not in (_LOCK, ".DS_Store"))
+    own = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()
+                 and p.name not in (_LOCK, ".DS_Store"))
     if own := [p for p in own if p not in made]:
         raise UserError(f"{folder} holds files that ccd did not make, such as {own[0]}; "
                         "nothing was changed: choose another folder")
@@ -112,7 +115,9 @@ def export_stage(
     settings, # settings of the stage and of all stages before it
     command: str, # command that made the results
 ):
-    "Copy the outputs of a completed stage and write their manifest. Raises `UserError` if the folder holds other files."
+    """Copy the outputs of a completed stage and write their manifest.
+
+    Raises `UserError` if the folder holds other files."""
     require_own_folder(folder)
     m = read_manifest(made)
     with atomic_write(folder) as tmp:
@@ -141,15 +146,20 @@ def claim_folder(
     write: bool = True, # write the settings, rather than only check them
     rename=None, # function that gives stored settings their new names
 ):
-    "Make a folder for these settings, or resume in it. Raises `UserError` if it holds other settings."
+    """Make a folder for these settings, or resume in it.
+
+    Raises `UserError` if it holds other settings."""
     p, want = Path(folder) / "settings.json", json.loads(json.dumps(to_plain_dict(settings)))
     if p.exists():
         have = read_json(p)
-        if not isinstance(have, dict): raise UserError(f"{p} is not of ccd; nothing was changed: choose another folder with --out")
+        if not isinstance(have, dict):
+            raise UserError(f"{p} is not of ccd; nothing was changed: choose another folder with "
+                            "--out")
         apart = list(settings_diff(rename(have) if rename else have, want))
         if apart:
             raise UserError(f"{folder} holds a run with other settings: {'; '.join(apart[:4])}. "
-                            "Nothing was changed: choose another folder with --out, or remove this one")
+                            "Nothing was changed: choose another folder with --out, or remove "
+                            "this one")
     elif write: write_json(p, want)
 
 # %% ../nbs/library/03_runs.ipynb #357797bd
@@ -166,8 +176,7 @@ def run_settings(
                 size=settings.data.size)
 
 # %% ../nbs/library/03_runs.ipynb #56289b85
-def check_run(
-    run, # result of `run_settings`, read from a file
+def check_run(run, # result of `run_settings`, read from a file
     file, # name of the file, for error messages
 ):
     "Raise `UserError` if stored settings of a training run have unknown or missing fields."
@@ -177,8 +186,7 @@ def check_run(
 # %% ../nbs/library/03_runs.ipynb #9a916b57
 class Progress:
     "Show progress, speed and remaining time of a stage: a bar on a terminal, lines in a log."
-    def __init__(self,
-        what: str, # name of the stage
+    def __init__(self, what: str, # name of the stage
         total: int, # number of items
         done: int = 0, # items done before, e.g. before a restart
         unit: str = "images",
@@ -208,7 +216,8 @@ class Progress:
         if not self.bar and not self.quiet and now - self.last >= self.every:
             self.last = now
             self._line(f"{_clock(self.left())} left  {note}")
-        if not self.estimated and now - self.start > 30 and not self.quiet and self.done < self.total:
+        if (not self.estimated and now - self.start > 30 and not self.quiet
+            and self.done < self.total):
             self.estimated = True
             self._say(f"{self.what}: estimate after 30 s: {_clock(self.left())} to go")
 

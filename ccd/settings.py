@@ -17,24 +17,27 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 from .files import UserError, renamed
 
 # %% ../nbs/library/01_settings.ipynb #99a03c25
-def new_field(
-    default, # default of new settings
+def new_field(default, # default of new settings
     *before, # value of runs from before the field existed, if it differs from the default
 ): # a dataclass field
-    "Return a dataclass field that older settings lack: they are read with the old value, which `to_plain_dict` leaves out."
+    """Return a dataclass field that older settings lack: they are read with the old value, which
+    `to_plain_dict` leaves out."""
     return field(default=default, metadata=dict(before=before[0] if before else default))
 
 # %% ../nbs/library/01_settings.ipynb #ccaa472a
 @dataclass(frozen=True)
 class ViT:
-    "Describe the vision transformer that every objective trains. Source: Dosovitskiy et al. (2021)."
+    """Describe the vision transformer that every objective trains.
+
+    Source: Dosovitskiy et al. (2021)."""
     image_size: int = 48 # side of the square input, px
     patch_size: int = 8 # side of one patch, px
     width: int = 192 # embedding dimension of a token
     depth: int = 4 # transformer blocks
     heads: int = 3 # attention heads
     drop_path: float = 0.0 # stochastic depth: drop rate of the last block, 0..1
-    ffn: Literal["mlp", "swiglu"] = new_field("mlp") # feed-forward layer; swiglu is gated, as in the large DINOv2 models
+    # feed-forward layer; swiglu is gated, as in the large DINOv2 models
+    ffn: Literal["mlp", "swiglu"] = new_field("mlp")
     layer_scale: float = new_field(0.0) # initial LayerScale of each residual branch; 0 for none
 
     def __post_init__(self):
@@ -66,7 +69,9 @@ _CaptionPolicy = Literal["name", "name+category", "name+ground", "name+style", "
 @dataclass(frozen=True)
 class DataSettings:
     "Describe the images and captions for training and testing."
-    source: str = "emoji" # dataset: emoji, emoji:FRACTION, or `folder:`, `shards:`, `hf:`, `stream:`, `filter:` with a path or name
+    # dataset: emoji, emoji:FRACTION, or `folder:`, `shards:`, `hf:`, `stream:`, `filter:` with a
+    # path or name
+    source: str = "emoji"
     scenes: int = 40_000 # number of training scenes composed from emoji
     test_scenes: int = 4_000 # number of test scenes, of held-out concept families
     size: int = 64 # side of a scene, px
@@ -78,7 +83,8 @@ class DataSettings:
     def __post_init__(self):
         if self.source.partition(":")[0] not in _SOURCES:
             raise UserError(f"unknown data source {self.source!r}: expected `emoji`, "
-                            "`folder:PATH`, `shards:PATH`, `hf:NAME`, `stream:NAME` or `filter:KEEP:FOLDER`")
+                            "`folder:PATH`, `shards:PATH`, `hf:NAME`, `stream:NAME` or "
+                            "`filter:KEEP:FOLDER`")
         data_fraction(self.source)
         if self.scenes < 1 or self.test_scenes < 1:
             raise UserError("a dataset needs at least one training and one test scene; "
@@ -88,13 +94,16 @@ class DataSettings:
 def data_fraction(
     source: str, # dataset name, such as `emoji`, `emoji:0.25` or `emoji:0.25:SEED`
 ) -> tuple[float, int]: # fraction of the training emoji, 0..1; random seed of their order
-    "Return the fraction of the training emoji that a dataset uses. Raises `UserError` for an invalid fraction."
+    """Return the fraction of the training emoji that a dataset uses.
+
+    Raises `UserError` for an invalid fraction."""
     kind, *rest = source.split(":")
     if kind != "emoji" or not rest: return 1.0, 0
     try: fraction, seed = float(rest[0]), int(rest[1]) if rest[1:] else 0
     except ValueError: fraction, seed = 0.0, 0
     if len(rest) > 2 or not 0 < fraction <= 1 or seed < 0:
-        raise UserError(f"unknown data source {source!r}: expected `emoji:FRACTION` or `emoji:FRACTION:SEED`, "
+        raise UserError(f"unknown data source {source!r}: expected `emoji:FRACTION` or "
+                        "`emoji:FRACTION:SEED`, "
                         "a fraction of the training emoji above 0 and up to 1, such as emoji:0.25")
     return fraction, seed
 
@@ -109,13 +118,16 @@ class Control:
     warmup: float = 0.1 # fraction of training with linear warmup of the learning rate
     final_lr: float = 1e-5 # learning rate at the end of the cosine schedule
     weight_decay: float = 0.05 # weight decay of AdamW, on matrices only
-    final_weight_decay: float | None = None # weight decay at the end of its cosine schedule; None: constant
+    # weight decay at the end of its cosine schedule; None: constant
+    final_weight_decay: float | None = None
     betas: tuple[float, float] = (0.9, 0.98) # betas of AdamW
     grad_clip: float = 1.0 # maximal gradient norm
     clip_each: bool = False # clip each gradient tensor by its own norm, as DINO's code does
-    base_crop: tuple[float, float] = (0.9, 1.0) # range of the area of the base crop, as a fraction of the image
+    # range of the area of the base crop, as a fraction of the image
+    base_crop: tuple[float, float] = (0.9, 1.0)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5) # mean that normalizes the input, RGB in 0..1
-    std: tuple[float, float, float] = (0.25, 0.25, 0.25) # standard deviation that normalizes the input, RGB in 0..1
+    # standard deviation that normalizes the input, RGB in 0..1
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     seed: int = 0 # random seed of initial weights, data order and augmentations
 
     def __post_init__(self):
@@ -130,15 +142,19 @@ class Control:
 # %% ../nbs/library/01_settings.ipynb #026c855b
 @dataclass(frozen=True)
 class Text:
-    "Describe a text tower: trained from scratch, or a language model whose last layers are fine-tuned."
-    source: str = "scratch" # text tower: scratch, minilm, llama, or a transformers model as folder or NAME@REVISION
+    """Describe a text tower: trained from scratch, or a language model whose last layers are
+    fine-tuned."""
+    # text tower: scratch, minilm, llama, or a transformers model as folder or NAME@REVISION
+    source: str = "scratch"
     width: int = 128 # from scratch: embedding dimension of a token
     depth: int = 3 # from scratch: transformer blocks
     heads: int = 4 # from scratch: attention heads
     context: int = 32 # maximal number of tokens of a caption
     unlocked: int = -1 # language model: number of last layers that are fine-tuned; -1 all, 0 none
-    counting: Literal["blocks", "groups"] = "blocks" # language model: unit in which `unlocked` counts, see `ccd.training.towers`
-    pooling: Literal["auto", "mean", "last", "first"] = "auto" # pooling of the token embeddings; auto: last token of a decoder, otherwise the mean
+    # language model: unit in which `unlocked` counts, see `ccd.training.towers`
+    counting: Literal["blocks", "groups"] = "blocks"
+    # pooling of the token embeddings; auto: last token of a decoder, otherwise the mean
+    pooling: Literal["auto", "mean", "last", "first"] = "auto"
     lora: int = 0 # language model: rank of LoRA adapters; 0 for none
 
 # %% ../nbs/library/01_settings.ipynb #6c9f6aee
@@ -147,7 +163,8 @@ class Clip:
     "Hold CLIP's own settings: text tower and temperature. Source: Radford et al. (2021)."
     embed_dim: int = 128 # dimension of the shared embedding space
     text: Text = Text() # text tower
-    init_temperature: float = 0.07 # initial temperature of the softmax (Radford et al. 2021, section 2.5)
+    # initial temperature of the softmax (Radford et al. 2021, section 2.5)
+    init_temperature: float = 0.07
     max_scale: float = 100.0 # maximal inverse temperature: `logit_scale` is clamped at ln 100
     views: Literal["base", "dino"] = "base" # augmentations of the images
     ema: float = 0.0 # momentum of averaged (EMA) weights, which are then evaluated; 0 for none
@@ -176,11 +193,15 @@ class Dino:
     bottleneck: int = 64 # bottleneck width of the head
     local_crops: int = 2 # number of local crops, which only the student encodes
     local_size: int = 24 # side of a local crop, px
-    global_scale: tuple[float, float] = (0.4, 1.0) # range of the area of a global crop, as a fraction of the image
-    local_scale: tuple[float, float] = (0.1, 0.4) # range of the area of a local crop, as a fraction of the image
-    views: Literal["dino", "light"] = "dino" # augmentations; light: CLIP's crops without color changes
+    # range of the area of a global crop, as a fraction of the image
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    # range of the area of a local crop, as a fraction of the image
+    local_scale: tuple[float, float] = (0.1, 0.4)
+    # augmentations; light: CLIP's crops without color changes
+    views: Literal["dino", "light"] = "dino"
     jitter: float = 1.0 # strength of color jitter; 1 for the paper's
-    flip: float = 0.0 # probability of a horizontal flip; images with words or directions are never flipped
+    # probability of a horizontal flip; images with words or directions are never flipped
+    flip: float = 0.0
     student_temp: float = 0.1 # temperature of the student
     teacher_temp: float = 0.04 # temperature of the teacher after its warmup
     warmup_teacher_temp: float = 0.04 # temperature of the teacher at the start
@@ -188,7 +209,8 @@ class Dino:
     momentum: float = 0.992 # EMA momentum of the teacher at the start; it is 1 at the end
     center_momentum: float = 0.9 # EMA momentum of the center
     freeze_last_layer: float = 0.05 # fraction of training during which the last layer is frozen
-    head_init: Literal["linear", "trunc_normal"] = new_field("linear", "trunc_normal") # initialization of the last layer: as nn.Linear, or normal with standard deviation 0.02
+    # initialization of the last layer: as nn.Linear, or normal with standard deviation 0.02
+    head_init: Literal["linear", "trunc_normal"] = new_field("linear", "trunc_normal")
 
     def check(self, vit: ViT):
         if self.local_crops: check_size(self.local_size, vit.patch_size)
@@ -196,8 +218,11 @@ class Dino:
 # %% ../nbs/library/01_settings.ipynb #b14ee476
 @dataclass(frozen=True)
 class Dinov2(Dino):
-    "Hold DINOv2's own settings: those of DINO, masked patches, and the KoLeo loss. Source: Oquab et al. (2024)."
-    centering: Literal["sinkhorn", "mean"] = "sinkhorn" # centering of the teacher's outputs: Sinkhorn-Knopp, or an EMA of the mean
+    """Hold DINOv2's own settings: those of DINO, masked patches, and the KoLeo loss.
+
+    Source: Oquab et al. (2024)."""
+    # centering of the teacher's outputs: Sinkhorn-Knopp, or an EMA of the mean
+    centering: Literal["sinkhorn", "mean"] = "sinkhorn"
     sinkhorn_steps: int = 3 # iterations of Sinkhorn-Knopp
     mask_probability: float = 0.5 # probability that a global crop has masked patches
     mask_ratio: tuple[float, float] = (0.1, 0.5) # range of the fraction of masked patches
@@ -208,13 +233,15 @@ class Dinov2(Dino):
     def __post_init__(self):
         low, high = self.mask_ratio
         if not (0 <= self.mask_probability <= 1 and 0 < low <= high <= 1):
-            raise UserError(f"mask_probability {self.mask_probability:g} and mask_ratio {low:g} to {high:g}: "
-                            "expected shares between 0 and 1, the least first")
+            raise UserError(f"mask_probability {self.mask_probability:g} and mask_ratio {low:g} to "
+                            f"{high:g}: expected shares between 0 and 1, the least first")
 
 # %% ../nbs/library/01_settings.ipynb #4dabff22
 @dataclass(frozen=True)
 class Mae:
-    "Hold the masked autoencoder's own settings: masking and a small decoder. Source: He et al. (2022)."
+    """Hold the masked autoencoder's own settings: masking and a small decoder.
+
+    Source: He et al. (2022)."""
     mask_ratio: float = 0.75 # fraction of masked patches
     width: int = 96 # embedding dimension of the decoder
     depth: int = 2 # transformer blocks of the decoder
@@ -223,7 +250,8 @@ class Mae:
 
     def __post_init__(self):
         if not 0 < self.mask_ratio < 1 or self.width % self.heads:
-            raise UserError(f"mask_ratio {self.mask_ratio:g}, width {self.width}, {self.heads} heads: expected a "
+            raise UserError(f"mask_ratio {self.mask_ratio:g}, width {self.width}, {self.heads} "
+                            "heads: expected a "
                             "share between 0 and 1, and a width that is a multiple of the heads")
 
 # %% ../nbs/library/01_settings.ipynb #c5f2ebed
@@ -232,14 +260,17 @@ class Analysis:
     "Hold the settings of the comparison of trained encoders."
     seeds: int = 1 # number of training seeds of CLIP and of DINO
     variants: tuple[str, ...] = () # further recipes of `RECIPES`, each trained once and probed
-    pairs: int = 200 # pairs per direction that are similar for one encoder and dissimilar for the other
+    # pairs per direction that are similar for one encoder and dissimilar for the other
+    pairs: int = 200
     per_image: int = 3 # maximal number of pairs with the same image
     neighbors: int = 10 # number of nearest neighbors
     perturbed_images: int = 500 # number of images that are perturbed to measure sensitivity
     few_shot_draws: int = 5 # random few-shot training sets, each with its own classifier
-    segmentation_images: int = 1_000 # training scenes of the segmentation head; a third as many are test scenes
+    # training scenes of the segmentation head; a third as many are test scenes
+    segmentation_images: int = 1_000
     knn_checks: int = 20 # number of nearest-neighbor evaluations during training; 0 for none
-    vlm: str = "mini" # preset of the language model for CLIP and DINO (`ccd.vqa.llava.training`); "" for none
+    # preset of the language model for CLIP and DINO (`ccd.vqa.llava.training`); "" for none
+    vlm: str = "mini"
     vqa_questions: int = 250 # number of questions of each VQA subset
     n_resamples: int = 1_000 # bootstrap resamples of each confidence interval
 
@@ -249,7 +280,8 @@ class RuntimeSettings:
     "Hold the runtime settings of a machine, which do not change results."
     workers: int = 0 # worker processes that decode images; 0: threads of the training process
     micro_batch: int = 0 # images per micro-batch on one device; 0: all images of the device
-    sharding: Literal["ddp", "fsdp"] = "ddp" # distributed training; fsdp also shards the weights over processes
+    # distributed training; fsdp also shards the weights over processes
+    sharding: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False # torch.compile the blocks of the towers
     checkpoint_minutes: float = 2.0 # minutes between checkpoints
     max_faults: float = 0.01 # maximal fraction of corrupt samples
@@ -258,7 +290,7 @@ class RuntimeSettings:
 @dataclass(frozen=True)
 class Settings:
     "Hold all settings of an experiment."
-    preset: str = "mini" # preset with the defaults of all other settings; `ccd --help` lists the presets
+    preset: str = "mini" # preset with the defaults of all settings; `ccd --help` lists them
     data: DataSettings = DataSettings()
     control: Control = Control()
     clip: Clip = Clip()
@@ -271,8 +303,8 @@ class Settings:
     mae: Mae = new_field(Mae())
 
 # %% ../nbs/library/01_settings.ipynb #0d0137c1
-_VARIANTS = ("siglip", "clip-coarse", "clip-minilm-4", "clip-minilm-all", "clip-llama", "clip-dino-views",
-            "dino-light-views", "supervised", "clip-shuffled")
+_VARIANTS = ("siglip", "clip-coarse", "clip-minilm-4", "clip-minilm-all", "clip-llama",
+             "clip-dino-views", "dino-light-views", "supervised", "clip-shuffled")
 
 # %% ../nbs/library/01_settings.ipynb #30de54c7
 def _text(embed_dim, **of): # both contrastive objectives with the same text tower
@@ -282,15 +314,15 @@ def _text(embed_dim, **of): # both contrastive objectives with the same text tow
 def _smoke():
     return Settings("smoke", DataSettings(scenes=512, test_scenes=192, max_emoji_images=640),
         Control(ViT(width=48, depth=2, heads=2, patch_size=12), samples=1024, batch_size=32),
-        **_text(32, width=32, depth=1, heads=2),
-        dino=Dino(out_dim=64, hidden=64, bottleneck=16),
+        **_text(32, width=32, depth=1, heads=2), dino=Dino(out_dim=64, hidden=64, bottleneck=16),
         analysis=Analysis(pairs=20, perturbed_images=40, few_shot_draws=1, segmentation_images=60,
                           knn_checks=2, vlm="", vqa_questions=8, n_resamples=100))
 
 # %% ../nbs/library/01_settings.ipynb #5d0a1a68
 def _emoji_small():
     return Settings("emoji-small", control=Control(samples=300_000),
-                    analysis=Analysis(seeds=2, variants=_VARIANTS, segmentation_images=3_000, vlm="emoji-small"))
+                    analysis=Analysis(seeds=2, variants=_VARIANTS, segmentation_images=3_000,
+                                      vlm="emoji-small"))
 
 # %% ../nbs/library/01_settings.ipynb #90aee543
 def _emoji():
@@ -322,8 +354,8 @@ def _dino_vit_s16(): # main_dino.py of facebookresearch/dino as it stands, 8 GPU
         Control(vit, samples=100 * 1_281_167, batch_size=512, lr=5e-4 * 512 / 256, warmup=0.1,
                 final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4, betas=(0.9, 0.999),
                 grad_clip=3.0, clip_each=True, mean=(0.485, 0.456, 0.406),
-                std=(0.229, 0.224, 0.225)),
-        dino=Dino(**_FULL, freeze_last_layer=0.01), runtime=RuntimeSettings(workers=8, checkpoint_minutes=15))
+                std=(0.229, 0.224, 0.225)), dino=Dino(**_FULL, freeze_last_layer=0.01),
+                    runtime=RuntimeSettings(workers=8, checkpoint_minutes=15))
 
 # %% ../nbs/library/01_settings.ipynb #507a76ad
 PRESETS = dict(smoke=_smoke, mini=Settings, **{"emoji-small": _emoji_small},
@@ -345,7 +377,8 @@ def _web(name, vit, batch, warmup, **of): # fields of `Control`
                       final_lr=1e-6, **dict(base_crop=(0.9, 1.0)) | of)
     return Settings(name, DataSettings(source="shards:metaclip-2b", size=256), control,
         **_text(1024, width=1024, depth=24, heads=16, context=77),
-        dino=Dino(**_FULL | dict(local_size=98 if vit.patch_size == 14 else 96)), runtime=RuntimeSettings(workers=8, sharding="fsdp", checkpoint_minutes=15))
+        dino=Dino(**_FULL | dict(local_size=98 if vit.patch_size == 14 else 96)),
+                    runtime=RuntimeSettings(workers=8, sharding="fsdp", checkpoint_minutes=15))
 
 # %% ../nbs/library/01_settings.ipynb #4b52e707
 def _web_ssl(size): # DINOv2: its vitg14.yaml and ssl_default_config.yaml
@@ -372,11 +405,11 @@ def _web_mae(size): # He et al. (2022), Table 8, and its code
 
 # %% ../nbs/library/01_settings.ipynb #5ac40604
 PRESETS |= {f"web-{kind}-{n}": partial(make, n) for kind, make, sizes in
-            (("ssl", _web_ssl, WEB_SSL), ("clip", _web_clip, WEB_SSL), ("mae", _web_mae, WEB_MAE)) for n in sizes}
+            (("ssl", _web_ssl, WEB_SSL), ("clip", _web_clip, WEB_SSL), ("mae", _web_mae, WEB_MAE))
+            for n in sizes}
 
 # %% ../nbs/library/01_settings.ipynb #b2c3ad92
-def preset(
-    name: str, # key of `PRESETS`
+def preset(name: str, # key of `PRESETS`
 ) -> Settings:
     "Return the settings of a preset. Raises `UserError` for an unknown name."
     if name not in PRESETS:
@@ -410,27 +443,35 @@ def check_fields(
 ):
     "Raise `UserError` unless the values are a dict with all required names and no unknown ones."
     known = [*needed, *free]
-    if not isinstance(values, dict): raise UserError(f"{what} is {values!r:.60}: expected fields by name, of {', '.join(known)}. Mend it, or make the file anew")
+    if not isinstance(values, dict):
+        raise UserError(f"{what} is {values!r:.60}: expected fields by name, of "
+                        f"{', '.join(known)}. Mend it, or make the file anew")
     if odd := [k for k in values if k not in known]:
         near = [f"{n!r} for {k!r}" for k in odd for n in get_close_matches(k, known, 1)]
         perhaps = f" (perhaps {', '.join(near)})" if near else ""
-        raise UserError(f"{what} has fields that this version of ccd does not know: {', '.join(map(repr, odd))}; it knows {', '.join(known)}. "
+        raise UserError(f"{what} has fields that this version of ccd does not know: "
+                        f"{', '.join(map(repr, odd))}; it knows {', '.join(known)}. "
                         f"Update ccd if a newer one wrote them, or mend their names{perhaps}")
-    if lost := [k for k in needed if k not in values]: raise UserError(f"{what} lacks {', '.join(lost)}. Mend it, or make the file anew")
+    if lost := [k for k in needed if k not in values]:
+        raise UserError(f"{what} lacks {', '.join(lost)}. Mend it, or make the file anew")
 
 # %% ../nbs/library/01_settings.ipynb #eab41617
 def from_plain_dict(
     kind, # settings dataclass
-    values: dict, # values from JSON; a missing field has its default, and a missing `new_field` its old value
+    # values from JSON; a missing field has its default, and a missing `new_field` its old value
+    values: dict,
     file="", # name of the file, for error messages
 ): # instance of the dataclass
-    "Return settings read from JSON. Raises `UserError` for unknown or missing fields and for values of a wrong type."
+    """Return settings read from JSON.
+
+    Raises `UserError` for unknown or missing fields and for values of a wrong type."""
     hints, what = get_type_hints(kind), kind.__name__ + f" in {file}" * bool(file)
     if isinstance(values, dict): values = rename_fields(kind, values)
     needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
     check_fields(values, what, needed, [f.name for f in fields(kind) if f.name not in needed])
     before = {f.name: f.metadata["before"] for f in fields(kind) if "before" in f.metadata}
-    return kind(**before | {k: _value(hints[k], v, f"{k} of {what}", file) for k, v in values.items()})
+    return kind(**before
+                | {k: _value(hints[k], v, f"{k} of {what}", file) for k, v in values.items()})
 
 # %% ../nbs/library/01_settings.ipynb #5d0c71a4
 def rename_fields(
@@ -443,7 +484,8 @@ def rename_fields(
     out = {k: v for k, v in values.items() if k not in new}
     for old in new.keys() & values.keys(): # an empty new name: the field has no effect any more
         head, _, rest = new[old].partition(".")
-        if rest and isinstance(now := out.get(head, {}), dict): out[head] = {rest: values[old]} | now
+        if rest and isinstance(now := out.get(head, {}), dict):
+            out[head] = {rest: values[old]} | now
         elif head and not rest: out[head] = values[old]
     hints = {} if isinstance(kind, str) else get_type_hints(kind)
     nested = {k for k, v in out.items() if is_dataclass(hints.get(k)) and isinstance(v, dict)}
@@ -452,7 +494,10 @@ def rename_fields(
 # %% ../nbs/library/01_settings.ipynb #7cc52345
 def _value(kind, v, what, file):
     if is_dataclass(kind): return from_plain_dict(kind, v, file)
-    if not _is(kind, v): raise UserError(f"{what} is {v!r:.60}: expected {_WORDS.get(kind) or str(kind).replace('typing.', '')}. Mend it, or make the file anew")
+    if not _is(kind, v):
+        raise UserError(f"{what} is {v!r:.60}: expected "
+                        f"{_WORDS.get(kind) or str(kind).replace('typing.', '')}. Mend it, or make "
+                        "the file anew")
     return tuple(v) if isinstance(v, list) else v
 
 # %% ../nbs/library/01_settings.ipynb #5d0c71a6
@@ -466,7 +511,8 @@ def _is(kind, v): # whether a value from JSON has the type of a field
     if origin is tuple and isinstance(v, (list, tuple)):
         each = of[:1] * len(v) if of[-1] is ... else of
         return len(v) == len(each) and all(map(_is, each, v))
-    if kind in (int, float): return type(v) is int or type(v) is float and (kind is float or v.is_integer())
+    if kind in (int, float):
+        return type(v) is int or type(v) is float and (kind is float or v.is_integer())
     return isinstance(v, origin or kind)
 
 # %% ../nbs/library/01_settings.ipynb #d8f526eb
@@ -475,7 +521,8 @@ class _Recipe:
     "Describe an encoder that can be trained: an objective, and its changes to a preset."
     title: str # title of the encoder in tables and figures
     objective: str # field of `Settings`, and key of `ccd.training.objectives.registry.OBJECTIVES`
-    changes: dict = field(default_factory=dict) # dotted name -> new value, or function of the settings
+    # dotted name -> new value, or function of the settings
+    changes: dict = field(default_factory=dict)
 
 # %% ../nbs/library/01_settings.ipynb #96eaea54
 def _tower(source, unlocked, **more):

@@ -19,7 +19,9 @@ def mcnemar_exact(
     a: np.ndarray, # [n] bool, correctness of the first model on each question
     b: np.ndarray, # [n] bool, correctness of the second model, same order
 ) -> float: # two-sided p-value, 1.0 without discordant questions
-    "Return the p-value of the exact McNemar test of equal accuracy. Source: McNemar (1947), binomial form."
+    """Return the p-value of the exact McNemar test of equal accuracy.
+
+    Source: McNemar (1947), binomial form."""
     if a.shape != b.shape:
         raise ValueError("need answers to the same questions; "
                          f"got {a.shape} and {b.shape}")
@@ -35,7 +37,8 @@ def sign_flip(
     n_resamples: int = 10_000, # random sign permutations
     seed: int = 0,
 ) -> float: # two-sided p-value, never below 1 / (draws + 1)
-    "Return the p-value of a permutation test of equal means that flips the signs of whole clusters."
+    """Return the p-value of a permutation test of equal means that flips the signs of whole
+    clusters."""
     ids = np.unique(cluster, return_inverse=True)[1]
     d = np.bincount(ids, np.asarray(a, float) - b)
     d = d[d != 0]
@@ -56,7 +59,8 @@ def paired_test(
     n_resamples: int = 10_000, # random sign permutations
     seed: int = 0,
 ) -> float: # two-sided p-value
-    "Test equal means: exact McNemar for boolean answers in clusters of one question, `sign_flip` otherwise."
+    """Test equal means: exact McNemar for boolean answers in clusters of one question, `sign_flip`
+    otherwise."""
     a, b = np.asarray(a), np.asarray(b)
     if a.dtype == b.dtype == bool and len(np.unique(cluster)) == len(a):
         return mcnemar_exact(a, b)
@@ -65,7 +69,8 @@ def paired_test(
 # %% ../nbs/library/04_stats.ipynb #42eaa476
 def holm(
     p: np.ndarray, # [m] p-values of one family of tests
-) -> np.ndarray: # [m] adjusted p-values in the same order; NaN stays NaN and is not counted as a test
+    # [m] adjusted p-values in the same order; NaN stays NaN and is not counted as a test
+) -> np.ndarray:
     "Return p-values adjusted for multiple tests by Holm's step-down method. Source: Holm (1979)."
     p = np.asarray(p, float)
     out, known = np.full(len(p), np.nan), np.flatnonzero(~np.isnan(p))
@@ -81,7 +86,9 @@ def mcnemar_power(
     discordant: float, # proportion of questions on which exactly one model is correct
     alpha: float = 0.05,
 ) -> float: # probability that the exact McNemar test rejects
-    "Return the power of the exact McNemar test. Source: Connor (1987), with the exact test in place of the normal approximation."
+    """Return the power of the exact McNemar test.
+
+    Source: Connor (1987), with the exact test in place of the normal approximation."""
     d = np.arange(n + 1)
     chance = st.binom.pmf(d, n, discordant)
     d, chance = d[chance > 1e-12], chance[chance > 1e-12]
@@ -98,7 +105,8 @@ def minimum_detectable_difference(
     alpha: float = 0.05,
 ) -> float: # 0..1, NaN where even the largest possible difference has less power
     "Return the smallest difference of accuracies that McNemar's test detects with the given power."
-    lo, hi = 0.0, float(discordant) # the difference cannot exceed the proportion of discordant questions
+    # the difference cannot exceed the proportion of discordant questions
+    lo, hi = 0.0, float(discordant)
     if not hi or mcnemar_power(hi, n, discordant, alpha) < power: return float("nan")
     while hi - lo > 1e-5:
         middle = (lo + hi) / 2
@@ -111,7 +119,9 @@ def t_interval(
     x: np.ndarray, # [k] values, e.g. one difference per seed
     level: float = 0.95, # confidence level
 ) -> tuple[float, float, float]: # mean, lower and upper limit; NaN limits for fewer than two values
-    "Return a mean with its confidence interval by Student's t distribution. Source: Student (1908)."
+    """Return a mean with its confidence interval by Student's t distribution.
+
+    Source: Student (1908)."""
     x = np.asarray(x, float)
     mean, k = float(x.mean()), len(x)
     if k < 2: return mean, float("nan"), float("nan")
@@ -121,7 +131,8 @@ def t_interval(
 # %% ../nbs/library/04_stats.ipynb #75dccb78
 def pooled_variance(
     groups: list, # arrays [k], the same measurement from k seeds
-) -> tuple[float, int]: # variance within groups and degrees of freedom; NaN and 0 where no group has two values
+    # variance within groups and degrees of freedom; NaN and 0 where no group has two values
+) -> tuple[float, int]:
     "Return the variance between seeds, pooled over all groups with more than one seed."
     many = [np.asarray(g, float) for g in groups if len(g) > 1]
     df = sum(len(g) - 1 for g in many)
@@ -130,14 +141,18 @@ def pooled_variance(
 # %% ../nbs/library/04_stats.ipynb #b62ad7ed
 @dataclass(frozen=True)
 class Estimate:
-    "Hold a value with its bootstrap resamples over test items and its variance over training seeds."
+    """Hold a value with its bootstrap resamples over test items and its variance over training
+    seeds."""
     value: float
     draws: np.ndarray # [draws] values of the bootstrap resamples
     seed_var: float = math.nan # variance over seeds; NaN where nothing was trained twice
     df: float = 0.0 # degrees of freedom of that variance
 
-    def row(self) -> dict: # value; lo, hi: test items; seed_lo, seed_hi: seeds; all_lo, all_hi, se, t: both
-        "Return the value with its 95 % confidence intervals. Source of the degrees of freedom: Satterthwaite (1946)."
+    def row(self,
+    ) -> dict: # value; lo, hi: test items; seed_lo, seed_hi: seeds; all_lo, all_hi, se, t: both
+        """Return the value with its 95 % confidence intervals.
+
+        Source of the degrees of freedom: Satterthwaite (1946)."""
         own, v = float(np.std(self.draws, ddof=1)), self.seed_var
         known = self.df > 0 and np.isfinite(v)
         se = math.sqrt(own**2 + (v if known else 0.0))
@@ -145,17 +160,21 @@ class Estimate:
         t, ts = (float(st.t.ppf(0.975, x)) for x in (df, self.df if known else 1))
         half = ts * math.sqrt(v) if known else math.nan
         lo, hi = np.quantile(self.draws, [0.025, 0.975])
-        return dict(value=self.value, lo=float(lo), hi=float(hi), seed_lo=self.value - half, seed_hi=self.value + half,
-                    all_lo=self.value - t * se, all_hi=self.value + t * se, se=se, t=t, df=df, seeds_known=known)
+        return dict(value=self.value, lo=float(lo), hi=float(hi), seed_lo=self.value - half,
+                    seed_hi=self.value + half,
+                    all_lo=self.value - t * se, all_hi=self.value + t * se, se=se, t=t, df=df,
+                    seeds_known=known)
 
 # %% ../nbs/library/04_stats.ipynb #c36dd52b
-def weighted(parts: list[tuple[float, Estimate]]) -> Estimate: # weights, and estimates with independent seeds
+def weighted(parts: list[tuple[float, Estimate]],
+) -> Estimate: # weights, and estimates with independent seeds
     "Return the weighted sum of estimates that share test items but not seeds."
     v = [(w * w * e.seed_var, e.df) for w, e in parts]
     total = sum(x for x, _ in v)
     below = sum(x * x / df for x, df in v if df > 0 and x > 0)
     known = all(df > 0 for _, df in v)
-    return Estimate(sum(w * e.value for w, e in parts), sum(w * e.draws for w, e in parts), total if known else math.nan,
+    return Estimate(sum(w * e.value for w, e in parts), sum(w * e.draws for w, e in parts),
+                    total if known else math.nan,
                     (total**2 / below if below else math.inf) if known else 0.0)
 
 # %% ../nbs/library/04_stats.ipynb #601ee62d
@@ -202,7 +221,8 @@ def paired_bootstrap(
     level: float = 0.95, # confidence level
     seed: int = 0,
 ) -> tuple[float, float, float]: # difference a - b, lower and upper limit
-    """Return the difference of means with a percentile bootstrap interval, resampling whole clusters."""
+    """Return the difference of means with a percentile bootstrap interval, resampling whole
+    clusters."""
     if a.shape != b.shape:
         raise ValueError("need answers to the same questions; "
                          f"got {a.shape} and {b.shape}")
@@ -227,7 +247,10 @@ def cluster_bootstrap(
 def effective_groups(
     cluster: np.ndarray, # [n] cluster of each item
 ) -> float: # effective number, at most the number of clusters
-    "Return the effective number of clusters: clusters of equal size that give a mean the same variance. Source: Kish (1965)."
+    """Return the effective number of clusters: clusters of equal size that give a mean the same
+    variance.
+
+    Source: Kish (1965)."""
     n = np.unique(cluster, return_counts=True)[1].astype(float)
     return float(n.sum()**2 / (n**2).sum())
 
@@ -239,14 +262,14 @@ def group_mean(
     level: float = 0.95, # confidence level
     seed: int = 0,
 ) -> tuple[float, float, float]: # mean over clusters, lower and upper limit
-    "Return the macro average over clusters with a percentile bootstrap interval, resampling clusters."
+    """Return the macro average over clusters with a percentile bootstrap interval, resampling
+    clusters."""
     ids = np.unique(cluster, return_inverse=True)[1]
     means = np.bincount(ids, np.asarray(values, float)) / np.bincount(ids)
     return cluster_bootstrap(means, np.arange(len(means)), n_resamples, level, seed)
 
 # %% ../nbs/library/04_stats.ipynb #cb59ca3c
-def _pair_weights(
-    drawn: np.ndarray, # [draws, n] multiplicity of each node
+def _pair_weights(drawn: np.ndarray, # [draws, n] multiplicity of each node
     i: np.ndarray, # [p] first node of each pair
     j: np.ndarray, # [p] second node
 ) -> np.ndarray: # [draws, p] weight of each pair

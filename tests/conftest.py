@@ -12,19 +12,28 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from ready import READY, Job, end
 
-for name, examples in dict(ci=50, thorough=1_000).items(): # HYPOTHESIS_PROFILE=thorough pytest tests/data/test_fuzz_sources.py
-    hypothesis.register_profile(name, max_examples=examples, deadline=None, derandomize=name == "ci", database=None,
-                                suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+# HYPOTHESIS_PROFILE=thorough pytest tests/data/test_fuzz_sources.py
+for name, examples in dict(ci=50, thorough=1_000).items():
+    hypothesis.register_profile(name, max_examples=examples, deadline=None,
+                                derandomize=name == "ci", database=None,
+                                suppress_health_check=[HealthCheck.too_slow,
+                                                       HealthCheck.function_scoped_fixture])
 hypothesis.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-LONG = ("test_site", "test_embeddings", "test_kill", "test_parallel", "test_comparison", "test_scaling", "test_bad_input", "test_asking",
+LONG = ("test_site", "test_embeddings", "test_kill", "test_parallel", "test_comparison",
+        "test_scaling", "test_bad_input", "test_asking",
         "test_memory") # first, or one worker waits for another
-SEED = os.environ.setdefault("CCD_TEST_SEED", str(random.SystemRandom().randrange(10**6))) # the workers find it there
+# the workers find it there
+SEED = os.environ.setdefault("CCD_TEST_SEED", str(random.SystemRandom().randrange(10**6)))
 
-def pytest_configure(config): config.addinivalue_line("markers", "numeric: computes numbers; tools/machines.py runs it under other kernels")
+def pytest_configure(config):
+    config.addinivalue_line("markers",
+                            "numeric: computes numbers; tools/machines.py runs it under other "
+                            "kernels")
 
 def shuffled(items, seed):
-    "`items` in a random order: files first, then the tests of each file; the longest files stay in front."
+    """`items` in a random order: files first, then the tests of each file; the longest files stay
+    in front."""
     rng, files = random.Random(seed), {}
     for i in items: files.setdefault(i.path, []).append(i)
     order = rng.sample(sorted(files), len(files))
@@ -35,7 +44,8 @@ def pytest_collection_modifyitems(items): items[:] = shuffled(items, SEED)
 
 def pytest_report_header(): return said_order()
 
-def pytest_terminal_summary(terminalreporter): terminalreporter.write_line(said_order()) # -q has no header
+def pytest_terminal_summary(terminalreporter): # -q has no header
+    terminalreporter.write_line(said_order())
 
 def said_order(): return f"tests in a random order; this one again: CCD_TEST_SEED={SEED}"
 
@@ -44,17 +54,23 @@ CHANGES = {"control.samples": 320, "control.batch_size": 8, "data.max_emoji_imag
 OPTIONS = ["--preset", "smoke"] + [x for k, v in CHANGES.items()
                                    for x in (f"--{k}".replace("_", "-"), str(v))]
 STEPS = CHANGES["control.samples"] // CHANGES["control.batch_size"]
-FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"] # of a language model
+# of a language model
+FEW = ["questions=36", "read.samples=64", "align.samples=64", "tune.samples=64"]
 
-READY.set_forkserver_preload(["ccd.cli", "ccd.study.command", "ccd.comparison.command", "ccd.training.loop", "ccd.comparison.attribution", "ccd.report.similarity", "ccd.data.corpora", "ccd.vqa.llava.training",
-                              "ccd.comparison.linked_maps", "torch._dynamo", "torch.distributed.fsdp", "sklearn.linear_model", "faiss", "timm", "umap", "conftest"])
+READY.set_forkserver_preload(["ccd.cli", "ccd.study.command", "ccd.comparison.command",
+                              "ccd.training.loop", "ccd.comparison.attribution",
+                              "ccd.report.similarity", "ccd.data.corpora", "ccd.vqa.llava.training",
+                              "ccd.comparison.linked_maps", "torch._dynamo",
+                              "torch.distributed.fsdp", "sklearn.linear_model", "faiss", "timm",
+                              "umap", "conftest"])
 
 def _command(args):
     from ccd.cli import main
     main(args)
 
 def job(function, *args, **env):
-    "`function(*args)` in a process group of its own; Ctrl-C reaches it even where pytest ignores it."
+    """`function(*args)` in a process group of its own; Ctrl-C reaches it even where pytest ignores
+    it."""
     said = tempfile.NamedTemporaryFile("w+")
     p = Job(function, *args, said=said.name, env=os.environ | {k: str(v) for k, v in env.items()})
     p.said = said
@@ -65,7 +81,8 @@ def start(*args, **env): return job(_command, list(map(str, args)), **env) # `cc
 def two(function, *args):
     "`function(*args)` in two processes that find each other as those of `torchrun` do."
     with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    jobs = [job(function, *args, RANK=r, LOCAL_RANK=r, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for r in range(2)]
+    jobs = [job(function, *args, RANK=r, LOCAL_RANK=r, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port) for r in range(2)]
     for said, code in map(finish, jobs): assert code == 0, said
 
 def finish(p):
@@ -86,7 +103,8 @@ def signal_when(p, seen, number, pause=0.0, group=False):
 
 def step_of(run):
     "The newest step whose checkpoint has at least been begun."
-    return max((int(p.name.partition("step-")[2][:8]) for p in Path(run).glob("checkpoints/*step-*")), default=0)
+    return max((int(p.name.partition("step-")[2][:8])
+                for p in Path(run).glob("checkpoints/*step-*")), default=0)
 
 def outputs(run): return json.loads((Path(run) / "manifest.json").read_text())["outputs"]
 
@@ -98,7 +116,8 @@ def same_chance():
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
-    "`once(name, make)`: the folder that `make` fills, called by the first test of all workers that asks for it."
+    """`once(name, make)`: the folder that `make` fills, called by the first test of all workers
+    that asks for it."""
     home = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ: home = home.parent
     def folder(name, make):
@@ -140,14 +159,18 @@ def whole(once):
 def published(tiny, whole, once):
     "Where `results/smoke` holds what a study publishes."
     from ccd.study.command import export_study
-    return once("published", lambda home: export_study(whole, home / "results" / "smoke", tiny, weights=True))
+    return once("published",
+                lambda home: export_study(whole, home / "results" / "smoke", tiny, weights=True))
 
 def is_import(source):
     return all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in ast.parse(source).body)
 
 def slow_cell(notebook, **names):
-    "Run the cell of a notebook that is marked slow, after its imports; it knows `names` and nothing else."
-    cells = ["".join(c["source"]) for c in json.loads((ROOT / "nbs" / notebook).read_text())["cells"] if c["cell_type"] == "code"]
+    """Run the cell of a notebook that is marked slow, after its imports; it knows `names` and
+    nothing else."""
+    cells = ["".join(c["source"])
+             for c in json.loads((ROOT / "nbs" / notebook).read_text())["cells"]
+             if c["cell_type"] == "code"]
     slow, = (c for c in cells if c.startswith("#| slow"))
     for c in cells:
         if not c.startswith("#| slow") and not c.startswith("%") and is_import(c): exec(c, names)
@@ -156,11 +179,14 @@ def slow_cell(notebook, **names):
 @pytest.fixture(scope="module")
 def browser():
     "Chromium, without a window."
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                 None)
     if not found: pytest.skip("no chromium on PATH: no page is tried in a browser")
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no page is tried in a browser")
+    sync = pytest.importorskip("playwright.sync_api",
+                               reason="playwright is not installed: no page is tried in a browser")
     with sync.sync_playwright() as p:
-        b = p.chromium.launch(executable_path=found, args=["--no-sandbox", "--enable-unsafe-swiftshader"])
+        b = p.chromium.launch(executable_path=found,
+                              args=["--no-sandbox", "--enable-unsafe-swiftshader"])
         yield b
         b.close()
 
@@ -171,5 +197,7 @@ def local_ray():
     home = tempfile.mkdtemp(prefix="r") # short: sockets have short names
     with pytest.MonkeyPatch.context() as m:
         m.setenv("RAY_USAGE_STATS_ENABLED", "0"); m.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        try: yield ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, _temp_dir=home)
+        try:
+            yield ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20,
+                           _temp_dir=home)
         finally: ray.shutdown(); shutil.rmtree(home, ignore_errors=True)

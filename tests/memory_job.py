@@ -1,7 +1,8 @@
-"""What the stages of a comparison hold beyond what the process has, in MB: one JSON object. Vectors lie on disk, as always.
+"""What the stages of a comparison hold beyond what the process has, in MB: one JSON object. Vectors
+lie on disk, as always.
 
 A process of its own: memory that another test freed would be used again, and not be seen."""
-import ctypes, json, re, sys, threading, time
+import ctypes, json, re, sys, threading
 from pathlib import Path
 import numpy as np, pandas as pd
 from ccd.comparison import agreement, attribution, neighbors, search
@@ -29,7 +30,8 @@ def encoder(home, name, n, seed):
     for a in range(0, n, 4096): out[a:a + 4096] = rng.normal(size=out[a:a + 4096].shape) + 0.1
     del out
     who = np.arange(n)
-    items = pd.DataFrame(dict(item_id=[f"p{k}" for k in who], family=[f"f{k}" for k in who // 2], concept=[f"c{k % 9}" for k in who]))
+    items = pd.DataFrame(dict(item_id=[f"p{k}" for k in who], family=[f"f{k}" for k in who // 2],
+                              concept=[f"c{k % 9}" for k in who]))
     return Embeddings(np.load(path, mmap_mode="r"), items, dict(name=name))
 
 def main(home):
@@ -39,11 +41,13 @@ def main(home):
     lists = [(np.arange(N)[:, None] + s * np.arange(1, 101)).astype(np.int32) % N for s in (3, 5)]
     i, j = np.sort(rng.integers(0, N, (2, 400)), 0)
     mined = pd.DataFrame(dict(i=i, j=j, direction="a"))[i < j]
-    small = neighbors.nearest_neighbors(a, 10), search.mine_pairs(a, b, 10) # libraries and their threads are there from now on
+    # libraries and their threads are there from now on
+    small = neighbors.nearest_neighbors(a, 10), search.mine_pairs(a, b, 10)
     jobs = dict(
         neighbors=lambda: neighbors.nearest_neighbors(a, 100),
         apart=lambda: neighbors.nearest_neighbors(a, 10, half),
-        overlap=lambda: neighbors.overlap_curve(*lists, np.arange(N) % 300, n_resamples=50, permutations=2),
+        overlap=lambda: neighbors.overlap_curve(*lists, np.arange(N) % 300, n_resamples=50,
+                                                permutations=2),
         pairs=lambda: search.mine_pairs(a, b, 10),
         deals=lambda: agreement.factor_agreement(mined, big.items, ["concept"], 300),
         similarity=lambda: attribution._standard(big, i, j),

@@ -1,4 +1,5 @@
-"Imports of version 0.0.1, before the library had folders, work for one more release, with a warning that says where to go."
+"""Imports of version 0.0.1, before the library had folders, work for one more release, with a
+warning that says where to go."""
 import ast, importlib, warnings
 import pytest
 import ccd
@@ -24,13 +25,15 @@ IMPORTS = [(n.module, a.name) for n in ast.parse(OLD).body for a in n.names if n
 
 @pytest.mark.parametrize("module, name", IMPORTS)
 def test_an_old_import_finds_what_has_moved(module, name):
-    with pytest.warns(FutureWarning, match=f"{module}.{name} is ccd") as said: found = getattr(importlib.import_module(module), name)
+    with pytest.warns(FutureWarning, match=f"{module}.{name} is ccd") as said:
+        found = getattr(importlib.import_module(module), name)
     where, _, now = str(said[0].message).split(" is ")[1].split(" now")[0].rpartition(".")
     assert found is vars(importlib.import_module(where))[now]
 
 def test_an_old_module_comes_from_the_package_too():
     from ccd import emoji, figures, sources
-    with pytest.warns(FutureWarning): assert figures.plt.__name__ == "styled_pyplot" and emoji.scenes and sources.Feed
+    with pytest.warns(FutureWarning):
+        assert figures.plt.__name__ == "styled_pyplot" and emoji.scenes and sources.Feed
 
 @pytest.mark.parametrize("old", moved())
 def test_every_old_module_is_there_and_knows_what_it_lacks(old):
@@ -41,7 +44,8 @@ def test_every_old_module_is_there_and_knows_what_it_lacks(old):
 def test_all_of_an_old_module_is_found(old):
     module = importlib.import_module(f"ccd.{old}")
     for name, (where, now) in moved()[old].items():
-        with pytest.warns(FutureWarning, match=rf"ccd\.{where}\.{now} now"): assert getattr(module, name) is vars(importlib.import_module(f"ccd.{where}"))[now]
+        with pytest.warns(FutureWarning, match=rf"ccd\.{where}\.{now} now"):
+            assert getattr(module, name) is vars(importlib.import_module(f"ccd.{where}"))[now]
 
 def test_new_imports_say_nothing():
     with warnings.catch_warnings():

@@ -1,13 +1,15 @@
 """Everything CI runs: each step says what it found, all steps run, and the last line counts them.
 
-The steps that use one core run one after the other beside the notebooks; what they say comes when they are over.
-"""
+The steps that use one core run one after the other beside the notebooks; what they say comes when
+they are over."""
 import os, re, shutil, signal, subprocess, sys, tempfile, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT, BIN, LIMIT = Path(__file__).resolve().parents[1], Path(sys.executable).parent, 3600   # seconds for one step: more than a busy machine needs
-ENV = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", HF_HUB_OFFLINE="1", MPLBACKEND="agg",
+# seconds for one step: more than a busy machine needs
+ROOT, BIN, LIMIT = Path(__file__).resolve().parents[1], Path(sys.executable).parent, 3600
+ENV = dict(os.environ, PATH=f"{BIN}{os.pathsep}{os.environ['PATH']}", HF_HUB_OFFLINE="1",
+           MPLBACKEND="agg",
            PYTHONHASHSEED="0", PYTHONUTF8="1", NO_COLOR="1")
 
 LANE = threading.local()
@@ -18,8 +20,10 @@ def say(line):
     else: print(line, flush=True)
 
 def run(cmd, cwd=ROOT, **env):
-    "Exit code and output of `cmd`, said as it comes; ended after LIMIT seconds with all it started."
-    p = subprocess.Popen(list(map(str, cmd)), cwd=cwd, env=ENV | env, encoding="utf-8", stdin=subprocess.DEVNULL, errors="replace",
+    """Exit code and output of `cmd`, said as it comes; ended after LIMIT seconds with all it
+    started."""
+    p = subprocess.Popen(list(map(str, cmd)), cwd=cwd, env=ENV | env, encoding="utf-8",
+                         stdin=subprocess.DEVNULL, errors="replace",
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     late, said = threading.Event(), []
     def end(): late.set(); os.killpg(p.pid, signal.SIGKILL)
@@ -44,7 +48,8 @@ def counted(rc, said):
     return n.get("passed", 0), max(n.get("failed", 0) + n.get("error", 0), int(rc != 0))
 
 def contents(root):
-    return {str(p.relative_to(root)): p.read_bytes() for d in ("nbs", "ccd") for p in sorted((root/d).rglob("*"))
+    return {str(p.relative_to(root)): p.read_bytes() for d in ("nbs", "ccd")
+            for p in sorted((root/d).rglob("*"))
             if p.suffix in (".ipynb", ".py") and ".ipynb_checkpoints" not in p.parts}
 
 def drift():
@@ -52,17 +57,21 @@ def drift():
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp)/ROOT.name; copy.mkdir()
         shutil.copy(ROOT/"settings.ini", copy)
-        for d in ("nbs", "ccd"): shutil.copytree(ROOT/d, copy/d, ignore=shutil.ignore_patterns("__pycache__"))
-        before, rcs = contents(copy), [run([BIN/c], copy)[0] for c in ("nbdev_clean", "nbdev_export")]
+        for d in ("nbs", "ccd"):
+            shutil.copytree(ROOT/d, copy/d, ignore=shutil.ignore_patterns("__pycache__"))
+        before, rcs = (contents(copy),
+                       [run([BIN/c], copy)[0] for c in ("nbdev_clean", "nbdev_export")])
         after = contents(copy)
     stale = [k for k in sorted(before.keys() | after.keys()) if before.get(k) != after.get(k)]
     for k in stale: say(f"    {k}: out of step with the notebooks; run make export")
     return whole(stale or any(rcs) or not before)
 
-PYTEST = ["-q", "--timeout", "1200", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--durations", "25", "--durations-min", "5"]
+PYTEST = ["-q", "--timeout", "1200", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder",
+          "--durations", "25", "--durations-min", "5"]
 STEPS = {
     "notebooks and ccd/ agree": drift,
-    "notebooks pass and reproduce": lambda: counted(*tool("run_nbs", "--check", "--skip", "slow", "--workers", "2")),
+    "notebooks pass and reproduce": lambda: counted(*tool("run_nbs", "--check", "--skip", "slow",
+                                                          "--workers", "2")),
     "README.md is current": lambda: whole(tool("readme", "--check")[0]),
     "site": lambda: whole(tool("site")[0]),
     "pytest": lambda: counted(*run([sys.executable, "-m", "pytest", *PYTEST, "tests"])),
@@ -94,7 +103,8 @@ def main():
         rows = [step(s) for s in want if s.startswith("notebooks pass")] + others.result()
     if "pytest" in want: rows.append(step("pytest")) # it looks at the site
     print()
-    for s, good, bad, t in rows: print(f"{'FAIL' if bad else 'ok  '} {s:28} {good:4} passed {bad:4} failed {t:6.0f} s")
+    for s, good, bad, t in rows:
+        print(f"{'FAIL' if bad else 'ok  '} {s:28} {good:4} passed {bad:4} failed {t:6.0f} s")
     good, bad = (sum(r[i] for r in rows) for i in (1, 2))
     print(f"{good} passed, {bad} failed", flush=True)
     return int(bad > 0 or not rows)

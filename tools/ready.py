@@ -4,7 +4,8 @@ import contextlib, multiprocessing, os, signal, subprocess
 READY = multiprocessing.get_context("forkserver")
 
 class Job(READY.Process):
-    "`function(*args)` in a process group of its own, with what `subprocess.Popen` has; it speaks into the file `said`."
+    """`function(*args)` in a process group of its own, with what `subprocess.Popen` has; it speaks
+    into the file `said`."""
     def __init__(self, function, *args, said, env=None):
         super().__init__(target=function, args=args, daemon=False)
         self.told = said, env
@@ -16,7 +17,8 @@ class Job(READY.Process):
         for stream in (1, 2): os.dup2(os.open(said, os.O_WRONLY | os.O_APPEND), stream)
         if env is not None: os.environ.clear(); os.environ.update(env)
         signal.signal(signal.SIGINT, signal.default_int_handler) # also where the caller ignores it
-        multiprocessing.set_start_method(None, force=True) # its own children begin as those of any program
+        # its own children begin as those of any program
+        multiprocessing.set_start_method(None, force=True)
         super().run()
 
     returncode = property(lambda self: self.exitcode)

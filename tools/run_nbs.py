@@ -1,20 +1,22 @@
-"""Run notebooks top to bottom and store their outputs; with --check, compare with the stored ones instead.
+"""Run notebooks top to bottom and store their outputs; with --check, compare with the stored ones
+instead.
 
-Leading directives of a cell: `#| slow` is left out by `--skip slow` and keeps its outputs; `#| timing` runs,
-but its output may differ, as times do; `#| eval: false` never runs. One execution says both whether a notebook
-passes, as `nbdev_test` does, and what it shows.
-"""
+Leading directives of a cell: `#| slow` is left out by `--skip slow` and keeps its outputs; `#|
+timing` runs, but its output may differ, as times do; `#| eval: false` never runs. One execution
+says both whether a notebook passes, as `nbdev_test` does, and what it shows."""
 import argparse, base64, io, json, os, re, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from ready import READY, Job, end
 
-RTOL, ATOL, PIXELS = 0.02, 1e-3, 0.02   # two machines agree when numbers and image sizes do, this far
+# two machines agree when numbers and image sizes do, this far
+RTOL, ATOL, PIXELS = 0.02, 1e-3, 0.02
 NUM = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)\.?)(?:[eE][-+]?\d+)?")
 DATA_URI = re.compile(r"data:image/[\w+.-]+;base64,([\w+/=\s]+)")
 TEXT = "text/plain", "text/html", "text/markdown", "text/latex", "application/json"
 
-def join(s): return s if isinstance(s, str) else "".join(s) if isinstance(s, list) else json.dumps(s)
+def join(s):
+    return s if isinstance(s, str) else "".join(s) if isinstance(s, list) else json.dumps(s)
 
 def directives(cell): return set(re.findall(r"^#\|\s*([\w-]+)", join(cell["source"]), re.M))
 
@@ -31,7 +33,8 @@ def run(path, skip):
         def run_all(self, made, preproc, **kw):
             def passed_over(cell):
                 if preproc(cell): return True
-                cell.outputs = []                                     # execnb keeps old outputs of a silent cell
+                # execnb keeps old outputs of a silent cell
+                cell.outputs = []
             ran.extend(made.cells)
             super().run_all(made, preproc=passed_over, **kw)
     test.CaptureShell = Shell
@@ -46,11 +49,13 @@ def run(path, skip):
 
 def broken(cell):
     "Was an output not drawn? IPython then prints the error and goes on."
-    return cell.cell_type == "code" and any("Traceback (most recent call last)" in re.sub(r"\x1b\[[\d;]*m", "", join(o.get("text", "")))
+    return cell.cell_type == "code" and any("Traceback (most recent call last)"
+                                            in re.sub(r"\x1b\[[\d;]*m", "", join(o.get("text", "")))
                                             for o in cell.outputs)
 
 def store(cell):
-    "Drop what names this machine: warnings, and the source lines in show_doc, which nbdev draws again."
+    """Drop what names this machine: warnings, and the source lines in show_doc, which nbdev draws
+    again."""
     if cell.cell_type != "code": return
     for o in cell.outputs:
         if o.get("name") == "stderr": print(join(o["text"]), file=sys.stderr)
@@ -68,7 +73,9 @@ def execute(path, skip, timeout):
         said.touch()
         p = Job(child, path, out, skip, said=said)
         try: p.wait(timeout)
-        except subprocess.TimeoutExpired: late = f"\nstopped after {timeout:.0f} s: raise --timeout, or mark its long cells #| slow"
+        except subprocess.TimeoutExpired:
+            late = (f"\nstopped after {timeout:.0f} s: raise --timeout, or mark its long cells #| "
+                    "slow")
         finally: end(p)
         new = out.read_text(encoding="utf-8") if out.exists() else None
         return new, said.read_text(encoding="utf-8", errors="replace") + late, time.time()-t0
@@ -76,8 +83,11 @@ def execute(path, skip, timeout):
 def prepare(workers):
     "What all notebooks find: variables, and imports that each need not wait for."
     os.environ.update(MPLBACKEND="agg", PYTHONHASHSEED="0", PYTHONUTF8="1")
-    if workers > 1: os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1)//workers)))
-    READY.set_forkserver_preload(["nbdev.test", "nbdev.clean", "nbdev.showdoc", "matplotlib.pyplot", "ccd.study.command", "ccd.training.loop", "ccd.comparison.attribution",
+    if workers > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1)//workers)))
+    READY.set_forkserver_preload(["nbdev.test", "nbdev.clean", "nbdev.showdoc", "matplotlib.pyplot",
+                                  "ccd.study.command", "ccd.training.loop",
+                                  "ccd.comparison.attribution",
                                    "torch._dynamo", "timm", "umap", "faiss"])
 
 # --- comparing
@@ -118,7 +128,8 @@ def flat(cell):
 def same(kind, a, b):
     if kind in TEXT or kind == "stream": return same_text(a, b)
     if kind in ("image/png", "image/jpeg"): return same_image(a, b)
-    return True                                                       # scripts and drawings: that there is one
+    # scripts and drawings: that there is one
+    return True
 
 def show(kind, a, b):
     "The first line that differs, stored and new."
@@ -160,20 +171,28 @@ def one(path, a):
     print("\n    ".join([f"{word:4} {os.path.relpath(path)}  {seconds:.0f} s", *lines]), flush=True)
     return word
 
-LONG = ("07_segmentation", "datacomp", "07_perturbations", "language_or_data", "03_command", "06_answering", "06_attribution", "02_scenes",
+LONG = ("07_segmentation", "datacomp", "07_perturbations", "language_or_data", "03_command",
+        "06_answering", "06_attribution", "02_scenes",
         "scaling") # tens of seconds each
 
 def longest_first(paths):
-    "`paths` in an order in which no worker waits long for another: the longest, the library, then pages that read results."
-    return sorted(paths, key=lambda p: (LONG.index(p.stem) if p.stem in LONG else len(LONG), "library" not in p.parts))
+    """`paths` in an order in which no worker waits long for another: the longest, the library, then
+    pages that read results."""
+    return sorted(paths,
+                  key=lambda p: (LONG.index(p.stem) if p.stem in LONG else len(LONG),
+                                 "library" not in p.parts))
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("files", nargs="*", help="notebooks; all of nbs/ if none is named")
-    p.add_argument("--check", action="store_true", help="compare with the stored outputs, change nothing")
-    p.add_argument("--skip", action="append", default=[], help="a directive whose cells are left out, such as slow")
+    p.add_argument("--check", action="store_true",
+                   help="compare with the stored outputs, change nothing")
+    p.add_argument("--skip", action="append", default=[],
+                   help="a directive whose cells are left out, such as slow")
     p.add_argument("--workers", type=int, default=1)
-    p.add_argument("--timeout", type=float, help="seconds for one notebook (1200; none where slow cells run)")
+    p.add_argument("--timeout", type=float,
+                   help="seconds for one notebook (1200; none where slow cells run)")
     a = p.parse_args()
     a.skip = set(a.skip)
     prepare(a.workers)
@@ -181,7 +200,9 @@ def main():
     found = notebooks(a.files)
     if a.workers > 1: found = longest_first(found)
     with ThreadPoolExecutor(a.workers) as pool: words = list(pool.map(lambda f: one(f, a), found))
-    if "DIFF" in words: print("if the new outputs are right, store them: python tools/run_nbs.py --skip slow NOTEBOOK")
+    if "DIFF" in words:
+        print("if the new outputs are right, store them: python tools/run_nbs.py --skip slow "
+              "NOTEBOOK")
     good = words.count("ok")
     print(f"{good} passed, {len(words) - good} failed")
     return good < max(1, len(words))

@@ -64,15 +64,19 @@ class _DuplicateGroups:
     def settle(self, last): pass
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #5ee3c4cd
-_THRESHOLD_RULES = {"MMVP": ((0.95, 0.6), (0.95, 0.6)), # (minimum cosine in one encoder, maximum cosine in the other) for direction a, for direction b
+# (minimum cosine in one encoder, maximum cosine in the other) for direction a, for direction b
+_THRESHOLD_RULES = {"MMVP": ((0.95, 0.6), (0.95, 0.6)),
          "the paper's code": ((0.7, 0.5), (0.8, 0.5))}
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #f2bcd5b7
 def count_threshold_pairs(
     a: Embeddings, # embeddings by the first encoder
     b: Embeddings, # embeddings of the same items by the second encoder
-    rules: dict = _THRESHOLD_RULES, # rule -> cosine thresholds (over, under) for direction a and for direction b
-) -> pd.DataFrame: # rule, direction, over, under, pairs, hub: fraction of the pairs that contain the most frequent image
+    # rule -> cosine thresholds (over, under) for direction a and for direction b
+    rules: dict = _THRESHOLD_RULES,
+    # rule, direction, over, under, pairs, hub: fraction of the pairs that contain the most frequent
+    # image
+) -> pd.DataFrame:
     "Return how many of all pairs each rule of thresholds on the raw cosine keeps."
     _check_same_items(a, b)
     n, unit = len(a.items), lambda e, s: _normalized_rows(e, s).float()
@@ -80,7 +84,8 @@ def count_threshold_pairs(
     times = np.zeros((len(asked), n), int) # number of pairs that contain each image
     for r in batched_slices(n, _TILE[1]):
         x, y = unit(a, r), unit(b, r)
-        for c in (slice(s.start + r.start, s.stop + r.start) for s in batched_slices(n - r.start, _TILE[0])):
+        for c in (slice(s.start + r.start, s.stop + r.start)
+                  for s in batched_slices(n - r.start, _TILE[0])):
             sim = dict(a=(x @ unit(a, c).T).numpy(), b=(y @ unit(b, c).T).numpy())
             for k, (_, d, over, under) in enumerate(asked):
                 hit = (sim[d] > over) & (sim["ba"["ab".index(d)]] < under)
@@ -96,15 +101,19 @@ def factor_agreement(
     items: pd.DataFrame, # items of the embeddings
     factors: list[str], # columns of `items`
     n_resamples: int = 1_000, # number of bootstrap resamples, and of label permutations
-    group: np.ndarray | None = None, # [n] near-duplicates, which were excluded as pairs when `pairs` were mined; None: equal pixels
+    # [n] near-duplicates, which were excluded as pairs when `pairs` were mined; None: equal pixels
+    group: np.ndarray | None = None,
 ) -> pd.DataFrame: # direction, factor, share, lo, hi, chance, pairs, null_hi, p
-    """Return the fraction of mined pairs that agree on each factor, with its chance level and a permutation test.
+    """Return the fraction of mined pairs that agree on each factor, with its chance level and a
+    permutation test.
 
-    `chance` is the fraction of all pairs that could be mined; `null_hi` is the 95th percentile under permuted labels."""
+    `chance` is the fraction of all pairs that could be mined; `null_hi` is the 95th percentile
+    under permuted labels."""
     rows, family = [], _group_ids(items)
     group = _exact_duplicates(items) if group is None else group
     drawn = np.unique(pairs[["i", "j"]].values)
-    dealt, at = _group_permutations(family, n_resamples, rows=drawn), partial(np.searchsorted, drawn)
+    dealt, at = (_group_permutations(family, n_resamples, rows=drawn),
+                 partial(np.searchsorted, drawn))
     for direction, p in pairs.groupby("direction", sort=False):
         for f in factors:
             y = pd.factorize(items[f])[0] # -1 where there is none
@@ -122,7 +131,8 @@ def factor_agreement(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #78ebd7be
-def _group_ids(items: pd.DataFrame) -> np.ndarray: # [n] the cluster that each item is resampled with
+# [n] the cluster that each item is resampled with
+def _group_ids(items: pd.DataFrame) -> np.ndarray:
     return (items["family"].fillna(items.item_id) if "family" in items else items.item_id).values
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #68ff3d64
@@ -174,7 +184,8 @@ def _pairs_within(code): # number of pairs with equal codes, each counted twice
 # %% ../../nbs/library/comparison/04_agreement.ipynb #9a4d5ccd
 class _LazyRows:
     "Read a subset of the rows of an array on disk when it is indexed."
-    def __init__(self, x, rows): self.x, self.rows, self.shape, self.dtype = x, rows, (len(rows), *x.shape[1:]), x.dtype
+    def __init__(self, x, rows):
+        self.x, self.rows, self.shape, self.dtype = x, rows, (len(rows), *x.shape[1:]), x.dtype
     def __len__(self): return len(self.rows)
     def __getitem__(self, at): return self.x[self.rows[at]]
 
@@ -186,10 +197,14 @@ def split_half_replication(
     k: int = 100, # pairs per direction and half
     n_resamples: int = 1_000, # number of bootstrap resamples, and of label permutations
     **mine_kwargs, # more arguments of `mine_pairs`
-) -> pd.DataFrame: # columns of `factor_agreement` for half 1 and (suffix `_2`) for half 2; holds: yes, no or not found
-    """Return the factors that mined pairs of one half of the families share, and whether they replicate on the other half.
+    # columns of `factor_agreement` for half 1 and (suffix `_2`) for half 2; holds: yes, no or not
+    # found
+) -> pd.DataFrame:
+    """Return the factors that mined pairs of one half of the families share, and whether they
+    replicate on the other half.
 
-    `holds` is `yes` if the interval of each half is above chance and the permutation test of half 2 has p < 0.05."""
+    `holds` is `yes` if the interval of each half is above chance and the permutation test of half 2
+    has p < 0.05."""
     _check_same_items(a, b)
     def of(m):
         rows, items = np.flatnonzero(m), a.items[m].reset_index(drop=True)
@@ -211,14 +226,17 @@ def _split_halves(family: np.ndarray) -> np.ndarray: # [n] bool
 # %% ../../nbs/library/comparison/04_agreement.ipynb #136a0336
 def compare_to_seed_noise(
     pairs: pd.DataFrame, # from `mine_pairs` of A and B
-    references: dict[str, pd.DataFrame], # encoder -> pairs from `mine_pairs` of two seeds of that encoder
+    # encoder -> pairs from `mine_pairs` of two seeds of that encoder
+    references: dict[str, pd.DataFrame],
     names: tuple[str, str] = ("a", "b"), # names of encoders A and B
-) -> pd.DataFrame: # similar_for (A or B), rank, score in σ, and a column `TWO_SEEDS` for each reference
+    # similar_for (A or B), rank, score in σ, and a column `TWO_SEEDS` for each reference
+) -> pd.DataFrame:
     """Return the score at each rank, beside the score of two seeds of an encoder at that rank,
     in the direction with the larger one."""
-    side = lambda t, d: t[t.direction == d].set_index("rank").score.abs()
-    further = lambda t: pd.concat([side(t, "a"), side(t, "b")], axis=1).max(axis=1)
+    def side(t, d): return t[t.direction == d].set_index("rank").score.abs()
+    def further(t): return pd.concat([side(t, "a"), side(t, "b")], axis=1).max(axis=1)
     columns = {TWO_SEEDS + n: further(t) for n, t in references.items()}
-    parts = [pd.DataFrame(dict(similar_for=n, score=side(pairs, d)) | columns).dropna(subset="score").rename_axis("rank").reset_index()
+    parts = [pd.DataFrame(dict(similar_for=n, score=side(pairs, d))
+                          | columns).dropna(subset="score").rename_axis("rank").reset_index()
              for d, n in zip("ab", names)]
     return pd.concat(parts, ignore_index=True)[["similar_for", "rank", "score", *columns]]

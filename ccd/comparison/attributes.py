@@ -34,7 +34,8 @@ def _rgb_to_lab(
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #eb7206b5
-_CELLS, _OBJECT, _EDGE = 4, 20.0, 0.05 # cells per side; ΔE of an object pixel; gray levels (0..1) per px of an edge
+# cells per side; ΔE of an object pixel; gray levels (0..1) per px of an edge
+_CELLS, _OBJECT, _EDGE = 4, 20.0, 0.05
 _ATTRIBUTES = ([f"{p}_{c}" for p in ("mean", "ground", "object") for c in "Lab"]
     + ["ground_uniform", "brightness", "contrast", "saturation", "sharpness", "edge_density"]
     + [f"grey_{k}" for k in range(_CELLS**2)] + [f"edge_{k}" for k in range(_CELLS**2)]
@@ -91,13 +92,16 @@ def _laplacian(g):
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #22704651
 def _sobel(g): # norm of the gradient, gray levels per px
-    down, right = g[:, :-2] + 2 * g[:, 1:-1] + g[:, 2:], g[:, :, :-2] + 2 * g[:, :, 1:-1] + g[:, :, 2:]
+    down, right = (g[:, :-2] + 2 * g[:, 1:-1] + g[:, 2:],
+                   g[:, :, :-2] + 2 * g[:, :, 1:-1] + g[:, :, 2:])
     return np.hypot(down[:, :, 2:] - down[:, :, :-2], right[:, 2:] - right[:, :-2]) / 8
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #5c2cfd86
-def _cells(g): # [n, CELLS**2] means of cells; rows and columns beyond the last whole cell are left out
+# [n, CELLS**2] means of cells; rows and columns beyond the last whole cell are left out
+def _cells(g):
     n, h, w = len(g), *(s // _CELLS for s in g.shape[1:])
-    return g[:, :h * _CELLS, :w * _CELLS].reshape(n, _CELLS, h, _CELLS, w).mean((2, 4)).reshape(n, -1)
+    return g[:, :h * _CELLS,
+             :w * _CELLS].reshape(n, _CELLS, h, _CELLS, w).mean((2, 4)).reshape(n, -1)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #be50328e
 def _histogram(p): # [n, 64] fractions

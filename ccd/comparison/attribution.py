@@ -80,8 +80,9 @@ def _draw_pairs(rng, code, before, want):
     size = np.bincount(code[order])
     start, own = np.cumsum(size) - size, size * (size - 1) // 2
     keys = np.empty(0, np.int64)
-    fits = lambda i, j: ~np.any([(c[i] == c[j]) & (c[i] >= 0) for c in before], 0) \
-        if before else np.ones(len(i), bool)
+    def fits(i, j):
+        return ~np.any([(c[i] == c[j]) & (c[i] >= 0) for c in before], 0) \
+            if before else np.ones(len(i), bool)
     if own.sum() <= _ENUMERATE:
         pairs = [order[s + np.stack(np.triu_indices(n, 1))] for s, n in zip(start, size) if n > 1]
         i, j = np.concatenate(pairs, 1)
@@ -100,7 +101,8 @@ def _draw_pairs(rng, code, before, want):
     return keys[:want] // len(code), keys[:want] % len(code)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #ac146ac8
-_FACTOR_GROUPS = (("concept", "subcategory", "category"), ("style", "style_family"), ("word",), ("kind",))
+_FACTOR_GROUPS = (("concept", "subcategory", "category"), ("style", "style_family"), ("word",),
+                  ("kind",))
 _COLOR_DISTANCES = ("ground", "object", "mean") # together the group of terms `colour`
 _DISTANCE_TERMS = (*_COLOR_DISTANCES, "layout", "sharpness")
 
@@ -139,7 +141,8 @@ def _pair_design_matrix(
     return t, {g: terms for g, terms in group.items() if terms}
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #e4f7ec41
-def _presence(items, factors): # factors that are present for the same images share one term, named by the first
+# factors that are present for the same images share one term, named by the first
+def _presence(items, factors):
     seen = {}
     for f in factors:
         known = items[f].notna().to_numpy()
@@ -163,7 +166,7 @@ def _weighted_ols(
     center = x.mean(0), y.mean(0) # centering avoids a loss of precision
     z = np.column_stack([np.ones(len(x)), x - center[0], y - center[1]])
     a, b = np.triu_indices(z.shape[1])
-    products = lambda s: z[s][:, a] * z[s][:, b] * w[s, None]
+    def products(s): return z[s][:, a] * z[s][:, b] * w[s, None]
     whole = sum(products(s).sum(0) for s in batched_slices(len(z)))
     drawn = node_bootstrap_sums(lambda s: _in_blocks(products, s, len(z)), i, j, n_resamples, seed)
     out = []
@@ -174,9 +177,11 @@ def _weighted_ols(
     return {k: v[0] for k, v in out[0].items()}, out[1]
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #6ec8fb64
-def _in_blocks(products, s, n): # float32 products of a slice, in blocks, since it may hold very many pairs
+# float32 products of a slice, in blocks, since it may hold very many pairs
+def _in_blocks(products, s, n):
     rows = range(n)[s]
-    return np.concatenate([products(slice(rows.start + b.start, rows.start + b.stop)).astype(np.float32)
+    return np.concatenate([products(slice(rows.start + b.start,
+                                          rows.start + b.stop)).astype(np.float32)
                            for b in batched_slices(len(rows), 1024)])
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #3494f87c
@@ -189,12 +194,12 @@ def _least_squares(gram, k, groups):
         slope = np.linalg.pinv(inner, rcond=1e-7, hermitian=True) @ outer
         return slope, ((slope * outer).sum(1) - mean) / total.clip(1e-12)
     slope, r2 = fit(np.arange(k + 1))
-    without = lambda g: np.setdiff1d(np.arange(k + 1), np.add(groups[g], 1))
+    def without(g): return np.setdiff1d(np.arange(k + 1), np.add(groups[g], 1))
     unique = np.stack([r2 - fit(without(g))[1] for g in groups], 1)
     return dict(slope=slope[:, 1:], unique=unique, r2=r2)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #29a7b6a0
-_COLLINEAR = 0.7 # |r| from which two terms are merged: each explains half of the variance of the other
+_COLLINEAR = 0.7
 
 def _correlation(x, weight=None): # [k, k]
     center = x - np.average(x, axis=0, weights=weight)
@@ -205,13 +210,15 @@ def _correlation(x, weight=None): # [k, k]
 def _collinearity(
     x: np.ndarray, # [p, k] terms, none of them constant
     weight: np.ndarray | None = None, # [p] weights of the pairs
-) -> tuple[np.ndarray, np.ndarray]: # [k] strongest correlation with another term; [k] variance inflation factor
+    # [k] strongest correlation with another term; [k] variance inflation factor
+) -> tuple[np.ndarray, np.ndarray]:
     """Return each term's strongest correlation with another term, and its variance inflation
     factor 1 / (1 - R²)."""
     r = _correlation(x, weight)
     other = np.where(np.eye(len(r), dtype=bool), 0, r)
     strongest = other[np.arange(len(r)), np.abs(other).argmax(1)] if len(r) else np.empty(0)
-    return strongest, np.diag(np.linalg.inv(r + 1e-9 * np.eye(len(r)))) # about 1e9 for a term that the others determine wholly
+    # about 1e9 for a term that the others determine wholly
+    return strongest, np.diag(np.linalg.inv(r + 1e-9 * np.eye(len(r))))
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #2e11192b
 def _collinear_sets(
@@ -222,10 +229,12 @@ def _collinear_sets(
     from scipy.sparse.csgraph import connected_components
     if not x.shape[1]: return []
     of = connected_components(np.abs(_correlation(x, weight)) >= least, directed=False)[1]
-    return [np.flatnonzero(of == c).tolist() for c in dict.fromkeys(of.tolist()) if (of == c).sum() > 1]
+    return [np.flatnonzero(of == c).tolist()
+            for c in dict.fromkeys(of.tolist()) if (of == c).sum() > 1]
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #d819ffec
-def _together(terms, positions, r): # the name of a set of terms, and the sign of each term in its sum
+# the name of a set of terms, and the sign of each term in its sum
+def _together(terms, positions, r):
     sign = np.where(r[positions[0], positions] < 0, -1, 1)
     rest = "".join(f" {'-' if s < 0 else '+'} {terms[p]}" for p, s in zip(positions[1:], sign[1:]))
     return terms[positions[0]] + rest, sign
@@ -233,20 +242,25 @@ def _together(terms, positions, r): # the name of a set of terms, and the sign o
 # %% ../../nbs/library/comparison/06_attribution.ipynb #a783c88c
 def similarity_regression(
     encoders: dict, # name -> Embeddings of the same items
-    attributes: pd.DataFrame, # attributes of the same items in the same order, from `_corpus_attributes`
-    factors: tuple = _FACTOR_GROUPS, # groups of columns, finest first; a warning names missing columns
+    # attributes of the same items in the same order, from `_corpus_attributes`
+    attributes: pd.DataFrame,
+    # groups of columns, finest first; a warning names missing columns
+    factors: tuple = _FACTOR_GROUPS,
     pairs: int = 200_000, # number of pairs to sample
     n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
-    weighting: str = "stratified", # weights of the pairs: `stratified` (equal) or `population` (inverse inclusion probability)
+    # weights of the pairs: `stratified` (equal) or `population` (inverse inclusion probability)
+    weighting: str = "stratified",
     nearness: tuple = _DISTANCE_TERMS, # attribute distances to include, from `_DISTANCES`
 ) -> pd.DataFrame: # encoder, quantity, term, value, lo, hi, r, vif, pairs, families, reading
-    """Return the regression of similarity on factors: slopes, unique R² and R² of encoders and of their differences.
+    """Return the regression of similarity on factors: slopes, unique R² and R² of encoders and of
+    their differences.
 
-    Collinear terms are merged: their `slope` is the sum, and their separate slopes have the quantity `collinear`. `r` is
-    a term's strongest correlation with another term. The 95 % intervals resample concept families (an item without a
-    family is its own cluster). Raises `UserError` for an unknown `weighting`, and where encoders and attributes describe
-    different items."""
+    Collinear terms are merged: their `slope` is the sum, and their separate slopes have the
+    quantity `collinear`. `r` is a term's strongest correlation with another term. The 95 %
+    intervals resample concept families (an item without a family is its own cluster). Raises
+    `UserError` for an unknown `weighting`, and where encoders and attributes describe different
+    items."""
     if weighting not in ("stratified", "population"):
         raise UserError(f"unknown reading {weighting!r}: expected stratified or population")
     items = _common_items(encoders, attributes)
@@ -263,20 +277,27 @@ def similarity_regression(
     sets = _collinear_sets(x.values, weight)
     r, names = _correlation(x.values, weight), list(x)
     sets = {name: (p, sign) for p in sets for name, sign in [_together(names, p, r)]}
-    fit, drawn = _weighted_ols(x.values, y, at | {name: p for name, (p, _) in sets.items()}, node[i], node[j], weight, n_resamples, seed)
+    fit, drawn = _weighted_ols(x.values, y, at | {name: p for name, (p, _) in sets.items()},
+                               node[i], node[j], weight, n_resamples, seed)
     t = _with_differences(list(encoders), *_summed(names, [*group, *sets], sets, fit, drawn))
     told = pd.DataFrame(dict(zip(("r", "vif"), _collinearity(x.values, weight))), names)
-    t = t.assign(**{c: t.term.map(told[c]).where(t.quantity.isin(["slope", "collinear"])) for c in told})
-    return t.assign(pairs=len(sample), families=len(np.unique(node[np.concatenate([i, j])])), reading=weighting)
+    t = t.assign(**{c: t.term.map(told[c]).where(t.quantity.isin(["slope", "collinear"]))
+                    for c in told})
+    return t.assign(pairs=len(sample), families=len(np.unique(node[np.concatenate([i, j])])),
+                    reading=weighting)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1ed0ba0e
-def _summed(terms, groups, sets, fit, drawn): # names, estimates and resamples, with one slope for each set of collinear terms
+# names, estimates and resamples, with one slope for each set of collinear terms
+def _summed(terms, groups, sets, fit, drawn):
     inside = {k for p, _ in sets.values() for k in p}
     alone = [k for k in range(len(terms)) if k not in inside]
     def slopes(v): # [..., k, e]
-        sums = [(v["slope"][..., p, :] * sign[:, None]).sum(-2, keepdims=True) for p, sign in sets.values()]
-        return v | dict(slope=np.concatenate([v["slope"][..., alone, :], *sums], -2), collinear=v["slope"][..., sorted(inside), :])
-    names = dict(slope=[*(terms[k] for k in alone), *sets], collinear=[terms[k] for k in sorted(inside)], unique=groups, r2=["all"])
+        sums = [(v["slope"][..., p, :] * sign[:, None]).sum(-2, keepdims=True)
+                for p, sign in sets.values()]
+        return v | dict(slope=np.concatenate([v["slope"][..., alone, :], *sums], -2),
+                        collinear=v["slope"][..., sorted(inside), :])
+    names = dict(slope=[*(terms[k] for k in alone), *sets],
+                 collinear=[terms[k] for k in sorted(inside)], unique=groups, r2=["all"])
     return {q: n for q, n in names.items() if n}, slopes(fit), slopes(drawn)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #3dcd5de6
@@ -284,13 +305,13 @@ def _with_differences(encoders, names, fit, drawn):
     rows, n = [], len(encoders)
     pairs = [(k, None) for k in range(n)] + list(itertools.combinations(range(n), 2))
     for (a, b), (quantity, terms) in itertools.product(pairs, names.items()):
-        pick = lambda v: v[..., a] - (0 if b is None else v[..., b])
+        def pick(v): return v[..., a] - (0 if b is None else v[..., b])
         value = np.atleast_1d(pick(fit[quantity]))
         spread = pick(drawn[quantity]).reshape(-1, len(terms))
         lo, hi = np.quantile(spread, [0.025, 0.975], axis=0)
         who = encoders[a] if b is None else f"{encoders[a]} − {encoders[b]}"
-        rows += [dict(encoder=who, quantity=quantity, term=t, value=float(v), lo=float(l), hi=float(h))
-                 for t, v, l, h in zip(terms, value, lo, hi)]
+        rows += [dict(encoder=who, quantity=quantity, term=t, value=float(v), lo=float(l),
+                      hi=float(h)) for t, v, l, h in zip(terms, value, lo, hi)]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1ef420c0
@@ -303,13 +324,14 @@ def _common_items(encoders, attributes=None):
     if attributes is not None and (len(attributes) != len(first) or ("item_id" in attributes
             and (attributes.item_id.values != first.item_id.values).any())):
         raise UserError(f"the attributes are of other items: {len(attributes)} rows for "
-                        f"{len(first)} vectors; make them with corpus_attributes of the same corpus")
+                        f"{len(first)} vectors; make them with corpus_attributes of the same "
+                        "corpus")
     return first
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #83c0a41d
 def _present(items, factors):
     "Return the factors that the items have; warn about the others."
-    has = lambda f: f in items and items[f].notna().any()
+    def has(f): return f in items and items[f].notna().any()
     missing = [f for g in factors for f in g if not has(f)]
     if missing:
         rest = "" if len(missing) < sum(map(len, factors)) else ": attributes alone are used"
@@ -317,21 +339,25 @@ def _present(items, factors):
     return tuple(g for g in (tuple(f for f in g if has(f)) for g in factors) if g)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #4676c5d5
-def _nodes(items): # cluster of each item in the bootstrap: the concept family, else the image itself
+# cluster of each item in the bootstrap: the concept family, else the image itself
+def _nodes(items):
     own = items.item_id.values
     named = items["family"].values if "family" in items else np.full(len(items), None)
     who = [f"item {o}" if pd.isna(f) else f"family {f}" for f, o in zip(named, own)]
     return pd.factorize(pd.Series(who), sort=True)[0]
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1c836e3b
-def _standard(e, i, j): # standardized similarity of pairs: mean and standard deviation over all pairs
+# standardized similarity of pairs: mean and standard deviation over all pairs
+def _standard(e, i, j):
     mean, std = _similarity_moments(e.unit_blocks())
     if not np.isfinite(mean):
-        raise UserError(f"vectors of {e.card.get('name', 'an encoder')} are not finite; embed again")
+        raise UserError(f"vectors of {e.card.get('name', 'an encoder')} are not finite; embed "
+                        "again")
     return (pair_cosine(e, i, j) - mean) / std
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #5cc3e464
-_SIMILARITY_BIN, _PER_BIN, _RANDOM = 0.1, 1_000, 20_000 # width of a bin of z; pairs kept per bin; number of random pairs
+# width of a bin of z; pairs kept per bin; number of random pairs
+_SIMILARITY_BIN, _PER_BIN, _RANDOM = 0.1, 1_000, 20_000
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #d2f5f27b
 def _similarity_matched_pairs(
@@ -360,7 +386,8 @@ def _similarity_matched_pairs(
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #836f8365
 def _pair_hash(i, j, n, seed):
-    """Return a hash of each pair. It depends on the pair alone, so a rounding error at the edge of a bin changes one pair.
+    """Return a hash of each pair. It depends on the pair alone, so a rounding error at the edge of
+    a bin changes one pair.
 
     Source: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
     x = np.minimum(i, j).astype(np.uint64) * np.uint64(n) + np.maximum(i, j).astype(np.uint64)
@@ -375,24 +402,31 @@ _LIFT_FACTORS = ("concept", "subcategory", "category", "style", "style_family", 
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #35a09cfd
 def enrichment(
-    pairs: pd.DataFrame, # mined pairs from `ccd.comparison.search.mine_pairs`: i, j, z_a, z_b, direction
+    # mined pairs from `ccd.comparison.search.mine_pairs`: i, j, z_a, z_b, direction
+    pairs: pd.DataFrame,
     a: Embeddings, # embeddings by the encoder for which pairs of direction `a` are similar
     b: Embeddings, # embeddings by the encoder for which pairs of direction `b` are similar
-    attributes: pd.DataFrame, # attributes of the same items in the same order, from `_corpus_attributes`
+    # attributes of the same items in the same order, from `_corpus_attributes`
+    attributes: pd.DataFrame,
     factors: tuple = _LIFT_FACTORS, # columns of the items
     nearness: tuple = _DISTANCES, # attribute distances to include, from `_DISTANCES`
     n_resamples: int = 1_000, # number of bootstrap resamples
-    n_anchors: int = 1_000, # number of random images compared with all images, for the similarity-matched pairs
+    # number of random images compared with all images, for the similarity-matched pairs
+    n_anchors: int = 1_000,
     seed: int = 0,
-) -> pd.DataFrame: # direction, factor, measure, baseline, value, base, ratio, difference, intervals, counts
-    """Return the enrichment of factors in mined pairs over random pairs and over similarity-matched pairs.
+    # direction, factor, measure, baseline, value, base, ratio, difference, intervals, counts
+) -> pd.DataFrame:
+    """Return the enrichment of factors in mined pairs over random pairs and over similarity-matched
+    pairs.
 
     The measures are the fraction of pairs in which both images have a factor, the fraction of those
     that agree on it, and the mean distance in each attribute. The 95 % intervals resample concept
     families. `unmatched` counts mined pairs in bins without any matched pair; they are left out.
-    Raises `UserError` for an empty table of pairs, and where encoders and attributes describe different items."""
+    Raises `UserError` for an empty table of pairs, and where encoders and attributes describe
+    different items."""
     items = _common_items(dict(a=a, b=b), attributes)
-    if not len(pairs): raise UserError("no pairs: expected the table of ccd.comparison.search.mine_pairs")
+    if not len(pairs):
+        raise UserError("no pairs: expected the table of ccd.comparison.search.mine_pairs")
     factors = [f for (f,) in _present(items, tuple((f,) for f in factors))]
     node, out = _nodes(items), []
     random = _stratified_pairs(items, _RANDOM, (), seed).assign(bin=0)
@@ -408,7 +442,8 @@ def enrichment(
             side = np.arange(len(both)) < keep.sum()
             value = _values(items, attributes, both, factors, nearness)
             for (name, measure), v in value.items():
-                r = _compare(v, side, both.bin.values, node[both.i], node[both.j], n_resamples, seed)
+                r = _compare(v, side, both.bin.values, node[both.i], node[both.j], n_resamples,
+                             seed)
                 if r: out.append(dict(direction=direction, factor=name, measure=measure,
                                       baseline=baseline, **r, unmatched=int((~keep).sum())))
     return pd.DataFrame(out)

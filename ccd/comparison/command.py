@@ -25,7 +25,8 @@ def _neighbor_stage(s: EncoderPair, a: Analysis, folder: Path):
     from ccd.comparison.agreement import _group_ids
     n, family = len(s.items), _group_ids(s.items)
     most = min(100, max(1, (n - 1) // 2))
-    k, room = min(a.neighbors, most), folder / "all" # lists of up to a hundred neighbors stay on disk
+    # lists of up to a hundred neighbors stay on disk
+    k, room = min(a.neighbors, most), folder / "all"
     duels = [s.names, *s.references.items()]
     found, hubs, rows, values = {}, [], [], []
     room.mkdir()
@@ -35,14 +36,17 @@ def _neighbor_stage(s: EncoderPair, a: Analysis, folder: Path):
         np.save(room / f"{len(found)}.npy", near)
         found[name] = np.load(room / f"{len(found)}.npy", mmap_mode="r")
     for x, y in duels:
-        rows.append(overlap_curve(found[x], found[y], family, (1, 3, 10, 30, 100), a.n_resamples).assign(a=x, b=y))
-        value = cka(s.vectors[x], s.vectors[y], family) if len(set(family)) >= _LEAST else (np.nan,) * 3
+        rows.append(overlap_curve(found[x], found[y], family, (1, 3, 10, 30, 100),
+                                  a.n_resamples).assign(a=x, b=y))
+        value = (cka(s.vectors[x], s.vectors[y], family) if len(set(family)) >= _LEAST
+                 else (np.nan,) * 3)
         values.append(dict(a=x, b=y, **dict(zip(("cka", "lo", "hi"), value))))
     pd.concat(rows).to_csv(folder / "overlap.csv", index=False)
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
     pd.DataFrame(hubs).to_csv(folder / "hubness.csv", index=False)
     known = usable_labels(s.items)
-    neighbor_table(s.vectors, known, k, a.n_resamples, precomputed=found).to_csv(folder / "purity.csv", index=False)
+    neighbor_table(s.vectors, known, k, a.n_resamples,
+                   precomputed=found).to_csv(folder / "purity.csv", index=False)
     for side, m in zip("ab", s.names): np.save(folder / f"neighbors-{side}.npy", found[m][:, :k])
     shutil.rmtree(room)
 
@@ -55,31 +59,44 @@ def _pair_stage(s: EncoderPair, a: Analysis, folder: Path):
     x, y = s.two
     group = _near_duplicates(x, y)
     n = len(s.items)
-    k = min(a.pairs, max(12, n * (n - 1) // 200)) # the most extreme percent of pairs, where images are few
+    # the most extreme percent of pairs, where images are few
+    k = min(a.pairs, max(12, n * (n - 1) // 200))
     pairs = mine_pairs(x, y, k, a.per_image, group)
     pairs.to_parquet(folder / "pairs.parquet")
     pairs.drop(columns=["i", "j"]).to_csv(folder / "pairs.csv", index=False, float_format="%.5g")
-    pd.DataFrame(dict(item_id=s.items.item_id, group=group))[pd.Series(group).duplicated(keep=False)].sort_values(
+    pd.DataFrame(dict(item_id=s.items.item_id,
+                      group=group))[pd.Series(group).duplicated(keep=False)].sort_values(
         "group").to_csv(folder / "copies.csv", index=False)
     count_threshold_pairs(x, y).to_csv(folder / "rules.csv", index=False)
-    seeds = {n: mine_pairs(s.vectors[n], s.vectors[m], k, a.per_image, group) for n, m in s.references.items()}
+    seeds = {n: mine_pairs(s.vectors[n], s.vectors[m], k, a.per_image, group)
+             for n, m in s.references.items()}
     compare_to_seed_noise(pairs, seeds, s.names).to_csv(folder / "noise.csv", index=False)
     known = usable_labels(s.items)
     if known and len(pairs):
-        factor_agreement(pairs, s.items, known, a.n_resamples, group).to_csv(folder / "agreement.csv", index=False)
-        if len(set(group)) > 100: split_half_replication(x, y, known, a.pairs // 2, a.n_resamples, per_image=a.per_image).to_csv(folder / "verified.csv", index=False)
+        factor_agreement(pairs, s.items, known, a.n_resamples,
+                         group).to_csv(folder / "agreement.csv", index=False)
+        if len(set(group)) > 100:
+            split_half_replication(x, y, known, a.pairs // 2, a.n_resamples,
+                                   per_image=a.per_image).to_csv(folder / "verified.csv",
+                                                                 index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #93a2a1eb
 def _factor_stage(s: EncoderPair, a: Analysis, folder: Path):
     from ccd.comparison.attributes import _corpus_attributes
     from ccd.comparison.attribution import enrichment, similarity_regression
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="the items have no") # the report lists the factors that were used
+        # the report lists the factors that were used
+        warnings.filterwarnings("ignore", message="the items have no")
         seen = _corpus_attributes(s.corpus)
-        order = [*s.names, *(n for n in s.vectors if n not in s.names and n not in s.references.values())]
-        similarity_regression({n: s.vectors[n] for n in order}, seen, n_resamples=a.n_resamples).to_csv(folder / "attribution.csv", index=False)
+        order = [*s.names,
+                 *(n for n in s.vectors if n not in s.names and n not in s.references.values())]
+        similarity_regression({n: s.vectors[n] for n in order}, seen,
+                              n_resamples=a.n_resamples).to_csv(folder / "attribution.csv",
+                                                                index=False)
         pairs = pd.read_parquet(folder.parent / "pairs" / "pairs.parquet")
-        if len(pairs): enrichment(pairs, *s.two, seen, n_resamples=a.n_resamples).to_csv(folder / "lift.csv", index=False)
+        if len(pairs):
+            enrichment(pairs, *s.two, seen,
+                       n_resamples=a.n_resamples).to_csv(folder / "lift.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #850e7b13
 def _intervention_stage(s: EncoderPair, a: Analysis, folder: Path, settings: Settings, source: str):
@@ -87,14 +104,16 @@ def _intervention_stage(s: EncoderPair, a: Analysis, folder: Path, settings: Set
     shown = [n for n in (*s.names, *s.specs) if n in s.specs and n not in s.references.values()]
     encoders = {n: load_encoder(s.specs[n], settings) for n in dict.fromkeys(shown)}
     what = settings.data if source == "scenes" else s.corpus
-    sensitivity(encoders, what, a.perturbed_images, a.n_resamples).to_csv(folder / "sensitivity.csv", index=False)
+    sensitivity(encoders, what, a.perturbed_images,
+                a.n_resamples).to_csv(folder / "sensitivity.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #19efab7f
 def _umap_stage(s: EncoderPair, folder: Path, together: bool):
     from ccd.comparison.linked_maps import _subsample_rows
     from ccd.comparison.neighbors import aligned_umap, umap_2d
     pairs = pd.read_parquet(folder.parent / "pairs" / "pairs.parquet")
-    rows = _subsample_rows(len(s.items), np.concatenate([pairs.i, pairs.j])) # 20,000 at most, including those of the pairs
+    # 20,000 at most, including those of the pairs
+    rows = _subsample_rows(len(s.items), np.concatenate([pairs.i, pairs.j]))
     some = [e if len(rows) == len(s.items) else e.rows(rows) for e in s.two]
     if together: maps = aligned_umap(*some)
     else: maps = [first := umap_2d(some[0]), umap_2d(some[1], init=first)]
@@ -105,44 +124,59 @@ def _umap_stage(s: EncoderPair, folder: Path, together: bool):
 _OPTIONAL_STAGES = ("factors", "interventions", "maps")
 _STAGES = ("neighbors", "pairs", *_OPTIONAL_STAGES)
 
+# %% ../../nbs/library/comparison/10_command.ipynb #5d0c7411
+def _open_pair(names, source, settings, out, embed_kwargs): # names: arguments of `embed_pair`
+    "Check the names, open and embed the images, and list what is lost."
+    asked, new = names | dict(images=source), partial(rename_fields, "compare")
+    asked["baselines"] = list(names["baselines"])
+    claim_folder(out, asked, write=False, rename=new)
+    for e in (*(v for k, v in names.items() if k != "baselines"), *names["baselines"]):
+        check_known(e, settings) # before images are opened
+    corpus, skipped = open_source(source, settings) if source else (None, ())
+    claim_folder(out, asked, rename=new)
+    s = embed_pair(source=source, corpus=corpus, settings=settings, out=out, **names,
+                   **embed_kwargs)
+    if len(s.items) < 3:
+        raise UserError(f"{len(s.items)} images have vectors of both: a comparison needs three or "
+                        "more")
+    if len(skipped): s.lost = pd.concat([skipped.rename(columns=dict(file="item_id")), s.lost])
+    s.lost.to_csv(out / "left_out.csv", index=False)
+    return s
+
 # %% ../../nbs/library/comparison/10_command.ipynb #b3e5a882
 def compare(
     a: str, b: str, # names of encoders A and B, or `npy:FILE`
     source: str, # name of the images; "": scenes, or no images where both encoders are `npy:`
     settings: Settings, # settings of the analysis
     out, # output folder
-    seed_replicate_a: str = "", seed_replicate_b: str = "", # names of another seed of A and of B; "": none
+    seed_replicate_a: str = "", # name of another seed of A; "": none
+    seed_replicate_b: str = "", # name of another seed of B; "": none
     baselines: tuple = ("pixels:16",), # names of more encoders for reference
     skip: tuple = (), # stages to skip, from `_OPTIONAL_STAGES`
     align_maps: bool = False, # fit both maps with AlignedUMAP, which is slower
     **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> Path: # path of the report
-    """Compare two encoders: run every stage that is not up to date, then write the report and the linked maps.
+    """Compare two encoders: run every stage that is not up to date, then write the report and the
+    linked maps.
 
     Raises `UserError` for fewer than three common items, and for unknown names and stages."""
     if unknown := set(skip) - set(_OPTIONAL_STAGES):
-        raise UserError(f"unknown part {sorted(unknown)[0]!r}: --skip takes some of {', '.join(_OPTIONAL_STAGES)}")
+        raise UserError(f"unknown part {sorted(unknown)[0]!r}: --skip takes some of "
+                        f"{', '.join(_OPTIONAL_STAGES)}")
     out, an = Path(out), settings.analysis
     require_own_folder(out / "report")
     source = source or ("" if a.startswith("npy:") and b.startswith("npy:") else "scenes")
     source = renamed("images", "stored").get(source, source)
-    asked = dict(a=a, b=b, images=source, seed_replicate_a=seed_replicate_a,
-                 seed_replicate_b=seed_replicate_b, baselines=list(baselines))
-    new = partial(rename_fields, "compare")
-    claim_folder(out, asked, write=False, rename=new)
-    for e in (a, b, seed_replicate_a, seed_replicate_b, *baselines): check_known(e, settings) # before images are opened
-    corpus, skipped = open_source(source, settings) if source else (None, ())
-    claim_folder(out, asked, rename=new)
-    s = embed_pair(a, b, source, corpus, settings, out, seed_replicate_a, seed_replicate_b, baselines, **embed_kwargs)
-    if len(s.items) < 3: raise UserError(f"{len(s.items)} images have vectors of both: a comparison needs three or more")
-    if len(skipped): s.lost = pd.concat([skipped.rename(columns=dict(file="item_id")), s.lost])
-    s.lost.to_csv(out / "left_out.csv", index=False)
+    names = dict(a=a, b=b, seed_replicate_a=seed_replicate_a, seed_replicate_b=seed_replicate_b,
+                 baselines=baselines)
+    s = _open_pair(names, source, settings, out, embed_kwargs)
     def run(part, make, *own):
         _give_back() # otherwise the memory that one stage has freed adds to that of the next
         cached_stage(out / part, dict(analysis=an, own=own), s.keys, make)
     run("neighbors", partial(_neighbor_stage, s, an))
     run("pairs", partial(_pair_stage, s, an))
-    todo = dict(factors=(partial(_factor_stage, s, an), ()), maps=(lambda f: _umap_stage(s, f, align_maps), (align_maps,)),
+    todo = dict(factors=(partial(_factor_stage, s, an), ()),
+                maps=(lambda f: _umap_stage(s, f, align_maps), (align_maps,)),
                 interventions=(lambda f: _intervention_stage(s, an, f, settings, source), ()))
     missing = {p: why for p, why in _impossible(s).items() if p not in skip}
     for p, why in missing.items(): log_line(f"{p}: left out, since {why}")
@@ -156,13 +190,16 @@ def _give_back():
     "Return freed memory to the kernel: the C library and Arrow keep it for later."
     import pyarrow
     pyarrow.default_memory_pool().release_unused()
-    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL("libc.so.6").malloc_trim(0) # glibc only
+    # glibc only
+    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #8522af32
 def _impossible(s: EncoderPair) -> dict: # stage -> reason why it cannot run
     out = {}
-    if s.corpus is None: out |= dict.fromkeys(("factors", "interventions"), "there are only vectors, and no images")
-    elif not set(s.names) <= set(s.specs): out["interventions"] = "of an encoder there are only vectors"
+    if s.corpus is None:
+        out |= dict.fromkeys(("factors", "interventions"), "there are only vectors, and no images")
+    elif not set(s.names) <= set(s.specs):
+        out["interventions"] = "of an encoder there are only vectors"
     if len(s.items) < 5: out["maps"] = "a map needs five images or more"
     return out
 
@@ -179,7 +216,10 @@ def export_comparison(
     with atomic_write(folder) as tmp:
         tmp.mkdir(parents=True)
         for p in tables: shutil.copy(p, tmp / p.name)
-        made = {p.parent.name: read_json(p) for part in _STAGES for p in sorted(Path(out).glob(f"{part}/manifest.json"))}
+        made = {p.parent.name: read_json(p) for part in _STAGES
+                for p in sorted(Path(out).glob(f"{part}/manifest.json"))}
         about = {p.parent.name: read_json(p) for p in sorted(Path(out).glob("vectors/*/card.json"))}
-        write_manifest(tmp, dict(settings=to_plain_dict(settings), encoders=about), {k: m["outputs_hash"] for k, m in made.items()},
-                       [p.name for p in sorted(tmp.iterdir())], sum(m["wall_seconds"] for m in made.values()), command=command)
+        write_manifest(tmp, dict(settings=to_plain_dict(settings), encoders=about),
+                       {k: m["outputs_hash"] for k, m in made.items()},
+                       [p.name for p in sorted(tmp.iterdir())],
+                       sum(m["wall_seconds"] for m in made.values()), command=command)

@@ -52,7 +52,8 @@ def _links(rows, neighbors, similarities):
     for found in neighbors.values():
         found = found[rows][:, :_NEAREST]
         at = place[found]
-        at = np.take_along_axis(at, np.argsort(at == _MISSING, 1, kind="stable"), 1) # missing ones last
+        # missing ones last
+        at = np.take_along_axis(at, np.argsort(at == _MISSING, 1, kind="stable"), 1)
         i, j = np.repeat(rows, at.shape[1]), rows[np.where(at == _MISSING, 0, at)].ravel()
         near.append(_base64(at.astype("<u2")))
         cosine.append([_cosine(name, s(i, j)) for name, s in similarities.items()])
@@ -65,7 +66,8 @@ def _links(rows, neighbors, similarities):
 def _cosine(name, s): # in ten-thousandths
     s = np.asarray(s, float)
     if not np.isfinite(s).all() or np.abs(s).max(initial=0) > 1.001:
-        raise UserError(f"similarities of {name} must be cosines between -1 and 1; got {s.min():g} to {s.max():g}")
+        raise UserError(f"similarities of {name} must be cosines between -1 and 1; got {s.min():g} "
+                        f"to {s.max():g}")
     return _base64(np.rint(s.clip(-1, 1) * 10_000).astype("<i2"))
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #afd2e00b
@@ -122,8 +124,7 @@ _SIZES = (128, 96, 64, 48, 32, 24) # sides of a thumbnail, px
 _QUALITIES = (80, 60, 40)
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #2ebae4d1
-def _thumbnail_sizes(
-    n: int, # number of images
+def _thumbnail_sizes(n: int, # number of images
     side: int, # side of the images, px
 ) -> list[int]: # sides of a thumbnail in px, largest first
     "Return the thumbnail sizes to try."
@@ -138,8 +139,10 @@ def _plots(maps):
     from bokeh.models import ColumnDataSource
     xy = [np.asarray(m, np.float32) for m in maps.values()]
     n = len(xy[0])
-    columns = {f"{axis}{t}": np.ascontiguousarray(m[:, c]) for t, m in enumerate(xy) for c, axis in enumerate("xy")}
-    columns |= dict(color=np.zeros(n, np.uint32), alpha=np.ones(n, np.float32)) # filled by the script
+    columns = {f"{axis}{t}": np.ascontiguousarray(m[:, c]) for t, m in enumerate(xy)
+               for c, axis in enumerate("xy")}
+    # filled by the script
+    columns |= dict(color=np.zeros(n, np.uint32), alpha=np.ones(n, np.float32))
     dots = ColumnDataSource(name="dots", data=columns)
     doc = Document(title="twin atlas")
     for t, m in enumerate(xy): doc.add_root(_plot(t, m, dots))
@@ -159,24 +162,30 @@ def _plot(t, xy, dots):
     from bokeh.plotting import figure
     centre, half = (xy.max(0) + xy.min(0)) / 2, max(float(np.ptp(xy, 0).max()) * 0.55, 1e-6)
     x, y = (Range1d(float(c - half), float(c + half)) for c in centre)
-    pan, wheel, box, lasso = tools = (PanTool(name=f"move-{t}"), WheelZoomTool(), BoxSelectTool(name=f"box-{t}"),
+    pan, wheel, box, lasso = tools = (PanTool(name=f"move-{t}"), WheelZoomTool(),
+                                      BoxSelectTool(name=f"box-{t}"),
                                       LassoSelectTool(name=f"lasso-{t}", continuous=False))
-    plot = figure(name=f"plot-{t}", x_range=x, y_range=y, tools=list(tools), active_drag=pan, active_scroll=wheel,
-                  toolbar_location=None, output_backend="webgl", sizing_mode="stretch_both", min_border=0,
+    plot = figure(name=f"plot-{t}", x_range=x, y_range=y, tools=list(tools), active_drag=pan,
+                  active_scroll=wheel,
+                  toolbar_location=None, output_backend="webgl", sizing_mode="stretch_both",
+                  min_border=0,
                   background_fill_color=None, border_fill_color=None, outline_line_color=None)
     plot.axis.visible = plot.grid.visible = False
     for tool in (box, lasso):
-        tool.overlay.update(fill_color="#4b8fe2", fill_alpha=0.15, line_color="#4b8fe2", line_width=2)
+        tool.overlay.update(fill_color="#4b8fe2", fill_alpha=0.15, line_color="#4b8fe2",
+                            line_width=2)
     size = 9 if len(xy) <= 1000 else 7 if len(xy) <= 5000 else 5
-    plot.scatter(f"x{t}", f"y{t}", source=dots, size=size, line_color=None, fill_color="color", fill_alpha="alpha",
-                 nonselection_fill_alpha=0.06, nonselection_line_color=None)
+    plot.scatter(f"x{t}", f"y{t}", source=dots, size=size, line_color=None, fill_color="color",
+                 fill_alpha="alpha", nonselection_fill_alpha=0.06, nonselection_line_color=None)
     return plot
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #87dce0cc
 _PALETTE = dict(
-    light=dict(few="#332288 #CC6677 #44AA99 #DDCC77 #117733 #88CCEE #882255 #999933 #AA4499 #1A1A1A".split(),
+    light=dict(few="#332288 #CC6677 #44AA99 #DDCC77 #117733 #88CCEE #882255 #999933 #AA4499 "
+                   "#1A1A1A".split(),
                other="#7D858D", none="#BCC3CA"),
-    dark=dict(few="#77AADD #EE8866 #44BB99 #EEDD88 #FFAABB #99DDFF #AAAA00 #BBCC33 #B589E8 #FFFFFF".split(),
+    dark=dict(few="#77AADD #EE8866 #44BB99 #EEDD88 #FFAABB #99DDFF #AAAA00 #BBCC33 #B589E8 "
+                  "#FFFFFF".split(),
               other="#8D97A1", none="#4F5963"))
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #0114efb0
@@ -192,26 +201,32 @@ def _credit(line): # markdown links become links, all else is text
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #3692c233
 def _check(maps, items, neighbors, similarities, pairs, factors, colors):
     if len(maps) != 2:
-        raise UserError(f"linked maps show two encoders; got {len(maps)}: {', '.join(maps) or 'none'}")
-    for what, given in (("neighbors", neighbors), ("similarities", similarities), ("colors", colors)):
+        raise UserError(f"linked maps show two encoders; got {len(maps)}: "
+                        f"{', '.join(maps) or 'none'}")
+    for what, given in (("neighbors", neighbors), ("similarities", similarities),
+                        ("colors", colors)):
         if missing := [m for m in maps if m not in given]:
-            raise UserError(f"{what} has nothing for {', '.join(missing)}; it has {', '.join(given) or 'nothing'}: "
-                            "use the names of the maps as keys")
+            raise UserError(f"{what} has nothing for {', '.join(missing)}; it has "
+                            f"{', '.join(given) or 'nothing'}: use the names of the maps as keys")
     n = len(items)
     for name in maps:
         xy, found = np.asarray(maps[name]), np.asarray(neighbors[name])
         if xy.shape != (n, 2) or not np.isfinite(xy).all():
-            raise UserError(f"the map of {name} must be {n} finite points [n, 2], one for each item; got {xy.shape}"
+            raise UserError(f"the map of {name} must be {n} finite points [n, 2], one for each "
+                            f"item; got {xy.shape}"
                             + ("" if np.isfinite(xy).all() else " with NaN or infinity"))
-        if found.ndim != 2 or len(found) != n or found.min(initial=0) < 0 or found.max(initial=0) >= n:
-            raise UserError(f"neighbors of {name} must be rows 0 to {n - 1} for each of {n} items; got "
-                            f"{found.shape}, values {found.min(initial=0)} to {found.max(initial=0)}")
+        if (found.ndim != 2 or len(found) != n or found.min(initial=0) < 0
+            or found.max(initial=0) >= n):
+            raise UserError(f"neighbors of {name} must be rows 0 to {n - 1} for each of {n} items; "
+                            f"got {found.shape}, values {found.min(initial=0)} to "
+                            f"{found.max(initial=0)}")
     if len(set(np.shape(neighbors[m])[1] for m in maps)) > 1:
         raise UserError("both encoders need the same number of neighbors")
     if missing := [c for c in ["item_id", *factors] if c not in items]:
         raise UserError(f"items has no column {', '.join(missing)}; it has {', '.join(items)}")
     if len(pairs) and max(pairs.i.max(), pairs.j.max()) >= n:
-        raise UserError(f"the pairs name row {max(pairs.i.max(), pairs.j.max())} and there are {n} items")
+        raise UserError(f"the pairs name row {max(pairs.i.max(), pairs.j.max())} and there are {n} "
+                        "items")
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #29795e67
 def write_linked_maps(
@@ -234,11 +249,14 @@ def write_linked_maps(
 
     Raises `UserError` if it cannot fit the budget."""
     _check(maps, items, neighbors, similarities, pairs, factors, colors)
-    if not 0 < limit < _MISSING: raise UserError(f"a page holds 1 to {_MISSING - 1:,} images; got a limit of {limit:,}")
+    if not 0 < limit < _MISSING:
+        raise UserError(f"a page holds 1 to {_MISSING - 1:,} images; got a limit of {limit:,}")
     neighbors = {m: np.asarray(neighbors[m]) for m in maps}
     similarities = {m: similarities[m] for m in maps}
-    rows = _subsample_rows(len(items), np.concatenate([pairs.i, pairs.j]) if len(pairs) else [], limit, seed)
-    build = _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, credits, colors, seed)
+    rows = _subsample_rows(len(items), np.concatenate([pairs.i, pairs.j]) if len(pairs) else [],
+                           limit, seed)
+    build = _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, credits,
+                     colors, seed)
     side = max(min(Image.fromarray(np.asarray(image_of(int(r)))).size) for r in rows[:50])
     first, *smaller = _thumbnail_sizes(len(rows), side)
     tiles = np.empty((len(rows), first, first, 3), np.uint8)
@@ -246,15 +264,19 @@ def write_linked_maps(
         for k, r in enumerate(rows): tiles[k] = _center_crop(image_of(int(r)), first); bar.add(1)
     for px in (first, *smaller):
         for quality in _QUALITIES:
-            page = build(*_make_sprite_sheets(tiles.__getitem__, len(rows), px, quality), px, crisp=side <= 96).encode()
+            page = build(*_make_sprite_sheets(tiles.__getitem__, len(rows), px, quality), px,
+                         crisp=side <= 96).encode()
             if len(page) <= budget:
                 with atomic_write(path) as tmp: tmp.write_bytes(page)
                 return Path(path)
-    raise UserError(f"the page of {len(rows):,} images takes {len(page) / 1e6:.1f} MB with thumbnails of {px} px, "
-                    f"and may take {budget / 1e6:.1f}: pass fewer items, a smaller `limit`, or a larger `budget`")
+    raise UserError(f"the page of {len(rows):,} images takes {len(page) / 1e6:.1f} MB with "
+                    f"thumbnails of {px} px, "
+                    f"and may take {budget / 1e6:.1f}: pass fewer items, a smaller `limit`, or a "
+                    "larger `budget`")
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #5efe51a8
-def _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, credits, colors, seed):
+def _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, credits, colors,
+             seed):
     "Return a function that inserts sprite sheets into the page; all other parts are computed once."
     from bokeh.resources import Resources
     from jinja2 import Environment
@@ -262,23 +284,29 @@ def _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, 
     names, n = list(maps), len(rows)
     docs, render = _plots({m: np.asarray(xy)[rows] for m, xy in maps.items()})
     shown = items.iloc[rows]
-    data = dict(names=names, n=n, ids=[str(v) for v in shown.item_id], docs=docs, render=render, palette=_PALETTE,
-                factors=[dict(label=f.replace("_", " "), **_factorize_column(shown[f])) for f in factors],
-                pairs=[_pair_rows(pairs, rows, d) for d in ("a", "b")], **_links(rows, neighbors, similarities))
+    data = dict(names=names, n=n, ids=[str(v) for v in shown.item_id], docs=docs, render=render,
+                palette=_PALETTE,
+                factors=[dict(label=f.replace("_", " "), **_factorize_column(shown[f]))
+                         for f in factors], pairs=[_pair_rows(pairs, rows, d) for d in ("a", "b")],
+                **_links(rows, neighbors, similarities))
     subset = "" if n == len(items) else (
-        f" {n:,} of {len(items):,} images are shown, drawn at random (seed {seed}) with all images of the listed "
-        "pairs; of each image's neighbors, those that are shown.")
+        f" {n:,} of {len(items):,} images are shown, drawn at random (seed {seed}) with all images "
+        "of the listed pairs; of each image's neighbors, those that are shown.")
     page = Environment(autoescape=True).from_string(page_file("maps.html"))
     fixed = dict(title=title, style=Markup(page_file("maps.css")), names=names, subset=subset,
                  script=Markup(page_file("maps_math.js") + "\n" + page_file("maps.js")),
                  colors=[colors[m] for m in names], lighter=[_lighter(colors[m]) for m in names],
                  directions=[names, names[::-1]], credits=[Markup(_credit(c)) for c in credits],
-                 bokeh=Markup(Resources(mode="inline", components=["bokeh", "bokeh-gl"]).render_js()))
+                 bokeh=Markup(Resources(mode="inline",
+                                        components=["bokeh", "bokeh-gl"]).render_js()))
     def build(sheets, columns, px, crisp):
         per = (_MAX_SHEET_PX // px) * columns
-        own = data | dict(px=px, columns=columns, per_sheet=per, sheets=[f"sheet-{s}" for s in range(len(sheets))])
-        text = json.dumps(own, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/").replace("<!", "\\u003c!")
-        return page.render(data=Markup(text), sheets=[Markup(base64.b64encode(s).decode()) for s in sheets],
+        own = (data | dict(px=px, columns=columns, per_sheet=per,
+                      sheets=[f"sheet-{s}" for s in range(len(sheets))]))
+        text = json.dumps(own, ensure_ascii=False,
+                          separators=(",", ":")).replace("</", "<\\/").replace("<!", "\\u003c!")
+        return page.render(data=Markup(text),
+                           sheets=[Markup(base64.b64encode(s).decode()) for s in sheets],
                            columns=columns, crisp=crisp, **fixed)
     return build
 

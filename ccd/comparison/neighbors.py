@@ -24,9 +24,12 @@ _INDEXES = ("flat", "ivf", "hnsw")
 def nearest_neighbors(
     embeddings: Embeddings, # embeddings to search
     k: int = 10, # number of neighbors
-    exclude_group: np.ndarray | None = None, # [n] group of each row; rows of one group, such as a family, are never neighbors
+    # [n] group of each row; rows of one group, such as a family, are never neighbors
+    exclude_group: np.ndarray | None = None,
     index: str = "flat", # `flat` is exact; `ivf` and `hnsw` are approximate, for millions of rows
-    precomputed: np.ndarray | None = None, # [n, K] neighbors found without `exclude_group`; reused for rows where k of them are in other groups
+    # [n, K] neighbors found without `exclude_group`; reused for rows where k of them are in other
+    # groups
+    precomputed: np.ndarray | None = None,
 ) -> np.ndarray: # [n, k] rows, nearest first, never the row itself
     """Return the nearest neighbors by cosine similarity.
 
@@ -34,7 +37,8 @@ def nearest_neighbors(
     n = len(embeddings.items)
     if index not in _INDEXES:
         raise UserError(f"unknown index {index!r}: expected one of {', '.join(_INDEXES)}")
-    group = np.arange(n) if exclude_group is None else np.unique(exclude_group, return_inverse=True)[1]
+    group = (np.arange(n) if exclude_group is None
+             else np.unique(exclude_group, return_inverse=True)[1])
     largest = int(np.bincount(group).max())
     if k > n - largest:
         raise UserError(f"{k} neighbors requested for {n} items, of which {largest} are excluded: "
@@ -55,7 +59,8 @@ def _exact(e, group, rows, out): # fill the given rows of out [n, k]
     rows, of = rows[np.argsort(group[rows], kind="stable")], group[order]
     for r in (rows[s] for s in batched_slices(len(rows), _TILE_SHAPE[0])):
         x, own, best = e.unit(r), group[r], None
-        first, end = (int(np.searchsorted(of, own[at], side)) for at, side in ((0, "left"), (-1, "right")))
+        first, end = (int(np.searchsorted(of, own[at], side))
+                      for at, side in ((0, "left"), (-1, "right")))
         for c in _pieces(len(of), first, end):
             same = own[:, None] == of[c] if first <= c.start < end else None
             new = _near(x, e.unit(order[c]), min(k, c.stop - c.start), same)
@@ -63,7 +68,8 @@ def _exact(e, group, rows, out): # fill the given rows of out [n, k]
         out[r] = order[best[1]]
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #6fd86a3d
-def _picked(known, group, out): # fill the rows with enough known neighbors in other groups; return the rows that remain
+# fill the rows with enough known neighbors in other groups; return the rows that remain
+def _picked(known, group, out):
     k, left = out.shape[1], []
     for s in batched_slices(len(known)):
         out[s], enough = _others(known[s], group, group[s], k)
@@ -71,14 +77,16 @@ def _picked(known, group, out): # fill the rows with enough known neighbors in o
     return np.concatenate(left)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #035e7d6f
-def _others(found, group, own, k): # the first k of each list from other groups, and whether there are k
+# the first k of each list from other groups, and whether there are k
+def _others(found, group, own, k):
     other = (group[found] != own[:, None]) & (found >= 0)
     first = np.argsort(~other, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(found, first, 1), other.sum(1) >= k
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #8264dc39
 def _pieces(n, first, end): # slices of the columns; none crosses `first` or `end`
-    for a, b, wide in (0, first, _TILE_SHAPE[1]), (first, end, _TILE_SHAPE[0]), (end, n, _TILE_SHAPE[1]):
+    for a, b, wide in (0, first,
+                       _TILE_SHAPE[1]), (first, end, _TILE_SHAPE[0]), (end, n, _TILE_SHAPE[1]):
         yield from (slice(a + s.start, a + s.stop) for s in batched_slices(b - a, wide))
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #6b92c4b4
@@ -100,11 +108,13 @@ def _better(best, new, start, k): # merge the best so far with those of the colu
     return score.numpy(), np.take_along_axis(at, place.numpy(), 1)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #5cc9a590
-def _approximate(e, k, group, largest, kind): # approximate search; the index holds all vectors in memory
+# approximate search; the index holds all vectors in memory
+def _approximate(e, k, group, largest, kind):
     found = _search(np.ascontiguousarray(e.unit()), k + largest, kind)
     chosen, enough = _others(found, group, group, k)
     if (lost := (~enough).sum()):
-        raise UserError(f"the index {kind!r} found fewer than {k} neighbors for {lost} of {len(found)} rows: use flat")
+        raise UserError(f"the index {kind!r} found fewer than {k} neighbors for {lost} of "
+                        f"{len(found)} rows: use flat")
     return chosen
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #a9d2fce4
@@ -121,8 +131,7 @@ def _search(x, k, kind): # [n, k] rows found by faiss, including the query row
     return index.search(x, k)[1]
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #0bab30a3
-def mutual_knn(
-    a: np.ndarray, # [n, k] neighbors in one encoder
+def mutual_knn(a: np.ndarray, # [n, k] neighbors in one encoder
     b: np.ndarray, # [n, k] neighbors of the same images in another encoder
 ) -> np.ndarray: # [n] fraction of shared neighbors, 0..1
     "Return the fraction of neighbors that two encoders share, for each image."
@@ -161,14 +170,16 @@ def overlap_curve(
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #bbfc6272
 def _under(a, b, order, most=20_000): # mean overlap when row i of b is row order[i]
     rows = order[:most] # the first rows are a random sample, since the order is random
-    shared = sum(_common(a[order[r]], order[b[r]]).sum() for r in (rows[s] for s in batched_slices(len(rows))))
+    shared = sum(_common(a[order[r]], order[b[r]]).sum()
+                 for r in (rows[s] for s in batched_slices(len(rows))))
     return float(shared / (len(rows) * a.shape[1]))
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #1e82411e
 def label_agreement(
     neighbors: np.ndarray, # [n, k] neighbors, as rows
     label: np.ndarray, # [n] labels; None or NaN where there is none
-) -> np.ndarray: # [n] fraction of neighbors with the label of the row; NaN for a row without a label
+    # [n] fraction of neighbors with the label of the row; NaN for a row without a label
+) -> np.ndarray:
     "Return the fraction of each row's neighbors that share its label (precision at k)."
     code = pd.factorize(np.asarray(label, object))[0] # -1 where there is none
     same = np.concatenate([(code[neighbors[s]] == code[s, None]).mean(1)
@@ -182,8 +193,10 @@ def _chance_purity(
 ) -> np.ndarray: # [n] expected purity of random neighbors; NaN for a row without a label
     "Return the exact chance level of purity, for neighbors sampled among the rows of other groups."
     code, group = (pd.factorize(np.asarray(v, object))[0] for v in (label, apart))
-    both = np.where(code >= 0, group * (code.max() + 1) + code, -1) # one code for each combination of group and label
-    size, same, own = (np.unique(v, return_inverse=True, return_counts=True)[1:] for v in (group, code, both))
+    # one code for each combination of group and label
+    both = np.where(code >= 0, group * (code.max() + 1) + code, -1)
+    size, same, own = (np.unique(v, return_inverse=True, return_counts=True)[1:]
+                       for v in (group, code, both))
     size, same, own = (count[at] for at, count in (size, same, own))
     return np.where(code >= 0, (same - own) / np.maximum(len(code) - size, 1), np.nan)
 
@@ -194,7 +207,8 @@ def neighbor_table(
     k: int = 10, # number of neighbors
     n_resamples: int = 1_000, # number of bootstrap resamples
     exclude_group: str = "family", # column of groups; neighbors of the same group are excluded
-    precomputed: dict | None = None, # name -> result of `nearest_neighbors` without `exclude_group`, reused to shorten the search
+    # name -> result of `nearest_neighbors` without `exclude_group`, reused to shorten the search
+    precomputed: dict | None = None,
 ) -> pd.DataFrame: # encoder, label, purity, lo, hi, chance, k
     """Return neighbor purity of every encoder and label, with its chance level.
 
@@ -211,13 +225,16 @@ def neighbor_table(
             ok = ~np.isnan(p)
             if not (chance[ok] > 0).any(): continue
             mean, lo, hi = cluster_bootstrap(p[ok], group[ok], n_resamples)
-            rows.append(dict(encoder=name, label=label, purity=mean, lo=lo, hi=hi, chance=float(chance[ok].mean()), k=k))
+            rows.append(dict(encoder=name, label=label, purity=mean, lo=lo, hi=hi,
+                             chance=float(chance[ok].mean()), k=k))
     return pd.DataFrame(rows, columns=["encoder", "label", "purity", "lo", "hi", "chance", "k"])
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #eec2acc4
 def hubness(
     neighbors: np.ndarray, # [n, k] neighbors, as rows
-) -> dict: # skewness of the k-occurrence; most: its maximum; never: fraction of images that are no one's neighbor
+    # skewness of the k-occurrence; most: its maximum; never: fraction of images that are no one's
+    # neighbor
+) -> dict:
     """Return the hubness of a neighbor graph.
 
     Source: Radovanović et al. (2010)."""
@@ -233,7 +250,8 @@ def _spread(
     sample: int = 4096, # number of rows sampled at random
 ) -> float: # distance of unit vectors, 0..2
     "Return the 90th percentile of the distance of the unit vectors from their median."
-    x = e.unit(np.sort(np.random.default_rng(0).permutation(len(e.items))[:sample])).astype(np.float64)
+    x = e.unit(
+        np.sort(np.random.default_rng(0).permutation(len(e.items))[:sample])).astype(np.float64)
     return float(np.quantile(np.linalg.norm(x - np.median(x, 0), axis=1), 0.9))
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #5a6ac854
@@ -248,12 +266,14 @@ def _expect_spread(e: Embeddings):
     far, least, name = _spread(e), _resolution(e), e.card.get("name", "an encoder")
     if not far <= least: return # NaN is reported elsewhere
     much = f", up to {far:.1g} of its length, and less than {least:.1g} is rounding" if far else ""
-    raise UserError(f"{name} gives nine in ten of {len(e.items)} items or more the same vector{much}: there is nothing to compare. "
+    raise UserError(f"{name} gives nine in ten of {len(e.items)} items or more the same "
+                    f"vector{much}: there is nothing to compare. "
                     "Is it trained, and are the images different ones?")
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #920c2663
 class _HsicSums:
-    """Hold the sums over rows from which HSIC of two sets of vectors is computed; sums of blocks add up.
+    """Hold the sums over rows from which HSIC of two sets of vectors is computed; sums of blocks
+    add up.
 
     Source: Song et al. (2012)."""
     def __init__(self, x: np.ndarray, y: np.ndarray): # [m, d], [m, e] float64
@@ -285,25 +305,30 @@ def cka(
     b: Embeddings, # embeddings of the same items by the second encoder
     cluster: np.ndarray, # [n] family of each item; the jackknife leaves out whole families
     groups: int = _LEAST, # number of groups of the jackknife
-) -> tuple[float, float, float]: # value, lower and upper end of the interval; NaN where too few vectors differ
-    """Return debiased linear CKA of unit vectors, computed in blocks with memory d x d, never n x n.
+    # value, lower and upper end of the interval; NaN where too few vectors differ
+) -> tuple[float, float, float]:
+    """Return debiased linear CKA of unit vectors, computed in blocks with memory d x d, never n x
+    n.
 
-    Raises `UserError` for an encoder that gives nearly all items the same vector, and for fewer than `_LEAST` families.
-    Source: Nguyen et al. (2021), with HSIC of Song et al. (2012)."""
+    Raises `UserError` for an encoder that gives nearly all items the same vector, and for fewer
+    than `_LEAST` families. Source: Nguyen et al. (2021), with HSIC of Song et al. (2012)."""
     part = np.unique(cluster, return_inverse=True)[1]
     if (families := part.max() + 1) < _LEAST:
-        raise UserError(f"CKA of {len(part)} items of {families} families: expected {_LEAST} families or more")
+        raise UserError(f"CKA of {len(part)} items of {families} families: expected {_LEAST} "
+                        "families or more")
     for e in (a, b): _expect_spread(e)
     part = np.random.default_rng(0).permutation(families)[part] % groups
     of = partial(_sums, a, b, [_middle(e) for e in (a, b)])
     every = of(part >= 0)
     value = _ratio(every)
-    without = lambda k: [s - own for s, own in zip(every, of(part == k))]
+    def without(k): return [s - own for s, own in zip(every, of(part == k))]
     error = _jackknife_error(np.array([_ratio(without(k)) for k in range(groups)]))
-    return value, max(value - error, -1.0), min(max(value + error, 0.0), 1.0) # the true value is never below 0
+    # the true value is never below 0
+    return value, max(value - error, -1.0), min(max(value + error, 0.0), 1.0)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #c6179f74
-def _jackknife_error(left): # half width of the 95 % interval; left [g]: values with one group left out
+# half width of the 95 % interval; left [g]: values with one group left out
+def _jackknife_error(left):
     from scipy.stats import t
     g = len(left)
     return float(np.sqrt((g - 1) / g * ((left - left.mean()) ** 2).sum()) * t.ppf(0.975, g - 1))
@@ -332,18 +357,23 @@ def umap_2d(
     embeddings: Embeddings, # embeddings to map
     seed: int = 0,
     n_neighbors: int = 15, # size of the neighborhood of UMAP
-    init: np.ndarray | None = None, # [n, 2] map of the same items, used as the initial layout; None: spectral
+    # [n, 2] map of the same items, used as the initial layout; None: spectral
+    init: np.ndarray | None = None,
 ) -> np.ndarray: # [n, 2] positions on the map
-    """Return a two-dimensional UMAP map by cosine distance, from exact neighbors. Raises `UserError` for fewer than five items.
+    """Return a two-dimensional UMAP map by cosine distance, from exact neighbors.
+
+    Raises `UserError` for fewer than five items.
 
     Source: McInnes et al. (2018)."""
     with _umap(len(embeddings.items), n_neighbors) as (umap, k):
-        made = umap.UMAP(n_neighbors=k, metric="cosine", random_state=seed, n_jobs=1, precomputed_knn=(*_distances(embeddings, k), None),
+        made = umap.UMAP(n_neighbors=k, metric="cosine", random_state=seed, n_jobs=1,
+                         precomputed_knn=(*_distances(embeddings, k), None),
                          init="spectral" if init is None else init).fit_transform(embeddings.unit())
         return made.astype(np.float32)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #a359edc3
-def _distances(e, k): # [n, k] rows and distances in UMAP's form: each item is its own nearest neighbor
+# [n, k] rows and distances in UMAP's form: each item is its own nearest neighbor
+def _distances(e, k):
     near = nearest_neighbors(e, k - 1)
     far = np.empty(near.shape, np.float32)
     for s in batched_slices(len(near), 512):
@@ -358,13 +388,15 @@ def aligned_umap(
     b: Embeddings, # embeddings of the same items by the second encoder
     seed: int = 0,
     n_neighbors: int = 15, # size of the neighborhood of UMAP
-    alignment: float = 0.01, # alignment strength: how strongly an image is held at its position in the other map
+    # alignment strength: how strongly an image is held at its position in the other map
+    alignment: float = 0.01,
 ) -> list[np.ndarray]: # two maps, [n, 2] each
     """Return two aligned UMAP maps by cosine distance (AlignedUMAP).
 
     Raises `UserError` for fewer than five items."""
     with _umap(len(a.items), n_neighbors) as (umap, k):
-        both = umap.AlignedUMAP(n_neighbors=k, metric="cosine", random_state=seed, alignment_regularisation=alignment)
+        both = umap.AlignedUMAP(n_neighbors=k, metric="cosine", random_state=seed,
+                                alignment_regularisation=alignment)
         return [np.asarray(m, np.float32) for m in both.fit_transform(
             [a.unit(), b.unit()], relations=[{i: i for i in range(len(a.items))}])]
 
@@ -383,7 +415,8 @@ def _umap(n, n_neighbors):
     finally: torch.set_num_threads(threads) # numba, which UMAP uses, changes the number of threads
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #2d0d78f1
-def _compile_once(package): # cache UMAP's compiled functions on disk: compiling takes ten seconds in each process
+# cache UMAP's compiled functions on disk: compiling takes ten seconds in each process
+def _compile_once(package):
     import sys
     from numba.core.dispatcher import Dispatcher
     for name, module in list(sys.modules.items()):

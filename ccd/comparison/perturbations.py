@@ -165,7 +165,8 @@ def perturbation_examples(
         name: apply_perturbation(image, name, s, item_id, seed) for name, s in middle.items()}
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #3b53e600
-_SCENE_EDITS = dict(drawing=("style", "concept, same category", "concept, other category", "ground, exactly"),
+_SCENE_EDITS = dict(drawing=("style", "concept, same category", "concept, other category",
+                             "ground, exactly"),
                sign=("word on a sign",)) # type of scene -> changes
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #a285d3ec
@@ -186,7 +187,8 @@ def _counterfactual_scenes(
     partners = _partners(st.table)
     for k in range(n):
         rng = np.random.default_rng(int(content_hash(["recompose", world.seed, seed, k]), 16))
-        rows.append(_drawing_again(rng, st, partners, world.size) | _sign_again(rng, st, world.size))
+        rows.append(_drawing_again(rng, st, partners,
+                                   world.size) | _sign_again(rng, st, world.size))
     ids, out = [f"again-{seed}-{k:05d}" for k in range(n)], {}
     for what, changes in _SCENE_EDITS.items():
         before = np.stack([r[what] for r in rows])
@@ -249,18 +251,23 @@ def _sign_again(rng, st, size):
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #084ef460
 def sensitivity(
     encoders: dict, # name -> Encoder
-    images, # a corpus, or settings of the synthetic emoji dataset, which add scenes that are composed again
+    # a corpus, or settings of the synthetic emoji dataset, which add scenes that are composed again
+    images,
     n: int = 500, # number of images, sampled at random
     n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
-    size: int | None = None, # px at which images are perturbed; None: the largest input size of the encoders, within 64 to 256
+    # px at which images are perturbed; None: the largest input size of the encoders, within 64 to
+    # 256
+    size: int | None = None,
     interventions: dict = PERTURBATIONS, # name -> function, strengths
-) -> pd.DataFrame: # encoder, intervention, strength, drop, relative, their intervals, n, families, skipped
-    """Return the embedding shift of each encoder under each perturbation, and the differences between encoders.
+    # encoder, intervention, strength, drop, relative, their intervals, n, families, skipped
+) -> pd.DataFrame:
+    """Return the embedding shift of each encoder under each perturbation, and the differences
+    between encoders.
 
     `drop` is the shift in standard deviations of the encoder's cosine, `relative` the shift in mean
-    distances. The 95 % intervals resample concept families; the two units are held fixed.
-    Raises `UserError` for fewer than three images."""
+    distances. The 95 % intervals resample concept families; the two units are held fixed. Raises
+    `UserError` for fewer than three images."""
     world = images if isinstance(images, DataSettings) else None
     corpus = emoji_scenes.scenes(world, "test") if world else images
     _expect_others(corpus)
@@ -276,13 +283,16 @@ def sensitivity(
         for name, s in jobs:
             changed, ok = _changed(interventions[name][0], name, s, pictures, items, seed)
             moved = {e: base[e][ok] for e in encoders}
-            out += _drops(encoders, unit, moved, changed, items[ok], name, s, int((~ok).sum()), n_resamples, seed)
+            out += _drops(encoders, unit, moved, changed, items[ok], name, s, int((~ok).sum()),
+                          n_resamples, seed)
             bar.add(1, name)
         shown, before = None, {}
         for name, c in again.items():
             if c.before is not shown: # several changes start from the same scenes
-                shown, before = c.before, {e: _unit_vectors(x, c.before) for e, x in encoders.items()}
-            out += _drops(encoders, unit, before, c.after, c.items, name, np.nan, 0, n_resamples, seed)
+                shown, before = (c.before,
+                                 {e: _unit_vectors(x, c.before) for e, x in encoders.items()})
+            out += _drops(encoders, unit, before, c.after, c.items, name, np.nan, 0, n_resamples,
+                          seed)
             bar.add(1, name)
     return pd.DataFrame(out)
 
@@ -293,7 +303,8 @@ def _expect_others(corpus):
                         "expected 3 or more")
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #dd573fc8
-def _changed(change, name, strength, pictures, items, seed): # the changed images; a mask of the images that could be changed
+# the changed images; a mask of the images that could be changed
+def _changed(change, name, strength, pictures, items, seed):
     found = [change(p, strength, _chance(seed, i, name)) for p, i in zip(pictures, items.item_id)]
     return [c for c in found if c is not None], np.array([c is not None for c in found])
 
@@ -302,7 +313,8 @@ def _looked_at(corpus, rows, size):
     pixels = ImageDecoder(corpus, size)[rows].transpose(0, 2, 3, 1)
     part = corpus.select(rows)
     family = part["family"][:] if "family" in corpus.column_names else [None] * len(rows)
-    return np.ascontiguousarray(pixels), pd.DataFrame(dict(item_id=part["item_id"][:], family=family))
+    return (np.ascontiguousarray(pixels),
+            pd.DataFrame(dict(item_id=part["item_id"][:], family=family)))
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #3cbce9f9
 def _unit_vectors(encoder, pictures): # [n, d] float32
@@ -324,14 +336,15 @@ def _drops(encoders, unit, before, after, items, name, strength, skipped, n_resa
     names, node = list(encoders), _nodes(items)
     if not len(items): return [dict(encoder=e, **row, families=0) for e in names]
     gap = np.stack([1 - (before[e] * _unit_vectors(encoders[e], after)).sum(1) for e in names], 1)
-    spread, far = (np.array([f(*unit[e]) for e in names]) for f in (lambda m, s: s, lambda m, s: 1 - m))
+    spread, far = (np.array([f(*unit[e]) for e in names])
+                   for f in (lambda m, s: s, lambda m, s: 1 - m))
     columns = np.column_stack([gap / spread, gap / far, np.ones(len(gap))])
     sums = node_bootstrap_sums(columns, node, node, n_resamples, seed)
     drawn, k, value, out = sums[:, :-1] / sums[:, -1:], len(names), columns.mean(0), []
     pairs = [(a, None) for a in range(k)] + list(itertools.combinations(range(k), 2))
     for a, b in pairs:
         who = names[a] if b is None else f"{names[a]} − {names[b]}"
-        pick = lambda v, u: v[..., u * k + a] - (0 if b is None else v[..., u * k + b])
+        def pick(v, u): return v[..., u * k + a] - (0 if b is None else v[..., u * k + b])
         ends = [np.quantile(pick(drawn, u), [0.025, 0.975]) for u in (0, 1)]
         out.append(dict(encoder=who, **row, families=len(np.unique(node)),
                         drop=float(pick(value, 0)), lo=float(ends[0][0]), hi=float(ends[0][1]),

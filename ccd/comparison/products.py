@@ -92,7 +92,8 @@ def pair_moments(
     a: Embeddings,
     b: Embeddings, # the second encoder's embeddings of the same items
 ) -> _PairMoments:
-    """Return the exact means, standard deviations and correlation of the cosines of all pairs, in O(n d^2).
+    """Return the exact means, standard deviations and correlation of the cosines of all pairs, in
+    O(n d^2).
 
     Raises `UserError` where an encoder gives all pairs the same cosine."""
     for e in (a, b): _expect_spread(e)
@@ -109,8 +110,10 @@ def pair_moments(
     std = [max(s - m * m, 0) ** 0.5 for s, m in zip(squares, mean)]
     for e, m, d in zip((a, b), mean, std):
         if d < _EQUAL:
-            raise UserError(f"to {_name_of(e)} all pairs of the {n} items are equally alike, with a cosine of {m:.3f}: "
-                            "no pair is more alike than another; compare other images, or more of them")
+            raise UserError(f"to {_name_of(e)} all pairs of the {n} items are equally alike, with "
+                            f"a cosine of {m:.3f}: "
+                            "no pair is more alike than another; compare other images, or more of "
+                            "them")
     correlation = (squares[2] - mean[0] * mean[1]) / (std[0] * std[1])
     center = tuple(t / n for t in sums)
     second = torch.cat([torch.cat([gram[0], gram[2]], 1), torch.cat([gram[2].T, gram[1]], 1)])
@@ -120,22 +123,22 @@ def pair_moments(
 class _ScoreGemm:
     "Compute wa cos_a + wb cos_b + constant of all pairs as one matrix product with an error bound."
     unit = 1.0 # the score that a tile's value of 1 stands for
-    space = None # buffer of a tile, reused: a new allocation each time is slow and fragments the memory
+    # buffer of a tile, reused: a new allocation each time is slow and fragments the memory
+    space = None
 
-    def __init__(self,
-        a: Embeddings, b: Embeddings, m: _PairMoments,
+    def __init__(self, a: Embeddings, b: Embeddings, m: _PairMoments,
         weights: tuple[float, float], # weights wa > 0 and wb of the two cosines
         constant: float,
         dtype: torch.dtype, # number type of the matrix product
-        where: torch.device,
-    ):
+        where: torch.device, ):
         self.a, self.b, self.m, self.weights, self.constant = a, b, m, weights, constant
         self.sign = torch.ones(len(m.second), dtype=dtype)
         self.sign[len(m.center[0]):] = float(np.sign(weights[1]))
         self.error = self.fill(dtype)
         self.right, self.sign = self.right.to(where), self.sign.to(where)
 
-    def rows(self, s) -> tuple: # [m, D] centered and weighted, [m] the term r that centering subtracts
+    def rows(self, s,
+    ) -> tuple: # [m, D] centered and weighted, [m] the term r that centering subtracts
         x, y = _normalized_rows(self.a, s), _normalized_rows(self.b, s)
         (wa, wb), (ca, cb) = self.weights, self.m.center
         half = float(self.constant - wa * (ca @ ca) - wb * (cb @ cb)) / 2
@@ -149,7 +152,8 @@ class _ScoreGemm:
         return _bound(worst, wide + 4, 2.0**-53 if dtype == torch.float64 else 2.0**-24)
 
     def left(self, rows: slice) -> torch.Tensor: # [rows, K]
-        "Return the left factor for `right`: signs applied, the columns of r and of its factor swapped."
+        """Return the left factor for `right`: signs applied, the columns of r and of its factor
+        swapped."""
         v, wide = self.right[rows], len(self.sign)
         factor, r = v[:, wide:].chunk(2, 1)
         return torch.cat([v[:, :wide] * self.sign, r, factor], 1)
@@ -165,9 +169,11 @@ class _ScoreGemm:
         return wa * ca + wb * cb + self.constant
 
 # %% ../../nbs/library/comparison/02_products.ipynb #b21893ef
-def _space_for(space, left, size): # buffer for a product of that size; the present one if it is large enough
+# buffer for a product of that size; the present one if it is large enough
+def _space_for(space, left, size):
     if space is not None and len(space) >= size: return space
-    return torch.empty(size, dtype=torch.int32 if left.dtype == torch.int8 else left.dtype, device=left.device)
+    return torch.empty(size, dtype=torch.int32 if left.dtype == torch.int8 else left.dtype,
+                       device=left.device)
 
 # %% ../../nbs/library/comparison/02_products.ipynb #0f638a6e
 def _fill(rows, u, r, worst): # one block; r as a sum of two low-precision numbers
@@ -222,9 +228,11 @@ class _Int8ScoreGemm(_ScoreGemm):
     def fill(self, dtype) -> float:
         turn, sign = _min_norm_basis(self.m, self.weights)
         bent = float(((turn * sign) @ turn.T - torch.diag(self.sign.double())).norm())
-        slip, turn = (len(turn) + 9) * 2.0**-24 * float(turn.norm()), turn.float() # float32 error of a row of norm 1
+        # float32 error of a row of norm 1
+        slip, turn = (len(turn) + 9) * 2.0**-24 * float(turn.norm()), turn.float()
         u, r = self.rows(np.linspace(0, self.m.n - 1, 4 * _FLOAT64_ROWS).astype(int))
-        step = 1.1 * float((u.float() @ turn).abs().max()) / 127 # larger values are clamped, and their error enters the bound
+        # larger values are clamped, and their error enters the bound
+        step = 1.1 * float((u.float() @ turn).abs().max()) / 127
         self.unit, self.sign = step**2, sign.to(dtype)
         digits = min(int(1.3 * r.abs().max() / self.unit / 127**2), 62) + 2
         wide, worst = len(sign), {}
@@ -238,15 +246,17 @@ class _Int8ScoreGemm(_ScoreGemm):
         return _bound(worst, wide, 2.0**-50) + bent * worst["length"]**2
 
 # %% ../../nbs/library/comparison/02_products.ipynb #a9f945e0
-def _round(rows, u, slip, r, step, digits, worst): # quantize one block of rows; slip bounds the error of each row of u
-    near = lambda x: x.round().clamp(-127, 127)
+# quantize one block of rows; slip bounds the error of each row of u
+def _round(rows, u, slip, r, step, digits, worst):
+    def near(x): return x.round().clamp(-127, 127)
     q = near(u / step)
     rows[:, :u.shape[1]], rest = q.to(rows.dtype), (r / step**2).round()
     lost = r / step**2 - rest
     for k, base in zip(range(-digits, 0), [127] * (digits - 1) + [1]):
         d = near(rest / base)
         rows[:, k], rest = d.to(rows.dtype), rest - d * base
-    _note(worst, size=u.norm(dim=1) + slip, error=(q * step - u).norm(dim=1) + slip, rest=r, rest_error=(lost + rest) * step**2)
+    _note(worst, size=u.norm(dim=1) + slip, error=(q * step - u).norm(dim=1) + slip, rest=r,
+          rest_error=(lost + rest) * step**2)
 
 # %% ../../nbs/library/comparison/02_products.ipynb #9c5552bc
 def _has_fast_int8() -> bool: # true where 8-bit products are fast

@@ -24,7 +24,9 @@ from ..report.similarity import (CHANGE_NAMES, FACTOR_NAMES, MIN_PAIRS, agreemen
 from ..encoders.inputs import EncoderPair, usable_labels
 
 # %% ../../nbs/library/comparison/09_report.ipynb #7e9d451b
-def _write_report(s: EncoderPair, out: Path, made: list[str], settings: Settings, source: str) -> Path: # path of report.html
+# path of report.html
+def _write_report(s: EncoderPair, out: Path, made: list[str], settings: Settings,
+                  source: str) -> Path:
     "Write the report, and the linked maps beside it."
     with distinct_colors(s.names): return _write_pages(s, Path(out), made, settings, source)
 
@@ -42,7 +44,8 @@ def _write_pages(s, out, made, settings, source):
     return page
 
 # %% ../../nbs/library/comparison/09_report.ipynb #0941394b
-def _drawn(s): return "concept families" if "family" in s.items else "images" # clusters of the bootstrap, in words
+def _drawn(s): # clusters of the bootstrap, in words
+    return "concept families" if "family" in s.items else "images"
 
 # %% ../../nbs/library/comparison/09_report.ipynb #2191e628
 def _table(out, name): # table of a stage; None where there is none
@@ -59,16 +62,23 @@ def _summary_text(
     out, (a, b) = Path(out), names
     lap, cka = _table(out, "neighbors/overlap.csv"), _table(out, "neighbors/cka.csv").iloc[0]
     r = lap[(lap.a == a) & (lap.b == b)].pipe(lambda t: t[t.k <= 10]).iloc[-1]
-    text = [f"On {n:,} images {a} and {b} share {100 * r.overlap:.1f} % ({100 * r.lo:.1f}–{100 * r.hi:.1f}) of their {r.k:.0f} nearest "
+    text = [f"On {n:,} images {a} and {b} share {100 * r.overlap:.1f} % "
+            f"({100 * r.lo:.1f}–{100 * r.hi:.1f}) of their {r.k:.0f} nearest "
             f"neighbors; chance is {100 * r.chance:.2g} %.", _alike(cka)]
     pairs = pd.read_parquet(out / "pairs/pairs.parquet")
-    if not len(pairs): return " ".join(text) + " Both encoders assign the same similarity to every pair of images: all scores are 0."
+    if not len(pairs):
+        return (" ".join(text)
+                + " Both encoders assign the same similarity to every pair of images: all scores "
+                  "are 0.")
     shared = _table(out, "pairs/agreement.csv")
     if shared is not None:
-        said = [(n, other, _most(shared[shared.direction == d])) for d, n, other in zip("ab", names, names[::-1])]
-        text += [f"Pairs that are similar for {n} and dissimilar for {other} share {t}." for n, other, t in said if t]
+        said = [(n, other, _most(shared[shared.direction == d]))
+                for d, n, other in zip("ab", names, names[::-1])]
+        text += [f"Pairs that are similar for {n} and dissimilar for {other} share {t}."
+                 for n, other, t in said if t]
     far = _table(out, "factors/lift.csv")
-    if far is not None and shared is None: text += [_nearest(far, d, n) for d, n in zip("ab", names)]
+    if far is not None and shared is None:
+        text += [_nearest(far, d, n) for d, n in zip("ab", names)]
     moved = _table(out, "interventions/sensitivity.csv")
     if moved is not None: text.append(_moved(moved, names))
     return " ".join(t for t in text if t)
@@ -76,59 +86,82 @@ def _summary_text(
 # %% ../../nbs/library/comparison/09_report.ipynb #a42183b3
 def _alike(cka): # a sentence on CKA
     from ccd.comparison.neighbors import _LEAST
-    if np.isnan(cka.lo): return f"CKA was not computed: it needs {_LEAST} or more different images from as many groups."
+    if np.isnan(cka.lo):
+        return (f"CKA was not computed: it needs {_LEAST} or more different images from as many "
+                "groups.")
     return f"Their debiased linear CKA is {cka.cka:.3f} ({cka.lo:.3f} to {cka.hi:.3f})."
 
 # %% ../../nbs/library/comparison/09_report.ipynb #d0d96f1f
 def _most(t): # the factors with the largest significant agreement above chance
     from ccd.report.similarity import FACTOR_NAMES, MIN_PAIRS
-    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.p < 0.05 / len(t)) & (t.pairs >= MIN_PAIRS)].nlargest(2, "gain")
-    return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % of them, {100 * r.chance:.0f} % of all pairs)"
-                  for r in t.itertuples()])
+    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.p < 0.05 / len(t))
+                                          & (t.pairs >= MIN_PAIRS)].nlargest(2, "gain")
+    return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % of them, "
+                       f"{100 * r.chance:.0f} % of all pairs)" for r in t.itertuples()])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #5c964d53
-def _nearest(t, direction, name): # without labels: attributes in which the pairs are nearer than random pairs and similarity-matched pairs
+# without labels: attributes in which the pairs are nearer than random pairs and similarity-matched
+# pairs
+def _nearest(t, direction, name):
     from ccd.report.similarity import TERM_LABELS
     t = t[(t.direction == direction) & (t.measure == "distance")]
     nearer = t.groupby("factor").filter(lambda g: (g.ratio_hi < 1).all()) if len(t) else t
     r = nearer[nearer.baseline == "random"].nsmallest(2, "ratio")
-    said = [f"{TERM_LABELS.get(f'near {x.factor}', x.factor).removesuffix(' distance (−)')} ({x.ratio:.2f} times the distance of random pairs, "
+    said = [f"{TERM_LABELS.get(f'near {x.factor}', x.factor).removesuffix(' distance (−)')} "
+            f"({x.ratio:.2f} times the distance of random pairs, "
             f"{x.ratio_lo:.2f}–{x.ratio_hi:.2f})" for x in r.itertuples()]
-    return f"Pairs that are similar only for {name} have a small distance in {join_words(said)}." if said else ""
+    return (f"Pairs that are similar only for {name} have a small distance in {join_words(said)}."
+            if said else "")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #934fb4b1
-def _moved(t, names): # perturbations to which one encoder is significantly more sensitive than the other
+# perturbations to which one encoder is significantly more sensitive than the other
+def _moved(t, names):
     from ccd.report.similarity import CHANGE_NAMES
     t = t[(t.encoder == f"{names[0]} − {names[1]}") & t.relative_lo.notna()]
-    side = lambda rows: list(dict.fromkeys(CHANGE_NAMES.get(i, i) for i in rows.intervention))[:3]
-    more = [(names[0], t[t.relative_lo > 0].nlargest(9, "relative")), (names[1], t[t.relative_hi < 0].nsmallest(9, "relative"))]
+    def side(rows):
+        return list(dict.fromkeys(CHANGE_NAMES.get(i, i) for i in rows.intervention))[:3]
+    more = [(names[0], t[t.relative_lo > 0].nlargest(9, "relative")),
+            (names[1], t[t.relative_hi < 0].nsmallest(9, "relative"))]
     said = [f"{n} is more sensitive to {join_words(side(rows))}." for n, rows in more if len(rows)]
     return " ".join(said)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c446db8f
 def _pair_section(s, out):
-    pairs, copies, noise = pd.read_parquet(out / "pairs/pairs.parquet"), _table(out, "pairs/copies.csv"), _table(out, "pairs/noise.csv")
+    pairs, copies, noise = (pd.read_parquet(out / "pairs/pairs.parquet"),
+                            _table(out, "pairs/copies.csv"), _table(out, "pairs/noise.csv"))
     if not len(pairs):
-        return dict(title="Pairs with the largest disagreement", body="", note="", text="The standardized similarities of all pairs are "
+        return dict(title="Pairs with the largest disagreement", body="", note="",
+                    text="The standardized similarities of all pairs are "
                     "equal, and every score is 0.")
     body = ""
     for d, (x, y) in (("a", s.names), ("b", s.names[::-1])):
         title, own = f"Similar for {x}, dissimilar for {y}", pairs[pairs.direction == d]
-        body += f"<h3>{html.escape(title)}</h3>" + (figure_html(pair_grid(own, partial(s.picture, size=160), s.names), title) if s.corpus is not None else
-                 table_tag(own.head(20)[["item_id_i", "item_id_j", "z_a", "z_b", "score"]].round(2), index=False))
-    if s.references: body += figure_html(score_vs_seed_noise(noise, s.names), "score by rank, compared with two seeds of one encoder")
+        body += f"<h3>{html.escape(title)}</h3>" + (figure_html(pair_grid(own, partial(s.picture,
+                                                                                  size=160),
+                                                                          s.names), title)
+                                                    if s.corpus is not None else
+                 table_tag(own.head(20)[["item_id_i", "item_id_j", "z_a", "z_b", "score"]].round(2),
+                           index=False))
+    if s.references:
+        body += figure_html(score_vs_seed_noise(noise, s.names),
+                            "score by rank, compared with two seeds of one encoder")
     groups = 0 if copies is None else copies.group.nunique()
     return dict(title="Pairs with the largest disagreement", body=body,
-        text="Of all pairs, these have the largest difference in standardized similarity (σ is the standard deviation of an encoder's similarity over all pairs). "
+        text="Of all pairs, these have the largest difference in standardized similarity (σ is the "
+             "standard deviation of an encoder's similarity over all pairs). "
              + ("Dotted: scores of two seeds of the same objective." if s.references else
-                "A second seed would show how much of it is noise: name one with --reference-a or --reference-b."),
-        note=f"Every pair was scored. Pairs with equal pixels are excluded, and each of {groups} groups of near-duplicates counts as one image. No image is in "
-             "more than a few pairs. Images that are not square are center-cropped here, as for encoders without their own preprocessing. "
+                "A second seed would show how much of it is noise: name one with --reference-a or "
+                "--reference-b."),
+        note=f"Every pair was scored. Pairs with equal pixels are excluded, and each of {groups} "
+             "groups of near-duplicates counts as one image. No image is in "
+             "more than a few pairs. Images that are not square are center-cropped here, as for "
+             "encoders without their own preprocessing. "
              f"Scores of the {len(pairs)} pairs: {_reach(pairs)}.")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #80d44c5e
 def _reach(pairs): # scores of the first and the last pair, in both directions
-    return join_words([f"{p.score.iloc[0]:+.1f} to {p.score.iloc[-1]:+.1f} σ" for _, p in pairs.groupby("direction")])
+    return join_words([f"{p.score.iloc[0]:+.1f} to {p.score.iloc[-1]:+.1f} σ"
+                       for _, p in pairs.groupby("direction")])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c7a9848d
 def _share_section(s, out):
@@ -136,15 +169,22 @@ def _share_section(s, out):
     if t is None: return None
     body = figure_html(agreement_dots(t, s.names), "what pairs share")
     if v is not None:
-        cell = lambda r, x: percent(*(r[c + x] for c in ("share", "lo", "hi")))
+        def cell(r, x): return percent(*(r[c + x] for c in ("share", "lo", "hi")))
         seen = v[v.holds != "not found"]
-        rows = [{"similar for": s.names["ab".index(r.direction)], "factor": FACTOR_NAMES[r.factor], "first half": cell(r, ""),
-                 "second half": cell(r, "_2"), "all pairs": percent(r.chance), "verified": r.holds} for _, r in seen.iterrows()]
-        body += table_tag(pd.DataFrame(rows), index=False) if rows else "<p>In the first half no factor is shared more often than among all pairs.</p>"
+        rows = [{"similar for": s.names["ab".index(r.direction)], "factor": FACTOR_NAMES[r.factor],
+                 "first half": cell(r, ""),
+                 "second half": cell(r, "_2"), "all pairs": percent(r.chance), "verified": r.holds}
+                for _, r in seen.iterrows()]
+        body += (table_tag(pd.DataFrame(rows), index=False) if rows
+                 else "<p>In the first half no factor is shared more often than among all "
+                      "pairs.</p>")
     return dict(title="Which factors do these pairs share?", body=body,
-        text=f"Fraction of pairs whose two images agree on a factor, with 95 % confidence intervals from resampled {_drawn(s)}; ticks: all pairs. "
-             f"The table lists the factors found in one half of the {_drawn(s)}, and whether they replicate in the other.",
-        note="Replicated: above the fraction among all pairs in both halves, and above 95 % of label permutations between groups in the second. Factors "
+        text="Fraction of pairs whose two images agree on a factor, with 95 % confidence "
+             f"intervals from resampled {_drawn(s)}; ticks: all pairs. "
+             f"The table lists the factors found in one half of the {_drawn(s)}, and whether they "
+             "replicate in the other.",
+        note="Replicated: above the fraction among all pairs in both halves, and above 95 % of "
+             "label permutations between groups in the second. Factors "
              f"with n < {MIN_PAIRS} pairs are omitted.")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c3485e78
@@ -153,15 +193,23 @@ def _factor_section(s, out):
     own = t[(t.quantity == "r2") & t.encoder.isin(s.vectors)]
     fit = join_words([f"{r.encoder} {100 * r.value:.0f} %" for r in own.itertuples()])
     order = [n for n in (*s.names, *s.vectors) if n in set(own.encoder)]
-    body = figure_html(attribution_plot(t, list(dict.fromkeys(order))), "regression of pair similarity on shared attributes")
-    if lift is not None: body += "<details><summary>Enrichment of mined pairs over random pairs and similarity-matched pairs</summary>" + table_tag(
-        _lift_table(lift, s.names), index=False) + "</details>"
+    body = figure_html(attribution_plot(t, list(dict.fromkeys(order))),
+                       "regression of pair similarity on shared attributes")
+    if lift is not None:
+        body += ("<details><summary>Enrichment of mined pairs over random pairs and "
+                 "similarity-matched pairs</summary>"
+                 + table_tag(_lift_table(lift, s.names), index=False) + "</details>")
     return dict(title="Regression of pair similarity on shared attributes", body=body,
-        text=f"A regression of standardized similarity on shared attributes, over {int(t.pairs.iloc[0]):,} pairs. Together the factors "
+        text="A regression of standardized similarity on shared attributes, over "
+             f"{int(t.pairs.iloc[0]):,} pairs. Together the factors "
              f"explain this fraction of the variance: {fit}.",
-        note=("Matches are exclusive: the same object, or the same subcategory with a different object, or the same category with a different subcategory. "
-              if "concept" in s.items else "") + f"Lines: 95 % confidence intervals from resampled {_drawn(s)}. Each slope holds the other factors fixed. "
-             + _collinear(t) + (" Both encoders started from the first weights: only the difference from their slopes was learned."
+        note=("Matches are exclusive: the same object, or the same subcategory with a different "
+              "object, or the same category with a different subcategory. "
+              if "concept" in s.items else "")
+                + f"Lines: 95 % confidence intervals from resampled {_drawn(s)}. Each slope holds "
+                  "the other factors fixed. " + _collinear(t)
+                + (" Both encoders started from the first weights: only the difference from their "
+                   "slopes was learned."
                 if any(x.startswith("first:") for x in s.specs.values()) else ""))
 
 # %% ../../nbs/library/comparison/09_report.ipynb #849757ff
@@ -170,68 +218,90 @@ def _collinear(t): # a sentence on merged collinear terms; "" where there are no
     if "collinear" not in own.index.get_level_values(0): return ""
     one = own.loc["collinear"]
     sets = [term for q, term in own.index if q == "slope" and np.isnan(own.vif[q, term])]
-    return (f"Collinear terms are merged into one row with their joint slope: {join_words([term_name(x) for x in sets])} "
-            f"(correlation {one.r.abs().max():.2f}, variance inflation {one.vif.max():.1f}). Their separate slopes are not identified. ")
+    return ("Collinear terms are merged into one row with their joint slope: "
+            f"{join_words([term_name(x) for x in sets])} "
+            f"(correlation {one.r.abs().max():.2f}, variance inflation {one.vif.max():.1f}). Their "
+            "separate slopes are not identified. ")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #78428251
 def _lift_table(t, names):
-    cell = lambda r: (f"{100 * r.value:.0f} % vs. {100 * r.base:.0f} %" if r.measure == "share" else f"{r.value:.2f} vs. {r.base:.2f}")
-    return pd.DataFrame([{"similar for": names["ab".index(r.direction)], "factor": r.factor, "measure": r.measure, "compared with": r.baseline,
-                          "pairs vs. baseline": cell(r), "ratio": f"{r.ratio:.2f} ({r.ratio_lo:.2f}–{r.ratio_hi:.2f})"} for r in t.itertuples()])
+    def cell(r):
+        return (f"{100 * r.value:.0f} % vs. {100 * r.base:.0f} %" if r.measure == "share"
+                else f"{r.value:.2f} vs. {r.base:.2f}")
+    return pd.DataFrame([{"similar for": names["ab".index(r.direction)], "factor": r.factor,
+                          "measure": r.measure, "compared with": r.baseline,
+                          "pairs vs. baseline": cell(r),
+                          "ratio": f"{r.ratio:.2f} ({r.ratio_lo:.2f}–{r.ratio_hi:.2f})"}
+                         for r in t.itertuples()])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #060e5603
 def _intervention_section(s, out):
     t = _table(out, "interventions/sensitivity.csv")
     shown = [n for n in (*s.names, *s.specs) if n in set(t.encoder)]
     lost = t[t.skipped > 0].drop_duplicates("intervention")
-    said = join_words([f"{CHANGE_NAMES.get(r.intervention, r.intervention)} skipped {r.skipped} images" for r in lost.itertuples()])
+    said = join_words([f"{CHANGE_NAMES.get(r.intervention, r.intervention)} skipped {r.skipped} "
+                       "images" for r in lost.itertuples()])
     from ccd.comparison.perturbations import background_mask, perturbation_examples
     looked = [np.asarray(s.picture(r, 256)) for r in range(min(20, len(s.items)))]
     one = next((p for p in looked if background_mask(p) is not None), looked[0])
-    return dict(title="Sensitivity to perturbations", text="The shift of an image's embedding under one perturbation, in units of the mean pairwise "
-        "distance: 1 is the distance of another image, taken at random.",
-        body=figure_html(sensitivity_plot(t, list(dict.fromkeys(shown)), "relative"), "embedding shift of each encoder under each perturbation") + figure_html(
+    return dict(title="Sensitivity to perturbations",
+                text="The shift of an image's embedding under one perturbation, in units of the "
+                     "mean pairwise distance: 1 is the distance of another image, taken at random.",
+        body=figure_html(sensitivity_plot(t, list(dict.fromkeys(shown)), "relative"),
+                         "embedding shift of each encoder under each perturbation") + figure_html(
             intervention_examples(perturbation_examples(one)), "the perturbations"),
-        note=f"{int(t.n.max())} images; dots: medium strength, with 95 % confidence intervals from resampled {_drawn(s)}; thin lines: from the weakest to the "
-             f"strongest. {said}")
+        note=f"{int(t.n.max())} images; dots: medium strength, with 95 % confidence intervals from "
+             f"resampled {_drawn(s)}; thin lines: from the weakest to the strongest. {said}")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #493ff320
 def _neighbor_section(s, out):
-    lap, purity, hubs = (_table(out, f"neighbors/{x}.csv") for x in ("overlap", "purity", "hubness"))
+    lap, purity, hubs = (_table(out, f"neighbors/{x}.csv")
+                         for x in ("overlap", "purity", "hubness"))
     body, near = figure_html(overlap_curves(lap, s.names), "mutual kNN overlap"), None
     if s.corpus is not None:
         near = {n: np.load(out / f"neighbors/neighbors-{d}.npy") for d, n in zip("ab", s.names)}
         rows = np.linspace(0, len(s.items) - 1, min(8, len(s.items))).astype(int)
-        body += figure_html(neighbor_grid(rows, near, partial(s.picture, size=64), k=min(5, near[s.names[0]].shape[1])), "nearest neighbors")
+        body += figure_html(neighbor_grid(rows, near, partial(s.picture, size=64),
+                                          k=min(5, near[s.names[0]].shape[1])), "nearest neighbors")
     if len(purity): body += table_tag(purity_table(purity))
     said = join_words([f"{r.encoder} {r.skewness:.2f}" for r in hubs.itertuples()])
-    never = join_words([FACTOR_NAMES.get(x, x) for x in usable_labels(s.items) if x not in set(purity.label)])
+    never = join_words([FACTOR_NAMES.get(x, x)
+                        for x in usable_labels(s.items) if x not in set(purity.label)])
     return dict(title="Nearest neighbors", body=body,
-        text=Markup('The fraction of nearest neighbors that both encoders have in common, by number of neighbors.' + (
-            ' <a href="atlas.html">Linked maps</a> show all images for both encoders.' if (out / "atlas.html").exists() else "")),
+        text=Markup('The fraction of nearest neighbors that both encoders have in common, by '
+                    'number of neighbors.' + (
+            ' <a href="atlas.html">Linked maps</a> show all images for both encoders.'
+            if (out / "atlas.html").exists() else "")),
         note=f"Hubness, the skewness of how often an image is a neighbor: {said}." + (
-            f" Not listed: {never}, which only images of the same group share; these do not count as neighbors." if never else ""))
+            f" Not listed: {never}, which only images of the same group share; these do not count "
+            "as neighbors." if never else ""))
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c5784339
 def purity_table(purity) -> pd.DataFrame:
     "Return a table of purity with labels as rows and encoders as columns."
     t = purity.assign(cell=[percent(*r) for r in purity[["purity", "lo", "hi"]].values])
-    wide = t.pivot(index="label", columns="encoder", values="cell").loc[list(dict.fromkeys(t.label)), list(dict.fromkeys(t.encoder))]
+    wide = t.pivot(index="label", columns="encoder",
+                   values="cell").loc[list(dict.fromkeys(t.label)), list(dict.fromkeys(t.encoder))]
     wide["chance"] = [percent(c) for c in t.drop_duplicates("label").chance]
     return wide.rename(index=FACTOR_NAMES).rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8dd8bb4d
 def _made_section(s, out, settings, source, credits):
     from ccd.device import hardware_info
-    cards = table_tag(pd.DataFrame({n: {k: str(v) for k, v in e.card.items()} for n, e in s.vectors.items()}))
+    cards = table_tag(pd.DataFrame({n: {k: str(v) for k, v in e.card.items()}
+                                    for n, e in s.vectors.items()}))
     skipped = sorted((out / "vectors").glob("*/skipped.csv"))
-    lost = f"{len(s.lost)} items are excluded (see left_out.csv for the reasons). " if len(s.lost) else ""
-    lost += f"{len(pd.read_csv(skipped[0]))} images could not be decoded (skipped.csv). " if skipped else ""
+    lost = (f"{len(s.lost)} items are excluded (see left_out.csv for the reasons). " if len(s.lost)
+            else "")
+    lost += (f"{len(pd.read_csv(skipped[0]))} images could not be decoded (skipped.csv). "
+             if skipped else "")
     lost += "".join(f"{d[0].upper()}{d[1:]}. " for d in s.doubts)
     about = ", ".join(f"{k} {v}" for k, v in hardware_info().items())
     of = Markup(" of <code>{}</code>").format(source) if source else ""
-    return dict(title="Data and encoders", text=Markup("{:,} images{}. {}The feature that is compared (`tap`) is given in the "
-                "cards.").format(len(s.items), of, lost), body=cards, note=about + license_html(credits))
+    return dict(title="Data and encoders",
+                text=Markup("{:,} images{}. {}The feature that is compared (`tap`) is given in the "
+                "cards.").format(len(s.items), of, lost), body=cards,
+                note=about + license_html(credits))
 
 # %% ../../nbs/library/comparison/09_report.ipynb #cadff3da
 def _credits(source): # image credits
@@ -243,7 +313,8 @@ def write_atlas(
     path, # path of the page
     embeddings: dict, # name -> `Embeddings` of the same images, for two encoders
     maps, # two maps, [n, 2] each
-    pairs: pd.DataFrame, # mined pairs from `ccd.comparison.search.mine_pairs`, with rows of these embeddings
+    # mined pairs from `ccd.comparison.search.mine_pairs`, with rows of these embeddings
+    pairs: pd.DataFrame,
     image_of, # callable: row -> image
     factors: list[str], # columns of the items for colors and filters
     credits: list[str], # lines of image credits
@@ -254,8 +325,11 @@ def write_atlas(
     from ccd.report.style import color_of
     from ccd.comparison.neighbors import nearest_neighbors
     from ccd.comparison.products import pair_cosine
-    write_linked_maps(path, dict(zip(embeddings, maps)), next(iter(embeddings.values())).items, {n: nearest_neighbors(e, k) for n, e in embeddings.items()},
-               {n: partial(pair_cosine, e) for n, e in embeddings.items()}, pairs, image_of, factors, " and ".join(embeddings), credits, {n: color_of(n) for n in embeddings})
+    write_linked_maps(path, dict(zip(embeddings, maps)), next(iter(embeddings.values())).items,
+                      {n: nearest_neighbors(e, k) for n, e in embeddings.items()},
+               {n: partial(pair_cosine, e) for n, e in embeddings.items()}, pairs, image_of,
+                      factors, " and ".join(embeddings), credits,
+                      {n: color_of(n) for n in embeddings})
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8f017eb5
 def _write_atlas(s, out, credits):
@@ -263,5 +337,6 @@ def _write_atlas(s, out, credits):
     some = {n: e if len(rows) == len(s.items) else e.rows(rows) for n, e in zip(s.names, s.two)}
     k = min(10, max(1, (len(rows) - 1) // 2))
     write_atlas(out / "atlas.html", some, [np.load(out / f"maps/map-{d}.npy") for d in "ab"],
-                pairs.assign(i=np.searchsorted(rows, pairs.i), j=np.searchsorted(rows, pairs.j)), lambda r: s.picture(rows[r]),
+                pairs.assign(i=np.searchsorted(rows, pairs.i), j=np.searchsorted(rows, pairs.j)),
+                lambda r: s.picture(rows[r]),
                 sorted(usable_labels(s.items), key=lambda c: s.items[c].nunique()), credits, k)

@@ -33,14 +33,16 @@ def _indices_above(
     if s.is_cuda:
         if (s.amax() if sign > 0 else -s.amin()) < cut: return np.empty(0, int)
         return (sign * s >= cut).flatten().nonzero()[:, 0].cpu().numpy()
-    if s.dtype == torch.bfloat16 and cut > 0: # the bits of bf16, read as integers, have the same order
+    # the bits of bf16, read as integers, have the same order
+    if s.dtype == torch.bfloat16 and cut > 0:
         s, cut = s.view(torch.int16).numpy(), (sign * cut).view(torch.int16).numpy()
         if sign < 0: s, cut = s.view(np.uint16), cut.view(np.uint16)
         return _positions(s, s.max(1) >= cut, np.greater_equal, cut)
     if s.dtype.itemsize < 4: s, cut = s.float(), cut.float()
     if s.shape[1] % 128 == 0: s = s.view(-1, 128)
     some = s.amin(1) <= -cut if sign < 0 else s.amax(1) >= cut
-    return _positions(s.numpy(), some.numpy(), np.less_equal if sign < 0 else np.greater_equal, (sign * cut).numpy())
+    return _positions(s.numpy(), some.numpy(), np.less_equal if sign < 0 else np.greater_equal,
+                      (sign * cut).numpy())
 
 # %% ../../nbs/library/comparison/03_search.ipynb #5338151c
 def _positions(s, some, reaches, cut): # positions within the few rows that reach the threshold
@@ -57,7 +59,8 @@ class _TopPairs:
         self.floor, self.scored, self.waiting, self.fresh = -np.inf, 0, [], 0
 
     def offer(self, s: torch.Tensor, row: int, column: int): # a tile, and its first row and column
-        if self.floor == -np.inf and len(s) > 64: # the first tiles in small blocks, to raise the threshold early
+        # the first tiles in small blocks, to raise the threshold early
+        if self.floor == -np.inf and len(s) > 64:
             for k, part in enumerate(s.split(64)):
                 self.offer(part, row + 64 * k, column); self.settle()
             return
@@ -92,7 +95,8 @@ class _TopPairs:
         if len(order) == self.room: self.floor = self.score[-1]
 
 # %% ../../nbs/library/comparison/03_search.ipynb #4119c62f
-def _candidates(best, s, row, column): # pairs of a tile that may reach the threshold: i, j, approximate score
+# pairs of a tile that may reach the threshold: i, j, approximate score
+def _candidates(best, s, row, column):
     cut = (best.floor - best.product.error) / best.product.unit
     if not s.is_floating_point(): cut = math.floor(max(cut, -2.0**30))
     where = _indices_above(s, torch.tensor(cut).to(s.dtype), best.sign)
@@ -159,19 +163,24 @@ def mine_pairs(
     b: Embeddings, # embeddings of the same items by the second encoder
     k: int = 200, # number of pairs per direction
     per_image: int = 3, # maximum number of pairs that contain one image or its near-duplicates
-    group: np.ndarray | None = None, # [n] groups of near-duplicates, from `_near_duplicates`; None: groups of equal pixels
-    calibration: str = "linear", # `linear` (standardized cosines) or `rank` (cumulative distributions)
+    # [n] groups of near-duplicates, from `_near_duplicates`; None: groups of equal pixels
+    group: np.ndarray | None = None,
+    # `linear` (standardized cosines) or `rank` (cumulative distributions)
+    calibration: str = "linear",
     engine=_search_exact, # search function: `_search_exact`, `_search_ray` or `search_faiss`
     quiet: bool = True, # show no progress bar
 ) -> pd.DataFrame: # i, j, item_id_i/_j, sim_a/_b, z_a/_b, score, direction, rank
-    """Return the pairs on which two encoders disagree most, of all n (n - 1) / 2 pairs, in both directions.
+    """Return the pairs on which two encoders disagree most, of all n (n - 1) / 2 pairs, in both
+    directions.
 
     All scores are above 0 in direction `a` (similar for A, dissimilar for B) and below 0 in
     direction `b`. The table is empty where the encoders agree on every pair. Raises `UserError`
     where the encoders describe different items, for vectors that are not finite, for an unknown
     calibration, and for numbers of pairs below 1."""
-    if min(k, per_image) < 1: raise UserError(f"k = {k}, per_image = {per_image}: expected 1 or more of both")
-    if calibration not in ("linear", "rank"): raise UserError(f"calibration {calibration!r}: expected linear or rank")
+    if min(k, per_image) < 1:
+        raise UserError(f"k = {k}, per_image = {per_image}: expected 1 or more of both")
+    if calibration not in ("linear", "rank"):
+        raise UserError(f"calibration {calibration!r}: expected linear or rank")
     _check_same_items(a, b)
     m = pair_moments(a, b)
     if m.score_std < _SAME_TOLERANCE: return _table([], [], "a", a, b, m)
@@ -182,7 +191,8 @@ def mine_pairs(
     while True:
         found = engine(product, room, group, quiet=quiet)
         kept = [_limit(f, per_image, k, group) for f in found]
-        if all(len(p) >= k or len(f.i) < room or f.score[-1] <= 0 for p, f in zip(kept, found)): break
+        if all(len(p) >= k or len(f.i) < room or f.score[-1] <= 0 for p, f in zip(kept, found)):
+            break
         room *= 4
     t = pd.concat([_table(f.i[p], f.j[p], d, a, b, m)
                    for f, p, d in zip(found, kept, "ab")], ignore_index=True)
@@ -200,12 +210,14 @@ def _check_same_items(a: Embeddings, b: Embeddings):
         raise UserError(f"{len(p)} images: a comparison needs three or more")
 
 # %% ../../nbs/library/comparison/03_search.ipynb #3de28644
-def _exact_duplicates(items: pd.DataFrame) -> np.ndarray: # [n] group numbers, equal for equal pixels
+# [n] group numbers, equal for equal pixels
+def _exact_duplicates(items: pd.DataFrame) -> np.ndarray:
     key = items.pixel_hash.fillna(items.item_id) if "pixel_hash" in items else items.item_id
     return pd.factorize(key.astype(str), sort=True)[0]
 
 # %% ../../nbs/library/comparison/03_search.ipynb #d5d64484
-_MAX_ERROR_SD = 0.75 # error bound, in standard deviations of the score, from which the next higher precision is used
+# error bound, in standard deviations of the score, from which the next higher precision is used
+_MAX_ERROR_SD = 0.75
 
 # %% ../../nbs/library/comparison/03_search.ipynb #5593dbc3
 def _cheapest_score_gemm(a, b, m: _PairMoments) -> _ScoreGemm:
@@ -258,7 +270,8 @@ class _RankScores:
         self.width = a.vectors.shape[1]
         edges = np.linspace(-1.001, 1.001, bins + 1)
         f = [_ecdf(k, edges) for k in self.known]
-        self.error = sum(float((v[3:] - v[:-3]).max()) for v in f) + 1e-6 # a rounded cosine may fall into the next bin
+        # a rounded cosine may fall into the next bin
+        self.error = sum(float((v[3:] - v[:-3]).max()) for v in f) + 1e-6
         middle = (edges[1:] + edges[:-1]) / 2
         self.table = [torch.from_numpy(_ecdf(k, middle)).float().to(where) for k in self.known]
 
@@ -345,7 +358,8 @@ def _search_ray(
 ) -> list[_TopPairs]: # one for the direction of A, one for the direction of B
     """Return the result of `_search_exact`, computed in stripes on a Ray cluster.
 
-    Call `ray.init` first to start or join a cluster of several machines. Raises `UserError` where Ray is not installed."""
+    Call `ray.init` first to start or join a cluster of several machines. Raises `UserError` where
+    Ray is not installed."""
     try: import ray
     except ImportError: raise UserError("search_ray needs Ray: pip install 'ccd[ray]'") from None
     if not ray.is_initialized(): ray.init(log_to_driver=False)

@@ -137,7 +137,7 @@ def _color_jitter(
 
     Source: Caron et al. (2021), after BYOL."""
     on = (u[:, 4] < p).float() * strength
-    factor = lambda k, s: 1 + on * s * (2 * u[:, k] - 1)
+    def factor(k, s): return 1 + on * s * (2 * u[:, k] - 1)
     saturation = torch.where(u[:, 5] < grey, torch.zeros_like(on), factor(2, 0.2))
     m, o = _color_jitter_matrix(x.mean((2, 3)), factor(0, 0.4), factor(1, 0.4), saturation,
                      on * 0.1 * (2 * u[:, 3] - 1))
@@ -168,7 +168,8 @@ def to_float(images, device=None) -> Tensor: # [B, 3, S, S] float in 0..1
 # %% ../../nbs/library/data/04_augment.ipynb #abf679a7
 def normalize(x: Tensor, control: Control) -> Tensor:
     "Normalize pixels by the mean and standard deviation that all objectives share."
-    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (control.mean, control.std))
+    mean, std = (torch.tensor(v, device=x.device)[:, None, None]
+                 for v in (control.mean, control.std))
     return (x - mean) / std
 
 # %% ../../nbs/library/data/04_augment.ipynb #183c5abd
@@ -178,7 +179,8 @@ def base_view(
     control: Control, # shared settings
 ) -> Tensor: # [B, 3, s, s] in 0..1
     "Return the view that all objectives share: a crop of nearly the whole image."
-    box = _random_resized_crop_box(_counter_uniform(control.seed, sample, 0, 4), images.shape[-1], control.base_crop)
+    box = _random_resized_crop_box(_counter_uniform(control.seed, sample, 0, 4), images.shape[-1],
+                                   control.base_crop)
     return _crop(images, box, control.vit.image_size)
 
 # %% ../../nbs/library/data/04_augment.ipynb #2e6456dc
@@ -283,7 +285,7 @@ def block_mask(
     area = 4 + area * (n[:, None] - 4).clamp(min=0)
     aspect = torch.exp((2 * aspect - 1) * math.log(0.3))
     w, h = ((area * a).sqrt().round().clamp(1, side) for a in (aspect, 1 / aspect))
-    inside = lambda at, long: (at >= 0) & (at < long)
+    def inside(at, long): return (at >= 0) & (at < long)
     i, k = torch.arange(side, device=u.device), torch.arange(blocks, device=u.device)
     column = inside(i - (x * (side - w + 1)).floor()[..., None], w[..., None])
     row = inside(i - (y * (side - h + 1)).floor()[..., None], h[..., None])

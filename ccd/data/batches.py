@@ -187,7 +187,8 @@ class BatchLoader(_Fed):
         max_faults: float = 0.01, # largest fraction of corrupt samples
         folder=None, # folder of `faults.jsonl`
     ):
-        super().__init__(control, workers, rank, processes, label, require_captions, _BadSampleLog(folder, max_faults))
+        super().__init__(control, workers, rank, processes, label, require_captions,
+                         _BadSampleLog(folder, max_faults))
         self.n = len(corpus)
         self.pixels = ImageDecoder(corpus, size, {*_TEXT_COLUMNS, label})
         self.classes, self.tars = _classes(corpus, label), _tar_lengths(corpus)
@@ -205,8 +206,7 @@ class BatchLoader(_Fed):
     def __call__(self, step: int) -> Batch:
         if self.workers: return self._take(step, _load(self, step))
         now = self.ahead.pop(step, None) or self._soon(step)
-        if step + 1 < self.control.steps:
-            self.ahead = {step + 1: self._soon(step + 1)}
+        if step + 1 < self.control.steps: self.ahead = {step + 1: self._soon(step + 1)}
         return self._take(step, now.result())
 
     def batches(self, start: int, stop: int): # of Batch
@@ -248,7 +248,8 @@ def _load(feed, step): # batch or None, corrupt items, seconds
             found[k] = _read(feed, [row], clock)[0]
             if not found[k]["fault"]: break
     if any(f["fault"] for f in found): return None, met, clock
-    labels = [f[feed.label] if feed.many else feed.classes.get(f.get(feed.label), -100) for f in found]
+    labels = [f[feed.label] if feed.many else feed.classes.get(f.get(feed.label), -100)
+              for f in found]
     return _shown(feed.control.seed, found, sample, labels), met, clock
 
 # %% ../../nbs/library/data/05_batches.ipynb #c09ec8c9
@@ -256,8 +257,7 @@ def _read(feed, rows, clock):
     found = feed.pixels.read(rows)
     for f in found:
         for k, seconds in zip(("storage", "decoding"), f["seconds"]): clock[k] += seconds
-        if feed.require_captions and not f.get("captions"):
-            f["fault"] = f["fault"] or _NO_CAPTION
+        if feed.require_captions and not f.get("captions"): f["fault"] = f["fault"] or _NO_CAPTION
     return found
 
 # %% ../../nbs/library/data/05_batches.ipynb #56bb252b

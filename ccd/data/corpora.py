@@ -104,13 +104,15 @@ def _load_filtered(
     Raises `UserError` where the scores are of other images."""
     keep, _, home = world.source.partition(":")[2].partition(":")
     chosen, (made, scores) = _parse_filter_rule(keep), _load_scores(home, split)
-    check_fields(made["settings"], f"settings in {home}/{split}/manifest.json", ("source", "split", "scorer"))
+    check_fields(made["settings"], f"settings in {home}/{split}/manifest.json",
+                 ("source", "split", "scorer"))
     source = made["settings"]["source"]
     whole = replace(world, source=source)
     opened = open_corpus(whole, split)
     if fingerprint(opened.corpus) != made["inputs"]["corpus"]:
         before = rename_fields(DataSettings, made.get("world") or made["data"])
-        apart = "; ".join(settings_diff(before, to_plain_dict(whole), "data.")) or "its images have changed"
+        apart = ("; ".join(settings_diff(before, to_plain_dict(whole), "data."))
+                 or "its images have changed")
         raise UserError(f"{home} holds scores of another corpus than {source} is now: {apart}. "
                         "Score it again: `ccd filter` with another --out")
     rows = np.flatnonzero(chosen(scores, made["settings"]["scorer"]["cuts"]))
@@ -118,7 +120,8 @@ def _load_filtered(
     lost = scores[scores.fault != ""]
     bad = list(zip(lost.item_id, lost.fault))
     _warn(bad, f"of {len(scores)} images of {source}")
-    return LoadResult(opened.corpus.select(rows), pd.concat([opened.skipped, _skipped(bad)], ignore_index=True))
+    return LoadResult(opened.corpus.select(rows),
+                      pd.concat([opened.skipped, _skipped(bad)], ignore_index=True))
 
 # %% ../../nbs/library/data/03_corpora.ipynb #bdcdb6b0
 def _load_scores(
@@ -131,9 +134,10 @@ def _load_scores(
     folder = user_path(home) / split
     made = read_manifest(folder)
     if not made or not up_to_date(folder, made["settings"], made["inputs"]):
-        raise UserError(f"{home} holds no finished scores of {split} images: make them, or resume, with "
-                        f"`ccd filter SOURCE --split {split} --out {home}`")
-    return made, pd.read_parquet(folder / "scores.parquet", columns=["item_id", "light", "heavy", "fault"])
+        raise UserError(f"{home} holds no finished scores of {split} images: make them, or resume, "
+                        f"with `ccd filter SOURCE --split {split} --out {home}`")
+    return (made, pd.read_parquet(folder / "scores.parquet",
+                            columns=["item_id", "light", "heavy", "fault"]))
 
 # %% ../../nbs/library/data/03_corpora.ipynb #13c3e528
 def center_crop(

@@ -37,7 +37,8 @@ class Scorer:
 
     def __post_init__(self):
         if not self.card.get("name") or set(self.card.get("cuts", ())) != {"light", "heavy"}:
-            raise UserError(f"the card of a scorer needs a name, and thresholds (`cuts`) of light and heavy; got {self.card}")
+            raise UserError("the card of a scorer needs a name, and thresholds (`cuts`) of light "
+                            f"and heavy; got {self.card}")
 
 # %% ../../nbs/library/data/07_filters.ipynb #9b91f72d
 def function_scorer(
@@ -51,13 +52,17 @@ def function_scorer(
     name = f"{f.__module__}.{f.__qualname__}"
     try: source = content_hash(_source(f))
     except (OSError, TypeError):
-        raise UserError(f"the source code of {name} cannot be read, so its scores could be confused "
-                        "with those of another function: define it with `def` in a file, or make a Scorer with a card") from None
-    return Scorer(dict(name=name, source=source, cuts=dict(light=light, heavy=heavy)), partial(_each, f))
+        raise UserError(f"the source code of {name} cannot be read, so its scores could be "
+                        "confused "
+                        "with those of another function: define it with `def` in a file, or make a "
+                        "Scorer with a card") from None
+    return Scorer(dict(name=name, source=source, cuts=dict(light=light, heavy=heavy)),
+                  partial(_each, f))
 
 # %% ../../nbs/library/data/07_filters.ipynb #9020afbe
 def _source(f): # Python 3.13 returns the program of `python -c` for everything evaluated in it
-    if getattr(unwrap(f), "__code__", None) and unwrap(f).__code__.co_filename == "<string>": raise OSError
+    if getattr(unwrap(f), "__code__", None) and unwrap(f).__code__.co_filename == "<string>":
+        raise OSError
     return getsource(f)
 
 # %% ../../nbs/library/data/07_filters.ipynb #ee372297
@@ -85,8 +90,8 @@ def score(
     Raises `UserError` for a stream, other scores in the folder, or too many unreadable images."""
     corpus, skipped = open_corpus(data, split)
     if not hasattr(corpus, "__len__"):
-        raise UserError(f"{data.source} is read from front to back and never held, so its images cannot be "
-                        "chosen by scores: open it as shards:, hf: or folder:")
+        raise UserError(f"{data.source} is read from front to back and never held, so its images "
+                        "cannot be chosen by scores: open it as shards:, hf: or folder:")
     folder, start = user_path(out) / split, time.time()
     settings = dict(source=data.source, split=split, scorer=scorer.card)
     inputs = dict(corpus=fingerprint(corpus))
@@ -99,10 +104,11 @@ def score(
     with atomic_write(folder) as tmp:
         tmp.mkdir()
         table.to_parquet(tmp / "scores.parquet")
-        _summary(table, scorer.card["cuts"], len(_broken(lost))).to_csv(tmp / "summary.csv", index=False)
+        _summary(table, scorer.card["cuts"],
+                 len(_broken(lost))).to_csv(tmp / "summary.csv", index=False)
         lost.to_csv(tmp / "unreadable.csv", index=False)
-        write_manifest(tmp, settings, inputs, [p.name for p in sorted(tmp.iterdir())], time.time() - start,
-                       data=to_plain_dict(data), command=command)
+        write_manifest(tmp, settings, inputs, [p.name for p in sorted(tmp.iterdir())],
+                       time.time() - start, data=to_plain_dict(data), command=command)
     shutil.rmtree(parts)
     return folder
 
@@ -110,9 +116,10 @@ def score(
 def _only_these(folder, settings, inputs): # never overwrite other scores
     require_own_folder(folder)
     m = read_manifest(folder)
-    if m and (apart := [*settings_diff(m["settings"], settings), *settings_diff(m["inputs"], inputs, "inputs.")]):
-        raise UserError(f"{folder} holds other scores: {'; '.join(apart[:3])}. Nothing was changed: "
-                        "choose another folder with --out")
+    if m and (apart := [*settings_diff(m["settings"], settings),
+                        *settings_diff(m["inputs"], inputs, "inputs.")]):
+        raise UserError(f"{folder} holds other scores: {'; '.join(apart[:3])}. Nothing was "
+                        "changed: choose another folder with --out")
 
 # %% ../../nbs/library/data/07_filters.ipynb #efd11b91
 def _score_all(scorer, corpus, parts, most, flush): # one row per image, in order
@@ -142,20 +149,24 @@ def _scored(scorer, found): # scores of a batch as a table
     good = [f["pixels"] for f in found if not f["fault"]]
     said = list(scorer.score(good)) if good else []
     if len(said) != len(good):
-        raise UserError(f"the scorer {scorer.card['name']} gave {len(said)} scores for {len(good)} images: expected one of each")
+        raise UserError(f"the scorer {scorer.card['name']} gave {len(said)} scores for {len(good)} "
+                        "images: expected one of each")
     said = iter(said)
-    rows = [dict(light=None, heavy=None, fault=f["fault"] or "") | ({} if f["fault"] else _checked(next(said)))
+    rows = [dict(light=None, heavy=None,
+                 fault=f["fault"] or "") | ({} if f["fault"] else _checked(next(said)))
             | dict(item_id=f["item_id"]) for f in found]
     return pd.DataFrame(rows).astype(dict(light=float, heavy=float))
 
 # %% ../../nbs/library/data/07_filters.ipynb #eac54f62
 def _checked(said): # valid scores of an image, or their fault
-    if not isinstance(said, dict): return dict(fault=f"not scored: it gave {said!r:.80}, where a dict was expected")
+    if not isinstance(said, dict):
+        return dict(fault=f"not scored: it gave {said!r:.80}, where a dict was expected")
     if said.get("fault"): return said
     given = {k: said[k] for k in ("light", "heavy") if said.get(k) is not None}
     wrong = [k for k, v in given.items() if not _is_number(v)]
     if given and not wrong: return said
-    why = f"{wrong[0]} = {given[wrong[0]]!r:.80}" if wrong else f"neither light nor heavy in {said!r:.80}"
+    why = (f"{wrong[0]} = {given[wrong[0]]!r:.80}" if wrong
+           else f"neither light nor heavy in {said!r:.80}")
     return dict(fault=f"not scored: it gave {why}, where a finite number was expected")
 
 # %% ../../nbs/library/data/07_filters.ipynb #21f54666
@@ -167,7 +178,8 @@ def _is_number(x): # strings are not numbers
 def _too_many(scorer, t, most, n): # error message
     bad = t[t.fault != ""]
     some = "; ".join(f"{i} ({why})" for i, why in zip(bad.item_id[:3], bad.fault[:3]))
-    return (f"the scorer {scorer.card['name']}: {len(bad):,} of the first {len(t):,} images cannot be scored, and at most {most:.2%} of {n:,} are allowed: "
+    return (f"the scorer {scorer.card['name']}: {len(bad):,} of the first {len(t):,} images cannot "
+            f"be scored, and at most {most:.2%} of {n:,} are allowed: "
             f"{some}. Nothing is lost: repair the data, or raise --max-faults, and start again")
 
 # %% ../../nbs/library/data/07_filters.ipynb #f645adfd
@@ -186,7 +198,8 @@ _OCR = dict(name="ocr", reader="rapidocr",
     heavy="share of the picture under lines of confidence above 0.5, where there are two or more",
     cuts=dict(light=0.5, heavy=0.1))
 _READER = {"Global.text_score": 0.0, "Global.log_level": "error", # all lines, no warnings
-           "EngineConfig.onnxruntime.intra_op_num_threads": 1, "EngineConfig.onnxruntime.inter_op_num_threads": 1}
+           "EngineConfig.onnxruntime.intra_op_num_threads": 1,
+           "EngineConfig.onnxruntime.inter_op_num_threads": 1}
 
 # %% ../../nbs/library/data/07_filters.ipynb #9e8e3d1f
 def ocr_scorer() -> Scorer:
@@ -203,7 +216,8 @@ def ocr_scorer() -> Scorer:
     def read(x): # RapidOCR expects BGR
         if not hasattr(own, "engine"): own.engine = make(params=_READER)
         found = own.engine(np.ascontiguousarray(x[..., ::-1]))
-        return _ocr_scores(zip(found.boxes, found.txts, found.scores) if found.txts else (), x.shape[0] * x.shape[1])
+        return _ocr_scores(zip(found.boxes, found.txts, found.scores) if found.txts else (),
+                           x.shape[0] * x.shape[1])
     return Scorer(_OCR | dict(version=version("rapidocr")),
                   partial(_each, read, many=ThreadPoolExecutor(n_cpus()).map))
 
@@ -234,5 +248,6 @@ def format_filter_summary(folder) -> str:
     bad = int(t.unreadable.iloc[0])
     lines = [f"{n:,} {s['split']} images of {s['source']}, scored by {s['scorer']['name']}"]
     if bad: lines.append(f"{bad:,} could not be scored: {folder / 'unreadable.csv'}")
-    return "\n".join(lines + [f"{r.rule} above {r.cut:g}: {r.kept:,} kept ({r.share:.1%}), {r.left_out:,} left out; "
-                              f"--data.source filter:{r.rule}:{folder.parent}" for r in t.itertuples()])
+    return "\n".join(lines + [f"{r.rule} above {r.cut:g}: {r.kept:,} kept ({r.share:.1%}), "
+                        f"{r.left_out:,} left out; --data.source filter:{r.rule}:{folder.parent}"
+                        for r in t.itertuples()])

@@ -19,17 +19,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
-from datasets import (Dataset, Features, Image as ImageFeature, List, Value, concatenate_datasets, load_dataset,
-                      load_from_disk)
+from datasets import (Dataset, Features, Image as ImageFeature, List, Value, concatenate_datasets,
+                      load_dataset, load_from_disk)
 from datasets.features.features import register_feature
 from ..files import UserError, content_hash, user_path
 from ..runs import Progress
 
 # %% ../../nbs/library/data/01_images.ipynb #b2ea57ce
-LoadResult = namedtuple("LoadResult", "corpus skipped") # Dataset; DataFrame with columns file, reason
+# Dataset; DataFrame with columns file, reason
+LoadResult = namedtuple("LoadResult", "corpus skipped")
 _IMAGE_SUFFIXES = frozenset( # opened by Pillow; no video, vector graphics or data arrays
-    ".jpg .jpeg .jpe .jfif .png .apng .webp .avif .avifs .gif .bmp .dib .tif .tiff .jp2 .j2k .j2c .jpc .jpf .jpx .mpo "
-    ".ppm .pgm .pbm .pnm .pfm .tga .icb .vda .vst .ico .cur .icns .pcx .dcx .psd .qoi .sgi .rgb .rgba .bw .dds .blp "
+    ".jpg .jpeg .jpe .jfif .png .apng .webp .avif .avifs .gif .bmp .dib .tif .tiff .jp2 .j2k .j2c "
+    ".jpc .jpf .jpx .mpo "
+    ".ppm .pgm .pbm .pnm .pfm .tga .icb .vda .vst .ico .cur .icns .pcx .dcx .psd .qoi .sgi .rgb "
+    ".rgba .bw .dds .blp "
     ".ftc .ftu .gbr .im .msp .pcd .pxr .ras .fli .flc .xbm .xpm .fit .fits".split())
 USUAL_SUFFIXES = ".jpg, .png, .webp, .tif or another that Pillow opens"
 
@@ -78,20 +81,25 @@ def _pixel_hash(im: Image.Image) -> str:
     return hashlib.sha1(data).hexdigest()[:16]
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de01
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning) # up to twice that many pixels are fine
+# up to twice that many pixels are fine
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # %% ../../nbs/library/data/01_images.ipynb #6f0f473f
 def _opened_image(data):
     try: return Image.open(io.BytesIO(data))
     except Image.DecompressionBombError:
-        raise ValueError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: too many to open") from None
+        raise ValueError(f"more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels: too many to "
+                         "open") from None
     except UnidentifiedImageError:
-        if data[:4] in (b"II*\0", b"MM\0*"): raise ValueError("a TIFF of a kind that Pillow does not open") from None
+        if data[:4] in (b"II*\0", b"MM\0*"):
+            raise ValueError("a TIFF of a kind that Pillow does not open") from None
         raise ValueError(f"no image: its {len(data)} bytes begin with {data[:12]}") from None
 
 # %% ../../nbs/library/data/01_images.ipynb #263e9f82
-_TURNS = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
-    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)))
+_TURNS = dict(zip(range(2, 9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180,
+                   Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE,
+                   Image.Transpose.ROTATE_90)))
 
 # %% ../../nbs/library/data/01_images.ipynb #9380e85a
 def _upright(im): # the EXIF orientation may be corrupt where the pixels are valid
@@ -128,20 +136,26 @@ def _text_of(
 ) -> str:
     "Decode UTF-8, UTF-16, UTF-32 or Latin-1 text, with normalized line ends, stripped."
     codes = [c for mark, c in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-             (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")) if data.startswith(mark)]
-    if data.count(0) > 0.4 * len(data): codes.append("utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be")
+             (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+             if data.startswith(mark)]
+    if data.count(0) > 0.4 * len(data):
+        codes.append("utf-16-le" if data[1::2].count(0) >= data[::2].count(0) else "utf-16-be")
     for code in [*codes, "utf-8-sig", "cp1252", "latin-1"]:
         try: text = data.decode(code)
         except UnicodeError: continue
-        return "\n".join(text.replace("\0", "").replace("\r\n", "\n").split("\r")).strip("\ufeff \t\n")
+        return "\n".join(text.replace("\0",
+                                      "").replace("\r\n", "\n").split("\r")).strip("\ufeff \t\n")
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de06
 def _captions_of(
     value, # value of a column or of a JSON field
 ) -> list: # of str
     "Return the captions in a string, a number, or a list of them; other values give none."
-    if isinstance(value, (list, tuple, np.ndarray)): return [c for v in value for c in _captions_of(v)]
-    if isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value): value = str(value)
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [c for v in value for c in _captions_of(v)]
+    if (isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+        and math.isfinite(value)):
+        value = str(value)
     if not isinstance(value, str) or not value.strip(): return []
     return [value.encode("utf-8", "replace").decode("utf-8")]
 
@@ -157,11 +171,13 @@ def _read_caption(suffix, data): # captions, and the sha256 field of JSON. Raise
     if suffix == ".txt": return _captions_of(_text_of(data)), ""
     facts = _json_of(data)
     sha = facts.get("sha256")
-    return _captions_of(facts.get("caption")), sha if isinstance(sha, str) and re.fullmatch("[0-9a-fA-F]{16,}", sha) else ""
+    return (_captions_of(facts.get("caption")),
+            sha if isinstance(sha, str) and re.fullmatch("[0-9a-fA-F]{16,}", sha) else "")
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de09
 _CAPTION_SUFFIXES = (".txt", ".json")
-_SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "#recycle", "system volume information", "thumbs.db", "desktop.ini"}
+_SYSTEM = {"__macosx", "@eadir", "$recycle.bin", "#recycle", "system volume information",
+           "thumbs.db", "desktop.ini"}
 
 # %% ../../nbs/library/data/01_images.ipynb #77ca5d72
 def _is_hidden(
@@ -184,7 +200,9 @@ def _walk(root): # yield (parts of the path below root, kind) of files and of fo
             own = state.st_dev, state.st_ino
             inside = sorted(os.scandir(place), key=lambda e: e.name) if own not in above else None
         except OSError as e: yield parts, f"cannot be opened: {e.strerror}"; continue
-        if inside is None: yield parts, _LEFT_OUT + "a link back to a folder that it lies in"; continue
+        if inside is None:
+            yield parts, _LEFT_OUT + "a link back to a folder that it lies in"
+            continue
         for e in inside:
             kind = _kind(e)
             if kind == "folder": todo.append(((*parts, e.name), above | {own}))
@@ -195,7 +213,8 @@ def _kind(entry): # kind of a directory entry
     try: folder, file = entry.is_dir(), entry.is_file()
     except OSError: folder = file = False # a link to itself
     if _is_hidden(entry.name): return "hidden folder" if folder else "hidden file"
-    return "folder" if folder else "file" if file else _LEFT_OUT + "a link to nothing, or no regular file"
+    return ("folder" if folder else "file" if file
+            else _LEFT_OUT + "a link to nothing, or no regular file")
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de0a
 class _Files(NamedTuple):
@@ -218,17 +237,20 @@ def files_below(
             count[f"{name}/", "a folder that is hidden, or left by a system"] += n
         elif kind != "file": skipped.append(("/".join(parts) or ".", kind))
         elif suffix in _IMAGE_SUFFIXES: images.append(parts)
-        elif suffix in _CAPTION_SUFFIXES and suffix not in texts.setdefault(_stem(parts), {}): texts[_stem(parts)][suffix] = parts
+        elif suffix in _CAPTION_SUFFIXES and suffix not in texts.setdefault(_stem(parts), {}):
+            texts[_stem(parts)][suffix] = parts
         else: count[f"*{suffix}", "no image by its suffix"] += 1
     for key in texts.keys() - set(map(_stem, images)):
         for suffix in texts.pop(key): count[f"*{suffix}", _ALONE] += 1
-    return _Files(sorted(images), texts, [(printable(f), why) for f, why in skipped] + _counted(count))
+    return _Files(sorted(images), texts,
+                  [(printable(f), why) for f, why in skipped] + _counted(count))
 
 # %% ../../nbs/library/data/01_images.ipynb #5d6abd69
 def _stem(parts): return parts[:-1], os.path.splitext(parts[-1])[0]
 
 def _counted(count): # rows of `skipped`
-    return [(printable(name), f"{_LEFT_OUT}{what}, {n:,} file{'s' * (n != 1)}") for (name, what), n in sorted(count.items())]
+    return [(printable(name), f"{_LEFT_OUT}{what}, {n:,} file{'s' * (n != 1)}")
+            for (name, what), n in sorted(count.items())]
 
 # %% ../../nbs/library/data/01_images.ipynb #ae29ba6f
 def load_folder(
@@ -241,15 +263,16 @@ def load_folder(
     if not root.is_dir(): raise UserError(f"{root} is not a folder: expected one with images")
     files = files_below(root)
     if not files.images:
-        raise UserError(f"{root} holds no image: expected files ending in {USUAL_SUFFIXES}{besides(files.skipped)}")
+        raise UserError(f"{root} holds no image: expected files ending in "
+                        f"{USUAL_SUFFIXES}{besides(files.skipped)}")
     columns, bad = {c: [] for c in ("item_id", "image", "captions", "pixel_hash", "split")}, []
     with Progress("opening images", len(files.images)) as bar:
         for parts in files.images:
             for c, v in _folder_row(root, parts, files, bad).items(): columns[c].append(v)
             bar.add(1)
     if not columns["item_id"]:
-        raise UserError(f"none of the {len(files.images)} images in {root} could be opened; the first: "
-                        f"{bad[0][0]}: {bad[0][1]}")
+        raise UserError(f"none of the {len(files.images)} images in {root} could be opened; the "
+                        f"first: {bad[0][0]}: {bad[0][1]}")
     _warn(bad, f"of {len(files.images)} images in {root}")
     warn_others(files.skipped, root)
     schema = Features(item_id=Value("string"), image=AnyImage(), captions=List(Value("string")),
@@ -263,11 +286,12 @@ def _folder_row(root, parts, files, bad): # {} for a corrupt image
     except Exception as e:
         bad.append((name, _why(e)))
         return {}
-    return dict(item_id=name, image=dict(bytes=None, path=image_place(f)), captions=_captions_beside(root, parts, files),
-                pixel_hash=mark, split=_split(name))
+    return dict(item_id=name, image=dict(bytes=None, path=image_place(f)),
+                captions=_captions_beside(root, parts, files), pixel_hash=mark, split=_split(name))
 
 # %% ../../nbs/library/data/01_images.ipynb #b2721296
-def image_place(f): return str(f) if printable(str(f)) == str(f) else f.absolute().as_uri() # or a URI
+def image_place(f): # or a URI
+    return str(f) if printable(str(f)) == str(f) else f.absolute().as_uri()
 
 # %% ../../nbs/library/data/01_images.ipynb #0ba0ee0c
 def _captions_beside(root, parts, files):
@@ -277,7 +301,8 @@ def _captions_beside(root, parts, files):
             size = os.path.getsize(file := root.joinpath(*own))
             if size > _MOST_TEXT: raise ValueError(f"{size:,} bytes are no caption")
             said = said or _read_caption(suffix, file.read_bytes())[0]
-        except (OSError, ValueError) as e: files.skipped.append((printable("/".join(own)), f"{_NO_TEXT}{_why(e)}"))
+        except (OSError, ValueError) as e:
+            files.skipped.append((printable("/".join(own)), f"{_NO_TEXT}{_why(e)}"))
     return said
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de0b
@@ -294,7 +319,9 @@ def _warn(bad, of):
 def warn_others(rows, where): # separate from the warning about corrupt images
     if rows: warnings.warn(f"skipped in {where}, beside the images: {_few(rows)}")
 
-def _few(rows): return "; ".join(f"{f} ({why.removeprefix(_LEFT_OUT)})" for f, why in rows[:20]) + "; …" * (len(rows) > 20)
+def _few(rows):
+    return ("; ".join(f"{f} ({why.removeprefix(_LEFT_OUT)})" for f, why in rows[:20])
+            + "; …" * (len(rows) > 20))
 
 # %% ../../nbs/library/data/01_images.ipynb #7ff1abe6
 def _split(name): # the same 90 % on every machine
@@ -307,7 +334,8 @@ def image_bytes(
 ) -> bytes: # content of the image file
     "Read the image file that a cell of an image column stores or points to."
     if place and "tar" in place: return _tar_bytes(os.path.join(root, place["tar"]), place)
-    if not place or place["bytes"] is None and not place["path"]: raise ValueError("no image in this row")
+    if not place or place["bytes"] is None and not place["path"]:
+        raise ValueError("no image in this row")
     if place["bytes"] is not None: return place["bytes"]
     if place["path"].startswith("file://"): # a name that is not UTF-8
         return Path(os.fsdecode(unquote_to_bytes(place["path"][7:]))).read_bytes()
@@ -350,7 +378,8 @@ def load_hf_dataset(
     except Exception as e:
         raise UserError(f"could not open the dataset {name!r}: {_cause(e)}") from e
     if isinstance(d, dict):
-        if split not in d: raise UserError(f"{name!r} has no split {split!r}: its splits are {', '.join(d)}")
+        if split not in d:
+            raise UserError(f"{name!r} has no split {split!r}: its splits are {', '.join(d)}")
         d = d[split]
     return as_corpus(d, name)
 
@@ -362,11 +391,15 @@ def dataset_on_disk(
 
     Raises `UserError` where there is no dataset."""
     path = Path(path)
-    if path.is_dir() and any((path / n).exists() for n in ("state.json", "dataset_dict.json")): return load_from_disk(str(path))
-    kinds = [path.suffix[1:]] if path.is_file() else [k for k in ("parquet", "arrow") if any(path.rglob(f"*.{k}"))]
+    if path.is_dir() and any((path / n).exists() for n in ("state.json", "dataset_dict.json")):
+        return load_from_disk(str(path))
+    kinds = ([path.suffix[1:]] if path.is_file()
+             else [k for k in ("parquet", "arrow") if any(path.rglob(f"*.{k}"))])
     if not {"parquet", "arrow"} & set(kinds):
-        raise UserError(f"{path} holds no dataset: expected Parquet files, such as data/train-00000-of-00001.parquet, or "
-                        f"what save_to_disk writes. For images in files say folder:{path}, for tars shards:{path}")
+        raise UserError(f"{path} holds no dataset: expected Parquet files, such as "
+                        "data/train-00000-of-00001.parquet, or "
+                        f"what save_to_disk writes. For images in files say folder:{path}, for "
+                        f"tars shards:{path}")
     if path.is_file(): return load_dataset(kinds[0], data_files={"train": str(path)})
     return load_dataset(str(path))
 
@@ -443,7 +476,8 @@ def _tar_bytes(path, place): # checked against the tar header before them
     f = _open_tar(path) # keep a reference, or another thread could close it
     found = os.pread(f.fileno(), 512 + place["size"], place["offset"] - 512)
     head, data = found[:512], found[512:]
-    if len(data) == place["size"] and _is_header(head) and _number(head[124:136]) == len(data): return data
+    if len(data) == place["size"] and _is_header(head) and _number(head[124:136]) == len(data):
+        return data
     raise ValueError(f"{place['tar']} has changed since it was indexed: start again")
 
 # %% ../../nbs/library/data/01_images.ipynb #c71583f8

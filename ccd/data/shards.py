@@ -27,8 +27,7 @@ from .images import (LoadResult, USUAL_SUFFIXES, _ALONE, _CAPTION_SUFFIXES, _IMA
                              warn_others)
 
 # %% ../../nbs/library/data/02_shards.ipynb #11b7a560
-def tar_members(
-    f, # open tar file
+def tar_members(f, # open tar file
     size: int, # size of the tar, bytes
 ): # (name, first byte, size) of each file
     """Yield the files of a tar, from their headers.
@@ -55,11 +54,13 @@ def _members(f, size): # files, and links as kind "link"
         elif kind not in b"05LxgK\0": yield name, start, n, "link"
 
 # %% ../../nbs/library/data/02_shards.ipynb #7b2a2a90
-_PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+_PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz",
+           b"\x28\xb5\x2f\xfd": "unzstd"}
 
 def _check_unpacked(head):
     unpack = next((u for mark, u in _PACKED.items() if head.startswith(mark)), None)
-    if unpack: raise ValueError(f"compressed, so that no image in it can be found: unpack it by {unpack}")
+    if unpack:
+        raise ValueError(f"compressed, so that no image in it can be found: unpack it by {unpack}")
 
 # %% ../../nbs/library/data/02_shards.ipynb #4341ec9c
 def _text(*parts): # join prefix and name
@@ -101,17 +102,21 @@ def _samples(path, tar):
     with open(path, "rb") as f:
         try:
             for name, at, n, kind in _members(f, size):
-                if any(map(_is_hidden, name.split("/"))): count[".*", "hidden, or left by a system"] += 1
+                if any(map(_is_hidden, name.split("/"))):
+                    count[".*", "hidden, or left by a system"] += 1
                 elif kind == "link": count["links", "a link or a special file within a tar"] += 1
-                elif (suffix := _suffix(name)) in _IMAGE_SUFFIXES: _add(images, name, (at, n), bad, tar)
-                elif suffix in _CAPTION_SUFFIXES: _add(texts, name, _member_caption(f, suffix, n), bad, tar)
+                elif (suffix := _suffix(name)) in _IMAGE_SUFFIXES:
+                    _add(images, name, (at, n), bad, tar)
+                elif suffix in _CAPTION_SUFFIXES:
+                    _add(texts, name, _member_caption(f, suffix, n), bad, tar)
                 else: count[f"*{suffix}", "no image by its suffix"] += 1
         except ValueError as e: bad.append((tar, str(e)))
     return _grouped(images, texts, bad, count, tar), bad, count
 
 # %% ../../nbs/library/data/02_shards.ipynb #37e1153c
 def _add(found, name, value, bad, tar): # the last file of a name wins, as in unpacking
-    if name in found: bad.append((f"{tar}/{name}", f"{_LEFT_OUT}twice in this tar: the last is used"))
+    if name in found:
+        bad.append((f"{tar}/{name}", f"{_LEFT_OUT}twice in this tar: the last is used"))
     found[name] = value
 
 # %% ../../nbs/library/data/02_shards.ipynb #c7ee40c4
@@ -124,7 +129,8 @@ def _member_caption(f, suffix, n): # captions, sha256; or the reason of failure
 def _grouped(images, texts, bad, count, tar): # key -> (position, captions, sha256)
     places = _places(images, bad, count, tar)
     said, lone = {os.path.splitext(n)[0]: [] for n in images}, [] # includes corrupt images
-    for name, value in sorted(texts.items(), key=lambda t: (os.path.splitext(t[0])[1].lower() != ".txt", t[0])):
+    for name, value in sorted(texts.items(),
+                              key=lambda t: (os.path.splitext(t[0])[1].lower() != ".txt", t[0])):
         if isinstance(value, str): bad.append((f"{tar}/{name}", f"{_NO_TEXT}{value}"))
         elif (key := os.path.splitext(name)[0]) in said: said[key].append(value)
         else: lone.append((name, value))
@@ -134,8 +140,8 @@ def _grouped(images, texts, bad, count, tar): # key -> (position, captions, sha2
         if keys := first.get(_first_dot(name), []):
             for key in keys: said[key].append((value[0], "")) # the sha256 is of another file
         else: count[f"*{_suffix(name)}", _ALONE] += 1
-    return {k: (place, next((c for c, _ in said[k] if c), []), next((s for _, s in said[k] if s), ""))
-            for k, place in places.items()}
+    return {k: (place, next((c for c, _ in said[k] if c), []),
+                next((s for _, s in said[k] if s), "")) for k, place in places.items()}
 
 # %% ../../nbs/library/data/02_shards.ipynb #ce1796f8
 def _places(images, bad, count, tar): # key -> position of the used images
@@ -144,8 +150,10 @@ def _places(images, bad, count, tar): # key -> position of the used images
         key = os.path.splitext(name)[0]
         if not place[1]: bad.append((f"{tar}/{name}", "empty: 0 bytes"))
         elif key not in plain and _first_dot(key) in plain:
-            count[f"*{name[len(_first_dot(key)):]}", "a mask or another version of the image without this suffix"] += 1
-        elif key in keys: bad.append((f"{tar}/{name}", f"{_LEFT_OUT}one more image of the sample {key}"))
+            count[f"*{name[len(_first_dot(key)):]}",
+                  "a mask or another version of the image without this suffix"] += 1
+        elif key in keys:
+            bad.append((f"{tar}/{name}", f"{_LEFT_OUT}one more image of the sample {key}"))
         else: keys[key] = place
     return keys
 
@@ -157,8 +165,8 @@ def _first_dot(name):
 # %% ../../nbs/library/data/02_shards.ipynb #a1c0de0f
 def _shard_row(tar, key, place, captions, sha):
     (at, n), item = place, f"{tar.removesuffix('.tar')}/{key}"
-    return dict(item_id=item, image=dict(tar=tar, offset=at, size=n), captions=captions, split=_split(item),
-                pixel_hash=(sha or content_hash([tar, at, n]))[:16])
+    return dict(item_id=item, image=dict(tar=tar, offset=at, size=n), captions=captions,
+                split=_split(item), pixel_hash=(sha or content_hash([tar, at, n]))[:16])
 
 # %% ../../nbs/library/data/02_shards.ipynb #4dcbf1e3
 def _known(root, tar, home): # current state of a tar; its record if it has this state
@@ -177,8 +185,8 @@ def _index(root, tar, home, schema): # write the rows and the record of one tar
     for split in ("train", "test"):
         rows = (r for k, s in found.items() if (r := _shard_row(tar, k, *s))["split"] == split)
         _write_arrow(_part(home, tar, f"{split}.arrow"), schema, _batches(rows, schema))
-    write_json(_part(home, tar, "json"), dict(
-        state=state, images=len(found), skipped=bad, count=[[*what, n] for what, n in sorted(count.items())],
+    write_json(_part(home, tar, "json"), dict(state=state, images=len(found), skipped=bad,
+        count=[[*what, n] for what, n in sorted(count.items())],
         no_image=sum(n for (_, why), n in count.items() if why == _ALONE),
         no_caption=sum(not said for _, said, _ in found.values())))
 
@@ -243,10 +251,12 @@ def load_shards(
     said = _summary(root, facts, bad + others)
     files = [_join(home, tars, s, key, schema) for s in ("train", "test")]
     info = DatasetInfo(description=said + _twice(home, key, files))
-    found = [Dataset.from_file(str(f), info=info) for f, s in zip(files, ("train", "test")) if split in (None, s)]
+    found = [Dataset.from_file(str(f), info=info)
+             for f, s in zip(files, ("train", "test")) if split in (None, s)]
     _warn(bad, f"files in {root}")
     warn_others(others, root)
-    return LoadResult(concatenate_datasets(found) if len(found) > 1 else found[0], _skipped(bad + others))
+    return LoadResult(concatenate_datasets(found) if len(found) > 1 else found[0],
+                      _skipped(bad + others))
 
 # %% ../../nbs/library/data/02_shards.ipynb #7215d579
 def _others(facts): # counts of other files, over all tars
@@ -260,8 +270,8 @@ def _summary(root, facts, bad): # description of the dataset
     images, mute, blind = (sum(f[k] for f in facts) for k in ("images", "no_caption", "no_image"))
     if images: return (f"{images:,} images in {len(facts):,} tars; without a caption: {mute:,}; "
                        f"samples without an image: {blind:,}")
-    raise UserError(f"none of the {len(facts)} tars in {root} holds an image: expected files ending in {USUAL_SUFFIXES}"
-                    + besides(bad))
+    raise UserError(f"none of the {len(facts)} tars in {root} holds an image: expected files "
+                    f"ending in {USUAL_SUFFIXES}" + besides(bad))
 
 # %% ../../nbs/library/data/02_shards.ipynb #a1c0de10
 def _twice(home, key, files): # number of keys that several tars share, as text; cached
@@ -284,17 +294,21 @@ def _repeats(files): # needs 8 bytes per key
 
 # %% ../../nbs/library/data/02_shards.ipynb #a1c0de11
 def _find_tars(path): # folder, its tars, and (file, reason) of skipped files
-    root, found = (path, [("/".join(parts), kind) for parts, kind in _walk(path)]) if path.is_dir() else _matching(path)
+    root, found = ((path, [("/".join(parts), kind) for parts, kind in _walk(path)]) if path.is_dir()
+                   else _matching(path))
     own = sorted((n, kind) for n, kind in found if _suffix(n) == ".tar")
     tars = [n for n, kind in own if kind == "file" and n == printable(n)]
-    bad = [(printable(n), "its name is not UTF-8: give it another") for n, kind in own if kind == "file" and n != printable(n)]
+    bad = [(printable(n), "its name is not UTF-8: give it another")
+           for n, kind in own if kind == "file" and n != printable(n)]
     bad += [(printable(n), _LEFT_OUT + "hidden") for n, kind in own if kind.startswith("hidden")]
-    bad += [(printable(n), "compressed, so that no image in it can be found: unpack it, as by gunzip") for n, kind in sorted(found)
-            if kind == "file" and re.search(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", n, re.I)]
+    bad += [(printable(n),
+             "compressed, so that no image in it can be found: unpack it, as by gunzip")
+            for n, kind in sorted(found) if kind == "file"
+            and re.search(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", n, re.I)]
     bad += [(printable(n), kind) for n, kind in found if kind.startswith((_LEFT_OUT, "cannot"))]
     if tars: return root, tars, bad
-    raise UserError(f"{path} holds no tar: expected a folder of shards such as 00000.tar, or a pattern such as "
-                    f"DATA/000*.tar{besides(bad)}")
+    raise UserError(f"{path} holds no tar: expected a folder of shards such as 00000.tar, or a "
+                    f"pattern such as DATA/000*.tar{besides(bad)}")
 
 # %% ../../nbs/library/data/02_shards.ipynb #6820cb90
 def _matching(path): # folder before the first wildcard, and the files that match the pattern
@@ -302,8 +316,10 @@ def _matching(path): # folder before the first wildcard, and the files that matc
     parts = list(itertools.takewhile(lambda p: not re.search(r"[*?\[]", p), path.parts))
     root = Path(*parts) if len(parts) < len(path.parts) else path.parent
     try: found = sorted(root.glob(str(path.relative_to(root))))
-    except (ValueError, NotImplementedError) as e: raise UserError(f"{path} is no pattern: {e}") from e
-    return root, [(str(p.relative_to(root)), "file" if p.is_file() else _LEFT_OUT + "a link to nothing, or no regular file")
+    except (ValueError, NotImplementedError) as e:
+        raise UserError(f"{path} is no pattern: {e}") from e
+    return root, [(str(p.relative_to(root)),
+                   "file" if p.is_file() else _LEFT_OUT + "a link to nothing, or no regular file")
                   for p in found]
 
 # %% ../../nbs/library/data/02_shards.ipynb #af2cb4c6

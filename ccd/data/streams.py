@@ -33,7 +33,8 @@ class _Stream(_Fed):
         label: str | None = None, require_captions: bool = False,
         max_faults: float = 0.01, folder=None,
     ):
-        super().__init__(control, workers, rank, processes, label, require_captions, _BadSampleLog(folder, max_faults))
+        super().__init__(control, workers, rank, processes, label, require_captions,
+                         _BadSampleLog(folder, max_faults))
         self.size, self.rank, self.processes = size, rank, processes
         _expect_files(corpus, processes, max(1, workers))
         self.corpus, self.classes = corpus, _stream_classes(corpus, label)

@@ -86,7 +86,8 @@ class Encoder:
 @dataclass(frozen=True)
 class FeatureSpec:
     "Specify a feature of an encoder."
-    name: str = "" # cls, pooled, cls+pooled or projected; "": cls, or pooled where there is no class token
+    # cls, pooled, cls+pooled or projected; "": cls, or pooled where there is no class token
+    name: str = ""
     layer: int = -1 # block: -1 the last, -2 the one before it; or counted from 1
     norm: str = "after" # `after` or `before` the network's final norm
     blocks: int = 1 # number of blocks whose CLS tokens are concatenated, the last one at `layer`
@@ -115,7 +116,7 @@ def _make_feature_fn(
 ): # function: normalized pixels [B, 3, H, W] -> Features
     "Return the function that computes all features of a network."
     held, as_is = [], lambda t: t
-    hold = lambda module, seen, out: held.append(out)
+    def hold(module, seen, out): return held.append(out)
     if a.blocks is not None:
         del a.blocks[depth:]
         for b in a.blocks[-many:]: b.register_forward_hook(hold)
@@ -149,7 +150,8 @@ def make_encoder(
 
     Raises `UserError` where it does not have that feature."""
     depth = 0 if a.blocks is None else len(a.blocks)
-    last, k = feature.layer in (-1, depth), feature.layer if feature.layer > 0 else depth + 1 + feature.layer
+    last, k = (feature.layer in (-1, depth),
+               feature.layer if feature.layer > 0 else depth + 1 + feature.layer)
     if not last and not 1 <= k <= depth:
         raise UserError(f"{card.name} has no layer {feature.layer}: " + (
             f"it has 1 to {depth}, or -1 (the last) to -{depth}" if depth else
@@ -158,18 +160,21 @@ def make_encoder(
         raise UserError(f"{card.name} has no CLS tokens of {feature.blocks} blocks to join: " + (
             f"up to its layer there are {k}" if a.has_cls else "it has no CLS token"))
     if a.opaque and feature.norm == "before":
-        raise UserError(f"{card.name} cannot be read before its final norm: where that is cannot be told of "
-                        f"{card.architecture}; leave final_norm=false out")
+        raise UserError(f"{card.name} cannot be read before its final norm: where that is cannot "
+                        f"be told of {card.architecture}; leave final_norm=false out")
     shared = a.projects and last and feature.norm == "after"
     taps = ("cls",) * a.has_cls + ("patches", "pooled") + ("projected",) * shared
     norm = ("as the network leaves it" if a.opaque else "none" if a.norm is None else
-            f"{feature.norm} the final norm" + ", which follows the mean" * (a.norm_last and feature.norm == "after"))
+            f"{feature.norm} the final norm"
+            + ", which follows the mean" * (a.norm_last and feature.norm == "after"))
     layer = "last" if last else f"{k} of {depth}"
     if feature.blocks > 1: layer = f"{k - feature.blocks + 1} to {k} of {depth}"
     card = replace(card, layer=layer, norm=norm,
                    projection="not applied" if a.projects else "none")
-    read = _make_feature_fn(a, k, feature.norm == "after", shared, _DTYPES[card.precision], feature.blocks)
-    return Encoder(card, read, fit, taps).tapped(feature.name or taps[0].replace("patches", "pooled"))
+    read = _make_feature_fn(a, k, feature.norm == "after", shared, _DTYPES[card.precision],
+                            feature.blocks)
+    return Encoder(card, read, fit,
+                   taps).tapped(feature.name or taps[0].replace("patches", "pooled"))
 
 # %% ../../nbs/library/encoders/01_base.ipynb #36fe0918
 def _vit_adapter(
@@ -180,4 +185,5 @@ def _vit_adapter(
     def run(x):
         t = model.forward_features(x)
         return t, None if projection is None else t[:, 0].float() @ projection.T
-    return BackboneAdapter(run, True, model.num_prefix_tokens, projection is not None, model.blocks, model.norm)
+    return BackboneAdapter(run, True, model.num_prefix_tokens, projection is not None, model.blocks,
+                           model.norm)

@@ -53,13 +53,16 @@ def random_vit(
     "Return the untrained ViT of a control: the shared initialization of its runs."
     model = build_vit(control.vit, control.seed)
     card = _card("random ViT", control, "none", weights_hash(model))
-    return make_encoder(_vit_adapter(_placed(model, precision)), replace(card, precision=precision), feature)
+    return make_encoder(_vit_adapter(_placed(model, precision)), replace(card, precision=precision),
+                        feature)
 
 # %% ../../nbs/library/encoders/03_baselines.ipynb #9d8c3da8
 def _card(name, control, training, revision):
     v = control.vit
     arch = f"ViT d{v.width} depth {v.depth} patch {v.patch_size}" + ", SwiGLU" * (v.ffn == "swiglu")
-    return EncoderCard(name, arch, training, revision, size=v.image_size, mean=control.mean, std=control.std)
+    return EncoderCard(name, arch, training, revision, size=v.image_size, mean=control.mean,
+                       std=control.std)
 
 # %% ../../nbs/library/encoders/03_baselines.ipynb #c30f165c
-def _placed(model, precision): return model.to(device(), _DTYPES[precision]).eval().requires_grad_(False)
+def _placed(model, precision):
+    return model.to(device(), _DTYPES[precision]).eval().requires_grad_(False)

@@ -46,12 +46,13 @@ class Embeddings:
     def __post_init__(self):
         shape = getattr(self.vectors, "shape", ())
         if not isinstance(self.items, pd.DataFrame) or "item_id" not in self.items:
-            raise UserError("items: expected a DataFrame with a column item_id, a row for each vector")
+            raise UserError("items: expected a DataFrame with a column item_id, a row for each "
+                            "vector")
         if len(shape) != 2 or shape[0] != len(self.items):
-            raise UserError(f"vectors of shape {tuple(shape)} for {len(self.items)} items: expected [n, d], a row for each item")
+            raise UserError(f"vectors of shape {tuple(shape)} for {len(self.items)} items: "
+                            "expected [n, d], a row for each item")
 
-    def unit(self,
-        rows=slice(None), # rows to return
+    def unit(self, rows=slice(None), # rows to return
         dtype=np.float32, # number type of the result
     ) -> np.ndarray: # [n, d]
         "Return L2-normalized vectors; a zero vector stays zero."
@@ -91,8 +92,8 @@ def _flattened(
     for c in [c for c in items if items[c].dtype == object]:
         if not set(map(type, items[c])) & {list, tuple, np.ndarray, dict}: continue
         items = items.assign(**{c: [_one_value(v) for v in items[c]]})
-        warnings.warn(f"{file}: the column {c!r} holds lists or mappings: each is one value, such as "
-                      f"{items[c].dropna().iloc[:1].tolist()}")
+        warnings.warn(f"{file}: the column {c!r} holds lists or mappings: each is one value, "
+                      f"such as {items[c].dropna().iloc[:1].tolist()}")
     return items
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #d85652cf
@@ -106,8 +107,8 @@ def load_embeddings(folder) -> Embeddings:
     "Open a folder of embeddings, with its vectors memory-mapped."
     folder = Path(folder)
     return Embeddings(np.load(folder / "vectors.npy", mmap_mode="r"),
-                      _flattened(pd.read_parquet(folder / "items.parquet"), folder / "items.parquet"),
-                      read_json(folder / "card.json"))
+                      _flattened(pd.read_parquet(folder / "items.parquet"),
+                                 folder / "items.parquet"), read_json(folder / "card.json"))
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #58047b20
 def _allocate(path, dtype, shape):
@@ -122,18 +123,21 @@ def _allocate(path, dtype, shape):
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #2b6f0a29
 def load_vectors(
     file, # .npy file of [n, d] vectors, or a folder written by `ccd embed`
-    table=None, # .parquet, .csv or .tsv file of the items; None: the file beside the vectors with the same name
+    # .parquet, .csv or .tsv file of the items; None: the file beside the vectors with the same name
+    table=None,
     card: dict | None = None, # known fields of the encoder's card
 ) -> Embeddings: # memory-mapped; rows that were left out are in `skipped`
     """Load embeddings that were computed elsewhere. Warns of rows that are left out.
 
-    Raises `UserError` for a file or table that cannot be read, for different numbers of rows, and where no row is usable."""
+    Raises `UserError` for a file or table that cannot be read, for different numbers of rows, and
+    where no row is usable."""
     file, table, known, lost = _given(user_path(file), table)
     vectors, items = _open_npy(file), _open_table(table)
     if len(vectors) != len(items):
         raise UserError(f"{file} has {len(vectors):,} rows and its table "
                         f"{len(items):,}: expected one row for each vector")
-    e = Embeddings(vectors, items, {f.name: None for f in fields(EncoderCard)} | known | (card or {}), lost)
+    e = Embeddings(vectors, items,
+                   {f.name: None for f in fields(EncoderCard)} | known | (card or {}), lost)
     e = _without_faults(e, file)
     if zeros := int(e.zeros().sum()):
         warnings.warn(f"{zeros:,} of {len(e.items):,} vectors in {file} are zeros")
@@ -143,14 +147,18 @@ def load_vectors(
 _SKIPPED = ["item_id", "reason"]
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #8e2eb365
-def _given(path, table): # files of vectors and of items; known fields of the card; items without a vector
+# files of vectors and of items; known fields of the card; items without a vector
+def _given(path, table):
     if not path.is_dir():
-        return path, _beside(path, table), dict(name=path.stem, revision=_revision(path)), pd.DataFrame(columns=_SKIPPED)
+        return (path, _beside(path, table), dict(name=path.stem, revision=_revision(path)),
+                pd.DataFrame(columns=_SKIPPED))
     if not (path / "vectors.npy").exists():
-        raise UserError(f"{path} holds no vectors.npy: expected a folder that `ccd embed` has finished, or a file NAME.npy")
+        raise UserError(f"{path} holds no vectors.npy: expected a folder that `ccd embed` has "
+                        "finished, or a file NAME.npy")
     lost, card = (path / n for n in ("skipped.csv", "card.json"))
     return (path / "vectors.npy", Path(table).expanduser() if table else path / "items.parquet",
-            _card_of(card) if card.exists() else dict(name=path.name, revision=_revision(path / "vectors.npy")),
+            _card_of(card) if card.exists()
+            else dict(name=path.name, revision=_revision(path / "vectors.npy")),
             load_table(lost, None) if lost.exists() else pd.DataFrame(columns=_SKIPPED))
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #b03039e1
@@ -163,7 +171,8 @@ def _revision(file): return file_hash(file)[:16] if file.is_file() else None
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #b736ffe9
 def _beside(file, table):
-    tried = [Path(table).expanduser()] if table else [file.with_suffix(s) for s in (".parquet", ".csv", ".tsv")]
+    tried = ([Path(table).expanduser()] if table
+             else [file.with_suffix(s) for s in (".parquet", ".csv", ".tsv")])
     found = next((t for t in tried if t.exists()), None)
     if found or not file.exists(): return found # a missing vector file is reported first
     raise UserError(f"{file} has no table: expected {' or '.join(map(str, tried))}, "
@@ -174,9 +183,12 @@ def _open_npy(file):
     try: x = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as e: raise UserError(f"{file} is no readable .npy file: {e}") from e
     got = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else "an archive"
-    if isinstance(x, np.ndarray) and x.ndim == 2 and x.size and x.dtype.kind == "f": return _native(x)
-    hint = "; save them as numpy.float32" if getattr(x, "dtype", np.dtype("f4")).kind in "iubcVO" else ""
-    raise UserError(f"{file} holds {got}: expected floats of shape (rows, dimensions), one row or more{hint}")
+    if isinstance(x, np.ndarray) and x.ndim == 2 and x.size and x.dtype.kind == "f":
+        return _native(x)
+    hint = ("; save them as numpy.float32" if getattr(x, "dtype", np.dtype("f4")).kind in "iubcVO"
+            else "")
+    raise UserError(f"{file} holds {got}: expected floats of shape (rows, dimensions), one row or "
+                    f"more{hint}")
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #c4ce7318
 def _native(x): # copy floats that PyTorch cannot read into a temporary memory map
@@ -188,7 +200,8 @@ def _native(x): # copy floats that PyTorch cannot read into a temporary memory m
     return out
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #424248d1
-_LARGEST, _SMALLEST = 1e15, 1e-12 # limits of the largest value of a vector: float32 can represent the squares and their sum
+# limits of the largest value of a vector: float32 can represent the squares and their sum
+_LARGEST, _SMALLEST = 1e15, 1e-12
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #7fcae24c
 def _faults_of(vectors): # [n] defect of each row, or ""
@@ -197,8 +210,8 @@ def _faults_of(vectors): # [n] defect of each row, or ""
         most = np.abs(vectors[s]).max(1).astype(np.float64) # NaN if any value is NaN
         out[s][~np.isfinite(most)] = "NaN or infinity in its vector"
         far = np.isfinite(most) & (most > 0) & ((most > _LARGEST) | (most < _SMALLEST))
-        out[s][far] = ("its vector is too large or too small for float32: its largest value is not within "
-                       f"{_SMALLEST:g} to {_LARGEST:g}")
+        out[s][far] = ("its vector is too large or too small for float32: its largest value is not "
+                       f"within {_SMALLEST:g} to {_LARGEST:g}")
     return out
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #5ebaf2f1
@@ -217,14 +230,15 @@ def _open_table(file):
     text = file.suffix.lower() in (".csv", ".tsv")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning) # raised for a row longer than the header
+            # raised for a row longer than the header
+            warnings.simplefilter("error", pd.errors.ParserWarning)
             t = load_table(file, None) if text else pd.read_parquet(file)
     except Exception as e:
         raise UserError(f"{file} is no readable table, .csv, .tsv or .parquet: {e}") from e
     if t.index.name == "item_id" and "item_id" not in t: t = t.reset_index()
     if list(t.columns).count("item_id") != 1:
-        raise UserError(f"{file} has {'no' if 'item_id' not in t else 'more than one'} column item_id; "
-                        f"its columns are {', '.join(map(str, t.columns))}")
+        raise UserError(f"{file} has {'no' if 'item_id' not in t else 'more than one'} column "
+                        f"item_id; its columns are {', '.join(map(str, t.columns))}")
     if t.item_id.isna().any():
         raise UserError(f"{file} has no item_id in row {int(t.item_id.isna().argmax())}")
     t = t.reset_index(drop=True).assign(item_id=t.item_id.astype(str).values)
@@ -234,13 +248,16 @@ def _open_table(file):
                     f"{twice.iloc[0]!r}: expected each item_id once")
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #2b6f0a33
-Aligned = namedtuple("Aligned", "a b only_a only_b") # a and b: Embeddings; only_a and only_b: lists of item_id
+# a and b: Embeddings; only_a and only_b: lists of item_id
+Aligned = namedtuple("Aligned", "a b only_a only_b")
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #1627c6f0
-def align(a: Embeddings, b: Embeddings) -> Aligned: # embeddings with the same rows, in the order of a
+def align(a: Embeddings, b: Embeddings,
+) -> Aligned: # embeddings with the same rows, in the order of a
     """Return two embeddings on their common items, and the items that only one of them has.
 
-    Raises `UserError` where they have no common item, where an item_id occurs twice, and where an item has different pixels."""
+    Raises `UserError` where they have no common item, where an item_id occurs twice, and where an
+    item has different pixels."""
     ia, ib = (pd.Index(x.items.item_id) for x in (a, b))
     for name, i in (("first", ia), ("second", ib)):
         if i.has_duplicates:

@@ -54,7 +54,8 @@ class _ExtractionJob:
 def _side_by_side(fit): return callable(fit) and device().type == "cpu"
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a14
-_EmbeddedPart = namedtuple("_EmbeddedPart", "vectors faults") # [k, d] vectors; [(row, item_id, reason)] of corrupt images
+# [k, d] vectors; [(row, item_id, reason)] of corrupt images
+_EmbeddedPart = namedtuple("_EmbeddedPart", "vectors faults")
 
 def _name(job, a, b): return job.parts / f"{a:010d}-{b:010d}.npz"
 
@@ -74,7 +75,8 @@ def _write_part(job, a, b, made): # of some batches
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #60249559
 def _faults(path): # without reading the vectors
-    with np.load(path) as z: return list(zip(z["row"].tolist(), z["item"].tolist(), z["why"].tolist()))
+    with np.load(path) as z:
+        return list(zip(z["row"].tolist(), z["item"].tolist(), z["why"].tolist()))
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #3e905f58
 def _forget_mended(job): # delete parts whose corrupt images can be decoded now
@@ -146,11 +148,12 @@ def _vectors(encoder, job, todo): # yield one `_EmbeddedPart` per batch, in orde
 def _stored(v, dtype, names, encoder): # vectors in the stored type, checked
     bad = ~np.isfinite(v).all(1)
     if bad.any():
-        raise UserError(f"{encoder} makes of {names[bad.argmax()]!r} a vector with NaN or infinity; "
-                        "check its weights, its precision and its preprocessing")
+        raise UserError(f"{encoder} makes of {names[bad.argmax()]!r} a vector with NaN or "
+                        "infinity; check its weights, its precision and its preprocessing")
     most = np.abs(v).max(1)
     if dtype == "float16" and most.max() > 65504:
-        raise UserError(f"{encoder} makes of {names[most.argmax()]!r} a vector with {most.max():.4g} in "
+        raise UserError(f"{encoder} makes of {names[most.argmax()]!r} a vector with "
+                        f"{most.max():.4g} in "
                         "it, and float16 ends at 65504: store the vectors with dtype float32")
     return v.astype(dtype)
 
@@ -159,7 +162,8 @@ def embed(
     encoder, # an `Encoder`, the name of an encoder, or a function that returns one
     corpus, # images, or a function that opens them
     folder, # output folder
-    size: int | None = None, # size to which images are decoded, px, for an encoder without its own preprocessing
+    # size to which images are decoded, px, for an encoder without its own preprocessing
+    size: int | None = None,
     dtype: str = "float16", # number type of the stored vectors: float16 or float32
     flush: float = 10.0, # seconds between parts
     *,
@@ -169,10 +173,11 @@ def embed(
     engine: str = "local", # `local` or `ray`
     workers: int = 0, # number of Ray workers; 0: one per GPU, or one per core
 ) -> Path: # the output folder
-    """Extract the feature that the card names for all images, and return the folder. Resumes an interrupted run.
+    """Extract the feature that the card names for all images, and return the folder. Resumes an
+    interrupted run.
 
-    Raises `UserError` for NaN and infinity, for values beyond the stored type, for an empty corpus and for too many
-    corrupt images."""
+    Raises `UserError` for NaN and infinity, for values beyond the stored type, for an empty corpus
+    and for too many corrupt images."""
     _check(encoder, dtype, engine)
     make = partial(load, encoder) if isinstance(encoder, str) else encoder
     e = encoder if isinstance(encoder, Encoder) else make()
@@ -196,7 +201,8 @@ def _locally(encoder, job, flush, count): # write a part every `flush` seconds
     todo, made, saved, written = job.todo(), [], time.time(), None
     with ThreadPoolExecutor(1) as writer: # while the next batch computes
         for a, following, part in zip(todo, [*todo[1:], None], _vectors(encoder, job, todo)):
-            first, end = a if not made else first, min(job.n, a + job.batch)
+            if not made: first = a
+            end = min(job.n, a + job.batch)
             made.append(part); count(end - a, part.faults)
             if following != end or time.time() - saved >= flush:
                 if written: written.result()
@@ -217,10 +223,12 @@ def _check(encoder, dtype, engine):
 # %% ../../nbs/library/encoders/08_extraction.ipynb #d146cbb5
 def _job(encoder, corpus, size, dtype, draft, batch): # the job, and the settings that identify it
     if not len(corpus): raise UserError("there are no images to embed: the corpus has no rows")
-    fit, settings = getattr(encoder, "fit", None), dict(card=to_plain_dict(encoder.card), dtype=dtype)
+    fit, settings = (getattr(encoder, "fit", None),
+                     dict(card=to_plain_dict(encoder.card), dtype=dtype))
     if fit:
         batch = batch or (_BATCH_PER_CORE if _side_by_side(fit) else BATCH)
-        settings |= dict(fit=to_plain_dict(fit) if is_dataclass(fit) else fit.size, batch=batch, draft=draft)
+        settings |= dict(fit=to_plain_dict(fit) if is_dataclass(fit) else fit.size, batch=batch,
+                         draft=draft)
         return _ExtractionJob(corpus, fit, batch, dtype, draft), settings
     size, batch = size or encoder.card.size, batch or BATCH
     settings |= dict(size=size) | (dict(batch=batch) if batch != BATCH else {})
@@ -241,8 +249,8 @@ def _counter(job, bar, most):
         bar.add(rows); bad.extend(faults)
         if len(bad) > most * max(job.n, MIN_SAMPLES_FOR_LIMIT):
             raise UserError(f"{len(bad):,} of the first {bar.done:,} images cannot be decoded, and "
-                            f"at most {most:.2%} of {job.n:,} are allowed: {_few(bad)}. Nothing is lost: "
-                            "repair them, or raise max_faults, and start again")
+                            f"at most {most:.2%} of {job.n:,} are allowed: {_few(bad)}. Nothing is "
+                            "lost: repair them, or raise max_faults, and start again")
     count(0, [])
     return count
 
@@ -275,7 +283,8 @@ def _seal(card, job, folder, settings, inputs, start):
 def _join(job, path, kept): # join the parts; number of zero vectors
     found, out, at, zeros = _parts(job), None, 0, 0
     if [a for _, a, _ in found] + [job.n] != [0] + [b for *_, b in found]:
-        raise UserError(f"the parts in {job.parts} do not fit together: remove that folder and start again")
+        raise UserError(f"the parts in {job.parts} do not fit together: remove that folder and "
+                        "start again")
     with atomic_write(path) as tmp:
         for p, *_ in found:
             with np.load(p) as z: v = z["vectors"]
@@ -302,7 +311,8 @@ class _Worker: # returns a UserError instead of raising it: Ray would wrap the e
     def __init__(self, make, card, job, corpus):
         self.encoder = make()
         if (own := to_plain_dict(self.encoder.card)) != card:
-            raise RuntimeError(f"on this machine {card['name']} is a different encoder: {own}, not {card}")
+            raise RuntimeError(f"on this machine {card['name']} is a different encoder: {own}, not "
+                               f"{card}")
         self.job = replace(job, corpus=corpus() if callable(corpus) else corpus)
 
     def __call__(self, spans: dict) -> dict:
@@ -322,7 +332,8 @@ def _spans(job): # adjacent batches of `_ROWS_PER_PART` rows at most
     out = []
     for a in job.todo():
         end = min(job.n, a + job.batch)
-        if out and out[-1]["stop"] == a and end - out[-1]["start"] <= _ROWS_PER_PART: out[-1]["stop"] = end
+        if out and out[-1]["stop"] == a and end - out[-1]["start"] <= _ROWS_PER_PART:
+            out[-1]["stop"] = end
         else: out.append(dict(start=a, stop=end))
     return out
 

@@ -19,7 +19,9 @@ from ..runs import claim_folder, outputs_hash
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #7513f2bc
 def _open_images(
-    source: str, # emoji-scenes, emoji-words, emoji-single, hf:NAME, shards:PATH, folder:PATH or the path of a folder
+    # emoji-scenes, emoji-words, emoji-single, hf:NAME, shards:PATH, folder:PATH or the path of a
+    # folder
+    source: str,
     settings: Settings, # settings, whose `data` defines the synthetic emoji dataset
 ): # a corpus
     "Open the images on which encoders are compared."
@@ -68,7 +70,8 @@ def embed_images(
     corpus = _open_images(source, settings) if corpus is None else corpus
     size = None if e.fit else max(settings.data.size, e.card.size)
     claim_folder(folder, dict(encoder=encoder, images=_stored_name(source), size=size))
-    make = partial(load_encoder, encoder, settings) if embed_kwargs.get("engine") == "ray" else e # each worker loads the encoder
+    # each worker loads the encoder
+    make = partial(load_encoder, encoder, settings) if embed_kwargs.get("engine") == "ray" else e
     return load_embeddings(embed(make, corpus, folder, size, **embed_kwargs))
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #6c001e7a
@@ -79,10 +82,12 @@ class EncoderPair:
     names: tuple[str, str] # names of A and B
     vectors: dict # name -> Embeddings
     specs: dict # name -> spec with which the encoder is loaded
-    references: dict = field(default_factory=dict) # name of A or B -> name of another seed of that encoder
+    # name of A or B -> name of another seed of that encoder
+    references: dict = field(default_factory=dict)
     corpus: object = None # the images; None where there are only vectors
     lost: pd.DataFrame = None # items that are not in all encoders: item_id, reason
-    doubts: list = field(default_factory=list) # contradictions between tables of items, one sentence each
+    # contradictions between tables of items, one sentence each
+    doubts: list = field(default_factory=list)
     keys: dict = field(default_factory=dict) # name -> hash of vectors and items
 
     @property
@@ -104,14 +109,16 @@ def embed_pair(
     corpus, # the images; None where both encoders are `npy:`
     settings: Settings, # settings of the synthetic emoji dataset and of a random-init ViT
     out: Path, # output folder
-    seed_replicate_a: str = "", seed_replicate_b: str = "", # names of another seed of A and of B; "": none
+    seed_replicate_a: str = "", # name of another seed of A; "": none
+    seed_replicate_b: str = "", # name of another seed of B; "": none
     baselines: tuple = ("pixels:16",), # names of more encoders for reference
     **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> EncoderPair:
     """Embed the same images with all encoders, and keep the items that all of them have.
 
     Raises `UserError` where there are none."""
-    wanted = dict(a=a, b=b) | {f"reference_{k}": s for k, s in (("a", seed_replicate_a), ("b", seed_replicate_b)) if s}
+    wanted = (dict(a=a, b=b) | {f"reference_{k}": s
+                 for k, s in (("a", seed_replicate_a), ("b", seed_replicate_b)) if s})
     if start := shared_init_spec(a, b): baselines = (*baselines, start)
     wanted |= {f"beside_{k}": s for k, s in enumerate(baselines)}
     if corpus is None: wanted = {k: s for k, s in wanted.items() if s.startswith("npy:")}
@@ -121,15 +128,18 @@ def embed_pair(
         made[k] = replace(e, items=_held_once(e.items, tables)), key
     names = _names({k: e.card for k, (e, _) in made.items()}, wanted)
     found, lost, doubts = _common({names[k]: e for k, (e, _) in made.items()})
-    skipped = pd.concat([pd.DataFrame(columns=["item_id", "reason"]), *(e.skipped for e, _ in made.values() if e.skipped is not None)])
+    skipped = pd.concat([pd.DataFrame(columns=["item_id", "reason"]),
+                         *(e.skipped for e, _ in made.values() if e.skipped is not None)])
     lost = pd.concat([skipped, lost[~lost.item_id.isin(skipped.item_id)]], ignore_index=True)
     references = {names[k]: names[f"reference_{k}"] for k in "ab" if f"reference_{k}" in wanted}
     if corpus is not None: corpus = _rows(corpus, found[names["a"]].items)
-    return EncoderPair((names["a"], names["b"]), found, {names[k]: s for k, s in wanted.items() if not s.startswith("npy:")},
+    return EncoderPair((names["a"], names["b"]), found,
+                       {names[k]: s for k, s in wanted.items() if not s.startswith("npy:")},
                  references, corpus, lost, doubts, {names[k]: key for k, (_, key) in made.items()})
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #dc392cbf
-def shared_init_spec(a: str, b: str) -> str: # `first:NAME`; "" where A and B are not runs of one control
+def shared_init_spec(a: str, b: str,
+) -> str: # `first:NAME`; "" where A and B are not runs of one control
     "Return the name of the shared random initialization of two runs."
     from ccd.encoders.names import parse_encoder_spec
     from ccd.encoders.trained import find_release
@@ -138,7 +148,8 @@ def shared_init_spec(a: str, b: str) -> str: # `first:NAME`; "" where A and B ar
     for kind, name, _ in map(parse_encoder_spec, (a, b)):
         about = Path(find_release(name) or name) / "encoder.json" if kind == "ccd" else None
         begun.append(read_json(about)["control"] if about and about.exists() else None)
-    same = begun[0] and begun[1] and all(begun[0][k] == begun[1][k] for k in ("vit", "seed", "mean", "std"))
+    same = (begun[0] and begun[1]
+            and all(begun[0][k] == begun[1][k] for k in ("vit", "seed", "mean", "std")))
     return f"first:{a}" if same else ""
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #19b4e609
@@ -168,16 +179,22 @@ def check_known(spec, settings):
         if not path.is_dir(): _beside(path, None); _open_npy(path)
         return
     kind = parse_encoder_spec(spec)[0]
-    if kind not in ("hf", "timm", "open_clip") and not any(k.startswith(f"{kind}:") for k in PUBLISHED): load_encoder(spec, settings)
+    if (kind not in ("hf", "timm", "open_clip")
+        and not any(k.startswith(f"{kind}:") for k in PUBLISHED)):
+        load_encoder(spec, settings)
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #a2c908ad
 def _vectors(spec, source, settings, folder, corpus, how): # Embeddings, and a hash of them
     from ccd.encoders.embeddings import load_vectors
-    if not spec.startswith("npy:"): return embed_images(spec, source, settings, folder, corpus, **how), outputs_hash(folder)
+    if not spec.startswith("npy:"):
+        return embed_images(spec, source, settings, folder, corpus, **how), outputs_hash(folder)
     path = user_path(spec.removeprefix("npy:"))
     e = load_vectors(path)
-    table = pd.util.hash_pandas_object(e.items.astype(str), index=False).tolist() # labels too: they may be corrected later
-    return e, content_hash([file_hash(path / "vectors.npy") if path.is_dir() else e.card["revision"], table])
+    # labels too: they may be corrected later
+    table = pd.util.hash_pandas_object(e.items.astype(str), index=False).tolist()
+    return (e,
+            content_hash([file_hash(path / "vectors.npy") if path.is_dir() else e.card["revision"],
+                          table]))
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #f4052597
 def _held_once(items, tables): # keep one copy of equal tables of items
@@ -187,7 +204,8 @@ def _held_once(items, tables): # keep one copy of equal tables of items
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #2f78dfd4
 def _names(cards, specs): # display name of each encoder, unique
-    named = {k: "raw pixels" if specs[k].startswith("pixels:") else c["name"] for k, c in cards.items()}
+    named = {k: "raw pixels" if specs[k].startswith("pixels:") else c["name"]
+             for k, c in cards.items()}
     twice = {n for n in named.values() if list(named.values()).count(n) > 1}
     more = dict(a="A", b="B", reference_a="another seed", reference_b="another seed of B")
     out = {k: f"{n} ({more.get(k, specs[k])})" if n in twice else n for k, n in named.items()}
@@ -196,22 +214,28 @@ def _names(cards, specs): # display name of each encoder, unique
     return out
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #acc55479
-def _common(found): # all encoders on their common items, in the order of the first; items left out; contradictions
+# all encoders on their common items, in the order of the first; items left out; contradictions
+def _common(found):
     from ccd.encoders.embeddings import align
     first, *rest = found
     lost = []
     for n in rest:
         both = align(found[first], found[n])
-        lost += [(i, f"no vector by {n}") for i in both.only_a] + [(i, f"no vector by {first}") for i in both.only_b]
+        lost += ([(i, f"no vector by {n}") for i in both.only_a]
+                 + [(i, f"no vector by {first}") for i in both.only_b])
         found[first] = both.a
     for n in rest: found[n] = align(found[first], found[n]).b
     items, doubts, whose = found[first].items, [], {}
     for n, e in found.items():
-        doubts += [_contradiction(c, items, e.items[c], whose.get(c, first), n) for c in (*_LABELS, "family") if c in items and c in e.items]
+        doubts += [_contradiction(c, items, e.items[c], whose.get(c, first), n)
+                   for c in (*_LABELS, "family") if c in items and c in e.items]
         new = [c for c in e.items if c not in items]
-        items, whose = items.assign(**{c: e.items[c].values for c in new}), whose | dict.fromkeys(new, n)
+        items, whose = (items.assign(**{c: e.items[c].values for c in new}),
+                        whose | dict.fromkeys(new, n))
     found = {n: replace(e, items=items) for n, e in found.items()}
-    if lost: warnings.warn(f"{len(lost)} items are not in all encoders and are left out; see left_out.csv")
+    if lost:
+        warnings.warn(f"{len(lost)} items are not in all encoders and are left out; see "
+                      "left_out.csv")
     doubts = list(filter(None, doubts))
     for d in doubts: warnings.warn(d)
     return found, pd.DataFrame(lost, columns=["item_id", "reason"]), doubts
@@ -223,19 +247,23 @@ def _contradiction(column, items, other, whose, by): # a sentence; "" where both
     one, two = (np.array([label_text(v) for v in x], object) for x in (items[column], other))
     apart = np.flatnonzero(one != two)
     some = "; ".join(f"{items.item_id.iloc[k]}: {one[k]!r} and {two[k]!r}" for k in apart[:3])
-    return "" if not len(apart) else (f"{column} of {len(apart):,} of {len(items):,} items differ between the table of {whose} and that "
+    return "" if not len(apart) else (f"{column} of {len(apart):,} of {len(items):,} items differ "
+                                      f"between the table of {whose} and that "
                            f"of {by} ({some}): the values of {whose} are used")
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #cb6a42ac
 def _rows(corpus, items): # the images of the items, in the order of the items
     at = pd.Index(corpus["item_id"][:]).get_indexer(items.item_id)
     if (at < 0).any():
-        raise UserError(f"there is no image of {(at < 0).sum()} items, such as {items.item_id[at < 0].iloc[0]!r}: "
-                        "expected every item_id among the images; name their folder, or give no images")
+        raise UserError(f"there is no image of {(at < 0).sum()} items, such as "
+                        f"{items.item_id[at < 0].iloc[0]!r}: "
+                        "expected every item_id among the images; name their folder, or give no "
+                        "images")
     return corpus if np.array_equal(at, np.arange(len(corpus))) else corpus.select(at)
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #7466998e
-_LABELS = ("concept", "category", "subcategory", "word", "style", "ground_color", "object_color", "kind")
+_LABELS = ("concept", "category", "subcategory", "word", "style", "ground_color", "object_color",
+           "kind")
 
 def usable_labels(items: pd.DataFrame) -> list[str]:
     "Return the factors of the items in which some images differ and some agree."

@@ -33,7 +33,8 @@ def _published_encoder(
         family = [k for k in PUBLISHED if k.startswith(key.partition(":")[0] + ":")]
         raise UserError(f"no published encoder {key!r}: expected one of {', '.join(family)}")
     about = PUBLISHED[key]
-    return hf_encoder(about.repo + (f"@{asked}" if asked else ""), tap, options, precision, about, key)
+    return hf_encoder(about.repo + (f"@{asked}" if asked else ""), tap, options, precision, about,
+                      key)
 
 # %% ../../nbs/library/encoders/06_loading.ipynb #f2b8106a
 def load(
@@ -46,25 +47,32 @@ def load(
     Raises `UserError` for an unknown name or option, and for a feature that the encoder does not
     have."""
     kind, name, options = parse_encoder_spec(spec)
-    tap = FeatureSpec(**{dict(tap="name").get(k, k): options.pop(k) for k in ("tap", "layer", "norm", "blocks") if k in options})
+    tap = FeatureSpec(**{dict(tap="name").get(k, k): options.pop(k)
+                         for k in ("tap", "layer", "norm", "blocks") if k in options})
     precision = options.pop("precision", precision)
     if precision not in _DTYPES: raise UserError(f"precision {precision!r}: expected fp32 or bf16")
     foreign = dict(hf=hf_encoder, timm=timm_encoder, open_clip=open_clip_encoder)
     if kind in foreign:
-        if not name: raise UserError(f"encoder {spec!r} has no name: expected {kind}:NAME or {kind}:FOLDER")
+        if not name:
+            raise UserError(f"encoder {spec!r} has no name: expected {kind}:NAME or {kind}:FOLDER")
         return foreign[kind](name, tap, options, precision)
     if any(k.startswith(f"{kind}:") for k in PUBLISHED):
         return _published_encoder(f"{kind}:{name}", tap, options, precision)
     own = dict(ccd=lambda: _load_run(find_release(name) or name, tap, precision),
-               random=lambda: random_vit(replace(control, seed=_number(spec, name or "0")), tap, precision),
+               random=lambda: random_vit(replace(control, seed=_number(spec, name or "0")), tap,
+                                         precision),
                pixels=lambda: raw_pixels(_number(spec, name or "16", 1)),
                colors=lambda: color_histogram(_number(spec, name or "8", 1)))
     if kind not in own:
-        raise UserError(f"unknown encoder {spec!r}: expected ccd:FOLDER, hf:NAME, timm:NAME, open_clip:ARCH/TAG, "
-                        f"paper:NAME, webssl:NAME, dinov2:NAME, random:SEED, pixels:SIZE or colors:BINS")
+        raise UserError(f"unknown encoder {spec!r}: expected ccd:FOLDER, hf:NAME, timm:NAME, "
+                        "open_clip:ARCH/TAG, "
+                        "paper:NAME, webssl:NAME, dinov2:NAME, random:SEED, pixels:SIZE or "
+                        "colors:BINS")
     if kind in ("pixels", "colors") and "#" in spec:
         raise UserError(f"encoder {spec!r}: {kind} have one vector and no options")
     way = options.pop("fit", "crop")
     own_options = ("feature", "layer", "final_norm", "n_last_blocks", "resize", "precision")
-    if options: raise UserError(f"encoder {spec!r}: {kind} takes {', '.join(own_options)}, not {min(options)}")
+    if options:
+        raise UserError(f"encoder {spec!r}: {kind} takes {', '.join(own_options)}, not "
+                        f"{min(options)}")
     return refitted(own[kind](), way)

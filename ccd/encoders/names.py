@@ -14,8 +14,10 @@ from .base import _DTYPES
 from .preprocessing import ImageTransform, RESAMPLING
 
 # %% ../../nbs/library/encoders/04_names.ipynb #00f1d5b8
-_MEANS = dict(imagenet=(0.485, 0.456, 0.406), clip=(0.48145466, 0.4578275, 0.40821073), half=(0.5,) * 3)
-_STDS = dict(imagenet=(0.229, 0.224, 0.225), clip=(0.26862954, 0.26130258, 0.27577711), half=(0.5,) * 3)
+_MEANS = dict(imagenet=(0.485, 0.456, 0.406), clip=(0.48145466, 0.4578275, 0.40821073),
+              half=(0.5,) * 3)
+_STDS = dict(imagenet=(0.229, 0.224, 0.225), clip=(0.26862954, 0.26130258, 0.27577711),
+             half=(0.5,) * 3)
 
 # %% ../../nbs/library/encoders/04_names.ipynb #e1bbf4a0
 def _whole(text): return int(text) if re.fullmatch(r"-?\d+", text) and int(text) else None
@@ -26,12 +28,14 @@ def _one_of(*words): return lambda text: text if text in words else None
 def _color(known):
     number = r"\d+(\.\d+)?"
     three = re.compile(f"{number}/{number}/{number}")
-    return lambda text: known.get(text) or (tuple(map(float, text.split("/"))) if three.fullmatch(text) else None)
+    return (lambda text: known.get(text)
+            or (tuple(map(float, text.split("/"))) if three.fullmatch(text) else None))
 
 # %% ../../nbs/library/encoders/04_names.ipynb #90dbb30b
 WAYS = ("crop", "squash", "pad") # ways to make an image square
 _SPEC_OPTIONS = dict( # name -> parser of the value, expected values
-    feature=(_one_of("cls", "pooled", "cls+pooled", "projected"), "cls, pooled or projected, or cls+pooled"),
+    feature=(_one_of("cls", "pooled", "cls+pooled", "projected"),
+             "cls, pooled or projected, or cls+pooled"),
     n_last_blocks=(_positive, "a number of blocks"),
     layer=(_whole, "-1 for the last block, -2 for the one before it, or a number from 1"),
     final_norm=(dict(true="after", false="before").get, "true or false"),
@@ -43,11 +47,12 @@ _SPEC_OPTIONS = dict( # name -> parser of the value, expected values
     precision=(_one_of(*_DTYPES), "fp32 or bf16"))
 
 # %% ../../nbs/library/encoders/04_names.ipynb #5d0c72c1
-_FIELDS = dict(feature="tap", n_last_blocks="blocks", final_norm="norm", resize="fit", interpolation="filter") # option -> argument
+# option -> argument
+_FIELDS = dict(feature="tap", n_last_blocks="blocks", final_norm="norm", resize="fit",
+               interpolation="filter")
 
 # %% ../../nbs/library/encoders/04_names.ipynb #5d0c72c2
-def current_spec(
-    spec: str, # KIND:NAME#option=value, maybe with options of version 0.0.1
+def current_spec(spec: str, # KIND:NAME#option=value, maybe with options of version 0.0.1
 ) -> str:
     "Return the name of an encoder with the current names of its options."
     new, (head, sign, tail) = renamed("encoder", "spec"), spec.partition("#")
@@ -62,13 +67,15 @@ def parse_encoder_spec(
 
     Raises `UserError` for an unknown option and for an invalid value."""
     if (now := current_spec(spec)) != spec:
-        warnings.warn(f"encoder {spec!r} is {now!r} now; the old name goes with the next release", FutureWarning, stacklevel=2)
+        warnings.warn(f"encoder {spec!r} is {now!r} now; the old name goes with the next release",
+                      FutureWarning, stacklevel=2)
     head, _, tail = now.partition("#")
     (kind, _, name), options = head.partition(":"), {}
     for part in filter(None, tail.split(",")):
         key, _, text = part.partition("=")
         if key not in _SPEC_OPTIONS:
-            raise UserError(f"encoder {spec!r}: unknown option {part!r}: expected one of {', '.join(_SPEC_OPTIONS)}, "
+            raise UserError(f"encoder {spec!r}: unknown option {part!r}: expected one of "
+                            f"{', '.join(_SPEC_OPTIONS)}, "
                             f"as in {head}#feature=pooled,final_norm=false")
         read, expected = _SPEC_OPTIONS[key]
         options[_FIELDS.get(key, key)] = value = read(text)
@@ -84,7 +91,8 @@ class _PublishedEncoder:
     training: str # training objective and training data
     revision: str | None = None # commit, where one is published
     license: str = "not stated" # license of the weights
-    fits: dict = field(default_factory=dict) # preprocessing by name, `crop` is the default; {}: the configuration of the repository
+    # preprocessing by name, `crop` is the default; {}: the configuration of the repository
+    fits: dict = field(default_factory=dict)
     note: str = "" # source of the preprocessing
 
 # %% ../../nbs/library/encoders/04_names.ipynb #449f4b5e
@@ -95,22 +103,27 @@ def _paper(name, training, network="CLIPVisionModel"):
 def _webssl(name, revision=None, network="Dinov2Model"):
     side, family = name.rpartition("-")[2], "MAE" if "mae" in name else "DINOv2"
     data = dict(full="MC-2B", light="MC-2B with text (50.3 %)", heavy="MC-2B with charts (1.3 %)")
-    squash, crop = ImageTransform(int(side), squash=True), dict(crop=ImageTransform(224, 256)) if side == "224" else {}
+    squash, crop = (ImageTransform(int(side), squash=True),
+                    dict(crop=ImageTransform(224, 256)) if side == "224" else {})
     return _PublishedEncoder(f"facebook/webssl-{name}", network,
-                     f"{family}, {next(v for k, v in data.items() if k in name)}", revision, "CC-BY-NC-4.0",
+                     f"{family}, {next(v for k, v in data.items() if k in name)}", revision,
+                             "CC-BY-NC-4.0",
                      crop | dict(squash=squash), "crop: its README; squash: its demo")
 
 # %% ../../nbs/library/encoders/04_names.ipynb #90b619d1
-def _dinov2(name, revision): return _PublishedEncoder(f"facebook/dinov2-{name}", "Dinov2Model", "DINOv2, LVD-142M",
-                                              revision, "Apache-2.0")
+def _dinov2(name, revision):
+    return _PublishedEncoder(f"facebook/dinov2-{name}", "Dinov2Model", "DINOv2, LVD-142M",
+                     revision, "Apache-2.0")
 
 # %% ../../nbs/library/encoders/04_names.ipynb #96d0c616
 # Source of the pins of Web-SSL and DINOv2: the model metadata of MTEB
 PUBLISHED = {
     "paper:clip": _paper("clip-datacomp-12m-16", "CLIP"),
     "paper:clip-32": _paper("clip-datacomp-12m-32", "CLIP, patch 32"),
-    "paper:clip-roberta-4": _paper("clip-roberta4-datacomp-12m-16", "CLIP with RoBERTa, 4 layers trained"),
-    "paper:clip-roberta-10": _paper("clip-roberta10-datacomp-12m-16", "CLIP with RoBERTa, 10 layers trained"),
+    "paper:clip-roberta-4": _paper("clip-roberta4-datacomp-12m-16",
+                                   "CLIP with RoBERTa, 4 layers trained"),
+    "paper:clip-roberta-10": _paper("clip-roberta10-datacomp-12m-16",
+                                    "CLIP with RoBERTa, 10 layers trained"),
     "paper:clip-vicuna": _paper("clip-vicuna", "CLIP with Vicuna"),
     "paper:siglip": _paper("siglip-datacomp-12m-16", "SigLIP's loss"),
     "paper:dino": _paper("dino-datacomp-12m-16", "DINO", "ViTModel"),
@@ -123,9 +136,12 @@ PUBLISHED = {
     "webssl:dino-7b-378": _webssl("dino7b-full8b-378", "53c8c5b43070bd2ddb3f66161140408ce832301f"),
     "webssl:dino-7b-518": _webssl("dino7b-full8b-518", "aee350d2c5e3e5fdb7ee6985291d808ea5eef431"),
     "webssl:dino-300m-light": _webssl("dino300m-light2b-224"),
-    "webssl:dino-2b-light": _webssl("dino2b-light2b-224", "633a663f304e63cc3cbec3f7f9ca2fbc94736128"),
-    "webssl:dino-2b-heavy": _webssl("dino2b-heavy2b-224", "9f46eb0c0129656a1ef195fde072e3765abdb7c6"),
-    "webssl:dino-3b-light": _webssl("dino3b-light2b-224", "4d0160f60673805431f4ad14983e712ed88be5b8"),
+    "webssl:dino-2b-light": _webssl("dino2b-light2b-224",
+                                    "633a663f304e63cc3cbec3f7f9ca2fbc94736128"),
+    "webssl:dino-2b-heavy": _webssl("dino2b-heavy2b-224",
+                                    "9f46eb0c0129656a1ef195fde072e3765abdb7c6"),
+    "webssl:dino-3b-light": _webssl("dino3b-light2b-224",
+                                    "4d0160f60673805431f4ad14983e712ed88be5b8"),
     "webssl:dino-3b-heavy": _webssl("dino3b-heavy2b-224"),
     **{f"webssl:mae-{n}": _webssl(f"mae{n}-full2b-224", network="ViTModel")
        for n in ("300m", "700m", "1b", "2b", "3b")},
@@ -150,9 +166,11 @@ def _recorded(): return read_json(_lock_file()) if _lock_file().exists() else {}
 def _commit(repo, asked): # commit of a repository: the requested one, else the recorded one
     from huggingface_hub import hf_hub_download
     kept = _recorded().get(repo)
-    at = Path(hf_hub_download(repo, "config.json", revision=asked or kept)) # snapshots/COMMIT/config.json
+    # snapshots/COMMIT/config.json
+    at = Path(hf_hub_download(repo, "config.json", revision=asked or kept))
     commit = at.parent.name
-    if kept and commit != kept: _say(f"{repo}: {_lock_file()} has {kept}, but {commit} is asked for and loaded")
+    if kept and commit != kept:
+        _say(f"{repo}: {_lock_file()} has {kept}, but {commit} is asked for and loaded")
     return commit
 
 # %% ../../nbs/library/encoders/04_names.ipynb #cbff3fae
@@ -160,7 +178,8 @@ def _record(repo, commit):
     kept = _recorded()
     if repo in kept: return
     try: write_json(_lock_file(), kept | {repo: commit})
-    except OSError as e: _say(f"{repo}: revision {commit} is not recorded ({e}): name a file in CCD_LOCK")
+    except OSError as e:
+        _say(f"{repo}: revision {commit} is not recorded ({e}): name a file in CCD_LOCK")
     else: _say(f"{repo}: revision {commit} recorded in {_lock_file()}")
 
 # %% ../../nbs/library/encoders/04_names.ipynb #e7cf44bb

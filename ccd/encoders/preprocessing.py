@@ -26,7 +26,8 @@ class ImageTransform:
     squash: bool = False # resize both sides to `shorter`, whatever the aspect ratio
     filter: str = "bicubic" # interpolation of the resize
     even: bool = False # round half of an odd margin to an even number; False: round down
-    pad: tuple[int, int, int] | None = new_field(None) # color of the margin that makes an image square, 0..255
+    # color of the margin that makes an image square, 0..255
+    pad: tuple[int, int, int] | None = new_field(None)
 
     def __post_init__(self):
         if self.filter not in RESAMPLING:
@@ -35,7 +36,8 @@ class ImageTransform:
         if not 0 < self.size <= (self.shorter or self.size):
             raise UserError(f"a square of {self.size} px cannot be cut out of "
                             f"an image whose shorter side is {self.shorter} px")
-        if self.pad and self.squash: raise UserError("an image is squashed or padded to a square, not both")
+        if self.pad and self.squash:
+            raise UserError("an image is squashed or padded to a square, not both")
 
     @property
     def way(self) -> str: return "pad" if self.pad else "squash" if self.squash else "crop"
@@ -61,7 +63,8 @@ class ImageTransform:
     def __str__(self):
         n, s = self.shorter or self.size, self.size
         cut = f", the middle {s} px cut out" if n > s or self.way == "crop" else ""
-        side = dict(crop="shorter side", squash="both sides", pad=f"padded to a square with {self.pad}, both sides")
+        side = dict(crop="shorter side", squash="both sides",
+                    pad=f"padded to a square with {self.pad}, both sides")
         return f"{side[self.way]} to {n} px, {self.filter}{cut}"
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #a8bccc63
@@ -92,7 +95,8 @@ def _padded(
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #d1e0d561
 def _pad_color(mean: tuple) -> tuple[int, int, int]: # 0..255
-    """Return the padding color: the mean of the normalization, so that a normalized margin is nearly zero.
+    """Return the padding color: the mean of the normalization, so that a normalized margin is
+    nearly zero.
 
     Source: LLaVA-1.5's code."""
     return tuple(int(255 * m) for m in mean)
@@ -102,13 +106,15 @@ def refitted(e: Encoder, resize: str) -> Encoder:
     """Return the encoder with preprocessing that squashes or pads images that are not square
     instead of cropping them."""
     if resize == "crop": return e
-    fit = ImageTransform(e.card.size, squash=resize == "squash", pad=_pad_color(e.card.mean) if resize == "pad" else None)
+    fit = ImageTransform(e.card.size, squash=resize == "squash",
+                         pad=_pad_color(e.card.mean) if resize == "pad" else None)
     return Encoder(replace(e.card, resize=str(fit)), e._features, fit, e.taps)
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #b3caab0b
 def _resolve_preprocessing(
     name: str, # name of the encoder, for errors
-    found: tuple | None, # transform, mean and std of the model's own configuration; None where there is none
+    # transform, mean and std of the model's own configuration; None where there is none
+    found: tuple | None,
     options: dict, # options of the encoder's name: fit, size, shorter, filter, mean, std
     why: str = "", # reason why there is no configuration
 ) -> tuple[ImageTransform, tuple, tuple]: # transform, mean, std
@@ -118,13 +124,15 @@ def _resolve_preprocessing(
     o = {k: options[k] for k in ("fit", "size", "shorter", "filter", "mean", "std") if k in options}
     lacks = [k for k in ("fit", "size", "filter", "mean", "std") if k not in o]
     if found is None and lacks:
-        raise UserError(f"the preprocessing of {name} is unknown: {why}. Add what its training used, "
-                        f"such as {name}#resize=crop,size=224,shorter=256,interpolation=bicubic,mean=imagenet,std=imagenet "
+        raise UserError(f"the preprocessing of {name} is unknown: {why}. Add what its training "
+                        f"used, such as {name}#resize=crop,size=224,shorter=256,"
+                        "interpolation=bicubic,mean=imagenet,std=imagenet "
                         f"(missing: {', '.join(lacks)})")
     fit, mean, std = found or (ImageTransform(o["size"]), None, None)
     mean, std = tuple(o.get("mean", mean)), tuple(o.get("std", std))
     size, way = o.get("size", fit.size), o.get("fit", fit.way)
     same_part = 0 if way not in ("crop", fit.way) else int(fit.shorter * size / fit.size)
     fit = replace(fit, size=size, shorter=o.get("shorter", same_part), squash=way == "squash",
-                  filter=o.get("filter", fit.filter), pad=_pad_color(mean) if way == "pad" else None)
+                  filter=o.get("filter", fit.filter),
+                  pad=_pad_color(mean) if way == "pad" else None)
     return fit, mean, std

@@ -43,11 +43,14 @@ def _load_run(
     model = build_vit(control.vit)
     try: model.load_state_dict(weights)
     except RuntimeError as e: # its second line names the mismatch
-        raise UserError(f"{folder / 'encoder.safetensors'} is not of the network that {file} describes: "
-                        f"{str(e).splitlines()[1].strip():.200}. Copy the whole run again, or train it") from e
+        raise UserError(f"{folder / 'encoder.safetensors'} is not of the network that {file} "
+                        "describes: "
+                        f"{str(e).splitlines()[1].strip():.200}. Copy the whole run again, or "
+                        "train it") from e
     card = _card(about["name"], control, about["training"], weights_hash(model))
     if projection is not None: projection = projection.to(device())
-    return make_encoder(_vit_adapter(_placed(model, precision), projection), replace(card, precision=precision), tap)
+    return make_encoder(_vit_adapter(_placed(model, precision), projection),
+                        replace(card, precision=precision), tap)
 
 # %% ../../nbs/library/encoders/05_trained.ipynb #74a457fb
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def find_release(
     Raises `UserError` where there is none."""
     world, _, recipe = name.partition("/")
     if world != "emoji" or Path(name).exists(): return None
-    run = recipe if recipe.rpartition("-")[2].isdecimal() and recipe not in RECIPES else f"{recipe}-0"
+    run = (recipe if recipe.rpartition("-")[2].isdecimal() and recipe not in RECIPES
+           else f"{recipe}-0")
     tried = [home / run for home in _homes()]
     found = next((t for t in tried if (t / "encoder.safetensors").exists()), None)
     if found: return found

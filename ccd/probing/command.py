@@ -60,7 +60,8 @@ class _ProbeRun:
     spec: str # name of the encoder
     card: dict # card of the encoder
     tasks: list[Task] # probe tasks
-    folder: Path # folder of answers.parquet, paths.csv, few_shot.csv and, where requested, protocols.csv
+    # folder of answers.parquet, paths.csv, few_shot.csv and, where requested, protocols.csv
+    folder: Path
 
 # %% ../../nbs/library/probing/09_command.ipynb #28af2a82
 def _run_probe(
@@ -82,12 +83,19 @@ def _run_probe(
         answers, paths = predict_probes(e, asked)
         answers.to_parquet(tmp / "answers.parquet")
         paths.to_csv(tmp / "paths.csv", index=False)
-        few_shot_rows(e, asked, seeds=settings.analysis.few_shot_draws).to_csv(tmp / "few_shot.csv", index=False)
-        for name, t in zip(("zero_shot", "retrieval"), _zero_shot_rows(spec, datasets[0], corpora, settings, out, **how)):
+        few_shot_rows(e, asked, seeds=settings.analysis.few_shot_draws).to_csv(tmp / "few_shot.csv",
+                                                                     index=False)
+        for name, t in zip(("zero_shot", "retrieval"),
+                           _zero_shot_rows(spec, datasets[0], corpora, settings, out, **how)):
             if len(t): t.to_csv(tmp / f"{name}.csv", index=False)
         if protocols: _eval_protocols(e, asked).to_csv(tmp / "protocols.csv", index=False)
-        if cuts > 1 and len(t := _eval_val_splits(e, datasets, cuts)): t.to_csv(tmp / "cuts.csv", index=False)
-    folder = cached_stage(out / "answers" / slug(spec) / slug(datasets[0]), dict(tasks=[t.name for t in asked], protocols=protocols, **(dict(cuts=cuts) if cuts > 1 else {}), draws=settings.analysis.n_resamples, shot_draws=settings.analysis.few_shot_draws),
+        if cuts > 1 and len(t := _eval_val_splits(e, datasets, cuts)):
+            t.to_csv(tmp / "cuts.csv", index=False)
+    folder = cached_stage(out / "answers" / slug(spec) / slug(datasets[0]),
+                          dict(tasks=[t.name for t in asked], protocols=protocols,
+                               **(dict(cuts=cuts) if cuts > 1 else {}),
+                               draws=settings.analysis.n_resamples,
+                               shot_draws=settings.analysis.few_shot_draws),
                    {k: outputs_hash(home / slug(k)) for k in e}, make)
     return _ProbeRun(spec, next(iter(e.values())).card, asked, folder)
 
@@ -98,7 +106,8 @@ def display_names(
     "Return display names of encoders: the names of their cards, made unique."
     def seeded(spec, c):
         seed = re.search(r"seed (\d+)$", c["training"])
-        return "raw pixels" if spec.startswith("pixels:") else c["name"] + (f" seed {seed[1]}" if seed and seed[1] != "0" else "")
+        return ("raw pixels" if spec.startswith("pixels:")
+                else c["name"] + (f" seed {seed[1]}" if seed and seed[1] != "0" else ""))
     found = {spec: seeded(spec, c) for spec, c in cards.items()}
     twice = {n for n in found.values() if list(found.values()).count(n) > 1}
     return {spec: f"{n} ({spec})" if n in twice else n for spec, n in found.items()}
@@ -109,17 +118,22 @@ def _classification_tables(
     n_resamples: int, # number of bootstrap resamples
 ) -> dict: # name -> table
     "Return all tables of image classification."
-    read = lambda f, g: pd.concat([f(p.folder / g).assign(encoder=n) for n, ps in done.items() for p in ps
-                                   if (p.folder / g).exists()] or [pd.DataFrame()], ignore_index=True)
+    def read(f, g):
+        return pd.concat([f(p.folder / g).assign(encoder=n) for n, ps in done.items() for p in ps
+                                       if (p.folder / g).exists()] or [pd.DataFrame()],
+                         ignore_index=True)
     answers, paths = read(pd.read_parquet, "answers.parquet"), read(load_table, "paths.csv")
-    of = lambda t, n: t[t.encoder == n]
-    rows = [score_probes(of(answers, n), of(paths, n), [t for p in ps for t in p.tasks], n_resamples).assign(encoder=n) for n, ps in done.items()]
+    def of(t, n): return t[t.encoder == n]
+    rows = [score_probes(of(answers, n), of(paths, n), [t for p in ps for t in p.tasks],
+                         n_resamples).assign(encoder=n) for n, ps in done.items()]
     apart = [compare_probes(answers, a, b, n_resamples) for a, b in combinations(done, 2)]
     classes = [_per_class(a.label.values, a.linear.values).assign(encoder=n, task=t)
                for (n, t), a in answers.groupby(["encoder", "task"], sort=False)]
     left = [t.left_out.assign(task=t.name) for p in next(iter(done.values())) for t in p.tasks]
-    return dict(accuracy=pd.concat(rows), differences=pd.concat(apart), paths=paths, per_class=pd.concat(classes),
-                left_out=pd.concat(left), **{n: read(load_table, f"{n}.csv") for n in ("few_shot", "zero_shot", "retrieval", "protocols", "cuts")})
+    return dict(accuracy=pd.concat(rows), differences=pd.concat(apart), paths=paths,
+                per_class=pd.concat(classes), left_out=pd.concat(left),
+                **{n: read(load_table, f"{n}.csv")
+                   for n in ("few_shot", "zero_shot", "retrieval", "protocols", "cuts")})
 
 # %% ../../nbs/library/probing/09_command.ipynb #79c846f6
 def _segmentation_tables(
@@ -129,55 +143,93 @@ def _segmentation_tables(
 ) -> dict: # name -> table
     "Return all tables of segmentation."
     rows = [segmentation_rows(s, floor[d], d, n_resamples) for d, s in found.items()]
-    apart = [segmentation_differences(s, combinations(s, 2), d, n_resamples) for d, s in found.items()]
-    classes = [per_class_iou(x).assign(encoder=n, task=f"{d}, mIoU") for d, s in found.items() for n, x in s.items()]
-    return dict(accuracy=pd.concat(rows), differences=pd.concat(apart), per_pixel_class=pd.concat(classes)) if rows else {}
+    apart = [segmentation_differences(s, combinations(s, 2), d, n_resamples)
+             for d, s in found.items()]
+    classes = [per_class_iou(x).assign(encoder=n, task=f"{d}, mIoU") for d, s in found.items()
+               for n, x in s.items()]
+    return dict(accuracy=pd.concat(rows), differences=pd.concat(apart),
+                per_pixel_class=pd.concat(classes)) if rows else {}
 
 # %% ../../nbs/library/probing/09_command.ipynb #ba3eb30c
 _SEGMENTATION_DATASETS = ("emoji-masks", "ade20k") # data sets with a label per pixel
 
+# %% ../../nbs/library/probing/09_command.ipynb #5d0c7401
+def _cards_of(every, probed, segmented) -> dict: # encoder -> card as a dict, for those with results
+    cards = {encoder: probed[encoder][0].card for encoder in every if probed[encoder]}
+    if cards: return cards
+    return {encoder: read_manifest(folder)["settings"]["card"] for folders in segmented.values()
+            for encoder, folder in folders.items() if encoder in every}
+
+# %% ../../nbs/library/probing/09_command.ipynb #5d0c7402
+def _tables_stage(out, cards, probed, segmented, skipped, n_resamples):
+    "Write all tables of a probe, unless they are up to date."
+    names = display_names(cards)
+    made = {run.folder: outputs_hash(run.folder) for runs in probed.values() for run in runs}
+    made |= {f: outputs_hash(f) for folders in segmented.values() for f in folders.values()}
+    own = dict(draws=n_resamples, names=names) | (dict(skipped=skipped) if skipped else {})
+    inputs = {str(folder.relative_to(out)): h for folder, h in made.items()}
+    cached_stage(out / "tables", own, inputs, partial(
+        _write_tables, cards=cards, probed=probed, segmented=segmented, skipped=skipped,
+        n_resamples=n_resamples))
+
+# %% ../../nbs/library/probing/09_command.ipynb #5d0c7403
+def _write_tables(folder, cards, probed, segmented, skipped, n_resamples):
+    names = display_names(cards)
+    found = {d: {names.get(encoder, encoder): read_segmentation(f)
+                 for encoder, f in folders.items()}
+             for d, folders in segmented.items()}
+    majority = {d: results.pop("majority") for d, results in found.items()}
+    labels = {}
+    if any(probed.values()):
+        runs = {name: probed[encoder] for encoder, name in names.items()}
+        labels = _classification_tables(runs, n_resamples)
+    if skipped:
+        lost = pd.DataFrame(skipped, columns=["item_id", "reason", "task"])
+        labels["left_out"] = pd.concat([lost, labels["left_out"]])
+    pixels = _segmentation_tables(found, majority, n_resamples)
+    for name in labels | pixels:
+        table = pd.concat([tables[name] for tables in (labels, pixels) if name in tables])
+        if name == "differences": table = add_holm(table)
+        if len(table): table.to_csv(folder / f"{name}.csv", index=False)
+    rows = [dict(encoder=names[encoder], spec=encoder)
+            | {k: str(v) for k, v in card.items() if k != "name"}
+            for encoder, card in cards.items()]
+    pd.DataFrame(rows).to_csv(folder / "encoders.csv", index=False)
+
 # %% ../../nbs/library/probing/09_command.ipynb #b6bc9b74
 def probe(
     encoders: list[str], # names of encoders, as for `ccd.encoders.loading.load`
-    datasets: list[str], # names of data sets, as for `ccd.probing.tasks`, or of `_SEGMENTATION_DATASETS`
+    datasets: list[str], # names, as for `ccd.probing.tasks`, or of `_SEGMENTATION_DATASETS`
     settings: Settings, # settings of the analysis
     out, # output folder
     protocols: bool = False, # also run the published protocols
-    val_splits: int = 1, # number of random validation splits, where the data set has none of its own
+    val_splits: int = 1, # number of random validation splits, if a data set has none
     **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> Path: # path of the report
     """Embed images, fit probes, predict and compare; then write the tables and the report.
 
     Raises `UserError` for unknown names."""
-    out, draws = Path(out), settings.analysis.n_resamples
+    out = Path(out)
     require_own_folder(out / "tables")
-    every, labeled = [*dict.fromkeys(encoders), *_default_baselines(encoders)], _group_by_source_dataset([d for d in datasets if d not in _SEGMENTATION_DATASETS])
-    done, drawn, skipped = {s: [] for s in every}, {}, []
-    for ds in labeled.values():
-        found = {d: _open_dataset(d, settings) for d in ds}
-        skipped += [(*row, d) for d, c in found.items() for row in c.skipped]
-        corpora = {k: c for of in found.values() for k, c in of.items()}
-        for s in every: done[s].append(_run_probe(s, ds, corpora, settings, out, protocols, val_splits, **embed_kwargs))
-    for d in (d for d in datasets if d in _SEGMENTATION_DATASETS): drawn[d] = _run_segmentation_probes(every, d, settings, out)
-    cards = {s: done[s][0].card for s in every if done[s]} or {
-        s: read_manifest(f)["settings"]["card"] for fs in drawn.values() for s, f in fs.items() if s in every}
-    if encoders[0] not in cards: raise UserError(f"{encoders[0]} has none of the features that {join_words(datasets)} need: expected patch tokens for segmentation; choose another data set or encoder")
-    names = display_names(cards)
-    made = {p.folder: outputs_hash(p.folder) for ps in done.values() for p in ps} | {f: outputs_hash(f) for fs in drawn.values() for f in fs.values()}
-    def make(tmp):
-        found = {d: {names.get(s, s): read_segmentation(f) for s, f in fs.items()} for d, fs in drawn.items()}
-        floor = {d: x.pop("majority") for d, x in found.items()}
-        labels = _classification_tables({n: done[s] for s, n in names.items()}, draws) if labeled else {}
-        if skipped: labels["left_out"] = pd.concat([pd.DataFrame(skipped, columns=["item_id", "reason", "task"]), labels["left_out"]])
-        pixels = _segmentation_tables(found, floor, draws)
-        for name in labels | pixels:
-            t = pd.concat([x[name] for x in (labels, pixels) if name in x])
-            if name == "differences": t = add_holm(t)
-            if len(t): t.to_csv(tmp / f"{name}.csv", index=False)
-        pd.DataFrame([dict(encoder=names[s], spec=s) | {k: str(v) for k, v in c.items() if k != "name"}
-                      for s, c in cards.items()]).to_csv(tmp / "encoders.csv", index=False)
-    cached_stage(out / "tables", dict(draws=draws, names=names) | (dict(skipped=skipped) if skipped else {}), {str(f.relative_to(out)): h for f, h in made.items()}, make)
-    return _write_report(out, list(names.values()), datasets)
+    every = [*dict.fromkeys(encoders), *_default_baselines(encoders)]
+    probed, skipped = {encoder: [] for encoder in every}, []
+    labeled = [d for d in datasets if d not in _SEGMENTATION_DATASETS]
+    for group in _group_by_source_dataset(labeled).values():
+        opened = {d: _open_dataset(d, settings) for d in group}
+        skipped += [(*row, d) for d, corpora in opened.items() for row in corpora.skipped]
+        corpora = {k: corpus for found in opened.values() for k, corpus in found.items()}
+        for encoder in every:
+            probed[encoder].append(_run_probe(encoder, group, corpora, settings, out, protocols,
+                                              val_splits, **embed_kwargs))
+    segmented = {d: _run_segmentation_probes(every, d, settings, out)
+                 for d in datasets if d in _SEGMENTATION_DATASETS}
+    cards = _cards_of(every, probed, segmented)
+    if encoders[0] not in cards:
+        raise UserError(f"{encoders[0]} has none of the features that {join_words(datasets)} need: "
+                        "expected patch tokens for segmentation; choose another data set or "
+                        "encoder")
+    _tables_stage(out, cards, probed, segmented, skipped, settings.analysis.n_resamples)
+    return _write_report(out, list(display_names(cards).values()), datasets)
 
 # %% ../../nbs/library/probing/09_command.ipynb #c49779bf
 def _run_segmentation_probes(
@@ -191,13 +243,19 @@ def _run_segmentation_probes(
     parts, v = segmentation_splits(dataset, settings), settings.control.vit
     about = dict(about=parts[0].about, sizes=[len(p) for p in parts])
     marks = {k: fingerprint(p.corpus) for k, p in zip(("train", "val", "test"), parts)}
-    kept = lambda s, more, make: cached_stage(out / "answers" / slug(s) / dataset, about | more, marks, lambda tmp: save_segmentation(make(), tmp))
+    def kept(s, more, make):
+        return cached_stage(out / "answers" / slug(s) / dataset, about | more, marks,
+                            lambda tmp: save_segmentation(make(), tmp))
     found = {}
     for s in every:
-        e = pixel_patches(v.image_size, v.patch_size) if s.startswith("pixels:") else load_encoder(s, settings)
-        if "patches" not in e.taps: log_line(f"{s} has no patch tokens and is excluded from {dataset}"); continue
+        e = (pixel_patches(v.image_size, v.patch_size) if s.startswith("pixels:")
+             else load_encoder(s, settings))
+        if "patches" not in e.taps:
+            log_line(f"{s} has no patch tokens and is excluded from {dataset}")
+            continue
         found[s] = kept(s, dict(card=to_plain_dict(e.card)), partial(segmentation_probe, e, *parts))
-    return found | dict(majority=kept("majority", {}, partial(majority_baseline, parts[0], parts[2])))
+    return (found
+            | dict(majority=kept("majority", {}, partial(majority_baseline, parts[0], parts[2]))))
 
 # %% ../../nbs/library/probing/09_command.ipynb #f8cdcee9
 def _summary_text(
@@ -207,94 +265,143 @@ def _summary_text(
     "Return a summary of the differences in a few sentences."
     a, b = names[:2]
     d = differences[(differences.a == a) & (differences.b == b) & (differences.probe == "linear")]
-    sides = {a: d[(d.p_holm < 0.05) & (d.difference > 0)], b: d[(d.p_holm < 0.05) & (d.difference < 0)]}
-    said = [f"{n} is more accurate than {o} on {join_words([f'{r.task} (by {100 * abs(r.difference):.1f} points)' for r in t.itertuples()])}"
-            for (n, t), o in zip(sides.items(), (b, a)) if len(t)]
+    sides = {a: d[(d.p_holm < 0.05) & (d.difference > 0)],
+             b: d[(d.p_holm < 0.05) & (d.difference < 0)]}
+    said = []
+    for (better, t), other in zip(sides.items(), (b, a)):
+        gains = [f"{r.task} (by {100 * abs(r.difference):.1f} points)" for r in t.itertuples()]
+        if gains: said.append(f"{better} is more accurate than {other} on {join_words(gains)}")
     rest = d[d.p_holm >= 0.05].task.tolist()
-    return ". ".join(said + ([f"There is no significant difference on {join_words(rest)}"] if rest else [])) + \
-        f". Paired tests of the linear probe on the same images, Holm-corrected over {len(d)} task{'s' * (len(d) != 1)}, significance level 0.05."
+    if rest: said.append(f"There is no significant difference on {join_words(rest)}")
+    said.append("Paired tests of the linear probe on the same images, Holm-corrected over "
+                f"{len(d)} task{'s' * (len(d) != 1)}, significance level 0.05.")
+    return ". ".join(said)
 
 # %% ../../nbs/library/probing/09_command.ipynb #6a34d590
 def _write_report(out: Path, names: list[str], datasets: list[str]) -> Path: # path of report.html
     "Write the report from the tables."
-    table, apart, cards = (load_table(out / "tables" / f"{n}.csv") for n in ("accuracy", "differences", "encoders"))
-    more = {n: load_table(p) for n in ("few_shot", "zero_shot", "retrieval", "per_class", "protocols", "cuts", "left_out") if (p := out / "tables" / f"{n}.csv").exists()}
+    table, apart, cards = (load_table(out / "tables" / f"{n}.csv")
+                           for n in ("accuracy", "differences", "encoders"))
+    more = {n: load_table(p)
+            for n in ("few_shot", "zero_shot", "retrieval", "per_class", "protocols", "cuts",
+                      "left_out") if (p := out / "tables" / f"{n}.csv").exists()}
     said, left = _summary_text(apart, names), more.get("left_out", ())
     with distinct_colors(tuple(names[:2])):
         sections = [_accuracy_section(table, apart, names), _shots_section(more.get("few_shot")),
-                    _class_section(more.get("per_class"), names), _protocol_section(more.get("protocols"), table), _cut_section(more.get("cuts")),
+                    _class_section(more.get("per_class"), names),
+                    _protocol_section(more.get("protocols"), table), _cut_section(more.get("cuts")),
                     _text_section(more.get("zero_shot"), more.get("retrieval")),
-                    dict(title="Data sets and encoders", text=f"{join_words(datasets)}. Each encoder uses its own image preprocessing.",
-                         body=table_tag(cards.set_index("encoder").T), note=f"Excluded items: {len(left):,} rows of left_out.csv, with the reasons.")]
-        write_report(out / "report.html", "Linear and kNN probes on frozen features", said, [s for s in sections if s])
+                    dict(title="Data sets and encoders",
+                         text=f"{join_words(datasets)}. Each encoder uses its own image "
+                              "preprocessing.", body=table_tag(cards.set_index("encoder").T),
+                         note=f"Excluded items: {len(left):,} rows of left_out.csv, with the "
+                              "reasons.")]
+        write_report(out / "report.html", "Linear and kNN probes on frozen features", said,
+                     [s for s in sections if s])
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     return out / "report.html"
 
 # %% ../../nbs/library/probing/09_command.ipynb #ead5af5c
 def _accuracy_section(table, apart, names):
-    others = dict(balanced="Class-balanced accuracy", family_mean="Macro average over families or other groups", knn="Nearest neighbors")
+    others = dict(balanced="Class-balanced accuracy",
+                  family_mean="Macro average over families or other groups",
+                  knn="Nearest neighbors")
     more = "".join(f"<h3>{html.escape(title)}</h3>{table_tag(t)}" for title, t in (
-        *((title, accuracy_table(table, v)) for v, title in others.items() if v in table), # segmentation has no such tables
-        (f"{names[0]} minus each other encoder, in points", difference_table(apart[apart.a == names[0]]))))
-    return dict(title="Linear probes", text="Top-1 accuracy on test images in percent, with 95 % confidence intervals. The L2 strength and the number "
+        # segmentation has no such tables
+        *((title, accuracy_table(table, v)) for v, title in others.items() if v in table),
+        (f"{names[0]} minus each other encoder, in points",
+         difference_table(apart[apart.a == names[0]]))))
+    return dict(title="Linear probes",
+                text="Top-1 accuracy on test images in percent, with 95 % confidence intervals. "
+                     "The L2 strength and the number "
                 "of neighbors are selected on validation images.",
-                body=figure_html(probe_dots(table), "linear probes") + table_tag(accuracy_table(table)) +
+                body=figure_html(probe_dots(table),
+                                 "linear probes") + table_tag(accuracy_table(table)) +
                 f"<details><summary>More tables</summary>{more}</details>",
-                note="Confidence intervals resample the groups of the last column. Dotted: majority class." + _coverage_note(table))
+                note="Confidence intervals resample the groups of the last column. Dotted: "
+                     "majority class." + _coverage_note(table))
 
 # %% ../../nbs/library/probing/09_command.ipynb #e55fcb77
 def _coverage_note(table): # a note on groups of very unequal size
     few = table[table.effective_clusters < table.clusters / 2].drop_duplicates("task")
     if not len(few): return ""
-    return (f" On {join_words(few.task.tolist())} the groups have very unequal sizes, so their effective number is smaller: "
-            f"{join_words([f'{r.clusters:,} as {r.effective_clusters:.0f}' for r in few.itertuples()])}. There a 95 % interval of the plain mean "
-            "covers the true value less often: 91 to 94 times in 100 in simulations. That of the mean over families covers it 93 to 95 times.")
+    sizes = [f"{r.clusters:,} as {r.effective_clusters:.0f}" for r in few.itertuples()]
+    return (f" On {join_words(few.task.tolist())} the groups have very unequal sizes, so their "
+            f"effective number is smaller: {join_words(sizes)}. There a 95 % interval of the "
+            "plain mean covers the true value less often: 91 to 94 times in 100 in simulations. "
+            "That of the mean over families covers it 93 to 95 times.")
 
 # %% ../../nbs/library/probing/09_command.ipynb #83b840fb
 def _shots_section(shots):
     if shots is None: return None
-    return dict(title="Few-shot accuracy", text="Linear probes trained on a few images of each class, for shots that nine classes in ten have. Error bars: the standard deviation "
-                "over training sets.",
-                body=figure_html(few_shot_curves(shots), "few-shot accuracy by number of labeled images of each class"), note="")
+    return dict(title="Few-shot accuracy",
+                text="Linear probes trained on a few images of each class, for shots that nine "
+                     "classes in ten have. Error bars: the standard deviation over training sets.",
+                body=figure_html(few_shot_curves(shots),
+                                 "few-shot accuracy by number of labeled images of each class"),
+                note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #52d27df1
 def _protocol_section(t, table):
     if t is None: return None
-    ours = table[table.task.isin(t.task)][["encoder", "task", "linear"]].rename(columns=dict(linear="top1")).assign(protocol="converged, L2 by validation")
+    ours = table[table.task.isin(t.task)][["encoder", "task", "linear"]].rename(columns=dict(
+                                                   linear="top1")).assign(protocol="converged, L2 "
+                                                                                   "by validation")
     wide = pd.concat([t, ours]).pivot(index=["task", "encoder"], columns="protocol", values="top1")
-    return dict(title="Published protocols", text="The same features and test images. As written: the paper's code, which selects on the test "
-                "images. Corrected: the schedule and the selection that the paper describes.", body=table_tag((100 * wide).round(1).reset_index(), index=False), note="")
+    return dict(title="Published protocols",
+                text="The same features and test images. As written: the paper's code, which "
+                     "selects on the test "
+                "images. Corrected: the schedule and the selection that the paper describes.",
+                body=table_tag((100 * wide).round(1).reset_index(), index=False), note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #d1158d9a
 def _cut_section(t):
     if t is None: return None
     of = t.groupby(["task", "encoder"], sort=False)
-    wide = pd.DataFrame({"splits": of.cut.nunique(), "top-1, mean": (100 * of.top1.mean()).round(1), "SD": (100 * of.top1.std()).round(2),
-                         "min": (100 * of.top1.min()).round(1), "max": (100 * of.top1.max()).round(1),
+    wide = pd.DataFrame({"splits": of.cut.nunique(), "top-1, mean": (100 * of.top1.mean()).round(1),
+                         "SD": (100 * of.top1.std()).round(2),
+                         "min": (100 * of.top1.min()).round(1),
+                         "max": (100 * of.top1.max()).round(1),
                          "L2 strengths": of.ridge.agg(lambda r: f"{r.min():g} to {r.max():g}")})
-    return dict(title="Other validation splits", text="The same probe with other random validation splits to select its L2 strength (and other test splits, where "
-                "the data set has none). In percent.", body=table_tag(wide.reset_index(), index=False), note="")
+    return dict(title="Other validation splits",
+                text="The same probe with other random validation splits to select its L2 strength "
+                     "(and other test splits, where the data set has none). In percent.",
+                body=table_tag(wide.reset_index(), index=False), note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #632cd6e4
 def _text_section(named, found):
     if named is None: return None
-    cell = lambda t, v: [percent(*r) for r in t[[v, "lo", "hi"]].values]
-    body = table_tag(named.assign(right=cell(named, "accuracy"))[["encoder", "dataset", "k", "right", "classes", "tests", "templates"]], index=False)
-    if found is not None: body += table_tag(found.assign(found=cell(found, "recall"), chance=[percent(c) for c in found.chance])[
-        ["encoder", "dataset", "direction", "k", "found", "chance", "median_rank", "queries", "among"]], index=False)
-    return dict(title="Zero-shot classification and retrieval", text="Top-k accuracy of the nearest class names, then recall of text-to-image and "
-                "image-to-text retrieval. In percent, for encoders with a text encoder.", body=body, note="")
+    def cell(t, v): return [percent(*r) for r in t[[v, "lo", "hi"]].values]
+    body = table_tag(named.assign(right=cell(named,
+                                             "accuracy"))[["encoder", "dataset", "k", "right",
+                                                           "classes", "tests", "templates"]],
+                     index=False)
+    if found is not None:
+        body += table_tag(found.assign(found=cell(found, "recall"),
+                                       chance=[percent(c) for c in found.chance])[
+["encoder", "dataset", "direction", "k", "found", "chance", "median_rank", "queries", "among"]],
+                          index=False)
+    return dict(title="Zero-shot classification and retrieval",
+                text="Top-k accuracy of the nearest class names, then recall of text-to-image and "
+                "image-to-text retrieval. In percent, for encoders with a text encoder.", body=body,
+                note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #f99def6e
 def _class_section(classes, names):
     if classes is None: return None
-    wide = classes[classes.encoder.isin(names[:2])].pivot(index=["task", "label", "n"], columns="encoder", values="accuracy")
+    wide = classes[classes.encoder.isin(names[:2])].pivot(index=["task", "label", "n"],
+                                                          columns="encoder", values="accuracy")
     if wide.shape[1] < 2: return None
     wide["gap"] = wide[names[0]] - wide[names[1]]
-    wide = wide.loc[wide.gap.abs().sort_values(ascending=False).index].reset_index().query("n >= 10").head(20)
-    shown = wide.assign(**{c: (100 * wide[c]).round(1) for c in (*names[:2], "gap")})[["task", "label", "n", *names[:2], "gap"]]
-    return dict(title="Classes with the largest differences", text="Accuracy of linear probes in percent, for classes with ten or more test images. The largest of "
-                "many differences are overestimates: a replication would find smaller ones.", body=table_tag(shown, index=False), note="All classes: per_class.csv.")
+    wide = wide.loc[
+        wide.gap.abs().sort_values(ascending=False).index].reset_index().query("n >= 10").head(20)
+    shown = wide.assign(**{c: (100 * wide[c]).round(1)
+                           for c in (*names[:2], "gap")})[["task", "label", "n", *names[:2], "gap"]]
+    return dict(title="Classes with the largest differences",
+                text="Accuracy of linear probes in percent, for classes with ten or more test "
+                     "images. The largest of "
+                "many differences are overestimates: a replication would find smaller ones.",
+                body=table_tag(shown, index=False), note="All classes: per_class.csv.")
 
 # %% ../../nbs/library/probing/09_command.ipynb #2efd198b
 def export_accuracy(

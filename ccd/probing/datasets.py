@@ -37,7 +37,8 @@ class Dataset:
     look: bool | None = None # decode every image when opened; None: below 100,000 images
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #f7da6e8b
-_SPLITS = dict(train=("train", "training"), val=("val", "valid", "validation", "dev"), test=("test", "testing", "eval", "evaluation"))
+_SPLITS = dict(train=("train", "training"), val=("val", "valid", "validation", "dev"),
+               test=("test", "testing", "eval", "evaluation"))
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #3b5036f2
 def _part_of(
@@ -46,32 +47,40 @@ def _part_of(
     """Return the split that a name stands for, in any case and usual spelling: `Training`,
     `test_set`, `Valid`."""
     plain = re.sub(r"[\W_]+", "", name.lower())
-    return next((p for p, names in _SPLITS.items() if re.sub("(?<=.)(set|data|images|split)$", "", plain) in names), "")
+    return next((p for p, names in _SPLITS.items()
+                 if re.sub("(?<=.)(set|data|images|split)$", "", plain) in names), "")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #c14cf4dd
-_CIFAR101 = "https://raw.githubusercontent.com/modestyachts/CIFAR-10.1/d9982abb0bfc4846b8d13a11e66b887d946205d0/datasets/"
-DATASETS = {
-    "emoji": Dataset("emoji", "emoji", source="eleven design teams; see the credits", licence="open licences, see the credits"),
-    "imagenet": Dataset("hf:ILSVRC/imagenet-1k", "general", dict(train=1_281_167, test=50_000), 1000,
-        "Russakovsky et al. (2015)", "research and education, terms to be accepted", test="validation", look=False),
-    "imagenetv2": Dataset("tar:vaishaal/ImageNetV2/imagenetv2-matched-frequency.tar.gz", "robustness",
-        dict(test=10_000), 1000, "Recht et al. (2019), matched frequency", "MIT", parent="imagenet"),
+_CIFAR101 = ("https://raw.githubusercontent.com/modestyachts/CIFAR-10.1/"
+             "d9982abb0bfc4846b8d13a11e66b887d946205d0/datasets/")
+DATASETS = {"emoji": Dataset("emoji", "emoji", source="eleven design teams; see the credits",
+                     licence="open licences, see the credits"),
+    "imagenet": Dataset("hf:ILSVRC/imagenet-1k", "general", dict(train=1_281_167, test=50_000),
+                        1000,
+        "Russakovsky et al. (2015)", "research and education, terms to be accepted",
+                        test="validation", look=False),
+    "imagenetv2": Dataset("tar:vaishaal/ImageNetV2/imagenetv2-matched-frequency.tar.gz",
+                          "robustness",
+        dict(test=10_000), 1000, "Recht et al. (2019), matched frequency", "MIT",
+                          parent="imagenet"),
     "cifar10": Dataset("hf:uoft-cs/cifar10", "general", dict(train=50_000, test=10_000), 10,
         "Krizhevsky (2009)", "not stated"),
     "cifar10.1": Dataset(_CIFAR101, "robustness", dict(test=2_000), 10,
         "Recht et al. (2018), v6", "MIT", parent="cifar10"),
     "cifar100": Dataset("hf:uoft-cs/cifar100", "general", dict(train=50_000, test=10_000), 100,
         "Krizhevsky (2009), fine labels", "not stated", label="fine_label"),
-    "cars": Dataset("hf:Donghyun99/Stanford-Cars", "fine-grained", dict(train=8_144, test=8_041), 196,
-        "Krause et al. (2013)", "not stated"),
+    "cars": Dataset("hf:Donghyun99/Stanford-Cars", "fine-grained", dict(train=8_144, test=8_041),
+                    196, "Krause et al. (2013)", "not stated"),
     "cub": Dataset("hf:Donghyun99/CUB-200-2011", "fine-grained", dict(train=5_994, test=5_794), 200,
         "Wah et al. (2011)", "not stated"),
     "flowers": Dataset("hf:dpdl-benchmark/oxford_flowers102", "fine-grained",
-        dict(train=1_020, val=1_020, test=6_149), 102, "Nilsback and Zisserman (2008)", "not stated"),
-    "stamps": Dataset("/usr/share/tuxpaint/stamps", "general", source="Debian tuxpaint-stamps-default 2022.06.04",
-        licence="GPL-2"),
-    "ade20k": Dataset("hf://datasets/zhoubolei/scene_parse_150@refs/convert/parquet/scene_parsing", "segmentation",
-        dict(train=20_210, test=2_000), 150, "Zhou et al. (2017)", "BSD-3-Clause", test="validation")}
+        dict(train=1_020, val=1_020, test=6_149), 102, "Nilsback and Zisserman (2008)",
+                       "not stated"), "stamps": Dataset("/usr/share/tuxpaint/stamps", "general",
+                      source="Debian tuxpaint-stamps-default 2022.06.04", licence="GPL-2"),
+    "ade20k": Dataset("hf://datasets/zhoubolei/scene_parse_150@refs/convert/parquet/scene_parsing",
+                      "segmentation",
+        dict(train=20_210, test=2_000), 150, "Zhou et al. (2017)", "BSD-3-Clause",
+                      test="validation")}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #256e0bea
 @dataclass(frozen=True)
@@ -106,8 +115,8 @@ def _parse_dataset_name(name: str) -> _DatasetRequest:
     near = difflib.get_close_matches(head, [*DATASETS, "folder", "hf"], 1)
     raise UserError(f"unknown data set {name!r}: "
                     + (f"did you mean {near[0]!r}? " if near else "")
-                    + (f"There is a folder of that name: folder:{name}. " if Path(name).is_dir() else "")
-                    + f"Expected one of {', '.join(known)}; or NAME:PATH or "
+                    + (f"There is a folder of that name: folder:{name}. " if Path(name).is_dir()
+                       else "") + f"Expected one of {', '.join(known)}; or NAME:PATH or "
                     "NAME=hf:OTHER for a copy of a named one")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #f8d329c0
@@ -121,7 +130,8 @@ def _class_map(
     Raises `UserError` for a label that is not in `known`."""
     said = {v: names[v] if names else v for v in raw}
     if known is None:
-        numbers = names and all(n.isdecimal() and str(int(n)) == n for n in names) # 01 and 1 are two classes
+        # 01 and 1 are two classes
+        numbers = names and all(n.isdecimal() and str(int(n)) == n for n in names)
         return {v: (int(s) if numbers else v, _label_to_text(s))
                 for v, s in said.items()}
     number = _number_of(list(names or said.values()), known)
@@ -143,7 +153,8 @@ def _label_to_text(label) -> str:
     return re.sub(rf"(?<=\w){between}+(?=\w)", " ", said)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #a23b320c
-def _number_of(words, known): # word -> class index; {} unless all words are indices, WordNet ids or names
+# word -> class index; {} unless all words are indices, WordNet ids or names
+def _number_of(words, known):
     if all(isinstance(w, (int, np.integer)) or str(w).isdecimal() for w in words):
         return {w: int(w) for w in words}
     if all(re.fullmatch(r"n\d{8}", str(w)) for w in words):
@@ -183,7 +194,8 @@ def _splits(a): # split -> datasets.Dataset
     return _on_disk(user_path(a.where), a)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #c6621b39
-def _tables(path): # output of save_to_disk, or the Parquet or Arrow files of a dataset of the Hugging Face Hub
+# output of save_to_disk, or the Parquet or Arrow files of a dataset of the Hugging Face Hub
+def _tables(path):
     d = dataset_on_disk(path)
     return dict(d) if isinstance(d, dict) else {"all": d}
 
@@ -191,7 +203,8 @@ def _tables(path): # output of save_to_disk, or the Parquet or Arrow files of a 
 def _on_disk(path, a):
     if not path.exists():
         raise UserError(f"{path} does not exist: expected a copy of {a.name} on disk")
-    if path.is_file(): return _tables(path) if path.suffix in (".parquet", ".arrow") else _folders(_unpacked(path))
+    if path.is_file():
+        return _tables(path) if path.suffix in (".parquet", ".arrow") else _folders(_unpacked(path))
     if any((path / n).exists() for n in ("dataset_dict.json", "state.json")): return _tables(path)
     if any(path.glob("*_data.npy")): return _arrays(path)
     files = files_below(path)
@@ -214,8 +227,8 @@ def _no_hub(a, e): # error text with advice for the user
         return (f"{a.name} is gated: accept its terms at https://huggingface.co/datasets/{page}, "
                 f"log in with `hf auth login`, and start again ({said})")
     if a.name not in DATASETS: return f"could not open the data set {a.where!r}: {said}"
-    return (f"could not open {a.name} from {a.where}: {said}; name another copy of it by {a.name}=hf:OWNER/NAME, "
-            f"or one on disk by {a.name}:PATH")
+    return (f"could not open {a.name} from {a.where}: {said}; name another copy of it by "
+            f"{a.name}=hf:OWNER/NAME, or one on disk by {a.name}:PATH")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #ddd7b6b6
 def _downloaded(a): # a file of the Hugging Face Hub
@@ -233,7 +246,8 @@ def _unpacked(path): # extract a tar into a folder of the cache
         with tarfile.open(path) as t: t.extractall(tmp, filter="data")
     try: return once(home, unpack)
     except (tarfile.TarError, EOFError, zlib.error) as e:
-        raise UserError(f"{path} is no whole tar ({str(e).splitlines()[0].rstrip(':')}): expected a folder, or a tar of a folder per class") from e
+        raise UserError(f"{path} is no whole tar ({str(e).splitlines()[0].rstrip(':')}): expected "
+                        "a folder, or a tar of a folder per class") from e
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #904a0bb8
 def _folders(path, files=None): # the classes are the folders
@@ -242,7 +256,8 @@ def _folders(path, files=None): # the classes are the folders
     outer = _outer(images) # a tar often has a single outer folder
     root, images = path.joinpath(*outer), [p[len(outer):] for p in images]
     if not any(len(p) > 1 for p in images):
-        raise UserError(f"{path} holds no image in a folder of its class: expected PATH/CLASS/IMAGE or PATH/train/CLASS/IMAGE, "
+        raise UserError(f"{path} holds no image in a folder of its class: expected "
+                        "PATH/CLASS/IMAGE or PATH/train/CLASS/IMAGE, "
                         f"with files ending in {USUAL_SUFFIXES}{besides(skipped)}")
     splits = _splits_among(images, path)
     if not splits: return _Corpora({"all": _of_classes(root, images, 0)}, skipped)
@@ -252,12 +267,15 @@ def _folders(path, files=None): # the classes are the folders
     nowhere = f"it lies in no folder of a split ({', '.join(splits.values())})"
     skipped += [(_item(p), nowhere) for p in images if p[0] not in splits.values()]
     skipped += [(_item(p), "it lies in no class folder") for part in flat for p in found[part]]
-    return _Corpora({part: _of_classes(root, own, 1) for part, own in found.items() if part not in flat}, skipped)
+    return _Corpora({part: _of_classes(root, own, 1)
+                     for part, own in found.items() if part not in flat}, skipped)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #72ffe76f
 def _outer(images): # folders that all images share, if there are class folders within
     n = 0
-    while images and min(map(len, images)) > n + 1 and max(map(len, images)) > n + 2 and len({p[n] for p in images}) == 1: n += 1
+    while (images and min(map(len, images)) > n + 1 and max(map(len, images)) > n + 2
+           and len({p[n] for p in images}) == 1):
+        n += 1
     return images[0][:n] if images else ()
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #14c0b411
@@ -269,8 +287,8 @@ def _splits_among(images, path): # part -> name of its folder; {} where the fold
     for part in _SPLITS:
         own = [n for n in names if parts[n] == part]
         if len(own) > 1:
-            raise UserError(f"{path} has several folders of {part} images: {', '.join(own)}; expected one, so merge them "
-                            "or rename the others")
+            raise UserError(f"{path} has several folders of {part} images: {', '.join(own)}; "
+                            "expected one, so merge them or rename the others")
     return {p: n for p in _SPLITS for n in names if parts[n] == p}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #0246ec4d
@@ -279,9 +297,12 @@ def _check_flat(flat, found, splits, path): # splits without class folders
     for part, name in flat.items():
         if part != "train" and others and "train" not in flat: continue # the other one is tested
         known = sorted({p[1] for p in found.get("train", ()) if len(p) > 2})
-        few = f" with the classes of {splits['train']} ({', '.join(known[:5])}{' …' * (len(known) > 5)})" if known else ""
-        or_else = f", or move {name} elsewhere: a data set without a test split is cut into folds" if known else ""
-        raise UserError(f"{path / name} holds {len(found[part]):,} images and no class folders: expected {name}/CLASS/IMAGE{few}. "
+        few = (f" with the classes of {splits['train']} "
+               f"({', '.join(known[:5])}{' …' * (len(known) > 5)})" if known else "")
+        or_else = (f", or move {name} elsewhere: a data set without a test split is cut into folds"
+                   if known else "")
+        raise UserError(f"{path / name} holds {len(found[part]):,} images and no class folders: "
+                        f"expected {name}/CLASS/IMAGE{few}. "
                         f"Put each image into the folder of its class{or_else}")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #a47f3e6a
@@ -295,7 +316,8 @@ def _item(parts): return printable("/".join(parts))
 # %% ../../nbs/library/probing/03_datasets.ipynb #b228480a
 def _table(ids, images, labels): # a label may be None
     number = any(isinstance(x, int) for x in labels)
-    f = Features(item_id=Value("string"), image=ImageFeature(), label=Value("int64" if number else "string"))
+    f = Features(item_id=Value("string"), image=ImageFeature(),
+                 label=Value("int64" if number else "string"))
     return hf.Dataset.from_dict(dict(item_id=ids, image=images, label=labels), features=f)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #e6325382
@@ -310,22 +332,23 @@ def _cifar101(address): # download into a folder of the cache
         try:
             with urllib.request.urlopen(address + name, timeout=60) as r: data = r.read()
         except OSError as e:
-            raise UserError(f"could not download {address + name}: {e}; put it and its like into a folder "
-                            "and ask for cifar10.1:FOLDER") from e
+            raise UserError(f"could not download {address + name}: {e}; put it and its like into a "
+                            "folder and ask for cifar10.1:FOLDER") from e
         if hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != blob: # git's hash of a file
-            raise UserError(f"{address + name} is not the file that was published: try again later, or get it "
-                            "elsewhere and ask for cifar10.1:FOLDER")
+            raise UserError(f"{address + name} is not the file that was published: try again "
+                            "later, or get it elsewhere and ask for cifar10.1:FOLDER")
         with atomic_write(home / name) as tmp: tmp.write_bytes(data)
     return home
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #14cee2b7
 def _arrays(path): # NAME_data.npy [n, h, w, 3] and NAME_labels.npy [n]
     found = sorted(path.glob("*_v6_data.npy")) or sorted(path.glob("*_data.npy"))
-    if len(found) > 1: raise UserError(f"{path} holds {len(found)} files *_data.npy: expected one, or one of v6")
+    if len(found) > 1:
+        raise UserError(f"{path} holds {len(found)} files *_data.npy: expected one, or one of v6")
     x, y = np.load(found[0]), np.load(str(found[0]).replace("_data.npy", "_labels.npy"))
     if x.ndim != 4 or x.dtype != np.uint8 or y.shape != x.shape[:1]:
-        raise UserError(f"{found[0]} holds {x.dtype} {list(x.shape)} and its labels {list(y.shape)}: expected "
-                        "uint8 [n, height, width, 3] and [n]")
+        raise UserError(f"{found[0]} holds {x.dtype} {list(x.shape)} and its labels "
+                        f"{list(y.shape)}: expected uint8 [n, height, width, 3] and [n]")
     name = found[0].name.removesuffix("_data.npy")
     return {"test": _table([f"{name}-{k:05d}" for k in range(len(x))],
                            [dict(bytes=png(i), path=None) for i in x], y.tolist())}
@@ -345,8 +368,8 @@ def _is_photo(im, share: float = 0.3) -> bool:
 # %% ../../nbs/library/probing/03_datasets.ipynb #35db0caf
 def _stamps(root): # the photographs, without splits
     if not root.is_dir():
-        raise UserError(f"{root} is not there: install it (apt install tuxpaint-stamps-default), or ask for "
-                        "stamps:PATH, where PATH holds animals, food, plants …")
+        raise UserError(f"{root} is not there: install it (apt install tuxpaint-stamps-default), "
+                        "or ask for stamps:PATH, where PATH holds animals, food, plants …")
     files = sorted(f for c in _STAMP_FOLDERS for f in (root / c).rglob("*.png"))
     twin = [f.stem.endswith("_mirror") for f in files]
     drawn = ["cartoon" in f.parts or not _is_photo(Image.open(f)) for f in files]
@@ -371,37 +394,47 @@ def _label_column(d, a):
         found = ("label" if "label" in f else named[0] if len(named) == 1 else
                  usual[0] if usual and not named else "__key__" if "__key__" in f else None)
     if found is None:
-        raise UserError(f"{a.name} has no column {want or 'label'!r}: its columns are {', '.join(f)}; "
-                        f"choose one by #label=COLUMN")
+        raise UserError(f"{a.name} has no column {want or 'label'!r}: its columns are "
+                        f"{', '.join(f)}; choose one by #label=COLUMN")
     kind = getattr(f[found], "dtype", "")
-    if isinstance(f[found], ClassLabel) or re.fullmatch(r"u?int\d+|bool|string|large_string", str(kind)): return found
-    raise UserError(f"column {found!r} of {a.name} holds {kind or f[found]}, which is no class: expected whole "
-                    f"numbers or strings; its columns are {', '.join(f)}; choose one by #label=COLUMN")
+    if (isinstance(f[found], ClassLabel)
+        or re.fullmatch(r"u?int\d+|bool|string|large_string", str(kind))):
+        return found
+    raise UserError(f"column {found!r} of {a.name} holds {kind or f[found]}, which is no class: "
+                    "expected whole "
+                    f"numbers or strings; its columns are {', '.join(f)}; choose one by "
+                    "#label=COLUMN")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #0ec3ec9b
 def _raw_labels(d, column): # [n] objects, None where there is none
     y = d.select_columns([column]).with_format("arrow")[:][column].to_pylist()
     if column == "__key__": y = [Path(k).parent.name or None for k in y] # web shards: the folder
     none = [v is None or isinstance(v, int) and v < 0 for v in y]
-    if isinstance(d.features[column], ClassLabel) or all(none): y = [None if n else v for v, n in zip(y, none)]
+    if isinstance(d.features[column], ClassLabel) or all(none):
+        y = [None if n else v for v, n in zip(y, none)]
     return np.array([*y, None], object)[:-1]
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #d519cf09
 def _ids(d, mask, part): # of items
     rows = np.flatnonzero(mask)
-    return d.select_columns(["item_id"])[rows]["item_id"] if "item_id" in d.column_names else [f"row {k} of {part}" for k in rows]
+    return (d.select_columns(["item_id"])[rows]["item_id"] if "item_id" in d.column_names
+            else [f"row {k} of {part}" for k in rows])
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #a0df46be
-def _labeled(d, a, part, skipped): # add label, class_name and split; images without a label are moved to `skipped`
+# add label, class_name and split; images without a label are moved to `skipped`
+def _labeled(d, a, part, skipped):
     new = dict(split=[part] * len(d))
     if a.spec.group != "segmentation":
         column = _label_column(d, a)
         y = _raw_labels(d, column)
         has = np.array([v is not None for v in y])
-        if not has.any(): raise UserError(f"no image of {a.name} ({part}) has a label in column {column!r}")
+        if not has.any():
+            raise UserError(f"no image of {a.name} ({part}) has a label in column {column!r}")
         if not has.all():
-            warnings.warn(f"{a.name} ({part}): {(~has).sum():,} of {len(d):,} images have no label and are left out")
-            skipped += [(i, f"it has no class folder, or no label in column {column!r}") for i in _ids(d, ~has, part)]
+            warnings.warn(f"{a.name} ({part}): {(~has).sum():,} of {len(d):,} images have no label "
+                          "and are left out")
+            skipped += [(i, f"it has no class folder, or no label in column {column!r}")
+                        for i in _ids(d, ~has, part)]
             d, y = d.select(np.nonzero(has)[0]), y[has]
         codes, raw = pd.factorize(y)
         if part in ("train", "all"): _check_classes(raw, len(y), column, a)
@@ -419,8 +452,10 @@ def _check_classes(raw, n, column, a):
         raise UserError(f"every image of {a.name} has the label {raw[0]!r}: there is nothing to "
                         "classify; choose another column by #label=COLUMN")
     if n > 20 and len(raw) == n:
-        raise UserError(f"each of the {n:,} images of {a.name} has a {column!r} of its own ({raw[0]!r}, "
-                        f"{raw[1]!r} …): that is a name or a measure, no class; choose another by #label=COLUMN")
+        raise UserError(f"each of the {n:,} images of {a.name} has a {column!r} of its own "
+                        f"({raw[0]!r}, "
+                        f"{raw[1]!r} …): that is a name or a measure, no class; choose another by "
+                        "#label=COLUMN")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #ad9908df
 def _parts(splits, a): # train, val, test or all -> name of the split
@@ -431,8 +466,8 @@ def _parts(splits, a): # train, val, test or all -> name of the split
     if a.spec.test in splits: test = a.spec.test
     elif test and _secret(splits[test], a):
         if not val:
-            raise UserError(f"{a.name}: no image of its split {test!r} has a label, so there is no test set; expected labels "
-                            "there, or a validation split")
+            raise UserError(f"{a.name}: no image of its split {test!r} has a label, so there is no "
+                            "test set; expected labels there, or a validation split")
         test = None
     if not test: test, val = val, None
     if val == test: val = None
@@ -453,17 +488,20 @@ def _secret(d, a): # whether all labels are missing
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #4a90827a
 def _open_dataset(
-    name: str, # name of the data set, such as `cifar10`, `cars:PATH`, `folder:PATH` or `hf:NAME#label=COLUMN`
-    settings=None, # `ccd.settings.Settings`, whose `data` defines the synthetic emoji dataset; None: the defaults
-) -> _Corpora: # key -> corpus; `skipped` lists images that are in none
-    """Return the corpora of a data set: NAME-train (which includes the validation split) and NAME-test, or NAME-all.
+    # name of the data set, such as `cifar10`, `cars:PATH`, `folder:PATH` or `hf:NAME#label=COLUMN`
+    name: str,
+    # `ccd.settings.Settings`, whose `data` defines the synthetic emoji dataset; None: the defaults
+    settings=None, ) -> _Corpora: # key -> corpus; `skipped` lists images that are in none
+    """Return the corpora of a data set: NAME-train (with the validation split) and NAME-test, or
+    NAME-all.
 
-    Raises `UserError` where the data set cannot be opened or has no labels. Warns of images that are
-    left out, and of sizes that differ from the published ones."""
+    Raises `UserError` where the data set cannot be opened or has no labels. Warns of images that
+    are left out, and of sizes that differ from the published ones."""
     a = _parse_dataset_name(name)
     if a.name == "emoji":
         world = settings.data if settings else DataSettings()
-        return _Corpora(dict(gallery=scenes.single_drawings(world), signs=scenes.word_images(world)))
+        return _Corpora(dict(gallery=scenes.single_drawings(world),
+                             signs=scenes.word_images(world)))
     splits = _splits(a)
     parts, found = _parts(splits, a), _Corpora(skipped=getattr(splits, "skipped", ()))
     for part, split in parts.items():
@@ -481,29 +519,35 @@ def _open_dataset(
 # %% ../../nbs/library/probing/03_datasets.ipynb #bfae04e7
 def _check_ids(ids, a): # predictions of two encoders are joined by item_id
     twice = pd.Index(ids)[pd.Index(ids).duplicated()]
-    if len(twice): raise UserError(f"{a.name} has {len(twice):,} images called as others are, first {twice[0]!r}: expected each item_id once; "
-                                   "rename them, or leave the column out")
+    if len(twice):
+        raise UserError(f"{a.name} has {len(twice):,} images called as others are, first "
+                        f"{twice[0]!r}: expected each item_id once; "
+                        "rename them, or leave the column out")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #850c7396
 def _say_skipped(splits, parts, a): # warn of splits and files that are not used
     for s in splits.keys() - parts.values():
-        if a.name not in DATASETS: warnings.warn(f"{a.name}: its split {s!r} is not used, {len(splits[s]):,} images")
+        if a.name not in DATASETS:
+            warnings.warn(f"{a.name}: its split {s!r} is not used, {len(splits[s]):,} images")
     warn_others(getattr(splits, "skipped", ()), a.name)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #e6b87f30
 def _check_size(found, a): # warn where sizes differ from the published ones
-    n = pd.concat([d.select_columns(["split"]).to_pandas() for d in found.values()]).split.value_counts()
-    off = [f"{n.get(p, 0):,} images in {p} where {want:,} were published" for p, want in a.spec.images.items()
-           if n.get(p, 0) != want]
+    n = pd.concat([d.select_columns(["split"]).to_pandas()
+                   for d in found.values()]).split.value_counts()
+    off = [f"{n.get(p, 0):,} images in {p} where {want:,} were published"
+           for p, want in a.spec.images.items() if n.get(p, 0) != want]
     classes = {v for d in found.values() if "label" in d.column_names for v in d.unique("label")}
     if a.spec.images and classes and len(classes) != a.spec.classes:
         off.append(f"{len(classes):,} classes where {a.spec.classes:,} were published")
-    if off: warnings.warn(f"{a.name} has {'; '.join(off)} ({a.spec.source}): is this the whole set?")
+    if off:
+        warnings.warn(f"{a.name} has {'; '.join(off)} ({a.spec.source}): is this the whole set?")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #9578fb85
 def _class_names(
     name: str, # name of the data set, as for `_open_dataset`
-    items: dict | None = None, # key of a corpus -> DataFrame of its columns, as for `tasks`; ImageNet and CIFAR-10 need none
+    # key of a corpus -> DataFrame of its columns, as for `tasks`; ImageNet and CIFAR-10 need none
+    items: dict | None = None,
     label: str = "label", # column of the label
 ) -> dict: # label -> class name
     "Return the class names of a data set. Raises `UserError` where they are unknown without items."

@@ -88,7 +88,8 @@ class _StandardizedRows:
     def take(self, s, dtype=torch.float32) -> torch.Tensor: # slice, or positions among the rows
         held = self.keep(dtype)
         if held is None: return self._read(self.rows[s]).to(dtype)
-        return held[s] if held.dtype == dtype and not held.is_cuda else self._norm(held[s].to(torch.float32, copy=True)).to(dtype)
+        return (held[s] if held.dtype == dtype and not held.is_cuda
+                else self._norm(held[s].to(torch.float32, copy=True)).to(dtype))
 
     def keep(self, dtype):
         stored = device().type == "cuda"
@@ -108,8 +109,10 @@ class _StandardizedRows:
 
 # %% ../../nbs/library/probing/01_linear.ipynb #4c82698e
 _LBFGS_HISTORY = 20 # number of steps in the history of L-BFGS
-_HESSIAN_SUBSAMPLE_RATIO = 8 # use the subsampled Hessian where there are at least this many times its rows
-_CG_STEPS, _CG_DAMPING = 3, 1 / 3 # steps of conjugate gradients; damping, as a fraction of the mean curvature
+# use the subsampled Hessian where there are at least this many times its rows
+_HESSIAN_SUBSAMPLE_RATIO = 8
+# steps of conjugate gradients; damping, as a fraction of the mean curvature
+_CG_STEPS, _CG_DAMPING = 3, 1 / 3
 _TOL = 1e-6 # estimated suboptimality, relative to the loss, at which a fit stops
 
 # %% ../../nbs/library/probing/01_linear.ipynb #8fdb57f9
@@ -126,7 +129,8 @@ class _Standing:
         w[-1] = share - share.mean()
         self.begin(w, dtype)
 
-    def begin(self, w, dtype=torch.float32): # w [d + 1, c]; dtype: number type of the matrix products
+    def begin(self, w, dtype=torch.float32,
+    ): # w [d + 1, c]; dtype: number type of the matrix products
         self.w, self.dtype, self.part = w, dtype, self.rows.take(self.some, dtype)
         self.loss, self.slope = self.look(w)
 
@@ -159,7 +163,8 @@ class _Curved(_Standing):
         along = self.basis.T @ g[:-1]
         w = self.basis @ (along @ self.mix / stretch)
         if len(stretch) < len(w): w += (g[:-1] - self.basis @ along) @ self.mix / ridge
-        free = torch.where(b > 1e-6 * b.max(), 1 / b, 0) # a constant added to all biases changes nothing
+        # a constant added to all biases changes nothing
+        free = torch.where(b > 1e-6 * b.max(), 1 / b, 0)
         return torch.cat([w, g[-1:] @ self.mix * free]) @ self.mix.T
 
     def curved(self, v, p, ridge): # Hessian of the subsample, times v
@@ -231,8 +236,8 @@ def _spread(z): # variances and principal axes, at most as many as rows
     return s**2 / len(z), axes.T
 
 # %% ../../nbs/library/probing/01_linear.ipynb #957f5655
-def _ridged(slope, w, ridge): # add the gradient of the L2 term; the bias (the last row) is not penalized
-    return torch.cat([slope[:-1] + ridge * w[:-1], slope[-1:]])
+# add the gradient of the L2 term; the bias (the last row) is not penalized
+def _ridged(slope, w, ridge): return torch.cat([slope[:-1] + ridge * w[:-1], slope[-1:]])
 
 # %% ../../nbs/library/probing/01_linear.ipynb #0905e060
 def fit_logistic(
@@ -256,7 +261,8 @@ def fit_logistic(
 # %% ../../nbs/library/probing/01_linear.ipynb #d7fcdeed
 _L2_GRID = (1.0, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4) # L2 strengths, strong to weak
 _L2_MIN = 1e-8 # weakest L2 strength to which the path is extended
-_PATH_TOL = 3e-4 # estimated suboptimality, relative to the loss, at which the fits along the path stop
+# estimated suboptimality, relative to the loss, at which the fits along the path stop
+_PATH_TOL = 3e-4
 _BF16_MIN_COST = 1e9 # multiplications of one pass over the data from which bf16 is used
 
 # %% ../../nbs/library/probing/01_linear.ipynb #4fb53db0
@@ -299,14 +305,17 @@ def linear_probe(
     x: np.ndarray, # [n, d] features: float16 or float32, memory-mapped or not
     y: np.ndarray, # [n] labels, strings or integers
     train: np.ndarray, # [n] bool mask of the training rows, or row indices
-    val: np.ndarray, # [n] bool mask of the validation rows, or row indices; they select the L2 strength
-    ridges: tuple | None = None, # L2 strengths to try; None: `_L2_GRID`, extended by tenths while the weakest is best
+    # [n] bool mask of the validation rows, or row indices; they select the L2 strength
+    val: np.ndarray,
+    # L2 strengths to try; None: `_L2_GRID`, extended by tenths while the weakest is best
+    ridges: tuple | None = None,
     select: Literal["top1", "balanced"] = "top1", # accuracy on `val` that selects the L2 strength
 ) -> LinearProbe:
-    """Fit multinomial logistic regression along a regularization path and return the best probe on the validation rows.
+    """Fit multinomial logistic regression along a regularization path and return the best probe on
+    the validation rows.
 
-    The strongest of equally good L2 strengths is selected. Raises `UserError` for features that
-    are not finite, an empty split, and a single class."""
+    The strongest of equally good L2 strengths is selected. Raises `UserError` for features that are
+    not finite, an empty split, and a single class."""
     train, val, classes, code = _parts(x, y, train, val)
     mean, std = _moments(x, train)
     large = len(train) * x.shape[1] * len(classes) >= _BF16_MIN_COST
@@ -332,7 +341,8 @@ def linear_probe(
     return LinearProbe(classes, fit.w.cpu().numpy(), mean, std, best[1], path)
 
 # %% ../../nbs/library/probing/01_linear.ipynb #b32af974
-def _parts(x, y, train, val): # row indices of both splits; classes of train, and class indices of its rows
+# row indices of both splits; classes of train, and class indices of its rows
+def _parts(x, y, train, val):
     if x.ndim != 2 or x.dtype.kind != "f":
         raise UserError(f"features of shape {x.shape} and type {x.dtype}: "
                         "expected [n, d] floating-point numbers")
@@ -373,13 +383,18 @@ def _warn_of_edges(path):
 def accuracy(
     y: np.ndarray, # [n] labels
     predicted: np.ndarray, # [n] predicted labels
-    cluster: np.ndarray | None = None, # [n] cluster of each item in the bootstrap, such as a family; None: each item is its own
+    # [n] cluster of each item in the bootstrap, such as a family; None: each item is its own
+    cluster: np.ndarray | None = None,
     n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
-) -> dict: # top1, lo, hi; balanced, family_mean, each with its _lo and _hi; n, classes, clusters, effective_clusters
-    """Return the accuracy over items, classes and families, with 95 % intervals from a cluster bootstrap.
+    # top1, lo, hi; balanced, family_mean, each with its _lo and _hi; n, classes, clusters,
+    # effective_clusters
+) -> dict:
+    """Return the accuracy over items, classes and families, with 95 % intervals from a cluster
+    bootstrap.
 
-    Raises `UserError` for an empty input, and where the numbers of labels and predictions differ."""
+    Raises `UserError` for an empty input, and where the numbers of labels and predictions differ.
+    """
     from scipy.sparse import csr_matrix
     right, classes, of = _right(y, predicted)
     own = np.arange(len(right)) if cluster is None else np.asarray(cluster)
@@ -393,15 +408,21 @@ def accuracy(
         drawn = np.stack([np.bincount(rng.integers(0, len(groups), len(groups)),
                                       minlength=len(groups))
                           for _ in range(min(32, n_resamples - k))], 1).astype(float)
-        found.append(np.vstack([_both(right_of @ drawn, all_of @ drawn), own_mean @ drawn / len(groups)]))
+        found.append(np.vstack([_both(right_of @ drawn, all_of @ drawn),
+                                own_mean @ drawn / len(groups)]))
     top1, balanced = (float(v[0]) for v in _both(right_of.sum(1), all_of.sum(1)))
-    (lo, hi), of_classes, of_families = np.quantile(np.concatenate(found, 1), (0.025, 0.975), axis=1).T.tolist()
-    return dict(top1=top1, lo=lo, hi=hi, balanced=balanced, balanced_lo=of_classes[0], balanced_hi=of_classes[1],
-                family_mean=float(own_mean.mean()), family_mean_lo=of_families[0], family_mean_hi=of_families[1],
-                n=len(right), classes=len(classes), clusters=len(groups), effective_clusters=effective_groups(g))
+    (lo, hi), of_classes, of_families = np.quantile(np.concatenate(found, 1), (0.025, 0.975),
+                                                axis=1).T.tolist()
+    return dict(top1=top1, lo=lo, hi=hi, balanced=balanced, balanced_lo=of_classes[0],
+                balanced_hi=of_classes[1],
+                family_mean=float(own_mean.mean()), family_mean_lo=of_families[0],
+                family_mean_hi=of_families[1],
+                n=len(right), classes=len(classes), clusters=len(groups),
+                effective_clusters=effective_groups(g))
 
 # %% ../../nbs/library/probing/01_linear.ipynb #b21306a4
-def _both(right, count): # [classes, resamples] each -> [2, resamples]; a class that is not resampled is left out
+# [classes, resamples] each -> [2, resamples]; a class that is not resampled is left out
+def _both(right, count):
     right, count = np.asarray(right), np.asarray(count)
     within = (right / count.clip(min=1)).sum(0) / (count > 0).sum(0)
     return np.stack([right.sum(0) / count.sum(0), within])
@@ -419,7 +440,10 @@ def _right(y, predicted):
 def _per_class(
     y: np.ndarray, # [n] labels
     predicted: np.ndarray, # [n] predicted labels
-) -> pd.DataFrame: # label, n, right: number correct, accuracy, most_taken_for: most frequent confusion ("" where all are correct)
+    # label, n, right: number correct, accuracy, most_taken_for: most frequent confusion ("" where
+    # all
+    # are correct)
+) -> pd.DataFrame:
     "Return the accuracy within each class, and its most frequent confusion."
     right, classes, of = _right(y, predicted)
     n, hits = np.bincount(of), np.bincount(of, right).astype(int)

@@ -56,7 +56,8 @@ def _emoji_segments(
     world: DataSettings, # settings of the synthetic emoji dataset
     split: str, # `train`, `val` or `test`, with disjoint families
     pictures: int = 0, # number of images; 0: all
-    label: str = "category", # column of the catalog of emoji, or `drawing` for a single class of all emoji
+    # column of the catalog of emoji, or `drawing` for a single class of all emoji
+    label: str = "category",
 ) -> SegmentationDataset:
     "Return scenes of emoji, with the label of the emoji at each pixel."
     corpus, table = scenes(world, split), drawings()[0]
@@ -137,8 +138,7 @@ def _crop_windows(
     return np.stack([x[a:a + size, b:b + size] for a, b in look.corners])
 
 # %% ../../nbs/library/probing/06_patches.ipynb #594a6edc
-def _last_layers(
-    spec: str, # name of an encoder, see `ccd.encoders`
+def _last_layers(spec: str, # name of an encoder, see `ccd.encoders`
     n: int = 4, # number of blocks
 ) -> list[Encoder]: # one encoder per block, the last block first
     "Load an encoder once per block, with the features of each of its last n blocks."
@@ -176,13 +176,14 @@ def _feature_grid(encoders: list) -> tuple[int, int]: # px; patches along one si
     for e in encoders:
         blank = torch.zeros(1, 3, e.card.size, e.card.size, device=device())
         t = e.features(blank).patches if "patches" in e.taps else None
-        if t is None: raise UserError(f"{e.card.name} has no patch tokens: segmentation needs an encoder with patches; "
-                                      "for a raw-pixel baseline use pixel_patches")
+        if t is None:
+            raise UserError(f"{e.card.name} has no patch tokens: segmentation needs an encoder "
+                            "with patches; for a raw-pixel baseline use pixel_patches")
         shapes.add(t.shape[1])
     names = ", ".join(e.card.name for e in encoders)
     if len(sizes) > 1 or len(shapes) > 1:
-        raise UserError(f"{names}: their tokens cannot stand side by side: sizes {sorted(sizes)} px, "
-                        f"{sorted(shapes)} patches; expected one size and one grid")
+        raise UserError(f"{names}: their tokens cannot stand side by side: sizes {sorted(sizes)} "
+                        f"px, {sorted(shapes)} patches; expected one size and one grid")
     (size,), (n,) = sizes, shapes
     side = math.isqrt(n)
     if side * side != n or size % side:
@@ -200,24 +201,29 @@ def _pictures(data: SegmentationDataset): # row, [H, W, 3] uint8
     for a in range(0, len(data), _WINDOWS):
         rows = range(a, min(a + _WINDOWS, len(data)))
         for k, r in zip(rows, reader.read(rows)):
-            if r["fault"]: raise UserError(f"the image {r.get('item_id')!r} cannot be read: {r['fault']}; "
-                                           "repair it or remove it (`ccd.data.corpora.drop_unreadable` sets such images aside)")
+            if r["fault"]:
+                raise UserError(f"the image {r.get('item_id')!r} cannot be read: {r['fault']}; "
+                                "repair it or remove it (`ccd.data.corpora.drop_unreadable` sets "
+                                "such images aside)")
             yield k, r["pixels"]
 
 # %% ../../nbs/library/probing/06_patches.ipynb #1a8c9f2f
 def _mask(data, k, shape): # mask of an image, checked against its shape
     m = data.mask(k)
     if m.shape != shape[:2]:
-        raise UserError(f"the mask of {data.corpus[k]['item_id']} is {m.shape[1]} x {m.shape[0]} px and its image "
+        raise UserError(f"the mask of {data.corpus[k]['item_id']} is {m.shape[1]} x {m.shape[0]} "
+                        "px and its image "
                         f"{shape[1]} x {shape[0]} px: expected a class for each pixel, upright")
     return m
 
 # %% ../../nbs/library/probing/06_patches.ipynb #f21a44b7
 def _looks(shape, size, ratios, flip):
-    return [_sliding_windows(shape, size, r, f) for r in ratios for f in ((False, True) if flip else (False,))]
+    return [_sliding_windows(shape, size, r, f) for r in ratios
+            for f in ((False, True) if flip else (False,))]
 
 # %% ../../nbs/library/probing/06_patches.ipynb #6259db5b
-def _seen(encoders, data, size, ratios=(1.0,), flip=False): # yield row, shape, layouts, [k, n, d] tokens of all windows
+# yield row, shape, layouts, [k, n, d] tokens of all windows
+def _seen(encoders, data, size, ratios=(1.0,), flip=False):
     filter = getattr(encoders[0].fit, "filter", "bicubic")
     held, count = [], 0
     for k, picture in _pictures(data):
@@ -231,7 +237,8 @@ def _seen(encoders, data, size, ratios=(1.0,), flip=False): # yield row, shape, 
 def _run(encoders, held):
     if not held: return
     every = np.concatenate([h[-1] for h in held])
-    tokens = torch.cat([_patch_features(encoders, every[a:a + _WINDOWS]) for a in range(0, len(every), _WINDOWS)])
+    tokens = torch.cat([_patch_features(encoders, every[a:a + _WINDOWS])
+                        for a in range(0, len(every), _WINDOWS)])
     parts = tokens.split([len(h[-1]) for h in held])
     for (k, shape, looks, _), t in zip(held, parts): yield k, shape, looks, t
 
@@ -256,8 +263,8 @@ def _training_tokens(
 
     Raises `UserError` where every pixel is ignored, and for tokens beyond float16."""
     size, side = _feature_grid(encoders)
-    settings = dict(cards=[to_plain_dict(e.card) for e in encoders], per_picture=per_picture, seed=seed, classes=data.classes,
-                    masks=data.about)
+    settings = dict(cards=[to_plain_dict(e.card) for e in encoders], per_picture=per_picture,
+                    seed=seed, classes=data.classes, masks=data.about)
     def make(tmp): _write_tokens(tmp, encoders, data, size, side, per_picture, seed)
     folder = cached_stage(folder, settings, dict(corpus=fingerprint(data.corpus)), make)
     n, d = read_json(folder / "shape.json")
@@ -280,22 +287,27 @@ def _write_tokens(tmp, encoders, data, size, side, per_picture, seed):
             fx.write(x.tobytes()); fy.write(y.tobytes())
             n, counted = n + len(x), counted or (y != _IGNORE_INDEX).any()
             bar.add(1)
-    if not counted: raise UserError(f"no pixel of {len(data)} images has a class: all are marked {_IGNORE_INDEX}")
+    if not counted:
+        raise UserError(f"no pixel of {len(data)} images has a class: all are marked "
+                        f"{_IGNORE_INDEX}")
     write_json(tmp / "shape.json", [n, x.shape[1]])
 
 # %% ../../nbs/library/probing/06_patches.ipynb #a4845e53
 def _half(x, encoders):
     with np.errstate(over="ignore"): h = x.astype(np.float16)
     if np.isfinite(h).all(): return h
-    raise UserError(f"{encoders[0].card.name} makes patch tokens that float16 cannot hold (NaN, infinity or above "
+    raise UserError(f"{encoders[0].card.name} makes patch tokens that float16 cannot hold (NaN, "
+                    "infinity or above "
                     "65504); check its weights, its precision and its preprocessing")
 
 # %% ../../nbs/library/probing/06_patches.ipynb #a0fe6105
-def _patch_labels(masks: np.ndarray, side: int) -> np.ndarray: # [k, S, S] -> [k * side * side, patch * patch]
+# [k, S, S] -> [k * side * side, patch * patch]
+def _patch_labels(masks: np.ndarray, side: int) -> np.ndarray:
     "Return the classes of the pixels of each patch."
     k, size = masks.shape[:2]
     p = size // side
-    return masks.reshape(k, side, p, side, p).transpose(0, 1, 3, 2, 4).reshape(k * side * side, p * p)
+    return masks.reshape(k, side, p, side,
+                         p).transpose(0, 1, 3, 2, 4).reshape(k * side * side, p * p)
 
 # %% ../../nbs/library/probing/06_patches.ipynb #7bb72c81
 def _class_counts(

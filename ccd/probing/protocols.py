@@ -24,7 +24,9 @@ def knn_probe(
     ks: tuple = (10, 20, 100, 200), # numbers of neighbors that vote; all rows where there are fewer
     temperature: float = 0.07, # temperature T of the weights exp(cos / T)
 ) -> dict: # k -> [m] predicted labels
-    """Return the weighted vote of the k nearest neighbors. Raises `UserError` for k below 1 and for missing labels.
+    """Return the weighted vote of the k nearest neighbors.
+
+    Raises `UserError` for k below 1 and for missing labels.
 
     Source: Caron et al. (2021), section 4.1; Wu et al. (2018), section 3.4."""
     y_train = np.asarray(y_train)
@@ -73,11 +75,13 @@ def few_shot(
     shots: tuple = (1, 2, 4, 8, 16), # numbers of examples per class
     seeds: int = 5, # number of random subsets
     ridge: float = 0.1, # L2 strength, fixed in advance
-) -> pd.DataFrame: # shots, seed, top1, balanced, n training rows, classes, short: classes with fewer rows than shots
+    # shots, seed, top1, balanced, n training rows, classes, short: classes with fewer rows than
+    # shots
+) -> pd.DataFrame:
     "Return the test accuracy of linear probes trained on a few examples per class."
     train, _, classes, code = _parts(x, y, train, train)
     mean, std = _moments(x, train)
-    most, count = max(shots), np.bincount(code)
+    _most, count = max(shots), np.bincount(code)
     judge, truth, out = (_StandardizedRows(x_test, np.arange(len(x_test)), mean, std),
                          _code(classes, np.asarray(y_test)), [])
     for seed in range(seeds):
@@ -86,7 +90,8 @@ def few_shot(
         place = np.arange(len(train)) - np.repeat(np.cumsum(count) - count, count)
         for k in shots:
             some = np.sort(mixed[place < k])
-            fit = _LogisticSolver(_StandardizedRows(x, train[some], mean, std), code[some], len(classes))
+            fit = _LogisticSolver(_StandardizedRows(x, train[some], mean, std), code[some],
+                                  len(classes))
             fit.run(ridge, 1e-4)
             top1, balanced = _scores(truth, _answers(judge, fit.w))
             out.append(dict(shots=k, seed=seed, top1=top1, balanced=balanced, n=len(some),
@@ -137,7 +142,9 @@ def sgd_probe(
     y: np.ndarray, # [n] labels
     train: np.ndarray, # [n] bool mask of the training rows, or row indices
     val: np.ndarray, # [n] bool mask of the validation rows, or row indices
-    test: np.ndarray, # [n] bool mask of the test rows, or row indices; used only where `judge` of the protocol is `test`
+    # [n] bool mask of the test rows, or row indices; used only where `judge` of the protocol is
+    # `test`
+    test: np.ndarray,
     protocol: Protocol, # hyperparameters, such as one of `PROTOCOLS`
     seed: int = 0, # seed of the initialization and of the order of rows
 ) -> LinearProbe: # probe with `path`: rate, decay, epoch, score, chosen
@@ -150,7 +157,7 @@ def sgd_probe(
     mean, std = (mean, std + np.float32(1e-5)) if p.standardise else (0 * mean, np.ones_like(std))
     rows, judge = (_StandardizedRows(x, r, mean, std) for r in (train, chosen))
     truth, target = _code(classes, np.asarray(y)[chosen]), torch.from_numpy(code).to(device())
-    score = lambda w: _scores(truth, _answers(judge, w))[0]
+    def score(w): return _scores(truth, _answers(judge, w))[0]
     tries = [(r, d) for r in p.rates for d in p.decays]
     path = [dict(rate=r, decay=d, epoch=k + 1, score=score(w)) for r, d in tries
             for k, w in enumerate(_epochs(rows, target, len(classes), p, r, d, p.trial, seed))
@@ -179,6 +186,7 @@ def _epochs(rows, y, c, p, rate, decay, epochs, seed): # weights [d + 1, c] afte
         for b, s in enumerate(order.split(p.batch)):
             opt.param_groups[0]["lr"] = rate * factor[k * batches + b]
             z = rows.take(s.numpy())
-            loss = torch.nn.functional.cross_entropy(torch.addmm(w[-1], z, w[:-1]), y[s.to(y.device)])
+            loss = torch.nn.functional.cross_entropy(torch.addmm(w[-1], z, w[:-1]),
+                                                     y[s.to(y.device)])
             opt.zero_grad(); loss.backward(); opt.step()
         yield w.detach()

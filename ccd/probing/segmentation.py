@@ -39,7 +39,8 @@ class _LinearHead:
 _RIDGES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6) # L2 strengths, strong to weak
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #bc32a7a4
-_BLOCK, _CACHE_BYTES = 1 << 24, 1 << 30 # numbers per block; maximum bytes of training data cached in memory
+# numbers per block; maximum bytes of training data cached in memory
+_BLOCK, _CACHE_BYTES = 1 << 24, 1 << 30
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #aae02461
 def _fit_heads(
@@ -77,33 +78,38 @@ def _fit_heads(
     return heads
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #2c9940f6
-def _moments(data, cells): # reader of centered blocks; p (1 - p) of classes; mean; standardized principal axes [d, d]; variances along them
+# reader of centered blocks; p (1 - p) of classes; mean; standardized principal axes [d, d];
+# variances along them
+def _moments(data, cells):
     _check_cells(data, cells)
     (n, d), whole = data.x.shape, data.side ** 2 if cells > 1 else 1 # blocks hold whole windows
     step = max(1, _BLOCK // (d + cells ** 2 * data.classes) // whole) * whole
     parts = range(0, n, step)
-    pixels = sum(np.bincount(data.y[a:a + step].ravel(), minlength=256)[:data.classes] for a in parts)
-    x_of = lambda a: torch.from_numpy(np.array(data.x[a:a + step])).to(device()).float()
-    y_of = lambda a: _class_counts(torch.from_numpy(np.array(data.y[a:a + step])).to(device()), data.side, cells,
-                                 data.classes) / pixels.sum() # fractions of all pixels
+    pixels = sum(np.bincount(data.y[a:a + step].ravel(), minlength=256)[:data.classes]
+                 for a in parts)
+    def x_of(a): return torch.from_numpy(np.array(data.x[a:a + step])).to(device()).float()
+    def y_of(a):
+        return _class_counts(torch.from_numpy(np.array(data.y[a:a + step])).to(device()), data.side,
+                             cells, data.classes) / pixels.sum() # fractions of all pixels
     mean = (sum(x_of(a).double().sum(0) for a in parts) / n).float()
     second = sum((x.T @ x).double() for x in (x_of(a) - mean for a in parts)) / n
     std = second.diag().clamp(min=1e-12).sqrt()
     values, basis = torch.linalg.eigh(second / std[:, None] / std)
     share = torch.as_tensor(pixels / pixels.sum(), dtype=torch.float32, device=device())
-    read = lambda: ((x_of(a) - mean, y_of(a)) for a in parts)
+    def read(): return ((x_of(a) - mean, y_of(a)) for a in parts)
     kept = list(read()) if n * (d + cells ** 2 * data.classes) * 4 <= _CACHE_BYTES else None
-    return ((lambda: kept) if kept else read, share * (1 - share), mean, (basis / std[:, None]).float(),
-            values.clamp(min=0).float())
+    return ((lambda: kept) if kept else read, share * (1 - share), mean,
+            (basis / std[:, None]).float(), values.clamp(min=0).float())
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #bbf2f632
 def _check_cells(data, cells):
     p = math.isqrt(data.y.shape[1])
     if not 1 <= cells <= p or p % cells:
-        raise UserError(f"a patch of {p} px cannot be split into {cells} x {cells} cells: expected one of "
-                        f"{', '.join(str(c) for c in range(1, p + 1) if p % c == 0)}")
+        raise UserError(f"a patch of {p} px cannot be split into {cells} x {cells} cells: expected "
+                        f"one of {', '.join(str(c) for c in range(1, p + 1) if p % c == 0)}")
     if cells > 1 and not data.windows:
-        raise UserError("patches drawn at random have no neighbors to upsample with: leave per_picture at 0, or set cells=1")
+        raise UserError("patches drawn at random have no neighbors to upsample with: leave "
+                        "per_picture at 0, or set cells=1")
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #605e9b11
 def _residual(logits, y, side, cells): # contribution of a block to the loss, and its gradient
@@ -112,9 +118,11 @@ def _residual(logits, y, side, cells): # contribution of a block to the loss, an
         return -float((y * log_p).sum()), log_p.exp_() * y.sum(1, keepdim=True) - y
     with torch.enable_grad():
         low = logits.requires_grad_(True)
-        wide = F.interpolate(low.view(-1, side, side, low.shape[1]).permute(0, 3, 1, 2), scale_factor=cells, mode="bilinear")
+        wide = F.interpolate(low.view(-1, side, side, low.shape[1]).permute(0, 3, 1, 2),
+                             scale_factor=cells, mode="bilinear")
     log_p = wide.detach().log_softmax(1)
-    return -float((y * log_p).sum()), torch.autograd.grad(wide, low, log_p.exp() * y.sum(1, keepdim=True) - y)[0]
+    return (-float((y * log_p).sum()),
+            torch.autograd.grad(wide, low, log_p.exp() * y.sum(1, keepdim=True) - y)[0])
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #a3cb8ad4
 _SCALES = (1.0, 1.32, 1.73, 2.28, 3.0) # test scales of DINOv2's +ms
@@ -193,9 +201,10 @@ def segmentation_summary(
     level: float = 0.95, # confidence level
 ) -> dict: # miou, lo, hi, accuracy, accuracy_lo, accuracy_hi, pictures, clusters
     "Return mIoU and pixel accuracy with their confidence intervals."
-    total, drawn = segmentation.counts.sum(0), bootstrap_counts(segmentation.counts, segmentation.cluster, n_resamples)
+    total, drawn = (segmentation.counts.sum(0),
+                    bootstrap_counts(segmentation.counts, segmentation.cluster, n_resamples))
     ends = [(1 - level) / 2, (1 + level) / 2]
-    right = lambda c: c[..., 0, :].sum(-1) / c[..., 1, :].sum(-1)
+    def right(c): return c[..., 0, :].sum(-1) / c[..., 1, :].sum(-1)
     (lo, hi), (a, b) = (np.quantile(f(drawn), ends) for f in (miou, right))
     return dict(miou=float(miou(total)), lo=float(lo), hi=float(hi),
                 accuracy=float(right(total)), accuracy_lo=float(a),
@@ -224,14 +233,17 @@ def miou_test(
     n_permutations: int = 10_000, # number of permutations
     seed: int = 0,
 ) -> float: # two-sided p-value, never below 1 / (draws + 1)
-    """Return the p-value of a permutation test of equal mIoU, which swaps the predictions of the two heads per cluster.
+    """Return the p-value of a permutation test of equal mIoU, which swaps the predictions of the
+    two heads per cluster.
 
-    A sign-flip test of differences is not valid, since the mean over classes is no sum over images."""
+    A sign-flip test of differences is not valid, since the mean over classes is no sum over images.
+    """
     names, at = np.unique(np.asarray(a.cluster).astype(str), return_inverse=True)
     own = np.zeros((2, len(names), a.counts[0].size))
     for side, s in zip(own, (a, b)): np.add.at(side, at, s.counts.reshape(len(at), -1))
-    apart = lambda swap: np.subtract(*(miou((swap @ x + (1 - swap) @ y).reshape(-1, *a.counts.shape[1:]))
-                                       for x, y in (own[::-1], own)))
+    def apart(swap):
+        return np.subtract(*(miou((swap @ x + (1 - swap) @ y).reshape(-1, *a.counts.shape[1:]))
+                                           for x, y in (own[::-1], own)))
     seen, rng, far = abs(apart(np.zeros((1, len(names))))[0]), np.random.default_rng(seed), 0
     for k in range(0, n_permutations, 1_000):
         swap = rng.integers(0, 2, (min(1_000, n_permutations - k), len(names))).astype(float)
@@ -251,7 +263,8 @@ def per_class_iou(
                          "recall": share, "pixels": truth, "most_taken_for": taken})
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #32ad521c
-def _score(heads, encoders, data, size, ratios, flip, what): # counts of each image and confusion matrix, for each head
+# counts of each image and confusion matrix, for each head
+def _score(heads, encoders, data, size, ratios, flip, what):
     n = len(data.classes)
     counts = np.zeros((len(heads), len(data), 3, n), np.int64)
     confusion = np.zeros((len(heads), n, n), np.int64)
@@ -273,23 +286,25 @@ def _confusion(truth, said, n): # [n, n] pixels, ignored ones left out
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #f5ebd96a
 def segmentation_probe(
-    encoder, # an `Encoder`, the name of an encoder, or a list of encoders whose tokens are concatenated
+    # an `Encoder`, the name of an encoder, or a list of encoders whose tokens are concatenated
+    encoder,
     train: SegmentationDataset, # training images
     val: SegmentationDataset, # validation images, which select the L2 strength
     test: SegmentationDataset, # test images
     folder=None, # folder in which the training tokens are cached; None: not cached
-    *,
-    patches_per_image: int = 0, # training patches sampled per image; 0: all
-    cells: int = 2, # cells along one side of a patch in training; must be 1 where patches are sampled
+    *, patches_per_image: int = 0, # training patches sampled per image; 0: all
+    # cells along one side of a patch in training; must be 1 where patches are sampled
+    cells: int = 2,
     ratios: tuple = (1.0,), # scales of the test images; `_SCALES` for +ms
     flip: bool = False, # also evaluate flipped test images
     ridges: tuple = _RIDGES, # L2 strengths, strong to weak
     seed: int = 0,
 ) -> Segmentation: # predictions of the selected head on the test images
-    """Fit a linear head on frozen patch tokens, select it on validation images and evaluate it once on test images.
+    """Fit a linear head on frozen patch tokens, select it on validation images and evaluate it once
+    on test images.
 
-    Raises `UserError` for splits with different classes or without images, scales below 1, and encoders without patch
-    tokens on one grid. Source: Oquab et al. (2024), section 7.4, linear."""
+    Raises `UserError` for splits with different classes or without images, scales below 1, and
+    encoders without patch tokens on one grid. Source: Oquab et al. (2024), section 7.4, linear."""
     encoders = _encoders(encoder)
     _same_classes(train, val, test)
     if min(ratios) < 1: raise UserError(f"ratios {ratios}: an image smaller than the"
@@ -311,8 +326,7 @@ def segmentation_probe(
     protocol = dict(cards=cards, grid=side, dim=d, patches=n, train=len(train),
                     val=len(val), test=len(test), per_picture=patches_per_image,
                     cells=cells, ratios=list(ratios), flip=flip, seed=seed)
-    return Segmentation(test.classes, counts[0], confusion[0], test.cluster, best,
-                        path, protocol)
+    return Segmentation(test.classes, counts[0], confusion[0], test.cluster, best, path, protocol)
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #978eb35a
 def _encoders(encoder):
@@ -322,9 +336,11 @@ def _encoders(encoder):
 # %% ../../nbs/library/probing/07_segmentation.ipynb #ea9401f0
 def _same_classes(*parts):
     if any(p.classes != parts[0].classes for p in parts):
-        raise UserError(f"train, val and test must have the same classes, in order; got {[p.classes for p in parts]}")
-    if not all(len(p) for p in parts): raise UserError(f"train, val and test hold {[len(p) for p in parts]} images: "
-                                                       "expected some in each")
+        raise UserError("train, val and test must have the same classes, in order; got "
+                        f"{[p.classes for p in parts]}")
+    if not all(len(p) for p in parts):
+        raise UserError(f"train, val and test hold {[len(p) for p in parts]} images: "
+                        "expected some in each")
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #29ab0e6d
 def majority_baseline(
@@ -354,6 +370,9 @@ def _predict_mask(
     "Return the predicted mask of one image."
     encoders = _encoders(encoder)
     size, _ = _feature_grid(encoders)
-    one = replace(data, corpus=data.corpus.select([row]), mask=lambda _: data.mask(row), cluster=data.cluster[[row]])
-    (_, shape, looks, tokens), = _seen(encoders, one, size, s.protocol["ratios"], s.protocol["flip"])
-    return _stitch_windows([s.head], tokens, looks, shape, size)[0].argmax(0).cpu().numpy().astype(np.uint8)
+    one = replace(data, corpus=data.corpus.select([row]), mask=lambda _: data.mask(row),
+                  cluster=data.cluster[[row]])
+    (_, shape, looks, tokens), = _seen(encoders, one, size, s.protocol["ratios"],
+                                       s.protocol["flip"])
+    return _stitch_windows([s.head], tokens, looks, shape,
+                           size)[0].argmax(0).cpu().numpy().astype(np.uint8)

@@ -32,7 +32,8 @@ from .tasks import Task, tasks
 from .zeroshot import (_build_zero_shot_classifier, _captions_of, _topk_accuracy,
                                   _zero_shot_predict, retrieval)
 from .patches import _emoji_segments, _from_mask_images
-from .segmentation import Segmentation, miou, miou_difference, miou_test, segmentation_summary
+from .segmentation import (Segmentation, miou, miou_difference, miou_test,
+                                      segmentation_summary)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #8d1c7cb8
 _KNN_KS = (10, 20, 100, 200) # Caron et al. (2021) try these on the test rows
@@ -68,7 +69,9 @@ def _fit_probes(
 def predict_probes(
     vectors: dict, # key of a corpus -> Embeddings
     tasks: list[Task], # probe tasks; parents of robustness sets are fitted first
-) -> tuple[pd.DataFrame, pd.DataFrame]: # predictions: task, item_id, label, cluster, linear, knn, majority; paths: one row per L2 strength
+    # predictions: task, item_id, label, cluster, linear, knn, majority; paths: one row per L2
+    # strength
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the predictions of one encoder's probes for every test item, and the regularization
     paths."""
     done, last, answers, paths = {}, {}, [], []
@@ -94,13 +97,16 @@ def _answers(t, e, rows, learnt):
         knn=knn_probe(own.x, own.y, x, (own.k,))[own.k], majority=own.commonest))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #6e18e71d
-def _among(learnt, classes): # restrict the kNN vote and the majority class to classes that may be predicted
+# restrict the kNN vote and the majority class to classes that may be predicted
+def _among(learnt, classes):
     keep = np.isin(learnt.y, classes)
-    return replace(learnt, x=learnt.x[keep], y=learnt.y[keep], commonest=pd.Series(learnt.y[keep]).mode()[0])
+    return replace(learnt, x=learnt.x[keep], y=learnt.y[keep],
+                   commonest=pd.Series(learnt.y[keep]).mode()[0])
 
 # %% ../../nbs/library/probing/08_tables.ipynb #8d2816c4
 _PROBES = ("linear", "knn")
-FAMILY = ("family_mean", "family_mean_lo", "family_mean_hi") # mean over the clusters of the bootstrap
+# mean over the clusters of the bootstrap
+FAMILY = ("family_mean", "family_mean_lo", "family_mean_hi")
 
 # %% ../../nbs/library/probing/08_tables.ipynb #57bf319b
 def score_probes(
@@ -117,11 +123,14 @@ def score_probes(
             s = accuracy(a.label.values, a[probe].values, a.cluster.values, n_resamples)
             keys = ("linear", "lo", "hi") if probe == "linear" else ("knn", "knn_lo", "knn_hi")
             row |= dict(zip(keys, (s["top1"], s["lo"], s["hi"])))
-            if probe == "linear": row |= {k: s[k] for k in ("balanced", "balanced_lo", "balanced_hi", *FAMILY)}
+            if probe == "linear":
+                row |= {k: s[k] for k in ("balanced", "balanced_lo", "balanced_hi", *FAMILY)}
         chosen = paths[paths.chosen & (paths.task == (t.parent or name))]
-        rows.append(row | dict(majority=float((a.majority == a.label).mean()), ridge=float(chosen.ridge.median()),
+        rows.append(row | dict(majority=float((a.majority == a.label).mean()),
+                               ridge=float(chosen.ridge.median()),
                                k=int(chosen.k.median()), classes=a.label.nunique(), tests=len(a),
-                               clusters=a.cluster.nunique(), effective_clusters=effective_groups(a.cluster),
+                               clusters=a.cluster.nunique(),
+                               effective_clusters=effective_groups(a.cluster),
                                parent=t.parent, left_out=len(t.left_out)))
     return pd.DataFrame(rows)
 
@@ -130,31 +139,38 @@ def compare_probes(
     answers: pd.DataFrame, # predictions of several encoders, with a column `encoder`
     a: str, b: str, # names of the two encoders
     n_resamples: int = 1_000, # number of bootstrap resamples
-) -> pd.DataFrame: # a, b, task, probe, difference a - b, lo, hi, p, `FAMILY` (difference of the means over families), p_holm
+    # a, b, task, probe, difference a - b, lo, hi, p, `FAMILY` (difference of the means over
+    # families),
+    # p_holm
+) -> pd.DataFrame:
     """Return paired differences in accuracy of two encoders on the same test items, with tests.
 
-    `p` is of the exact McNemar test where each item is its own cluster, and of a sign-flip permutation
-    test over clusters otherwise; `p_holm` is corrected by `add_holm`. Raises `UserError` for different test items."""
+    `p` is of the exact McNemar test where each item is its own cluster, and of a sign-flip
+    permutation test over clusters otherwise; `p_holm` is corrected by `add_holm`. Raises
+    `UserError` for different test items."""
     out = []
     for task, t in answers.groupby("task", sort=False):
         x, y = (t[t.encoder == n].set_index("item_id") for n in (a, b))
         if not len(x) or not len(y): continue
-        if set(x.index) != set(y.index): raise UserError(f"{a} and {b} were not tested on the same items of {task}: probe them together")
+        if set(x.index) != set(y.index):
+            raise UserError(f"{a} and {b} were not tested on the same items of {task}: probe them "
+                            "together")
         for probe in _PROBES:
             right = [(e[probe] == e.label).reindex(x.index).values for e in (x, y)]
             one, two = (r.astype(float) for r in right)
             d, lo, hi = paired_bootstrap(one, two, x.cluster.values, n_resamples)
-            out.append(dict(a=a, b=b, task=task, probe=probe, difference=d, lo=lo, hi=hi, p=paired_test(*right, x.cluster.values),
-                            **dict(zip(FAMILY, group_mean(one - two, x.cluster.values, n_resamples)))))
+            out.append(dict(a=a, b=b, task=task, probe=probe, difference=d, lo=lo, hi=hi,
+                            p=paired_test(*right, x.cluster.values), **dict(zip(FAMILY,
+                                       group_mean(one - two, x.cluster.values, n_resamples)))))
     return add_holm(pd.DataFrame(out))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #af940ffd
-def add_holm(
-    differences: pd.DataFrame, # tests with the columns a, b, task, probe, p
+def add_holm(differences: pd.DataFrame, # tests with the columns a, b, task, probe, p
 ) -> pd.DataFrame: # the table with a column p_holm
     "Add p-values after Holm's correction over tasks, for each pair of encoders and each probe."
     if not len(differences): return differences
-    return differences.assign(p_holm=differences.groupby(["a", "b", "probe"]).p.transform(lambda p: holm(p.values)))
+    return differences.assign(p_holm=differences.groupby(["a", "b", "probe"]).p.transform(
+                                                              lambda p: holm(p.values)))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #f939456a
 def tasks_where_better(
@@ -164,8 +180,10 @@ def tasks_where_better(
     probe: str = "linear", # `linear` or `knn`
 ) -> list[str]: # names of tasks
     "Return the tasks in which an encoder is above all others, by 95 % intervals that exclude zero."
-    d = differences[(differences.a == encoder) & differences.b.isin(others) & (differences.probe == probe)]
-    return [t for t, g in d.groupby("task", sort=False) if len(g) == len(others) and (g.lo > 0).all()]
+    d = differences[(differences.a == encoder) & differences.b.isin(others)
+                    & (differences.probe == probe)]
+    return [t
+            for t, g in d.groupby("task", sort=False) if len(g) == len(others) and (g.lo > 0).all()]
 
 # %% ../../nbs/library/probing/08_tables.ipynb #62aded22
 def _eval_protocols(
@@ -185,7 +203,8 @@ def _eval_protocols(
             y = np.concatenate([y, on.items[t.label].astype(str).values])
         for name, p in PROTOCOLS.items():
             said = sgd_probe(x, y, f.train.rows, f.val.rows, test, p, seed).predict(x[test])
-            rows.append(dict(task=t.name, protocol=name, top1=float((said == y[test]).mean()), judge=p.judge))
+            rows.append(dict(task=t.name, protocol=name, top1=float((said == y[test]).mean()),
+                             judge=p.judge))
     return pd.DataFrame(rows, columns=["task", "protocol", "top1", "judge"])
 
 # %% ../../nbs/library/probing/08_tables.ipynb #d7df95cf
@@ -210,7 +229,8 @@ def _eval_val_splits(
         ridge = paths[paths.chosen].groupby("task").ridge.median()
         for t in asked:
             a = answers[answers.task == t.name]
-            rows.append(dict(task=t.name, cut=cut, ridge=ridge[t.parent or t.name], top1=float((a.linear == a.label).mean())))
+            rows.append(dict(task=t.name, cut=cut, ridge=ridge[t.parent or t.name],
+                             top1=float((a.linear == a.label).mean())))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #e6d3e97c
@@ -221,30 +241,37 @@ def segmentation_splits(
     "Return the training, validation and test images of a segmentation data set, with masks."
     n = settings.analysis.segmentation_images
     if name == "emoji-masks":
-        return tuple(_emoji_segments(settings.data, s, k) for s, k in (("train", n), ("val", n // 6), ("test", n // 3)))
+        return tuple(_emoji_segments(settings.data, s, k)
+                     for s, k in (("train", n), ("val", n // 6), ("test", n // 3)))
     c = _open_dataset(name, settings)
     classes = [f"class {k}" for k in range(1, _parse_dataset_name(name).spec.classes + 1)]
-    own = {k.rpartition("-")[2]: _from_mask_images(v, classes, reduce_zero_label=True) for k, v in c.items()}
+    own = {k.rpartition("-")[2]: _from_mask_images(v, classes, reduce_zero_label=True)
+           for k, v in c.items()}
     whole, last = own["train"], len(own["train"]) // 10
-    part = lambda rows: replace(whole, corpus=whole.corpus.select(rows), mask=lambda k: whole.mask(rows[k]), cluster=whole.cluster[list(rows)])
+    def part(rows):
+        return replace(whole, corpus=whole.corpus.select(rows), mask=lambda k: whole.mask(rows[k]),
+                       cluster=whole.cluster[list(rows)])
     return part(range(len(whole) - last)), part(range(len(whole) - last, len(whole))), own["test"]
 
 # %% ../../nbs/library/probing/08_tables.ipynb #5aaad149
 def save_segmentation(segmentation: Segmentation, folder: Path):
     "Write the files that `read_segmentation` reads."
-    np.savez(folder / "counts.npz", counts=segmentation.counts, confusion=segmentation.confusion, cluster=segmentation.cluster.astype(str), classes=segmentation.classes)
+    np.savez(folder / "counts.npz", counts=segmentation.counts, confusion=segmentation.confusion,
+             cluster=segmentation.cluster.astype(str), classes=segmentation.classes)
     if segmentation.path is not None: segmentation.path.to_csv(folder / "path.csv", index=False)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #2d2fded8
 def read_segmentation(folder: Path) -> Segmentation:
     "Read the files that `save_segmentation` writes."
-    with np.load(Path(folder) / "counts.npz") as z: s = Segmentation(list(z["classes"]), z["counts"], z["confusion"], z["cluster"])
+    with np.load(Path(folder) / "counts.npz") as z:
+        s = Segmentation(list(z["classes"]), z["counts"], z["confusion"], z["cluster"])
     return replace(s, path=load_table(p)) if (p := Path(folder) / "path.csv").exists() else s
 
 # %% ../../nbs/library/probing/08_tables.ipynb #7639b7ac
 def segmentation_rows(
     segmentations: dict, # encoder -> Segmentation
-    majority: Segmentation, # majority-class baseline, from `ccd.probing.segmentation.majority_baseline`
+    # majority-class baseline, from `ccd.probing.segmentation.majority_baseline`
+    majority: Segmentation,
     dataset: str, # name of the data set
     n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # one row per encoder, with columns as of `score_probes`
@@ -252,8 +279,10 @@ def segmentation_rows(
     rows = []
     for name, s in segmentations.items():
         m = segmentation_summary(s, n_resamples)
-        rows.append(dict(dataset=dataset, task=f"{dataset}, mIoU", group="segmentation", encoder=name, linear=m["miou"], lo=m["lo"], hi=m["hi"],
-                         majority=float(miou(majority.counts.sum(0))), ridge=float(s.path.ridge[s.path.chosen].iloc[0]),
+        rows.append(dict(dataset=dataset, task=f"{dataset}, mIoU", group="segmentation",
+                         encoder=name, linear=m["miou"], lo=m["lo"], hi=m["hi"],
+                         majority=float(miou(majority.counts.sum(0))),
+                         ridge=float(s.path.ridge[s.path.chosen].iloc[0]),
                          classes=len(s.classes), tests=m["pictures"], clusters=m["clusters"],
                          effective_clusters=effective_groups(np.asarray(s.cluster).astype(str))))
     return pd.DataFrame(rows)
@@ -264,12 +293,13 @@ def segmentation_differences(
     pairs, # pairs of names of encoders
     dataset: str, # name of the data set
     n_resamples: int = 1_000, # number of bootstrap resamples
-) -> pd.DataFrame: # a, b, task, probe, p, difference, lo, hi, as of `compare_probes`, without p_holm
+    # a, b, task, probe, p, difference, lo, hi, as of `compare_probes`, without p_holm
+) -> pd.DataFrame:
     """Return differences in mIoU, with intervals of a paired bootstrap and the p-value of a
     permutation test."""
-    return pd.DataFrame([
-        dict(a=a, b=b, task=f"{dataset}, mIoU", probe="linear", p=miou_test(segmentations[a], segmentations[b]),
-             **dict(zip(("difference", "lo", "hi"), miou_difference(segmentations[a], segmentations[b], n_resamples))))
+    return pd.DataFrame([dict(a=a, b=b, task=f"{dataset}, mIoU", probe="linear",
+             p=miou_test(segmentations[a], segmentations[b]), **dict(zip(("difference", "lo", "hi"),
+                        miou_difference(segmentations[a], segmentations[b], n_resamples))))
         for a, b in pairs if a in segmentations and b in segmentations])
 
 # %% ../../nbs/library/probing/08_tables.ipynb #7f0ff203
@@ -289,8 +319,10 @@ def few_shot_rows(
         train, test = t.folds[0].train, t.folds[0].test
         e, on = vectors[train.corpus], vectors[test.corpus]
         y, yt = (x.items[t.label].astype(str).values for x in (e, on))
-        rows.append(few_shot(e.vectors, y, train.rows, on.vectors[test.rows], yt[test.rows], shots, seeds).assign(task=t.name))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["task", "shots", "seed", "top1", "balanced"])
+        rows.append(few_shot(e.vectors, y, train.rows, on.vectors[test.rows], yt[test.rows], shots,
+                             seeds).assign(task=t.name))
+    return (pd.concat(rows, ignore_index=True) if rows
+            else pd.DataFrame(columns=["task", "shots", "seed", "top1", "balanced"]))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #87c6e929
 def _zero_shot_rows(
@@ -300,7 +332,8 @@ def _zero_shot_rows(
     settings: Settings, # settings of the analysis
     out: Path, # output folder
     **how, # more arguments of `ccd.encoders.extraction.embed`
-) -> tuple[pd.DataFrame, pd.DataFrame]: # accuracy, one row per k; retrieval, one row per direction and k
+    # accuracy, one row per k; retrieval, one row per direction and k
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Return zero-shot accuracy and retrieval of one encoder; empty where it has no text tower."
     try: speak = load_text_encoder(spec)
     except UserError as e:
@@ -308,7 +341,8 @@ def _zero_shot_rows(
         return pd.DataFrame(), pd.DataFrame()
     key = next((k for k in corpora if k == "gallery" or k.endswith(("-test", "-all"))))
     projected = spec + ("," if "#" in spec else "#") + "feature=projected"
-    e = embed_images(projected, key, settings, out / "vectors" / slug(spec) / f"{slug(key)}-projected", corpora[key], **how)
+    e = embed_images(projected, key, settings,
+                     out / "vectors" / slug(spec) / f"{slug(key)}-projected", corpora[key], **how)
     rows, draws = np.flatnonzero(e.items.split != "train"), settings.analysis.n_resamples
     if dataset == "emoji":
         rows = np.flatnonzero(e.items.split == "test")
@@ -317,13 +351,18 @@ def _zero_shot_rows(
     else:
         known = _class_names(dataset, {key: e.items})
         y, group = e.items.label.values[rows], e.items.item_id.values[rows]
-        names, words, texts = list(known), list(known.values()), "imagenet" if dataset.startswith("imagenet") else "simple"
+        names, words, texts = (list(known), list(known.values()),
+                               "imagenet" if dataset.startswith("imagenet") else "simple")
     x = e.vectors[rows]
-    named = _topk_accuracy(y, _zero_shot_predict(x, _build_zero_shot_classifier(speak, words, texts), names), group, n_resamples=draws)
+    named = _topk_accuracy(y,
+                           _zero_shot_predict(x, _build_zero_shot_classifier(speak, words, texts),
+                                              names), group, n_resamples=draws)
     where = pd.Index(corpora[key]["item_id"][:]).get_indexer(e.items.item_id.values[rows])
     said, owner = _captions_of(corpora[key].select(where))
-    found = retrieval(x, speak(said), owner, said, group, n_resamples=draws) if len(said) else pd.DataFrame()
-    return named.assign(dataset=dataset, classes=len(names), templates=texts), found.assign(dataset=dataset)
+    found = (retrieval(x, speak(said), owner, said, group, n_resamples=draws) if len(said)
+             else pd.DataFrame())
+    return (named.assign(dataset=dataset, classes=len(names), templates=texts),
+            found.assign(dataset=dataset))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #58a4cc2e
 def slug(name: str) -> str: # part of a path
@@ -356,7 +395,8 @@ def knn_callback(
                          knn=float((said == y[~train]).mean())))
     def watch(step, model):
         if step not in due: return
-        state = {n: full_tensor(w) for n, w in model.encoder_state().items()} # all processes take part
+        # all processes take part
+        state = {n: full_tensor(w) for n, w in model.encoder_state().items()}
         if not is_main_process(): return
         if not path.exists(): probe(0)
         state.pop("projection.weight", None)
@@ -365,15 +405,18 @@ def knn_callback(
     return watch
 
 # %% ../../nbs/library/probing/08_tables.ipynb #17806d61
-def _some_of(corpus, label, most, size): # [n, 3, size, size] uint8; labels; mask of the training images
+# [n, 3, size, size] uint8; labels; mask of the training images
+def _some_of(corpus, label, most, size):
     items = corpus.select_columns([label, "split"]).to_pandas()
     rows = np.flatnonzero(items.split.isin(["train", "test"]) & items[label].notna())
     rows = np.sort(np.random.default_rng(0).permutation(rows)[:most])
     items = items.iloc[rows]
-    return ImageDecoder(corpus, size)[rows], items[label].values.astype(str), (items.split == "train").values
+    return (ImageDecoder(corpus, size)[rows], items[label].values.astype(str),
+            (items.split == "train").values)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #fa7e66f2
 def _note(path, row): # add a row, and delete rows of the same and later steps
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     kept = [l for l in lines if json.loads(l)["step"] < row["step"]]
-    with atomic_write(path) as tmp: tmp.write_text("\n".join([*kept, json.dumps(row)]) + "\n", encoding="utf-8")
+    with atomic_write(path) as tmp:
+        tmp.write_text("\n".join([*kept, json.dumps(row)]) + "\n", encoding="utf-8")

@@ -21,8 +21,9 @@ def _left(rows=()): return pd.DataFrame(list(rows), columns=["item_id", "reason"
 # %% ../../nbs/library/probing/04_tasks.ipynb #20eaeeb3
 def _say_unknown(t, train, test): # labels
     new = test[~test.isin(train)]
-    if len(new): t.notes.append(f"classes of test that are not in train, so that no prediction can be correct: {new.nunique():,}, "
-                                f"with {len(new):,} images")
+    if len(new):
+        t.notes.append("classes of test that are not in train, so that no prediction can be "
+                       f"correct: {new.nunique():,}, with {len(new):,} images")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #6aa714dc
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class _Subset:
 class Fold:
     "Hold the training, validation and test rows of one fold."
     train: _Subset | None # training rows; None in a robustness set
-    val: _Subset | None # validation rows, in the corpus of the training rows; None in a robustness set
+    # validation rows, in the corpus of the training rows; None in a robustness set
+    val: _Subset | None
     test: _Subset # test rows
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #2ebcbba2
@@ -50,13 +52,14 @@ class Task:
     folds: list # folds, each a `Fold`; no item is tested twice
     parent: str = "" # task whose probe is evaluated on a robustness set; "": none
     classes: list | None = None # classes that may be predicted; None: all
-    left_out: pd.DataFrame = field(default_factory=_left) # images that were left out: item_id, reason
+    # images that were left out: item_id, reason
+    left_out: pd.DataFrame = field(default_factory=_left)
     notes: list = field(default_factory=list) # notes for the reader, one sentence each
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #1b1486bb
 def _shares_word(name: str, label: str) -> bool:
     "Return whether the name shares a word (or its plural) with the label."
-    words = lambda s: {w.rstrip("s") for w in re.findall(r"[a-z]+", s.lower())}
+    def words(s): return {w.rstrip("s") for w in re.findall(r"[a-z]+", s.lower())}
     return bool((words(name) & words(label)) - {"and"})
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #dd8d4be7
@@ -211,7 +214,8 @@ def _undivided(t, a, items, seed): # data sets without splits: five folds, or th
 # %% ../../nbs/library/probing/04_tasks.ipynb #7e0574a3
 def _items(items, key):
     if key not in items:
-        raise UserError(f"the items of corpus {key!r} are needed: got {', '.join(items) or 'none'}; "
+        raise UserError(f"the items of corpus {key!r} are needed: got "
+                        f"{', '.join(items) or 'none'}; "
                         "give those of every corpus that `_opened` returns")
     return items[key]
 
@@ -221,32 +225,37 @@ def _seeded_val(t, train, seed):
     alone = train.label[~val].nunique() - train.label[val].nunique()
     if alone: t.notes.append(f"classes with one image in train, and none in val: {alone:,}")
     if val.any(): return val
-    raise UserError(f"{t.name} has one image in each class of train: no image is left for validation; "
-                    "give it a val split")
+    raise UserError(f"{t.name} has one image in each class of train: no image is left for "
+                    "validation; give it a val split")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #08ef2dae
-def _without_copies(t, a, train, d, among=None, called="test"): # [n] bool, rows of `among` whose pixels are not in train
+# [n] bool, rows of `among` whose pixels are not in train
+def _without_copies(t, a, train, d, among=None, called="test"):
     among = np.ones(len(d), bool) if among is None else among
     if len(train) >= MAX_ROWS_TO_VERIFY or a.spec.look is False:
-        t.notes.append(f"copies of {called} images in train are not searched for: its {len(train):,} images are too "
-                       "many to decode")
+        t.notes.append(f"copies of {called} images in train are not searched for: its "
+                       f"{len(train):,} images are too many to decode")
         return among
     copy = among & d.pixel_hash.isin(train.pixel_hash).values
-    if copy.sum() == among.sum(): raise UserError(f"every {called} image of {t.name} is also in train: nothing is left")
-    if copy.any(): t.notes.append(f"{called} images that are also in train, left out: {copy.sum():,} of {among.sum():,}")
+    if copy.sum() == among.sum():
+        raise UserError(f"every {called} image of {t.name} is also in train: nothing is left")
+    if copy.any():
+        t.notes.append(f"{called} images that are also in train, left out: {copy.sum():,} of "
+                       f"{among.sum():,}")
     new = _left((i, f"of {called}: its pixels are also in train") for i in d.item_id[copy])
     t.left_out = pd.concat([t.left_out, new], ignore_index=True)
     return among & ~copy
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #08b391ba
 def _too_few(a, d):
-    return (f"{a.name} has too few images to train, validate and test: {len(d)} of {d.label.nunique()} classes; "
-            "expected three or more of a class")
+    return (f"{a.name} has too few images to train, validate and test: {len(d)} of "
+            f"{d.label.nunique()} classes; expected three or more of a class")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #bb9a3971
 def _say_alone(t, d): # note classes of one image
     t.left_out = _left((i, "the only image of its class: never tested") for i in d.item_id)
-    if len(d): t.notes.append(f"classes with one image, which is never tested: {d.label.nunique():,}")
+    if len(d):
+        t.notes.append(f"classes with one image, which is never tested: {d.label.nunique():,}")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #ec84435e
 def _say_twins(t, a, *parts): # note exact duplicates with different labels

@@ -48,7 +48,9 @@ def _build_zero_shot_classifier(
     templates: list = _PROMPTS, # strings with {}, functions, or the name of a list
     unit: bool = True, # L2-normalize the class vectors; False: keep the mean over templates
 ) -> np.ndarray: # [classes, e] float32
-    """Return one vector per class in the joint embedding space. Raises `UserError` for no names or no templates.
+    """Return one vector per class in the joint embedding space.
+
+    Raises `UserError` for no names or no templates.
 
     Source: Radford et al. (2021), section 3.1.4."""
     texts = _get_templates(templates) if isinstance(templates, str) else templates
@@ -92,7 +94,8 @@ def _zero_shot_predict(
 def _topk_accuracy(
     y: np.ndarray, # [n] labels
     answers: np.ndarray, # [n, k] predictions from `_zero_shot_predict`
-    cluster: np.ndarray | None = None, # [n] cluster of each image in the bootstrap; None: each image is its own
+    # [n] cluster of each image in the bootstrap; None: each image is its own
+    cluster: np.ndarray | None = None,
     ks: tuple = (1, 5), # values of k; those above the number of predictions are skipped
     n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # k, accuracy, lo, hi, tests, clusters
@@ -131,7 +134,8 @@ def zero_shot(
                 tests=len(test))
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #65ddbe11
-_TIE_TOLERANCE = 1e-6 # difference up to which cosines are tied; the error of float32 products is smaller
+# difference up to which cosines are tied; the error of float32 products is smaller
+_TIE_TOLERANCE = 1e-6
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #842283da
 def _expected_topk_hit(
@@ -143,7 +147,7 @@ def _expected_topk_hit(
     "Return the probability of a correct result among the first k, with ties broken at random."
     from scipy.special import gammaln
     left = np.clip(k - nearer, 0, wrong + right) # places left for tied results
-    log_choose = lambda n: gammaln(n + 1) - gammaln(np.maximum(n - left, 0) + 1)
+    def log_choose(n): return gammaln(n + 1) - gammaln(np.maximum(n - left, 0) + 1)
     miss = np.exp(log_choose(wrong) - log_choose(wrong + right))
     return 1 - np.where(left > wrong, 0.0, miss)
 
@@ -162,13 +166,15 @@ def retrieval(
     captions: np.ndarray, # [m, e] caption vectors in the joint embedding space
     owner: np.ndarray, # [m] row in `images` of the image of each caption
     texts: list | None = None, # [m] texts of the captions; equal texts are equally correct
-    cluster: np.ndarray | None = None, # [n] cluster of each image in the bootstrap; None: each image is its own
+    # [n] cluster of each image in the bootstrap; None: each image is its own
+    cluster: np.ndarray | None = None,
     ks: tuple = (1, 5, 10), # values of k
     n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # direction, k, recall, lo, hi, chance, median_rank, queries, ...
     """Return recall@k of image-to-text and text-to-image retrieval, with ties broken at random.
 
-    Raises `UserError` where `owner` or `texts` does not fit the captions or the images, and for NaN or infinity."""
+    Raises `UserError` where `owner` or `texts` does not fit the captions or the images, and for NaN
+    or infinity."""
     n, owner = len(images), np.asarray(owner)
     _check_owner(n, len(captions), owner, texts)
     group = np.arange(n) if cluster is None else np.asarray(cluster)
@@ -177,8 +183,8 @@ def retrieval(
     has, wording = _meant(n, owner, texts)
     whose = has.T.tocsr()
     asked = np.unique(owner) # an image without caption is no query
-    of_image = lambda rows: has[asked[rows]].toarray()[:, wording]
-    of_caption = lambda rows: whose[wording[rows]].toarray()
+    def of_image(rows): return has[asked[rows]].toarray()[:, wording]
+    def of_caption(rows): return whose[wording[rows]].toarray()
     ways = {"image to text": (x[asked], t, of_image, group[asked]),
             "text to image": (t, x, of_caption, group[owner])}
     rows = []
@@ -200,17 +206,21 @@ def retrieval(
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #e2a80dec
 def _check_owner(n, m, owner, said):
     if len(owner) != m or (said is not None and len(said) != m):
-        raise UserError(f"{m} captions have {len(owner)} owners" + (f" and {len(said)} wordings" if said is not None else "")
+        raise UserError(f"{m} captions have {len(owner)} owners"
+                        + (f" and {len(said)} wordings" if said is not None else "")
                         + ": expected one for each")
     if not m: raise UserError("there are no captions to be found")
     if owner.min() < 0 or owner.max() >= n:
-        raise UserError(f"a caption belongs to image {owner.max() if owner.max() >= n else owner.min()}, "
+        raise UserError("a caption belongs to image "
+                        f"{owner.max() if owner.max() >= n else owner.min()}, "
                         f"and there are {n}, from 0: `owner` holds rows of `images`")
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #46fa79b5
-def _meant(n, owner, said): # sparse [n, wordings] wordings of each image; [m] wording of each caption
+# sparse [n, wordings] wordings of each image; [m] wording of each caption
+def _meant(n, owner, said):
     from scipy.sparse import csr_matrix
-    wording = np.arange(len(owner)) if said is None else np.unique(np.asarray(said, str), return_inverse=True)[1]
+    wording = (np.arange(len(owner)) if said is None
+               else np.unique(np.asarray(said, str), return_inverse=True)[1])
     pairs = np.unique(np.stack([owner, wording], 1), axis=0)
     return csr_matrix((np.ones(len(pairs), bool), pairs.T), shape=(n, wording.max() + 1)), wording
 
@@ -222,6 +232,6 @@ def _places(queries, others, right_of): # rank counts of the best correct result
         sim, right = queries[rows] @ others.T, right_of(rows)
         best = np.where(right, sim, -np.inf).max(1, keepdims=True)
         tied, wrong = np.abs(sim - best) <= _TIE_TOLERANCE, ~right
-        parts.append(np.stack([(wrong & (sim > best + _TIE_TOLERANCE)).sum(1), (wrong & tied).sum(1), (right & tied).sum(1),
-                               right.sum(1)], 1))
+        parts.append(np.stack([(wrong & (sim > best + _TIE_TOLERANCE)).sum(1),
+                               (wrong & tied).sum(1), (right & tied).sum(1), right.sum(1)], 1))
     return pd.DataFrame(np.concatenate(parts), columns=["nearer", "wrong", "right", "every"])

@@ -20,21 +20,26 @@ def loss_curves(
     "Return a figure of training losses, with one panel per objective."
     p = styled_pyplot()
     columns, rows = min(_PANELS_PER_ROW, len(curves)), -(-len(curves) // _PANELS_PER_ROW)
-    fig, axes = p.subplots(rows, columns, squeeze=False, figsize=(max(3, min(_FIG_WIDTH, 2.6 * columns)), 2.2 * rows))
+    fig, axes = p.subplots(rows, columns, squeeze=False,
+                           figsize=(max(3, min(_FIG_WIDTH, 2.6 * columns)), 2.2 * rows))
     for ax in axes.flat[len(curves):]: ax.axis("off")
     for ax, (name, m) in zip(axes.flat, curves.items()):
         ax.plot(m.samples, m.loss, color=color_of(name), alpha=0.25, lw=0.8)
-        ax.plot(m.samples, m.loss.rolling(9, min_periods=1, center=True).mean(), color=color_of(name))
+        ax.plot(m.samples, m.loss.rolling(9, min_periods=1, center=True).mean(),
+                color=color_of(name))
         ax.axhline(chance[name], color="#777", lw=0.8, ls=":")
-        ax.text(m.samples.iloc[-1], chance[name], "chance level", ha="right", va="bottom", fontsize=_MIN_FONT, color="#555")
-        ax.set(title=fill(name, 18), xlabel="training images", ylabel="loss", ylim=(0, max(m.loss.max(), chance[name]) * 1.08))
+        ax.text(m.samples.iloc[-1], chance[name], "chance level", ha="right", va="bottom",
+                fontsize=_MIN_FONT, color="#555")
+        ax.set(title=fill(name, 18), xlabel="training images", ylabel="loss",
+               ylim=(0, max(m.loss.max(), chance[name]) * 1.08))
         ax.locator_params(axis="x", nbins=3)
         ax.xaxis.set_major_formatter(lambda v, _: _short(v))
     return fig
 
 # %% ../../nbs/library/report/03_accuracy.ipynb #1f5fee62
 def dino_diagnostics(m: pd.DataFrame):
-    "Return a figure of DINO's collapse diagnostics over training: entropy of the teacher and rank of the features."
+    """Return a figure of DINO's collapse diagnostics over training: entropy of the teacher and rank
+    of the features."""
     p, m = styled_pyplot(), m.dropna(subset=["teacher_entropy"])
     fig, (a, b) = p.subplots(1, 2, figsize=(_FIG_WIDTH, 2.6))
     a.plot(m.samples, m.teacher_entropy, color=_COLORS["DINO"], label="per image")
@@ -69,12 +74,14 @@ def probe_dots(
     table: pd.DataFrame, # result of `ccd.probing.tables.score_probes`
     value: str = "linear", # probe: `linear` or `knn`
 ):
-    "Return a figure of accuracies with 95 % confidence intervals, one panel per task and one dot per encoder; dotted: majority class."
+    """Return a figure of accuracies with 95 % confidence intervals, one panel per task and one dot
+    per encoder; dotted: majority class."""
     p, low, high = styled_pyplot(), *(("lo", "hi") if value == "linear" else ("knn_lo", "knn_hi"))
     table = table.dropna(subset=[value])
     tasks, names = list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))[::-1]
     rows = -(-len(tasks) // _PANELS_PER_ROW)
-    fig, axes = p.subplots(rows, _PANELS_PER_ROW, squeeze=False, sharey=True, figsize=(_FIG_WIDTH, rows * (0.75 + 0.19 * len(names))))
+    fig, axes = p.subplots(rows, _PANELS_PER_ROW, squeeze=False, sharey=True,
+                           figsize=(_FIG_WIDTH, rows * (0.75 + 0.19 * len(names))))
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     for ax, task in zip(axes.flat, tasks):
         t = table[table.task == task].set_index("encoder").reindex(names)
@@ -91,15 +98,18 @@ def probe_dots(
 
 # %% ../../nbs/library/report/03_accuracy.ipynb #e48dfc4b
 def difference_dots(
-    differences: pd.DataFrame, # result of `ccd.probing.tables.compare_probes`, one row per encoder and task
+    # result of `ccd.probing.tables.compare_probes`, one row per encoder and task
+    differences: pd.DataFrame,
     value: str = "linear", # probe: `linear` or `knn`
 ):
-    "Return a figure of differences to a reference encoder in points, with 95 % confidence intervals, one panel per task."
+    """Return a figure of differences to a reference encoder in points, with 95 % confidence
+    intervals, one panel per task."""
     p, t = styled_pyplot(), differences[differences.probe == value]
     tasks, names = list(dict.fromkeys(t.task)), list(dict.fromkeys(t.a))[::-1]
     across = _PANELS_PER_ROW if max(map(len, names)) < 20 else 2 # long names need wider panels
     rows = -(-len(tasks) // across)
-    fig, axes = p.subplots(rows, across, sharey=True, squeeze=False, figsize=(_FIG_WIDTH, rows * (0.75 + 0.19 * len(names))))
+    fig, axes = p.subplots(rows, across, sharey=True, squeeze=False,
+                           figsize=(_FIG_WIDTH, rows * (0.75 + 0.19 * len(names))))
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     for ax, task in zip(axes.flat, tasks):
         own = t[t.task == task].set_index("a").reindex(names)
@@ -118,12 +128,16 @@ def difference_dots(
 def few_shot_curves(
     table: pd.DataFrame, # result of `ccd.probing.tables.few_shot_rows`, with a column `encoder`
 ):
-    "Return a figure of few-shot accuracy, one panel per task, up to the shots that nine in ten classes have; error bars: standard deviation over training sets."
+    """Return a figure of few-shot accuracy, one panel per task, up to the shots that nine in ten
+    classes have; error bars: standard deviation over training sets."""
     table = table[table.short <= table.classes / 10]
-    p, tasks, names = styled_pyplot(), list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))
+    p, tasks, names = (styled_pyplot(), list(dict.fromkeys(table.task)),
+                       list(dict.fromkeys(table.encoder)))
     columns = min(_PANELS_PER_ROW, len(tasks))
     rows = -(-len(tasks) // columns)
-    fig, axes = p.subplots(rows, columns, squeeze=False, figsize=(max(3, _FIG_WIDTH / _PANELS_PER_ROW * columns), 1.75 * rows + 0.6))
+    fig, axes = p.subplots(rows, columns, squeeze=False,
+                           figsize=(max(3, _FIG_WIDTH / _PANELS_PER_ROW * columns),
+                                    1.75 * rows + 0.6))
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     for ax, task in zip(axes.flat, tasks):
         for name in names:
@@ -136,5 +150,6 @@ def few_shot_curves(
         ax.set_xticklabels(m.index); ax.minorticks_off()
         ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
     fig.supxlabel("images of each class", fontsize=9)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside upper center", ncols=_PANELS_PER_ROW)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside upper center",
+               ncols=_PANELS_PER_ROW)
     return fig

@@ -14,22 +14,27 @@ from .style import (_FIG_WIDTH, _MIN_FONT, _PANELS_PER_ROW, _power_of_ten, _shor
 
 # %% ../../nbs/library/report/06_growth.ipynb #5ca1f002
 def scaling_curves(
-    table: pd.DataFrame, # columns x, value, lo, hi; all_lo, all_hi where the variance of seeds is known
+    # columns x, value, lo, hi; all_lo, all_hi where the variance of seeds is known
+    table: pd.DataFrame,
     rows: str, # column with the names of the panels or of the axes
     columns: str, # column with the names of the axes or of the panels
     lines: str, # column with the names of the lines
     xlabels: dict, # axis -> label below its panels, in order
     percent: bool = False, # format fractions as percent
 ):
-    "Return a figure of curves over logarithmic axes with confidence intervals, one block per axis and one panel per quantity."
+    """Return a figure of curves over logarithmic axes with confidence intervals, one block per axis
+    and one panel per quantity."""
     t, names = table.sort_values("x"), list(dict.fromkeys(table[lines]))
     axis, panel = (rows, columns) if set(table[rows]) <= set(xlabels) else (columns, rows)
-    blocks = {a: list(dict.fromkeys(table[panel][table[axis] == a])) for a in xlabels if (table[axis] == a).any()}
+    blocks = {a: list(dict.fromkeys(table[panel][table[axis] == a]))
+              for a in xlabels if (table[axis] == a).any()}
     across = min(_PANELS_PER_ROW, max(map(len, blocks.values())))
     high = [0.75 + 1.35 * -(-len(k) // across) for k in blocks.values()]
     fig = styled_pyplot().figure(figsize=(max(3.6, 2 * across), 0.3 + sum(high)))
     drawn = {}
-    for sub, (a, quantities) in zip(np.atleast_1d(fig.subfigures(len(blocks), 1, height_ratios=high)), blocks.items()):
+    for sub, (a,
+              quantities) in zip(np.atleast_1d(fig.subfigures(len(blocks), 1, height_ratios=high)),
+                                 blocks.items()):
         sub.suptitle(f"By {a}", x=0.01, ha="left", fontsize=12, fontweight="bold")
         sub.supxlabel(xlabels[a], fontsize=11)
         axes = sub.subplots(-(-len(quantities) // across), across, squeeze=False)
@@ -44,7 +49,8 @@ def scaling_curves(
         edge = 0.1 * (max(top) - min(low)) # keeps tick labels out of the corner
         for ax in same: ax.set_ylim(min(low) - edge, max(top) + edge)
     handles = {h.get_label(): h for ax in fig.axes for h in ax.get_legend_handles_labels()[0]}
-    fig.legend(handles=[handles[n] for n in names if n in handles], fontsize=11, loc="outside upper center", ncols=_PANELS_PER_ROW)
+    fig.legend(handles=[handles[n] for n in names if n in handles], fontsize=11,
+               loc="outside upper center", ncols=_PANELS_PER_ROW)
     fig.draw_without_rendering() # a second layout then uses the tick labels of the first
     return fig
 
@@ -70,11 +76,14 @@ def _growth(ax, t, name, aside): # one line; lines are shifted slightly, so that
     if "all_lo" in t: ax.vlines(x, t.all_lo, t.all_hi, color=color, lw=1)
 
 # %% ../../nbs/library/report/06_growth.ipynb #aaf1feb8
-def _apart(at, labels, character=0.07): # labels that do not overlap; the first and last are kept if possible
+# labels that do not overlap; the first and last are kept if possible
+def _apart(at, labels, character=0.07):
     if len(at) < 2: return labels
     at, kept = (at - at[0]) / (at[-1] - at[0]), []
     for k in [len(at) - 1, *range(len(at) - 1)]:
-        if all(abs(at[k] - at[j]) > character * (2 + len(labels[k]) + len(labels[j])) / 2 for j in kept): kept.append(k)
+        if all(abs(at[k] - at[j]) > character * (2 + len(labels[k]) + len(labels[j])) / 2
+               for j in kept):
+            kept.append(k)
     return [x if k in kept else "" for k, x in enumerate(labels)]
 
 # %% ../../nbs/library/report/06_growth.ipynb #adb11936
@@ -82,7 +91,8 @@ def compute_plot(
     table: pd.DataFrame, # columns recipe, metric, flops, value, all_lo, all_hi, best
     names: dict, # recipe -> label
 ):
-    "Return a figure of every run by its FLOPs, one panel per metric; a step line joins the best runs within each budget."
+    """Return a figure of every run by its FLOPs, one panel per metric; a step line joins the best
+    runs within each budget."""
     metrics = list(dict.fromkeys(table.metric))
     across, down = min(_PANELS_PER_ROW, len(metrics)), -(-len(metrics) // _PANELS_PER_ROW)
     fig = styled_pyplot().figure(figsize=(max(3.6, 2 * across), 0.9 + 1.5 * down))
@@ -94,7 +104,8 @@ def compute_plot(
             ax.vlines(t.flops, t.all_lo, t.all_hi, color=color_of(name), lw=0.8, alpha=0.6)
             ax.scatter(t.flops, t.value, color=color_of(name), s=11, label=name)
             b = t[t.best]
-            ax.step([*b.flops, t.flops.max()], [*b.value, b.value.iloc[-1]], where="post", color=color_of(name), lw=1.1)
+            ax.step([*b.flops, t.flops.max()], [*b.value, b.value.iloc[-1]], where="post",
+                    color=color_of(name), lw=1.1)
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(lambda v, _: _power_of_ten(v))
         ax.xaxis.set_minor_formatter("")
@@ -105,16 +116,19 @@ def compute_plot(
     for ax in axes[len(metrics):]: ax.remove()
     fig.supxlabel("FLOPs", fontsize=11)
     handles = {h.get_label(): h for ax in fig.axes for h in ax.get_legend_handles_labels()[0]}
-    fig.legend(handles.values(), handles, fontsize=11, loc="outside upper center", ncols=_PANELS_PER_ROW)
+    fig.legend(handles.values(), handles, fontsize=11, loc="outside upper center",
+               ncols=_PANELS_PER_ROW)
     return fig
 
 # %% ../../nbs/library/report/06_growth.ipynb #5ca1f011
 def supervision_plot(
-    table: pd.DataFrame, # columns name, metric, few (whether the data are the smaller fraction), value, all_lo, all_hi
+    # columns name, metric, few (whether the data are the smaller fraction), value, all_lo, all_hi
+    table: pd.DataFrame,
     labels: tuple[str, str], # labels of filled and hollow dots
     baselines: dict, # metric -> accuracy of the baseline without an encoder
 ):
-    "Return a figure of each kind of supervision with all data and with a fraction of them, one panel per metric."
+    """Return a figure of each kind of supervision with all data and with a fraction of them, one
+    panel per metric."""
     names, metrics = list(dict.fromkeys(table.name))[::-1], list(dict.fromkeys(table.metric))
     rows = -(-len(metrics) // _PANELS_PER_ROW)
     fig = styled_pyplot().figure(figsize=(_FIG_WIDTH, 0.5 + rows * (0.65 + 0.28 * len(names))))
@@ -125,15 +139,18 @@ def supervision_plot(
             y = t.name.map(names.index) + up
             colors = [color_of(n) for n in t.name]
             ax.hlines(y, t.all_lo, t.all_hi, color=colors, lw=1)
-            ax.scatter(t.value, y, s=16, color=["white" if few else c for c in colors], edgecolor=colors, zorder=3)
+            ax.scatter(t.value, y, s=16, color=["white" if few else c for c in colors],
+                       edgecolor=colors, zorder=3)
         if m in baselines: ax.axvline(baselines[m], color="#888888", lw=0.8, ls=":")
         ax.set_title(fill(m, 14), fontsize=9, fontweight="normal")
-        ax.set_yticks(range(len(names)), [fill(n, 16) for n in names], fontsize=_MIN_FONT, linespacing=0.95)
+        ax.set_yticks(range(len(names)), [fill(n, 16) for n in names], fontsize=_MIN_FONT,
+                      linespacing=0.95)
         ax.set_ylim(-0.5, len(names) - 0.5)
         ax.locator_params(axis="x", nbins=3)
         ax.tick_params(axis="x", labelsize=_MIN_FONT)
         ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
     for ax in axes[len(metrics):]: ax.remove()
-    dots = [styled_pyplot().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n) for c, n in zip(("#555555", "white"), labels)]
+    dots = [styled_pyplot().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n)
+            for c, n in zip(("#555555", "white"), labels)]
     fig.legend(handles=dots, fontsize=9, loc="outside upper center", ncols=2)
     return fig

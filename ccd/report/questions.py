@@ -13,16 +13,19 @@ from .tables import percent
 from .similarity import _ladder
 
 # %% ../../nbs/library/report/05_questions.ipynb #d2b75f38
-def _in_order(table, categories): # macro averages and their names in order: overall, then each category with its subsets
+# macro averages and their names in order: overall, then each category with its subsets
+def _in_order(table, categories):
     order = ["overall", *(n for c, leaves in categories.items() for n in (c, *leaves))]
     t = table[((table.level == "subset") | (table.convention == "macro")) & table.name.isin(order)]
     return t, [n for n in order if n in set(t.name)]
 
 # %% ../../nbs/library/report/05_questions.ipynb #65039050
-def _by_seed(summary, categories): # macro averages by seed and their names in order; `shown` is the label of an encoder
+# macro averages by seed and their names in order; `shown` is the label of an encoder
+def _by_seed(summary, categories):
     t, rows = _in_order(summary, categories)
     many = t.seed.nunique() > 1
-    return t.assign(shown=[f"{e} seed {s}" if s and many else e for e, s in zip(t.encoder, t.seed)]), rows
+    return t.assign(shown=[f"{e} seed {s}" if s and many else e
+                           for e, s in zip(t.encoder, t.seed)]), rows
 
 # %% ../../nbs/library/report/05_questions.ipynb #42ff7948
 def subset_accuracy_plot(
@@ -34,7 +37,8 @@ def subset_accuracy_plot(
     chance: float | None = 0.25, # chance-level accuracy; None for no line
     labels: dict = {}, # subset -> label, where they differ
 ):
-    "Return a figure of accuracy by category and subset, with 95 % confidence intervals; cross: no-image baseline, ring: oracle."
+    """Return a figure of accuracy by category and subset, with 95 % confidence intervals; cross:
+    no-image baseline, ring: oracle."""
     t, rows = _by_seed(summary, categories)
     value = t.set_index(["shown", "name"])[["score", "lo", "hi"]]
     shown = [s for s in dict.fromkeys(t.shown) if t[t.shown == s].encoder.iloc[0] in names]
@@ -45,11 +49,13 @@ def subset_accuracy_plot(
     marks = [(oracle, dict(marker="o", fc="none", ec="#222", s=34)),
              *((n + no_image, dict(marker="x", c="#888", s=14, lw=0.9)) for n in shown if no_image)]
     for name, how in marks:
-        if (name, rows[0]) in value.index: ax.scatter(value.score.loc[[(name, r) for r in rows]], y, zorder=2, **how)
+        if (name, rows[0]) in value.index:
+            ax.scatter(value.score.loc[[(name, r) for r in rows]], y, zorder=2, **how)
     if chance: ax.axvline(chance, color="#777", lw=0.8, ls=":")
     gone = set(t.name[t.note == "not informative"])
     for text, n in zip(ax.get_yticklabels(), rows):
-        text.set(fontweight="bold" if n == "overall" or n in categories else "normal", color="#999" if n in gone else "#111", ha="left")
+        text.set(fontweight="bold" if n == "overall" or n in categories else "normal",
+                 color="#999" if n in gone else "#111", ha="left")
     ax.tick_params(axis="y", pad=78, length=0)
     ax.set_xlim(0, 1.02)
     ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
@@ -61,27 +67,36 @@ def question_table(
     categories: dict, # category -> subsets
     names, # encoders to show
 ) -> pd.DataFrame: # one row per category and subset, one column per encoder
-    "Return a table of accuracy by category, subset and encoder, in percent with 95 % confidence intervals."
+    """Return a table of accuracy by category, subset and encoder, in percent with 95 % confidence
+    intervals."""
     t, rows = _by_seed(summary[summary.encoder.isin(list(names))], categories)
     t = t.assign(cell=[percent(*r) for r in t[["score", "lo", "hi"]].values])
-    wide = t.pivot(index="name", columns="shown", values="cell").loc[rows, list(dict.fromkeys(t.shown))]
+    wide = t.pivot(index="name", columns="shown",
+                   values="cell").loc[rows, list(dict.fromkeys(t.shown))]
     first = t.drop_duplicates("name").set_index("name").loc[rows]
-    wide["questions in groups"] = [f"{a:,} in {b:,}" for a, b in zip(first.questions, first.clusters)]
-    note = ["excluded from averages: not informative" if n == "not informative" else "" for n in first.note]
+    wide["questions in groups"] = [f"{a:,} in {b:,}"
+                                   for a, b in zip(first.questions, first.clusters)]
+    note = ["excluded from averages: not informative" if n == "not informative" else ""
+            for n in first.note]
     return (wide.assign(note=note) if any(note) else wide).rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/report/05_questions.ipynb #2f192cfd
 def vqa_difference_table(
-    differences: pd.DataFrame, # result of `ccd.vqa.statistics.significance.compare_scores` for one pair of encoders or more
+    # result of `ccd.vqa.statistics.significance.compare_scores` for one pair of encoders or more
+    differences: pd.DataFrame,
     categories: dict, # category -> subsets
 ) -> pd.DataFrame: # one row per category and subset, one column per pair
-    """Return a table of differences by category, subset and pair of encoders, in points with confidence intervals.
+    """Return a table of differences by category, subset and pair of encoders, in points with
+    confidence intervals.
 
-    An interval is over questions and seeds where the variance of seeds is known, otherwise over questions alone. A star
-    marks a difference that is significant over both, for encoders that were trained more than once."""
+    An interval is over questions and seeds where the variance of seeds is known, otherwise over
+    questions alone. A star marks a difference that is significant over both, for encoders that were
+    trained more than once."""
     t, rows = _in_order(differences, categories)
     pairs = list(dict.fromkeys(t.a + " − " + t.b))
-    wide = t.assign(pair=t.a + " − " + t.b, cell=[_gap(r) for r in t.to_dict("records")]).pivot(index="name", columns="pair", values="cell")
+    wide = t.assign(pair=t.a + " − " + t.b, cell=[_gap(r)
+                          for r in t.to_dict("records")]).pivot(index="name", columns="pair",
+                                                                values="cell")
     return wide.loc[rows, pairs].rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/report/05_questions.ipynb #6de4aebf

@@ -36,13 +36,15 @@ def pair_grid(
         a, b = np.asarray(images(r.i)), np.asarray(images(r.j))
         gap = np.full((a.shape[0], max(2, a.shape[0] // 16), 3), 255, np.uint8)
         ax.imshow(np.hstack([a, gap, b]), interpolation="nearest")
-        ax.set_title("\n".join(f"{n} {z:+.1f} σ" for n, z in zip(names, (r.z_a, r.z_b))).replace("-", "−"),
+        ax.set_title("\n".join(f"{n} {z:+.1f} σ"
+                               for n, z in zip(names, (r.z_a, r.z_b))).replace("-", "−"),
                      fontsize=_MIN_FONT, loc="center", fontweight="normal", pad=2)
     return fig
 
 # %% ../../nbs/library/report/04_similarity.ipynb #72644c5f
 FACTOR_NAMES = dict(concept="same object", category="same category", subcategory="same subcategory",
-    word="same word", style="same style", style_family="same vendor", ground_color="same background color",
+    word="same word", style="same style", style_family="same vendor",
+                    ground_color="same background color",
     object_color="same object color", kind="same scene type", count="same number of objects")
 MIN_PAIRS = 20 # proportions of fewer pairs are neither drawn nor reported
 
@@ -67,7 +69,8 @@ def agreement_dots(
     ax.set(yticks=np.arange(len(factors))[::-1], xlim=(-0.01, 1.01), xlabel="fraction of pairs")
     ax.set_yticklabels([FACTOR_NAMES[f] for f in factors])
     ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
-    fig.legend(fontsize=_MIN_FONT, columnspacing=1, handletextpad=0.2, loc="outside upper center", ncols=3)
+    fig.legend(fontsize=_MIN_FONT, columnspacing=1, handletextpad=0.2, loc="outside upper center",
+               ncols=3)
     return fig
 
 # %% ../../nbs/library/report/04_similarity.ipynb #cd02e911
@@ -77,12 +80,14 @@ def summary_figure(
     images, # function from a row to its image
     names: tuple[str, str] = ("CLIP", "DINO"),
 ):
-    "Return one figure with the extreme pairs of both directions and the attributes that they share."
+    """Return one figure with the extreme pairs of both directions and the attributes that they
+    share."""
     fig = styled_pyplot().figure(figsize=(_FIG_WIDTH, 7))
     top, low = fig.subfigures(2, 1, height_ratios=(1.2, 1))
     for part, d, a, b in zip(top.subfigures(1, 2, wspace=0.04), ("a", "b"), names, names[::-1]):
         pair_grid(pairs[pairs.direction == d], images, names, n_pairs=6, columns=2, fig=part)
-        part.suptitle(f"similar for {a}, dissimilar for {b}", color=color_of(a), fontsize=10, fontweight="bold")
+        part.suptitle(f"similar for {a}, dissimilar for {b}", color=color_of(a), fontsize=10,
+                      fontweight="bold")
     agreement_dots(table, names, fig=low)
     return fig
 
@@ -125,7 +130,8 @@ def atlas_plot(
         for r in rows:
             x, y = at[r]
             ax.imshow(images(r), extent=(x - 0.018, x + 0.018, y - 0.018, y + 0.018), zorder=1)
-        ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[], yticks=[], title=name, aspect="equal")
+        ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[], yticks=[], title=name,
+               aspect="equal")
         for s in ax.spines.values(): s.set_visible(False)
     return fig
 
@@ -134,7 +140,8 @@ def score_vs_seed_noise(
     table: pd.DataFrame, # result of `ccd.comparison.agreement.compare_to_seed_noise`
     names: tuple[str, str],
 ):
-    "Return a figure of the score of mined pairs by rank, compared with that of two seeds of one objective."
+    """Return a figure of the score of mined pairs by rank, compared with that of two seeds of one
+    objective."""
     fig = styled_pyplot().figure(figsize=(4.8, 3.0))
     ax = fig.subplots()
     for name in names:
@@ -142,7 +149,9 @@ def score_vs_seed_noise(
         ax.plot(t["rank"], t.score, color=color_of(name), label=f"{name}-similar pairs")
     for name in names:
         t = table[table.similar_for == names[0]]
-        if TWO_SEEDS + name in t: ax.plot(t["rank"], t[TWO_SEEDS + name], color=color_of(name), ls=":", label=f"{name}, two seeds")
+        if TWO_SEEDS + name in t:
+            ax.plot(t["rank"], t[TWO_SEEDS + name], color=color_of(name), ls=":",
+                    label=f"{name}, two seeds")
     ax.set(xscale="log", xlabel="rank of the pair", ylabel="score, σ", ylim=(0, None))
     ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
     fig.legend(fontsize=8, loc="outside upper center", ncols=2)
@@ -153,29 +162,36 @@ def overlap_curves(
     table: pd.DataFrame, # result of `ccd.comparison.neighbors.overlap_curve`, with columns a and b
     names: tuple[str, str],
 ):
-    "Return a figure of mutual kNN overlap by number of neighbors, with 95 % confidence intervals; dotted: chance."
+    """Return a figure of mutual kNN overlap by number of neighbors, with 95 % confidence intervals;
+    dotted: chance."""
     fig = styled_pyplot().figure(figsize=(4.8, 2.6))
     ax = fig.subplots()
     for (a, b), t in table.groupby(["a", "b"], sort=False):
         two = (a, b) == tuple(names)
         color = "#333333" if two else color_of(a)
         ax.fill_between(t.k, t.lo, t.hi, color=color, alpha=0.25, lw=0)
-        ax.plot(t.k, t.overlap, color=color, marker="o", ms=3, label=f"{a} and {b}" if two else f"{a}, two seeds")
+        ax.plot(t.k, t.overlap, color=color, marker="o", ms=3,
+                label=f"{a} and {b}" if two else f"{a}, two seeds")
     t = table.drop_duplicates("k")
     ax.plot(t.k, t.chance, color="#777", ls=":", label="chance")
-    ax.set(xscale="log", xlabel="number of neighbors", ylim=(0, None), xticks=t.k, ylabel="mutual kNN overlap")
+    ax.set(xscale="log", xlabel="number of neighbors", ylim=(0, None), xticks=t.k,
+           ylabel="mutual kNN overlap")
     ax.set_xticklabels(t.k); ax.minorticks_off()
     ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
     ax.legend(fontsize=8)
     return fig
 
 # %% ../../nbs/library/report/04_similarity.ipynb #de2a2b9c
-TERM_LABELS = {"both have a concept": "both contain an object", "both have a word": "both contain a word",
-    "same subcategory": "same subcategory, different object", "same category": "same category, different subcategory",
+TERM_LABELS = {"both have a concept": "both contain an object",
+               "both have a word": "both contain a word",
+    "same subcategory": "same subcategory, different object",
+               "same category": "same category, different subcategory",
     "same style_family": "same vendor, different style",
-    "near ground": "background color distance (−)", "near object": "object color distance (−)", "near mean": "mean color distance (−)",
-    "near layout": "layout distance (−)", "near sharpness": "sharpness distance (−)", "near edges": "edge distance (−)",
-    "near histogram": "color histogram distance (−)", "near brightness": "brightness distance (−)"} | {
+    "near ground": "background color distance (−)", "near object": "object color distance (−)",
+               "near mean": "mean color distance (−)",
+    "near layout": "layout distance (−)", "near sharpness": "sharpness distance (−)",
+               "near edges": "edge distance (−)", "near histogram": "color histogram distance (−)",
+               "near brightness": "brightness distance (−)"} | {
     f"same {k}": v for k, v in FACTOR_NAMES.items() if k not in ("category", "subcategory")}
 _GROUP_NAMES = dict(concept="object, subcategory, category", style="style", kind="scene type",
     presence="both contain an object, a word", colour="color, all three") | {
@@ -185,20 +201,26 @@ _GROUP_NAMES = dict(concept="object, subcategory, category", style="style", kind
 _MINUS = " distance (−)" # suffix of terms in which a smaller distance is a larger value
 
 def term_name(
-    term: str, # term of `ccd.comparison.attribution.similarity_regression`; collinear terms are joined by + or -
+    # term of `ccd.comparison.attribution.similarity_regression`; collinear terms are joined by + or
+    # -
+    term: str,
     names: dict = TERM_LABELS, # labels: `TERM_LABELS` or `_GROUP_NAMES`
 ) -> str:
     "Return the label of a term."
     words = [names.get(w, w) for w in re.split(r" [+-] ", term)]
-    if len(words) > 1 and all(w.endswith(_MINUS) for w in words): words = [w.removesuffix(_MINUS) for w in words[:-1]] + words[-1:]
+    if len(words) > 1 and all(w.endswith(_MINUS) for w in words):
+        words = [w.removesuffix(_MINUS) for w in words[:-1]] + words[-1:]
     return "".join(a + b for a, b in zip(words, [*re.findall(r" [+-] ", term), ""]))
 
 # %% ../../nbs/library/report/04_similarity.ipynb #18bd44e3
-CHANGE_NAMES = {"hue": "hue rotated", "grey": "grayscale", "brightness": "darkened", "blur": "blurred",
-    "texture": "grating noise", "shuffle": "patch shuffle", "rotation": "rotated", "word": "word overlay",
+CHANGE_NAMES = {"hue": "hue rotated", "grey": "grayscale", "brightness": "darkened",
+                "blur": "blurred",
+    "texture": "grating noise", "shuffle": "patch shuffle", "rotation": "rotated",
+                "word": "word overlay",
     "ground": "background recolored", "style": "same object, different style",
     "concept, same category": "different object, same category",
-    "concept, other category": "different object, different category", "ground, exactly": "background replaced",
+    "concept, other category": "different object, different category",
+                "ground, exactly": "background replaced",
     "word on a sign": "different word on a sign"}
 BASELINES = ("random ViT", "raw pixels")
 
@@ -211,7 +233,8 @@ def _ladder(rows, names, point, shown, xlabel, reach=None, fig=None):
         floor = name.startswith(BASELINES)
         at, color = y + min(0.17, 0.84 / len(names)) * ((len(names) - 1) / 2 - k), color_of(name)
         value, lo, hi = (np.array(v, float) for v in zip(*(point(name, r) for r in rows)))
-        if reach: ax.hlines(at, *zip(*(reach(name, r) for r in rows)), color=color, lw=0.8, alpha=0.45)
+        if reach:
+            ax.hlines(at, *zip(*(reach(name, r) for r in rows)), color=color, lw=0.8, alpha=0.45)
         ax.hlines(at, lo, hi, color=color, lw=1.2 if floor else 2.2)
         ax.scatter(value, at, color=color, s=9 if floor else 20, zorder=3, label=name)
     for edge in y[:-1] - 0.5: ax.axhline(edge, color="#eee", lw=0.6, zorder=0)
@@ -232,7 +255,8 @@ def attribution_plot(
     quantity: str = "slope", # quantity: `slope` or `unique`
     fig=None, # existing figure to draw in
 ):
-    "Return a figure of the regression of similarity on shared attributes: slopes or unique R² with 95 % confidence intervals."
+    """Return a figure of the regression of similarity on shared attributes: slopes or unique R²
+    with 95 % confidence intervals."""
     t = table[table.quantity == quantity].set_index(["encoder", "term"])[["value", "lo", "hi"]]
     terms, names = list(dict.fromkeys(t.index.get_level_values(1))), _encoders(table, names)
     shown, xlabel = ((_GROUP_NAMES, "unique R²") if quantity == "unique" else
@@ -246,21 +270,24 @@ def sensitivity_plot(
     value: str = "drop", # column: `drop` or `relative`
     fig=None, # to draw in
 ):
-    "Return a figure of the sensitivity of each encoder to each perturbation, with 95 % confidence intervals."
+    """Return a figure of the sensitivity of each encoder to each perturbation, with 95 % confidence
+    intervals."""
     low, high = ("lo", "hi") if value == "drop" else ("relative_lo", "relative_hi")
     t = table.dropna(subset=[value])
     own = {k: g for k, g in t.groupby(["encoder", "intervention"], sort=False)}
     rows, names = list(dict.fromkeys(t.intervention)), _encoders(table, names)
-    middle = lambda n, r: own[n, r].iloc[len(own[n, r]) // 2][[value, low, high]]
-    reach = lambda n, r: (own[n, r][value].iloc[0], own[n, r][value].iloc[-1])
-    xlabel = "embedding shift (SD of similarity)" if value == "drop" else "embedding shift / mean pairwise distance"
+    def middle(n, r): return own[n, r].iloc[len(own[n, r]) // 2][[value, low, high]]
+    def reach(n, r): return (own[n, r][value].iloc[0], own[n, r][value].iloc[-1])
+    xlabel = ("embedding shift (SD of similarity)" if value == "drop"
+              else "embedding shift / mean pairwise distance")
     return _ladder(rows, names, middle, CHANGE_NAMES, xlabel, reach, fig)
 
 # %% ../../nbs/library/report/04_similarity.ipynb #4ab91e29
 def intervention_examples(
-    images: dict, # result of `ccd.comparison.perturbations.perturbation_examples`: name -> [s, s, 3] uint8 or None
-    columns: int = 5,
-):
+    # result of `ccd.comparison.perturbations.perturbation_examples`: name -> [s, s, 3] uint8 or
+    # None
+    images: dict,
+    columns: int = 5, ):
     "Return a figure of one image under each perturbation."
     rows = -(-len(images) // columns)
     fig = styled_pyplot().figure(figsize=(_FIG_WIDTH / 5 * columns, 1.5 * rows))
@@ -268,7 +295,9 @@ def intervention_examples(
     for ax in axes.flat: ax.axis("off")
     for ax, (name, x) in zip(axes.flat, images.items()):
         if x is not None: ax.imshow(x, interpolation="nearest")
-        else: ax.text(0.5, 0.5, "no uniform\nbackground", ha="center", va="center", fontsize=_MIN_FONT, transform=ax.transAxes)
+        else:
+            ax.text(0.5, 0.5, "no uniform\nbackground", ha="center", va="center",
+                    fontsize=_MIN_FONT, transform=ax.transAxes)
         ax.set_title(fill(CHANGE_NAMES.get(name, name), 12), fontsize=_MIN_FONT, loc="center",
                      fontweight="normal", pad=2)
     return fig

@@ -10,14 +10,16 @@ from contextlib import contextmanager
 import numpy as np
 
 # %% ../../nbs/library/report/01_style.ipynb #285bf803
-_COLORS = {"CLIP": "#D55E00", "DINOv2": "#56B4E9", "DINO": "#0072B2", "SigLIP": "#CC79A7", "classifier": "#009E73",
+_COLORS = {"CLIP": "#D55E00", "DINOv2": "#56B4E9", "DINO": "#0072B2", "SigLIP": "#CC79A7",
+           "classifier": "#009E73",
           "random ViT": "#9A9A9A", "raw pixels": "#C9C9C9",
           "Web-DINO": "#0072B2", "Web-DINO, ImageNet": "#8EC1E0", "Web-MAE": "#009E73"}
 
 # %% ../../nbs/library/report/01_style.ipynb #5c7eea0b
 def color_of(name: str) -> str:
     "Return the color of an encoder, which is equal for all its seeds."
-    return _COLORS.get(name) or next((c for k, c in _COLORS.items() if name.startswith(k)), "#555555")
+    return (_COLORS.get(name)
+            or next((c for k, c in _COLORS.items() if name.startswith(k)), "#555555"))
 
 # %% ../../nbs/library/report/01_style.ipynb #8ffe31bd
 @contextmanager
@@ -31,15 +33,18 @@ def distinct_colors(names: tuple[str, str]):
 
 # %% ../../nbs/library/report/01_style.ipynb #44c5fa20
 _PANELS_PER_ROW = 3 # panels per row; more are not readable on a phone
-_FIG_WIDTH, _MIN_FONT = 5.4, 8.7 # width in inches; smallest font size in points, which is 8 px on a phone
+# width in inches; smallest font size in points, which is 8 px on a phone
+_FIG_WIDTH, _MIN_FONT = 5.4, 8.7
 
 # %% ../../nbs/library/report/01_style.ipynb #7f55829b
 def styled_pyplot():
     "Return matplotlib's pyplot with the style of the project."
     import matplotlib.pyplot as p
-    p.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "font.size": 9, "axes.spines.top": False,
+    p.rcParams.update({"figure.dpi": 110, "savefig.dpi": 150, "font.size": 9,
+                       "axes.spines.top": False,
         "axes.spines.right": False, "axes.titlesize": 10, "axes.titleweight": "bold",
-        "axes.titlelocation": "left", "legend.frameon": False, "figure.constrained_layout.use": True,
+        "axes.titlelocation": "left", "legend.frameon": False,
+                       "figure.constrained_layout.use": True,
         "text.parse_math": False}) # names may contain dollar signs
     return p
 

@@ -37,7 +37,8 @@ def accuracy_table(
     table: pd.DataFrame, # result of `ccd.probing.tables.score_probes`
     value: str = "linear", # column: `linear`, `knn`, `balanced` or `family_mean`
 ) -> pd.DataFrame: # one row per task, one column per encoder
-    "Return a table of accuracies by task and encoder, in percent with 95 % confidence intervals, followed by the majority baseline and the number of items."
+    """Return a table of accuracies by task and encoder, in percent with 95 % confidence intervals,
+    followed by the majority baseline and the number of items."""
     low, high = ("lo", "hi") if value == "linear" else (f"{value}_lo", f"{value}_hi")
     t = table.assign(cell=[percent(*r) for r in table[[value, low, high]].values])
     wide = t.pivot(index="task", columns="encoder", values="cell")
@@ -50,19 +51,24 @@ def accuracy_table(
 # %% ../../nbs/library/report/02_tables.ipynb #e8560391
 def _in_groups(r): # number of items, of groups, and the effective number of groups
     effective = round(r.get("effective_clusters", r["clusters"]))
-    return f"{r['tests']:,} in {r['clusters']:,}" + (f" (effective {effective:,})" if effective < r["clusters"] else "")
+    return (f"{r['tests']:,} in {r['clusters']:,}"
+            + (f" (effective {effective:,})" if effective < r["clusters"] else ""))
 
 # %% ../../nbs/library/report/02_tables.ipynb #a24fef0b
 def difference_table(
-    table: pd.DataFrame, # result of `ccd.probing.tables.compare_probes` for one pair of encoders or more
+    # result of `ccd.probing.tables.compare_probes` for one pair of encoders or more
+    table: pd.DataFrame,
     value: str = "linear", # probe: `linear` or `knn`
 ) -> pd.DataFrame: # one row per task, one column per pair
-    "Return a table of differences by task and pair of encoders, in percentage points with 95 % confidence intervals."
+    """Return a table of differences by task and pair of encoders, in percentage points with 95 %
+    confidence intervals."""
     t = table[table.probe == value]
-    cell = [f"{100 * d:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f})" for d, lo, hi in t[["difference", "lo", "hi"]].values]
+    cell = [f"{100 * d:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f})"
+            for d, lo, hi in t[["difference", "lo", "hi"]].values]
     t = t.assign(pair=t.a + " − " + t.b, cell=cell)
     wide = t.pivot(index="task", columns="pair", values="cell")
-    return wide.loc[list(dict.fromkeys(t.task)), list(dict.fromkeys(t.pair))].rename_axis(index=None, columns=None)
+    return wide.loc[list(dict.fromkeys(t.task)),
+                    list(dict.fromkeys(t.pair))].rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/report/02_tables.ipynb #087a830a
 def figure_html(fig, alt: str, width: str = "100%") -> str: # HTML of the image
@@ -76,8 +82,11 @@ def figure_html(fig, alt: str, width: str = "100%") -> str: # HTML of the image
 # %% ../../nbs/library/report/02_tables.ipynb #f913986b
 def license_html(lines: list[str]) -> Markup:
     "Return lines of Markdown, which may have links, as an HTML list."
-    item = lambda l: re.sub(r"\[([^]]+)\]\((https?://[^)]+)\)", r'<a href="\2">\1</a>', html.escape(l.lstrip("*- "), quote=False))
-    return Markup("<ul>" + "".join(f"<li>{item(l)}</li>" for l in lines if l.strip()) + "</ul>" if lines else "")
+    def item(l):
+        return re.sub(r"\[([^]]+)\]\((https?://[^)]+)\)", r'<a href="\2">\1</a>',
+                      html.escape(l.lstrip("*- "), quote=False))
+    return Markup("<ul>" + "".join(f"<li>{item(l)}</li>" for l in lines if l.strip()) + "</ul>"
+                  if lines else "")
 
 # %% ../../nbs/library/report/02_tables.ipynb #d7344c4b
 def table_tag(
@@ -86,7 +95,8 @@ def table_tag(
     prose: bool = False, # cells of text: left-aligned, with line breaks
 ) -> str: # HTML of the table
     "Return a table as HTML with its own scroll bar."
-    return f'<div class="scroll">{t.to_html(index=index, border=0, classes="t prose" if prose else "t")}</div>'
+    table = t.to_html(index=index, border=0, classes="t prose" if prose else "t")
+    return f'<div class="scroll">{table}</div>'
 
 # %% ../../nbs/library/report/02_tables.ipynb #d476d722
 @cache
@@ -101,8 +111,11 @@ def write_report(
     lead: str, # result in two sentences
     sections: list[dict], # sections with keys title, text, body (HTML) and note
 ):
-    "Write sections to one self-contained HTML page. All text is escaped, except for `Markup` and the HTML of a body."
+    """Write sections to one self-contained HTML page.
+
+    All text is escaped, except for `Markup` and the HTML of a body."""
     from jinja2 import Environment
     page = Environment(autoescape=True).from_string(page_file("report.html"))
-    page = page.render(title=title, lead=lead, sections=sections, style=Markup(page_file("report.css")))
+    page = page.render(title=title, lead=lead, sections=sections,
+                       style=Markup(page_file("report.css")))
     with atomic_write(path) as tmp: tmp.write_text(page, encoding="utf-8")

@@ -26,7 +26,8 @@ def study(
     "Run all stages that are not up to date. Raises `UserError` for other training data."
     out = Path(out or Path("runs") / settings.preset)
     if settings.data.source != "emoji":
-        raise UserError(f"the study compares encoders on the factors of the synthetic emoji dataset; got "
+        raise UserError("the study compares encoders on the factors of the synthetic emoji "
+                        "dataset; got "
                         f"{settings.data.source!r}. Train on it with `ccd train`, compare with "
                         "`ccd compare`")
     start = time.time()
@@ -38,12 +39,14 @@ def study(
     _probe_stage(out, settings, hashes, _segmentation_stage(out, settings, world))
     for s in (_zero_shot_stage, _neighbor_stage, _pair_stage): s(out, settings, hashes)
     page = _report_stage(out, settings, _vlm_stage(out, settings))
-    with open(out / "timing.jsonl", "a", encoding="utf-8") as t: t.write(json.dumps(dict(study=round(time.time() - start, 1))) + "\n")
+    with open(out / "timing.jsonl", "a", encoding="utf-8") as t:
+        t.write(json.dumps(dict(study=round(time.time() - start, 1))) + "\n")
     log_line(f"{page} ({(time.time() - start) / 60:.1f} min)")
     return page
 
 # %% ../../nbs/library/study/03_command.ipynb #29a4a7c0
-_RESULT_FILES = ("probes/probes.csv", "probes/differences.csv", "probes/few_shot.csv", "zero_shot/zero_shot.csv", "neighbors/purity.csv", "neighbors/overlap.csv",
+_RESULT_FILES = ("probes/probes.csv", "probes/differences.csv", "probes/few_shot.csv",
+                 "zero_shot/zero_shot.csv", "neighbors/purity.csv", "neighbors/overlap.csv",
          "pairs/agreement.csv", "report/audit.csv", "report/learning.json")
 
 # %% ../../nbs/library/study/03_command.ipynb #aeb6378a
@@ -58,37 +61,49 @@ def export_study(
     with atomic_write(folder) as tmp:
         tmp.mkdir(parents=True)
         for f in _RESULT_FILES: shutil.copy(out / f, tmp / Path(f).name)
-        for f in sorted((out / "vlm/EmojiVMC/tables").glob("*.csv")) if settings.analysis.vlm else (): shutil.copy(f, tmp / f"vlm-{f.name}")
-        for r in sorted((out / "train").glob("*/manifest.json")): _publish_run(r.parent, tmp, weights, settings)
+        for f in sorted(
+            (out / "vlm/EmojiVMC/tables").glob("*.csv")) if settings.analysis.vlm else ():
+            shutil.copy(f, tmp / f"vlm-{f.name}")
+        for r in sorted((out / "train").glob("*/manifest.json")):
+            _publish_run(r.parent, tmp, weights, settings)
         pd.read_parquet(out / "pairs/pairs.parquet").drop(columns=["i", "j"]).to_csv(
             tmp / "pairs.csv", index=False, float_format="%.5g")
-        runs_of = {p.parent.name: read_json(p) for p in sorted((out / "train").glob("*/manifest.json"))}
+        runs_of = {p.parent.name: read_json(p)
+                   for p in sorted((out / "train").glob("*/manifest.json"))}
         stages = sum(read_json(p)["wall_seconds"] for p in out.rglob("manifest.json"))
-        calls = [json.loads(l)["study"] for l in (out / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
+        calls = [json.loads(l)["study"]
+                 for l in (out / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
         seconds = dict(study=max(stages, *calls), # a call that ran all stages also filled the cache
                        **{r: m["wall_seconds"] for r, m in runs_of.items()})
         write_manifest(tmp, settings, {r: m["outputs_hash"] for r, m in runs_of.items()},
-            [p.relative_to(tmp) for p in sorted(tmp.rglob("*")) if p.is_file()], seconds["study"], command=_command_of(settings),
+            [p.relative_to(tmp) for p in sorted(tmp.rglob("*")) if p.is_file()], seconds["study"],
+                       command=_command_of(settings),
             minutes={k: round(s / 60, 1) for k, s in seconds.items()})
 
 # %% ../../nbs/library/study/03_command.ipynb #8f8b2e29
 def _publish_run(run, folder, weights, settings):
     name, _, k = run.name.rpartition("-")
-    shutil.copy(run / "metrics.jsonl", folder / (f"{name}.jsonl" if k == "0" else f"{run.name}.jsonl"))
-    if (run / "neighbors.jsonl").exists(): shutil.copy(run / "neighbors.jsonl", folder / f"{run.name}-neighbors.jsonl")
+    shutil.copy(run / "metrics.jsonl",
+                folder / (f"{name}.jsonl" if k == "0" else f"{run.name}.jsonl"))
+    if (run / "neighbors.jsonl").exists():
+        shutil.copy(run / "neighbors.jsonl", folder / f"{run.name}-neighbors.jsonl")
     if not weights: return
     from safetensors.torch import load_file, save_file
     home, m = folder / "encoders" / run.name, read_json(run / "manifest.json")
     home.mkdir(parents=True)
     for f in ("encoder.json", "facts.json", "metrics.jsonl"): shutil.copy(run / f, home / f)
-    save_file({k: v.half() for k, v in load_file(run / "encoder.safetensors").items()}, home / "encoder.safetensors")
+    save_file({k: v.half() for k, v in load_file(run / "encoder.safetensors").items()},
+              home / "encoder.safetensors")
     write_json(home / "zero_shot.json", _zero_shot_result(run, settings))
-    made = write_manifest(home, m["settings"], m["inputs"], [p.name for p in sorted(home.iterdir())], m["wall_seconds"])
-    write_json(home / "manifest.json", made | {k: m[k] for k in ("facts", "code", "machine")} | dict(weights="half precision"))
+    made = write_manifest(home, m["settings"], m["inputs"],
+                          [p.name for p in sorted(home.iterdir())], m["wall_seconds"])
+    write_json(home / "manifest.json", made | {k: m[k] for k in ("facts", "code", "machine")}
+               | dict(weights="half precision"))
 
 # %% ../../nbs/library/study/03_command.ipynb #73d51be9
 def _output_hashes(out) -> dict: # path -> SHA-256
     "Return the hash of every output of a study, equal for uninterrupted and resumed runs."
-    return {f"{m.parent.relative_to(out)}/{o}": v["sha256"] for m in sorted(Path(out).rglob("manifest.json"))
+    return {f"{m.parent.relative_to(out)}/{o}": v["sha256"]
+            for m in sorted(Path(out).rglob("manifest.json"))
             if not any(part.startswith(".") for part in m.relative_to(out).parts)
             for o, v in read_json(m)["outputs"].items()}

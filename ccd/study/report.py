@@ -29,7 +29,8 @@ def _report_stage(out, settings, asked):
     page = out / "report.html"
     def make(tmp):
         from ccd.training.audit import audit
-        audit(out / "train" / "clip-0", out / "train" / "dino-0").to_csv(tmp / "audit.csv", index=False)
+        audit(out / "train" / "clip-0",
+              out / "train" / "dino-0").to_csv(tmp / "audit.csv", index=False)
         write_json(tmp / "learning.json", _learning_checks(out, settings))
     folder = cached_stage(out / "report", settings, inputs, make)
     mark = f"<!-- {content_hash([settings, inputs, outputs_hash(folder)])} -->\n"
@@ -38,10 +39,13 @@ def _report_stage(out, settings, asked):
     return page
 
 # %% ../../nbs/library/study/02_report.ipynb #c483fade
-_CRITERION_NAMES = {"teacher entropy per picture / ln K": "teacher entropy per image / ln K", # stored key -> label
+# stored key -> label
+_CRITERION_NAMES = {"teacher entropy per picture / ln K": "teacher entropy per image / ln K",
     "entropy of the mean answer / ln K": "entropy of the batch mean / ln K",
-    "neighbours of the same category, against its first weights": "kNN agreement on the category, above random initialization",
-    "neighbours of the same style, against its first weights": "kNN agreement on the style, above random initialization"}
+    "neighbours of the same category, against its first "
+    "weights": "kNN agreement on the category, above random initialization",
+    "neighbours of the same style, against its first "
+    "weights": "kNN agreement on the style, above random initialization"}
 
 def _learning_checks(out: Path, settings: Settings) -> dict: # name -> dict(value, sign, bound, ok)
     "Return the checks that DINO has not collapsed, and is better than its random initialization."
@@ -54,7 +58,8 @@ def _learning_checks(out: Path, settings: Settings) -> dict: # name -> dict(valu
     for label in ("category", "style"):
         out_[f"neighbours of the same {label}, against its first weights"] = (
             float(p["DINO", label]), ">", float(p["random ViT", label]))
-    return {k: dict(value=v, sign=s, bound=b, ok=v < b if s == "<" else v > b) for k, (v, s, b) in out_.items()}
+    return {k: dict(value=v, sign=s, bound=b, ok=v < b if s == "<" else v > b)
+            for k, (v, s, b) in out_.items()}
 
 # %% ../../nbs/library/study/02_report.ipynb #b6492951
 def _write_page(out: Path, settings: Settings, page: Path, mark: str):
@@ -65,26 +70,35 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
     from ccd.training.loop import metrics
     import numpy as np
     scenes = _eval_corpora(settings)["scenes"]
-    picture = lambda r: scenes[int(r)]["image"]
-    probes, diff = pd.read_csv(out / "probes/probes.csv"), pd.read_csv(out / "probes/differences.csv")
-    if (more := out / "probes/families.csv").exists(): probes = probes.merge(pd.read_csv(more), on=["encoder", "task"], how="left")
-    pairs, agree = pd.read_parquet(out / "pairs/pairs.parquet"), pd.read_csv(out / "pairs/agreement.csv")
-    purity, lap = pd.read_csv(out / "neighbors/purity.csv"), pd.read_csv(out / "neighbors/overlap.csv")
+    def picture(r): return scenes[int(r)]["image"]
+    probes, diff = (pd.read_csv(out / "probes/probes.csv"),
+                    pd.read_csv(out / "probes/differences.csv"))
+    if (more := out / "probes/families.csv").exists():
+        probes = probes.merge(pd.read_csv(more), on=["encoder", "task"], how="left")
+    pairs, agree = (pd.read_parquet(out / "pairs/pairs.parquet"),
+                    pd.read_csv(out / "pairs/agreement.csv"))
+    purity, lap = (pd.read_csv(out / "neighbors/purity.csv"),
+                   pd.read_csv(out / "neighbors/overlap.csv"))
     curves = {n: metrics(out / "train" / f"{k}-0") for k, n in _NAMES.items()}
     blind = dict(CLIP=math.log(settings.control.batch_size), DINO=math.log(settings.dino.out_dim))
     maps = {n: np.load(out / f"neighbors/atlas-{n}.npy") for n in _NAMES.values()}
     near = {n: np.load(out / f"neighbors/neighbors-{n}.npy") for n in _NAMES.values()}
     drawn = [i for i, k in enumerate(scenes["kind"][:]) if k in ("drawing", "sign")][:8]
     table = audit(out / "train/clip-0", out / "train/dino-0", timed=True)
-    watched = {n: pd.read_json(p, lines=True) for k, n in _NAMES.items() if (p := out / f"train/{k}-0/neighbors.jsonl").exists()}
-    s = [_section_curves(curves, blind, _learning_checks(out, settings), watched), _section_probes(probes, diff),
-         *_section_vlm(out / "vlm/EmojiVMC/tables", settings), _section_pairs(pairs, agree, picture),
+    watched = {n: pd.read_json(p, lines=True)
+               for k, n in _NAMES.items() if (p := out / f"train/{k}-0/neighbors.jsonl").exists()}
+    s = [_section_curves(curves, blind, _learning_checks(out, settings), watched),
+         _section_probes(probes, diff), *_section_vlm(out / "vlm/EmojiVMC/tables", settings),
+         _section_pairs(pairs, agree, picture),
          dict(title="Nearest neighbors", text=_overlap_text(lap, settings.analysis.neighbors),
               body=figure_html(neighbor_grid(drawn, near, picture), "nearest neighbors") +
               table_tag(purity_table(purity)),
-              note=f"Percentage of the {settings.analysis.neighbors} nearest images with the same label, with 95 % confidence intervals from resampled concept "
-                   "families. Neighbors of the same family are excluded. Images without an emoji have no concept."),
-         dict(title="UMAP of both encoders", text="UMAP of the held-out scenes: images that are close together are similar for the encoder.",
+              note=f"Percentage of the {settings.analysis.neighbors} nearest images with the same "
+                   "label, with 95 % confidence intervals from resampled concept "
+                   "families. Neighbors of the same family are excluded. Images without an emoji "
+                   "have no concept."), dict(title="UMAP of both encoders",
+              text="UMAP of the held-out scenes: images that are close together are similar for "
+                   "the encoder.",
               body=figure_html(atlas_plot(maps, picture), "two maps of the same images"), note=""),
          dict(title="Settings and cost of both runs", text=_audit_text(table),
               body=table_tag(table.drop(columns="equal"), index=False, prose=True), note=""),
@@ -97,48 +111,68 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
 def _lead(settings, diff, agree):
     from ccd.probing.tables import tasks_where_better
     c, d = (tasks_where_better(diff, a, (b,)) for a, b in (("CLIP", "DINO"), ("DINO", "CLIP")))
-    top = lambda side: _most(agree[agree.direction == side])
-    text = (f"Both encoders were trained on the same {settings.control.samples:,} images in the same order, from the same initial weights. "
-            f"CLIP is more accurate in a linear probe on {join_words(c) or 'no task'}, and DINO on {join_words(d) or 'no task'}"
+    def top(side): return _most(agree[agree.direction == side])
+    text = (f"Both encoders were trained on the same {settings.control.samples:,} images in the "
+            "same order, from the same initial weights. "
+            f"CLIP is more accurate in a linear probe on {join_words(c) or 'no task'}, and DINO on "
+            f"{join_words(d) or 'no task'}"
             f" (differences whose 95 % confidence interval excludes 0). "
-            f"Pairs that are similar for CLIP and dissimilar for DINO share {top('a')}. Pairs that are similar for DINO and dissimilar for CLIP share {top('b')}.")
-    return text + " Training is far from converged at this size, so only the signs of differences are meaningful, not the accuracies."
+            f"Pairs that are similar for CLIP and dissimilar for DINO share {top('a')}. Pairs that "
+            f"are similar for DINO and dissimilar for CLIP share {top('b')}.")
+    return (text
+            + " Training is far from converged at this size, so only the signs of differences are "
+              "meaningful, not the accuracies.")
 
 # %% ../../nbs/library/study/02_report.ipynb #fa1260f5
 def _most(t):
     "Return the factors shared most above chance, if their confidence intervals exclude chance."
     from ccd.report.similarity import FACTOR_NAMES, MIN_PAIRS
-    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.pairs >= MIN_PAIRS)].sort_values("gain", ascending=False).head(2)
-    return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % of them, {100 * r.chance:.0f} % of all pairs)"
+    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.pairs
+                                             >= MIN_PAIRS)].sort_values("gain",
+                                                                        ascending=False).head(2)
+    return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % of them, "
+                       f"{100 * r.chance:.0f} % of all pairs)"
                   for r in t.itertuples()]) or "no factor above chance"
 
 # %% ../../nbs/library/study/02_report.ipynb #e070a42e
 def _section_curves(curves, blind, facts, watched):
-    rows = pd.DataFrame([dict(criterion=_CRITERION_NAMES.get(k, k), value=f"{v['value']:.3g}", bound=f"{v['sign']} {v['bound']:.3g}",
+    rows = pd.DataFrame([dict(criterion=_CRITERION_NAMES.get(k, k), value=f"{v['value']:.3g}",
+                              bound=f"{v['sign']} {v['bound']:.3g}",
                               met="yes" if v["ok"] else "no") for k, v in facts.items()])
     met = sum(v["ok"] for v in facts.values())
-    return dict(title="Training curves", text="The paper's Figure 4. CLIP's loss measures its progress. DINO's loss does not, "
-                f"since its target changes, so the report shows collapse diagnostics of its teacher: {met} of {len(facts)} criteria are met.",
+    return dict(title="Training curves",
+                text="The paper's Figure 4. CLIP's loss measures its progress. DINO's loss does "
+                     "not, "
+                "since its target changes, so the report shows collapse diagnostics of its "
+                f"teacher: {met} of {len(facts)} criteria are met.",
                 body=figure_html(loss_curves(curves, blind), "loss curves") +
-                figure_html(dino_diagnostics(curves["DINO"]), "collapse diagnostics of DINO") + table_tag(rows, index=False) +
-                (figure_html(knn_during_training(watched), "kNN accuracy on held-out emoji during training", "32rem") if watched else ""),
-                note="Last figure: the category of each emoji of a held-out family is predicted from its 20 nearest neighbors among "
+                figure_html(dino_diagnostics(curves["DINO"]),
+                            "collapse diagnostics of DINO") + table_tag(rows, index=False) +
+                (figure_html(knn_during_training(watched),
+                             "kNN accuracy on held-out emoji during training", "32rem") if watched
+                 else ""),
+                note="Last figure: the category of each emoji of a held-out family is predicted "
+                     "from its 20 nearest neighbors among "
                      "the emoji of training families." if watched else "")
 
 # %% ../../nbs/library/study/02_report.ipynb #23363e00
 def _section_probes(probes, diff):
     from ccd.probing.tables import tasks_where_better
-    cleared = " ".join(f"In {how}, {n} is above both baselines on {join_words(tasks_where_better(diff, n, BASELINES, probe)) or 'no task'}."
-                       for how, probe in (("the linear probe", "linear"), ("the kNN probe", "knn")) for n in _NAMES.values())
+    cleared = " ".join(f"In {how}, {n} is above both baselines on "
+                       f"{join_words(tasks_where_better(diff, n, BASELINES, probe)) or 'no task'}."
+                       for how, probe in (("the linear probe", "linear"), ("the kNN probe", "knn"))
+                       for n in _NAMES.values())
     return dict(title="Probes on frozen features",
-        text="Each probe is trained on some concept families, fonts or styles and tested on others. A random ViT and raw "
+        text="Each probe is trained on some concept families, fonts or styles and tested on "
+             "others. A random ViT and raw "
              f"pixels are the baselines: their accuracy needs no training. {cleared}",
         body=figure_html(probe_dots(probes), "linear probes") + table_tag(accuracy_table(probes)) +
              "<details><summary>kNN probes, means over families, and paired differences</summary>" +
-             "".join(table_tag(accuracy_table(probes, v)) for v in ("knn", "family_mean") if v in probes) +
+             "".join(table_tag(accuracy_table(probes, v))
+                     for v in ("knn", "family_mean") if v in probes) +
              table_tag(difference_table(diff)) + "</details>",
-        note="Top-1 accuracy in percent with 95 % bootstrap intervals. The groups of the last column, concept families or words, are "
-             "resampled as clusters.")
+        note="Top-1 accuracy in percent with 95 % bootstrap intervals. The groups of the last "
+             "column, concept families or words, are resampled as clusters.")
 
 # %% ../../nbs/library/study/02_report.ipynb #2c090e71
 def _section_vlm(tables, settings): # empty where the settings name no language model
@@ -148,45 +182,59 @@ def _section_vlm(tables, settings): # empty where the settings name no language 
     from ccd.vqa.llava.answering import CONDITION_SUFFIXES as SIGHTS
     t, apart = pd.read_csv(tables / "summary.csv"), pd.read_csv(tables / "differences.csv")
     return [dict(title="Visual question answering", text=summary_text(apart, *_NAMES.values()),
-                 body=figure_html(subset_accuracy_plot(t, CATEGORIES, list(_NAMES.values()), SIGHTS["none"], labels=SUBSET_LABELS), "answers to questions"),
-                 note="A small language model is trained on the tokens of each encoder, with the same settings. It answers questions with four options about held-out "
+                 body=figure_html(subset_accuracy_plot(t, CATEGORIES, list(_NAMES.values()),
+                                                       SIGHTS["none"], labels=SUBSET_LABELS),
+                                  "answers to questions"),
+                 note="A small language model is trained on the tokens of each encoder, with the "
+                      "same settings. It answers questions with four options about held-out "
                       "emoji, words and fonts. Cross: no image. " + SUBSETS_SAID)]
 
 # %% ../../nbs/library/study/02_report.ipynb #5b084080
 def _section_pairs(pairs, agree, picture):
     body = ""
-    for d, text in (("a", "Similar for CLIP, dissimilar for DINO"), ("b", "Similar for DINO, dissimilar for CLIP")):
-        body += f"<h3>{text}</h3>" + figure_html(pair_grid(pairs[pairs.direction == d], picture), text)
+    for d, text in (("a", "Similar for CLIP, dissimilar for DINO"),
+                    ("b", "Similar for DINO, dissimilar for CLIP")):
+        body += (f"<h3>{text}</h3>"
+                 + figure_html(pair_grid(pairs[pairs.direction == d], picture), text))
     return dict(title="Pairs with the largest disagreement",
-        text=f"Of all pairs of held-out scenes, these have the largest difference in standardized similarity "
-             f"(the paper's Figure 2; σ is the standard deviation of an encoder's similarity over all pairs). Below: the factors that the top "
+        text="Of all pairs of held-out scenes, these have the largest difference in standardized "
+             "similarity "
+             "(the paper's Figure 2; σ is the standard deviation of an encoder's similarity over "
+             "all pairs). Below: the factors that the top "
              f"{len(pairs) // 2} pairs of each direction share.",
         body=body + figure_html(agreement_dots(agree), "what pairs share"),
-        note="Every pair was scored. Exact duplicates are excluded, and no image is in more than a few pairs. Dots: fraction of pairs "
-             "with a 95 % confidence interval; ticks: fraction among all pairs. Factors with n < 20 pairs are omitted.")
+        note="Every pair was scored. Exact duplicates are excluded, and no image is in more than a "
+             "few pairs. Dots: fraction of pairs "
+             "with a 95 % confidence interval; ticks: fraction among all pairs. Factors with n < "
+             "20 pairs are omitted.")
 
 # %% ../../nbs/library/study/02_report.ipynb #565fad74
 def _overlap_text(lap, k):
     r = lap.iloc[0]
-    return (f"CLIP and DINO share {100 * r.overlap:.1f} % ({100 * r.lo:.1f}–{100 * r.hi:.1f}) of their {k} nearest "
-            f"neighbors; chance is {100 * r.chance:.2f} %.")
+    return (f"CLIP and DINO share {100 * r.overlap:.1f} % ({100 * r.lo:.1f}–{100 * r.hi:.1f}) of "
+            f"their {k} nearest neighbors; chance is {100 * r.chance:.2f} %.")
 
 # %% ../../nbs/library/study/02_report.ipynb #43dd9afb
 def _audit_text(t):
     n = int(t.equal.sum())
-    return f"{n} of the {len(t)} lines are equal. The others are settings of the objective, or its cost."
+    return (f"{n} of the {len(t)} lines are equal. The others are settings of the objective, or "
+            "its cost.")
 
 # %% ../../nbs/library/study/02_report.ipynb #96bb0a05
 def _section_made(settings, machine, art):
     rows = pd.DataFrame([dict(what=k, value=str(v)) for k, v in
-                         dict(preset=settings.preset, seeds=settings.analysis.seeds, **machine).items()])
+                         dict(preset=settings.preset, seeds=settings.analysis.seeds,
+                              **machine).items()])
     from ccd.report.tables import license_html, table_tag
-    return dict(title="How it was made", text=Markup("<code>{}</code>; settings and hashes of every stage are in the "
+    return dict(title="How it was made",
+                text=Markup("<code>{}</code>; settings and hashes of every stage are in the "
                 "<code>manifest.json</code> beside it.").format(_command_of(settings)),
-                body=table_tag(rows, index=False), note="Emoji images: " + license_html(art.splitlines()))
+                body=table_tag(rows, index=False),
+                note="Emoji images: " + license_html(art.splitlines()))
 
 # %% ../../nbs/library/study/02_report.ipynb #38a17da6
 def _command_of(settings: Settings) -> str:
     "Return the command line of these settings."
     from ccd.training.audit import cli_overrides
-    return shlex.join(["ccd", "study", "--preset", settings.preset, *cli_overrides(settings, preset(settings.preset), ("runtime",))])
+    return shlex.join(["ccd", "study", "--preset", settings.preset,
+                       *cli_overrides(settings, preset(settings.preset), ("runtime",))])

@@ -45,7 +45,8 @@ def _compared_pairs(settings: Settings) -> list: # pairs of encoder titles
     "Return the pairs of encoders that are compared on the same items."
     two = [(a, b) for a in _NAMES.values() for b in (*_NAMES.values(), *BASELINES) if a != b]
     return two + [(RECIPES[v].title, b) for v in settings.analysis.variants for b in (
-        *_NAMES.values(), _random_init_name(apply_recipe(v, settings).control.vit, settings), BASELINES[1])]
+        *_NAMES.values(), _random_init_name(apply_recipe(v, settings).control.vit, settings),
+        BASELINES[1])]
 
 # %% ../../nbs/library/study/01_stages.ipynb #15a89427
 _CORPORA = ("gallery", "signs", "scenes")
@@ -55,7 +56,8 @@ def _eval_corpora(settings: Settings) -> dict: # name -> evaluation corpus
     from ccd.data.emoji.scenes import single_drawings, word_images
     from ccd.data.emoji import scenes as emoji_scenes
     w = settings.data
-    return dict(gallery=single_drawings(w), signs=word_images(w), scenes=emoji_scenes.scenes(w, "test"))
+    return dict(gallery=single_drawings(w), signs=word_images(w),
+                scenes=emoji_scenes.scenes(w, "test"))
 
 # %% ../../nbs/library/study/01_stages.ipynb #43df589e
 def _build_data(out: Path, settings: Settings) -> dict: # name -> fingerprint
@@ -63,7 +65,8 @@ def _build_data(out: Path, settings: Settings) -> dict: # name -> fingerprint
     def make(tmp):
         from ccd.data.corpora import fingerprint
         found = {k: fingerprint(c) for k, c in _eval_corpora(settings).items()}
-        write_json(tmp / "fingerprints.json", found | dict(train=fingerprint(_train_corpus(settings))))
+        write_json(tmp / "fingerprints.json",
+                   found | dict(train=fingerprint(_train_corpus(settings))))
     return read_json(cached_stage(out / "world", settings.data, {}, make) / "fingerprints.json")
 
 # %% ../../nbs/library/study/01_stages.ipynb #0475adfd
@@ -88,24 +91,28 @@ def _train_all(out: Path, settings: Settings, world: dict):
         wanted = run_settings(RECIPES[recipe].objective, own)
         data = dict(corpus=_training_data(out, settings, world, own))
         return not (up_to_date(out / "train" / run, wanted, data) or
-                    _reuse_release(Path("results") / settings.preset / "encoders" / run, out / "train" / run, wanted, data))
+                    _reuse_release(Path("results") / settings.preset / "encoders" / run,
+                                   out / "train" / run, wanted, data))
     todo = {r: x for r, x in runs(settings).items() if due(r, *x)}
     if not todo: return
     from ccd.training.loop import estimate_seconds, train
-    cost = {n: estimate_seconds(RECIPES[n].objective, s, _train_corpus(s)) / 60 for n, s in {n: s for n, s in todo.values()}.items()}
+    cost = {n: estimate_seconds(RECIPES[n].objective, s, _train_corpus(s)) / 60
+            for n, s in {n: s for n, s in todo.values()}.items()}
     parts = [f"{display_name(r)} {cost[n]:.1f}" for r, (n, _) in todo.items()]
-    log_line(f"training takes about {sum(cost[n] for n, _ in todo.values()):.0f} min on this machine "
+    log_line(f"training takes about {sum(cost[n] for n, _ in todo.values()):.0f} min on this "
+             "machine "
          f"({', '.join(parts)}), minus completed stages; the evaluation takes a few more")
     for r, (name, own) in todo.items():
-        train(RECIPES[name].objective, own, _train_corpus(own), out / "train" / r, _knn_callback(own, out / "train" / r),
-              RECIPES[name].title)
+        train(RECIPES[name].objective, own, _train_corpus(own), out / "train" / r,
+              _knn_callback(own, out / "train" / r), RECIPES[name].title)
 
 # %% ../../nbs/library/study/01_stages.ipynb #1cbe0532
 def _knn_callback(own: Settings, run: Path): # called after each step; None without kNN checks
     "Return a callback that evaluates kNN accuracy on emoji images during training."
     if not own.analysis.knn_checks: return None
     from ccd.probing.tables import knn_callback
-    return knn_callback(own.control, _eval_corpora(own)["gallery"], run / "neighbors.jsonl", own.analysis.knn_checks)
+    return knn_callback(own.control, _eval_corpora(own)["gallery"], run / "neighbors.jsonl",
+                        own.analysis.knn_checks)
 
 # %% ../../nbs/library/study/01_stages.ipynb #9be5bdac
 def _reuse_release(release: Path, run: Path, wanted: dict, data: dict) -> bool: # True: copied
@@ -130,7 +137,8 @@ def _encoders(out: Path, settings: Settings) -> dict: # title -> (folder, functi
 # %% ../../nbs/library/study/01_stages.ipynb #126064b9
 def _encoder_hash(out: Path, folder: str, settings: Settings) -> str: # hash
     "Return a hash of everything that the outputs of an encoder depend on."
-    return outputs_hash(out / "train" / folder) if (out / "train" / folder).exists() else content_hash(to_plain_dict(settings.control))
+    return (outputs_hash(out / "train" / folder) if (out / "train" / folder).exists()
+            else content_hash(to_plain_dict(settings.control)))
 
 # %% ../../nbs/library/study/01_stages.ipynb #b8f5b760
 def _embed_all(out: Path, settings: Settings, world: dict) -> dict: # folder -> corpus -> hash
@@ -144,7 +152,8 @@ def _embed_all(out: Path, settings: Settings, world: dict) -> dict: # folder -> 
             from ccd.encoders.extraction import embed
             loaded = loaded or _eval_corpora(settings)
             encoder = load()
-            for c in _CORPORA: embed(encoder, loaded[c], out / "embed" / folder / c, settings.data.size)
+            for c in _CORPORA:
+                embed(encoder, loaded[c], out / "embed" / folder / c, settings.data.size)
             write_json(mark, dict(key=key))
         done[folder] = {c: outputs_hash(out / "embed" / folder / c) for c in _CORPORA}
     return done
@@ -153,28 +162,32 @@ def _embed_all(out: Path, settings: Settings, world: dict) -> dict: # folder -> 
 def _load_all_embeddings(out: Path, settings: Settings, corpus: str) -> dict: # title -> Embeddings
     "Load the embeddings of all encoders on one corpus."
     from ccd.encoders.embeddings import load_embeddings
-    return {n: load_embeddings(out / "embed" / f / corpus) for n, (f, _) in _encoders(out, settings).items()}
+    return {n: load_embeddings(out / "embed" / f / corpus)
+            for n, (f, _) in _encoders(out, settings).items()}
 
 # %% ../../nbs/library/study/01_stages.ipynb #0221452e
 _LABELS = ["category", "subcategory", "style", "ground_color", "object_color", "kind"]
 _FACTORS = ["concept", "category", "word", "style", "ground_color", "object_color", "kind"]
 
 # %% ../../nbs/library/study/01_stages.ipynb #48b9b47c
-def _segmentation_stage(out: Path, settings: Settings, world: dict) -> dict: # title -> folder of the Segmentation; with `majority_baseline`
+# title -> folder of the Segmentation; with `majority_baseline`
+def _segmentation_stage(out: Path, settings: Settings, world: dict) -> dict:
     "Train a segmentation head on the patch tokens of every encoder, and on raw-pixel patches."
     from ccd.probing.tables import save_segmentation, segmentation_splits
     from ccd.probing.patches import pixel_patches
     from ccd.probing.segmentation import majority_baseline, segmentation_probe
     parts, v = cache(lambda: segmentation_splits("emoji-masks", settings)), settings.control.vit
-    head = lambda e: segmentation_probe(e, *parts())
+    def head(e): return segmentation_probe(e, *parts())
     def kept(folder, own, make):
-        return cached_stage(out / "segmentation" / folder, dict(pictures=settings.analysis.segmentation_images), world | dict(encoder=own),
-                     lambda tmp: save_segmentation(make(), tmp))
+        return cached_stage(out / "segmentation" / folder,
+                            dict(pictures=settings.analysis.segmentation_images),
+                            world | dict(encoder=own), lambda tmp: save_segmentation(make(), tmp))
     found = {}
     for name, (folder, load) in _encoders(out, settings).items():
         if name == BASELINES[1]: load = partial(pixel_patches, v.image_size, v.patch_size)
         found[name] = kept(folder, _encoder_hash(out, folder, settings), lambda: head(load()))
-    return found | dict(majority=kept("majority", "majority", lambda: majority_baseline(parts()[0], parts()[2])))
+    return (found | dict(majority=kept("majority", "majority",
+                                 lambda: majority_baseline(parts()[0], parts()[2]))))
 
 # %% ../../nbs/library/study/01_stages.ipynb #fa0e0830
 def _probe_stage(out, settings, hashes, segmented):
@@ -183,38 +196,49 @@ def _probe_stage(out, settings, hashes, segmented):
                                         predict_probes, read_segmentation, score_probes,
                                         segmentation_differences, segmentation_rows)
         from ccd.probing.tasks import tasks
-        g, s = _load_all_embeddings(out, settings, "gallery"), _load_all_embeddings(out, settings, "signs")
-        asked, draws = tasks("emoji", dict(gallery=g["CLIP"].items, signs=s["CLIP"].items)), settings.analysis.n_resamples
+        g, s = (_load_all_embeddings(out, settings, "gallery"),
+                _load_all_embeddings(out, settings, "signs"))
+        asked, draws = (tasks("emoji", dict(gallery=g["CLIP"].items, signs=s["CLIP"].items)),
+                        settings.analysis.n_resamples)
         table, answers, shots = [], [], []
         with Progress("probing", len(g), unit="encoders") as bar:
             for n in g:
                 e = dict(gallery=g[n], signs=s[n])
                 said, paths = predict_probes(e, asked)
                 table.append(score_probes(said, paths, asked, draws).assign(encoder=n))
-                answers.append(said.assign(encoder=n)); shots.append(few_shot_rows(e, asked, seeds=settings.analysis.few_shot_draws).assign(encoder=n))
+                answers.append(said.assign(encoder=n))
+                shots.append(few_shot_rows(e, asked, seeds=settings.analysis.few_shot_draws).assign(
+                                               encoder=n))
                 bar.add(1, n)
         answers = pd.concat(answers, ignore_index=True)
         heads = {n: read_segmentation(f) for n, f in segmented.items()}
         table.append(segmentation_rows(heads, heads.pop("majority"), "emoji-masks", draws))
-        table, more = pd.concat(table), [*FAMILY, "effective_clusters"] # written separately, since published studies lack these columns
+        # written separately, since published studies lack these columns
+        table, more = pd.concat(table), [*FAMILY, "effective_clusters"]
         table.drop(columns=more).to_csv(tmp / "probes.csv", index=False)
         table[["encoder", "task", *more]].to_csv(tmp / "families.csv", index=False)
         answers.to_parquet(tmp / "answers.parquet")
         pd.concat(shots).to_csv(tmp / "few_shot.csv", index=False)
         apart = [compare_probes(answers, a, b, draws) for a, b in _compared_pairs(settings)]
-        apart = pd.concat([*apart, segmentation_differences(heads, _compared_pairs(settings), "emoji-masks", draws)])
+        apart = pd.concat([*apart,
+                           segmentation_differences(heads, _compared_pairs(settings), "emoji-masks",
+                                                    draws)])
         add_holm(apart).drop(columns=[*FAMILY]).to_csv(tmp / "differences.csv", index=False)
-    return cached_stage(out / "probes", settings.analysis, {f"{e}/{c}": h for e, d in hashes.items() for c, h in d.items()} |
+    return cached_stage(out / "probes", settings.analysis,
+                        {f"{e}/{c}": h for e, d in hashes.items() for c, h in d.items()} |
                  {f"{n} heads": outputs_hash(f) for n, f in segmented.items()}, make)
 
 # %% ../../nbs/library/study/01_stages.ipynb #4b04b017
 def _zero_shot_stage(out, settings, hashes):
     "Evaluate zero-shot naming of held-out concepts, for encoders with a text tower."
     def make(tmp):
-        found = {display_name(r): _zero_shot_result(out / "train" / r, settings) for r in runs(settings)}
-        table = pd.DataFrame([dict(encoder=n, **z) for n, z in found.items() if z], columns=["encoder", "right", "lo", "hi", "chance", "names", "tests"])
+        found = {display_name(r): _zero_shot_result(out / "train" / r, settings)
+                 for r in runs(settings)}
+        table = pd.DataFrame([dict(encoder=n, **z) for n, z in found.items() if z],
+                             columns=["encoder", "right", "lo", "hi", "chance", "names", "tests"])
         table.to_csv(tmp / "zero_shot.csv", index=False)
-    return cached_stage(out / "zero_shot", settings.analysis, {r: outputs_hash(out / "train" / r) for r in runs(settings)}, make)
+    return cached_stage(out / "zero_shot", settings.analysis,
+                        {r: outputs_hash(out / "train" / r) for r in runs(settings)}, make)
 
 # %% ../../nbs/library/study/01_stages.ipynb #94aecd4a
 def _zero_shot_result(run: Path, settings: Settings) -> dict: # empty for a run without a text tower
@@ -235,16 +259,20 @@ def _neighbor_stage(out, settings, hashes):
         from ccd.comparison.neighbors import mutual_knn, nearest_neighbors, neighbor_table, umap_2d
         from ccd.stats import cluster_bootstrap
         e, a = _load_all_embeddings(out, settings, "scenes"), settings.analysis
-        neighbor_table(e, _LABELS, a.neighbors, a.n_resamples).to_csv(tmp / "purity.csv", index=False)
+        neighbor_table(e, _LABELS, a.neighbors,
+                       a.n_resamples).to_csv(tmp / "purity.csv", index=False)
         found = {n: nearest_neighbors(e[n], a.neighbors) for n in ("CLIP", "DINO", "random ViT")}
         family = e["CLIP"].items.family.fillna(e["CLIP"].items.item_id).values
-        rows = [dict(a=x, b=y, chance=a.neighbors / (len(family) - 1), **dict(zip(("overlap", "lo", "hi"),
+        rows = [dict(a=x, b=y, chance=a.neighbors / (len(family) - 1),
+                     **dict(zip(("overlap", "lo", "hi"),
                 cluster_bootstrap(mutual_knn(found[x], found[y]), family, a.n_resamples))))
                 for x, y in (("CLIP", "DINO"), ("CLIP", "random ViT"), ("DINO", "random ViT"))]
         pd.DataFrame(rows).to_csv(tmp / "overlap.csv", index=False)
         for n in ("CLIP", "DINO"):
-            np.save(tmp / f"neighbors-{n}.npy", found[n]); np.save(tmp / f"atlas-{n}.npy", umap_2d(e[n]))
-    return cached_stage(out / "neighbors", settings.analysis, {f: d["scenes"] for f, d in hashes.items()}, make)
+            np.save(tmp / f"neighbors-{n}.npy", found[n])
+            np.save(tmp / f"atlas-{n}.npy", umap_2d(e[n]))
+    return cached_stage(out / "neighbors", settings.analysis,
+                        {f: d["scenes"] for f, d in hashes.items()}, make)
 
 # %% ../../nbs/library/study/01_stages.ipynb #d73922b3
 def _vlm_stage(out, settings): # folder of the tables, or None
@@ -252,7 +280,8 @@ def _vlm_stage(out, settings): # folder of the tables, or None
     if not settings.analysis.vlm: return None
     from ccd.vqa.command import vlm
     from ccd.vqa.llava.settings import vlm_preset
-    page = vlm([f"ccd:{out / 'train' / f'{k}-0'}" for k in _NAMES], settings, vlm_preset(settings.analysis.vlm), out / "vlm")
+    page = vlm([f"ccd:{out / 'train' / f'{k}-0'}" for k in _NAMES], settings,
+               vlm_preset(settings.analysis.vlm), out / "vlm")
     return page.parent / "tables"
 
 # %% ../../nbs/library/study/01_stages.ipynb #6b305a81
@@ -263,5 +292,7 @@ def _pair_stage(out, settings, hashes):
         e, a = _load_all_embeddings(out, settings, "scenes"), settings.analysis
         pairs = mine_pairs(e["CLIP"], e["DINO"], a.pairs, a.per_image)
         pairs.to_parquet(tmp / "pairs.parquet")
-        factor_agreement(pairs, e["CLIP"].items, _FACTORS, a.n_resamples).to_csv(tmp / "agreement.csv", index=False)
-    return cached_stage(out / "pairs", settings.analysis, {f: hashes[f]["scenes"] for f in ("clip-0", "dino-0")}, make)
+        factor_agreement(pairs, e["CLIP"].items, _FACTORS,
+                         a.n_resamples).to_csv(tmp / "agreement.csv", index=False)
+    return cached_stage(out / "pairs", settings.analysis,
+                        {f: hashes[f]["scenes"] for f in ("clip-0", "dino-0")}, make)

@@ -16,7 +16,7 @@ from ..runs import check_run, read_manifest, run_settings
 # %% ../../nbs/library/training/05_audit.ipynb #defcd434
 def _describe_augmentation(objective: str, control: dict, own: dict, dino: dict) -> str:
     "Describe the augmentation of the trained tower in words."
-    area = lambda a: f"crops of {a[0]:g} to {a[1]:g} of the area"
+    def area(a): return f"crops of {a[0]:g} to {a[1]:g} of the area"
     light = "local_crops" not in own and own.get("views", "base") == "base"
     if light or own.get("views") == "light": return area(control["base_crop"])
     local = dino["local_crops"] if "local_crops" in own else 0
@@ -65,12 +65,15 @@ def _describe_run(
     m = read_manifest(run)
     if not m or "facts" not in m:
         inside = sorted(str(p.parent) for p in Path(run).glob("train/*/manifest.json"))
-        raise UserError(f"{run} is a study: name one of its runs, {' or '.join(inside)}" if inside else
-                        f"{run} is not a finished run: expected a folder with manifest.json; train it first")
+        raise UserError(f"{run} is a study: name one of its runs, {' or '.join(inside)}" if inside
+                        else
+                        f"{run} is not a finished run: expected a folder with manifest.json; train "
+                        "it first")
     file = run / "manifest.json"
     check_run(m["settings"], file)
     f = m["facts"]
-    sheet = {"objective": f["objective"], **({"images and captions": f["data"]} if "data" in f else {}),
+    sheet = {"objective": f["objective"],
+             **({"images and captions": f["data"]} if "data" in f else {}),
         "training data": m["inputs"]["corpus"],
         "order of samples": f["order"],
         "first weights of the ViT": f["first_weights"],
@@ -111,7 +114,7 @@ def cli_overrides(
 ) -> list[str]: # options and values
     "Return the command-line options that change `usual` into `settings`."
     said, before = _flatten_dict(asdict(settings)), _flatten_dict(asdict(defaults))
-    words = lambda v: map(str, v if isinstance(v, tuple) else [v])
+    def words(v): return map(str, v if isinstance(v, tuple) else [v])
     return [x for k, v in said.items() if v != before.get(k) and k.partition(".")[0] not in skip
             for x in (f"--{k.replace('_', '-')}", *words(v))]
 
@@ -127,20 +130,24 @@ class _PublishedRecipe:
     more: tuple = () # (line, text) pairs in addition to the settings
 
 # %% ../../nbs/library/training/05_audit.ipynb #a73dfbae
-_NOT_REPORTED_KEYS = ("drop path", "batch", "warm-up", "final learning rate", "weight decay", "AdamW betas",
-          "gradient clip", "base crop, area", "augmentation", "input mean", "input deviation", "seed")
+_NOT_REPORTED_KEYS = ("drop path", "batch", "warm-up", "final learning rate", "weight decay",
+                      "AdamW betas",
+          "gradient clip", "base crop, area", "augmentation", "input mean", "input deviation",
+                      "seed")
 _PAPER = "Data or Language Supervision: What Makes CLIP Better than DINO?, arXiv 2510.11835"
 
 # %% ../../nbs/library/training/05_audit.ipynb #abc6f663
 def _published_recipes() -> dict: # name -> recipe
     "Return the published recipes that an audit can compare with."
-    views = lambda student, teacher: (("views per sample, student", str(student)),
-                                      ("views per sample, teacher", str(teacher)))
+    def views(student, teacher):
+        return (("views per sample, student", str(student)),
+                                          ("views per sample, teacher", str(teacher)))
     full = preset("paper")
     paper = override(full, **{"control.samples": 200_000_000})
     return {
         "open_clip": _PublishedRecipe(
-            "CLIP ViT-B/16, defaults of open_clip_train", "github.com/mlfoundations/open_clip", "clip",
+            "CLIP ViT-B/16, defaults of open_clip_train", "github.com/mlfoundations/open_clip",
+            "clip",
             override(full, **{"control.lr": 5e-4, "control.final_lr": 0.0}), ("samples seen",),
             (("batch", "64 on each GPU"), ("warm-up", "10,000 steps"), ("gradient clip", "none"),
              ("precision", "bf16"), ("weights evaluated", "last step"), *views(1, 0))),
@@ -149,14 +156,18 @@ def _published_recipes() -> dict: # name -> recipe
             preset("dino-vit-s16"), ("base crop, area",),
             (("peak learning rate", "0.001 (0.0005 x batch / 256)"), ("precision", "fp16"),
              ("weights evaluated", "teacher (moving average)"), *views(10, 2))),
-        "dinov2": _PublishedRecipe(
-            "DINOv2 ViT-g/14, vitg14.yaml and ssl_default_config.yaml", "github.com/facebookresearch/dinov2", "dinov2",
+        "dinov2": _PublishedRecipe("DINOv2 ViT-g/14, vitg14.yaml and ssl_default_config.yaml",
+            "github.com/facebookresearch/dinov2", "dinov2",
             override(preset("web-ssl-1b"), **{"control.warmup": 80 / 500}), ("base crop, area",),
             (("samples seen", "625,000 steps"), ("batch", "12 on each GPU"),
-             ("peak learning rate", "0.0002 x sqrt(batch / 1024)"), ("gradient clip", "3, backbone and heads each"),
-             ("precision", "fp16"), ("weights evaluated", "teacher (moving average)"), *views(10, 2))),
-        "paper:clip": _PublishedRecipe("CLIP of the paper", _PAPER, "clip", paper, _NOT_REPORTED_KEYS, views(1, 0)),
-        "paper:dino": _PublishedRecipe("DINO of the paper", _PAPER, "dino", paper, _NOT_REPORTED_KEYS)}
+             ("peak learning rate", "0.0002 x sqrt(batch / 1024)"),
+             ("gradient clip", "3, backbone and heads each"),
+             ("precision", "fp16"), ("weights evaluated", "teacher (moving average)"),
+             *views(10, 2))),
+        "paper:clip": _PublishedRecipe("CLIP of the paper", _PAPER, "clip", paper,
+                                       _NOT_REPORTED_KEYS, views(1, 0)),
+        "paper:dino": _PublishedRecipe("DINO of the paper", _PAPER, "dino", paper,
+                                       _NOT_REPORTED_KEYS)}
 
 # %% ../../nbs/library/training/05_audit.ipynb #a2c818a3
 _NOT_REPORTED = "not published"
@@ -164,13 +175,15 @@ _NOT_REPORTED = "not published"
 def _published_sheet(name: str) -> dict: # line -> text
     "Return the published settings of a recipe."
     p = _published_recipes()[name]
-    sheet = {"objective": RECIPES[p.objective].title, **_describe_settings(run_settings(p.objective, p.settings))}
+    sheet = {"objective": RECIPES[p.objective].title,
+             **_describe_settings(run_settings(p.objective, p.settings))}
     return sheet | {k: _NOT_REPORTED for k in p.unsaid} | dict(p.more)
 
 # %% ../../nbs/library/training/05_audit.ipynb #8db7be5e
 def _load_description(what, timed=False) -> dict:
     "Describe a run folder or a published recipe, line by line."
-    return _published_sheet(str(what)) if str(what) in _published_recipes() else _describe_run(what, timed)
+    return (_published_sheet(str(what)) if str(what) in _published_recipes()
+            else _describe_run(what, timed))
 
 # %% ../../nbs/library/training/05_audit.ipynb #eb26ff01
 def audit(
@@ -182,7 +195,7 @@ def audit(
 
     Raises `UserError` where a run is not finished."""
     a, b = _load_description(run_a, timed), _load_description(run_b, timed)
-    blank = lambda k: "" if k.startswith("own: ") else _NOT_REPORTED
+    def blank(k): return "" if k.startswith("own: ") else _NOT_REPORTED
     lines = sorted({**a, **b}, key=lambda k: k.startswith("own: "))
     rows = [(k, a.get(k, blank(k)), b.get(k, blank(k))) for k in lines]
     costs = [_cost(r) for r in (run_a, run_b)]

@@ -19,8 +19,7 @@ from ..device import device
 def init_distributed(minutes: float = 30): # minutes: timeout of collective operations
     "Initialize the process group of `torchrun`; do nothing in a single process."
     if "RANK" not in os.environ or dist.is_initialized(): return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if torch.cuda.is_available(): torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo",
                             timeout=timedelta(minutes=minutes))
 

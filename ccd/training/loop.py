@@ -43,18 +43,22 @@ def train(
     inputs = dict(corpus=fingerprint(corpus))
     if up_to_date(folder, wanted, inputs): return folder
     claim_folder(folder, dict(settings=wanted, inputs=inputs), write=False)
-    with alone(folder): return _train(objective, settings, corpus, folder, wanted, inputs, on_step, title, init_from)
+    with alone(folder):
+        return _train(objective, settings, corpus, folder, wanted, inputs, on_step, title,
+                      init_from)
 
 # %% ../../nbs/library/training/04_loop.ipynb #cc8ca268
 def _train(objective, settings, corpus, folder, wanted, inputs, on_step, title, origin):
     trainer = Trainer(objective, settings, corpus, folder, origin) # raises without a batch
     if is_main_process(): claim_folder(folder, dict(settings=wanted, inputs=inputs))
-    done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint to resume from")
+    done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer),
+                                        "the checkpoint to resume from")
     try: training_loop(trainer, folder, done, on_step)
     except Exception as e:
         if not _is_peer_failure(e): raise
         raise UserError("another process of this training has ended, so this one stops too "
-                        f"({str(e).splitlines()[0]}). Its own message says why. Nothing before the last checkpoint "
+                        f"({str(e).splitlines()[0]}). Its own message says why. Nothing before the "
+                        "last checkpoint "
                         "is lost: the same command resumes from there, with any number of "
                         f"processes that divides the batch of {settings.control.batch_size}") from e
     return _save_run(trainer, folder, wanted, inputs, title or trainer.model.name)
@@ -87,8 +91,10 @@ def training_loop(trainer: Trainer, folder: Path, done: int, on_step=None):
 
     Raises `UserError` on a stop signal, a loss that is not finite, or too many corrupt samples."""
     s, c, model = trainer.settings, trainer.c, trainer.model
-    diary, saved, said = _MetricsLogger(trainer, folder, done) if is_main_process() else None, time.time(), ""
-    with Progress(f"training {model.name}", c.samples, done * c.batch_size, quiet=not is_main_process()) as bar, _StopSignal() as stop:
+    diary, saved, said = (_MetricsLogger(trainer, folder, done) if is_main_process() else None,
+                          time.time(), "")
+    with Progress(f"training {model.name}", c.samples, done * c.batch_size,
+                  quiet=not is_main_process()) as bar, _StopSignal() as stop:
         batches = _timed_batches(trainer.feed.batches(done, c.steps), diary)
         while done < c.steps:
             try: shown = next(batches)
@@ -104,7 +110,8 @@ def training_loop(trainer: Trainer, folder: Path, done: int, on_step=None):
                 if diary: diary.note(done, loss, info, last)
             if on_step: on_step(done, model)
             asked, due = stop.asked, time.time() - saved > 60 * s.runtime.checkpoint_minutes
-            if world_size() > 1: asked, due = (_any_process(x) if note else False for x in (asked, due))
+            if world_size() > 1:
+                asked, due = (_any_process(x) if note else False for x in (asked, due))
             if last or due or asked:
                 _check_finite(loss, model, c)
                 _save_checkpoint(folder / "checkpoints", trainer, done)
@@ -134,13 +141,17 @@ class _MetricsLogger:
         t, c, model = (done - 1) / self.trainer.c.steps, self.trainer.c, self.trainer.model
         info = {k: float(v.detach()) for k, v in info.items()}
         if done % _HEALTH_EVERY == 0 or last: info |= model.health()
-        self.log(step=done, samples=done * c.batch_size, loss=float(loss), lr=learning_rate(t, c), **info)
+        self.log(step=done, samples=done * c.batch_size, loss=float(loss), lr=learning_rate(t, c),
+                 **info)
         views, clock = self.trainer.views.seconds(), self.trainer.feed.clock
         self._write(step=done, waited=round(self.waited, 3), views=round(views, 3),
                     **{k: round(v, 3) for k, v in clock.items()})
-        if "teacher_entropy" in info: self._warn(_check_collapse(info, t, getattr(model, "own", "dino")))
+        if "teacher_entropy" in info:
+            self._warn(_check_collapse(info, t, getattr(model, "own", "dino")))
         passed = time.time() - self.begun
-        if passed > 60: self._warn(input_bottleneck_warning(passed, self.waited, views, clock, self.trainer.settings.runtime.workers))
+        if passed > 60:
+            self._warn(input_bottleneck_warning(passed, self.waited, views, clock,
+                                                self.trainer.settings.runtime.workers))
 
     def _write(self, **facts): self.file.write(json.dumps(dict(time=time.time()) | facts) + "\n")
 
@@ -184,11 +195,15 @@ def _save_run(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title:
     with atomic_write(folder / "encoder.safetensors") as tmp: save_file(weights, tmp)
     samples = c.steps * c.batch_size
     write_json(folder / "encoder.json", dict(name=title, control=to_plain_dict(c),
-        training=f"{title}, {samples:,} samples, seed {c.seed}" + _describe_init(wanted.get("start"))))
-    facts = dict(objective=title, data=_describe_data(trainer.settings.data), first_weights=trainer.first_weights, order=_order_hash(feed, c), samples=samples,
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad), faults=len(feed.faults.items),
+        training=f"{title}, {samples:,} samples, seed {c.seed}"
+                                             + _describe_init(wanted.get("start"))))
+    facts = dict(objective=title, data=_describe_data(trainer.settings.data),
+                 first_weights=trainer.first_weights, order=_order_hash(feed, c), samples=samples,
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+                 faults=len(feed.faults.items),
         views=model.views_per_sample, flops_per_sample=trainer.flops, flops=trainer.flops * samples,
-        precision=precision(), language=trainer.language, evaluated_weights=model.evaluated, exact_resume=feed.exact)
+        precision=precision(), language=trainer.language, evaluated_weights=model.evaluated,
+                 exact_resume=feed.exact)
     write_json(folder / "facts.json", facts)
     write_manifest(folder, wanted, inputs, ["encoder.safetensors", "encoder.json", "facts.json",
                    "metrics.jsonl"], seconds_spent(folder), facts=facts)
@@ -199,8 +214,8 @@ def _describe_data(world: DataSettings) -> str: # without paths of this machine
     "Describe the training data, for the audit."
     kind, _, rest = world.source.partition(":")
     if kind != "emoji": return f"{kind}:{Path(rest).name}"
-    return (f"{world.source}, {world.scenes:,} scenes, seed {world.seed}, without {world.held_out_style}, "
-            f"captions: {world.caption_policy}")
+    return (f"{world.source}, {world.scenes:,} scenes, seed {world.seed}, without "
+            f"{world.held_out_style}, captions: {world.caption_policy}")
 
 # %% ../../nbs/library/training/04_loop.ipynb #233a3dc7
 def _describe_init(start: dict | None) -> str: # start: from `_init_from`
@@ -246,15 +261,16 @@ def _init_from(
                         "expected a folder with manifest.json; train it first")
     check_run(m["settings"], file := Path(origin) / "manifest.json")
     if m["settings"]["objective"] != objective:
-        raise UserError(f"{origin} is a run of {m['settings']['objective']}, and {objective} cannot start from it: "
-                        "name a run of the same objective")
-    old, new = (asdict(v) for v in (from_plain_dict(ViT, m["settings"]["control"]["vit"], file), settings.control.vit))
+        raise UserError(f"{origin} is a run of {m['settings']['objective']}, and {objective} "
+                        "cannot start from it: name a run of the same objective")
+    old, new = (asdict(v) for v in (from_plain_dict(ViT, m["settings"]["control"]["vit"], file),
+                          settings.control.vit))
     free = dict(image_size=0, drop_path=0)
     apart = list(settings_diff(old | free, new | free))
     if apart:
-        raise UserError(f"{origin} is a different network: {'; '.join(apart)}. Only the image size may differ: "
-                        "give the same --control.vit")
+        raise UserError(f"{origin} is a different network: {'; '.join(apart)}. Only the image size "
+                        "may differ: give the same --control.vit")
     if not any(Path(origin).glob("checkpoints/step-*")):
-        raise UserError(f"{origin} holds no checkpoint, so no heads and no teacher: a release brings "
-                        "the encoder alone; train the run to start from it")
+        raise UserError(f"{origin} holds no checkpoint, so no heads and no teacher: a release "
+                        "brings the encoder alone; train the run to start from it")
     return dict(run=m["outputs_hash"], samples=m["facts"]["samples"], image_size=old["image_size"])

@@ -46,7 +46,7 @@ class _ClsOnlyBlock(nn.Module): # replaces the class of a timm Block
         a, y, x = self.attn, self.norm1(x), x[:, :1]
         (w_q, w_kv), (b_q, b_kv) = (p.split((a.attn_dim, 2 * a.attn_dim))
                                     for p in (a.qkv.weight, a.qkv.bias))
-        heads = lambda t, k: t.unflatten(-1, (k, a.num_heads, a.head_dim)).permute(2, 0, 3, 1, 4)
+        def heads(t, k): return t.unflatten(-1, (k, a.num_heads, a.head_dim)).permute(2, 0, 3, 1, 4)
         q, = heads(F.linear(y[:, :1], w_q, b_q), 1)
         k, v = heads(F.linear(y, w_kv, b_kv), 2)
         seen = (a.scale * q @ k.mT).softmax(-1) @ v # [B, heads, 1, head dim]
@@ -267,7 +267,8 @@ class LanguageTower(nn.Module):
 
     def forward(self, tokens: dict) -> Tensor: # [B, embed_dim]
         fresh = self.trains or tokens["input_ids"].is_meta
-        return self.head(self._read(**tokens) if fresh else _recall(self.kept, self._read, **tokens))
+        return self.head(self._read(**tokens) if fresh
+                         else _recall(self.kept, self._read, **tokens))
 
     def _read(self, input_ids, attention_mask):
         with attention_for(input_ids.device):
@@ -340,9 +341,11 @@ def _dictionary_text(words: int = 0) -> list[str]: # words: number of entries, 0
     return lines[::step]
 
 # %% ../../nbs/library/training/01_towers.ipynb #94342f1b
-def _small_llama(reader: _SmallLlamaConfig = _SmallLlamaConfig()) -> Path: # folder, as transformers saves it
+# folder, as transformers saves it
+def _small_llama(reader: _SmallLlamaConfig = _SmallLlamaConfig()) -> Path:
     "Return a small Llama trained on a dictionary, from the cache where it exists."
-    return once(cache_dir("language", f"llama-{content_hash(reader)}"), partial(_learn_to_read, reader))
+    return once(cache_dir("language", f"llama-{content_hash(reader)}"),
+                partial(_learn_to_read, reader))
 
 # %% ../../nbs/library/training/01_towers.ipynb #1d27c3b1
 def _learn_to_read(r, folder):
@@ -354,11 +357,14 @@ def _learn_to_read(r, folder):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(r.seed)
         net = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=r.width,
-            intermediate_size=8 * r.width // 3, num_hidden_layers=r.depth, num_attention_heads=r.heads,
+            intermediate_size=8 * r.width // 3, num_hidden_layers=r.depth,
+                                           num_attention_heads=r.heads,
             num_key_value_heads=r.heads, max_position_embeddings=512, tie_word_embeddings=True,
-            bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)).to(device())
+            bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+                                           pad_token_id=tokenizer.pad_token_id)).to(device())
         order = torch.randperm(len(text))
-    optimizer, steps = torch.optim.AdamW(net.parameters(), lr=r.lr, betas=(0.9, 0.95)), len(text) // r.batch_size
+    optimizer, steps = (torch.optim.AdamW(net.parameters(), lr=r.lr, betas=(0.9, 0.95)),
+                        len(text) // r.batch_size)
     with Progress("learning to read", steps, unit="steps") as bar:
         for k in range(steps):
             optimizer.param_groups[0]["lr"] = r.lr * min(k / 50, 1 - k / steps)
@@ -369,7 +375,8 @@ def _learn_to_read(r, folder):
             optimizer.step(); optimizer.zero_grad()
             bar.add(1, f"loss {float(loss):.2f}")
     net.cpu().save_pretrained(folder); tokenizer.save_pretrained(folder)
-    write_json(folder / "reading.json", dict(to_plain_dict(r), lines=len(lines), tokens=text.numel(), loss=float(loss)))
+    write_json(folder / "reading.json",
+               dict(to_plain_dict(r), lines=len(lines), tokens=text.numel(), loss=float(loss)))
 
 # %% ../../nbs/library/training/01_towers.ipynb #d95d2e9c
 def _byte_pairs(lines, size):
@@ -377,13 +384,15 @@ def _byte_pairs(lines, size):
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
     bpe = ByteLevelBPETokenizer(lowercase=True)
-    bpe.train_from_iterator(lines, vocab_size=size, special_tokens=["<pad>", "<end>"], show_progress=False)
-    bpe._tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>", eos_token="<end>")
+    bpe.train_from_iterator(lines, vocab_size=size, special_tokens=["<pad>", "<end>"],
+                            show_progress=False)
+    bpe._tokenizer.post_processor = TemplateProcessing(single="$A <end>",
+                                                       special_tokens=[("<end>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="<pad>",
+                                   eos_token="<end>")
 
 # %% ../../nbs/library/training/01_towers.ipynb #a0178db2
-def build_text(
-    text: Text, # settings of the text tower
+def build_text(text: Text, # settings of the text tower
     embed_dim: int, # dimension of the shared space
 ) -> nn.Module: # captions -> [B, embed_dim]
     "Return the text tower of a contrastive objective."

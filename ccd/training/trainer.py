@@ -76,7 +76,9 @@ class _InParts:
         with autocast(): loss, info = self.model.loss(tree_unflatten(leaves, spec), t)
         loss.backward()
         self._random(k)
-        share = lambda g, n: [None] * len(cut) if g is None else g.split(n) if g.ndim else [g / len(cut)] * len(cut)
+        def share(g, n):
+            return ([None] * len(cut) if g is None else g.split(n) if g.ndim
+                    else [g / len(cut)] * len(cut))
         pulls = zip(*(share(l.grad, n) for l, n in zip(leaves, sizes)))
         for x, pull in zip(cut, pulls):
             with self._synced(x is cut[-1]), autocast(): self.net(x, t, pull).backward()
@@ -84,7 +86,8 @@ class _InParts:
 
     def _synced(self, last): # gradients are all-reduced once, after the last micro-batch
         if world_size() == 1: return contextlib.nullcontext()
-        if hasattr(self.net, "no_sync"): return contextlib.nullcontext() if last else self.net.no_sync()
+        if hasattr(self.net, "no_sync"):
+            return contextlib.nullcontext() if last else self.net.no_sync()
         self.net.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
@@ -101,9 +104,11 @@ class Trainer(_InParts):
         self.model = build_objective(objective, settings)
         if init_from: _load_initial_weights(self.model, init_from)
         self.first_weights = weights_hash(self.model.vision)
-        self.language = [weights_hash(m.net) for m in self.model.modules() if isinstance(m, LanguageTower)]
+        self.language = [weights_hash(m.net)
+                         for m in self.model.modules() if isinstance(m, LanguageTower)]
         self.feed = make_loader(corpus, self.c, settings.data.size, workers=r.workers, rank=rank(),
-                             processes=world_size(), max_faults=r.max_faults, folder=folder, **self.model.needs())
+                             processes=world_size(), max_faults=r.max_faults, folder=folder,
+                                **self.model.needs())
         self.flops = flops_per_sample(self.model, self.feed) if is_main_process() else 0.0
         self.model.to(device())
         if r.compile: [b.compile() for b in _all_transformer_blocks(self.model)]
@@ -118,7 +123,8 @@ class Trainer(_InParts):
         for g in self.optimizer.param_groups:
             g["lr"] = learning_rate(t, self.c)
             if g["weight_decay"] and self.c.final_weight_decay is not None:
-                g["weight_decay"] = _cosine_schedule(self.c.weight_decay, self.c.final_weight_decay, t)
+                g["weight_decay"] = _cosine_schedule(self.c.weight_decay, self.c.final_weight_decay,
+                                                     t)
         loss, info = self._gradients(batch, t, k)
         self.model.before_step(t)
         clip_gradients(self.model, self.c)
@@ -140,8 +146,8 @@ def _concat_encodings(parts): # micro-batch encodings -> leaves with grad, struc
 def on_device(shown): # Batch
     "Move a batch to the device, with pixels as floats in 0..1."
     d = device()
-    return shown._replace(images=to_float(shown.images, d), **{
-        k: v.to(d) for k in ("sample", "may_flip", "labels") if (v := getattr(shown, k)) is not None})
+    return shown._replace(images=to_float(shown.images, d), **{k: v.to(d)
+        for k in ("sample", "may_flip", "labels") if (v := getattr(shown, k)) is not None})
 
 # %% ../../nbs/library/training/03_trainer.ipynb #e571f97f
 def _trainer_state(
@@ -150,7 +156,7 @@ def _trainer_state(
     "Return all tensors that a step changes, by name."
     model, fixed = trainer.model, frozen_names(trainer.model)
     named = [*model.named_parameters(), *model.named_buffers()]
-    keep = lambda x: full_tensor(x).cpu().contiguous()
+    def keep(x): return full_tensor(x).cpu().contiguous()
     weights = {n: keep(x) for n, x in named if n not in fixed}
     moments = {f"{n}.{k}": keep(v) for n, p in model.named_parameters()
                for k, v in trainer.optimizer.state.get(p, {}).items()}
@@ -194,7 +200,8 @@ def load_checkpoint(folder, trainer) -> int: # steps done, 0 without a checkpoin
 
     Raises `UserError` where it is of another model."""
     from safetensors.torch import load_file
-    if is_main_process(): [shutil.rmtree(d) for d in sorted(Path(folder).glob(".step-*"))] # left by a kill
+    # left by a kill
+    if is_main_process(): [shutil.rmtree(d) for d in sorted(Path(folder).glob(".step-*"))]
     found = sorted(Path(folder).glob("step-*"))
     if not found: return 0
     _load_state(trainer, *(load_file(found[-1] / f"{k}.safetensors")
@@ -211,8 +218,10 @@ class _Log:
         self.path = Path(path)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [l for l in lines if _step_of(l) <= step]
-        with atomic_write(self.path) as tmp: tmp.write_text("".join(l + "\n" for l in kept), encoding="utf-8")
-        self.file, self.board = open(self.path, "a", encoding="utf-8"), _board(self.path.parent, step)
+        with atomic_write(self.path) as tmp:
+            tmp.write_text("".join(l + "\n" for l in kept), encoding="utf-8")
+        self.file, self.board = (open(self.path, "a", encoding="utf-8"),
+                                 _board(self.path.parent, step))
 
     def __call__(self, **numbers):
         self.file.write(json.dumps(numbers) + "\n"); self.file.flush()
@@ -240,7 +249,7 @@ def flops_per_sample(
     from torch.utils.flop_counter import FlopCounterMode
     shown = loader(0)
     few = shown._replace(**{k: v[:images] for k, v in shown._asdict().items() if v is not None})
-    meta = lambda x: x.detach().to("meta").requires_grad_(x.requires_grad)
+    def meta(x): return x.detach().to("meta").requires_grad_(x.requires_grad)
     batch = tree_map(meta, model.batch(few._replace(images=to_float(few.images))))
     weights = {k: meta(v) for k, v in [*model.named_parameters(), *model.named_buffers()]}
     counter = FlopCounterMode(display=False)
@@ -304,9 +313,12 @@ def _load_initial_weights(model, origin):
         if n.endswith("pos_embed") and n in own:
             theirs[n] = resample_abs_pos_embed(x, [math.isqrt(own[n].shape[1] - 1)] * 2)
     wanted = {n: own[n].shape for n in set(own) - frozen_names(model)}
-    odd = sorted(n for n in set(theirs) | set(wanted) if n not in theirs or theirs[n].shape != wanted.get(n))
+    odd = sorted(n for n in set(theirs) | set(wanted) if n not in theirs
+                 or theirs[n].shape != wanted.get(n))
     if odd:
-        shape = lambda x: "missing" if x is None else " x ".join(map(str, x)) or "a number"
-        raise UserError(f"{origin} has other settings: {odd[0]} is {shape(getattr(theirs.get(odd[0]), 'shape', None))} "
-                        f"there, {shape(wanted.get(odd[0]))} here ({len(odd)} differ); give the same options")
+        def shape(x): return "missing" if x is None else " x ".join(map(str, x)) or "a number"
+        raise UserError(f"{origin} has other settings: {odd[0]} is "
+                        f"{shape(getattr(theirs.get(odd[0]), 'shape', None))} "
+                        f"there, {shape(wanted.get(odd[0]))} here ({len(odd)} differ); give the "
+                        "same options")
     for n, x in theirs.items(): own[n].copy_(x)

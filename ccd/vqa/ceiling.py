@@ -35,8 +35,10 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def _classes(): # factor -> label of each value, factor -> label of each emoji, word -> label
     t, _ = drawings()
     named = dict(concept=t.concept.where(t.split == "train"), # a held-out concept has no label
-                 kind=object_class(t.subcategory, t.concept), category=t.category, subcategory=t.subcategory)
-    numbers = {f: {v: k + 1 for k, v in enumerate(sorted(set(x.dropna())))} for f, x in named.items()}
+                 kind=object_class(t.subcategory, t.concept), category=t.category,
+                 subcategory=t.subcategory)
+    numbers = {f: {v: k + 1 for k, v in enumerate(sorted(set(x.dropna())))}
+               for f, x in named.items()}
     rows = {f: x.map(numbers[f]).fillna(-100).astype(int).values for f, x in named.items()}
     return numbers, rows, {w: k + 1 for k, w in enumerate(words()[0])}
 
@@ -44,7 +46,8 @@ def _classes(): # factor -> label of each value, factor -> label of each emoji, 
 def _patch_label_sizes() -> dict: # factor -> number of classes, with one class for empty patches
     "Return the number of patch labels of each factor of EmojiVMC."
     numbers, _, known = _classes()
-    return {f: len(n) + 1 for f, n in numbers.items()} | dict(word=len(known) + 1, left=27, right=27, number=10,
+    return {f: len(n) + 1
+            for f, n in numbers.items()} | dict(word=len(known) + 1, left=27, right=27, number=10,
                                                          ground=len(PALETTE) + 1)
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #91bdc7bc
@@ -61,8 +64,8 @@ def _patch_labels(
         mid = edge + p / 2
         at = np.ix_((mid >= y0) & (mid < y1), (mid >= x0) & (mid < x1))
         for f in rows: out[f][at] = rows[f][row]
-    covers = lambda lo, hi: np.minimum(edge + p, hi) - np.maximum(edge, lo)
-    line = lambda y0, y1: covers(y0, y1) >= 0.45 * min(p, y1 - y0)
+    def covers(lo, hi): return np.minimum(edge + p, hi) - np.maximum(edge, lo)
+    def line(y0, y1): return covers(y0, y1) >= 0.45 * min(p, y1 - y0)
     for text, (x0, y0, x1, y1) in facts.get("written", ()):
         at = np.ix_(line(y0, y1), covers(x0, x1) >= p / 5)
         if text.isdigit(): out["number"][at] = int(text); continue
@@ -89,7 +92,8 @@ class _PatchLabelObjective(Objective):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        self.vision, self.sizes = build_vit(self.control.vit, self.control.seed), _patch_label_sizes()
+        self.vision, self.sizes = (build_vit(self.control.vit, self.control.seed),
+                                   _patch_label_sizes())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.control.seed)
             self.head = nn.Linear(self.control.vit.width, sum(self.sizes.values()))
@@ -98,7 +102,8 @@ class _PatchLabelObjective(Objective):
 
     def batch(self, shown):
         x = base_view(shown.images, shown.sample, self.control)
-        return dict(image=normalize(x, self.control), label=shown.labels.unflatten(1, (len(self.sizes), -1)))
+        return dict(image=normalize(x, self.control),
+                    label=shown.labels.unflatten(1, (len(self.sizes), -1)))
 
     def encode(self, batch, t):
         tokens = self.vision.forward_features(batch["image"])[:, self.vision.num_prefix_tokens:]
@@ -106,11 +111,14 @@ class _PatchLabelObjective(Objective):
 
     def loss(self, e, t):
         total, right = 0, {}
-        for k, (f, x) in enumerate(zip(self.sizes, e["logits"].split(list(self.sizes.values()), -1))):
+        for k, (f,
+                x) in enumerate(zip(self.sizes, e["logits"].split(list(self.sizes.values()), -1))):
             x, y = x.flatten(0, 1), e["label"][:, k].flatten()
             wrong = F.cross_entropy(x, y, ignore_index=-100, reduction="none")
-            for of in (y > 0, y == 0): total = total + wrong[of].sum() / all_reduce_mean(of.float().sum()).clamp(min=1)
-            right[f] = ((x.argmax(-1) == y) & (y > 0)).float().sum() / all_reduce_mean((y > 0).float().sum()).clamp(min=1)
+            for of in (y > 0, y == 0):
+                total = total + wrong[of].sum() / all_reduce_mean(of.float().sum()).clamp(min=1)
+            right[f] = ((x.argmax(-1) == y) & (y
+                           > 0)).float().sum() / all_reduce_mean((y > 0).float().sum()).clamp(min=1)
         return total, right
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #dd8fa5b5
@@ -129,8 +137,7 @@ def _oracle_dataset(settings: Settings, pictures: int): # `datasets.Dataset` wit
     return made.add_column("factors", told).cast_column("factors", Sequence(Value("int16")))
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #526ce337
-def train_oracle(
-    settings: Settings, # settings with the control of the compared encoders
+def train_oracle(settings: Settings, # settings with the control of the compared encoders
     out, # folder of the run
 ) -> Path: # folder of the trained run
     "Train the oracle: the same network and control, on patch labels, five epochs."

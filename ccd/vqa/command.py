@@ -49,15 +49,22 @@ class _VlmTrainingData(NamedTuple):
     questions: _Conversations
 
 # %% ../../nbs/library/vqa/03_command.ipynb #0751eb3e
-def load_training_data(settings: Settings, v: VlmSettings, captions="", instructions="", images="") -> _VlmTrainingData:
+def load_training_data(settings: Settings, v: VlmSettings, captions="", instructions="",
+                       images="") -> _VlmTrainingData:
     "Load LLaVA files, or the synthetic emoji dataset. Raises `UserError` for incomplete files."
-    if not captions and not instructions: return _VlmTrainingData(*_emoji_conversations(settings.data, v))
+    if not captions and not instructions:
+        return _VlmTrainingData(*_emoji_conversations(settings.data, v))
     if not (captions and instructions and images):
-        raise UserError("a model is trained on captions and on instructions, two JSON files in LLaVA's format, about the images "
-                        f"of one folder; got captions {captions!r}, instructions {instructions!r}, images {images!r}")
-    learnt = _VlmTrainingData(_load_llava_json(captions, images), _load_llava_json(instructions, images))
+        raise UserError("a model is trained on captions and on instructions, two JSON files in "
+                        "LLaVA's format, about the images "
+                        f"of one folder; got captions {captions!r}, instructions {instructions!r}, "
+                        f"images {images!r}")
+    learnt = _VlmTrainingData(_load_llava_json(captions, images),
+                              _load_llava_json(instructions, images))
     for file, talks in zip((captions, instructions), learnt):
-        if (talks.picture < 0).all(): raise UserError(f"no conversation of {file} names an image: expected some with \"image\", a file in {images}")
+        if (talks.picture < 0).all():
+            raise UserError(f"no conversation of {file} names an image: expected some with "
+                            f"\"image\", a file in {images}")
     return learnt
 
 # %% ../../nbs/library/vqa/03_command.ipynb #5cfbeb85
@@ -68,9 +75,11 @@ def encoder_for_vlm(
 ): # `Encoder`
     "Load an encoder with patch tokens. Raises `UserError` for an encoder without them."
     vit, (kind, *_) = settings.control.vit, parse_encoder_spec(spec)
-    if kind == "pixels": return refitted(pixel_patches(vit.image_size, vit.patch_size), v.fit or "crop")
+    if kind == "pixels":
+        return refitted(pixel_patches(vit.image_size, vit.patch_size), v.fit or "crop")
     e = load_encoder(spec if kind == "colors" else _spec_with_layer(spec, v), settings)
-    if "patches" not in e.taps: raise UserError(f"{spec} has no patch tokens, which the language model needs")
+    if "patches" not in e.taps:
+        raise UserError(f"{spec} has no patch tokens, which the language model needs")
     return e
 
 # %% ../../nbs/library/vqa/03_command.ipynb #f6fe4c20
@@ -87,12 +96,16 @@ def _train_and_evaluate(
     "Train and evaluate the model around one encoder, unless it is up to date."
     e, home = encoder_for_vlm(spec, settings, v), out / "models" / slug(spec)
     train_vlm(e, v, *learnt, home)
-    make = lambda tmp: _keep(tmp, evaluate(home, questions, encoder=e, benchmark=benchmark, form=form), to_plain_dict(e.card))
-    return cached_stage(out / benchmark / "answers" / slug(spec), _about(spec, questions, form), dict(model=outputs_hash(home / "tune")), make)
+    def make(tmp):
+        return _keep(tmp, evaluate(home, questions, encoder=e, benchmark=benchmark, form=form),
+                     to_plain_dict(e.card))
+    return cached_stage(out / benchmark / "answers" / slug(spec), _about(spec, questions, form),
+                        dict(model=outputs_hash(home / "tune")), make)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #cd48bb07
 def _about(spec, questions, form):
-    return dict(encoder=spec, form=form, questions=content_hash(questions.remove_columns("image").to_list()),
+    return dict(encoder=spec, form=form,
+                questions=content_hash(questions.remove_columns("image").to_list()),
                 images=_pictures_hash(questions))
 
 # %% ../../nbs/library/vqa/03_command.ipynb #b236423a
@@ -115,36 +128,50 @@ def _load_cached_answers(
     stored = rename_fields(Settings, m["settings"])
     stored["vlm"] = rename_fields(VlmSettings, stored.get("vlm", {}))
     if any(stored.get(k) != wanted[k] for k in ("data", "control", "vlm")): return []
-    check_fields(stored, f"settings in {results}/manifest.json", (), [*Settings.__dataclass_fields__, "vlm", "form"])
+    check_fields(stored, f"settings in {results}/manifest.json", (),
+                 [*Settings.__dataclass_fields__, "vlm", "form"])
     if m["settings"].get("form", v.forms[0]) != form: return [] # older results lack the format
-    t, cards = pd.read_parquet(Path(results) / "answers.parquet"), pd.read_csv(Path(results) / "encoders.csv", dtype=str, keep_default_na=False)
-    found, options = [], {q["item_id"]: list(_options_of(q).values()) for q in questions.remove_columns("image")} # options are not stored
+    t, cards = (pd.read_parquet(Path(results) / "answers.parquet"),
+                pd.read_csv(Path(results) / "encoders.csv", dtype=str, keep_default_na=False))
+    # options are not stored
+    found, options = ([], {q["item_id"]: list(_options_of(q).values())
+                       for q in questions.remove_columns("image")})
     for row in cards.to_dict("records"):
         name, seed = row.pop("encoder"), int(row.pop("seed"))
-        own = t[t.encoder.isin([name + f for f in CONDITION_SUFFIXES.values()]) & (t.seed == seed)].drop(columns="seed")
+        own = t[t.encoder.isin([name + f for f in CONDITION_SUFFIXES.values()])
+                & (t.seed == seed)].drop(columns="seed")
         one = own[own.encoder == name]
-        if sorted(zip(one.item_id, one.answer)) != sorted(zip(questions["item_id"], questions["answer"])): return []
-        found.append((row, own.assign(encoder=row["name"] + own.encoder.str.slice(len(name)), options=own.item_id.map(options), p_options=None)))
+        if sorted(zip(one.item_id,
+                      one.answer)) != sorted(zip(questions["item_id"], questions["answer"])):
+            return []
+        found.append((row, own.assign(encoder=row["name"] + own.encoder.str.slice(len(name)),
+                                 options=own.item_id.map(options), p_options=None)))
     return found
 
 # %% ../../nbs/library/vqa/03_command.ipynb #84208194
-def _reuse_cached_answers(spec: str, before: list, card: dict, questions, form: str, out: Path) -> Path | None: # folder with answers.parquet
+# folder with answers.parquet
+def _reuse_cached_answers(spec: str, before: list, card: dict, questions, form: str,
+                          out: Path) -> Path | None:
     "Reuse the stored answers of the encoder with this card, unless it is being trained here."
     alike = [(c, t) for c, t in before if card.items() <= c.items()]
     if not alike or (out.parent / "models" / slug(spec)).exists(): return None
     (card, answers), = alike
     home = out / "answers" / slug(spec)
     if not home.exists(): log_line(f"{spec}: answered before")
-    return cached_stage(home, _about(spec, questions, form), dict(answers=content_hash(answers.to_csv(index=False))), lambda tmp: _keep(tmp, answers, card))
+    return cached_stage(home, _about(spec, questions, form),
+                        dict(answers=content_hash(answers.to_csv(index=False))),
+                        lambda tmp: _keep(tmp, answers, card))
 
 # %% ../../nbs/library/vqa/03_command.ipynb #f83dfe90
-def _collect_answers(folders: dict) -> tuple: # folders: spec -> folder; returns all answers, and spec -> (name, seed)
+# folders: spec -> folder; returns all answers, and spec -> (name, seed)
+def _collect_answers(folders: dict) -> tuple:
     "Collect all answers, with the name and seed of each encoder."
     cards = {s: read_json(f / "card.json") for s, f in folders.items()}
     named = {s: n.partition(" seed ")[::2] for s, n in display_names(cards).items()}
     def own(s, f):
         t, (name, seed) = pd.read_parquet(f / "answers.parquet"), named[s]
-        return t.assign(encoder=name + t.encoder.str.removeprefix(cards[s]["name"]), seed=int(seed or 0))
+        return t.assign(encoder=name + t.encoder.str.removeprefix(cards[s]["name"]),
+                        seed=int(seed or 0))
     return pd.concat([own(s, f) for s, f in folders.items()], ignore_index=True), named
 
 # %% ../../nbs/library/vqa/03_command.ipynb #d8681eb2
@@ -156,25 +183,34 @@ def _result_tables(
 ) -> dict: # name -> table
     "Return scores, comparisons and baselines; averages exclude uninformative subsets."
     blind, own = CONDITION_SUFFIXES["none"], [n for n in names if n != ORACLE]
-    told = informative_subsets(answers, ORACLE, ORACLE + blind, categories) if ORACLE in names else pd.DataFrame()
+    told = (informative_subsets(answers, ORACLE, ORACLE + blind, categories) if ORACLE in names
+            else pd.DataFrame())
     how = dict(excluded=tuple(told.subset[~told.informative]) if len(told) else ())
-    above = [_above_baseline(answers, {n: n + CONDITION_SUFFIXES[f] for n in names}, categories, n_resamples=n_resamples, **how) for f in ("none", "other")]
+    above = [_above_baseline(answers, {n: n + CONDITION_SUFFIXES[f] for n in names}, categories,
+                             n_resamples=n_resamples, **how) for f in ("none", "other")]
     spread = _spreads(answers, own, categories, **how) # pooled over all encoders with several seeds
-    apart = [compare_scores(answers, a, b, categories, variances=spread, n_resamples=n_resamples, **how) for a, b in combinations(own, 2)]
+    apart = [compare_scores(answers, a, b, categories, variances=spread, n_resamples=n_resamples,
+                            **how) for a, b in combinations(own, 2)]
     apart = _with_baselines(pd.concat(apart), above[0]) if apart else pd.DataFrame()
-    out = dict(summary=bootstrap_summary(answers, categories, n_resamples=n_resamples, **how), informative=told, coverage=_answer_coverage(answers),
+    out = dict(summary=bootstrap_summary(answers, categories, n_resamples=n_resamples, **how),
+               informative=told, coverage=_answer_coverage(answers),
                differences=apart, floors=pd.concat(above))
     return {k: t for k, t in out.items() if len(t)}
 
 # %% ../../nbs/library/vqa/03_command.ipynb #a27f9ae3
 def summary_text(differences: pd.DataFrame, a: str, b: str) -> str:
     "Return the verdicts on two encoders by category, or one sentence where there is none."
-    d = differences[(differences.a == a) & (differences.b == b) & (differences.convention == "macro")]
+    d = differences[(differences.a == a) & (differences.b == b)
+                    & (differences.convention == "macro")]
     name = d.name.where(d.level == "category", "Overall")
     none = d.above_baseline == "neither"
     said = [f"{n}: {v}." for n, v in zip(name[~none], d.verdict[~none])]
-    if none.all(): said = [f"No verdict: neither {a} nor {b} is above its own no-image baseline in any category."]
-    elif none.any(): said.append(f"No verdict on {join_words(list(name[none]))}: neither is above its own no-image baseline there.")
+    if none.all():
+        said = [f"No verdict: neither {a} nor {b} is above its own no-image baseline in any "
+                "category."]
+    elif none.any():
+        said.append(f"No verdict on {join_words(list(name[none]))}: neither is above its own "
+                    "no-image baseline there.")
     return " ".join(said)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #f71ea17e
@@ -186,12 +222,14 @@ def _load_benchmark(
     settings: Settings, # settings of EmojiVMC
     source="", # file or Hugging Face Hub name; by default that of the benchmark
 ): # a `datasets.Dataset`
-    if benchmark == "EmojiVMC": return emoji_questions(settings.data, per_subset=settings.analysis.vqa_questions)
+    if benchmark == "EmojiVMC":
+        return emoji_questions(settings.data, per_subset=settings.analysis.vqa_questions)
     return load_questions(benchmark, source=source).questions
 
 # %% ../../nbs/library/vqa/03_command.ipynb #19cc8cef
 def vlm(
-    encoders: list[str], # encoder names, as in `ccd.encoders.loading.load`; the text compares the first two
+    # encoder names, as in `ccd.encoders.loading.load`; the text compares the first two
+    encoders: list[str],
     settings: Settings, # settings of the emoji dataset and of the oracle's control
     v: VlmSettings, # settings of the vision-language model
     out, # output folder
@@ -203,45 +241,58 @@ def vlm(
     form: str = "", # answer format, key of `_ANSWER_FORMATS`; by default that of the benchmark
 ) -> Path: # path of the report
     "Train a vision-language model per encoder and compare. Raises `UserError` for unknown names."
-    out, draws = Path(out), 10 * settings.analysis.n_resamples # more resamples, since questions are few
+    # more resamples, since questions are few
+    out, draws = Path(out), 10 * settings.analysis.n_resamples
     require_own_folder(out / benchmark / "tables")
-    cards = {s: encoder_for_vlm(s, settings, v).card for s in dict.fromkeys(encoders)} # raises for a wrong name before any training
+    # raises for a wrong name before any training
+    cards = {s: encoder_for_vlm(s, settings, v).card for s in dict.fromkeys(encoders)}
     if benchmark != "EmojiVMC": _find_benchmark(benchmark)
     form = _form_of(benchmark, v, form)
     learnt = load_training_data(settings, v, captions, instructions, images)
     questions = _check_options(_load_benchmark(benchmark, settings, source))
     if not captions and form not in v.forms:
-        log_line(f"{benchmark} is asked by {form}, and these models are trained on {' and '.join(v.forms)}: add --change forms={','.join([*v.forms, form])}")
-    before = _load_cached_answers(results, settings, v, questions, form) if benchmark == "EmojiVMC" and not captions else []
+        log_line(f"{benchmark} is asked by {form}, and these models are trained on "
+                 f"{' and '.join(v.forms)}: add --change forms={','.join([*v.forms, form])}")
+    before = (_load_cached_answers(results, settings, v, questions, form) if benchmark == "EmojiVMC"
+              and not captions else [])
     known = {s: {k: str(x) for k, x in to_plain_dict(c).items()} for s, c in cards.items()}
     if with_oracle: known[f"ccd:{out / 'ceiling'}"] = dict(name=ORACLE)
     def train_and_ask(s):
         if s not in cards: train_oracle(settings, out / "ceiling")
         return _train_and_evaluate(s, settings, v, learnt, questions, benchmark, form, out)
-    folders = {s: _reuse_cached_answers(s, before, c, questions, form, out / benchmark) or train_and_ask(s) for s, c in known.items()}
-    cached_stage(out / benchmark / "tables", dict(draws=draws, tables=_TABLES, form=form), {slug(s): outputs_hash(f) for s, f in folders.items()},
+    folders = {s: _reuse_cached_answers(s, before, c, questions, form, out / benchmark)
+               or train_and_ask(s) for s, c in known.items()}
+    cached_stage(out / benchmark / "tables", dict(draws=draws, tables=_TABLES, form=form),
+                 {slug(s): outputs_hash(f) for s, f in folders.items()},
           lambda tmp: _keep_tables(tmp, folders, learnt, draws))
     return _write_page(out / benchmark, v, form)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #45150d1a
 def _keep_skipped(tmp, learnt): # skipped samples of LLaVA files
-    parts = [t.skipped.assign(file=k) for k, t in learnt._asdict().items() if t.skipped is not None and len(t.skipped)]
+    parts = [t.skipped.assign(file=k)
+             for k, t in learnt._asdict().items() if t.skipped is not None and len(t.skipped)]
     if parts: pd.concat(parts).to_csv(tmp / "left_out.csv", index=False)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #da52f354
 def _keep_tables(tmp, folders, learnt, n_resamples): # tables of all answers
     answers, named = _collect_answers(folders)
     (categories, _), = category_maps(answers).values()
-    answers.drop(columns=["options", "p_options", "how"], errors="ignore").to_parquet(tmp / "answers.parquet") # the most likely option, without any parsing
-    pd.Series(categories, name="subset").explode().rename_axis("category").to_csv(tmp / "categories.csv")
-    for k, t in _result_tables(answers, list(dict.fromkeys(n for n, _ in named.values())), categories, n_resamples).items():
+    # the most likely option, without any parsing
+    answers.drop(columns=["options", "p_options", "how"],
+                 errors="ignore").to_parquet(tmp / "answers.parquet")
+    pd.Series(categories,
+              name="subset").explode().rename_axis("category").to_csv(tmp / "categories.csv")
+    for k, t in _result_tables(answers, list(dict.fromkeys(n for n, _ in named.values())),
+                               categories, n_resamples).items():
         t.to_csv(tmp / f"{k}.csv", index=False)
-    pd.DataFrame([dict(encoder=n, seed=s or 0) | {k: str(x) for k, x in read_json(folders[spec] / "card.json").items()}
+    pd.DataFrame([dict(encoder=n, seed=s or 0)
+                  | {k: str(x) for k, x in read_json(folders[spec] / "card.json").items()}
                   for spec, (n, s) in named.items()]).to_csv(tmp / "encoders.csv", index=False)
     _keep_skipped(tmp, learnt)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #131e376c
-_ASKED_BY = dict(texts="the prompt lists no options, and the likeliest of their texts is the answer",
+_ASKED_BY = dict(texts="the prompt lists no options, and the likeliest of their texts is the "
+                       "answer",
                 letters="the prompt lists the options, and the likeliest letter is the answer")
 
 # %% ../../nbs/library/vqa/03_command.ipynb #5059798d
@@ -250,35 +301,51 @@ def _write_page(out: Path, v: VlmSettings, form: str) -> Path: # report.html
     t = {p.stem: load_table(p) for p in sorted((out / "tables").glob("*.csv"))}
     m = {c: x.subset.tolist() for c, x in t["categories"].groupby("category", sort=False)}
     names = [n for n in dict.fromkeys(t["encoders"].encoder) if n != ORACLE]
-    said = summary_text(t["differences"], *names[:2]) if len(names) > 1 else f"The tables below compare {names[0]} with its baselines."
+    said = (summary_text(t["differences"], *names[:2]) if len(names) > 1
+            else f"The tables below compare {names[0]} with its baselines.")
     with distinct_colors(tuple(names[:2])):
-        figure = figure_html(subset_accuracy_plot(t["summary"], m, names, CONDITION_SUFFIXES["none"], ORACLE,
-            labels=SUBSET_LABELS if out.name == "EmojiVMC" else {}), "accuracy by subset and category")
-    sections = [
-        dict(title="Accuracy by subset and category", text="Accuracy with four options, by subset and category, with 95 % confidence intervals from resampled "
-             "groups. Cross: no image. Ring: oracle, an encoder trained on the factors that the answers depend on. "
-             + SUBSETS_SAID * (out.name == "EmojiVMC"),
+        figure = figure_html(subset_accuracy_plot(t["summary"], m, names,
+                                                  CONDITION_SUFFIXES["none"], ORACLE,
+            labels=SUBSET_LABELS if out.name == "EmojiVMC" else {}),
+                             "accuracy by subset and category")
+    sections = [dict(title="Accuracy by subset and category",
+             text="Accuracy with four options, by subset and category, with 95 % confidence "
+                  "intervals from resampled "
+             "groups. Cross: no image. Ring: oracle, an encoder trained on the factors that the "
+             "answers depend on. " + SUBSETS_SAID * (out.name == "EmojiVMC"),
              body=figure + table_tag(question_table(t["summary"], m, t["encoders"].encoder))),
-        dict(title=f"{names[0]} minus each other encoder, in points", text="Both models answered the same questions. " + over_runs(t["differences"]),
-             body=table_tag(vqa_difference_table(t["differences"][t["differences"].a == names[0]], m))) if "differences" in t else None,
-        dict(title="Differences to the baselines", text="Accuracy with the image minus accuracy without it, or with the image of another question. "
-             + over_runs(t["floors"]),
+        dict(title=f"{names[0]} minus each other encoder, in points",
+             text="Both models answered the same questions. " + over_runs(t["differences"]),
+             body=table_tag(vqa_difference_table(t["differences"][t["differences"].a == names[0]],
+                                                 m))) if "differences" in t else None,
+        dict(title="Differences to the baselines",
+             text="Accuracy with the image minus accuracy without it, or with the image of another "
+                  "question. " + over_runs(t["floors"]),
              body=table_tag(vqa_difference_table(t["floors"], m))),
-        dict(title="Informative subsets", text="Subsets in which the oracle is less than 20 points above its no-image baseline are not informative, and are excluded from averages.",
-             body=table_tag(t["informative"].round(3), index=False)) if "informative" in t else None,
-        dict(title="How it was made", text=f"Preset {v.preset}: see settings.json of each model. Answer format {form}: {_ASKED_BY[form]}.",
+        dict(title="Informative subsets",
+             text="Subsets in which the oracle is less than 20 points above its no-image baseline "
+                  "are not informative, and are excluded from averages.",
+             body=table_tag(t["informative"].round(3), index=False)) if "informative" in t
+        else None, dict(title="How it was made",
+             text=f"Preset {v.preset}: see settings.json of each model. Answer format {form}: "
+                  f"{_ASKED_BY[form]}.",
              body=table_tag(t["encoders"].astype(object).fillna("").set_index("encoder").T))]
-    write_report(out / "report.html", "Visual question answering with each encoder", said, [s | dict(note="") for s in sections if s])
+    write_report(out / "report.html", "Visual question answering with each encoder", said,
+                 [s | dict(note="") for s in sections if s])
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     return out / "report.html"
 
 # %% ../../nbs/library/vqa/03_command.ipynb #352d43d5
-def over_runs(differences: pd.DataFrame) -> str: # differences: table of `ccd.vqa.statistics.significance.compare_scores`
+def over_runs(differences: pd.DataFrame,
+) -> str: # differences: table of `ccd.vqa.statistics.significance.compare_scores`
     "Return a sentence on what the confidence intervals of a table include."
     if not differences.seeds_known.any():
-        return "Every encoder was trained once. Confidence intervals are over questions alone, and do not cover other training runs."
-    return ("Confidence intervals are over questions and seeds. The variance between seeds is pooled over the encoders that were trained more than "
-            "once. * p < 0.05 over both, Holm-corrected within each level; not tested for encoders that were trained once.")
+        return ("Every encoder was trained once. Confidence intervals are over questions alone, "
+                "and do not cover other training runs.")
+    return ("Confidence intervals are over questions and seeds. The variance between seeds is "
+            "pooled over the encoders that were trained more than "
+            "once. * p < 0.05 over both, Holm-corrected within each level; not tested for encoders "
+            "that were trained once.")
 
 # %% ../../nbs/library/vqa/03_command.ipynb #49212507
 def export_vlm(
@@ -292,4 +359,5 @@ def export_vlm(
     "Copy tables and answers with a manifest that records the answer format."
     learnt = dict(learnt=[str(captions), str(instructions), str(images)]) if captions else {}
     form = read_manifest(Path(out) / "tables")["settings"]["form"]
-    export_stage(Path(out) / "tables", folder, dict(to_plain_dict(settings), vlm=to_plain_dict(v), form=form) | learnt, command)
+    export_stage(Path(out) / "tables", folder,
+                 dict(to_plain_dict(settings), vlm=to_plain_dict(v), form=form) | learnt, command)

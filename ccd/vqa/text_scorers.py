@@ -34,9 +34,11 @@ def _vlm_scorer(
     "Return a scorer of text in images by `_FILTER_PROMPTS`. Raises `UserError` for long prompts."
     rows = [dict(zip("ABCD", _ANSWERS), question=q, answer="A") for q in _FILTER_PROMPTS.values()]
     asked = _build_prompts(vlm, rows)
-    if None in asked: raise UserError(f"the questions are longer than the {vlm.settings.context} tokens of {name}")
-    card = dict(name=f"vlm:{name}", tower=to_plain_dict(vlm.encoder.card), weights=weights_hash(vlm.net), **_FILTER_PROMPTS,
-                cuts=dict(light=0.5, heavy=0.5))
+    if None in asked:
+        raise UserError(f"the questions are longer than the {vlm.settings.context} tokens of "
+                        f"{name}")
+    card = dict(name=f"vlm:{name}", tower=to_plain_dict(vlm.encoder.card),
+                weights=weights_hash(vlm.net), **_FILTER_PROMPTS, cuts=dict(light=0.5, heavy=0.5))
     return Scorer(card, partial(_ask, vlm, asked), vlm.encoder.fit or vlm.encoder.card.size, batch)
 
 # %% ../../nbs/library/vqa/02_text_scorers.ipynb #cee67887
@@ -69,5 +71,5 @@ def _function(path): # module.function
     module, _, name = path.rpartition(".")
     try: return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as e:
-        raise UserError(f"there is no function {path}: {e}; expected python:MODULE.FUNCTION, of a module that "
-                        "Python finds from here") from e
+        raise UserError(f"there is no function {path}: {e}; expected python:MODULE.FUNCTION, of a "
+                        "module that Python finds from here") from e

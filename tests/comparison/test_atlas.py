@@ -19,7 +19,8 @@ def flat(x, by=2):
 
 @pytest.fixture(scope="module")
 def given(cache):
-    "Arguments of `twin_atlas`: 400 scenes seen as coarse pixels and as histograms, laid out by PCA."
+    """Arguments of `twin_atlas`: 400 scenes seen as coarse pixels and as histograms, laid out by
+    PCA."""
     corpus = scenes.scenes(DataSettings(scenes=512, test_scenes=400), "test")
     pics = np.stack([np.asarray(im.convert("RGB")) for im in corpus["image"]])
     items = corpus.remove_columns("image").to_pandas()
@@ -29,22 +30,28 @@ def given(cache):
     e = {A: Embeddings(coarse - coarse.mean(0), items, {}), B: Embeddings(hist, items, {})}
     unit = {m: v.unit() for m, v in e.items()}
     cosine = {m: lambda i, j, u=u: (u[i] * u[j]).sum(1) for m, u in unit.items()}
-    return dict(maps={m: flat(u) for m, u in unit.items()}, items=items, neighbors={m: nearest_neighbors(v, 12) for m, v in e.items()},
-                similarities=cosine, pairs=mine_pairs(e[A], e[B], k=25), image_of=lambda r: pics[r], factors=FACTORS,
-                title="Pixels & colours", credits=drawings.license_notice().splitlines(), colors={A: "#D55E00", B: "#0072B2"})
+    return dict(maps={m: flat(u) for m, u in unit.items()}, items=items,
+                neighbors={m: nearest_neighbors(v, 12) for m, v in e.items()},
+                similarities=cosine, pairs=mine_pairs(e[A], e[B], k=25), image_of=lambda r: pics[r],
+                factors=FACTORS,
+                title="Pixels & colours", credits=drawings.license_notice().splitlines(),
+                colors={A: "#D55E00", B: "#0072B2"})
 
 @pytest.fixture(scope="module")
-def built(given, tmp_path_factory): return linked_maps.write_linked_maps(tmp_path_factory.mktemp("atlas") / "atlas.html", **given)
+def built(given, tmp_path_factory):
+    return linked_maps.write_linked_maps(tmp_path_factory.mktemp("atlas") / "atlas.html", **given)
 
 @pytest.fixture(scope="module")
 def opener(browser):
     "Opens pages from disk, offline; collects what they fetch and the errors they log."
     bad = []
     def go(path, width=1280, height=900, **options):
-        page = browser.new_context(viewport=dict(width=width, height=height), offline=True, **options).new_page()
+        page = browser.new_context(viewport=dict(width=width, height=height), offline=True,
+                                   **options).new_page()
         page.on("console", lambda m: m.type == "error" and bad.append(m.text))
         page.on("pageerror", lambda e: bad.append(str(e)))
-        page.on("request", lambda r: r.url.startswith(("blob:", "data:", path.as_uri())) or bad.append(r.url))
+        page.on("request",
+                lambda r: r.url.startswith(("blob:", "data:", path.as_uri())) or bad.append(r.url))
         page.goto(path.as_uri())
         page.wait_for_selector("body[data-ready=true]")
         return page
@@ -75,23 +82,35 @@ def page(desk, opener):
     yield desk
     assert opener.bad == []
 
-state = lambda page: page.evaluate("atlas.state()")
-where = lambda page, t: np.array(page.evaluate(f"Array.from({{length: atlas.maps[{t}].x.length}}, (_, i) => atlas.at(atlas.maps[{t}], i))"))
-corner = lambda page, t: page.evaluate(f"(() => {{ const r = atlas.maps[{t}].box.getBoundingClientRect(); return [r.left, r.top] }})()")
-rows_of = lambda page, css: [int(r) for r in page.eval_on_selector_all(css, "all => all.map(e => e.dataset.row)")]
+def state(page):
+    return page.evaluate("atlas.state()")
+def where(page, t):
+    return np.array(page.evaluate(f"Array.from({{length: atlas.maps[{t}].x.length}}, (_, i) => "
+                                  f"atlas.at(atlas.maps[{t}], i))"))
+def corner(page, t):
+    return page.evaluate(f"(() => {{ const r = atlas.maps[{t}].box.getBoundingClientRect(); return "
+                         f"[r.left, r.top] }})()")
+def rows_of(page, css):
+    return [int(r) for r in page.eval_on_selector_all(css, "all => all.map(e => e.dataset.row)")]
 
 def inked(page, t, x, y, reach, ink=False):
     "Is anything (or the page's own ink) drawn over map t within `reach` px of a point?"
-    pixels = np.array(page.evaluate("""([t, x, y, r]) => Array.from(atlas.maps[t].marks.getImageData(
-        Math.round(x - r), Math.round(y - r), 2 * r + 1, 2 * r + 1).data)""", [t, float(x), float(y), reach])).reshape(-1, 4)
-    return bool((pixels[:, 3] > 128)[(not ink) | (np.abs(pixels[:, :3] - (0x1a, 0x20, 0x26)).max(1) < 20)].any())
+    pixels = np.array(
+        page.evaluate("""([t, x, y, r]) => Array.from(atlas.maps[t].marks.getImageData(
+        Math.round(x - r), Math.round(y - r), 2 * r + 1, 2 * r + 1).data)""",
+                      [t, float(x), float(y), reach])).reshape(-1, 4)
+    return bool((pixels[:, 3] > 128)[(not ink)
+                                     | (np.abs(pixels[:, :3] - (0x1a, 0x20, 0x26)).max(1)
+                                        < 20)].any())
 
 def lonely(points):
     "The row farthest from its nearest other."
     d = ((points[:, None] - points[None]) ** 2).sum(-1)
     return int(np.argmax((d + 1e9 * np.eye(len(d))).min(1)))
 
-def settle(page): page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => requestAnimationFrame(done))))")
+def settle(page):
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => "
+                  "requestAnimationFrame(done))))")
 
 def point_at(page, t, i):
     (x, y), (left, top) = where(page, t)[i], corner(page, t)
@@ -113,12 +132,15 @@ def test_pointing_shows_the_picture_its_neighbours_and_its_twin(page, given, t):
     for u, m in enumerate((A, B)):
         near = given["neighbors"][m][i][:10]
         assert rows_of(page, f"#near-{u} .pic") == near.tolist()
-        said = page.eval_on_selector_all(f"#near-{u} .numbers", "all => all.map(e => [...e.children].map(c => c.textContent))")
+        said = page.eval_on_selector_all(f"#near-{u} .numbers",
+                                         "all => all.map(e => [...e.children].map(c => "
+                                         "c.textContent))")
         for r, j in enumerate(near):
             want = [given["similarities"][n](np.array([i]), np.array([j]))[0] for n in (A, B)]
             assert np.allclose([float(s.replace("−", "-")) for s in said[r]], want, atol=0.0051)
         outlined = rows_of(page, f"#near-{u} .slot.shared .pic")
-        assert set(outlined) == set(given["neighbors"][A][i][:10]) & set(given["neighbors"][B][i][:10])
+        assert (set(outlined) == set(given["neighbors"][A][i][:10])
+                & set(given["neighbors"][B][i][:10]))
         for j in near: assert inked(page, 1 - t, *where(page, 1 - t)[j], 8)
     common = len(set(given["neighbors"][A][i]) & set(given["neighbors"][B][i]))
     assert page.inner_text("#verdict") == f"{common} of 12 nearest neighbors in common"
@@ -150,13 +172,16 @@ def test_selecting_in_one_map_selects_in_the_other(page, given, t, tool):
     low, high = np.percentile(points, [25, 70], 0)
     ends = [low, (high[0], low[1]), high, (low[0], high[1])]
     page.mouse.move(left + low[0], top + low[1]); page.mouse.down()
-    for x, y in ([high] if tool == "box" else ends[1:] + ends[:1]): page.mouse.move(left + x, top + y, steps=8)
+    for x, y in ([high] if tool == "box" else ends[1:] + ends[:1]):
+        page.mouse.move(left + x, top + y, steps=8)
     page.mouse.up(); settle(page)
-    edge = np.abs(points[:, :, None] - np.stack([low, high], 1)).min((1, 2)) < 1.5 # px; a pointer is at whole ones
+    # px; a pointer is at whole ones
+    edge = np.abs(points[:, :, None] - np.stack([low, high], 1)).min((1, 2)) < 1.5
     inside = ((points > low) & (points < high)).all(1)
     got = np.zeros(400, bool); got[state(page)["chosen"]] = True
     assert inside.sum() > 60 and (got == inside)[~edge].all()
-    other = page.evaluate(f"Bokeh.documents[0].get_model_by_name('plot-{1 - t}').renderers[0].data_source.selected.indices")
+    other = page.evaluate(
+        f"Bokeh.documents[0].get_model_by_name('plot-{1 - t}').renderers[0].data_source.selected.indices")  # noqa: E501
     assert sorted(other) == np.nonzero(got)[0].tolist()
     assert f"{got.sum()} images selected" in page.inner_text("#selected")
     assert rows_of(page, "#thumbs .pic") == state(page)["chosen"][:60]
@@ -168,7 +193,10 @@ def test_selecting_in_one_map_selects_in_the_other(page, given, t, tool):
 
 def test_the_filter_fades_all_others(page, given):
     items = given["items"]
-    alphas = lambda: np.array(page.evaluate("Array.from(Bokeh.documents[0].get_model_by_name('dots').get_array('alpha'))"))
+    def alphas():
+        return np.array(
+            page.evaluate(
+                "Array.from(Bokeh.documents[0].get_model_by_name('dots').get_array('alpha'))"))
     page.select_option("#factor", label="ground color")
     value = items.ground_color.value_counts().index[0]
     matching = (items.ground_color == value).values
@@ -201,7 +229,9 @@ def test_pairs_are_listed_in_order_and_light_up(page, given):
     for d, direction in enumerate("ab"):
         want = given["pairs"][given["pairs"].direction == direction].sort_values("rank")
         assert rows_of(page, f"#pairs-{d} .thumb") == want[["i", "j"]].values.ravel().tolist()
-        said = page.eval_on_selector_all(f"#pairs-{d} .row", "all => all.map(e => e.querySelector('.sigmas').textContent)")
+        said = page.eval_on_selector_all(f"#pairs-{d} .row",
+                                         "all => all.map(e => "
+                                         "e.querySelector('.sigmas').textContent)")
         z = [[float(v) for v in re.findall(r"[+-]\d+\.\d", s.replace("−", "-"))] for s in said]
         assert np.allclose(z, want[["z_a", "z_b"]].values, atol=0.0501)
         page.click(f"#pairs-{d} .row >> nth=1"); settle(page)
@@ -211,7 +241,8 @@ def test_pairs_are_listed_in_order_and_light_up(page, given):
         assert page.get_attribute(f"#pairs-{d} .row >> nth=1", "aria-current") == "true"
         for t in (0, 1):
             ends = where(page, t)[pair]
-            assert all(inked(page, t, *p, 8, ink=True) for p in ends) and inked(page, t, *ends.mean(0), 2, ink=True)
+            assert (all(inked(page, t, *p, 8, ink=True) for p in ends)
+                    and inked(page, t, *ends.mean(0), 2, ink=True))
     page.keyboard.press("Escape")
     page.focus("#pairs-0 .row >> nth=0")
     assert state(page)["pair"] == given["pairs"][["i", "j"]].values[0].tolist()
@@ -220,7 +251,9 @@ def test_pairs_are_listed_in_order_and_light_up(page, given):
 def test_nothing_moves_under_the_pointer(visit, built, width):
     "What the panel shows may not push a list away from the pointer that called it."
     page = visit(built, width, 900)
-    place = lambda: page.evaluate("document.querySelectorAll('#pairs-0 .row')[1].getBoundingClientRect().top + scrollY")
+    def place():
+        return page.evaluate("document.querySelectorAll('#pairs-0 "
+                             ".row')[1].getBoundingClientRect().top + scrollY")
     before = [place()]
     page.hover("#pairs-0 .row >> nth=1"); settle(page)
     assert state(page)["pair"]
@@ -232,7 +265,9 @@ def test_nothing_moves_under_the_pointer(visit, built, width):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone(visit, built, given, scheme):
     page = visit(built, 390, 844, has_touch=True, is_mobile=True, color_scheme=scheme)
-    fits = lambda: page.evaluate("document.documentElement.scrollWidth <= 390 && document.body.scrollWidth <= 390")
+    def fits():
+        return page.evaluate("document.documentElement.scrollWidth <= 390 && "
+                             "document.body.scrollWidth <= 390")
     assert fits()
     tops = [corner(page, t)[1] for t in (0, 1)]
     assert tops[1] > tops[0] + 200 # stacked
@@ -250,7 +285,11 @@ def test_a_phone(visit, built, given, scheme):
 
 def test_without_a_graphics_card_interface(built, browser, given):
     "Where WebGL is missing, dots are drawn all the same."
-    found = browser.browser_type.launch(executable_path=next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))),
+    found = browser.browser_type.launch(executable_path=next(filter(None,
+                                                                    map(shutil.which,
+                                                                        ("chromium",
+                                                                         "chromium-browser",
+                                                                         "google-chrome")))),
                                         args=["--no-sandbox", "--disable-3d-apis"])
     try:
         page = found.new_page(viewport=dict(width=1280, height=900))
@@ -262,41 +301,52 @@ def test_without_a_graphics_card_interface(built, browser, given):
 
 def test_every_control_has_a_name(page):
     page.evaluate("atlas.show(3, true); atlas.choose([1, 2])")
-    nameless = page.eval_on_selector_all("button, select, [role=img]", """all => all.filter(e => !(e.hidden || e.textContent.trim() && e.tagName === "BUTTON"
-        || e.getAttribute("aria-label") || e.labels?.length)).map(e => e.outerHTML)""")
+    nameless = page.eval_on_selector_all("button, select, [role=img]", """all => all.filter(e =>
+        !(e.hidden || e.textContent.trim() && e.tagName === "BUTTON"
+          || e.getAttribute("aria-label") || e.labels?.length)).map(e => e.outerHTML)""")
     assert nameless == []
 
 N = 20_000
 
 @pytest.fixture(scope="module")
 def many(given, tmp_path_factory):
-    """20,000 pictures: the 400 scenes, each moved by up to 6 px, brightness per channel changed by up to a fifth, and noise of
-    standard deviation 6 laid over it, so that no two are equal and none compresses better than a real one."""
+    """20,000 pictures: the 400 scenes, each moved by up to 6 px, brightness per channel changed by
+    up to a fifth, and noise of standard deviation 6 laid over it, so that no two are equal and
+    none compresses better than a real one."""
     rng = np.random.default_rng(0)
     which, noise = rng.integers(0, 400, N), rng.normal(0, 6, (64 * 9, 64, 3)).astype(np.float32)
-    shift, bright, first = rng.integers(-6, 7, (N, 2)), rng.uniform(0.8, 1.2, (N, 3)).astype(np.float32), rng.integers(0, 512, N)
+    shift, bright, first = (rng.integers(-6, 7, (N, 2)),
+                            rng.uniform(0.8, 1.2, (N, 3)).astype(np.float32),
+                            rng.integers(0, 512, N))
     def picture(r):
-        p = np.roll(given["image_of"](which[r]), shift[r], (0, 1)) * bright[r] + noise[first[r]:first[r] + 64]
+        p = (np.roll(given["image_of"](which[r]), shift[r], (0, 1)) * bright[r]
+             + noise[first[r]:first[r] + 64])
         return p.clip(0, 255).astype(np.uint8)
-    items = given["items"].iloc[which].reset_index(drop=True).assign(item_id=[f"scene-{k:07d}" for k in range(N)])
+    items = given["items"].iloc[which].reset_index(drop=True).assign(item_id=[f"scene-{k:07d}"
+                                                                              for k in range(N)])
     i, j = rng.integers(0, N // 2, 400), rng.integers(N // 2, N, 400)
     z = rng.normal(size=(400, 2))
-    pairs = pd.DataFrame(dict(i=i, j=j, z_a=z[:, 0], z_b=z[:, 1], sim_a=z[:, 0] / 9, sim_b=z[:, 1] / 9,
+    pairs = pd.DataFrame(dict(i=i, j=j, z_a=z[:, 0], z_b=z[:, 1], sim_a=z[:, 0] / 9,
+                              sim_b=z[:, 1] / 9,
                               direction=["a"] * 200 + ["b"] * 200, rank=[*range(1, 201)] * 2))
-    cosine = lambda i, j: np.cos(i * 1.7 + j * 0.3)
+    def cosine(i, j):
+        return np.cos(i * 1.7 + j * 0.3)
     out = tmp_path_factory.mktemp("many") / "atlas.html"
     linked_maps.write_linked_maps(out, **given | dict(
-        maps={A: rng.normal(size=(N, 2)), B: rng.normal(size=(N, 2))}, items=items, image_of=picture, pairs=pairs,
-        neighbors={m: rng.integers(0, N, (N, 10)) for m in (A, B)}, similarities={A: cosine, B: cosine}))
+        maps={A: rng.normal(size=(N, 2)), B: rng.normal(size=(N, 2))}, items=items,
+        image_of=picture, pairs=pairs,
+        neighbors={m: rng.integers(0, N, (N, 10)) for m in (A, B)},
+        similarities={A: cosine, B: cosine}))
     return out
 
 def test_20_000_pictures(visit, many, record_property):
-    "Fits the budget and answers; how long frames take is recorded, not judged: it depends on the machine."
+    """Fits the budget and answers; how long frames take is recorded, not judged: it depends on the
+    machine."""
     assert many.stat().st_size <= 15_000_000
     page = visit(many)
     left, top = corner(page, 0)
     page.evaluate("""(() => { window.frames_ = []; let last = performance.now()
-        const tick = now => { frames_.push(now - last); last = now; requestAnimationFrame(tick) }; requestAnimationFrame(tick) })()""")
+        const tick = now => { frames_.push(now - last); last = now; requestAnimationFrame(tick) }; requestAnimationFrame(tick) })()""")  # noqa: E501
     seen = set()
     for k in range(60):
         page.mouse.move(left + 120 + 3 * k, top + 200 + 20 * np.sin(k / 5)); settle(page)
@@ -311,7 +361,8 @@ def test_20_000_pictures(visit, many, record_property):
 
 def parts(path):
     text = path.read_text()
-    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text,
+                                re.S)[1])
     sheets = [base64.b64decode(s) for s in re.findall(r'id="sheet-\d+">([^<]*)<', text)]
     return text, data, [np.asarray(Image.open(io.BytesIO(s)).convert("RGB")) for s in sheets]
 
@@ -329,7 +380,8 @@ def test_thumbnails_are_where_the_page_looks_for_them(given, built):
         assert np.argmin(off) == i and off[i] < 12
 
 def test_more_pictures_than_fit_one_sheet():
-    sheets, columns = linked_maps._make_sprite_sheets(lambda k: np.full((128, 128, 3), k % 251, np.uint8), 1100, 128, 80)
+    sheets, columns = linked_maps._make_sprite_sheets(lambda k: np.full((128, 128, 3), k % 251,
+                                                                        np.uint8), 1100, 128, 80)
     sizes = [Image.open(io.BytesIO(s)).size for s in sheets]
     assert columns == 16 and sizes == [(2048, 2048)] * 4 + [(2048, 5 * 128)]
     last = np.asarray(Image.open(io.BytesIO(sheets[4])).convert("RGB"))[300, 300]
@@ -348,34 +400,45 @@ def test_a_part_is_shown_of_too_many(given, tmp_path):
     row = {v: r for r, v in enumerate(given["items"].item_id)}
     rows = np.array([row[v] for v in data["ids"]])
     shown = {d: [(rows[i], rows[j]) for i, j, *_ in p] for d, p in zip("ab", data["pairs"])}
-    for d in "ab": assert shown[d] == [*given["pairs"][given["pairs"].direction == d][["i", "j"]].itertuples(index=False, name=None)]
+    for d in "ab":
+        assert (shown[d]
+                == [*given["pairs"][given["pairs"].direction
+                                    == d][["i", "j"]].itertuples(index=False, name=None)])
     for m, near in zip((A, B), data["near"]):
         near = np.frombuffer(base64.b64decode(near), "<u2").reshape(120, 10)
         for k, r in enumerate(rows):
-            assert rows[near[k][near[k] != linked_maps._MISSING]].tolist() == [v for v in full[m][r][:10] if v in rows]
+            assert (rows[near[k][near[k] != linked_maps._MISSING]].tolist()
+                    == [v for v in full[m][r][:10] if v in rows])
     kept = np.frombuffer(base64.b64decode(data["kept"]), "<f4")
     assert np.allclose(kept, mutual_knn(full[A], full[B])[rows])
     for limit, said in ((20, "fewer pairs"), (70_000, "limit of 70,000")):
-        with pytest.raises(UserError, match=said): linked_maps.write_linked_maps(tmp_path / "x.html", **given, limit=limit)
+        with pytest.raises(UserError, match=said):
+            linked_maps.write_linked_maps(tmp_path / "x.html", **given, limit=limit)
 
 def test_the_budget_is_kept_or_refused(given, built, tmp_path):
     whole = built.stat().st_size
     _, data, _ = parts(built)
     tight = linked_maps.write_linked_maps(tmp_path / "tight.html", **given, budget=whole - 250_000)
     assert tight.stat().st_size <= whole - 250_000 and parts(tight)[1]["px"] < data["px"]
-    with pytest.raises(UserError, match="MB"): linked_maps.write_linked_maps(tmp_path / "no.html", **given, budget=1_500_000)
+    with pytest.raises(UserError, match="MB"):
+        linked_maps.write_linked_maps(tmp_path / "no.html", **given, budget=1_500_000)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tight.html"]
 
 def test_words_stay_words(given, visit, tmp_path):
     "Names with markup in them are shown, not run; addresses in credits are links, nothing else is."
     evil = "</script><script>window.bad = 1</script><!--"
     items = given["items"].assign(item_id=[f"{evil}{k}" for k in range(400)], kind=evil)
-    path = linked_maps.write_linked_maps(tmp_path / "evil.html", **given | dict(items=items, title=evil, credits=[evil, "[x](javascript:bad)", "[y](https://y.org)"]))
+    path = linked_maps.write_linked_maps(tmp_path / "evil.html",
+                                         **given
+                                         | dict(items=items, title=evil,
+                                                credits=[evil, "[x](javascript:bad)",
+                                                         "[y](https://y.org)"]))
     page = visit(path)
     page.evaluate("atlas.show(7)")
     assert page.evaluate("window.bad") is None and page.title() == evil
     assert page.inner_text("#name") == f"{evil}7"
-    assert page.eval_on_selector_all("footer a", "all => all.map(a => a.href)") == ["https://y.org/"]
+    assert (page.eval_on_selector_all("footer a", "all => all.map(a => a.href)")
+            == ["https://y.org/"])
 
 def test_names_of_encoders_stay_words(given, built, tmp_path):
     from html.parser import HTMLParser
@@ -387,15 +450,18 @@ def test_names_of_encoders_stay_words(given, built, tmp_path):
         Reader().feed(path.read_text(encoding="utf-8"))
         return sorted(tags), words
     names = {A: "<b>x</b> </script><script>window.bad = 1</script><!--", B: "{{ 7 * 7 }} & \"'"}
-    named = {k: {names[m]: v for m, v in given[k].items()} for k in ("maps", "neighbors", "similarities", "colors")}
+    named = {k: {names[m]: v for m, v in given[k].items()}
+             for k in ("maps", "neighbors", "similarities", "colors")}
     tags, words = read(linked_maps.write_linked_maps(tmp_path / "evil.html", **given | named))
     assert tags == read(built)[0] and names[A] in words and names[B] in words
 
-@pytest.mark.parametrize("n, change", [(3, {}), (1, {}), (30, dict(factors=[])), (30, dict(credits=[]))])
+@pytest.mark.parametrize("n, change",
+                         [(3, {}), (1, {}), (30, dict(factors=[])), (30, dict(credits=[]))])
 def test_few_pictures_no_pairs_no_factors(given, visit, tmp_path, n, change):
     rng = np.random.default_rng(0)
     near = rng.integers(0, n, (n, min(5, n)))
-    few = given | dict(maps={m: v[:n] for m, v in given["maps"].items()}, items=given["items"].head(n),
+    few = given | dict(maps={m: v[:n] for m, v in given["maps"].items()},
+                       items=given["items"].head(n),
                        neighbors={A: near, B: near}, pairs=given["pairs"].head(0)) | change
     page = visit(linked_maps.write_linked_maps(tmp_path / "few.html", **few))
     page.evaluate("atlas.show(0, true)")
@@ -406,7 +472,8 @@ def test_few_pictures_no_pairs_no_factors(given, visit, tmp_path, n, change):
     (lambda g: dict(maps={A: g["maps"][A], B: g["maps"][B][:9]}), "map of colours"),
     (lambda g: dict(maps=g["maps"] | {B: g["maps"][B] * np.nan}), "NaN"),
     (lambda g: dict(neighbors={A: g["neighbors"][A]}), "nothing for colours"),
-    (lambda g: dict(neighbors=g["neighbors"] | {A: g["neighbors"][A] + 1}), "neighbors of raw pixels"),
+    (lambda g: dict(neighbors=g["neighbors"] | {A: g["neighbors"][A] + 1}),
+     "neighbors of raw pixels"),
     (lambda g: dict(neighbors=g["neighbors"] | {A: g["neighbors"][A][:, :3]}), "same number"),
     (lambda g: dict(factors=["colour"]), "no column colour"),
     (lambda g: dict(pairs=g["pairs"].assign(j=400)), "row 400"),
@@ -414,5 +481,6 @@ def test_few_pictures_no_pairs_no_factors(given, visit, tmp_path, n, change):
     (lambda g: dict(similarities=g["similarities"] | {A: lambda i, j: i * np.nan}), "cosines"),
 ])
 def test_what_cannot_be_shown_is_refused(given, tmp_path, change, said):
-    with pytest.raises(UserError, match=said): linked_maps.write_linked_maps(tmp_path / "x.html", **given | change(given))
+    with pytest.raises(UserError, match=said):
+        linked_maps.write_linked_maps(tmp_path / "x.html", **given | change(given))
     assert not list(tmp_path.iterdir())

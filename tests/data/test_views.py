@@ -1,4 +1,5 @@
-"What an encoder sees belongs to its sample: not to the batch, the order or the machine's random state."
+"""What an encoder sees belongs to its sample: not to the batch, the order or the machine's random
+state."""
 import re
 from dataclasses import replace
 import numpy as np, pytest, torch
@@ -25,28 +26,34 @@ KNOWN = [((0,) * 4, (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"), # Random123'
 
 @pytest.mark.parametrize("counter, key, want", KNOWN)
 def test_philox_gives_the_published_numbers(counter, key, want):
-    for f in (philox, augment._philox): assert " ".join(f"{int(w):08x}" for w in f(counter, key)) == want
+    for f in (philox, augment._philox):
+        assert " ".join(f"{int(w):08x}" for w in f(counter, key)) == want
 
 def test_philox_is_philox():
     rng = np.random.default_rng(0)
-    counters, key = rng.integers(0, M, (200, 4), endpoint=True), [int(k) for k in rng.integers(0, M, 2)]
+    counters, key = (rng.integers(0, M, (200, 4), endpoint=True),
+                     [int(k) for k in rng.integers(0, M, 2)])
     got = torch.stack(augment._philox(tuple(torch.from_numpy(counters).unbind(1)), key), 1)
     assert got.tolist() == [philox([int(x) for x in c], key) for c in counters]
 
 def test_uniform_numbers_are_their_own_and_even():
     s = torch.tensor([0, 1, 2**32, 2**33 + 1])
-    rows = torch.cat([augment._counter_uniform(seed, s, view, 6) for seed in (0, 1, 2**32) for view in (0, 5)])
+    rows = torch.cat([augment._counter_uniform(seed, s, view, 6) for seed in (0, 1, 2**32)
+                      for view in (0, 5)])
     assert len(rows.unique(dim=0)) == len(rows)
     u = augment._counter_uniform(0, torch.arange(4000), 0, 5)
     assert 0 <= u.min() and u.max() < 1
-    assert torch.allclose(u.mean(0), torch.tensor(0.5), atol=0.02) and u.T.corrcoef().sub(torch.eye(5)).abs().max() < 0.06
+    assert (torch.allclose(u.mean(0), torch.tensor(0.5), atol=0.02)
+            and u.T.corrcoef().sub(torch.eye(5)).abs().max() < 0.06)
 
 CONTROL, DINO = Control(), Dino(flip=0.5)
 IMAGES = torch.from_numpy(np.random.default_rng(0).random((12, 3, 64, 64), np.float32))
 SAMPLE = torch.arange(12) * 1000 + 7
 FLIP = torch.arange(12) % 2 == 0
-VIEWS = dict(base=lambda x, s, f: augment.base_view(x, s, CONTROL), plain=lambda x, s, f: augment.eval_view(x, 48)) | {
-    f"dino {v}": lambda x, s, f, v=v: augment.dino_view(x, s, v, CONTROL, DINO, f) for v in (0, 1, 2, 5)}
+VIEWS = dict(base=lambda x, s, f: augment.base_view(x, s, CONTROL),
+             plain=lambda x, s, f: augment.eval_view(x, 48)) | {
+    f"dino {v}": lambda x, s, f, v=v: augment.dino_view(x, s, v, CONTROL, DINO, f)
+    for v in (0, 1, 2, 5)}
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_a_view_does_not_depend_on_its_batch(name):
@@ -56,19 +63,24 @@ def test_a_view_does_not_depend_on_its_batch(name):
     torch.manual_seed(int(whole.sum()))
     for rows in (torch.randperm(12), torch.tensor([3]), torch.tensor([11, 0, 5])):
         part = view(IMAGES[rows], SAMPLE[rows], FLIP[rows])
-        assert torch.allclose(part, whole[rows], rtol=0, atol=2e-7) # vector instructions round tails apart
+        # vector instructions round tails apart
+        assert torch.allclose(part, whole[rows], rtol=0, atol=2e-7)
 
 @pytest.mark.parametrize("v", [0, 1, 2])
 def test_another_sample_view_or_seed_is_another_view(v):
     same = IMAGES[:1].expand(6, -1, -1, -1)
-    see = lambda v, c=CONTROL: augment.dino_view(same, SAMPLE[:6], v, c, DINO)
+    def see(v, c=CONTROL):
+        return augment.dino_view(same, SAMPLE[:6], v, c, DINO)
     assert len(see(v).unique(dim=0)) == 6
-    assert not torch.equal(see(v), see(v, replace(CONTROL, seed=1))) and not torch.equal(see(2), see(3))
+    assert (not torch.equal(see(v), see(v, replace(CONTROL, seed=1)))
+            and not torch.equal(see(2), see(3)))
 
 def test_the_base_view_keeps_what_it_says():
-    box = augment._random_resized_crop_box(augment._counter_uniform(0, torch.arange(500), 0, 4), 64, CONTROL.base_crop)
+    box = augment._random_resized_crop_box(augment._counter_uniform(0, torch.arange(500), 0, 4), 64,
+                                           CONTROL.base_crop)
     x, y, w, h = box.unbind(1)
-    assert (w * h / 64**2).min() > 0.8999 and (torch.stack([x, y, 64 - x - w, 64 - y - h]) > -1e-4).all()
+    assert ((w * h / 64**2).min() > 0.8999
+            and (torch.stack([x, y, 64 - x - w, 64 - y - h]) > -1e-4).all())
 
 @pytest.fixture(scope="module")
 def fed(corpus, tiny): return BatchLoader(corpus, tiny.control, tiny.data.size)
@@ -76,14 +88,17 @@ def fed(corpus, tiny): return BatchLoader(corpus, tiny.control, tiny.data.size)
 @pytest.fixture(scope="module")
 def may_flip(fed, corpus, tiny): # of every row, as an epoch's batches say
     out = np.zeros(len(corpus), bool)
-    for step in range(len(corpus) // tiny.control.batch_size): out[fed.rows(step)] = fed(step).may_flip
+    for step in range(len(corpus) // tiny.control.batch_size):
+        out[fed.rows(step)] = fed(step).may_flip
     return out
 
 @pytest.mark.parametrize("v", [0, 1, 2])
 def test_only_what_may_be_flipped_is_flipped(fed, tiny, v):
     images, sample, _, may, _ = fed(3)
     may = may & (torch.arange(len(may)) % 2 == 0) # some of each, whatever the batch
-    see = lambda p: augment.dino_view(augment.to_float(images), sample, v, tiny.control, replace(tiny.dino, flip=p), may)
+    def see(p):
+        return augment.dino_view(augment.to_float(images), sample, v, tiny.control,
+                                 replace(tiny.dino, flip=p), may)
     never, always = see(0.0), see(1.0)
     assert may.any() and not may.all()
     assert torch.equal(always[~may], never[~may])

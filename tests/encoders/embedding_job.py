@@ -1,8 +1,8 @@
-"An encoder with preprocessing of its own, slow enough to be killed; run as a script, it embeds scenes until it is."
+"""An encoder with preprocessing of its own, slow enough to be killed; run as a script, it embeds
+scenes until it is."""
 import sys, time
 from dataclasses import dataclass
 import numpy as np
-import torch
 
 @dataclass(frozen=True)
 class Fit:

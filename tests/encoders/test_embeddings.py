@@ -1,4 +1,5 @@
-"Vectors on disk: what a kill, a broken image, another engine or another machine does to them, which is nothing."
+"""Vectors on disk: what a kill, a broken image, another engine or another machine does to them,
+which is nothing."""
 import os, shutil, signal, subprocess, sys, threading, time, tracemalloc
 import numpy as np, pandas as pd, psutil, pytest, torch
 import embedding_job as job
@@ -23,15 +24,19 @@ def whole(scenes, tmp_path_factory):
     "Embedded without any disturbance."
     return embed(job.encoder(), scenes, tmp_path_factory.mktemp("whole") / "e")
 
-def same(a, b): return all(file_hash(a / f) == file_hash(b / f) for f in ("vectors.npy", "items.parquet", "card.json"))
+def same(a, b):
+    return all(file_hash(a / f) == file_hash(b / f)
+               for f in ("vectors.npy", "items.parquet", "card.json"))
 
 # --- the vectors
 
 def test_vectors_are_those_of_the_encoder(whole, scenes):
     e, found = job.encoder(), load_embeddings(whole)
-    assert found.vectors.dtype == np.float16 and found.items.item_id.tolist() == scenes["item_id"][:]
+    assert (found.vectors.dtype == np.float16
+            and found.items.item_id.tolist() == scenes["item_id"][:])
     for a in range(0, len(scenes), _BATCH_PER_CORE):
-        shown = np.stack([e.fit(im.convert("RGB")) for im in scenes[a:a + _BATCH_PER_CORE]["image"]])
+        shown = np.stack([e.fit(im.convert("RGB"))
+                          for im in scenes[a:a + _BATCH_PER_CORE]["image"]])
         want = e.vector(torch.from_numpy(shown).permute(0, 3, 1, 2).float() / 255)
         assert np.abs(found.vectors[a:a + _BATCH_PER_CORE] - want.numpy()).max() < 2e-3
 
@@ -40,7 +45,8 @@ def test_squares_are_embedded_as_they_always_were(corpus, tmp_path):
     found = load_embeddings(embed(e, corpus, tmp_path / "e", 64, "float32")).vectors
     pixels = ImageDecoder(corpus, 64)
     for a in range(0, len(corpus), BATCH):
-        want = e.vector(eval_view(to_float(pixels[range(a, min(len(corpus), a + BATCH))]), 48)).numpy()
+        want = e.vector(eval_view(to_float(pixels[range(a, min(len(corpus), a + BATCH))]),
+                                  48)).numpy()
         assert np.allclose(found[a:a + BATCH], want, rtol=1e-5, atol=1e-5)
 
 def test_the_number_of_cores_changes_nothing(whole, scenes, tmp_path):
@@ -61,7 +67,8 @@ def test_unit_vectors_need_room_for_themselves_only():
     tracemalloc.stop()
     assert peak < 1.5 * u.nbytes and np.allclose(u, want, rtol=1e-6)
     rows = np.array([5, 99_999, 5])
-    assert np.allclose(e.unit(rows), want[rows], rtol=1e-6) and e.unit(rows, np.float16).dtype == np.float16
+    assert (np.allclose(e.unit(rows), want[rows], rtol=1e-6)
+            and e.unit(rows, np.float16).dtype == np.float16)
 
 # --- stopped
 
@@ -69,7 +76,7 @@ def test_killed_and_started_again(whole, scenes, tmp_path):
     out = tmp_path / "e"
     p = subprocess.Popen([sys.executable, job.__file__, str(out)], stderr=subprocess.DEVNULL,
                          env=os.environ | dict(PYTHONPATH=os.pathsep.join(sys.path)))
-    while len(parts := list(out.glob(".parts-*/*.npz"))) < 2: assert p.poll() is None; time.sleep(0.005)
+    while len(list(out.glob(".parts-*/*.npz"))) < 2: assert p.poll() is None; time.sleep(0.005)
     p.send_signal(signal.SIGKILL); p.wait()
     kept = sum(b - a for a, b in (map(int, p.stem.split("-")) for p in out.glob(".parts-*/*.npz")))
     assert not (out / "manifest.json").exists()
@@ -81,7 +88,8 @@ def test_killed_and_started_again(whole, scenes, tmp_path):
 def test_other_settings_begin_anew(whole, scenes, tmp_path):
     out = tmp_path / "e"
     old = out / ".parts-0123456789abcdef"
-    old.mkdir(parents=True); (old / f"{0:010d}-{_BATCH_PER_CORE:010d}.npz").write_bytes(b"of something else")
+    old.mkdir(parents=True)
+    (old / f"{0:010d}-{_BATCH_PER_CORE:010d}.npz").write_bytes(b"of something else")
     assert same(embed(job.encoder(), scenes, out), whole) and not old.exists()
 
 def is_worker(process):
@@ -102,7 +110,8 @@ def ray_job(scenes, out, kill_after=None):
     if kill_after: thread.join(10)
     return killed
 
-def test_ray_with_a_killed_worker_makes_the_same_file(whole, scenes, tmp_path, local_ray, monkeypatch):
+def test_ray_with_a_killed_worker_makes_the_same_file(whole, scenes, tmp_path, local_ray,
+                                                      monkeypatch):
     monkeypatch.setattr(extraction, "_ROWS_PER_PART", _BATCH_PER_CORE)
     out = tmp_path / "e"
     (parts_then,) = ray_job(scenes, out, kill_after=2)
@@ -157,8 +166,10 @@ def test_broken_images_leave_no_trace_but_the_list(pictures, tmp_path, bad):
     got, skipped = load_embeddings(out), pd.read_csv(out / "skipped.csv")
     assert np.allclose(got.vectors, want.vectors[good], atol=1e-5)
     assert got.items.item_id.tolist() == [f"{i:02d}.png" for i in good]
-    assert skipped.item_id.tolist() == [f"{i:02d}.png" for i in sorted(bad)] and "no image" in skipped.reason[0]
-    assert read_manifest(out)["skipped"] == len(bad) and "skipped.csv" in read_manifest(out)["outputs"]
+    assert (skipped.item_id.tolist() == [f"{i:02d}.png" for i in sorted(bad)]
+            and "no image" in skipped.reason[0])
+    assert (read_manifest(out)["skipped"] == len(bad)
+            and "skipped.csv" in read_manifest(out)["outputs"])
 
 @pytest.mark.filterwarnings("ignore:.*cannot be decoded")
 def test_too_many_broken_images(pictures, tmp_path):
@@ -177,7 +188,8 @@ def test_too_many_broken_images(pictures, tmp_path):
     (lambda v: v / 0, "NaN or infinity"),
     (lambda v: v * 0 + 7e4, "7e\\+04.*float16 ends at 65504.*dtype float32")])
 def test_vectors_that_cannot_be_stored(scenes, tmp_path, change, says):
-    with pytest.raises(UserError, match=says): embed(job.encoder(change=change), scenes, tmp_path / "e")
+    with pytest.raises(UserError, match=says):
+        embed(job.encoder(change=change), scenes, tmp_path / "e")
     assert not (tmp_path / "e/vectors.npy").exists()
 
 def test_large_values_fit_in_float32(scenes, tmp_path):
@@ -190,7 +202,9 @@ def test_zero_vectors_are_counted(scenes, tmp_path):
     e = load_embeddings(out)
     assert e.zeros().all() and not e.unit().any() and read_manifest(out)["zero_vectors"] == 192
 
-@pytest.mark.parametrize("more, says", [(dict(dtype="int8"), "float16 or float32"), (dict(engine="mpi"), "local or ray")])
+@pytest.mark.parametrize("more, says",
+                         [(dict(dtype="int8"), "float16 or float32"),
+                          (dict(engine="mpi"), "local or ray")])
 def test_unknown_ways(scenes, tmp_path, more, says):
     with pytest.raises(UserError, match=says): embed(job.encoder(), scenes, tmp_path / "e", **more)
 
@@ -206,48 +220,64 @@ GOOD = np.eye(3, 4, dtype=np.float32)
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_vectors_from_elsewhere(tmp_path, kind):
-    table = dict(item_id=["007", "08", "9"], pixel_hash=["00", "01", "1e5"], concept=["a", None, "b"])
+    table = dict(item_id=["007", "08", "9"], pixel_hash=["00", "01", "1e5"],
+                 concept=["a", None, "b"])
     e = load_vectors(given(tmp_path, GOOD, table, kind))
     assert isinstance(e.vectors, np.memmap) and np.array_equal(e.vectors, GOOD)
-    assert e.items.item_id.tolist() == table["item_id"] and e.items.pixel_hash.tolist() == table["pixel_hash"]
+    assert (e.items.item_id.tolist() == table["item_id"]
+            and e.items.pixel_hash.tolist() == table["pixel_hash"])
 
 IDS = dict(item_id=list("abc"))
 
 @pytest.mark.parametrize("x, table, says", [
-    (GOOD[0], IDS, "shape \\(4,\\)"), (GOOD[:0], IDS, "one row or more"), (GOOD[None], IDS, "shape \\(1, 3, 4\\)"),
+    (GOOD[0], IDS, "shape \\(4,\\)"), (GOOD[:0], IDS, "one row or more"),
+    (GOOD[None], IDS, "shape \\(1, 3, 4\\)"),
     (GOOD.astype(int), IDS, "holds int64"), (GOOD.astype(object), IDS, "no readable .npy"),
-    (GOOD[:2], IDS, "has 2 rows and its table 3"), (GOOD * np.nan, IDS, "no vector that can be used, of 3: a \\(NaN or infinity"),
-    (np.float32(1), IDS, "shape \\(\\)"), (GOOD.astype(complex), IDS, "holds complex128.*save them as numpy.float32"), (GOOD, dict(name=list("abc")), "no column item_id; its columns are name"),
-    (GOOD, dict(item_id=list("aba")), "first 'a'"), (GOOD, dict(item_id=["a", None, "c"]), "no item_id in row 1")])
+    (GOOD[:2], IDS, "has 2 rows and its table 3"),
+    (GOOD * np.nan, IDS, "no vector that can be used, of 3: a \\(NaN or infinity"),
+    (np.float32(1), IDS, "shape \\(\\)"),
+    (GOOD.astype(complex), IDS, "holds complex128.*save them as numpy.float32"),
+    (GOOD, dict(name=list("abc")), "no column item_id; its columns are name"),
+    (GOOD, dict(item_id=list("aba")), "first 'a'"),
+    (GOOD, dict(item_id=["a", None, "c"]), "no item_id in row 1")])
 def test_unusable_vectors_from_elsewhere(tmp_path, x, table, says):
     with pytest.raises(UserError, match=says): load_vectors(given(tmp_path, x, table))
 
 @pytest.mark.parametrize("kind", ["<f2", ">f2", ">f4", ">f8", "<f8", "g"])
 def test_floats_of_any_width_and_byte_order(tmp_path, kind):
-    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float16) # every kind holds these exactly
+    # every kind holds these exactly
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float16)
     e = load_vectors(given(tmp_path, x.astype(kind), IDS))
-    assert e.vectors.dtype.isnative and e.vectors.dtype.itemsize <= 8 and np.array_equal(e.vectors, x)
+    assert (e.vectors.dtype.isnative and e.vectors.dtype.itemsize <= 8
+            and np.array_equal(e.vectors, x))
     assert torch.from_numpy(np.array(e.vectors)).shape == (3, 4)
 
 def test_rows_that_cannot_be_compared_are_listed_and_the_others_used(tmp_path):
     x = np.float64([[1, 2], [np.nan, 1], [3, 4], [-np.inf, 0], [1e200, 0], [1e-200, 0], [0, 0]])
-    with pytest.warns(UserWarning, match="4 of 7 vectors .* are left out: b \\(NaN or infinity in its vector\\)"):
+    with pytest.warns(UserWarning,
+                      match="4 of 7 vectors .* are left out: b \\(NaN or infinity in its "
+                            "vector\\)"):
         e = load_vectors(given(tmp_path, x, dict(item_id=list("abcdefg"))))
     assert e.items.item_id.tolist() == list("acg") and e.skipped.item_id.tolist() == list("bdef")
-    assert e.skipped.reason.str.contains("NaN or infinity|too large or too small for float32").all() and np.isfinite(e.unit()).all()
+    assert e.skipped.reason.str.contains("NaN or infinity|too large or too small for "
+                                         "float32").all() and np.isfinite(e.unit()).all()
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
 def test_names_stay_what_they_are(tmp_path, kind):
     names = ["NA", "None", "nan", "null", "01", "1", "1.0", "1e3", "True", "a#b~c"]
     t = pd.DataFrame(dict(item_id=names, category=names[::-1]))
     np.save(tmp_path / "x.npy", np.eye(len(names)))
-    getattr(t, "to_parquet" if kind == "parquet" else "to_csv")(tmp_path / f"x.{kind}", index=False, **(dict(sep="\t") if kind == "tsv" else {}))
+    getattr(t,
+            "to_parquet" if kind == "parquet"
+            else "to_csv")(tmp_path / f"x.{kind}", index=False,
+                           **(dict(sep="\t") if kind == "tsv" else {}))
     e = load_vectors(tmp_path / "x.npy")
     assert e.items.item_id.tolist() == names and e.items.category.tolist() == names[::-1]
 
 def test_labels_that_are_lists_are_one_value_each(tmp_path):
     lists = [["a"], ["a", "b"], []]
-    with pytest.warns(UserWarning, match="column 'category' holds lists"): e = load_vectors(given(tmp_path, GOOD, dict(IDS, category=lists), "parquet"))
+    with pytest.warns(UserWarning, match="column 'category' holds lists"):
+        e = load_vectors(given(tmp_path, GOOD, dict(IDS, category=lists), "parquet"))
     assert e.items.category.fillna("").tolist() == ["a", "a; b", ""]
 
 def test_a_row_longer_than_the_head_moves_no_name(tmp_path):
@@ -257,7 +287,8 @@ def test_a_row_longer_than_the_head_moves_no_name(tmp_path):
 
 def test_what_embed_wrote_is_read_as_vectors(whole, tmp_path, monkeypatch):
     e, own = load_vectors(whole), load_embeddings(whole)
-    assert np.array_equal(e.vectors, own.vectors) and e.items.equals(own.items) and e.card == own.card
+    assert (np.array_equal(e.vectors, own.vectors) and e.items.equals(own.items)
+            and e.card == own.card)
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(whole, tmp_path / "a#b~1,c=d")
     assert load_vectors("~/a#b~1,c=d").items.equals(own.items)
@@ -267,16 +298,20 @@ def test_what_embed_wrote_is_read_as_vectors(whole, tmp_path, monkeypatch):
 def test_missing_files(tmp_path):
     with pytest.raises(UserError, match="no readable .npy"): load_vectors(tmp_path / "x.npy")
     np.save(tmp_path / "x.npy", GOOD)
-    with pytest.raises(UserError, match="has no table: expected .*x.parquet or .*x.csv"): load_vectors(tmp_path / "x.npy")
+    with pytest.raises(UserError, match="has no table: expected .*x.parquet or .*x.csv"):
+        load_vectors(tmp_path / "x.npy")
 
 def test_zero_vectors_from_elsewhere_are_said(tmp_path):
-    with pytest.warns(UserWarning, match="1 of 3 vectors .* are zeros"): load_vectors(given(tmp_path, GOOD * [1, 0, 1, 1], IDS))
+    with pytest.warns(UserWarning, match="1 of 3 vectors .* are zeros"):
+        load_vectors(given(tmp_path, GOOD * [1, 0, 1, 1], IDS))
 
 # --- two on common items
 
 def named(ids, hashes=None, d=5):
     x = np.array([[len(i), *map(ord, i.ljust(d - 1))] for i in ids], np.float32)
-    return Embeddings(x, pd.DataFrame(dict(item_id=ids) | (dict(pixel_hash=hashes) if hashes else {})), {})
+    return Embeddings(x,
+                      pd.DataFrame(dict(item_id=ids) | (dict(pixel_hash=hashes) if hashes else {})),
+                      {})
 
 def test_common_items_in_the_order_of_the_first():
     rng = np.random.default_rng(0)
@@ -285,12 +320,14 @@ def test_common_items_in_the_order_of_the_first():
     got = align(a, b)
     assert got.a.items.item_id.tolist() == [i for i in a.items.item_id if i in set(b.items.item_id)]
     assert np.array_equal(got.a.vectors, got.b.vectors) and got.a.items.equals(got.b.items)
-    assert set(got.only_a) == set(a.items.item_id) - set(b.items.item_id) and len(got.only_b) == 40 - len(got.a.items)
+    assert (set(got.only_a) == set(a.items.item_id) - set(b.items.item_id)
+            and len(got.only_b) == 40 - len(got.a.items))
     assert align(a, a).a is a # no copy where nothing moves
 
 @pytest.mark.parametrize("a, b, says", [
     (named(["x", "y"]), named(["p", "q"]), "no item is in both: x, y .* p, q"),
-    (named(["x", "y"], ["1", "2"]), named(["y", "x"], ["3", "1"]), "'y' is not the same image.* 2 in one and 3"),
+    (named(["x", "y"], ["1", "2"]), named(["y", "x"], ["3", "1"]),
+     "'y' is not the same image.* 2 in one and 3"),
     (named(["x", "x"]), named(["x"]), "first embeddings have 'x' more than once"),
     (named(["x"]), named(["x", "z", "z"]), "second embeddings have 'z'")])
 def test_what_cannot_be_aligned(a, b, says):

@@ -1,4 +1,5 @@
-"The room of probes: parents answer for robustness sets, differences are paired, floors come along, a kill loses nothing."
+"""The room of probes: parents answer for robustness sets, differences are paired, floors come
+along, a kill loses nothing."""
 import json
 import numpy as np, pandas as pd, pytest
 from ccd.probing.tables import (_eval_val_splits, compare_probes, few_shot_rows, knn_callback,
@@ -19,7 +20,8 @@ def embedded(y, seed, gap=1.0, d=8, name="e"):
     "Features around one mean a class; the means are the same for every seed."
     means = np.random.default_rng(99).normal(size=(4, d)) * gap
     x = means[y] + np.random.default_rng(seed).normal(size=(len(y), d))
-    items = pd.DataFrame(dict(item_id=[f"{name}-{k}" for k in range(len(y))], label=LETTERS[y], family=np.arange(len(y)) // 3))
+    items = pd.DataFrame(dict(item_id=[f"{name}-{k}" for k in range(len(y))], label=LETTERS[y],
+                              family=np.arange(len(y)) // 3))
     return Embeddings(x.astype(np.float16), items, dict(name=name))
 
 @pytest.fixture
@@ -27,9 +29,12 @@ def world():
     rng = np.random.default_rng(0)
     y, other = rng.integers(0, 4, 600), rng.integers(0, 4, 200)
     vectors = dict(base=embedded(y, 1), shifted=embedded(other, 2, name="s"))
-    part = lambda a, b: _Subset("base", np.arange(a, b))
-    tasks = [Task("far", "far", "robustness", "label", "item_id", [Fold(None, None, _Subset("shifted", np.arange(200)))], parent="near"),
-             Task("near", "near", "general", "label", "family", [Fold(part(0, 300), part(300, 400), part(400, 600))])]
+    def part(a, b):
+        return _Subset("base", np.arange(a, b))
+    tasks = [Task("far", "far", "robustness", "label", "item_id",
+                  [Fold(None, None, _Subset("shifted", np.arange(200)))], parent="near"),
+             Task("near", "near", "general", "label", "family",
+                  [Fold(part(0, 300), part(300, 400), part(400, 600))])]
     return vectors, tasks
 
 def test_the_probe_of_the_parent_answers_for_a_robustness_set(world):
@@ -40,7 +45,8 @@ def test_the_probe_of_the_parent_answers_for_a_robustness_set(world):
     assert (far.linear == far.label).mean() > 0.6 and (far.knn == far.label).mean() > 0.6
     swapped = dict(vectors, shifted=vectors["base"].rows(np.arange(400, 600)))
     again = predict_probes(swapped, tasks)[0].query("task == 'far'")
-    assert (again.linear.values == near.linear.values).all() and (again.knn.values == near.knn.values).all()
+    assert ((again.linear.values == near.linear.values).all()
+            and (again.knn.values == near.knn.values).all())
 
 def test_other_cuts_hold_back_other_rows(world, monkeypatch):
     from ccd.probing import tables as probing_tables
@@ -49,7 +55,8 @@ def test_other_cuts_hold_back_other_rows(world, monkeypatch):
     def cut(name, items, seed=0):
         assert items.keys() == vectors.keys()
         mixed = np.random.default_rng(seed).permutation(400)
-        f = Fold(*(_Subset("base", np.sort(mixed[a:b])) for a, b in ((0, 40), (40, 400))), fold.test)
+        f = Fold(*(_Subset("base", np.sort(mixed[a:b])) for a, b in ((0, 40), (40, 400))),
+                 fold.test)
         asked.append((name, seed))
         return [Task(**(vars(near) | dict(folds=[f])))] if name == "near" else [far]
     monkeypatch.setattr(probing_tables, "tasks", cut)
@@ -74,14 +81,20 @@ def test_rows_of_the_table_are_what_the_answers_say(world):
     near = answers[answers.task == "near"]
     within = [(g.linear == g.label).mean() for _, g in near.groupby("label")]
     assert t.linear["near"] == pytest.approx((near.linear == near.label).mean())
-    assert t.balanced["near"] == pytest.approx(np.mean(within)) and t.tests["near"] == 200 and t.clusters["near"] == near.cluster.nunique()
-    assert ((t.lo <= t.linear) & (t.linear <= t.hi) & (t.knn_lo <= t.knn) & (t.knn <= t.knn_hi)).all()
+    assert (t.balanced["near"] == pytest.approx(np.mean(within)) and t.tests["near"] == 200
+            and t.clusters["near"] == near.cluster.nunique())
+    assert ((t.lo <= t.linear) & (t.linear <= t.hi) & (t.knn_lo <= t.knn)
+            & (t.knn <= t.knn_hi)).all()
     commonest = vectors["base"].items.label[:300].mode()[0]
     assert t.majority["near"] == pytest.approx((near.label == commonest).mean())
     assert t.parent["far"] == "near" and t.ridge["far"] == t.ridge["near"]
     of = near.groupby("cluster").apply(lambda g: (g.linear == g.label).mean(), include_groups=False)
-    assert t.family_mean["near"] == pytest.approx(of.mean()) and t.effective_clusters["near"] == pytest.approx(200**2 / (near.groupby("cluster").size()**2).sum())
-    assert t.family_mean["far"] == pytest.approx(t.linear["far"]) and t.effective_clusters["far"] == t.clusters["far"] == 200 # each stands alone
+    assert (t.family_mean["near"] == pytest.approx(of.mean())
+            and t.effective_clusters["near"]
+            == pytest.approx(200**2 / (near.groupby("cluster").size()**2).sum()))
+    # each stands alone
+    assert (t.family_mean["far"] == pytest.approx(t.linear["far"])
+            and t.effective_clusters["far"] == t.clusters["far"] == 200)
 
 def test_tasks_that_learn_the_same_are_fitted_once(world, monkeypatch):
     from ccd.probing import tables as probing_tables
@@ -89,7 +102,8 @@ def test_tasks_that_learn_the_same_are_fitted_once(world, monkeypatch):
     fits, real = [], probing_tables._fit_probes
     monkeypatch.setattr(probing_tables, "_fit_probes", lambda *a: fits.append(1) or real(*a))
     f = near.folds[0]
-    half = Task("near", "half", "general", "label", "family", [Fold(f.train, f.val, _Subset("base", np.arange(400, 500)))])
+    half = Task("near", "half", "general", "label", "family",
+                [Fold(f.train, f.val, _Subset("base", np.arange(400, 500)))])
     answers, _ = predict_probes(vectors, [near, half])
     assert len(fits) == 1
     one, two = (answers[answers.task == t].set_index("item_id") for t in ("near", "half"))
@@ -102,41 +116,51 @@ def test_no_test_row_is_learnt_from(world):
     x = np.array(e.vectors)
     x[400:] = 0 # only test rows change
     after = predict_probes(dict(vectors, base=Embeddings(x, e.items, e.card)), tasks)[0]
-    far = lambda a: a[a.task == "far"][["linear", "knn"]].values
+    def far(a):
+        return a[a.task == "far"][["linear", "knn"]].values
     assert (far(before) == far(after)).all()
 
 def answered(name, right, cluster=None):
     n = np.arange(len(right))
     said = np.where(right, "yes", "no")
-    return pd.DataFrame(dict(encoder=name, task="t", item_id=n, cluster=n if cluster is None else cluster, label="yes", linear=said, knn=said[::-1]))
+    return pd.DataFrame(dict(encoder=name, task="t", item_id=n,
+                             cluster=n if cluster is None else cluster, label="yes", linear=said,
+                             knn=said[::-1]))
 
 def test_a_difference_is_paired_and_knows_its_clusters():
     rng = np.random.default_rng(0)
     a, b = rng.random(400) < 0.7, rng.random(400) < 0.6
     family = np.arange(400) // 4
     for cluster in (None, family):
-        d = compare_probes(pd.concat([answered("a", a, cluster), answered("b", b, cluster)]), "a", "b", 500).set_index("probe")
+        d = compare_probes(pd.concat([answered("a", a, cluster), answered("b", b, cluster)]), "a",
+                           "b", 500).set_index("probe")
         own = np.arange(400) if cluster is None else cluster
         assert d.difference["linear"] == pytest.approx(a.mean() - b.mean())
-        assert (d.lo["linear"], d.hi["linear"]) == pytest.approx(paired_bootstrap(a.astype(float), b.astype(float), own, 500)[1:])
+        assert ((d.lo["linear"], d.hi["linear"])
+                == pytest.approx(paired_bootstrap(a.astype(float), b.astype(float), own, 500)[1:]))
         assert d.p["linear"] == paired_test(a, b, own) == d.p_holm["linear"]
-        assert d.family_mean["linear"] == pytest.approx(np.mean([(a[own == c] * 1.0 - b[own == c]).mean() for c in np.unique(own)]))
+        assert (d.family_mean["linear"]
+                == pytest.approx(np.mean([(a[own == c] * 1.0 - b[own == c]).mean()
+                                          for c in np.unique(own)])))
     same = compare_probes(pd.concat([answered("a", a), answered("b", a)]), "a", "b", 100)
     assert (same.difference == 0).all() and (same.p == 1).all()
 
 def test_encoders_that_answered_other_items_are_refused():
     a, b = answered("a", np.ones(5, bool)), answered("b", np.ones(5, bool))
     b["item_id"] += 1
-    with pytest.raises(UserError, match="same items of t: probe them together"): compare_probes(pd.concat([a, b]), "a", "b")
+    with pytest.raises(UserError, match="same items of t: probe them together"):
+        compare_probes(pd.concat([a, b]), "a", "b")
 
 def test_above_needs_every_interval_to_leave_out_zero():
     rng = np.random.default_rng(0)
     a, b = rng.random(200) < 0.6, rng.random(200) < 0.3
     close = a.copy(); close[rng.integers(0, 200, 6)] ^= True
     t = pd.concat([answered("a", a), answered("b", b), answered("close", close)])
-    d = pd.concat([compare_probes(t, x, y, 500) for x in "ab" for y in ("a", "b", "close") if x != y])
+    d = pd.concat([compare_probes(t, x, y, 500) for x in "ab"
+                   for y in ("a", "b", "close") if x != y])
     assert tasks_where_better(d, "a", ("b",)) == ["t"] == tasks_where_better(d, "a", ("b",), "knn")
-    assert tasks_where_better(d, "a", ("b", "close")) == [] == tasks_where_better(d, "b", ("a",)) == tasks_where_better(d, "a", ("b", "nobody"))
+    assert (tasks_where_better(d, "a", ("b", "close")) == [] == tasks_where_better(d, "b", ("a",))
+            == tasks_where_better(d, "a", ("b", "nobody")))
 
 def test_several_tests_are_corrected_as_holm_says():
     p = np.random.default_rng(0).random(12)
@@ -149,7 +173,8 @@ def test_dealt_signs_are_uniform_where_nothing_differs_and_know_clusters():
     found = []
     for seed in range(200):
         rng, image = np.random.default_rng(seed), np.repeat(np.arange(40), 5)
-        both = rng.normal(size=(2, 40))[:, image] + rng.normal(size=(2, 200)) * 0.1 # five answers of an image are nearly one
+        # five answers of an image are nearly one
+        both = rng.normal(size=(2, 40))[:, image] + rng.normal(size=(2, 200)) * 0.1
         found.append((sign_flip(*both, image, 400), sign_flip(*both, np.arange(200), 400)))
     honest, naive = (np.array(found) < 0.1).mean(0)
     assert 0.04 < honest < 0.18 and naive > 0.3
@@ -161,10 +186,12 @@ def test_few_examples_are_of_train_and_the_same_for_every_encoder(world):
     assert t[t.shots == 16].top1.mean() > t[t.shots == 1].top1.mean()
     e = vectors["base"]
     worse = np.array(e.vectors); worse[300:400] = 0 # what validates is not learnt from
-    assert few_shot_rows(dict(vectors, base=Embeddings(worse, e.items, e.card)), tasks, (1, 16), 3).equals(t)
+    assert few_shot_rows(dict(vectors, base=Embeddings(worse, e.items, e.card)), tasks, (1, 16),
+                         3).equals(t)
 
 def test_floors_come_along_once():
-    assert _default_baselines(["hf:x"]) == ["random:0", "pixels:16"] and _default_baselines(["pixels:8"]) == ["random:0"]
+    assert (_default_baselines(["hf:x"]) == ["random:0", "pixels:16"]
+            and _default_baselines(["pixels:8"]) == ["random:0"])
     assert _default_baselines(["random:3", "pixels:8"]) == []
 
 def test_the_first_weights_of_a_run_are_its_floor(whole):
@@ -172,14 +199,20 @@ def test_the_first_weights_of_a_run_are_its_floor(whole):
     assert _default_baselines([spec]) == [f"first:{spec}", "pixels:16"]
 
 def test_robustness_sets_bring_their_parent():
-    assert _group_by_source_dataset(["cifar10.1", "emoji", "cifar10"]) == {"cifar10": ["cifar10", "cifar10.1"], "emoji": ["emoji"]}
+    assert (_group_by_source_dataset(["cifar10.1", "emoji", "cifar10"])
+            == {"cifar10": ["cifar10", "cifar10.1"], "emoji": ["emoji"]})
     with pytest.raises(UserError, match="unknown data set"): _group_by_source_dataset(["cifar11"])
 
 def test_every_encoder_has_a_name_of_its_own():
-    card = lambda name, training="": dict(name=name, training=training)
-    names = display_names({"ccd:a": card("CLIP", "CLIP, 9 samples, seed 0"), "ccd:b": card("CLIP", "CLIP, 9 samples, seed 1"),
-                      "ccd:c": card("CLIP", "CLIP, 9 samples, seed 1"), "pixels:16": card("pixels-16")})
-    assert names == {"ccd:a": "CLIP", "ccd:b": "CLIP seed 1 (ccd:b)", "ccd:c": "CLIP seed 1 (ccd:c)", "pixels:16": "raw pixels"}
+    def card(name, training=""):
+        return dict(name=name, training=training)
+    names = display_names({"ccd:a": card("CLIP", "CLIP, 9 samples, seed 0"),
+                           "ccd:b": card("CLIP", "CLIP, 9 samples, seed 1"),
+                      "ccd:c": card("CLIP", "CLIP, 9 samples, seed 1"),
+                           "pixels:16": card("pixels-16")})
+    assert (names
+            == {"ccd:a": "CLIP", "ccd:b": "CLIP seed 1 (ccd:b)", "ccd:c": "CLIP seed 1 (ccd:c)",
+                "pixels:16": "raw pixels"})
 
 # --- the command
 
@@ -191,29 +224,37 @@ def test_the_command_from_a_folder_of_classes(tmp_path):
         for k in range(30):
             x = np.clip(np.array(color) + rng.normal(0, 25, (20, 24, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(x).save(tmp_path / "pictures" / name / f"{k}.png")
-    said, code = finish(start("probe", "colors:3", f"folder:{tmp_path}/pictures", *OPTIONS, "--out", tmp_path / "out",
+    said, code = finish(start("probe", "colors:3", f"folder:{tmp_path}/pictures", *OPTIONS, "--out",
+                              tmp_path / "out",
                               "--save-tables", tmp_path / "results", "--val-splits", 2))
     assert code == 0, said
-    cuts = pd.read_csv(tmp_path / "results/cuts.csv").pivot(index="encoder", columns="cut", values="top1")
+    cuts = pd.read_csv(tmp_path / "results/cuts.csv").pivot(index="encoder", columns="cut",
+                                                            values="top1")
     t = pd.read_csv(tmp_path / "results/accuracy.csv").set_index("encoder")
     assert np.allclose(cuts[0], t.linear[cuts.index]) and list(cuts) == [0, 1]
-    assert t.linear["colors-3"] > 0.95 and t.tests.eq(90).all() and set(t.index) == {"colors-3", "random ViT", "raw pixels"}
+    assert (t.linear["colors-3"] > 0.95 and t.tests.eq(90).all()
+            and set(t.index) == {"colors-3", "random ViT", "raw pixels"})
     assert "colors-3" in said and str(tmp_path / "out/report.html") in said
     m = read_json(tmp_path / "results/manifest.json")
-    assert m["command"].startswith("ccd probe colors:3 folder:") and set(m["outputs"]) == {p.name for p in (tmp_path / "results").iterdir()} - {"manifest.json"}
+    assert (m["command"].startswith("ccd probe colors:3 folder:")
+            and set(m["outputs"])
+            == {p.name for p in (tmp_path / "results").iterdir()} - {"manifest.json"})
 
 def test_a_kill_loses_nothing(tmp_path):
     args = ("probe", "colors:3", "emoji", *OPTIONS)
     done, code = finish(start(*args, "--out", tmp_path / "whole"))
     assert code == 0, done
     answers = tmp_path / "killed" / "answers"
-    signal_when(start(*args, "--out", tmp_path / "killed"), lambda: any(answers.rglob("manifest.json")), 9)
+    signal_when(start(*args, "--out", tmp_path / "killed"),
+                lambda: any(answers.rglob("manifest.json")), 9)
     first = {p: p.stat().st_mtime_ns for p in answers.rglob("answers.parquet")}
     said, code = finish(start(*args, "--out", tmp_path / "killed"))
     assert code == 0, said
     assert all(p.stat().st_mtime_ns == t for p, t in first.items())
-    tables = lambda out: {p.name: p.read_bytes() for p in (tmp_path / out / "tables").glob("*.csv")}
-    assert {"accuracy.csv", "differences.csv", "few_shot.csv"} <= set(tables("whole")) and tables("whole") == tables("killed")
+    def tables(out):
+        return {p.name: p.read_bytes() for p in (tmp_path / out / "tables").glob("*.csv")}
+    assert ({"accuracy.csv", "differences.csv", "few_shot.csv"} <= set(tables("whole"))
+            and tables("whole") == tables("killed"))
 
 # --- while it trains
 
@@ -222,9 +263,11 @@ def test_watching_changes_nothing_and_sees_what_is_kept(tiny, corpus, tmp_path):
     from ccd.training.loop import train
     for objective in ("clip", "dino"):
         plain = train(objective, tiny, corpus, tmp_path / f"{objective}-plain")
-        watch = knn_callback(tiny.control, scenes.single_drawings(tiny.data), tmp_path / f"{objective}.jsonl", 3)
+        watch = knn_callback(tiny.control, scenes.single_drawings(tiny.data),
+                             tmp_path / f"{objective}.jsonl", 3)
         watched = train(objective, tiny, corpus, tmp_path / f"{objective}-watched", watch)
-        assert read_json(plain / "manifest.json")["outputs"] == read_json(watched / "manifest.json")["outputs"]
+        assert (read_json(plain / "manifest.json")["outputs"]
+                == read_json(watched / "manifest.json")["outputs"])
         seen = pd.read_json(tmp_path / f"{objective}.jsonl", lines=True)
         assert seen.step.tolist() == [0, 13, 27, 40] and seen.knn.between(0, 1).all()
 
@@ -242,15 +285,24 @@ def test_masks_of_a_named_set_are_cut_for_validation(monkeypatch, tiny):
     from PIL import Image as Picture
     from ccd.probing import tables as probing_tables
     rng = np.random.default_rng(0)
-    columns = Features(item_id=Value("string"), image=Image(), annotation=Image(), pixel_hash=Value("string"), split=Value("string"))
+    columns = Features(item_id=Value("string"), image=Image(), annotation=Image(),
+                       pixel_hash=Value("string"), split=Value("string"))
     def made(part, n):
-        picture = lambda a: Picture.fromarray(a.astype(np.uint8))
-        return Dataset.from_list([dict(item_id=f"{part}-{k}", image=picture(rng.integers(0, 255, (20, 20, 3))), pixel_hash=str(k), split=part,
-                                       annotation=picture(np.full((20, 20), k % 151))) for k in range(n)], features=columns)
-    monkeypatch.setattr(probing_tables, "_open_dataset", lambda name, settings: {f"{name}-{p}": made(p, n) for p, n in (("train", 40), ("test", 8))})
+        def picture(a):
+            return Picture.fromarray(a.astype(np.uint8))
+        return Dataset.from_list([dict(item_id=f"{part}-{k}",
+                                       image=picture(rng.integers(0, 255, (20, 20, 3))),
+                                       pixel_hash=str(k), split=part,
+                                       annotation=picture(np.full((20, 20), k % 151)))
+                                  for k in range(n)], features=columns)
+    monkeypatch.setattr(probing_tables, "_open_dataset",
+                        lambda name, settings: {f"{name}-{p}": made(p, n)
+                                                for p, n in (("train", 40), ("test", 8))})
     train, val, test = segmentation_splits("ade20k", tiny)
     assert (len(train), len(val), len(test)) == (36, 4, 8) and len(train.classes) == 150
-    assert val.corpus["item_id"][:] == [f"train-{k}" for k in range(36, 40)] and (val.mask(1) == 36).all() # 1 is the first class
+    # 1 is the first class
+    assert (val.corpus["item_id"][:] == [f"train-{k}" for k in range(36, 40)]
+            and (val.mask(1) == 36).all())
     assert (train.mask(0) == 255).all() and (test.mask(7) == 6).all() # 0 is not counted
     assert set(train.cluster).isdisjoint(val.cluster)
 
@@ -262,28 +314,41 @@ def test_heads_are_kept_as_they_were(tmp_path):
     def head(luck):
         truth = rng.integers(0, 50, (30, 2)) + 1
         hit = (truth * luck).astype(int)
-        return Segmentation(["ground", "thing"], np.stack([hit, truth, hit + (truth - hit)[:, ::-1]], 1), np.eye(2), np.arange(30) // 3,
+        return Segmentation(["ground", "thing"],
+                            np.stack([hit, truth, hit + (truth - hit)[:, ::-1]], 1), np.eye(2),
+                            np.arange(30) // 3,
                             path=pd.DataFrame(dict(ridge=[1.0, 0.1], chosen=[False, True])))
     good, poor = head(0.9), head(0.4)
     poor.counts[:, 1] = good.counts[:, 1]
     for n, s in dict(good=good, poor=poor).items():
         (tmp_path / n).mkdir(); save_segmentation(s, tmp_path / n)
     found = {n: read_segmentation(tmp_path / n) for n in ("good", "poor")}
-    assert all(np.array_equal(found[n].counts, s.counts) for n, s in dict(good=good, poor=poor).items())
+    assert all(np.array_equal(found[n].counts, s.counts)
+               for n, s in dict(good=good, poor=poor).items())
     rows = segmentation_rows(found, found["poor"], "made", 100).set_index("encoder")
-    assert rows.linear["good"] == pytest.approx(miou(good.counts.sum(0))) and rows.ridge["good"] == 0.1 and rows.clusters["good"] == 10
+    assert (rows.linear["good"] == pytest.approx(miou(good.counts.sum(0)))
+            and rows.ridge["good"] == 0.1 and rows.clusters["good"] == 10)
     d = segmentation_differences(found, [("good", "poor"), ("good", "nobody")], "made", 100)
-    assert len(d) == 1 and d.lo[0] > 0 and d.difference[0] == pytest.approx(rows.linear["good"] - rows.linear["poor"])
+    assert (len(d) == 1 and d.lo[0] > 0
+            and d.difference[0] == pytest.approx(rows.linear["good"] - rows.linear["poor"]))
 
 def test_an_encoder_with_text_names_and_finds(whole, tiny, tmp_path):
     from ccd.data.emoji import scenes
     from ccd.probing.tables import _zero_shot_rows
     corpora = dict(gallery=scenes.single_drawings(tiny.data))
     named, found = _zero_shot_rows(f"ccd:{whole}/train/clip-0", "emoji", corpora, tiny, tmp_path)
-    names = len({n for n, s in zip(corpora["gallery"]["name"][:], corpora["gallery"]["split"][:]) if s == "test"})
-    assert named.k.tolist() == [k for k in (1, 5) if k <= names] and (named.classes == names).all() and named.accuracy.is_monotonic_increasing
-    assert set(found.direction) == {"image to text", "text to image"} and found.recall.between(0, 1).all() and (found.without == 0).all()
-    old = read_json(whole / "train/clip-0/zero_shot.json") if (whole / "train/clip-0/zero_shot.json").exists() else pd.read_csv(whole / "zero_shot/zero_shot.csv").iloc[0]
-    assert named.tests[0] == old["tests"] and named.accuracy[0] == pytest.approx(old["right"], abs=0.05) # there the mean of templates is not normed
+    names = len({n
+                 for n, s in zip(corpora["gallery"]["name"][:], corpora["gallery"]["split"][:])
+                 if s == "test"})
+    assert (named.k.tolist() == [k for k in (1, 5) if k <= names] and (named.classes == names).all()
+            and named.accuracy.is_monotonic_increasing)
+    assert (set(found.direction) == {"image to text", "text to image"}
+            and found.recall.between(0, 1).all() and (found.without == 0).all())
+    old = (read_json(whole / "train/clip-0/zero_shot.json")
+           if (whole / "train/clip-0/zero_shot.json").exists()
+           else pd.read_csv(whole / "zero_shot/zero_shot.csv").iloc[0])
+    # there the mean of templates is not normed
+    assert (named.tests[0] == old["tests"]
+            and named.accuracy[0] == pytest.approx(old["right"], abs=0.05))
     none, nothing = _zero_shot_rows("pixels:16", "emoji", corpora, tiny, tmp_path)
     assert not len(none) and not len(nothing)

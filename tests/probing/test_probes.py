@@ -28,19 +28,22 @@ def scikit(x, y, ridge):
     "Weights [d + 1, c] of scikit-learn's minimum. It penalises one column of two classes."
     from sklearn.linear_model import LogisticRegression
     two = y.max() == 1
-    s = LogisticRegression(C=(2 if two else 1) / (len(x) * ridge), tol=1e-9, solver="newton-cholesky").fit(x.astype(float), y)
+    s = LogisticRegression(C=(2 if two else 1) / (len(x) * ridge), tol=1e-9,
+                           solver="newton-cholesky").fit(x.astype(float), y)
     w = np.vstack([s.coef_.T, s.intercept_])
     return np.hstack([-w, w]) / 2 if two else w
 
 # Linear
 
-@pytest.mark.parametrize("n, d, classes, ridge", [(80, 5, 2, 1e-1), (150, 20, 7, 1e-2), (60, 40, 3, 1e-3),
+@pytest.mark.parametrize("n, d, classes, ridge",
+                         [(80, 5, 2, 1e-1), (150, 20, 7, 1e-2), (60, 40, 3, 1e-3),
                                                   (400, 10, 5, 1e-4)])
 def test_logistic_is_scikit_learns_to_the_third_digit(n, d, classes, ridge):
     x, y = problem(n, d, classes, n, gap=0.5)
     ours, theirs = fit_logistic(x, y, classes, ridge).astype(float), scikit(x, y, ridge)
     assert penalised(ours, x, y, ridge) == pytest.approx(penalised(theirs, x, y, ridge), rel=1e-4)
-    assert np.abs(chances(ours, x) - chances(theirs, x)).max() < 5e-3 # where ours stops, some steps before the minimum
+    # where ours stops, some steps before the minimum
+    assert np.abs(chances(ours, x) - chances(theirs, x)).max() < 5e-3
     close = fit_logistic(x, y, classes, ridge, tol=1e-9)
     assert np.abs(close[:-1] - theirs[:-1]).max() < 1e-3 * np.abs(theirs[:-1]).max()
 
@@ -58,7 +61,8 @@ def test_what_some_rows_say_of_the_curvature_changes_the_way_and_not_the_end(mon
     took, ends = {}, {}
     for many in (8, 10**9):
         monkeypatch.setattr(linear, "_HESSIAN_SUBSAMPLE_RATIO", many)
-        rows = linear._StandardizedRows(x, np.arange(len(x)), np.zeros(24, np.float32), np.ones(24, np.float32))
+        rows = linear._StandardizedRows(x, np.arange(len(x)), np.zeros(24, np.float32),
+                                        np.ones(24, np.float32))
         fit = linear._LogisticSolver(rows, y, 12)
         assert fit.many == (many == 8)
         took[many], ends[many] = fit.run(1e-3, 1e-6), fit.w.numpy().astype(float)
@@ -69,7 +73,8 @@ def test_what_some_rows_say_of_the_curvature_changes_the_way_and_not_the_end(mon
 def test_a_start_changes_the_way_and_not_the_end():
     x, y = problem(200, 10, 4, 1, gap=0.5)
     a = fit_logistic(x, y, 4, 1e-2, tol=1e-8)
-    b = fit_logistic(x, y, 4, 1e-2, init=np.random.default_rng(0).normal(size=(11, 4)) * 0.3, tol=1e-8)
+    b = fit_logistic(x, y, 4, 1e-2, init=np.random.default_rng(0).normal(size=(11, 4)) * 0.3,
+                     tol=1e-8)
     assert np.abs(chances(a, x) - chances(b, x)).max() < 2e-3
 
 def test_the_path_ends_where_a_lone_fit_does():
@@ -78,7 +83,8 @@ def test_the_path_ends_where_a_lone_fit_does():
     p = linear_probe(x, y, train, val)
     z = (x - p.mean) / p.std
     alone = scikit(z[train], y[train], p.ridge)
-    assert penalised(p.weights.astype(float), z[train], y[train], p.ridge) == pytest.approx(penalised(alone, z[train], y[train], p.ridge), rel=1e-4)
+    assert (penalised(p.weights.astype(float), z[train], y[train], p.ridge)
+            == pytest.approx(penalised(alone, z[train], y[train], p.ridge), rel=1e-4))
     assert list(p.path.ridge) == sorted(_L2_GRID, reverse=True) and p.path.chosen.sum() == 1
 
 def test_the_path_goes_on_while_the_weakest_is_best(monkeypatch):
@@ -89,7 +95,8 @@ def test_the_path_goes_on_while_the_weakest_is_best(monkeypatch):
     assert len(p.path) > 3 and np.allclose(p.path.ridge[2:] / p.path.ridge[1:-1].values, 0.1)
     assert p.path.val_top1.iloc[-2] == p.path.val_top1.max() >= p.path.val_top1.iloc[-1]
     with pytest.warns(UserWarning, match="0.3 is the weakest of the path"):
-        assert len(linear_probe(x, y, np.arange(200), np.arange(200, 400), ridges=(1.0, 0.3)).path) == 2
+        assert (len(linear_probe(x, y, np.arange(200), np.arange(200, 400), ridges=(1.0, 0.3)).path)
+                == 2)
 
 @pytest.mark.parametrize("choose", ["top1", "balanced"])
 def test_the_ridge_is_the_best_on_val(choose):
@@ -104,7 +111,8 @@ def test_the_ridge_is_the_best_on_val(choose):
         z, score = (x - p.mean) / p.std, {}
         for r in p.path.ridge:
             right = chances(scikit(z[train], y[train], r), z[val]).argmax(1) == y[val]
-            score[r] = right.mean() if choose == "top1" else np.mean([right[y[val] == c].mean() for c in np.unique(y[val])])
+            score[r] = (right.mean() if choose == "top1"
+                        else np.mean([right[y[val] == c].mean() for c in np.unique(y[val])]))
         assert score[p.ridge] > max(score.values()) - 0.03 # an answer or two on the edge
         chosen.add(p.ridge)
     assert len(chosen) > 1
@@ -122,7 +130,8 @@ def test_a_probe_learns_on_train_alone():
     x, y = problem(300, 8, 3, 2)
     train, val, test = thirds(300)
     other = x.copy(); other[test] = 1e3
-    a, b = (linear_probe(v, np.where(test, k, y), train, val) for v, k in ((x, y), (other, (y + 1) % 3)))
+    a, b = (linear_probe(v, np.where(test, k, y), train, val)
+            for v, k in ((x, y), (other, (y + 1) % 3)))
     assert np.array_equal(a.weights, b.weights) and (a.predict(x[test]) == y[test]).mean() > 0.8
 
 def test_labels_are_strings_or_numbers_and_rows_are_masks_or_numbers():
@@ -130,7 +139,8 @@ def test_labels_are_strings_or_numbers_and_rows_are_masks_or_numbers():
     train, val, test = thirds(300)
     name = np.array(["cat", "dog", "owl"])[y]
     a = linear_probe(x, y * 7 - 3, train, val).predict(x[test])
-    b = linear_probe(x, name.astype(object), np.flatnonzero(train)[::-1], np.flatnonzero(val)).predict(x[test])
+    b = linear_probe(x, name.astype(object), np.flatnonzero(train)[::-1],
+                     np.flatnonzero(val)).predict(x[test])
     c = linear_probe(x, pd.Series(name), train, val).predict(x[test])
     assert np.array_equal(np.array(["cat", "dog", "owl"])[(a + 3) // 7], b) and np.array_equal(b, c)
     assert set(knn_probe(x[train], pd.Series(name[train]), x[test])[10]) <= {"cat", "dog", "owl"}
@@ -143,7 +153,8 @@ def test_a_class_that_train_has_not_is_wrong_and_is_counted():
     p = linear_probe(x, y, train, val) # val has it still
     said = p.predict(x[test])
     per = _per_class(y[test], said).set_index("label")
-    assert "zebra" not in said and per.accuracy["zebra"] == 0 and per.n["zebra"] == (y[test] == "zebra").sum()
+    assert ("zebra" not in said and per.accuracy["zebra"] == 0
+            and per.n["zebra"] == (y[test] == "zebra").sum())
     assert p.path.val_top1.max() <= (y[val] != "zebra").mean()
     assert "zebra" not in knn_probe(x[train], y[train], x[test])[10]
 
@@ -173,7 +184,8 @@ def test_constant_columns_change_nothing():
 def test_all_columns_constant_is_the_prior():
     x, y = np.ones((60, 4), np.float32), np.arange(60) % 3 % 2 # twice as many of 0
     p = linear_probe(x, y, np.arange(30), np.arange(30, 60))
-    assert (p.predict(x) == 0).all() and np.allclose(chances(p.weights, np.zeros((1, 4))), [[2 / 3, 1 / 3]], atol=1e-3)
+    assert ((p.predict(x) == 0).all()
+            and np.allclose(chances(p.weights, np.zeros((1, 4))), [[2 / 3, 1 / 3]], atol=1e-3))
 
 def test_half_precision_and_scale_do_not_matter():
     x, y = problem(300, 8, 3, 7, gap=0.5)
@@ -193,12 +205,14 @@ def test_only_some_classes_may_be_answered():
 @pytest.mark.parametrize("spoil, says", [
     (dict(train=[]), "train has no rows"), (dict(val=np.zeros(90, bool)), "val has no rows"),
     (dict(y=np.zeros(90)), "one class only"), (dict(y=np.zeros(89)), "89 labels for 90 rows"),
-    (dict(train=np.ones(7, bool)), "a mask of 7 for 90"), (dict(x=np.zeros((90, 3), int)), "floating-point"),
+    (dict(train=np.ones(7, bool)), "a mask of 7 for 90"),
+    (dict(x=np.zeros((90, 3), int)), "floating-point"),
     (dict(x=np.zeros(90)), "expected \\[n, d\\]")])
 def test_what_cannot_be_probed_is_said(spoil, says):
     x, y = problem(90, 4, 3, 9)
     train, val, _ = thirds(90)
-    with pytest.raises(UserError, match=says): linear_probe(**dict(x=x, y=y, train=train, val=val) | spoil)
+    with pytest.raises(UserError, match=says):
+        linear_probe(**dict(x=x, y=y, train=train, val=val) | spoil)
 
 @pytest.mark.parametrize("row, part", [(33, "train"), (34, "val"), (35, "test")])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -206,7 +220,8 @@ def test_features_that_are_not_finite_name_their_row(row, part, value):
     x, y = problem(90, 4, 3, 9)
     train, val, test = thirds(90)
     x[row, 2] = value
-    with pytest.raises(UserError, match="features of row " + str(11 if part == "test" else row) + " are not"):
+    with pytest.raises(UserError,
+                       match="features of row " + str(11 if part == "test" else row) + " are not"):
         linear_probe(x, y, train, val).predict(x[test])
     with pytest.raises(UserError, match="are not finite"): knn_probe(x, y, x)
 
@@ -227,7 +242,7 @@ p = fit(np.arange(n) % 20 != 1)
 try: np.array(x) + 0; copied = True
 except MemoryError: copied = False
 print(json.dumps(dict(copied=copied, weights=p.weights.tolist(), said=p.predict(x[:2000]).tolist())))
-"""
+"""  # noqa: E501
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on private memory is Linux's")
 def test_a_memory_map_is_probed_in_less_memory_than_one_copy(tmp_path):
@@ -235,8 +250,11 @@ def test_a_memory_map_is_probed_in_less_memory_than_one_copy(tmp_path):
     x = x.astype(np.float16) # 33 MB; as floats 66 MB
     np.save(tmp_path / "x.npy", x); np.save(tmp_path / "y.npy", y)
     room = 30 << 20
-    done = subprocess.run([sys.executable, "-c", BOUNDED, tmp_path / "x.npy", tmp_path / "y.npy", str(room)],
-                          capture_output=True, text=True, env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"}) # freed is free
+    done = subprocess.run([sys.executable, "-c", BOUNDED, tmp_path / "x.npy", tmp_path / "y.npy",
+                           str(room)],
+                          # freed is free
+                          capture_output=True, text=True,
+                          env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "1048576"})
     assert done.returncode == 0, done.stderr
     got, n = json.loads(done.stdout), len(x)
     held = linear_probe(x, y, np.arange(n) % 20 != 1, np.arange(1, n, 20), ridges=(1e-2,))
@@ -256,7 +274,8 @@ def test_bf16_chooses_and_float32_answers(monkeypatch):
 # Neighbours
 
 def brute(x, y, q, k, T):
-    unit = lambda v: v.astype(float) / np.linalg.norm(v.astype(float), axis=-1, keepdims=True)
+    def unit(v):
+        return v.astype(float) / np.linalg.norm(v.astype(float), axis=-1, keepdims=True)
     out = []
     for v in unit(q):
         cos, votes = unit(x) @ v, {}
@@ -269,7 +288,8 @@ def brute(x, y, q, k, T):
 def test_knn_is_brute_force_for_every_k(monkeypatch, dtype, block):
     x, y = problem(150, 6, 4, 1, gap=0.7)
     x, y = x.astype(dtype), np.array(list("abcd"))[y]
-    monkeypatch.setattr(protocols._nearest, "__defaults__", (block,)); monkeypatch.setattr(linear, "_BLOCK", 5)
+    monkeypatch.setattr(protocols._nearest, "__defaults__", (block,))
+    monkeypatch.setattr(linear, "_BLOCK", 5)
     got = knn_probe(x[:120], y[:120], x[120:], ks=(1, 5, 20, 500))
     for k, said in got.items():
         assert said.tolist() == brute(x[:120], y[:120], x[120:], k, 0.07)
@@ -278,10 +298,12 @@ def test_knn_is_brute_force_for_every_k(monkeypatch, dtype, block):
 def test_temperature_weighs_the_near():
     x = np.array([[1, 0], [0.9, 0.1], [0, 1.0], [0.1, 1], [0.05, 1]], np.float32)
     y, q = np.array(["near", "near", "far", "far", "far"]), np.array([[1, 0.02]], np.float32)
-    assert knn_probe(x, y, q, (5,))[5][0] == "near" and knn_probe(x, y, q, (5,), temperature=100.0)[5][0] == "far"
+    assert (knn_probe(x, y, q, (5,))[5][0] == "near"
+            and knn_probe(x, y, q, (5,), temperature=100.0)[5][0] == "far")
 
 def test_knn_wants_labels():
-    with pytest.raises(UserError, match="2 labels for 3 rows"): knn_probe(np.ones((3, 2)), np.arange(2), np.ones((1, 2)))
+    with pytest.raises(UserError, match="2 labels for 3 rows"):
+        knn_probe(np.ones((3, 2)), np.arange(2), np.ones((1, 2)))
 
 # A few examples
 
@@ -318,20 +340,25 @@ def slow(y, p, cluster, draws, seed):
 
 def test_accuracy_is_the_slow_way():
     rng = np.random.default_rng(0)
-    y, cluster = np.array(list("abcde"))[rng.integers(0, 5, 300) * rng.integers(0, 2, 300)], rng.integers(0, 40, 300)
+    y, cluster = (np.array(list("abcde"))[rng.integers(0, 5, 300) * rng.integers(0, 2, 300)],
+                  rng.integers(0, 40, 300))
     p = np.where(rng.random(300) < 0.6, y, "a")
     got = accuracy(y, p, cluster, n_resamples=70, seed=3)
     lo, hi = slow(y, p, cluster, 70, 3)
-    assert (got["lo"], got["hi"], got["balanced_lo"], got["balanced_hi"]) == pytest.approx((lo[0], hi[0], lo[1], hi[1]))
+    assert ((got["lo"], got["hi"], got["balanced_lo"], got["balanced_hi"])
+            == pytest.approx((lo[0], hi[0], lo[1], hi[1])))
     assert got["top1"] == pytest.approx((y == p).mean())
     assert got["balanced"] == pytest.approx(np.mean([(p[y == c] == c).mean() for c in "abcde"]))
     assert (got["n"], got["classes"], got["clusters"]) == (300, 5, len(set(cluster)))
-    assert got["family_mean"] == pytest.approx(np.mean([(y == p)[cluster == c].mean() for c in np.unique(cluster)]))
-    assert got["family_mean_lo"] < got["family_mean"] < got["family_mean_hi"] and 30 < got["effective_clusters"] < got["clusters"]
+    assert (got["family_mean"]
+            == pytest.approx(np.mean([(y == p)[cluster == c].mean() for c in np.unique(cluster)])))
+    assert (got["family_mean_lo"] < got["family_mean"] < got["family_mean_hi"]
+            and 30 < got["effective_clusters"] < got["clusters"])
 
 def test_intervals_know_that_siblings_are_alike():
     rng, family = np.random.default_rng(0), np.arange(400) // 8
-    width = lambda p, c: (lambda a: a["hi"] - a["lo"])(accuracy(np.ones(400), p, c, n_resamples=2000))
+    def width(p, c):
+        return (lambda a: a["hi"] - a["lo"])(accuracy(np.ones(400), p, c, n_resamples=2000))
     alike, apart = (rng.random(50) < 0.5)[family] * 1.0, (rng.random(400) < 0.5) * 1.0
     assert width(alike, family) > 2 * width(alike, None) # eight copies are one answer
     assert width(apart, family) == pytest.approx(width(apart, None), rel=0.35)
@@ -357,37 +384,48 @@ def test_no_answers_is_said(y, p):
 
 def test_the_schedule_as_written_never_passes_a_tenth():
     s = _lr_schedule(PROTOCOLS["as written"], 98).reshape(50, 98)
-    assert (s[:, 0] == 0).all() and s.max() == pytest.approx(0.1 * 97 / 98) and (np.diff(s, axis=1) > 0).all()
+    assert ((s[:, 0] == 0).all() and s.max() == pytest.approx(0.1 * 97 / 98)
+            and (np.diff(s, axis=1) > 0).all())
 
 def test_the_schedule_as_meant_warms_up_and_falls_as_a_cosine():
     s = _lr_schedule(PROTOCOLS["corrected"], 49)
-    assert s[0] == 0 and s.argmax() == 490 and s[490] == 1 and s[490 + 980] == pytest.approx(0.5) and s[-1] < 1e-4
+    assert (s[0] == 0 and s.argmax() == 490 and s[490] == 1 and s[490 + 980] == pytest.approx(0.5)
+            and s[-1] < 1e-4)
     d = _lr_schedule(PROTOCOLS["dino"], 7).reshape(100, 7)
     assert (d == d[:, :1]).all() and d[0, 0] == 1 and d[50, 0] == pytest.approx(0.5)
 
 def test_only_the_protocol_as_written_looks_at_the_test_labels():
     x, y = problem(240, 6, 3, 13, gap=0.6)
     train, val, test = thirds(240)
-    short = lambda n: replace(PROTOCOLS[n], epochs=3, trial=1, warmup=1)
+    def short(n):
+        return replace(PROTOCOLS[n], epochs=3, trial=1, warmup=1)
     for name, looks in (("as written", True), ("corrected", False), ("dino", False)):
-        a, b = (sgd_probe(x, np.where(test, (y + k) % 3, y), train, val, test, short(name)) for k in (0, 1))
+        a, b = (sgd_probe(x, np.where(test, (y + k) % 3, y), train, val, test, short(name))
+                for k in (0, 1))
         assert (not a.path.equals(b.path)) == looks
         right = a.predict(x[test if looks else val]) == y[test if looks else val]
-        assert a.path.score[a.path.chosen].iloc[0] == pytest.approx(right.mean(), abs=0.02) # the bias of its own epoch
+        # the bias of its own epoch
+        assert a.path.score[a.path.chosen].iloc[0] == pytest.approx(right.mean(), abs=0.02)
 
 def test_the_grid_is_tried_and_the_best_of_it_trained():
     x, y = problem(240, 6, 3, 13, gap=0.6)
-    p = sgd_probe(x, y, *thirds(240), replace(PROTOCOLS["corrected"], batch=16, epochs=4, trial=2, warmup=1)).path
+    p = sgd_probe(x, y, *thirds(240),
+                  replace(PROTOCOLS["corrected"], batch=16, epochs=4, trial=2, warmup=1)).path
     tries, run = p[:12], p[12:]
-    assert set(zip(tries.rate, tries.decay)) == {(r, d) for r in (1e-6, 1e-5, 1e-4, 1e-3) for d in (0, 1e-6, 1e-3)}
-    assert (run.rate.iloc[0], run.decay.iloc[0]) == tuple(tries.loc[tries.score.idxmax(), ["rate", "decay"]])
-    assert run.epoch.tolist() == [1, 2, 3, 4] and p.chosen.sum() == 1 and run.score[run.chosen].iloc[0] == run.score.max()
+    assert (set(zip(tries.rate, tries.decay))
+            == {(r, d) for r in (1e-6, 1e-5, 1e-4, 1e-3) for d in (0, 1e-6, 1e-3)})
+    assert ((run.rate.iloc[0], run.decay.iloc[0])
+            == tuple(tries.loc[tries.score.idxmax(), ["rate", "decay"]]))
+    assert (run.epoch.tolist() == [1, 2, 3, 4] and p.chosen.sum() == 1
+            and run.score[run.chosen].iloc[0] == run.score.max())
 
 def test_one_step_of_dinos_protocol_is_written_out():
     x, y = problem(30, 4, 3, 14)
     rows = np.arange(30)
-    one = replace(PROTOCOLS["dino"], epochs=1, batch=64) # a batch holds all: the order does not matter
+    # a batch holds all: the order does not matter
+    one = replace(PROTOCOLS["dino"], epochs=1, batch=64)
     got = sgd_probe(x, y, rows, rows, rows, one).weights
-    w = np.vstack([0.01 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).numpy(), np.zeros((1, 3))])
+    w = np.vstack([0.01 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).numpy(),
+                   np.zeros((1, 3))])
     r = (chances(w, x) - np.eye(3)[y]) / 30
     assert np.allclose(got, w - one.rates[0] * np.vstack([x.T @ r, r.sum(0)]), atol=1e-6)

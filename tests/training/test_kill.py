@@ -7,16 +7,20 @@ from ccd.study.command import _output_hashes
 from ccd.training.loop import metrics, train
 from conftest import OPTIONS, STEPS, finish, outputs, signal_when, start, step_of
 
-TRAINING = sorted(random.Random(3).sample([(r, s) for r in ("clip-0", "dino-0") for s in range(1, STEPS - 10)], 3)) # not so late that the end may come first
+# not so late that the end may come first
+TRAINING = sorted(random.Random(3).sample([(r, s) for r in ("clip-0", "dino-0")
+                                           for s in range(1, STEPS - 10)], 3))
 
 def moments(out, cache):
     "What shows that a stage is under way, what shows that it is over, and a part of a step."
     rng = random.Random(5)
     yield lambda: any(cache.glob("corpora/gallery-*")), out / "world", 0
     for run, step in TRAINING:
-        yield lambda: step_of(out / "train" / run) >= step, out / "train" / run / "manifest.json", rng.uniform(0, 0.03)
+        yield (lambda: step_of(out / "train" / run) >= step, out / "train" / run / "manifest.json",
+               rng.uniform(0, 0.03))
     yield lambda: any(out.glob("embed/*/*/manifest.json")), out / "embed/pixels/all.json", 0
-    for s in ("probes", "neighbors", "pairs"): yield lambda: any(out.glob(f".{s}.tmp-*")), out / s, 0
+    for s in ("probes", "neighbors", "pairs"):
+        yield lambda: any(out.glob(f".{s}.tmp-*")), out / s, 0
     yield lambda: (out / "report").exists(), out / "report.html", 0
 
 def test_killed_in_every_stage(tmp_path, cache, whole):
@@ -31,13 +35,17 @@ def test_killed_in_every_stage(tmp_path, cache, whole):
     assert _output_hashes(out) == _output_hashes(whole)
     for run in ("clip-0", "dino-0"):
         kills = sum(r == run for r, _ in TRAINING)
-        timed = [json.loads(l) for l in (out / "train" / run / "timing.jsonl").read_text().splitlines()]
-        assert sum("step" in t for t in timed) <= STEPS // 10 + kills # it went on, it did not begin again
+        timed = [json.loads(l)
+                 for l in (out / "train" / run / "timing.jsonl").read_text().splitlines()]
+        # it went on, it did not begin again
+        assert sum("step" in t for t in timed) <= STEPS // 10 + kills
 
 def test_a_second_study_recomputes_nothing(whole, tmp_path):
     from ccd.cli import main
     out = shutil.copytree(whole, tmp_path / "study")
-    files = lambda: {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != "timing.jsonl"}
+    def files():
+        return {p: p.stat().st_mtime_ns
+                for p in out.rglob("*") if p.is_file() and p.name != "timing.jsonl"}
     before = files()
     main(["study", *OPTIONS, "--out", str(out)])
     assert files() == before
@@ -52,7 +60,8 @@ def test_the_report_follows_what_it_reports(tiny, whole, tmp_path):
     table.assign(linear=0.123).to_csv(out / "probes/probes.csv", index=False)
     assert _report_stage(out, tiny, {}).read_bytes() == before # the seal says nothing has changed
     write_json(out / "probes/manifest.json", made | dict(outputs_hash="other"))
-    assert ">12.3 (" in _report_stage(out, tiny, {}).read_text() and ">12.3 (" not in before.decode()
+    assert (">12.3 (" in _report_stage(out, tiny, {}).read_text()
+            and ">12.3 (" not in before.decode())
 
 class Killed(BaseException): pass
 
@@ -84,7 +93,8 @@ def dead_pid():
     return pid
 
 def test_stale_stages_are_no_results_and_are_swept(tmp_path):
-    make = lambda tmp: write_json(tmp / "one.json", 1)
+    def make(tmp):
+        return write_json(tmp / "one.json", 1)
     cached_stage(tmp_path / "made", {}, {}, make)
     want = _output_hashes(tmp_path)
     stale = tmp_path / f".made.tmp-{dead_pid()}" # killed between its manifest and its name

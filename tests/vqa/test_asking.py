@@ -1,4 +1,5 @@
-"One language model around each encoder: what the ceiling is taught, and the command from end to end."
+"""One language model around each encoder: what the ceiling is taught, and the command from end to
+end."""
 import base64, io, json, re, shutil
 import numpy as np
 import pandas as pd
@@ -53,7 +54,8 @@ def test_two_things_have_one_number_just_if_they_are_of_one_concept():
         for i in range(12):
             under, facts, _ = told(subset, i, side=64)
             for row, (x0, y0, x1, y1) in facts["things"]:
-                number.setdefault(t.concept[row], set()).add(int(under["concept"][(y0 + y1) // 2, (x0 + x1) // 2]))
+                number.setdefault(t.concept[row],
+                                  set()).add(int(under["concept"][(y0 + y1) // 2, (x0 + x1) // 2]))
     assert all(len(n) == 1 for n in number.values())
     assert len(set.union(*number.values())) == len(number) > 12
 
@@ -95,7 +97,8 @@ def test_the_loss_weighs_what_lies_somewhere_as_much_as_that_nothing_does():
         for b in range(3):
             for n in range(16):
                 y = int(label[b, k, n])
-                if y >= 0: parts["some" if y else "none"].append(float(-F.log_softmax(x[b, n], 0)[y]))
+                if y >= 0:
+                    parts["some" if y else "none"].append(float(-F.log_softmax(x[b, n], 0)[y]))
         want += sum(np.mean(p) for p in parts.values() if p)
     assert float(got) == pytest.approx(want, rel=1e-5)
     assert right["category"] == 0 and set(right) == set(m.sizes)
@@ -110,78 +113,100 @@ def test_a_ceiling_is_taught_and_loads_as_any_encoder(tmp_path):
     e = load(f"ccd:{run}")
     assert e.card.name == ceiling.ORACLE and "patches" in e.taps
     corpus = ceiling._oracle_dataset(s, 20)
-    assert len(corpus["factors"][0]) == len(FACTORS) * (s.control.vit.image_size // s.control.vit.patch_size) ** 2
+    assert (len(corpus["factors"][0])
+            == len(FACTORS) * (s.control.vit.image_size // s.control.vit.patch_size) ** 2)
 
 # --- the tables
 
 def test_what_is_not_informative_leaves_every_average():
-    sees = {"A": 0.6, "B": 0.4, ceiling.ORACLE: {s: 0.3 if s in ("rows", "thing") else 0.9 for s in materials.SUBSETS}}
+    sees = {"A": 0.6, "B": 0.4,
+            ceiling.ORACLE: {s: 0.3 if s in ("rows", "thing") else 0.9 for s in materials.SUBSETS}}
     right = sees | {n + CONDITION_SUFFIXES[f]: 0.25 for n in sees for f in ("none", "other")}
-    t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 60), right), list(sees), materials.CATEGORIES, n_resamples=200)
-    mean = t["summary"].query("encoder == 'A' and level == 'category' and convention == 'macro'").set_index("name")
+    t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 60), right),
+                               list(sees), materials.CATEGORIES, n_resamples=200)
+    mean = t["summary"].query("encoder == 'A' and level == 'category' and convention == "
+                              "'macro'").set_index("name")
     alone = t["summary"].query("encoder == 'A' and level == 'subset'").set_index("name").score
     for c, leaves in materials.CATEGORIES.items():
-        assert mean.score[c] == pytest.approx(alone[[s for s in leaves if s not in ("rows", "thing")]].mean())
+        assert (mean.score[c]
+                == pytest.approx(alone[[s for s in leaves if s not in ("rows", "thing")]].mean()))
     assert set(t["differences"].a) | set(t["differences"].b) == {"A", "B"} # the ceiling is no rival
     assert set(t["floors"].a) == set(sees)
 
 def test_without_a_ceiling_nothing_is_left_out():
     right = {n + f: 0.4 for n in ("A", "B") for f in CONDITION_SUFFIXES.values()}
-    t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 20), right), ["A", "B"], materials.CATEGORIES, n_resamples=50)
+    t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 20), right),
+                               ["A", "B"], materials.CATEGORIES, n_resamples=50)
     assert "informative" not in t and not t["summary"].left_out.any()
 
 SMALL = dict(list(materials.CATEGORIES.items())[:2]) # two categories are enough
 
-def answered(right, runs): # of two encoders and of the same models without the image and with another
-    parts = [_simulate_answers({s: 60 for c in SMALL.values() for s in c}, {e + f: right[e] if f == "" else 0.25 for e in right for f in CONDITION_SUFFIXES.values()},
+def answered(right, runs): # of two encoders and of the same models without the image and with another  # noqa: E501
+    parts = [_simulate_answers({s: 60 for c in SMALL.values() for s in c},
+                               {e + f: right[e] if f == "" else 0.25 for e in right
+                                for f in CONDITION_SUFFIXES.values()},
                           seed=7 * k).assign(seed=k) for k in range(max(runs.values()))]
     a = pd.concat(parts, ignore_index=True)
     return a[[k < runs[e.partition(",")[0]] for e, k in zip(a.encoder, a.seed)]]
 
 def test_of_two_encoders_at_their_baseline_one_sentence_says_that_there_is_no_verdict():
-    t = command._result_tables(answered(dict(A=0.25, B=0.26), dict(A=1, B=1)), ["A", "B"], SMALL, n_resamples=100)
+    t = command._result_tables(answered(dict(A=0.25, B=0.26), dict(A=1, B=1)), ["A", "B"], SMALL,
+                               n_resamples=100)
     assert (t["differences"].query("convention == 'macro'").above_baseline == "neither").all()
-    assert command.summary_text(t["differences"], "A", "B") == "No verdict: neither A nor B is above its own no-image baseline in any category."
+    assert (command.summary_text(t["differences"], "A", "B")
+            == "No verdict: neither A nor B is above its own no-image baseline in any category.")
     assert command.over_runs(t["differences"]).startswith("Every encoder was trained once")
 
-def test_a_verdict_is_given_where_one_is_above_its_baseline_and_a_star_only_where_both_have_several_runs():
+def test_a_verdict_is_given_where_one_is_above_its_baseline_and_a_star_only_where_both_have_several_runs():  # noqa: E501
     from ccd.report.questions import vqa_difference_table
     first = list(SMALL)[0]
-    right = {"A": {s: 0.8 if c == first else 0.25 for c, ss in SMALL.items() for s in ss}, "B": 0.25}
+    right = {"A": {s: 0.8 if c == first else 0.25 for c, ss in SMALL.items() for s in ss},
+             "B": 0.25}
     for runs, star in ((dict(A=3, B=3), True), (dict(A=3, B=1), False), (dict(A=1, B=1), False)):
-        t = command._result_tables(answered(right, runs), ["A", "B"], SMALL, n_resamples=100)["differences"]
+        t = command._result_tables(answered(right, runs), ["A", "B"], SMALL,
+                                   n_resamples=100)["differences"]
         said = command.summary_text(t, "A", "B")
         assert said.startswith(f"{first}: A leads by") and f"No verdict on {list(SMALL)[1]}" in said
         assert vqa_difference_table(t, SMALL).loc[first, "A − B"].endswith("*") == star
-        assert ("B was trained once" in said) == (runs == dict(A=3, B=1)) and ("these two checkpoints" in said) == (runs == dict(A=1, B=1))
+        assert (("B was trained once" in said) == (runs == dict(A=3, B=1))
+                and ("these two checkpoints" in said) == (runs == dict(A=1, B=1)))
 
 # --- the command
 
 def test_the_command_from_end_to_end(tmp_path, capsys, monkeypatch):
     out, results = tmp_path / "out", tmp_path / "results"
-    said = ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.vqa_questions", "4", "--out", str(out), "--save-tables", str(results),
+    said = ["vlm", "random:0", "pixels:16", "--preset", "smoke", "--analysis.vqa_questions", "4",
+            "--out", str(out), "--save-tables", str(results),
             "--override", *FEW]
     main(said)
     assert "report.html" in capsys.readouterr().out
     m = read_manifest(results)
-    assert {"summary.csv", "differences.csv", "floors.csv", "answers.parquet", "encoders.csv"} <= set(m["outputs"])
+    assert ({"summary.csv", "differences.csv", "floors.csv", "answers.parquet", "encoders.csv"}
+            <= set(m["outputs"]))
     a = pd.read_parquet(results / "answers.parquet")
-    assert set(a.encoder) == {n + f for n in ("random ViT", "raw pixels") for f in CONDITION_SUFFIXES.values()}
+    assert (set(a.encoder)
+            == {n + f for n in ("random ViT", "raw pixels") for f in CONDITION_SUFFIXES.values()})
     assert a.groupby("encoder").size().eq(4 * len(materials.SUBSETS)).all()
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
     main(said) # all is there
-    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")} and "working" not in capsys.readouterr().err
+    assert (before == {p: p.stat().st_mtime_ns for p in out.rglob("*.safetensors")}
+            and "working" not in capsys.readouterr().err)
     monkeypatch.setattr(command, "train_vlm", lambda *_: pytest.fail("it was trained again"))
-    main([x if x != str(out) else str(tmp_path / "elsewhere") for x in said]) # what has answered before is not asked again
-    assert {k: x["sha256"] for k, x in read_manifest(results)["outputs"].items()} == {k: x["sha256"] for k, x in m["outputs"].items()}
-    with pytest.raises(pytest.fail.Exception): main([*said[:-len(FEW)], *FEW[:-1], "tune.samples=96", "--out", str(tmp_path / "third")])
+    # what has answered before is not asked again
+    main([x if x != str(out) else str(tmp_path / "elsewhere") for x in said])
+    assert ({k: x["sha256"] for k, x in read_manifest(results)["outputs"].items()}
+            == {k: x["sha256"] for k, x in m["outputs"].items()})
+    with pytest.raises(pytest.fail.Exception):
+        main([*said[:-len(FEW)], *FEW[:-1], "tune.samples=96", "--out", str(tmp_path / "third")])
     page = (out / "EmojiVMC/report.html").read_text()
     tables = re.sub(r'<img[^>]*>', '', page)
-    assert "random ViT" in page and "<img alt=" in page and not re.search(r"[+>(]nan", tables.lower())
+    assert ("random ViT" in page and "<img alt=" in page
+            and not re.search(r"[+>(]nan", tables.lower()))
 
 def vmcbench(file, answers="AB"): # its TSV
     image = base64.b64encode(png(8)).decode()
-    rows = [dict(index=k, image=image, question="Which of these is red?", A="blood", B=f"grass {k}", C="sky", D="snow", answer=a, category="GQA")
+    rows = [dict(index=k, image=image, question="Which of these is red?", A="blood", B=f"grass {k}",
+                 C="sky", D="snow", answer=a, category="GQA")
             for k, a in enumerate(answers)]
     pd.DataFrame(rows).to_csv(file, sep="\t", index=False)
 
@@ -196,17 +221,24 @@ def test_the_command_asks_a_benchmark_in_its_form(options, form, tmp_path, monke
     def train(e, v, captions, questions, home): write_manifest(home / "tune", {}, {}, [], 0)
     def evaluate(home, questions, encoder, benchmark, form):
         seen.append(form)
-        return pd.concat([answer_table(benchmark, questions, {0: "A", 1: "C"}, encoder.card.name + f) for f in CONDITION_SUFFIXES.values()], ignore_index=True)
+        return pd.concat([answer_table(benchmark, questions, {0: "A", 1: "C"},
+                                       encoder.card.name + f) for f in CONDITION_SUFFIXES.values()],
+                         ignore_index=True)
     monkeypatch.setattr(command, "train_vlm", train)
     monkeypatch.setattr(command, "evaluate", evaluate)
-    monkeypatch.setattr(command, "load_training_data", lambda *_: command._VlmTrainingData(_Conversations(None, [], []), _Conversations(None, [], [])))
+    monkeypatch.setattr(command, "load_training_data",
+                        lambda *_: command._VlmTrainingData(_Conversations(None, [], []),
+                                                            _Conversations(None, [], [])))
     out, results, seen = tmp_path / "out", tmp_path / "results", []
-    main(["vlm", "random:0", "--preset", "smoke", "--benchmark", "VMCBench", "--source", str(tmp_path / "VMCBench_DEV.tsv"), "--out", str(out),
+    main(["vlm", "random:0", "--preset", "smoke", "--benchmark", "VMCBench", "--source",
+          str(tmp_path / "VMCBench_DEV.tsv"), "--out", str(out),
           "--save-tables", str(results), "--analysis.n_resamples", "5", *options])
     assert seen == [form]
-    for made in (out / "VMCBench/tables", *(out / "VMCBench/answers").iterdir(), results): assert read_manifest(made)["settings"]["form"] == form
+    for made in (out / "VMCBench/tables", *(out / "VMCBench/answers").iterdir(), results):
+        assert read_manifest(made)["settings"]["form"] == form
     assert f"Answer format {form}" in (out / "VMCBench/report.html").read_text()
-    assert ("add --change forms=texts,letters" in capsys.readouterr().err) == (form == "letters") # smoke learns texts
+    # smoke learns texts
+    assert ("add --change forms=texts,letters" in capsys.readouterr().err) == (form == "letters")
 
 def test_other_pictures_are_asked_about_again(tmp_path):
     "The same questions about pictures that were replaced are other questions."
@@ -215,23 +247,33 @@ def test_other_pictures_are_asked_about_again(tmp_path):
     for color in (0, 1):
         file = tmp_path / f"{color}_DEV.tsv"
         vmcbench(file)
-        if color: file.write_text(file.read_text().replace(base64.b64encode(png(8)).decode(), base64.b64encode(png(9)).decode()))
-        about.append(command._about("random:0", load_questions("VMCBench", source=str(file)).questions, "letters"))
+        if color:
+            file.write_text(file.read_text().replace(base64.b64encode(png(8)).decode(),
+                                                     base64.b64encode(png(9)).decode()))
+        about.append(command._about("random:0",
+                                    load_questions("VMCBench", source=str(file)).questions,
+                                    "letters"))
     assert about[0]["images"] != about[1]["images"]
 
 def test_conversations_that_are_left_out_lie_beside_the_answers(tmp_path, monkeypatch):
     for k in range(2): (tmp_path / f"{k}.png").write_bytes(png(k))
-    row = lambda k, *m: dict(id=f"c{k}", image=f"{k}.png", conversations=[{"from": who, "value": "x"} for who in m])
+    def row(k, *m):
+        return dict(id=f"c{k}", image=f"{k}.png",
+                    conversations=[{"from": who, "value": "x"} for who in m])
     (tmp_path / "c.json").write_text(json.dumps([row(0, "human", "gpt")]))
-    (tmp_path / "i.json").write_text(json.dumps([row(1, "human", "gpt"), row(0, "human", "human"), None]))
-    learnt = command.load_training_data(preset("smoke"), vlm_preset("smoke"), tmp_path / "c.json", tmp_path / "i.json", tmp_path)
+    (tmp_path / "i.json").write_text(json.dumps([row(1, "human", "gpt"), row(0, "human", "human"),
+                                                 None]))
+    learnt = command.load_training_data(preset("smoke"), vlm_preset("smoke"), tmp_path / "c.json",
+                                        tmp_path / "i.json", tmp_path)
     command._keep_skipped(tmp_path, learnt)
     t = pd.read_csv(tmp_path / "left_out.csv", keep_default_na=False)
-    assert t.values.tolist() == [[2, "c0", "conversation", "two messages of human in a row", "questions"],
+    assert t.values.tolist() == [[2, "c0", "conversation", "two messages of human in a row",
+                                  "questions"],
                                  [3, "", "conversation", "no object, but null", "questions"]]
     (tmp_path / "c.json").write_text(json.dumps([dict(row(0, "human", "gpt"), image=None)]))
     with pytest.raises(UserError, match="no conversation of .*c.json names an image"):
-        command.load_training_data(preset("smoke"), vlm_preset("smoke"), tmp_path / "c.json", tmp_path / "i.json", tmp_path)
+        command.load_training_data(preset("smoke"), vlm_preset("smoke"), tmp_path / "c.json",
+                                   tmp_path / "i.json", tmp_path)
 
 @pytest.mark.parametrize("said, why", [
     (["vlm"], "name one encoder or more"),
@@ -248,13 +290,17 @@ def test_conversations_that_are_left_out_lie_beside_the_answers(tmp_path, monkey
     (["vlm", "colors:8"], "no patch tokens")])
 def test_bad_input_is_said_before_anything_is_trained(said, why, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop: main([*said, *([] if said == ["vlm"] else ["--preset", "smoke"])])
+    with pytest.raises(SystemExit) as stop:
+        main([*said, *([] if said == ["vlm"] else ["--preset", "smoke"])])
     assert stop.value.code == 2 and why in capsys.readouterr().err
     assert not any(tmp_path.rglob("*.safetensors"))
 
 def test_fields_are_changed_by_text():
-    v = apply_overrides(vlm_preset("smoke"), ("tune.samples=96", "forms=texts,letters", "align.lr=0.01", "language=scratch"))
-    assert (v.tune.samples, v.forms, v.align.lr, v.language) == (96, ("texts", "letters"), 0.01, "scratch")
+    v = apply_overrides(vlm_preset("smoke"),
+                        ("tune.samples=96", "forms=texts,letters", "align.lr=0.01",
+                         "language=scratch"))
+    assert ((v.tune.samples, v.forms, v.align.lr, v.language)
+            == (96, ("texts", "letters"), 0.01, "scratch"))
 
 # --- in the study
 

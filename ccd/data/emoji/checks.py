@@ -22,9 +22,9 @@ def _option_features(
     "Return text features of an option."
     text, asked = row[letter], row["question"]
     others = [row[o] for o in _OPTION_LETTERS if o != letter]
-    grams = lambda t: {t[i:i + 2] for i in range(len(t) - 1)} | set(t)
-    alike = lambda t: len(grams(text) & grams(t)) / len(grams(text) | grams(t))
-    number = lambda t: float(t) if t.isdigit() else len(t)
+    def grams(t): return {t[i:i + 2] for i in range(len(t) - 1)} | set(t)
+    def alike(t): return len(grams(text) & grams(t)) / len(grams(text) | grams(t))
+    def number(t): return float(t) if t.isdigit() else len(t)
     rank = sum(number(text) > number(t) for t in others)
     return ({f"is {letter}": 1, f"rank {rank}": 1, f"{asked} {text}": 1,
              f"option {text}": 1, "alike": sum(map(alike, others))}
@@ -43,9 +43,9 @@ def _text_only_answers(
     for r in known:
         for o in _OPTION_LETTERS: offered[r["question"], r[o]] += 1
         right[r["question"], r[r["answer"]]] += 1
-    often = lambda *key: (right[key] + 1) / (offered[key] + 4)
+    def often(*key): return (right[key] + 1) / (offered[key] + 4)
     frequent = [max(_OPTION_LETTERS, key=lambda o: often(r["question"], r[o])) for r in asked]
-    seen = lambda rows: [_option_features(r, o) for r in rows for o in _OPTION_LETTERS]
+    def seen(rows): return [_option_features(r, o) for r in rows for o in _OPTION_LETTERS]
     see, model = DictVectorizer(), LogisticRegression(C=0.3, max_iter=200)
     is_right = [o == r["answer"] for r in known for o in _OPTION_LETTERS]
     model.fit(see.fit_transform(seen(known)), is_right)
@@ -99,7 +99,7 @@ def legibility(
     size: int = 48, # input size of the encoder, px
 ) -> pd.DataFrame: # subset, font, x_height, kind, text, read, legible of each text
     "Read every text of every image with an OCR function."
-    squash = lambda t: re.sub("[^a-z0-9]", "", t.lower())
+    def squash(t): return re.sub("[^a-z0-9]", "", t.lower())
     out = []
     for row in questions:
         facts, image = json.loads(row["facts"]), np.asarray(row["image"])

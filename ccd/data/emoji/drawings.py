@@ -80,16 +80,21 @@ _FLUENT = ("Microsoft", "MIT", "https://github.com/microsoft/fluentui-emoji")
 _STYLES = dict([
     _style("noto", "1.2.9", "noto", *_NOTO),
     _style("noto-v1", "1.2.5", "noto", *_NOTO),
-    _style("twemoji", "1.2.5", "twemoji", "Twitter", "CC-BY-4.0", "https://github.com/jdecked/twemoji"),
+    _style("twemoji", "1.2.5", "twemoji", "Twitter", "CC-BY-4.0",
+           "https://github.com/jdecked/twemoji"),
     _style("fluent-emoji", "1.2.7", "fluent", *_FLUENT),
     _style("fluent-emoji-flat", "1.2.6", "fluent", *_FLUENT),
     _style("fluent-emoji-high-contrast", "1.2.6", "fluent", *_FLUENT),
-    _style("openmoji", "1.2.29", "openmoji", "OpenMoji (HfG Schwäbisch Gmünd)", "CC-BY-SA-4.0", "https://github.com/hfg-gmuend/openmoji"),
-    _style("emojione", "1.2.3", "emojione", "Emoji One", "CC-BY-4.0", "https://github.com/EmojiTwo/emojitwo"),
-    _style("emojione-v1", "1.2.3", "emojione", "Emoji One", "CC-BY-SA-4.0", "https://github.com/joypixels/emojione-legacy"),
-    _style("fxemoji", "1.2.2", "fxemoji", "Mozilla", "Apache-2.0", "https://github.com/mozilla/fxemoji"),
-    _style("streamline-emojis", "1.2.4", "streamline", "Streamline", "CC-BY-4.0", "https://github.com/webalys-hq/streamline-vectors"),
-])
+    _style("openmoji", "1.2.29", "openmoji", "OpenMoji (HfG Schwäbisch Gmünd)", "CC-BY-SA-4.0",
+           "https://github.com/hfg-gmuend/openmoji"),
+    _style("emojione", "1.2.3", "emojione", "Emoji One", "CC-BY-4.0",
+           "https://github.com/EmojiTwo/emojitwo"),
+    _style("emojione-v1", "1.2.3", "emojione", "Emoji One", "CC-BY-SA-4.0",
+           "https://github.com/joypixels/emojione-legacy"),
+    _style("fxemoji", "1.2.2", "fxemoji", "Mozilla", "Apache-2.0",
+           "https://github.com/mozilla/fxemoji"),
+    _style("streamline-emojis", "1.2.4", "streamline", "Streamline", "CC-BY-4.0",
+           "https://github.com/webalys-hq/streamline-vectors"), ])
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #2fc14780
 def license_notice() -> str: # markdown
@@ -116,8 +121,7 @@ def _check_sha512(data, style):
                         "Check proxies between this machine and the npm registry")
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #c6a82f55
-def _download_style(
-    style: _Style, # style to download
+def _download_style(style: _Style, # style to download
 ) -> Path: # folder with icons.json
     """Download a style once and verify its hash.
 
@@ -131,7 +135,8 @@ def _fetch_anew(style, tmp):
     done = _npm(["pack", f"{style.package}@{style.version}", "--loglevel=error"], tmp)
     packed = sorted(tmp.glob("*.tgz"))
     if done.returncode or not packed:
-        said = [l for l in (done.stderr or "").splitlines() if "log of this run" not in l] or ["no output"]
+        said = ([l for l in (done.stderr or "").splitlines() if "log of this run" not in l]
+                or ["no output"])
         raise UserError(f"could not download {style.package}@{style.version}: "
                         f"{said[0]}; check the network (or set CCD_CACHE to a "
                         "folder that already holds the emoji images) and start again")
@@ -286,7 +291,8 @@ def _color_name(
 _SIZE = 64 # side of the cached images, px
 
 def _world_key(*more): # change the version when the composition of scenes changes
-    return content_hash([[s.name, s.sha512] for s in _STYLES.values()] + [_SIZE, _NEAR_DUPLICATE_RMSE, "v1", *more])
+    return content_hash([[s.name, s.sha512]
+                         for s in _STYLES.values()] + [_SIZE, _NEAR_DUPLICATE_RMSE, "v1", *more])
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #f9e1086c
 def _worker(module, name, *args): # by name, so that workers started from a notebook find it

@@ -51,10 +51,14 @@ SUBSETS = {
     "entry": _Subset("doc", "entry", ("words", "fonts")),
     "rows": _Subset("doc", "rows", ("words", "fonts")),
 }
-SUBSETS_SAID = ("The questions of the subset color are about the color of the background. The subsets font, word and ground ask which word is written: "
+SUBSETS_SAID = ("The questions of the subset color are about the color of the background. The "
+                "subsets font, word and ground ask which word is written: "
                 "the font, the word or the background is held out from training.")
-SUBSET_LABELS = {"thing": "object", "close thing": "object (hard distractors)", "place": "position", "odd thing": "odd one out", # key -> label in figures
-    "initial": "first letter", "letter": "letter", "value": "bar value", "label": "bar label", "entry": "table entry", "rows": "number of rows",
+# key -> label in figures
+SUBSET_LABELS = {"thing": "object", "close thing": "object (hard distractors)", "place": "position",
+                 "odd thing": "odd one out",
+    "initial": "first letter", "letter": "letter", "value": "bar value", "label": "bar label",
+                 "entry": "table entry", "rows": "number of rows",
     "font": "word: unseen font", "word": "word: unseen word", "ground": "word: unseen background"}
 CATEGORIES = {c: [n for n, s in SUBSETS.items() if s.category == c]
               for c in ("general", "reason", "ocr", "doc")}
@@ -147,7 +151,7 @@ def _distinguishable(
     picks: list, # positions of the drawings in the table, all of one style
 ) -> bool:
     "Return whether each name fits its own drawing only, and no two drawings look alike."
-    get = lambda column: [m.table[column][i] for i in picks]
+    def get(column): return [m.table[column][i] for i in picks]
     names = [n.lower() for n in get("name")]
     parts = [{w.rstrip("s") for w in re.findall(r"\w+", n)} for n in names]
     keys = [set(k.replace("_", " ").split(", ")) for k in get("keywords")]
@@ -248,8 +252,7 @@ _SMALLEST, _LARGEST = 7, 12 # px, height of the letter x on a canvas of 64 px
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #76fdadf6
 @lru_cache
-def _x_height_ratio(
-    name: str, # name of the font
+def _x_height_ratio(name: str, # name of the font
 ) -> float: # fraction of the font size
     "Return the x-height of a font."
     _, top, _, bottom = font(name, 256).getbbox("x")

@@ -103,7 +103,7 @@ def _ask_relation(rng, m, size, k):
     way = [str(r) for r in rng.permutation(list(_RELATIONS))]
     canvas, facts, shown = _contrasting_background(rng, m, size, (one, other))
     half, quarter, across = size // 2, size // 4, "of" in way[k]
-    spot = lambda first: (first * half, quarter)[::1 if across else -1]
+    def spot(first): return (first * half, quarter)[::1 if across else -1]
     boxes = [_place_drawing(canvas, drawing, rng, *spot(first), half)
              for drawing, first in zip(shown, _RELATIONS[way[k]])]
     facts |= dict(things=_laid(m, (one, other), boxes))
@@ -133,7 +133,7 @@ def _odd(rng, m, size, k, question, odd, others):
 def _ask_odd_object(rng, m, size, k):
     "Ask for the odd one: three copies of one drawing, and another concept."
     style = _style(rng, m)
-    two = lambda: [_any(rng, m, style) for _ in range(2)]
+    def two(): return [_any(rng, m, style) for _ in range(2)]
     odd, same = _until_told_apart(m, two)
     return _odd(rng, m, size, k, "Where is the odd one out?", odd, [same] * 3)
 
@@ -154,7 +154,7 @@ def _sign(rng, m, size, text, options, asked, x_height=(_SMALLEST, _LARGEST)):
     canvas, facts = m.ground(rng, size)
     name, edge = _some(rng, m.fonts), size // 32
     px = round(rng.uniform(*x_height) * size / 64 / _x_height_ratio(name))
-    width = lambda: np.subtract(*font(name, px).getbbox(text)[2::-2])
+    def width(): return np.subtract(*font(name, px).getbbox(text)[2::-2])
     while width() > size - 2 * edge: px -= 1
     x = rng.integers(edge, size - edge - width() + 1)
     y = rng.integers(edge, size - edge - int(1.2 * px) + 1)
@@ -213,9 +213,9 @@ def _chart(rng, m, size, labels, values, form, rows=3):
     name, ink, unit = _some(rng, m.fonts), text_color_for(canvas, rng), size / 64
     edge, high, start = round(2 * unit), size // rows, round(40 * unit)
     px = min(round(8 * unit / _x_height_ratio(name)), high)
-    widest = lambda: max(font(name, px).getlength(w) for w in labels)
+    def widest(): return max(font(name, px).getlength(w) for w in labels)
     while widest() > start - 2 * edge: px -= 1
-    away = lambda rgb: np.sqrt(np.mean(((canvas[0, 0] - rgb) / 255) ** 2))
+    def away(rgb): return np.sqrt(np.mean(((canvas[0, 0] - rgb) / 255) ** 2))
     color = _some(rng, [c for c in PALETTE.values() if away(c) > _MIN_CONTRAST])
     bars, written, text = [], [], lambda said, x, y: written.append(
         [said, _place_text(canvas, said, name, px, x, y, ink)])
@@ -264,8 +264,7 @@ def _ask_chart_label(rng, m, size, k):
     options, values = _labels(rng, m, 4), rng.permutation(9)[:3] + 1
     rows = _three_rows(rng, k, options)
     canvas, facts = _chart(rng, m, size, rows, values, "table")
-    return (canvas, f"Which word has the value {values[0]}?", options,
-            facts | dict(words=options))
+    return (canvas, f"Which word has the value {values[0]}?", options, facts | dict(words=options))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #93560d52
 def _ask_table_entry(rng, m, size, k):
@@ -285,11 +284,14 @@ def _ask_row_count(rng, m, size, k):
     return canvas, "How many rows has the table?", options, facts
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #ded878a8
-_TASKS = {
-    "thing": _ask_object, "close thing": _ask_object_hard, "category": _ask_category, "count": _ask_count,
-    "relation": _ask_relation, "place": _ask_position, "odd thing": _ask_odd_object, "odd category": _odd_category,
-    "word": _ask_word, "close word": _ask_word_hard, "largest bar": _largest_bar, "smallest bar": _smallest_bar,
-    "value": _ask_chart_value, "label": _ask_chart_label, "entry": _ask_table_entry, "rows": _ask_row_count,
+_TASKS = {"thing": _ask_object, "close thing": _ask_object_hard, "category": _ask_category,
+    "count": _ask_count,
+    "relation": _ask_relation, "place": _ask_position, "odd thing": _ask_odd_object,
+    "odd category": _odd_category,
+    "word": _ask_word, "close word": _ask_word_hard, "largest bar": _largest_bar,
+    "smallest bar": _smallest_bar,
+    "value": _ask_chart_value, "label": _ask_chart_label, "entry": _ask_table_entry,
+    "rows": _ask_row_count,
     "color": _ask_background_color, "initial": _ask_first_letter, "letter": _ask_letter}
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #3b2be2e2
@@ -311,7 +313,7 @@ def question(
     _check(data, split)
     m = _question_assets(split, s.held_out, data.held_out_style)
     key = int(content_hash([_VERSION, stream, split, subset, data.seed]), 16)
-    rng = lambda n: np.random.Generator(np.random.Philox(key=[key, n]))
+    def rng(n): return np.random.Generator(np.random.Philox(key=[key, n]))
     k = int(rng((1 << 63) + index // 4).permutation(4)[index % 4])
     canvas, asked, options, facts = _TASKS[s.task](rng(index), m, data.size, k)
     item = f"{stream}-{split}-{subset.replace(' ', '-')}-{index:06d}"
@@ -406,6 +408,6 @@ def instructions(
     if n < 1: raise UserError(f"{n} instructions: expected one or more")
     names = list(SUBSETS)
     todo = [(names[i % len(names)], i // len(names)) for i in range(n)]
-    text = lambda row: row | dict(answer_text=row[row["answer"]])
+    def text(row): return row | dict(answer_text=row[row["answer"]])
     return _kept("instructions", data, todo, "train", f"instructions-{seed}", text,
                  ("answer_text",))

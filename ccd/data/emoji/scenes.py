@@ -145,13 +145,15 @@ def asset_pool(
     keep = table.split == split
     if split == "train":
         keep &= table["style"] != held_out_style
-        if fraction < 1: keep &= _first(table.drawing_id[keep], fraction, seed).reindex(keep.index, fill_value=False)
+        if fraction < 1:
+            keep &= _first(table.drawing_id[keep], fraction,
+                           seed).reindex(keep.index, fill_value=False)
     t = table[keep]
     w, f = (words()[0], _TRAIN_FONTS) if split == "train" else (words()[1], TEST_FONTS)
     by = {s: np.nonzero((t["style"] == s).values)[0] for s in t["style"].unique()}
     if min(map(len, by.values())) < 2: # a group needs two drawings of one style
-        raise UserError(f"emoji:{fraction:g} leaves {len(t)} drawings, too few for a scene of two objects "
-                        "of one style: take a larger fraction")
+        raise UserError(f"emoji:{fraction:g} leaves {len(t)} drawings, too few for a scene of two "
+                        "objects of one style: take a larger fraction")
     return _AssetPool(t.reset_index(drop=True), np.nonzero(keep.values)[0], by, w, f)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #66d8c96e
@@ -258,7 +260,8 @@ def _chart(rng, st, size):
         else:
             x0, x1 = size // 2 + m // 2, size - m
             canvas[y + 2 * m:y + h - m, x0:x0 + max(1, (x1 - x0) * v // 9)] = bar
-    facts |= dict(font=name, chart=form, values=", ".join(f"{l} {v}" for l, v in zip(labels, values)))
+    facts |= dict(font=name, chart=form,
+                  values=", ".join(f"{l} {v}" for l, v in zip(labels, values)))
     return canvas, facts
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #adf08926
@@ -405,10 +408,12 @@ def scenes(
     "Return the composed scenes of a split."
     from joblib import delayed
     n, part = data.scenes if split == "train" else data.test_scenes, _part(data, split)
-    key = content_hash([_world_key("scenes 2", _SCENE_TYPES), split, n, data.size, data.held_out_style, data.seed,
+    key = content_hash([_world_key("scenes 2", _SCENE_TYPES), split, n, data.size,
+                        data.held_out_style, data.seed,
                         data.caption_policy, *([part] if part[0] < 1 else [])])
     if data.caption_policy == "shuffled": key = f"shuffled-{key}"
-    jobs = (delayed(_worker)("scenes", "_scene_rows", data, split, i, min(n, i + 500)) for i in range(0, n, 500))
+    jobs = (delayed(_worker)("scenes", "_scene_rows", data, split, i, min(n, i + 500))
+            for i in range(0, n, 500))
     return _corpus(f"scenes-{key}", f"{split} scenes", jobs, n)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #a743890b
@@ -436,7 +441,8 @@ def single_drawings(
         order = np.array([content_hash(f) for f in table.family]).argsort(kind="stable")
         rows = np.sort(order[:data.max_emoji_images])
     key = content_hash([_world_key(), "gallery 2", len(rows), data.size, data.seed])
-    jobs = (delayed(_worker)("scenes", "_gallery_rows", data, rows[i:i + 500]) for i in range(0, len(rows), 500))
+    jobs = (delayed(_worker)("scenes", "_gallery_rows", data, rows[i:i + 500])
+            for i in range(0, len(rows), 500))
     return _corpus(f"gallery-{key}", "drawings", jobs, len(rows))
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #41ccb8f4
@@ -444,7 +450,8 @@ def _sign_rows(world, todo):
     out = []
     for i, word, name in todo:
         rng = np.random.Generator(np.random.Philox(key=[world.seed * 4 + 3, (1 << 32) + i]))
-        canvas, facts = _sign(rng, asset_pool("train", world.held_out_style), world.size, word, name, True)
+        canvas, facts = _sign(rng, asset_pool("train", world.held_out_style), world.size, word,
+                              name, True)
         facts |= dict(item_id=f"sign-{i:05d}", kind="sign",
                       split="test" if name in TEST_FONTS else "train")
         out.append(_row(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), facts, "name"))
@@ -454,8 +461,8 @@ def _sign_rows(world, todo):
 def word_images(
     data: DataSettings, # data settings
     n_words: int = 40, # number of words, half of them held out from training
-    n_backgrounds: int | None = None, # backgrounds per word and font; None: 4, or 1 with `max_emoji_images`
-): # `datasets.Dataset` with the columns of a corpus
+    # backgrounds per word and font; None: 4, or 1 with `max_emoji_images`
+    n_backgrounds: int | None = None, ): # `datasets.Dataset` with the columns of a corpus
     "Return the same words in all fonts; `split` is `test` for fonts held out from training."
     from joblib import delayed
     n_backgrounds = n_backgrounds or (1 if data.max_emoji_images else 4)
@@ -463,5 +470,6 @@ def word_images(
     todo = [(i, w, f) for i, (w, f, _) in enumerate(
         (w, f, e) for w in chosen for f in _TRAIN_FONTS + TEST_FONTS for e in range(n_backgrounds))]
     key = content_hash([_world_key(), "signs", n_words, n_backgrounds, data.size, data.seed])
-    jobs = (delayed(_worker)("scenes", "_sign_rows", data, todo[i:i + 400]) for i in range(0, len(todo), 400))
+    jobs = (delayed(_worker)("scenes", "_sign_rows", data, todo[i:i + 400])
+            for i in range(0, len(todo), 400))
     return _corpus(f"signs-{key}", "signs", jobs, len(todo))

@@ -25,7 +25,8 @@ def _open_clip_adapter(
 
     Raises `UserError` for an unknown type of tower."""
     if hasattr(visual, "trunk"): # a timm network and a projection
-        return _timm_adapter(visual.trunk, size, lambda t: visual.head(visual.trunk.forward_head(t)))
+        return _timm_adapter(visual.trunk, size,
+                             lambda t: visual.head(visual.trunk.forward_head(t)))
     if hasattr(visual, "attnpool"): # a ResNet
         def run(x):
             t = visual.stem(x)
@@ -57,20 +58,26 @@ def open_clip_encoder(
                                  f"such as open_clip:ViT-B-16/datacomp_xl_s13b_b90k, or a folder")
     with _loading(f"open_clip:{name}"), warnings.catch_warnings():
         warnings.filterwarnings("error", "QuickGELU mismatch")
-        try: model = open_clip.create_model(arch, tag or None, require_pretrained=True, force_image_size=size)
+        try:
+            model = open_clip.create_model(arch, tag or None, require_pretrained=True,
+                                           force_image_size=size)
         except UserWarning as e:
-            raise UserError(f"open_clip:{name} was trained with QuickGELU, which {arch} is built without, or the "
+            raise UserError(f"open_clip:{name} was trained with QuickGELU, which {arch} is built "
+                            "without, or the "
                             f"other way round: try open_clip:{arch}-quickgelu/{tag}") from e
     visual, p = model.visual, model.visual.preprocess_cfg
     side = (p["size"],) * 2 if isinstance(p["size"], int) else p["size"]
     if side[0] != side[1] or p["resize_mode"] == "longest":
         raise UserError(f"{title} takes {side[1]} x {side[0]} px images, {p['resize_mode']}: "
                         "only square crops or squashed squares are supported")
-    filter = "bilinear" if p["interpolation"] == "bilinear" else "bicubic" # as open_clip interprets it
+    # as open_clip interprets it
+    filter = "bilinear" if p["interpolation"] == "bilinear" else "bicubic"
     fit = ImageTransform(side[0], 0, p["resize_mode"] == "squash", filter, even=True)
-    fit, mean, std = _resolve_preprocessing(title, (fit, p["mean"], p["std"]), {k: v for k, v in options.items() if k != "size"})
-    card = EncoderCard(title, f"open_clip {type(visual).__name__}" + f" {arch}" * (not folder), tag or "not stated",
-                weights_hash(visual), size=fit.size, mean=mean, std=std, resize=str(fit), license="not stated",
-                precision=precision)
+    fit, mean, std = _resolve_preprocessing(title, (fit, p["mean"], p["std"]),
+                                            {k: v for k, v in options.items() if k != "size"})
+    card = EncoderCard(title, f"open_clip {type(visual).__name__}" + f" {arch}" * (not folder),
+                       tag or "not stated",
+                weights_hash(visual), size=fit.size, mean=mean, std=std, resize=str(fit),
+                       license="not stated", precision=precision)
     with _loading(f"open_clip:{name}"): a = _open_clip_adapter(_placed(visual, precision), fit.size)
     return make_encoder(a, card, feature, fit)

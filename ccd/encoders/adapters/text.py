@@ -48,7 +48,8 @@ class _TextSide(nn.Module):
     def forward(self, tokens): return self.read(self.net, tokens) # [B, e]
 
 # %% ../../../nbs/library/encoders/adapters/04_text.ipynb #daaa499d
-_TEXT = dict(clip="CLIPTextModelWithProjection", siglip="SiglipTextModel", siglip2="Siglip2TextModel")
+_TEXT = dict(clip="CLIPTextModelWithProjection", siglip="SiglipTextModel",
+             siglip2="Siglip2TextModel")
 
 # %% ../../../nbs/library/encoders/adapters/04_text.ipynb #7621c555
 def _hf_text(
@@ -62,24 +63,29 @@ def _hf_text(
     repo, _, asked = (str(folder), "", "") if folder else name.partition("@")
     with _loading(f"hf:{name}"):
         commit = None if folder else _commit(repo, asked or None)
-        config = transformers.AutoConfig.from_pretrained(repo, revision=commit, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(repo, revision=commit,
+                                                         trust_remote_code=False)
         kind = config.model_type
         if kind not in _TEXT: raise UserError(f"hf:{name} is a {kind} and has no text tower: "
                                               f"expected one of {', '.join(_TEXT)}")
         text = config.text_config
-        if kind == "clip": text.projection_dim = config.projection_dim # the text configuration may have another value
+        # the text configuration may have another value
+        if kind == "clip": text.projection_dim = config.projection_dim
         net, info = getattr(transformers, _TEXT[kind]).from_pretrained(
-            repo, revision=commit, config=text, dtype=torch.float32, output_loading_info=True, trust_remote_code=False)
+            repo, revision=commit, config=text, dtype=torch.float32, output_loading_info=True,
+            trust_remote_code=False)
         if lacks := sorted(info["missing_keys"]):
-            raise UserError(f"{repo} has no weights for {lacks[0]} of its text tower ({len(lacks)} are missing)")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(repo, revision=commit, trust_remote_code=False)
+            raise UserError(f"{repo} has no weights for {lacks[0]} of its text tower ({len(lacks)} "
+                            "are missing)")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(repo, revision=commit,
+                                                               trust_remote_code=False)
     if commit and not asked: _record(repo, commit)
     full, clip = text.max_position_embeddings, kind == "clip"
     def tokenize(captions):
-        t = tokenizer(captions, padding=True if clip else "max_length", truncation=True, max_length=full,
-                      return_tensors="pt")
+        t = tokenizer(captions, padding=True if clip else "max_length", truncation=True,
+                      max_length=full, return_tensors="pt")
         return {k: t[k] for k in (("input_ids", "attention_mask") if clip else ("input_ids",))}
-    read = lambda net, tokens: net(**tokens).text_embeds if clip else net(**tokens).pooler_output
+    def read(net, tokens): return net(**tokens).text_embeds if clip else net(**tokens).pooler_output
     return _TextSide(_still(net), tokenize, read)
 
 # %% ../../../nbs/library/encoders/adapters/04_text.ipynb #48262380
@@ -90,7 +96,9 @@ def _open_clip_text(
     import open_clip
     folder = _folder(name)
     arch, _, tag = (f"local-dir:{folder}", "", "") if folder else name.rpartition("/")
-    if not arch: raise UserError(f"open_clip:{name} names no weights: expected open_clip:ARCH/TAG, or a folder")
+    if not arch:
+        raise UserError(f"open_clip:{name} names no weights: expected open_clip:ARCH/TAG, or a "
+                        "folder")
     with _loading(f"open_clip:{name}"), warnings.catch_warnings():
         warnings.filterwarnings("error", "QuickGELU mismatch")
         net = open_clip.create_model(arch, tag or None, require_pretrained=True)

@@ -23,33 +23,39 @@ from .transformers import (_first, _folder, _loading, _noise, _real,
 def _timm_adapter(
     model: nn.Module, # network of timm
     size: int, # input size, px
-    project: Callable | None = None, # projection: output of `forward_features` -> joint embedding space with text
+    # projection: output of `forward_features` -> joint embedding space with text
+    project: Callable | None = None,
 ) -> BackboneAdapter:
     """Return the verified parts of a timm network.
 
     Raises `UserError` for a network without tokens or feature map."""
     if "siglip" in model.pretrained_cfg.get("architecture", "") and project is None:
-        project = lambda t: model.forward_head(t, pre_logits=True) # SigLIP's attention pooling
+        def project(t): return model.forward_head(t, pre_logits=True) # SigLIP's attention pooling
     def run(x):
         t = model.forward_features(x)
-        if not torch.is_tensor(t): raise UserError(f"timm's {type(model).__name__} gives no tokens and no map")
+        if not torch.is_tensor(t):
+            raise UserError(f"timm's {type(model).__name__} gives no tokens and no map")
         shared = project(t) if project else None
         nhwc = t.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NHWC"
         return t.permute(0, 3, 1, 2) if nhwc else t, shared
     has_cls, like = getattr(model, "cls_token", None) is not None, next(model.parameters())
     with torch.no_grad(): end = run(_noise(size, like))[0]
-    if end.ndim == 4: return BackboneAdapter(run, False, 0, project is not None, **_after_mean(model, end))
+    if end.ndim == 4:
+        return BackboneAdapter(run, False, 0, project is not None, **_after_mean(model, end))
     norm, late = _real(getattr(model, "norm", None)), _real(getattr(model, "fc_norm", None))
-    a = BackboneAdapter(run, has_cls, getattr(model, "num_prefix_tokens", int(has_cls)), project is not None,
-                getattr(model, "blocks", None), norm or late, norm_last=norm is None and late is not None)
+    a = BackboneAdapter(run, has_cls, getattr(model, "num_prefix_tokens", int(has_cls)),
+                        project is not None, getattr(model, "blocks", None), norm or late,
+                        norm_last=norm is None and late is not None)
     return _verify_adapter(a, size, like)
 
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #8f59e28a
 def _after_mean(model, end): # final norm of ConvNeXt, which is part of its head
     norm = _real(_first(model, "head.norm"))
     if not isinstance(norm, nn.LayerNorm): return dict(opaque=True)
-    f = lambda v: nn.functional.layer_norm(v, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    same = torch.allclose(f(end.mean((2, 3))), model.forward_head(end, pre_logits=True), rtol=1e-3, atol=1e-4)
+    def f(v):
+        return nn.functional.layer_norm(v, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    same = torch.allclose(f(end.mean((2, 3))), model.forward_head(end, pre_logits=True), rtol=1e-3,
+                          atol=1e-4)
     return dict(norm=f, norm_last=True) if same else dict(opaque=True)
 
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #6527481b
@@ -62,10 +68,11 @@ def _timm_preprocessing(
     Raises `UserError` for inputs that are not square, and for cropping with a border."""
     _, h, w = config["input_size"]
     if h != w or config["crop_mode"] == "border":
-        raise UserError(f"{name} takes {w} x {h} px images, {config['crop_mode']}: only square crops "
-                        "or squashed squares are supported")
+        raise UserError(f"{name} takes {w} x {h} px images, {config['crop_mode']}: only square "
+                        "crops or squashed squares are supported")
     shorter, squash = math.floor(h / config["crop_pct"]), config["crop_mode"] == "squash"
-    return ImageTransform(h, shorter, squash, config["interpolation"], even=True), config["mean"], config["std"]
+    return (ImageTransform(h, shorter, squash, config["interpolation"], even=True), config["mean"],
+            config["std"])
 
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #94dac7a4
 def timm_encoder(
@@ -81,16 +88,21 @@ def timm_encoder(
     full = f"local-dir:{folder}" if folder else name.replace("@", ".")
     title = f"timm:{folder.resolve().name if folder else name}"
     with _loading(f"timm:{name}"):
-        try: model = timm.create_model(full, pretrained=True, **(dict(img_size=size) if size else {}))
+        try:
+            model = timm.create_model(full, pretrained=True,
+                                      **(dict(img_size=size) if size else {}))
         except TypeError: # a convolutional network takes any size, and has no img_size argument
             model = timm.create_model(full, pretrained=True)
     asked = dict(input_size=(3, size, size)) if size else {}
-    found = _timm_preprocessing(resolve_data_config(asked, pretrained_cfg=model.pretrained_cfg), title)
-    fit, mean, std = _resolve_preprocessing(title, found, {k: v for k, v in options.items() if k != "size"})
+    found = _timm_preprocessing(resolve_data_config(asked, pretrained_cfg=model.pretrained_cfg),
+                                title)
+    fit, mean, std = _resolve_preprocessing(title, found,
+                                            {k: v for k, v in options.items() if k != "size"})
     license = model.pretrained_cfg.get("license") or "not stated"
     _show_license(title, license)
     arch = f"timm {type(model).__name__} {model.pretrained_cfg.get('architecture', '')}"
-    card = EncoderCard(title, arch, model.pretrained_cfg.get("tag") or "not stated", weights_hash(model), size=fit.size,
+    card = EncoderCard(title, arch, model.pretrained_cfg.get("tag") or "not stated",
+                       weights_hash(model), size=fit.size,
                 mean=mean, std=std, resize=str(fit), license=license, precision=precision)
     with _loading(f"timm:{name}"): a = _timm_adapter(_placed(model, precision), fit.size)
     return make_encoder(a, card, feature, fit)

@@ -26,7 +26,8 @@ from ..names import (PUBLISHED, _MEANS, _PublishedEncoder, _STDS, _commit, _reco
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #68338b8f
 @contextlib.contextmanager
-def _loading(name): # turn any exception into a UserError; silence logging; keep the caller's random state
+# turn any exception into a UserError; silence logging; keep the caller's random state
+def _loading(name):
     from transformers.utils import logging
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error(); logging.disable_progress_bar()
@@ -35,8 +36,10 @@ def _loading(name): # turn any exception into a UserError; silence logging; keep
     except UserError: raise
     except Exception as e:
         why = " ".join(str(e).split())
-        raise UserError(f"{name} could not be loaded ({type(e).__name__}: {why[:300]}). Expected a name that its "
-                        "library knows and a hub that this machine reaches; or copy its files and give the folder "
+        raise UserError(f"{name} could not be loaded ({type(e).__name__}: {why[:300]}). Expected a "
+                        "name that its "
+                        "library knows and a hub that this machine reaches; or copy its files and "
+                        "give the folder "
                         f"in place of the name, {name.partition(':')[0]}:FOLDER") from e
     finally:
         logging.set_verbosity(level)
@@ -54,8 +57,10 @@ def _network(config, about):
     "Return the class of the vision tower, and its configuration."
     import transformers
     kind, said = config.model_type, (config.architectures or [""])[0]
-    if kind == "clip": config.vision_config.projection_dim = config.projection_dim # the vision configuration may have another value
-    towers = dict(clip="CLIPVisionModelWithProjection", siglip="SiglipVisionModel", siglip2="Siglip2VisionModel",
+    # the vision configuration may have another value
+    if kind == "clip": config.vision_config.projection_dim = config.projection_dim
+    towers = dict(clip="CLIPVisionModelWithProjection", siglip="SiglipVisionModel",
+                  siglip2="Siglip2VisionModel",
                   clip_vision_model=said if "Projection" in said else "CLIPVisionModel")
     name = about.network if about else towers.get(kind)
     network = getattr(transformers, name) if name else transformers.AutoModel
@@ -71,11 +76,15 @@ def _vision_tower(repo, revision, about):
     from transformers import AutoConfig
     config = AutoConfig.from_pretrained(repo, revision=revision, trust_remote_code=False)
     network, config = _network(config, about)
-    model, info = network.from_pretrained(repo, revision=revision, config=config, dtype=torch.float32,
+    model, info = network.from_pretrained(repo, revision=revision, config=config,
+                                          dtype=torch.float32,
                                           output_loading_info=True, trust_remote_code=False)
-    missing = sorted(k for k in info["missing_keys"] if "pooler." not in k) # the pooler is not used here
-    if missing: raise UserError(f"{repo} has no weights for {missing[0]} of a {type(model).__name__}"
-                                f" ({len(missing)} are missing): it is a different network from that of its config.json")
+    # the pooler is not used here
+    missing = sorted(k for k in info["missing_keys"] if "pooler." not in k)
+    if missing:
+        raise UserError(f"{repo} has no weights for {missing[0]} of a {type(model).__name__}"
+                        f" ({len(missing)} are missing): it is a different network from that of "
+                        "its config.json")
     return model
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #d9de4932
@@ -87,28 +96,34 @@ def _hf_preprocessing(
 
     Raises `UserError` where it is no `ImageTransform`."""
     from transformers import AutoImageProcessor
-    p = AutoImageProcessor.from_pretrained(repo, revision=revision, backend="pil", trust_remote_code=False)
-    part = lambda name, side: dict(getattr(p, name, None) or {}).get(side)
+    p = AutoImageProcessor.from_pretrained(repo, revision=revision, backend="pil",
+                                           trust_remote_code=False)
+    def part(name, side): return dict(getattr(p, name, None) or {}).get(side)
     h, w, side = part("size", "height"), part("size", "width"), part("size", "shortest_edge")
     crop = part("crop_size", "height") if getattr(p, "do_center_crop", False) else None
-    odd = [f"{k}={v}" for k in ("do_resize", "do_rescale") if (v := getattr(p, k, None)) is not True]
+    odd = [f"{k}={v}"
+           for k in ("do_resize", "do_rescale") if (v := getattr(p, k, None)) is not True]
     if h != w or not (h or (side and crop)) or part("size", "longest_edge"):
         odd.append(f"size={getattr(p, 'size', None)}")
     if crop and crop != part("crop_size", "width"): odd.append(f"crop_size={p.crop_size}")
     if abs(p.rescale_factor * 255 - 1) > 1e-6: odd.append(f"rescale_factor={p.rescale_factor}")
-    if odd: raise UserError(f"{type(p).__name__} of {repo} does not make one square of every image: "
-                            + ", ".join(odd))
-    fit = ImageTransform(crop or h, h or side, h is not None, Image.Resampling(int(p.resample)).name.lower())
+    if odd:
+        raise UserError(f"{type(p).__name__} of {repo} does not make one square of every image: "
+                        + ", ".join(odd))
+    fit = ImageTransform(crop or h, h or side, h is not None,
+                         Image.Resampling(int(p.resample)).name.lower())
     _try(p, fit, repo)
     return (fit, *((p.image_mean, p.image_std) if p.do_normalize else ((0.0,) * 3, (1.0,) * 3)))
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #4849eea0
-def _try(p, fit, repo): # some processors do more than their configuration states: other sizes, BGR channels
+# some processors do more than their configuration states: other sizes, BGR channels
+def _try(p, fit, repo):
     few = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     im = Image.fromarray(few).resize((2 * fit.size + 37, fit.size + 51), Image.Resampling.BICUBIC)
     got = p(images=im, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
     got = np.asarray(got, np.float32).transpose(1, 2, 0)
-    if got.shape != (fit.size, fit.size, 3) or np.abs(got - fit(im)).max() > 2: # 2 of 255 levels: resized tensors are rounded
+    # 2 of 255 levels: resized tensors are rounded
+    if got.shape != (fit.size, fit.size, 3) or np.abs(got - fit(im)).max() > 2:
         raise UserError(f"{type(p).__name__} of {repo} differs from its configuration ({fit})")
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #befdd4df
@@ -151,13 +166,15 @@ def _first(model, *paths):
 def _pieces(x, patch): # inputs of SigLIP 2: patches as rows, a mask without padding, the grid
     b, c, n = len(x), x.shape[1], x.shape[-1] // patch
     rows = x.view(b, c, n, patch, n, patch).permute(0, 2, 4, 3, 5, 1).reshape(b, n * n, -1)
-    return dict(pixel_values=rows, pixel_attention_mask=torch.ones(b, n * n, dtype=torch.long, device=x.device),
+    return dict(pixel_values=rows,
+                pixel_attention_mask=torch.ones(b, n * n, dtype=torch.long, device=x.device),
                 spatial_shapes=torch.full((b, 2), n, device=x.device))
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #51227b18
 def _native(config): # input size of the position embeddings, px; None where there are none
     side = getattr(config, "image_size", None)
-    if config.model_type == "siglip2_vision_model": return math.isqrt(config.num_patches) * config.patch_size
+    if config.model_type == "siglip2_vision_model":
+        return math.isqrt(config.num_patches) * config.patch_size
     return side if isinstance(side, int) or side is None else side[0]
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #5bbf0e7f
@@ -175,27 +192,30 @@ def hf_adapter(
     more = dict(interpolate_pos_encoding=True) if _stretchable(model) and size != _native(c) else {}
     def run(x):
         if kind == "vit_mae": # MAE shuffles patches even where it masks none: fix their order
-            more["noise"] = torch.arange((size // c.patch_size) ** 2, device=x.device).expand(len(x), -1)
-        o = model(**(_pieces(x, c.patch_size) if kind.startswith("siglip2") else dict(pixel_values=x)), **more)
+            more["noise"] = torch.arange((size // c.patch_size) ** 2,
+                                         device=x.device).expand(len(x), -1)
+        o = model(**(_pieces(x, c.patch_size) if kind.startswith("siglip2")
+                     else dict(pixel_values=x)), **more)
         shared = getattr(o, "image_embeds", o.pooler_output if kind.startswith("siglip") else None)
         return o.last_hidden_state, shared
     names = {n.rpartition(".")[2] for n, _ in model.named_parameters()}
-    has_cls, body = bool(names & {"cls_token", "class_embedding"}), getattr(model, "vision_model", model)
+    has_cls, body = (bool(names & {"cls_token", "class_embedding"}),
+                     getattr(model, "vision_model", model))
     prefix = has_cls + (getattr(c, "num_register_tokens", 0) or 0) + ("distillation_token" in names)
-    a = BackboneAdapter(run, has_cls, prefix,
-                hasattr(model, "visual_projection") or (kind.startswith("siglip") and hasattr(body, "head")),
-                _first(body, "encoder.layers", "encoder.layer", "layers", "layer", "model.layer", "blocks"),
-                _real(_first(body, "post_layernorm", "layernorm", "norm")))
+    a = BackboneAdapter(run, has_cls, prefix, hasattr(model, "visual_projection")
+                        or (kind.startswith("siglip") and hasattr(body, "head")),
+                _first(body, "encoder.layers", "encoder.layer", "layers", "layer", "model.layer",
+                       "blocks"), _real(_first(body, "post_layernorm", "layernorm", "norm")))
     like = next(model.parameters())
     with torch.no_grad(): n = run(_noise(size, like))[0].shape[1]
     if has_cls and n != prefix + (size // c.patch_size) ** 2:
-        raise UserError(f"a {type(model).__name__} gives {n} tokens for {size} px: not {prefix} and one for each "
+        raise UserError(f"a {type(model).__name__} gives {n} tokens for {size} px: not {prefix} "
+                        "and one for each "
                         f"patch of {c.patch_size} px; its patches cannot be told from the rest")
     return _verify_adapter(a, size, like, late=hasattr(body, "post_layernorm"))
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #2e6695fd
-def hf_encoder(
-    name: str, # REPO, REPO@REVISION or a folder
+def hf_encoder(name: str, # REPO, REPO@REVISION or a folder
     feature: FeatureSpec = FeatureSpec(), # feature to return
     options: dict = {}, # options of the preprocessing
     precision: str = "fp32", # precision of the weights
@@ -215,18 +235,22 @@ def hf_encoder(
     license = next((p.license for p in PUBLISHED.values() if p.repo == repo), "not stated")
     _show_license(title, license)
     known = _known_fit(about, options.get("fit", "crop"))
-    found, why = ((known, _MEANS["imagenet"], _STDS["imagenet"]), "") if known else _processor(repo, commit)
+    found, why = (((known, _MEANS["imagenet"], _STDS["imagenet"]), "") if known
+                  else _processor(repo, commit))
     fit, mean, std = _resolve_preprocessing(title, found, options, why)
     c, native = model.config, _native(model.config)
     if native and fit.size != native and _stretchable(model) and "size" not in options:
-        raise UserError(f"{title} was trained with position embeddings at {native} px, but its image processor makes {fit.size} px: "
+        raise UserError(f"{title} was trained with position embeddings at {native} px, but its "
+                        f"image processor makes {fit.size} px: "
                         f"add #size={native}, or #size={fit.size} to interpolate them")
-    if fit.size != native and isinstance(getattr(c, "patch_size", None), int): check_size(fit.size, c.patch_size)
-    arch = f"transformers {type(model).__name__}" + "".join(
-        f" {word}{getattr(c, k)}" for word, k in (("d", "hidden_size"), ("depth ", "num_hidden_layers"),
+    if fit.size != native and isinstance(getattr(c, "patch_size", None), int):
+        check_size(fit.size, c.patch_size)
+    arch = f"transformers {type(model).__name__}" + "".join(f" {word}{getattr(c, k)}"
+        for word, k in (("d", "hidden_size"), ("depth ", "num_hidden_layers"),
                                                   ("patch ", "patch_size")) if hasattr(c, k))
-    card = EncoderCard(title, arch, about.training if about else "not stated", commit or weights_hash(model),
-                size=fit.size, mean=mean, std=std, resize=f"{fit} ({about.note})" if known else str(fit),
+    card = EncoderCard(title, arch, about.training if about else "not stated",
+                       commit or weights_hash(model), size=fit.size, mean=mean, std=std,
+                       resize=f"{fit} ({about.note})" if known else str(fit),
                 license=license, precision=precision)
     with _loading(f"hf:{name}"): a = hf_adapter(_placed(model, precision), fit.size)
     e = make_encoder(a, card, feature, fit)
@@ -234,7 +258,8 @@ def hf_encoder(
     return e
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #fd8f868d
-def _known_fit(about, way): # preprocessing of a published encoder; `pad` uses the size of `crop` or `squash`
+# preprocessing of a published encoder; `pad` uses the size of `crop` or `squash`
+def _known_fit(about, way):
     fits = about.fits if about else {}
     return fits.get(way) or (fits.get("crop") or fits.get("squash") if way == "pad" else None)
 

@@ -27,39 +27,51 @@ def _vision_size(vit):
     return sum(p.numel() for p in build_vit(vit, 0).parameters())
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #3f625bb2
-def _read_results(results) -> pd.DataFrame: # columns of `RunSpec`; metric, estimate, draws, tests, clusters, parameters, flops
+# columns of `RunSpec`; metric, estimate, draws, tests, clusters, parameters, flops
+def _read_results(results) -> pd.DataFrame:
     "Read all measurements of a folder. Raises `UserError` where there are none."
     rows = []
     from ccd.data.emoji.materials import CATEGORIES
-    turn, shown = [*_EVALUATIONS].index, [*_PROBE_TASKS.values(), "masks", *(f"asked: {c}" for c in CATEGORIES)]
-    place = lambda m: shown.index(m) if m in shown else len(shown)
-    for f in sorted(Path(results).glob("*/*/measured.json"), key=lambda f: (f.parts[-3], turn(f.parts[-2]))):
+    turn, shown = ([*_EVALUATIONS].index,
+                   [*_PROBE_TASKS.values(), "masks", *(f"asked: {c}" for c in CATEGORIES)])
+    def place(m): return shown.index(m) if m in shown else len(shown)
+    for f in sorted(Path(results).glob("*/*/measured.json"),
+                    key=lambda f: (f.parts[-3], turn(f.parts[-2]))):
         x, about = read_json(f), read_manifest(f.parent)["settings"]
         file = f.parent / "manifest.json"
         check_fields(x, f, ("metrics", "run"))
-        for m, v in x["metrics"].items(): check_fields(v, f"{m!r} in {f}", ("estimate", "draws", "tests", "clusters"))
+        for m, v in x["metrics"].items():
+            check_fields(v, f"{m!r} in {f}", ("estimate", "draws", "tests", "clusters"))
         from_plain_dict(RunSpec, about["point"], file)
         vit = from_plain_dict(Control, about["run"]["control"], file).vit
         more = about["point"] | dict(parameters=_vision_size(vit), flops=x["run"]["flops"])
-        rows += [more | dict(metric=m, estimate=v["estimate"], draws=np.array(v["draws"]), tests=v["tests"], clusters=v["clusters"])
+        rows += [more | dict(metric=m, estimate=v["estimate"], draws=np.array(v["draws"]),
+                             tests=v["tests"], clusters=v["clusters"])
                  for m, v in sorted(x["metrics"].items(), key=lambda mv: place(mv[0]))]
-    if not rows: raise UserError(f"no measurements in {results}: expected RUN/MEASURE/measured.json; `ccd scale GRID --measurements {results}`")
+    if not rows:
+        raise UserError(f"no measurements in {results}: expected RUN/MEASURE/measured.json; `ccd "
+                        f"scale GRID --measurements {results}`")
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #8ebebe6d
-def _progress(grid: Grid, results) -> tuple[int, list[str]]: # number of measured runs; names of the other runs
+# number of measured runs; names of the other runs
+def _progress(grid: Grid, results) -> tuple[int, list[str]]:
     "Count the measured runs of a grid, and list the missing ones."
-    there = {r.name for r in map(Path, Path(results).glob("*")) if all((r / m / "measured.json").exists() for m in grid.measures)}
+    there = {r.name for r in map(Path, Path(results).glob("*"))
+             if all((r / m / "measured.json").exists() for m in grid.measures)}
     names = [p.name for p in _points(grid)]
     return sum(n in there for n in names), [n for n in names if n not in there]
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b005
-def seed_variance(table: pd.DataFrame) -> dict: # (recipe, metric) -> (variance over seeds, degrees of freedom)
+def seed_variance(table: pd.DataFrame,
+) -> dict: # (recipe, metric) -> (variance over seeds, degrees of freedom)
     "Return the variance over seeds, pooled over the grid points with several runs."
     runs = table.groupby(["recipe", "metric", *_AXES]).estimate.agg(["var", "size"])
     squares = (runs["var"] * (runs["size"] - 1)).fillna(0) # a single run has no variance
-    pooled = pd.DataFrame(dict(squares=squares, df=runs["size"] - 1)).groupby(["recipe", "metric"]).sum()
-    return {r.Index: (r.squares / r.df if r.df else math.nan, int(r.df)) for r in pooled.itertuples()}
+    pooled = pd.DataFrame(dict(squares=squares,
+                               df=runs["size"] - 1)).groupby(["recipe", "metric"]).sum()
+    return {r.Index: (r.squares / r.df if r.df else math.nan, int(r.df))
+            for r in pooled.itertuples()}
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #b3dd3a19
 class _GridPoint(NamedTuple):
@@ -74,31 +86,39 @@ class _GridPoint(NamedTuple):
     flops: float
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #7a2995c9
-def aggregate_seeds(runs: pd.DataFrame, axis: str = "samples") -> _GridPoint: # runs: rows of one grid point and metric, one per seed
+def aggregate_seeds(runs: pd.DataFrame, axis: str = "samples",
+) -> _GridPoint: # runs: rows of one grid point and metric, one per seed
     "Return the grid point of all seeds at one position."
     r = runs.iloc[0]
-    return _GridPoint(r.recipe, r.metric, float(r["parameters" if axis == "size" else axis]), r[axis], len(runs), runs.estimate.values,
+    return _GridPoint(r.recipe, r.metric, float(r["parameters" if axis == "size" else axis]),
+                      r[axis], len(runs), runs.estimate.values,
                 np.mean(np.stack(runs.draws.values), 0), float(runs.flops.mean()))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #8dbfd965
-def runs_at(table: pd.DataFrame, recipe: str, metric: str, place: dict) -> pd.DataFrame: # place: axis -> value
+def runs_at(table: pd.DataFrame, recipe: str, metric: str, place: dict,
+) -> pd.DataFrame: # place: axis -> value
     "Return the rows of one recipe and metric at a grid point."
     t = table[(table.recipe == recipe) & (table.metric == metric)]
     return t[np.logical_and.reduce([t[a] == v for a, v in place.items()])] if place else t
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #d144d70a
-def _curve_points(table: pd.DataFrame, axis: str, centre: dict, recipe: str, metric: str) -> list[_GridPoint]: # in increasing order
+# in increasing order
+def _curve_points(table: pd.DataFrame, axis: str, centre: dict, recipe: str,
+                  metric: str) -> list[_GridPoint]:
     "Return the grid points of one curve, with all other axes at the center."
     t = runs_at(table, recipe, metric, {a: v for a, v in centre.items() if a != axis})
     return [aggregate_seeds(g, axis) for _, g in t.groupby(axis)]
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #d775ac8b
-def linear_contrast(cells: list[_GridPoint], weights, seed: dict) -> Estimate: # seed: from `seed_variance`
+def linear_contrast(cells: list[_GridPoint], weights, seed: dict,
+) -> Estimate: # seed: from `seed_variance`
     "Return a weighted sum of grid points, with its error from items and seeds."
     parts = {}
     for c, w in zip(cells, weights): parts.setdefault((c.recipe, c.metric), []).append((c, w))
-    of = lambda key, cw: Estimate(sum(w * c.estimate.mean() for c, w in cw), sum(w * c.draws for c, w in cw),
-                                  seed[key][0] * sum(w * w / c.seeds for c, w in cw), seed[key][1])
+    def of(key, cw):
+        return Estimate(sum(w * c.estimate.mean() for c, w in cw), sum(w * c.draws for c, w in cw),
+                                      seed[key][0] * sum(w * w / c.seeds for c, w in cw),
+                        seed[key][1])
     return weighted([(1.0, of(k, cw)) for k, cw in parts.items()])
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b007
@@ -116,17 +136,20 @@ def _plateau_verdict(row: dict, margin: float = _EQUIVALENCE_MARGIN) -> str:
     return said + (", by one seed" if alone else "")
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b008
-def _curves(table: pd.DataFrame, centre: dict) -> pd.DataFrame: # axis, recipe, metric, x, at, seeds, flops; columns of `Estimate.row`
+# axis, recipe, metric, x, at, seeds, flops; columns of `Estimate.row`
+def _curves(table: pd.DataFrame, centre: dict) -> pd.DataFrame:
     "Return every measured curve with its confidence intervals."
     seed, rows = seed_variance(table), []
     for axis, recipe, metric in _every(table):
         cells = _curve_points(table, axis, centre, recipe, metric)
-        rows += [dict(axis=axis, recipe=recipe, metric=metric, x=c.x, at=c.value, seeds=c.seeds, flops=c.flops) |
+        rows += [dict(axis=axis, recipe=recipe, metric=metric, x=c.x, at=c.value, seeds=c.seeds,
+                      flops=c.flops) |
                  linear_contrast([c], [1.0], seed).row() for c in cells if len(cells) > 1]
     return pd.DataFrame(rows, columns=_CURVE if not rows else None)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5cdb813b
-_CURVE = ["axis", "recipe", "metric", "x", "at", "seeds", "flops", "value", "lo", "hi", "all_lo", "all_hi"]
+_CURVE = ["axis", "recipe", "metric", "x", "at", "seeds", "flops", "value", "lo", "hi", "all_lo",
+          "all_hi"]
 
 def _every(table):
     for axis in _AXES:
@@ -138,7 +161,8 @@ def _log2_ratio(a: _GridPoint, b: _GridPoint) -> float: # number of doublings fr
     return math.log2(b.x / a.x)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #305c045c
-def _gain_per_doubling(table: pd.DataFrame, centre: dict, margin: float = _EQUIVALENCE_MARGIN) -> pd.DataFrame:
+def _gain_per_doubling(table: pd.DataFrame, centre: dict,
+                       margin: float = _EQUIVALENCE_MARGIN) -> pd.DataFrame:
     """Return the gain per doubling over every whole curve and over its last interval.
 
     `shows` is the minimum detectable gain, `plateau` the result of the plateau test."""
@@ -149,85 +173,107 @@ def _gain_per_doubling(table: pd.DataFrame, centre: dict, margin: float = _EQUIV
             a, b = cells[k], cells[-1]
             d = _log2_ratio(a, b)
             r = linear_contrast([a, b], [-1 / d, 1 / d], seed).row()
-            rows.append(dict(axis=axis, recipe=recipe, metric=metric, stretch=stretch, low=a.value, high=b.value, doublings=d) | r |
+            rows.append(dict(axis=axis, recipe=recipe, metric=metric, stretch=stretch, low=a.value,
+                             high=b.value, doublings=d) | r |
                         dict(shows=could_show(r), plateau=_plateau_verdict(r, margin)))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b010
-def _difference_curves(table: pd.DataFrame, centre: dict, a: str = "clip", b: str = "dino") -> tuple[pd.DataFrame, pd.DataFrame]: # one row per value; one row per axis
+# one row per value; one row per axis
+def _difference_curves(table: pd.DataFrame, centre: dict, a: str = "clip",
+                       b: str = "dino") -> tuple[pd.DataFrame, pd.DataFrame]:
     "Return a minus b along each axis, and its change per doubling."
     seed, rows, trends = seed_variance(table), [], []
     for axis in _AXES:
         for metric in table.metric.unique():
-            x, y = ({c.value: c for c in _curve_points(table, axis, centre, r, metric)} for r in (a, b))
+            x, y = ({c.value: c for c in _curve_points(table, axis, centre, r, metric)}
+                    for r in (a, b))
             both = sorted(set(x) & set(y))
             if len(both) < 2: continue
-            rows += [dict(axis=axis, metric=metric, x=x[v].x, at=v) | linear_contrast([x[v], y[v]], [1, -1], seed).row() for v in both]
+            rows += [dict(axis=axis, metric=metric, x=x[v].x,
+                          at=v) | linear_contrast([x[v], y[v]], [1, -1], seed).row() for v in both]
             low, high = both[0], both[-1]
             d = _log2_ratio(x[low], x[high])
-            r = linear_contrast([x[high], y[high], x[low], y[low]], [1 / d, -1 / d, -1 / d, 1 / d], seed).row()
-            trends.append(dict(axis=axis, metric=metric, low=low, high=high) | r | dict(shows=could_show(r), verdict=_caught(r, a, b)))
+            r = linear_contrast([x[high], y[high], x[low], y[low]], [1 / d, -1 / d, -1 / d, 1 / d],
+                                seed).row()
+            trends.append(dict(axis=axis, metric=metric, low=low,
+                               high=high) | r | dict(shows=could_show(r), verdict=_caught(r, a, b)))
     return pd.DataFrame(rows), pd.DataFrame(trends)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #c136c4e4
 def _caught(r, a, b):
-    n = lambda k: RECIPES[k].title
-    said = f"{n(a)} pulls away" if r["all_lo"] > 0 else f"{n(b)} gains on it" if r["all_hi"] < 0 else "cannot be told"
+    def n(k): return RECIPES[k].title
+    said = (f"{n(a)} pulls away" if r["all_lo"] > 0 else f"{n(b)} gains on it" if r["all_hi"] < 0
+            else "cannot be told")
     return said + (", by one seed" if said != "cannot be told" and not r["seeds_known"] else "")
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1e005
-def _linear_effect(table: pd.DataFrame, centre: dict, metric: str, parts: list[tuple], # (weight, recipe, dict axis -> value that differs from the center)
+# (weight, recipe, dict axis -> value that differs from the center)
+def _linear_effect(table: pd.DataFrame, centre: dict, metric: str, parts: list[tuple],
 ) -> dict | None: # `Estimate.row` and p; None where a grid point is not measured
     "Return a weighted sum over grid points of one metric, with its p-value."
     at = [runs_at(table, r, metric, centre | where) for _, r, where in parts]
     if not all(len(t) for t in at): return None
-    row = linear_contrast([aggregate_seeds(t) for t in at], [w for w, *_ in parts], seed_variance(table)).row()
+    row = linear_contrast([aggregate_seeds(t) for t in at], [w for w, *_ in parts],
+                          seed_variance(table)).row()
     return row | dict(p=t_test(row))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #ab9e6ed9
-def format_fraction(grid: Grid) -> tuple[str, str]: # such as `1/8 of the drawings`, `8 times the drawings`
+def format_fraction(grid: Grid,
+) -> tuple[str, str]: # such as `1/8 of the drawings`, `8 times the drawings`
     "Return the names of the smallest data fraction and of its inverse."
     few = min(grid.axes["drawings"])
     return f"1/{1 / few:g} of the images", f"{1 / few:g} times the images"
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #2d78891f
-def effects_table(table: pd.DataFrame, grid: Grid) -> pd.DataFrame: # effect, metric, columns of `_linear_effect`, p_holm
+def effects_table(table: pd.DataFrame, grid: Grid,
+) -> pd.DataFrame: # effect, metric, columns of `_linear_effect`, p_holm
     "Return effects of supervision and data per metric. Source: Holm 1979 (correction over all)."
     few = dict(drawings=min(grid.axes["drawings"]))
     share, times = format_fraction(grid)
     lead, low = [(1, "clip", {}), (-1, "dino", {})], [(1, "clip", few), (-1, "dino", few)]
-    more = lambda r: [(1, r, {}), (-1, r, few)]
-    asked = {"CLIP − DINO": lead, f"CLIP − DINO, {share}": low, f"CLIP, {times}": more("clip"), f"DINO, {times}": more("dino"),
+    def more(r): return [(1, r, {}), (-1, r, few)]
+    asked = {"CLIP − DINO": lead, f"CLIP − DINO, {share}": low, f"CLIP, {times}": more("clip"),
+             f"DINO, {times}": more("dino"),
              f"CLIP − DINO, change with {times}": lead + [(-w, r, at) for w, r, at in low],
              f"CLIP with {share} − DINO with all": [(1, "clip", few), (-1, "dino", {})],
              "CLIP − shuffled captions": [(1, "clip", {}), (-1, "clip-shuffled", {})],
              "CLIP − classifier on concepts": [(1, "clip", {}), (-1, "supervised", {})],
              "captions with background − without": [(1, "clip-ground", {}), (-1, "clip", {})],
              "captions with style − without": [(1, "clip-style", {}), (-1, "clip", {})]}
-    rows = [dict(effect=name, metric=m) | e for name, parts in asked.items() for m in dict.fromkeys(table.metric)
+    rows = [dict(effect=name, metric=m) | e for name, parts in asked.items()
+            for m in dict.fromkeys(table.metric)
             if (e := _linear_effect(table, grid.centre, m, parts))]
-    return pd.DataFrame(rows).assign(p_holm=holm(np.array([r["p"] for r in rows]))) if rows else pd.DataFrame()
+    return (pd.DataFrame(rows).assign(p_holm=holm(np.array([r["p"] for r in rows]))) if rows
+            else pd.DataFrame())
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5fab341c
-def sample_efficiency_ratio(table: pd.DataFrame, center: dict, metric: str, a: str = "clip", b: str = "dino") -> pd.DataFrame: # samples, times, lo, hi
+def sample_efficiency_ratio(
+    table: pd.DataFrame, center: dict, metric: str, a: str = "clip", b: str = "dino",
+) -> pd.DataFrame: # samples, times, lo, hi
     """Return the ratio of samples that recipe `b` needs to match `a`, for each number of samples.
 
-    The curve of `b` is interpolated linearly in log samples, in each resample of test items and seeds. Where `b`
-    starts above `a`, the ratio is an upper bound. Where `b` never reaches `a`, the ratio is infinite."""
+    The curve of `b` is interpolated linearly in log samples, in each resample of test items and
+    seeds. Where `b` starts above `a`, the ratio is an upper bound. Where `b` never reaches `a`, the
+    ratio is infinite."""
     seed, rng, rows = seed_variance(table), np.random.default_rng(0), []
-    x, y = ([(c.x, _shaken(c, seed, rng)) for c in _curve_points(table, "samples", center, r, metric)] for r in (a, b))
+    x, y = ([(c.x, _shaken(c, seed, rng))
+             for c in _curve_points(table, "samples", center, r, metric)] for r in (a, b))
     if len(y) < 2: return pd.DataFrame(columns=["samples", "times", "lo", "hi", "least", "most"])
     at, curve = np.log2([n for n, _ in y]), np.stack([v for _, v in y])
     for n, level in x:
-        times = np.array([2 ** (_first_reach(at, curve[:, k], level[k]) - math.log2(n)) for k in range(len(level))])
+        times = np.array([2 ** (_first_reach(at, curve[:, k], level[k]) - math.log2(n))
+                          for k in range(len(level))])
         lo, hi = np.quantile(times[1:], [0.025, 0.975], method="inverted_cdf")
-        rows.append(dict(samples=n, times=times[0], lo=lo, hi=hi, least=2 ** at[0] / n, most=2 ** at[-1] / n))
+        rows.append(dict(samples=n, times=times[0], lo=lo, hi=hi, least=2 ** at[0] / n,
+                         most=2 ** at[-1] / n))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #8e161893
 def _shaken(c, seed, rng): # the estimate, then its resamples with added variance over seeds
     v, df = seed[c.recipe, c.metric]
-    return np.concatenate([[c.estimate.mean()], c.draws + (math.sqrt(v / c.seeds) if df else 0.0) * rng.normal(size=len(c.draws))])
+    return np.concatenate([[c.estimate.mean()], c.draws + (math.sqrt(v / c.seeds) if df
+                              else 0.0) * rng.normal(size=len(c.draws))])
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #fd9fb23b
 def _first_reach(x, y, level): # first x where the interpolated curve reaches the level, or infinity
@@ -275,7 +321,8 @@ def _fitted(curve, quantity, v, found=True): # v: value for the data, then for e
                 hi=float(hi), found=found)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b015
-def _fit_curves(table: pd.DataFrame, centre: dict) -> pd.DataFrame: # axis, recipe, metric, columns of `_fit_power_law`
+# axis, recipe, metric, columns of `_fit_power_law`
+def _fit_curves(table: pd.DataFrame, centre: dict) -> pd.DataFrame:
     "Fit every curve with enough points; the resamples include the seed variance where known."
     seed, rows = seed_variance(table), []
     for axis, recipe, metric in _every(table):
@@ -283,18 +330,24 @@ def _fit_curves(table: pd.DataFrame, centre: dict) -> pd.DataFrame: # axis, reci
         if len(cells) < 4: continue
         rng = np.random.default_rng(0)
         shaken = np.stack([_shaken(c, seed, rng)[1:] for c in cells], 1)
-        rows.append(_fit_power_law(np.array([c.x for c in cells]), np.array([c.estimate.mean() for c in cells]), shaken).assign(
+        rows.append(_fit_power_law(np.array([c.x for c in cells]),
+                                   np.array([c.estimate.mean() for c in cells]), shaken).assign(
             axis=axis, recipe=recipe, metric=metric))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["axis", "recipe", "metric", "curve", "quantity", "value", "lo", "hi", "found"])
+    return (pd.concat(rows, ignore_index=True) if rows
+            else pd.DataFrame(columns=["axis", "recipe", "metric", "curve", "quantity", "value",
+                                       "lo", "hi", "found"]))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b017
-def _compute_frontier(table: pd.DataFrame) -> pd.DataFrame: # recipe, metric, axes, seeds, flops, columns of `Estimate.row`, best
+# recipe, metric, axes, seeds, flops, columns of `Estimate.row`, best
+def _compute_frontier(table: pd.DataFrame) -> pd.DataFrame:
     "Return every grid point with its FLOPs: `best` where no cheaper one of the recipe is better."
     seed, rows = seed_variance(table), []
     for (recipe, metric, *place), g in table.groupby(["recipe", "metric", *_AXES]):
         c = aggregate_seeds(g)
-        rows.append(dict(recipe=recipe, metric=metric, **dict(zip(_AXES, place)), seeds=c.seeds, flops=c.flops) | linear_contrast([c], [1.0], seed).row())
-    t = pd.DataFrame(rows).sort_values(["recipe", "metric", "flops", "value"], ascending=[True, True, True, False], ignore_index=True)
+        rows.append(dict(recipe=recipe, metric=metric, **dict(zip(_AXES, place)), seeds=c.seeds,
+                         flops=c.flops) | linear_contrast([c], [1.0], seed).row())
+    t = pd.DataFrame(rows).sort_values(["recipe", "metric", "flops", "value"],
+                                       ascending=[True, True, True, False], ignore_index=True)
     t["best"] = t.value >= t.groupby(["recipe", "metric"]).value.cummax()
     return t
 
@@ -315,14 +368,19 @@ class _ScalingResults(NamedTuple):
 def analyze_grid(grid: Grid, results, margin: float = _EQUIVALENCE_MARGIN) -> _ScalingResults:
     "Analyze all measurements of a grid, complete or not."
     done, missing = _progress(grid, results)
-    if not any(Path(results).glob("*/*/measured.json")): return _ScalingResults(0, missing, *[pd.DataFrame()] * 7)
+    if not any(Path(results).glob("*/*/measured.json")):
+        return _ScalingResults(0, missing, *[pd.DataFrame()] * 7)
     every, c, own = _read_results(results), grid.centre, {p: 0 for p in _points(grid)}
-    every = every[[RunSpec(**{k: r[k] for k in RunSpec.__dataclass_fields__}) in own for r in every.to_dict("records")]]
+    every = every[[RunSpec(**{k: r[k] for k in RunSpec.__dataclass_fields__}) in own
+                   for r in every.to_dict("records")]]
     t = every[every.recipe.isin([*grid.recipes, *grid.also])]
-    return _ScalingResults(done, missing, every, _curves(t, c), _gain_per_doubling(t, c, margin), *_difference_curves(t, c), _fit_curves(t, c), _compute_frontier(t))
+    return _ScalingResults(done, missing, every, _curves(t, c), _gain_per_doubling(t, c, margin),
+                           *_difference_curves(t, c), _fit_curves(t, c), _compute_frontier(t))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b020
 def machines_used(results) -> str: # such as `2 cores of … (bf16)`; empty without measurements
     "Return the machines that trained the measured runs, as text."
     runs = [read_json(f)["run"] for f in sorted(Path(results).glob("*/*/measured.json"))]
-    return "; ".join(dict.fromkeys(f"{', '.join(m['gpus']) or str(m['cores']) + ' cores of ' + m['cpu']} ({m['precision']})" for m in (r["machine"] for r in runs)))
+    return "; ".join(
+        dict.fromkeys(f"{', '.join(m['gpus']) or str(m['cores']) + ' cores of ' + m['cpu']} "
+                      f"({m['precision']})" for m in (r["machine"] for r in runs)))

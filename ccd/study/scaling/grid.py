@@ -64,7 +64,8 @@ GRIDS = {
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a009
 def find_grid(name: str) -> Grid:
     "Return a grid by name. Raises `UserError` for an unknown name."
-    if name not in GRIDS: raise UserError(f"unknown grid {name!r}: expected one of {', '.join(GRIDS)}")
+    if name not in GRIDS:
+        raise UserError(f"unknown grid {name!r}: expected one of {', '.join(GRIDS)}")
     return GRIDS[name]
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #27ba2cd9
@@ -76,8 +77,9 @@ def _points(grid: Grid) -> list[RunSpec]: # without duplicates
         found += [c, *(replace(c, **{a: v}) for a, values in grid.axes.items() for v in values)]
         found += [replace(p, seed=k) for k in range(1, grid.seeds) for p in (c, *_ends(grid, c))]
     found += [RunSpec(r, **grid.centre) for r in grid.also if r in RECIPES]
-    found += [replace(p, seed=k) for axis, recipes in (grid.arms or {}).items() for r in recipes for k in range(grid.seeds)
-              for c in [RunSpec(r, **grid.centre)] for p in (c, replace(c, **{axis: min(grid.axes[axis])}))]
+    found += [replace(p, seed=k) for axis, recipes in (grid.arms or {}).items() for r in recipes
+              for k in range(grid.seeds) for c in [RunSpec(r, **grid.centre)]
+              for p in (c, replace(c, **{axis: min(grid.axes[axis])}))]
     return list(dict.fromkeys(found))
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #54bad606
@@ -89,9 +91,10 @@ def _ends(grid, c): # lowest and highest value of each axis with seeds, except t
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #43006df3
 def _settings_of(grid: Grid, p: RunSpec) -> Settings:
     "Return the settings of one run: preset, overrides of the grid, values of the run, recipe."
-    source = "emoji" if p.drawings == 1 else f"emoji:{p.drawings:g}" + (f":{p.seed}" if p.seed else "")
-    where = {"control.vit.width": p.size, "control.vit.heads": max(2, p.size // 64), "data.source": source,
-             "control.samples": p.samples, "control.seed": p.seed}
+    source = ("emoji" if p.drawings == 1
+              else f"emoji:{p.drawings:g}" + (f":{p.seed}" if p.seed else ""))
+    where = {"control.vit.width": p.size, "control.vit.heads": max(2, p.size // 64),
+             "data.source": source, "control.samples": p.samples, "control.seed": p.seed}
     if p.pixels != preset(grid.base).control.vit.image_size:
         where |= {"control.vit.image_size": p.pixels, "dino.local_size": p.pixels // 2}
     return apply_recipe(p.recipe, override(preset(grid.base), **(grid.changes or {}), **where))
@@ -99,7 +102,8 @@ def _settings_of(grid: Grid, p: RunSpec) -> Settings:
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a013
 def _estimate_flops(p: RunSpec, settings: Settings) -> float: # FLOPs of the whole run
     "Return 2 x the multiply-adds of the towers before training, for captions of typical length."
-    return _sample_flops(p.recipe, replace(settings, control=replace(settings.control, seed=0, samples=settings.control.batch_size),
+    return _sample_flops(p.recipe, replace(settings, control=replace(settings.control, seed=0,
+                                                 samples=settings.control.batch_size),
                                            data=preset("mini").data)) * p.samples
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #67ee187b
@@ -110,9 +114,11 @@ def _sample_flops(recipe, settings):
     from ccd.data.batches import Batch
     from ccd.training.trainer import flops_per_sample
     n, size = 4, settings.data.size
-    shown = Batch(torch.zeros(n, 3, size, size, dtype=torch.uint8), torch.arange(n), ["a picture of a grinning face"] * n,
+    shown = Batch(torch.zeros(n, 3, size, size, dtype=torch.uint8), torch.arange(n),
+                  ["a picture of a grinning face"] * n,
                   torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.long))
-    return flops_per_sample(build_objective(RECIPES[recipe].objective, settings), lambda step: shown, n)
+    return flops_per_sample(build_objective(RECIPES[recipe].objective, settings),
+                            lambda step: shown, n)
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #d983c6de
 class _GridRun(NamedTuple):
@@ -127,13 +133,16 @@ class _GridRun(NamedTuple):
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #c3bcc648
 def _grid_runs(grid: Grid) -> list[_GridRun]:
     "Return all runs, the most informative and the cheapest first."
-    found = [_GridRun(p, s, _estimate_flops(p, s)) for p in _points(grid) for s in [_settings_of(grid, p)]]
-    place = lambda r: replace(r.point, recipe="")
+    found = [_GridRun(p, s, _estimate_flops(p, s)) for p in _points(grid)
+             for s in [_settings_of(grid, p)]]
+    def place(r): return replace(r.point, recipe="")
     cheapest = {place(r): min(x.flops for x in found if place(x) == place(r)) for r in found}
-    return sorted(found, key=lambda r: (_turn(grid, r.point), cheapest[place(r)], r.point.drawings, r.flops))
+    return sorted(found, key=lambda r: (_turn(grid, r.point), cheapest[place(r)], r.point.drawings,
+                                 r.flops))
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #dc47722b
 def _turn(grid, p): # 0: center, 1: ends, 2: further seeds of the center, 3: the rest
     centre = all(getattr(p, a) == v for a, v in grid.centre.items())
     end = replace(p, seed=0) in {*_ends(grid, RunSpec(p.recipe, **grid.centre))}
-    return 3 if p.recipe not in grid.recipes else 2 * bool(p.seed) if centre else 1 if end and not p.seed else 3
+    return (3 if p.recipe not in grid.recipes else 2 * bool(p.seed) if centre else 1 if end
+            and not p.seed else 3)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable
 import numpy as np
 import pandas as pd
-from ...files import to_plain_dict, write_json
+from ...files import write_json
 from ...settings import Settings, preset
 from ...runs import cached_stage, read_manifest
 from ...stats import cluster_bootstrap_means
@@ -86,7 +86,8 @@ def _by_category(answers: pd.DataFrame) -> pd.DataFrame: # answers of one model
                                                 point_estimates)
     there = {c: [x for x in xs if x in _INFORMATIVE_SUBSETS] for c, xs in CATEGORIES.items()}
     s = aligned_scores(answers, there)
-    one, many = (aggregate(*x, s.cells, there) for x in (point_estimates(s), bootstrap_sums(s, _DRAWS)))
+    one, many = (aggregate(*x, s.cells, there)
+                 for x in (point_estimates(s), bootstrap_sums(s, _DRAWS)))
     rows = []
     for c, subsets in there.items():
         t, key = answers[answers.subset.isin(subsets)], ("category", c, "macro")
@@ -95,7 +96,8 @@ def _by_category(answers: pd.DataFrame) -> pd.DataFrame: # answers of one model
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e003
-def _shared_language_model(name: str, home: Path, results: Path) -> Path: # folder in the format of transformers, with floor.json
+# folder in the format of transformers, with floor.json
+def _shared_language_model(name: str, home: Path, results: Path) -> Path:
     "Train the language model that all runs share, unless it exists."
     from ccd.vqa.ceiling import train_oracle
     from ccd.vqa.command import encoder_for_vlm, load_training_data
@@ -106,12 +108,16 @@ def _shared_language_model(name: str, home: Path, results: Path) -> Path: # fold
     def make(tmp):
         e = encoder_for_vlm(f"ccd:{train_oracle(settings, home / 'ceiling')}", settings, v)
         m = load_vlm(train_vlm(e, v, *load_training_data(settings, v), home / "model"), e)
-        blind = _by_category(answer_questions(m, _informative_questions(settings), image="none")) # before rounding to half precision
+        # before rounding to half precision
+        blind = _by_category(answer_questions(m, _informative_questions(settings), image="none"))
         _language_alone(m.net).half().save_pretrained(tmp)
         m.tokenizer.save_pretrained(tmp)
-        write_json(tmp / "floor.json", {r.metric: dict(estimate=round(r.estimate, 5), lo=round(float(np.quantile(r.draws, 0.025)), 5),
-                                                       hi=round(float(np.quantile(r.draws, 0.975)), 5)) for r in blind.itertuples()})
-    about = dict(reader=name, control=settings.control, world=settings.data, asked=settings.analysis.vqa_questions, vlm=v)
+        write_json(tmp / "floor.json", {r.metric: dict(estimate=round(r.estimate, 5),
+                                   lo=round(float(np.quantile(r.draws, 0.025)), 5),
+                                                       hi=round(float(np.quantile(r.draws, 0.975)),
+                                                                5)) for r in blind.itertuples()})
+    about = dict(reader=name, control=settings.control, world=settings.data,
+                 asked=settings.analysis.vqa_questions, vlm=v)
     return cached_stage(results / "reader", about, {}, make)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #1aecd50e
@@ -133,12 +139,16 @@ def _eval_vqa(spec: str, settings: Settings, home: Path, reader: Path) -> pd.Dat
     from ccd.vqa.llava.answering import answer_questions
     v = vlm_preset(read_manifest(reader)["settings"]["reader"])
     n = min(_N_PROJECTOR_QUESTIONS, v.questions)
-    v = replace(v, language=str(reader), adapt="frozen", questions=n, tune=replace(v.tune, samples=n, lr=_PROJECTOR_LR))
+    v = replace(v, language=str(reader), adapt="frozen", questions=n,
+                tune=replace(v.tune, samples=n, lr=_PROJECTOR_LR))
     e, tokens = encoder_for_vlm(spec, settings, v), home / "tokens"
-    out = train_vlm(e, v, None, question_conversations(instructions(settings.data, n), v), home / "projector", tokens)
-    said = _by_category(answer_questions(load_vlm(out, e), _informative_questions(settings), cache=tokens))
+    out = train_vlm(e, v, None, question_conversations(instructions(settings.data, n), v),
+                    home / "projector", tokens)
+    said = _by_category(answer_questions(load_vlm(out, e), _informative_questions(settings),
+                                         cache=tokens))
     shutil.rmtree(tokens)
     return said
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #6ef6ae61
-_EVALUATIONS = {"probes": _Evaluation(1, _eval_probes), "masks": _Evaluation(1, _eval_segmentation), "answers": _Evaluation(1, _eval_vqa, reads=True)}
+_EVALUATIONS = {"probes": _Evaluation(1, _eval_probes), "masks": _Evaluation(1, _eval_segmentation),
+                "answers": _Evaluation(1, _eval_vqa, reads=True)}

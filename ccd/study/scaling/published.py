@@ -25,7 +25,7 @@ _WEB_SSL = { # (axis, name) -> table, pattern of the value in the name of a row
 _DEFAULTS = dict(samples=2.0, pixels=224.0) # for rows without the value
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #5ca1c003
-def published_curves() -> pd.DataFrame: # axis, name, x, model, quantity, value, lo, hi, se, in points
+def published_curves() -> pd.DataFrame: # axis, name, x, model, quantity; value, lo, hi, se, %
     "Return Web-SSL's scaling curves by category, with confidence intervals from benchmark sizes."
     from ccd.vqa.published.tables import categories, check, load_published_table
     from ccd.vqa.published.claims import Z_95
@@ -34,12 +34,15 @@ def published_curves() -> pd.DataFrame: # axis, name, x, model, quantity, value,
         for r in check(every[every.table == table]).to_dict("records"):
             said = re.search(pattern, r["model"])[1]
             x = _PARAMETERS[said] if axis == "size" else float(said or _DEFAULTS[axis])
-            rows += [dict(axis=axis, name=name, x=x, model=r["model"], quantity=q, value=r[q], se=r[f"{q}_se"],
-                          lo=r[q] - Z_95 * r[f"{q}_se"], hi=r[q] + Z_95 * r[f"{q}_se"]) for q in ("average", *categories())]
+            rows += [dict(axis=axis, name=name, x=x, model=r["model"], quantity=q, value=r[q],
+                          se=r[f"{q}_se"],
+                          lo=r[q] - Z_95 * r[f"{q}_se"], hi=r[q] + Z_95 * r[f"{q}_se"])
+                     for q in ("average", *categories())]
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #605b6304
-def published_gains(margin: float = 100 * _EQUIVALENCE_MARGIN) -> pd.DataFrame: # one row per curve, quantity and stretch
+def published_gains(margin: float = 100 * _EQUIVALENCE_MARGIN,
+) -> pd.DataFrame: # one row per curve, quantity and stretch
     "Return the gain per doubling over each whole published curve and over its last interval."
     from ccd.vqa.published.tables import load_published_table
     from ccd.vqa.published.claims import test_differences
@@ -47,23 +50,30 @@ def published_gains(margin: float = 100 * _EQUIVALENCE_MARGIN) -> pd.DataFrame: 
     for (axis, name, q), c in published_curves().groupby(["axis", "name", "quantity"], sort=False):
         for stretch, low in (("whole", c.iloc[0]), ("last", c.iloc[-2])):
             high = c.iloc[-1]
-            d, per = test_differences(t, [(high.model, low.model, q)]).iloc[0], math.log2(high.x / low.x)
-            gain = dict(gain=d["diff"] / per, all_lo=d.lo / per, all_hi=d.hi / per, seeds_known=False)
-            rows.append(dict(axis=axis, name=name, quantity=q, stretch=stretch, low=low.model, high=high.model, difference=d["diff"],
+            d, per = (test_differences(t, [(high.model, low.model, q)]).iloc[0],
+                      math.log2(high.x / low.x))
+            gain = dict(gain=d["diff"] / per, all_lo=d.lo / per, all_hi=d.hi / per,
+                        seeds_known=False)
+            rows.append(dict(axis=axis, name=name, quantity=q, stretch=stretch, low=low.model,
+                             high=high.model, difference=d["diff"],
                              tie=d.verdict, **gain, plateau=_plateau_verdict(gain, margin)))
-    return pd.DataFrame(rows).rename(columns=dict(all_lo="lo", all_hi="hi")).drop(columns="seeds_known")
+    return pd.DataFrame(rows).rename(columns=dict(all_lo="lo",
+                                                  all_hi="hi")).drop(columns="seeds_known")
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #cc5ef8e1
-def published_fits(name: str = "Web-DINO", axis: str = "size", quantity: str = "average") -> pd.DataFrame: # columns of `_fit_power_law`
+def published_fits(name: str = "Web-DINO", axis: str = "size", quantity: str = "average",
+) -> pd.DataFrame: # columns of `_fit_power_law`
     "Fit a published curve with its sampling error. Raises `UserError` for an unknown curve."
     c = published_curves().query("axis == @axis and name == @name and quantity == @quantity")
-    if not len(c): raise UserError(f"no published curve of {quantity} of {name} along {axis}: there are "
-                                   f"{'; '.join(' along '.join(k[::-1]) for k in _WEB_SSL)}")
+    if not len(c):
+        raise UserError(f"no published curve of {quantity} of {name} along {axis}: there are "
+                        f"{'; '.join(' along '.join(k[::-1]) for k in _WEB_SSL)}")
     drawn = c.value.values + c.se.values * np.random.default_rng(0).normal(size=(1_000, len(c)))
     return _fit_power_law(c.x.values, c.value.values, drawn)
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #5ca1c008
-_TRADEOFF_METRICS = ("average", "OCR & Chart", "Vision-Centric", "ImageNet", "ADE20K", "ADE20K_ms", "NYUd_lin1", "NYUd_lin4")
+_TRADEOFF_METRICS = ("average", "OCR & Chart", "Vision-Centric", "ImageNet", "ADE20K", "ADE20K_ms",
+                     "NYUd_lin1", "NYUd_lin4")
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #27564635
 def published_tradeoffs(
@@ -74,24 +84,31 @@ def published_tradeoffs(
     from ccd.vqa.published.tables import benchmark_suite, check, load_published_table
     from ccd.vqa.published.claims import (difference, difference_verdict as judged, find_row,
                                           test_differences)
-    vqa, classic, rows = check(load_published_table("webssl_vqa")), load_published_table("webssl_classic"), []
+    vqa, classic, rows = (check(load_published_table("webssl_vqa")),
+                          load_published_table("webssl_classic"), [])
     for q in _TRADEOFF_METRICS:
         t = classic if q in classic else vqa
         a, b = (float(t[q].iloc[find_row(t, m)]) for m in (low, high))
         d = (difference(b, a, benchmark_suite("images").n.get(q, np.nan)) if t is classic else
-             test_differences(load_published_table("webssl_vqa"), [(high, low, q)]).to_dict("records")[0])
-        rows.append(dict(quantity=q, low=a, high=b, change=b - a, better=(b < a) == q.startswith("NYUd"),
-                         verdict=judged(d).replace("cannot be told", "its standard error is unknown")))
+             test_differences(load_published_table("webssl_vqa"),
+                              [(high, low, q)]).to_dict("records")[0])
+        rows.append(dict(quantity=q, low=a, high=b, change=b - a,
+                         better=(b < a) == q.startswith("NYUd"),
+                         verdict=judged(d).replace("cannot be told",
+                                                   "its standard error is unknown")))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #e1a9c388
 def above_text_only(quantity: str = "OCR & Chart") -> pd.DataFrame: # table, model, value, over, se
     """Return Web-SSL's rows minus the lowest of them, a proxy of the no-image baseline.
 
-    The no-image baseline is not printed. Encoders trained without text, even SAM, are within two points of each
-    other there (Cambrian-1, Table 13: 17.2 to 19.4), so the lowest of 41 rows is an upper bound of the baseline."""
+    The no-image baseline is not printed. Encoders trained without text, even SAM, are within two
+    points of each other there (Cambrian-1, Table 13: 17.2 to 19.4), so the lowest of 41 rows is an
+    upper bound of the baseline."""
     from ccd.vqa.published.tables import check, load_published_table
     t = check(load_published_table("webssl_vqa")).drop_duplicates("model")
     low = t.loc[t[quantity].idxmin()]
-    return pd.DataFrame(dict(table=t.table, model=t.model, value=t[quantity], over=t[quantity] - low[quantity],
-                             se=np.hypot(t[f"{quantity}_se"], low[f"{quantity}_se"]))).sort_values("value", ignore_index=True)
+    return pd.DataFrame(dict(table=t.table, model=t.model, value=t[quantity],
+                             over=t[quantity] - low[quantity], se=np.hypot(t[f"{quantity}_se"],
+                                         low[f"{quantity}_se"]))).sort_values("value",
+                                                                              ignore_index=True)

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
 from ...files import UserError, alone, log_line, read_json, to_plain_dict, write_json
-from ...settings import (DataSettings, RECIPES, Settings, apply_recipe, check_fields, rename_fields,
-                          from_plain_dict, override, preset)
+from ...settings import (DataSettings, RECIPES, Settings, apply_recipe, check_fields,
+                          rename_fields, from_plain_dict, override, preset)
 from ...runs import (cached_stage, check_run, outputs_hash, read_manifest, require_own_folder,
                       run_settings, settings_diff, write_manifest)
 from .grid import GRIDS, Grid, _GridRun, _grid_runs, find_grid
@@ -28,24 +28,30 @@ def _full_data_settings(settings: Settings) -> Settings:
 def _fingerprint_of(run: _GridRun, measure: str) -> dict:
     "Return the settings that a measurement depends on, without the shared language model."
     own, a = run_settings(RECIPES[run.point.recipe].objective, run.settings), run.settings.analysis
-    return dict(point=to_plain_dict(run.point), run=to_plain_dict(own), data=to_plain_dict(run.settings.data), measure=measure,
-                version=_EVALUATIONS[measure].version, draws=_DRAWS, pictures=a.segmentation_images if measure == "masks" else 0) | (
-                dict(learnt=_N_PROJECTOR_QUESTIONS, lr=_PROJECTOR_LR, asked=a.vqa_questions) if _EVALUATIONS[measure].reads else {})
+    return dict(point=to_plain_dict(run.point), run=to_plain_dict(own),
+                data=to_plain_dict(run.settings.data), measure=measure,
+                version=_EVALUATIONS[measure].version, draws=_DRAWS,
+                pictures=a.segmentation_images if measure == "masks" else 0) | (
+                dict(learnt=_N_PROJECTOR_QUESTIONS, lr=_PROJECTOR_LR, asked=a.vqa_questions)
+                if _EVALUATIONS[measure].reads else {})
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5e9bcc76
 def _is_measured(results, run: _GridRun, measure: str) -> bool: # True where the measurement exists
     "Return whether a run was measured. Raises `UserError` for a folder of different settings."
     folder = Path(results) / run.name / measure
-    m, wanted = read_manifest(folder), to_plain_dict(_fingerprint_of(run, measure)) # a field that is newer than the measurement had its default value
+    # a field that is newer than the measurement had its default value
+    m, wanted = read_manifest(folder), to_plain_dict(_fingerprint_of(run, measure))
     if not m:
         require_own_folder(folder)
         return False
     stored = rename_fields("measurement", m["settings"])
     check_fields(stored, f"settings in {(file := folder / 'manifest.json')}", list(wanted))
     if apart := list(settings_diff(_with_defaults(stored, file), wanted)):
-        raise UserError(f"{folder} is of another experiment: {'; '.join(apart[:3])}. Nothing was changed: choose another "
+        raise UserError(f"{folder} is of another experiment: {'; '.join(apart[:3])}. Nothing was "
+                        "changed: choose another "
                         "folder with --measurements, or remove this one to measure again")
-    if not (folder / "measured.json").exists(): raise UserError(f"{folder} has lost its measured.json: remove it to measure again")
+    if not (folder / "measured.json").exists():
+        raise UserError(f"{folder} has lost its measured.json: remove it to measure again")
     return True
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #9fa46f25
@@ -61,33 +67,43 @@ def _run_with_defaults(run, file): # run: as `run_settings` returns it
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #2ae775c2
 def _with_defaults(said, file):
-    return said | dict(run=_run_with_defaults(said["run"], file), data=_full(DataSettings, said["data"], file))
+    return (said | dict(run=_run_with_defaults(said["run"], file),
+                   data=_full(DataSettings, said["data"], file)))
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #25a8fc49
-def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, home: Path, reader: Path | None = None) -> Path: # folder with measured.json
+# folder with measured.json
+def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, home: Path,
+                    reader: Path | None = None) -> Path:
     "Evaluate one run by one measure, and store the result."
     shared = [reader] if _EVALUATIONS[measure].reads else []
     def make(tmp):
-        t = _EVALUATIONS[measure].of(f"ccd:{trained}", _full_data_settings(run.settings), home, *shared)
+        t = _EVALUATIONS[measure].of(f"ccd:{trained}", _full_data_settings(run.settings), home,
+                                     *shared)
         facts = read_manifest(trained)
         write_json(tmp / "measured.json", dict(
-            metrics={r.metric: dict(estimate=round(r.estimate, 5), tests=int(r.tests), clusters=int(r.clusters),
-                                    draws=[round(float(x), 5) for x in r.draws]) for r in t.itertuples()},
-            run=facts["facts"] | dict(encoder=outputs_hash(trained), minutes=round(facts["wall_seconds"] / 60, 1), code=facts["code"],
-                                      machine=facts["machine"])))
-    return cached_stage(results / run.name / measure, _fingerprint_of(run, measure), dict(reader=outputs_hash(reader)) if shared else {}, make)
+            metrics={r.metric: dict(estimate=round(r.estimate, 5), tests=int(r.tests),
+                                    clusters=int(r.clusters),
+                                    draws=[round(float(x), 5) for x in r.draws])
+                     for r in t.itertuples()}, run=facts["facts"]
+            | dict(encoder=outputs_hash(trained), minutes=round(facts["wall_seconds"] / 60, 1),
+                   code=facts["code"], machine=facts["machine"])))
+    return cached_stage(results / run.name / measure, _fingerprint_of(run, measure),
+                        dict(reader=outputs_hash(reader)) if shared else {}, make)
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5ca1a020
 def _select_runs(grid: Grid, only: str = "") -> list[_GridRun]:
     "Return the runs whose names contain or match a pattern. Raises `UserError` for no match."
     every = _grid_runs(grid)
     found = [r for r in every if not only or only in r.name or fnmatch.fnmatch(r.name, only)]
-    if not found: raise UserError(f"no run matches {only!r}: there are {', '.join(r.name for r in every[:4])} …; "
-                                  "`ccd scale GRID --dry-run` lists them")
+    if not found:
+        raise UserError(f"no run matches {only!r}: there are "
+                        f"{', '.join(r.name for r in every[:4])} …; "
+                        "`ccd scale GRID --dry-run` lists them")
     return found
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #0886bffc
-def _find_released_run(run: _GridRun, corpus) -> Path | None: # run folder of `ccd.training.loop.train`
+# run folder of `ccd.training.loop.train`
+def _find_released_run(run: _GridRun, corpus) -> Path | None:
     "Return a released encoder that was trained with the same settings on the same corpus."
     from ccd.encoders.trained import list_releases
     from ccd.data.corpora import fingerprint
@@ -95,7 +111,8 @@ def _find_released_run(run: _GridRun, corpus) -> Path | None: # run folder of `c
     for folder in list_releases():
         m = read_manifest(folder)
         if not m or m["settings"].get("objective") != wanted["objective"]: continue
-        same = not list(settings_diff(_run_with_defaults(m["settings"], folder / "manifest.json"), wanted))
+        same = not list(settings_diff(_run_with_defaults(m["settings"], folder / "manifest.json"),
+                                      wanted))
         if same and m["inputs"]["corpus"] == fingerprint(corpus): return folder
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #8f526d56
@@ -111,18 +128,23 @@ def scale(
     from ccd.data.corpora import open_corpus
     from ccd.training.loop import train
     out, results = Path(out), Path(results or Path(out) / "results")
-    todo = [(r, [m for m in grid.measures if not _is_measured(results, r, m)]) for r in _select_runs(grid, only)]
+    todo = [(r, [m for m in grid.measures if not _is_measured(results, r, m)])
+            for r in _select_runs(grid, only)]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("`ccd scale` is one process: `ccd scale GRID --commands torchrun` writes what trains each run with many")
+        raise UserError("`ccd scale` is one process: `ccd scale GRID --commands torchrun` writes "
+                        "what trains each run with many")
     done = sum(not ms for _, ms in todo)
     log_line(f"{done} of {len(todo)} runs are measured in {results}")
     for k, (r, missing) in enumerate((x for x in todo if x[1]), done + 1):
         log_line(f"{k} of {len(todo)}: {r.name}, {r.flops / 1e12:.3g} TFLOP")
         recipe, corpus = RECIPES[r.point.recipe], open_corpus(r.settings.data).corpus
         with alone(out / r.name):
-            folder = _find_released_run(r, corpus) or train(recipe.objective, r.settings, corpus, out / r.name, title=recipe.title)
+            folder = (_find_released_run(r, corpus)
+                      or train(recipe.objective, r.settings, corpus, out / r.name,
+                               title=recipe.title))
             for m in missing:
-                reader = _shared_language_model(grid.reader, out / "reader", results) if _EVALUATIONS[m].reads else None
+                reader = (_shared_language_model(grid.reader, out / "reader", results)
+                          if _EVALUATIONS[m].reads else None)
                 _run_evaluation(r, m, folder, results, out / "measuring" / r.name, reader)
         _write_grid_manifest(grid, results)
     return results
@@ -130,16 +152,20 @@ def scale(
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #34dd7277
 def _write_grid_manifest(grid: Grid, results: Path):
     "Write one manifest over all measurements, each of which has its own manifest."
-    parts = [*sorted(results.glob("*/*/manifest.json")), *sorted(results.glob("reader/manifest.json"))]
+    parts = [*sorted(results.glob("*/*/manifest.json")),
+             *sorted(results.glob("reader/manifest.json"))]
     made = {p: read_json(p) for p in parts}
-    files = [f.relative_to(results) for p, m in made.items() for f in (p, *(p.parent / o for o in m["outputs"]))]
+    files = [f.relative_to(results) for p, m in made.items()
+             for f in (p, *(p.parent / o for o in m["outputs"]))]
     name = next((n for n, g in GRIDS.items() if g == grid), "GRID")
-    write_manifest(results, to_plain_dict(grid), {}, files, sum(m["wall_seconds"] for m in made.values()), command=f"ccd scale {name}")
+    write_manifest(results, to_plain_dict(grid), {}, files,
+                   sum(m["wall_seconds"] for m in made.values()), command=f"ccd scale {name}")
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5ca1a022
 def dry_run(grid: Grid, results=None, only: str = "") -> pd.DataFrame: # one row per run
     "Return the runs with their cost, and whether each is done."
-    rows = [asdict(r.point) | dict(TFLOP=round(r.flops / 1e12, 3), done=bool(results) and all(_is_measured(results, r, m) for m in grid.measures))
+    rows = [asdict(r.point) | dict(TFLOP=round(r.flops / 1e12, 3), done=bool(results)
+                                   and all(_is_measured(results, r, m) for m in grid.measures))
             for r in _select_runs(grid, only)]
     return pd.DataFrame(rows)
 
@@ -147,15 +173,19 @@ def dry_run(grid: Grid, results=None, only: str = "") -> pd.DataFrame: # one row
 def format_plan(t: pd.DataFrame) -> str: # table of `dry_run`
     "Return the runs and their total cost as text."
     left = t[~t.done]
-    return (f"{t.assign(done=['done' if d else '' for d in t.done]).to_string(index=False)}\n{len(t)} runs, {t.done.sum()} of them done; "
-            f"to do: {len(left)} runs, {left.samples.sum():,} samples, {left.TFLOP.sum():,.0f} TFLOP in the towers")
+    return (
+        f"{t.assign(done=['done' if d else '' for d in t.done]).to_string(index=False)}\n{len(t)} "
+        f"runs, {t.done.sum()} of them done; "
+            f"to do: {len(left)} runs, {left.samples.sum():,} samples, {left.TFLOP.sum():,.0f} "
+            "TFLOP in the towers")
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #206839f3
 def _cli_options(run: _GridRun) -> list[str]:
     "Return the arguments of `ccd train` that train this run."
     from ccd.training.audit import cli_overrides
     usual = apply_recipe(run.point.recipe, preset(run.settings.preset))
-    return [run.point.recipe, "--preset", run.settings.preset, *cli_overrides(run.settings, usual, ("analysis",))]
+    return [run.point.recipe, "--preset", run.settings.preset,
+            *cli_overrides(run.settings, usual, ("analysis",))]
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5b2f6640
 _LAUNCHERS = ("torchrun", "slurm")
@@ -170,14 +200,19 @@ def commands(
     processes: int = 8, # number of processes per run
 ) -> str: # shell script
     "Return a script that trains and measures each run. Raises `UserError` for an unknown kind."
-    if kind not in _LAUNCHERS: raise UserError(f"unknown kind of commands {kind!r}: expected one of {', '.join(_LAUNCHERS)}")
+    if kind not in _LAUNCHERS:
+        raise UserError(f"unknown kind of commands {kind!r}: expected one of "
+                        f"{', '.join(_LAUNCHERS)}")
     results = results or f"{out}/results"
     lines = []
     for r in _select_runs(find_grid(name), only):
-        train = ["torchrun", f"--nproc-per-node={processes}", "-m", "ccd.cli", "train", *_cli_options(r), "--out", f"{out}/{r.name}"]
-        then = ["ccd", "scale", name, "--only", r.name, "--out", str(out), "--measurements", str(results)]
+        train = ["torchrun", f"--nproc-per-node={processes}", "-m", "ccd.cli", "train",
+                 *_cli_options(r), "--out", f"{out}/{r.name}"]
+        then = ["ccd", "scale", name, "--only", r.name, "--out", str(out), "--measurements",
+                str(results)]
         lines.append(f"{shlex.join(train)} && {shlex.join(then)}")
     if kind == "torchrun": return "\n".join(lines)
     jobs = "\n".join(f"  {shlex.quote(l)}" for l in lines)
-    return (f"#!/bin/bash\n#SBATCH --job-name=ccd-{name}\n#SBATCH --array=0-{len(lines) - 1}\n#SBATCH --gpus-per-node={processes}\n"
+    return (f"#!/bin/bash\n#SBATCH --job-name=ccd-{name}\n#SBATCH "
+            f"--array=0-{len(lines) - 1}\n#SBATCH --gpus-per-node={processes}\n"
             f"#SBATCH --requeue\nruns=(\n{jobs}\n)\neval \"${{runs[$SLURM_ARRAY_TASK_ID]}}\"")

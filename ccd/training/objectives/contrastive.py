@@ -148,7 +148,8 @@ class SiglipObjective(ClipObjective):
     def loss(self, e, t):
         with _no_autocast(e["image"]):
             loss = siglip_loss(e["image"], e["text"], e["scale"], e["bias"], self.c.chunk)
-        return loss, dict(batch_accuracy=_batch_accuracy(**e), logit_scale=e["scale"], logit_bias=e["bias"])
+        return (loss, dict(batch_accuracy=_batch_accuracy(**e), logit_scale=e["scale"],
+                     logit_bias=e["bias"]))
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #0f029a0f
 def _text_side(c, width, seed): # the text tower, and the projection of image features to its size

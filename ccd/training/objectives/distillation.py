@@ -117,7 +117,8 @@ class _Distillation(Objective):
         d.check(vit)
         self.d, self.views_per_sample = d, dict(student=2 + d.local_crops, teacher=2)
         self.vision = build_vit(vit, seed, self.patches)
-        self.teacher_vision = build_vit(replace(vit, drop_path=0.0), seed, self.patches).requires_grad_(False)
+        self.teacher_vision = build_vit(replace(vit, drop_path=0.0), seed,
+                                        self.patches).requires_grad_(False)
         self.head, self.teacher_head = _heads(vit.width, d, seed)
         self.register_buffer("center", torch.zeros(d.out_dim))
         self.seen, self.answers = {}, []
@@ -166,7 +167,7 @@ class DinoObjective(_Distillation):
             feature = self.teacher_vision(crops[0])
             teacher = self.teacher_head(feature)
         student = self.head(torch.cat([self.vision(x) for x in crops]))
-        rows = lambda x: x.view(-1, n, self.d.out_dim).transpose(0, 1)
+        def rows(x): return x.view(-1, n, self.d.out_dim).transpose(0, 1)
         return dict(student=rows(student), teacher=rows(teacher), feature=feature[:n])
 
     def loss(self, e, t):
@@ -184,7 +185,8 @@ class DinoObjective(_Distillation):
     def health(self):
         if not self.seen: return {}
         p, k = self.seen["p"], math.log(self.d.out_dim)
-        return dict(teacher_entropy=float(entropy(p).mean() / k), mean_entropy=float(entropy(p.mean(0)) / k),
+        return dict(teacher_entropy=float(entropy(p).mean() / k),
+                    mean_entropy=float(entropy(p.mean(0)) / k),
                     feature_rank=float(_effective_rank(self.seen["feature"])),
                     center_norm=float(self.center.norm()))
 
@@ -242,7 +244,8 @@ class _HiddenPatches(DinoObjective):
         d, width = self.d, self.control.vit.width
         self.mask_token = nn.Parameter(torch.zeros(width))
         if not d.shared_head:
-            self.patch_head, self.teacher_patch_head = _heads(width, d, (self.control.seed << 32) + 1)
+            self.patch_head, self.teacher_patch_head = _heads(width, d,
+                                                              (self.control.seed << 32) + 1)
         self.register_buffer("patch_center", torch.zeros(d.out_dim))
 
     def heads(self): # heads for patch tokens: student, teacher
@@ -260,14 +263,19 @@ class _HiddenPatches(DinoObjective):
         n, hidden = len(batch["hidden"]), batch["hidden"].flatten(0, 1)
         large, *small = (x.flatten(0, 1) for x in batch["crops"])
         ours, theirs = self.heads()
-        rows = lambda x: x.view(n, -1, x.shape[-1])
+        def rows(x): return x.view(n, -1, x.shape[-1])
         with torch.no_grad():
             seen = _forward_blocks(self.teacher_vision, _embed_patches(self.teacher_vision, large))
-            teacher, wanted = self.teacher_head(seen[:, 0]), theirs(self.of_hidden(seen[:, 1:], hidden))
-            share = self.of_hidden((1 / hidden.sum(1, keepdim=True).clamp(min=1)).expand(hidden.shape), hidden)
-        found = _forward_blocks(self.vision, _embed_patches(self.vision, large, hidden, self.mask_token))
+            teacher, wanted = (self.teacher_head(seen[:, 0]),
+                               theirs(self.of_hidden(seen[:, 1:], hidden)))
+            share = self.of_hidden((1 / hidden.sum(1,
+                                                   keepdim=True).clamp(min=1)).expand(hidden.shape),
+                                   hidden)
+        found = _forward_blocks(self.vision,
+                                _embed_patches(self.vision, large, hidden, self.mask_token))
         student = [rows(self.head(x)) for x in (found[:, 0], *(self.vision(x) for x in small))]
-        return dict(student=torch.cat(student, 1), teacher=rows(teacher), cls=rows(found[:, 0]).float(),
+        return dict(student=torch.cat(student, 1), teacher=rows(teacher),
+                    cls=rows(found[:, 0]).float(),
                     patches=ours(self.of_hidden(found[:, 1:], hidden)), wanted=wanted, share=share,
                     feature=rows(seen[:, 0])[:, 0])
 
@@ -289,7 +297,7 @@ class Dinov2Objective(_HiddenPatches):
 
     def loss(self, e, t):
         d, temp, n = self.d, self.teacher_temp(t), len(e["student"])
-        log_q = lambda x: (x / d.student_temp).log_softmax(-1)
+        def log_q(x): return (x / d.student_temp).log_softmax(-1)
         with _no_autocast(e["student"]):
             with torch.no_grad():
                 p = self.answers_of(e["teacher"].transpose(0, 1).flatten(0, 1), self.center, temp)

@@ -73,7 +73,8 @@ class MaeObjective(Objective):
         back = order.argsort(1)
         h = torch.cat([h[:, :1], torch.cat([h[:, 1:], rest], 1).take_along_dim(back, 1)], 1)
         h = _forward_blocks(self.decoder, h + self.decoder.pos_embed)
-        return dict(predicted=self.paint(h[:, 1:]).float(), patches=_patchify(batch["image"], size), masked=hidden)
+        return dict(predicted=self.paint(h[:, 1:]).float(), patches=_patchify(batch["image"], size),
+                    masked=hidden)
 
     def loss(self, e, t):
         with _no_autocast(e["predicted"]): return mae_loss(**e, normalize=self.m.normalize), {}

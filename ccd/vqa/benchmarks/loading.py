@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
-from datasets import DatasetDict, Features, Image as ImageFeature, List, Value, load_dataset, load_from_disk
+from datasets import (DatasetDict, Features, Image as ImageFeature, List, Value, load_dataset,
+                      load_from_disk)
 from ...files import UserError, atomic_write, cache_dir, content_hash, log_line
 from .questions import _LETTERS, _check_ids, _question_error, _schema
 from .suite import BENCHMARKS, _find_benchmark
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #293a601e
-_LoadedQuestions = namedtuple("_LoadedQuestions", "questions skipped") # questions: Dataset; skipped: DataFrame with row, reason
+# questions: Dataset; skipped: DataFrame with row, reason
+_LoadedQuestions = namedtuple("_LoadedQuestions", "questions skipped")
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #350ccfb5
 def load_questions(
@@ -43,9 +45,12 @@ def load_questions(
         cache_file_name=str(made), load_from_cache_file=False)
     why = np.array(everything["skip"], object)
     bad = pd.DataFrame(dict(row=np.flatnonzero(why != ""), reason=why[why != ""]))
-    if len(bad): log_line(f"{benchmark}: {len(bad)} of {len(why)} rows skipped: {_format_reason_counts(bad.reason)}")
+    if len(bad):
+        log_line(f"{benchmark}: {len(bad)} of {len(why)} rows skipped: "
+                 f"{_format_reason_counts(bad.reason)}")
     if len(bad) == len(why):
-        raise UserError(f"no row of {source or b.hub} can be asked: {_format_reason_counts(bad.reason)}")
+        raise UserError(f"no row of {source or b.hub} can be asked: "
+                        f"{_format_reason_counts(bad.reason)}")
     kept = everything.select(np.flatnonzero(why == "")).remove_columns("skip")
     _check_ids(kept["index"])
     return _LoadedQuestions(kept, bad)
@@ -114,7 +119,8 @@ def _open(source, split, b):
     except UserError: raise
     except Exception as e:
         old = b.formerly if source == b.hub else source.replace("-encoder/", "/")
-        hint = f"; until July 2026 it was {old}: try that as source" if old not in ("", source) else ""
+        hint = (f"; until July 2026 it was {old}: try that as source" if old not in ("", source)
+                else "")
         raise UserError(f"could not open {source!r}, split {split!r}: {e}{hint}") from e
     return d.cast(Features({k: _undecoded(v) for k, v in d.features.items()}))
 
@@ -128,13 +134,14 @@ def _tsv(path): # all cells are text, since "None" and "007" can be options
     _check_utf8(path)
     with open(path, encoding="utf-8-sig") as f: columns = f.readline().rstrip("\n").split("\t")
     text = Features({c.strip('"'): Value("string") for c in columns})
-    d = load_dataset("csv", data_files=path, sep="\t", features=text, split="train", encoding="utf-8-sig",
+    d = load_dataset("csv", data_files=path, sep="\t", features=text, split="train",
+                     encoding="utf-8-sig",
                      chunksize=256, keep_default_na=False, cache_dir=str(cache_dir("vqa", "tsv")))
     if "image" not in d.column_names: return d
     shortest = pc.min(pc.utf8_length(d.data.column("image"))).as_py()
     if shortest is None or shortest > 64: return d
     where = {i: k for k, i in enumerate(d["index"])} # a short cell: index of the row with the image
-    whole = lambda x: d[where[x]]["image"] if x in where else x
+    def whole(x): return d[where[x]]["image"] if x in where else x
     return d.map(lambda r: dict(image=whole(r["image"])))
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #14bf587b
@@ -153,5 +160,6 @@ def _check_utf8(path):
         for k, line in enumerate(f, 1):
             try: line.decode()
             except UnicodeDecodeError as e:
-                raise UserError(f"{path}, line {k}: not UTF-8 (byte {e.start + 1}); it may be latin-1 or UTF-16: save it as UTF-8, "
+                raise UserError(f"{path}, line {k}: not UTF-8 (byte {e.start + 1}); it may be "
+                                "latin-1 or UTF-16: save it as UTF-8, "
                                 "such as by `iconv -f latin1 -t utf-8`") from e

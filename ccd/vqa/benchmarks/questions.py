@@ -90,7 +90,7 @@ def _check_ids(ids, what="question"):
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #af591bbe
 def _join_first(things, most: int = 5) -> str:
     "Return the first few items as text."
-    one = lambda x: f"{x[0]} ({x[1]})" if isinstance(x, tuple) else str(x)
+    def one(x): return f"{x[0]} ({x[1]})" if isinstance(x, tuple) else str(x)
     things = list(things)
     return ", ".join(map(one, things[:most])) + (", …" if len(things) > most else "")
 

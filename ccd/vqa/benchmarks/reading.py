@@ -21,7 +21,8 @@ _ARTICLE = re.compile(rf"(^|[.!?:\n]\s*)A(?=\s+(?!(?:{_VERBS})\b)[a-z])" # "A ca
 def _reading(
     said: str, # generated text
     options: dict, # letter -> text of the option
-) -> tuple[str | None, str]: # letter and key of `_READERS`; else None and "empty", "failed" or "unread"
+    # letter and key of `_READERS`; else None and "empty", "failed" or "unread"
+) -> tuple[str | None, str]:
     "Return the option that an answer names, and the parser that found it."
     text = _readable(said)
     if not text: return None, "empty"
@@ -53,7 +54,8 @@ def _reader(f): _READERS[f.__name__.strip("_").replace("_", " ")] = f; return f
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #eb0daec0
 def _bare(text: str) -> str: # without surrounding punctuation and without an article
-    inside = text.lower().strip(_AROUND) or text.lower() # an option may consist of punctuation only, such as <
+    # an option may consist of punctuation only, such as <
+    inside = text.lower().strip(_AROUND) or text.lower()
     return re.sub("^(?:an?|the) ", "", " ".join(inside.split()))
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #78f8b063
@@ -73,16 +75,20 @@ def _option_text(text, options): # the text of one option only
 def _letter_and_text(text, options): # A) red
     mark, rest = text.strip(_AROUND)[:1].upper(), text.strip(_AROUND)[1:]
     apart = rest[:1] in _AROUND + "-–—"
-    return mark if mark in options and apart and _bare(rest.lstrip(" -–—")) == _bare(options[mark]) else None
+    return (mark if mark in options and apart and _bare(rest.lstrip(" -–—")) == _bare(options[mark])
+            else None)
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #95332e4f
 @lru_cache
 def _patterns(letters): # patterns of stated and of marked letters
     big, small, wrap = f"[{letters}]", f"[{letters.lower()}]", r"[*_`\"'(\[{]*"
     end = r"(?![\w'])"
-    stated = (rf"(?i:\banswer(?:\s+(?:is|would be|should be|must be))?)\W{{0,4}}\s*(?i:option\s+|choice\s+)?{wrap}"
-              rf"(?:({big}){end}(?!\s+(?!(?:{_VERBS})\b)[a-z])|({big})(?=\s*[)\]*}}.,:;\"'`])|({small})(?=[)\]*}}.,:;\"'`]|\s*$))")
-    marked = (rf"(?i:\b(?:option|choice))\s+{wrap}({big}){end}|\(({big})\)|(?<![\w.'])({big})[.):](?=\s|$)"
+    stated = (rf"(?i:\banswer(?:\s+(?:is|would be|should be|must "
+              rf"be))?)\W{{0,4}}\s*(?i:option\s+|choice\s+)?{wrap}"
+              rf"(?:({big}){end}(?!\s+(?!(?:{_VERBS})\b)[a-z])|({big})(?=\s*[)\]*}}.,:;\"'`])"
+              rf"|({small})(?=[)\]*}}.,:;\"'`]|\s*$))")
+    marked = (rf"(?i:\b(?:option|choice))\s+{wrap}({big}){end}|\(({big})\)"
+              rf"|(?<![\w.'])({big})[.):](?=\s|$)"
               rf"|(?<!\w)[*`\"\[]+({big})[*`\"\]]+(?!\w)|^\W*({small})[.):]+\s")
     return re.compile(stated), re.compile(marked)
 
@@ -110,20 +116,23 @@ def _alone(text, options): # a capital letter among other words
 @_reader
 def _mentioned(text, options): # the last option whose text is found; in few words, the only one
     low = " ".join(text.lower().split())
-    at = {l: s for l, t in options.items() if (s := _span(low, " ".join(t.lower().strip(_AROUND).split())))}
-    inside = lambda s: any(o[0] <= s[0] and s[1] <= o[1] and o != s for o in at.values())
+    at = {l: s for l, t in options.items()
+          if (s := _span(low, " ".join(t.lower().strip(_AROUND).split())))}
+    def inside(s): return any(o[0] <= s[0] and s[1] <= o[1] and o != s for o in at.values())
     at = {l: s for l, s in at.items() if not inside(s)}
     if len(set(at.values())) < len(at) or len(low.split()) <= 5 and len(at) != 1: return None
     return max(at, key=lambda l: at[l][1], default=None)
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #080c027a
 def _span(text, part): # position of the last match as whole words
-    word = lambda c: c.isalnum() or c == "_"
+    def word(c): return c.isalnum() or c == "_"
     k = text.rfind(part) if part else -1
     while k >= 0:
         end = k + len(part)
         number_goes_on = text[end:end + 2][:1] == "." and text[end + 1:end + 2].isdigit()
-        if not (k and (word(text[k - 1]) or text[k - 1] == ".") or word(text[end:end + 1]) or number_goes_on): return k, end
+        if not (k and (word(text[k - 1]) or text[k - 1] == ".") or word(text[end:end + 1])
+                or number_goes_on):
+            return k, end
         k = text.rfind(part, 0, end - 1)
     return None
 

@@ -95,8 +95,9 @@ def _relaxed_plain(said, q): # Cambrian-1
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #738e6151
 @_register_rule
 def _substring(said, q): # OCRBench; formulas without spaces, case-sensitive
-    if "Expression" in q["category"]: tidy = lambda s: re.sub(r"[ \n]", "", s.strip())
-    else: tidy = lambda s: s.lower().strip().replace("\n", " ")
+    def tidy(text):
+        if "Expression" in q["category"]: return re.sub(r"[ \n]", "", text.strip())
+        return text.lower().strip().replace("\n", " ")
     return float(any(tidy(a) in tidy(str(said or "")) for a in q["answers"]))
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #1c7385c8
@@ -106,8 +107,8 @@ _CONTRACTIONS = {w[:k] + w[k + 1:]: w for w in '''
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've
     hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't
     mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't
-    she'd've should've shouldn't shouldn't've somebody'd somebody'd've somebody'll somebody's someone'd
-    someone'd've someone'll someone's something'd something'd've something'll that's
+    she'd've should've shouldn't shouldn't've somebody'd somebody'd've somebody'll somebody's
+    someone'd someone'd've someone'll someone's something'd something'd've something'll that's
     there'd there'd've there're there's they'd they'd've they'll they're they've 'twas
     wasn't we'd've we've weren't what'll what're what's what've when's where'd where's
     where've who'd who'd've who'll who's who've why'll why're why's won't would've
@@ -137,7 +138,7 @@ def _soft_accuracy(said, q):
 @_register_rule
 def _anls(said, q):
     "Return the normalized Levenshtein similarity, 0 below 0.5. Source: Biten et al. 2019."
-    tidy = lambda s: " ".join(str(s or "").strip().lower().split())
+    def tidy(s): return " ".join(str(s or "").strip().lower().split())
     pairs = [(tidy(said), tidy(a)) for a in q["answers"]]
     best = max(1 - _edit_distance(a, b) / max(len(a), len(b), 1) for a, b in pairs)
     return best if best >= 0.5 else 0.0
@@ -173,7 +174,8 @@ def _letter_or_near_published(said, q): # Cambrian-1: 5 % of the prediction
 def _after_reasoning(said, q): # MathVista: a letter, a text or a rounded number at the end
     end, right = _answer_tail(said).strip(" ."), q["answer"]
     if q["options"]:
-        named = parse_answer(re.split(r"(?i)answer is:?|answer:", str(said or ""))[-1], q["options"])
+        named = parse_answer(re.split(r"(?i)answer is:?|answer:", str(said or ""))[-1],
+                             q["options"])
         return float((named or end) in (right, q["options"][right].lower()))
     found, b = re.findall(r"-?\d+(?:\.\d+)?", end.replace(",", "")), _parse_number(right)
     if b is None: return float(end == right.lower())

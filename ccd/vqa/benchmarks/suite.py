@@ -143,8 +143,8 @@ def _at(name, config=""): # current and former source in lmms-eval
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #f194543b
 _GENERAL = {
-    "MME_P": Benchmark(**_at("MME"), row=_mme, form="words", rule="yes_no", published="exact", pair=2,
-        inside="macro", logs=("mme", "MME")),
+    "MME_P": Benchmark(**_at("MME"), row=_mme, form="words", rule="yes_no", published="exact",
+                       pair=2, inside="macro", logs=("mme", "MME")),
     "MMBench": Benchmark(hub="lmms-lab-encoder/MMBench:en", formerly="lmms-lab/MMBench_EN",
         row=_mmbench, split="dev", ask=_listed(_PROMPT_LETTER), published="first_letter",
         logs=("mmbench_en_dev", "mmbench_en_dev_static", "MMBench_DEV_EN")),

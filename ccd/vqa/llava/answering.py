@@ -86,7 +86,8 @@ def _build_prompts(
     (ask, said), v = _ANSWER_FORMATS[how], vlm.settings
     options = [l for r in rows for l in _options_of(r)]
     owner = np.repeat(np.arange(len(rows)), [len(_options_of(r)) for r in rows])
-    turns = [[(ask(rows[i], v, benchmark), said(rows[i] | dict(answer=l)))] for i, l in zip(owner, options)]
+    turns = [[(ask(rows[i], v, benchmark), said(rows[i] | dict(answer=l)))]
+             for i, l in zip(owner, options)]
     talks = _Conversations(None, turns, np.full(len(turns), 0 if pictured else -1))
     s = _tokenized(talks, vlm.tokenizer, v.template, v.system)
     laid = [_pad_sample(s, k, vlm.image, vlm.tokens, 1 << 30)[:2] for k in range(len(s))]
@@ -102,7 +103,8 @@ def _packed(texts, context):
     if any(k != n or (t[:k] != texts[0][0][:n]).any() for t, k in texts):
         raise UserError("this tokenizer joins the prompt and the answer: the options of a question "
                         "do not begin after the same tokens")
-    return _pack_options([t for t, _ in texts], n) if max(len(t) for t, _ in texts) <= context else None
+    return (_pack_options([t for t, _ in texts], n) if max(len(t) for t, _ in texts) <= context
+            else None)
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #91ae1736
 def _option_scores(a: _PackedPrompt, logp: Tensor, mean: bool) -> np.ndarray: # [options] scores
@@ -159,21 +161,27 @@ def answer_questions(
     form = _form_of(benchmark, vlm.settings, form)
     _check_how(form, rotations, image)
     rows = _check_options(questions).remove_columns("image").to_list()
-    shelf = None if image == "none" else _cache_patch_tokens(vlm.encoder, questions, vlm.settings.tokens, cache)
+    shelf = (None if image == "none"
+             else _cache_patch_tokens(vlm.encoder, questions, vlm.settings.tokens, cache))
     shown = (_mismatched_images(questions["item_id"], questions["category"]) if image == "other"
              else np.arange(len(rows)))
     made_of = [weights_hash(vlm.net), to_plain_dict(vlm.encoder.card), content_hash(rows),
                _pictures_hash(questions)] if folder else []
     p, key = [], [form, rotations, image, mean, made_of, benchmark if form == "letters" else ""]
-    ask = partial(_ask, vlm, how=form, benchmark=benchmark, rotations=rotations, mean=mean, size=batch_size)
+    ask = partial(_ask, vlm, how=form, benchmark=benchmark, rotations=rotations, mean=mean,
+                  size=batch_size)
     with Progress("answering", len(rows), unit="questions") as bar:
         for a in range(0, len(rows), 1024):
             make = partial(ask, rows[a:a + 1024], shelf, shown[a:a + 1024])
             p += _kept(folder, [*key, a], make); bar.add(len(rows[a:a + 1024]))
     long = sum(x is None for x in p)
-    if long: log_line(f"{long} of {len(rows)} questions are longer than {vlm.settings.context} tokens: not answered")
-    said = {r["index"]: list(_options_of(r))[int(np.argmax(x))] for r, x in zip(rows, p) if x is not None}
-    table = answer_table(benchmark, questions, said, encoder or vlm.encoder.card.name, vlm.settings.seed)
+    if long:
+        log_line(f"{long} of {len(rows)} questions are longer than {vlm.settings.context} tokens: "
+                 "not answered")
+    said = {r["index"]: list(_options_of(r))[int(np.argmax(x))]
+            for r, x in zip(rows, p) if x is not None}
+    table = answer_table(benchmark, questions, said, encoder or vlm.encoder.card.name,
+                         vlm.settings.seed)
     return table.assign(p_options=p)
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #1808369b
@@ -182,14 +190,18 @@ def _check_options(questions): # the questions, unchanged
     _check_questions(questions, 9)
     free = [r["index"] for r in questions.remove_columns("image") if len(_options_of(r)) < 2]
     if not free: return questions
-    raise UserError(f"{len(free)} of {len(questions)} questions have no options to choose from: {_join_first(free)}; leave them out by "
-                    "`select`, or ask the benchmark with lmms-eval or VLMEvalKit and give their logs to `ccd vqa`")
+    raise UserError(f"{len(free)} of {len(questions)} questions have no options to choose from: "
+                    f"{_join_first(free)}; leave them out by "
+                    "`select`, or ask the benchmark with lmms-eval or VLMEvalKit and give their "
+                    "logs to `ccd vqa`")
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #7e38c956
 def _check_how(how, rotations, image):
-    if image not in _IMAGE_CONDITIONS: raise UserError(f"unknown image {image!r}: expected one of {', '.join(_IMAGE_CONDITIONS)}")
+    if image not in _IMAGE_CONDITIONS:
+        raise UserError(f"unknown image {image!r}: expected one of {', '.join(_IMAGE_CONDITIONS)}")
     if rotations and how != "letters":
-        raise UserError("rotations=True needs form='letters': the prompt of texts lists no options to rotate")
+        raise UserError("rotations=True needs form='letters': the prompt of texts lists no options "
+                        "to rotate")
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #5405a91f
 def _kept(folder, key, make): # read one part of the results from disk, or compute and write it
@@ -200,18 +212,22 @@ def _kept(folder, key, make): # read one part of the results from disk, or compu
     return found
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #44b816aa
-def _ask(vlm, rows, shelf, shown, how, benchmark, rotations, mean, size): # option probabilities per question; None where it exceeds the context
+# option probabilities per question; None where it exceeds the context
+def _ask(vlm, rows, shelf, shown, how, benchmark, rotations, mean, size):
     total, long = [None] * len(rows), set()
     for r in range(max(len(_options_of(x)) for x in rows) if rotations else 1):
         mine = [k for k, x in enumerate(rows) if r < len(_options_of(x))]
-        made = zip(mine, _build_prompts(vlm, [_rotate_options(rows[k], r) for k in mine], how, shelf is not None, benchmark))
+        made = zip(mine, _build_prompts(vlm, [_rotate_options(rows[k], r) for k in mine], how,
+                                  shelf is not None, benchmark))
         fits = [(k, a) for k, a in made if a is not None or long.add(k)]
         for at in range(0, len(fits), size):
             part = fits[at:at + size]
-            seen = None if shelf is None else shelf[[shown[k] for k, _ in part]].to(next(vlm.parameters()))
+            seen = (None if shelf is None
+                    else shelf[[shown[k] for k, _ in part]].to(next(vlm.parameters())))
             for (k, a), logp in zip(part, _log_likelihoods(vlm, [a for _, a in part], seen)):
                 x = _option_scores(a, logp, mean and how == "texts")
-                p = np.roll(np.exp(x - x.max()) / np.exp(x - x.max()).sum(), r) # back to their places
+                # back to their places
+                p = np.roll(np.exp(x - x.max()) / np.exp(x - x.max()).sum(), r)
                 total[k] = p if total[k] is None else total[k] + p
     return [None if k in long else [float(x) for x in t / t.sum()] for k, t in enumerate(total)]
 
@@ -235,7 +251,8 @@ def evaluate(
     questions, # a `datasets.Dataset` with the Questions columns
     name: str = "", # encoder name in the table; by default that of its card
     images: tuple = _IMAGE_CONDITIONS, # image conditions, as `image` of `answer_questions`
-    encoder: Encoder | None = None, # the encoder of a model that was trained without an encoder name
+    # the encoder of a model that was trained without an encoder name
+    encoder: Encoder | None = None,
     **more, # other arguments of `answer_questions`, such as `benchmark` and `form`
 ) -> pd.DataFrame: # a table with the Answers columns, one encoder name per image condition
     "Answer questions with and without the image, and write `answers.parquet`."

@@ -107,8 +107,10 @@ def _tokenized(
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #378845c2
 def _no_marks(turns):
     bad = [k for k, t in enumerate(turns) if any(_IMAGE_TOKEN in x for pair in t for x in pair)]
-    if bad: raise UserError(f"{len(bad)} conversations contain {_IMAGE_TOKEN} in their text, such as {_join_first(bad)}: "
-                            "that mark stands for the image; take it out of the text")
+    if bad:
+        raise UserError(f"{len(bad)} conversations contain {_IMAGE_TOKEN} in their text, such as "
+                        f"{_join_first(bad)}: "
+                        "that mark stands for the image; take it out of the text")
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #298bea3f
 def _train_bpe(
@@ -126,7 +128,8 @@ def _train_bpe(
         additional_special_tokens=[_IMAGE_TOKEN])
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #f6951968
-def _ask_texts(row: dict, v: VlmSettings, benchmark: str = "") -> str: return f"{row['question']}\n{v.ask}".strip()
+def _ask_texts(row: dict, v: VlmSettings, benchmark: str = "") -> str:
+    return f"{row['question']}\n{v.ask}".strip()
 def _say_text(row: dict) -> str: return _options_of(row)[row["answer"]]
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #bbe8cd0c
@@ -136,7 +139,8 @@ def _ask_letters(row: dict, v: VlmSettings, benchmark: str = "") -> str:
 def _say_letter(row: dict) -> str: return row["answer"]
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #0775e768
-_ANSWER_FORMATS = dict(texts=(_ask_texts, _say_text), letters=(_ask_letters, _say_letter)) # format -> functions for the question and for its answer
+# format -> functions for the question and for its answer
+_ANSWER_FORMATS = dict(texts=(_ask_texts, _say_text), letters=(_ask_letters, _say_letter))
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #92e4407a
 def _form_of(
@@ -147,18 +151,23 @@ def _form_of(
     "Return the format of a benchmark. Raises `UserError` where it needs generated text."
     own = BENCHMARKS[benchmark].form if benchmark in BENCHMARKS else settings.forms[0]
     if (form or own) in _ANSWER_FORMATS: return form or own
-    if form: raise UserError(f"unknown form {form!r} of a question: expected one of {', '.join(_ANSWER_FORMATS)}")
-    raise UserError(f"{benchmark} has free-form answers, and only the likelihood of options is compared here: evaluate it with "
+    if form:
+        raise UserError(f"unknown form {form!r} of a question: expected one of "
+                        f"{', '.join(_ANSWER_FORMATS)}")
+    raise UserError(f"{benchmark} has free-form answers, and only the likelihood of options is "
+                    "compared here: evaluate it with "
                     "lmms-eval or VLMEvalKit, and give their logs to `ccd vqa`")
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #8ec9d9b1
 def _caption_conversations(corpus) -> _Conversations: # dataset with `image` and `captions`
     "Return one conversation per caption. Raises `UserError` where there are no captions."
     if "captions" not in corpus.column_names or not any(corpus["captions"][:]):
-        raise UserError("stage 1 is trained on captions, and these images have none: give a corpus with `captions`")
+        raise UserError("stage 1 is trained on captions, and these images have none: give a corpus "
+                        "with `captions`")
     said = corpus["captions"][:]
     turns = [[("", c)] for cs in said for c in cs or ()]
-    return _Conversations(corpus, turns, np.repeat(np.arange(len(said)), [len(c or ()) for c in said]))
+    return _Conversations(corpus, turns,
+                          np.repeat(np.arange(len(said)), [len(c or ()) for c in said]))
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #1ecfb2f4
 def question_conversations(
@@ -173,10 +182,12 @@ def question_conversations(
     return _Conversations(questions, turns, np.arange(len(rows)))
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #23128685
-def _emoji_conversations(world: DataSettings, settings: VlmSettings) -> tuple[_Conversations, _Conversations]:
+def _emoji_conversations(world: DataSettings,
+                         settings: VlmSettings) -> tuple[_Conversations, _Conversations]:
     "Return captions and questions of the synthetic emoji dataset, from its training split only."
     asked = instructions(world, settings.questions)
-    return _caption_conversations(emoji_scenes.scenes(world, "train")), question_conversations(asked, settings)
+    return (_caption_conversations(emoji_scenes.scenes(world, "train")),
+            question_conversations(asked, settings))
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #3755e858
 _ROLES = dict(human="human", user="human", gpt="gpt", assistant="gpt", system="system")
@@ -190,18 +201,22 @@ def _conversation_rows(path) -> list: # of rows; an `_Unusable` for each line th
     path = Path(path).expanduser()
     try: text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8: byte {e.start} is {e.object[e.start]:#x}; convert it to UTF-8") from e
+        raise UserError(f"{path} is not UTF-8: byte {e.start} is {e.object[e.start]:#x}; convert "
+                        "it to UTF-8") from e
     except OSError as e:
-        raise UserError(f"{path} cannot be read: {e.strerror}; expected a JSON file as LLaVA has them") from e
+        raise UserError(f"{path} cannot be read: {e.strerror}; expected a JSON file as LLaVA has "
+                        "them") from e
     rows = _json(text)
     if isinstance(rows, _Unusable) and text.lstrip().startswith("{"):
         rows = [_json(line) for line in text.split("\n") if line.strip()]
     if isinstance(rows, dict): rows = [rows]
     if isinstance(rows, list) and rows: return rows
-    what = rows if isinstance(rows, _Unusable) else "an empty list" if rows == [] else f"JSON {json.dumps(rows)[:40]}"
-    raise UserError(f"{path} holds no conversations: {what}. Expected a JSON list, or a line for each, of objects such as "
-                    '{"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, '
-                    '{"from": "gpt", "value": "A cat."}]}')
+    what = (rows if isinstance(rows, _Unusable) else "an empty list" if rows == []
+            else f"JSON {json.dumps(rows)[:40]}")
+    raise UserError(f"{path} holds no conversations: {what}. Expected a JSON list, or a line for "
+                    "each, of objects such as "
+                    '{"image": "a.jpg", "conversations": [{"from": "human", "value": '
+                    '"<image>\\nWhat is it?"}, ' '{"from": "gpt", "value": "A cat."}]}')
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #3a2a9cf6
 def _json(text):
@@ -222,7 +237,9 @@ def _conversation(row) -> _Conversation:
     if not isinstance(row, dict): raise _Unusable(f"no object, but {_named(row)}")
     image, said = _image_of(row), _spoken(row)
     marks = sum(text.count(_IMAGE_TOKEN) for role, text in said if role == "human")
-    if marks > bool(image): raise _Unusable(f"{marks} times {_IMAGE_TOKEN} in its text, and {'one image' if image else 'no image'}")
+    if marks > bool(image):
+        raise _Unusable(f"{marks} times {_IMAGE_TOKEN} in its text, and "
+                        f"{'one image' if image else 'no image'}")
     lead = list(takewhile(lambda m: m[0] != "human", said))
     dropped = [(k, "a system message" if role == "system" else "an answer before any question")
                for k, (role, _) in enumerate(lead, 1)]
@@ -234,8 +251,9 @@ def _conversation(row) -> _Conversation:
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #0f8ea8f7
 def _pairs(said): # pair messages, which alternate between human and gpt
     for k, (role, text) in enumerate(said):
-        if role != ("human", "gpt")[k % 2]: raise _Unusable("a system message in the middle" if role == "system" else
-                                                           f"two messages of {role} in a row")
+        if role != ("human", "gpt")[k % 2]:
+            raise _Unusable("a system message in the middle" if role == "system" else
+                           f"two messages of {role} in a row")
         if role == "gpt" and not text: raise _Unusable("an empty answer")
     return [(q, a) for (_, q), (_, a) in zip(said[::2], said[1::2])]
 
@@ -251,10 +269,13 @@ def _message(m):
     if not isinstance(m, dict): raise _Unusable(f"a message that is no object, but {_named(m)}")
     role, text = m.get("from"), m.get("value")
     if not isinstance(role, str) or role not in _ROLES:
-        raise _Unusable(f"a message from {str(role)[:20]!r}, not from {' or '.join(('human', 'gpt'))}")
-    if not isinstance(text, str): raise _Unusable(f"a message whose value is no text, but {_named(text)}")
+        raise _Unusable(f"a message from {str(role)[:20]!r}, not from "
+                        f"{' or '.join(('human', 'gpt'))}")
+    if not isinstance(text, str):
+        raise _Unusable(f"a message whose value is no text, but {_named(text)}")
     try: text.encode()
-    except UnicodeEncodeError: raise _Unusable("a message with half a character (a lone surrogate)") from None
+    except UnicodeEncodeError:
+        raise _Unusable("a message with half a character (a lone surrogate)") from None
     return _ROLES[role], text
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #d5f7ccf9
@@ -266,7 +287,8 @@ def _image_of(row: dict) -> str: # "" for none
         if len(image) > 1: raise _Unusable("several images, and one is read")
         image = image[0] if image else ""
     if image is None: return ""
-    if not isinstance(image, str): raise _Unusable(f"an image that is no file name, but {_named(image)}")
+    if not isinstance(image, str):
+        raise _Unusable(f"an image that is no file name, but {_named(image)}")
     return image
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #d3bca1c4
@@ -299,10 +321,16 @@ def _bare(text): return text.replace(_IMAGE_TOKEN, "").strip()
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #f4a5ca85
 def _say_skipped(path, used, skipped):
     whole = skipped.left_out == "conversation"
-    why = lambda t: f"{_format_reason_counts(t.reason)}; the first is number {t.row.iloc[0]}"
-    if not used: raise UserError(f"none of {whole.sum()} conversations of {path} can be used for training: {why(skipped[whole])}")
-    if whole.any(): log_line(f"{path}: {whole.sum()} of {used + whole.sum()} conversations are left out: {why(skipped[whole])}")
-    if (~whole).any(): log_line(f"{path}: {(~whole).sum()} messages of the others are left out: {why(skipped[~whole])}")
+    def why(t): return f"{_format_reason_counts(t.reason)}; the first is number {t.row.iloc[0]}"
+    if not used:
+        raise UserError(f"none of {whole.sum()} conversations of {path} can be used for training: "
+                        f"{why(skipped[whole])}")
+    if whole.any():
+        log_line(f"{path}: {whole.sum()} of {used + whole.sum()} conversations are left out: "
+                 f"{why(skipped[whole])}")
+    if (~whole).any():
+        log_line(f"{path}: {(~whole).sum()} messages of the others are left out: "
+                 f"{why(skipped[~whole])}")
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #833a959a
 def _image_corpus(path, images, files): # a `datasets.Dataset`, and a dict file -> row
@@ -310,9 +338,11 @@ def _image_corpus(path, images, files): # a `datasets.Dataset`, and a dict file 
     home = Path(images).expanduser()
     absent = [f for f in files if not _is_file(home / f)]
     if absent: raise UserError(f"{len(absent)} of {len(files)} images of {path} are not in "
-                               f"{images}, such as {_join_first(map(repr, absent))}: put them there, or leave their conversations out")
+                               f"{images}, such as {_join_first(map(repr, absent))}: put them "
+                               "there, or leave their conversations out")
     columns = dict(item_id=files, image=[dict(bytes=None, path=str(home / f)) for f in files])
-    corpus = Dataset.from_dict(columns, Features(item_id=Value("string"), image=Image(decode=False)))
+    corpus = Dataset.from_dict(columns,
+                               Features(item_id=Value("string"), image=Image(decode=False)))
     return corpus, {f: k for k, f in enumerate(files)}
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #ee2c4a08

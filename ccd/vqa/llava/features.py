@@ -95,7 +95,8 @@ def _digest(place, root):
     try: return hashlib.sha256(image_bytes(place, root)).digest()
     except (OSError, ValueError) as e:
         name = place.get("path") or place.get("tar")
-        raise UserError(f"the image {name!r} cannot be read: {e}; repair it, or leave it out") from e
+        raise UserError(f"the image {name!r} cannot be read: {e}; repair it, or leave "
+                        "it out") from e
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #ab0ba9c5
 def _pictures_hash(corpus) -> str: # 16 hex digits
@@ -115,9 +116,12 @@ def _cache_patch_tokens(
     """Return the cached tokens of all images, and compute what is missing.
 
     Raises `UserError` where the disk has too little space, or images change during the run."""
-    if not len(corpus): raise UserError("there are no images to encode: expected conversations that name one each")
-    folder = (Path(home) if home else cache_dir("vlm")) / f"tokens-{content_hash([to_plain_dict(encoder.card), tokens])}"
-    parts = [range(a, min(len(corpus), a + _IMAGES_PER_FILE)) for a in range(0, len(corpus), _IMAGES_PER_FILE)]
+    if not len(corpus):
+        raise UserError("there are no images to encode: expected conversations that name one each")
+    folder = (Path(home) if home else cache_dir(
+                  "vlm")) / f"tokens-{content_hash([to_plain_dict(encoder.card), tokens])}"
+    parts = [range(a, min(len(corpus), a + _IMAGES_PER_FILE))
+             for a in range(0, len(corpus), _IMAGES_PER_FILE)]
     files = [folder / f"{name}.npy" for name in _by_first(_part_names, corpus, parts)]
     todo = [(f, rows) for f, rows in zip(files, parts) if not f.exists()]
     if todo and is_main_process():
@@ -129,7 +133,8 @@ def _cache_patch_tokens(
 def _hold(encoder, corpus, tokens, folder, todo):
     todo = [(f, rows) for f, rows in todo if not f.exists()] # another process may have written some
     if not todo: return
-    left, pixels = sum(len(rows) for _, rows in todo), ImageDecoder(corpus, encoder.fit or encoder.card.size)
+    left, pixels = (sum(len(rows) for _, rows in todo),
+                    ImageDecoder(corpus, encoder.fit or encoder.card.size))
     _room(folder, encoder, pixels, tokens, left)
     with Progress("tokens of images", len(corpus), len(corpus) - left) as bar:
         for file, rows in todo:
@@ -138,7 +143,8 @@ def _hold(encoder, corpus, tokens, folder, todo):
             with atomic_write(file) as tmp, open(tmp, "wb") as f: np.save(f, x)
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #1d908473
-def _part_names(corpus, parts): return [_hex(_image_digests(corpus)[rows.start:rows.stop]) for rows in parts]
+def _part_names(corpus, parts):
+    return [_hex(_image_digests(corpus)[rows.start:rows.stop]) for rows in parts]
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #19dd6204
 def _by_first(make, *args): # the main process reads the disk and broadcasts the result
@@ -152,7 +158,8 @@ def _unchanged(corpus, rows): # verify that the encoded images are those that na
     if not other.any(): return
     del _digests[corpus]
     raise UserError(f"{other.sum()} images have changed while they were encoded, such as number "
-                    f"{rows.start + int(other.argmax())}: give the same command again when nothing writes there")
+                    f"{rows.start + int(other.argmax())}: give the same command again when nothing "
+                    "writes there")
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #df68df23
 def _read(encoder, pixels, rows, tokens, bar): # [k, n, d] float16 tokens

@@ -104,12 +104,14 @@ class _ConversationLoader:
     "Return batches of conversations, as a function of the step alone."
     exact = True
 
-    def __init__(self, s: _TokenizedSamples, shelf: _CachedTokens | None, vlm: Vlm, stage: Stage, seed: int):
+    def __init__(self, s: _TokenizedSamples, shelf: _CachedTokens | None, vlm: Vlm, stage: Stage,
+                 seed: int):
         self.s, self.shelf, self.stage, self.seed = s, shelf, stage, seed
         self.layout = vlm.image, vlm.tokens, vlm.settings.context
         self.pad, b = vlm.tokenizer.pad_token_id, stage.batch_size
         if b % world_size():
-            raise UserError(f"a batch of {b} conversations cannot be shared equally by {world_size()} processes")
+            raise UserError(f"a batch of {b} conversations cannot be shared equally by "
+                            f"{world_size()} processes")
         self.own = slice(rank() * b // world_size(), (rank() + 1) * b // world_size())
         self.clock = dict(storage=0.0, decoding=0.0)
         self._check()
@@ -122,9 +124,11 @@ class _ConversationLoader:
             counts.append(learnt[1:].sum()); cut += off > 0
         self.counts, self.cut = np.array(counts), int(cut)
         if len(empty := np.flatnonzero(self.counts == 0)):
-            raise UserError(f"{len(empty)} conversations have no answer within {context} tokens, such "
-                            f"as {_join_first(empty)}: raise context, or leave them out")
-        if cut and is_main_process(): log_line(f"{cut} of {len(self.s)} conversations are longer than {context} tokens: cut there")
+            raise UserError(f"{len(empty)} conversations have no answer within {context} tokens, "
+                            f"such as {_join_first(empty)}: raise context, or leave them out")
+        if cut and is_main_process():
+            log_line(f"{cut} of {len(self.s)} conversations are longer than {context} tokens: cut "
+                     "there")
 
     def rows(self, k): # rows of the global batch
         b = self.stage.batch_size
@@ -147,7 +151,8 @@ class _ConversationLoader:
 # %% ../../../nbs/library/vqa/llava/04_model.ipynb #852c8fd9
 def _collate(laid, pad): # laid: [(ids, loss mask), ...]
     long = max(len(i) for i, _ in laid)
-    ids, learnt, mask = (torch.zeros(len(laid), long, dtype=d) for d in (torch.long, torch.bool, torch.long))
+    ids, learnt, mask = (torch.zeros(len(laid), long, dtype=d)
+                         for d in (torch.long, torch.bool, torch.long))
     ids += pad
     for k, (i, l) in enumerate(laid):
         ids[k, :len(i)], learnt[k, :len(i)] = torch.from_numpy(i), torch.from_numpy(l)

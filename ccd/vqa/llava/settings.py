@@ -52,12 +52,14 @@ class VlmSettings:
     template: str = "v1" # chat template of stage 2: key of `_TEMPLATES`
     system: str = "" # system prompt before the first question
     ask: str = "" # text after a question that is answered in words
-    adapt: str = new_field("whole") # fine-tuning of the language model in stage 2: key of `_FINETUNE_MODES`
+    # fine-tuning of the language model in stage 2: key of `_FINETUNE_MODES`
+    adapt: str = new_field("whole")
     rank: int = new_field(128) # rank of the low-rank adapters
     layer: int = -2 # encoder block whose tokens are used; the last is -1
     norm: str = "before" # take tokens "before" or "after" the encoder's final norm
     tokens: int = 0 # tokens per image, resized bilinearly; 0: one per patch
-    fit: str = new_field("") # resize to a square by crop, squash or pad; "": the encoder's own preprocessing
+    # resize to a square by crop, squash or pad; "": the encoder's own preprocessing
+    fit: str = new_field("")
     questions: int = 6_000 # number of questions composed for stage 2
     forms: tuple[str, ...] = ("texts",) # prompt formats, used in turn: keys of `_ANSWER_FORMATS`
     read: Stage = Stage(10_000, 64, 2e-3) # stage 0: language model on texts
@@ -71,8 +73,8 @@ class VlmSettings:
             raise UserError(f"a language model cannot be trained as {self.adapt!r}: "
                             f"expected one of {', '.join(_FINETUNE_MODES)}")
         if self.fit not in ("", *WAYS):
-            raise UserError(f"an image cannot become a square by {self.fit!r}: expected one of {', '.join(WAYS)}, "
-                            "or nothing for the encoder's own rule")
+            raise UserError(f"an image cannot become a square by {self.fit!r}: expected one of "
+                            f"{', '.join(WAYS)}, or nothing for the encoder's own rule")
 
 # %% ../../../nbs/library/vqa/llava/01_settings.ipynb #1d518e5f
 _FINETUNE_MODES = dict( # mode -> predicate on weight names: True where stage 2 trains the weight

@@ -21,7 +21,8 @@ from ...data.augment import to_device
 from ...training.towers import LORA_SCALE, add_lora as low_rank, transformer_blocks, weights_hash
 from ...training.distributed import (check_equal_across_processes, full_tensor, init_distributed,
                                       is_main_process, world_size, wrap_model)
-from ...training.trainer import Stopwatch, Trainer, clip_gradients, learning_rate, load_checkpoint, make_optimizer
+from ...training.trainer import (Stopwatch, Trainer, clip_gradients, learning_rate,
+                                  load_checkpoint, make_optimizer)
 from ...training.loop import seconds_spent, training_loop
 from ...encoders.base import Encoder, EncoderCard, FeatureSpec, make_encoder
 from ...encoders.adapters.transformers import hf_adapter
@@ -46,7 +47,8 @@ class _VlmTrainer(Trainer):
 
     def step(self, k: int, batch): # -> loss, diagnostics
         t = k / self.c.steps
-        for g in self.optimizer.param_groups: g["lr"] = g.get("pace", 1.0) * learning_rate(t, self.c)
+        for g in self.optimizer.param_groups:
+            g["lr"] = g.get("pace", 1.0) * learning_rate(t, self.c)
         loss, info = self._gradients(to_device(device(), batch), t, k)
         clip_gradients(self.model, self.c)
         self.optimizer.step(); self.optimizer.zero_grad()
@@ -82,17 +84,21 @@ def _train_stage(
     folder, v = Path(folder), vlm.settings
     init_distributed()
     stage = stage if stage.samples else replace(stage, samples=len(s))
-    if stage.steps < 1: raise UserError(f"{stage.samples} conversations make no batch of {stage.batch_size}")
+    if stage.steps < 1:
+        raise UserError(f"{stage.samples} conversations make no batch of {stage.batch_size}")
     own = ("language", "width", "depth", "heads", "vocabulary", "context", "seed")
     wanted = dict(stage=to_plain_dict(stage), **{k: getattr(v, k) for k in own})
     if adapt != "whole": wanted |= dict(adapt=adapt, rank=v.rank if adapt == "lora" else 0)
     inputs = inputs | dict(talks=_samples_hash(s))
     if up_to_date(folder, wanted, inputs): return folder
     claim_folder(folder, dict(settings=wanted, inputs=inputs), write=is_main_process())
-    if world_size() > 1 and v.runtime.sharding == "fsdp": vlm = copy.deepcopy(vlm) # sharded in place
-    for k, p in trained(vlm.requires_grad_(False)).named_parameters(): p.requires_grad_(_FINETUNE_MODES[adapt](k))
+    # sharded in place
+    if world_size() > 1 and v.runtime.sharding == "fsdp": vlm = copy.deepcopy(vlm)
+    for k, p in trained(vlm.requires_grad_(False)).named_parameters():
+        p.requires_grad_(_FINETUNE_MODES[adapt](k))
     trainer = _VlmTrainer(vlm, _ConversationLoader(s, shelf, vlm, stage, v.seed), stage, v.runtime)
-    done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer), "the checkpoint to resume from")
+    done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer),
+                                        "the checkpoint to resume from")
     training_loop(trainer, folder, done, on_step)
     _seal(folder, trainer, trained(vlm), saved, wanted, inputs)
     if world_size() > 1: torch.distributed.barrier() # wait for the files of the main process
@@ -108,18 +114,22 @@ def _samples_hash(s: _TokenizedSamples) -> str: # 16 hex digits
 def _seal(folder, trainer, module, saved, wanted, inputs):
     from safetensors.torch import save_file
     tied = getattr(getattr(module, "config", None), "tie_word_embeddings", False)
-    tensors = _merge_lora({k: full_tensor(x).cpu().contiguous() for k, x in module.state_dict().items()
+    tensors = _merge_lora({k: full_tensor(x).cpu().contiguous()
+                           for k, x in module.state_dict().items()
                       if not (tied and k == "lm_head.weight")}) # safetensors stores no tensor twice
     if not is_main_process(): return
     with atomic_write(folder / saved) as tmp: save_file(tensors, tmp)
     facts = dict(samples=trainer.c.samples, talks=len(trainer.feed.s), cut=trainer.feed.cut,
                  trained=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
-    write_manifest(folder, wanted, inputs, [saved, "metrics.jsonl"], seconds_spent(folder), facts=facts)
+    write_manifest(folder, wanted, inputs, [saved, "metrics.jsonl"], seconds_spent(folder),
+                   facts=facts)
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #8025cc17
 def _load_language_model(
     settings: VlmSettings,
-    captions: _Conversations | None, questions: _Conversations, # training texts of a model from scratch
+    # training texts of a model from scratch
+    captions: _Conversations | None,
+    questions: _Conversations,
     home=None, # folder of a model from scratch; by default in the cache
 ): # causal language model, tokenizer with `<image>`
     "Return the language model before stage 1. Raises `UserError` where it cannot be loaded."
@@ -128,7 +138,8 @@ def _load_language_model(
     name, _, revision = settings.language.partition("@")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or None)
-        net = AutoModelForCausalLM.from_pretrained(name, revision=revision or None, dtype=torch.float32)
+        net = AutoModelForCausalLM.from_pretrained(name, revision=revision or None,
+                                                   dtype=torch.float32)
     except Exception as e:
         raise UserError(f"no language model {settings.language!r} ({type(e).__name__}: "
                         f"{' '.join(str(e).split())[:200]}). Expected scratch, a folder made by "
@@ -155,7 +166,8 @@ def _small(v, tokenizer): # randomly initialized
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #f4efd96b
 def _from_scratch(v, captions, questions, home):
-    read = [(t, how) for t, how in ((captions, ("plain",)), (questions, (v.template, v.system))) if t]
+    read = [(t, how)
+            for t, how in ((captions, ("plain",)), (questions, (v.template, v.system))) if t]
     texts = sorted({x for t, _ in read for talk in t.turns for pair in talk for x in pair})
     tokenizer = _train_bpe([*texts, v.system], v.vocabulary)
     net = _small(v, tokenizer)
@@ -166,14 +178,15 @@ def _from_scratch(v, captions, questions, home):
     home = (Path(home) if home else cache_dir("language")) / f"vlm-{key}"
     vlm = Vlm(net, tokenizer, v)
     vlm.name = "language model"
-    with alone(home, wait=True): _train_stage(home, vlm, s, None, v.read, lambda m: m.net, "model.safetensors", {})
+    with alone(home, wait=True):
+        _train_stage(home, vlm, s, None, v.read, lambda m: m.net, "model.safetensors", {})
     _fill(net, home / "model.safetensors")
     return net, tokenizer
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #498b47c9
 def _concat_samples(parts: list) -> _TokenizedSamples:
     ends = np.cumsum([0, *(len(p.ids) for p in parts)])
-    cat = lambda xs: np.concatenate(list(xs))
+    def cat(xs): return np.concatenate(list(xs))
     return _TokenizedSamples(cat(p.ids for p in parts), cat(p.learnt for p in parts),
                    cat(p.ends + e for p, e in zip(parts, ends)), cat(p.picture for p in parts))
 
@@ -193,7 +206,8 @@ def _merge_lora(tensors: dict) -> dict:
 def train_vlm(
     encoder, # encoder name, or an `Encoder` with its layer and token choice
     settings: VlmSettings, # architecture and training
-    captions: _Conversations | None, # training data of stage 1; None: no stage 1, the projector is trained on the questions alone
+    # training data of stage 1; None: no stage 1, the projector is trained on the questions alone
+    captions: _Conversations | None,
     questions: _Conversations, # training data of stage 2
     out, # folder of the model
     cache=None, # folder of image tokens and a language model from scratch; by default in the cache
@@ -204,14 +218,20 @@ def train_vlm(
     out, v = Path(out), settings
     spec = _spec_with_layer(encoder, v) if isinstance(encoder, str) else ""
     e = load(spec) if spec else encoder
-    about = dict(settings=to_plain_dict(replace(v, runtime=RuntimeSettings())), encoder=spec, card=to_plain_dict(e.card))
+    about = dict(settings=to_plain_dict(replace(v, runtime=RuntimeSettings())), encoder=spec,
+                 card=to_plain_dict(e.card))
     claim_folder(out, about, write=is_main_process(), rename=lambda stored: stored | dict(
-        settings=rename_fields(VlmSettings, stored["settings"]), encoder=current_spec(stored["encoder"])))
+        settings=rename_fields(VlmSettings, stored["settings"]),
+        encoder=current_spec(stored["encoder"])))
     net, tokenizer = _load_language_model(v, captions, questions, cache)
-    seen, shown = (t and _cache_patch_tokens(e, t.corpus, v.tokens, cache) for t in (captions, questions))
+    seen, shown = (t and _cache_patch_tokens(e, t.corpus, v.tokens, cache)
+                   for t in (captions, questions))
     vlm = Vlm(_build_llava(net, tokenizer, shown.width, shown.tokens, v.seed), tokenizer, v, e)
-    if is_main_process(): tokenizer.save_pretrained(out / "tokenizer"); vlm.net.config.save_pretrained(out)
-    before = dict(card=content_hash(to_plain_dict(e.card)), tokens=shown.tokens, language=weights_hash(net))
+    if is_main_process():
+        tokenizer.save_pretrained(out / "tokenizer")
+        vlm.net.config.save_pretrained(out)
+    before = dict(card=content_hash(to_plain_dict(e.card)), tokens=shown.tokens,
+                  language=weights_hash(net))
     if captions:
         _train_stage(out / "align", vlm, _tokenized(captions, tokenizer, "plain"), seen, v.align,
               lambda m: m.net.model.multi_modal_projector, "projector.safetensors", before, on_step)
@@ -235,7 +255,8 @@ def _fill(net, file): # load the weights of a file, which has no tied head
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #481d2d45
 def load_vlm(
     out, # folder of a trained model
-    encoder: Encoder | None = None, # the encoder of a model that was trained without an encoder name
+    # the encoder of a model that was trained without an encoder name
+    encoder: Encoder | None = None,
 ) -> Vlm:
     "Load a trained model. Raises `UserError` for unfinished training or a different encoder."
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaConfig
@@ -250,10 +271,12 @@ def load_vlm(
         raise UserError(f"the model in {out} was trained on {about['card']['name']}, layer "
                         f"{about['card']['layer']}: give that encoder"
                         + (f", not {e.card.name}, layer {e.card.layer}" if e else ""))
-    v, config = from_plain_dict(VlmSettings, about["settings"], file), LlavaConfig.from_pretrained(out)
+    v, config = (from_plain_dict(VlmSettings, about["settings"], file),
+                 LlavaConfig.from_pretrained(out))
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     language = AutoModelForCausalLM.from_config(config.text_config)
-    net = _build_llava(language, tokenizer, config.vision_config.hidden_size, config.image_seq_length)
+    net = _build_llava(language, tokenizer, config.vision_config.hidden_size,
+                       config.image_seq_length)
     _fill(net, out / "tune" / "model.safetensors")
     return Vlm(net, tokenizer, v, e).to(device()).eval().requires_grad_(False)
 
@@ -272,10 +295,11 @@ def published_vlm(
     c, tokenizer = net.config, AutoTokenizer.from_pretrained(name, revision=revision or None)
     if not isinstance(c.vision_feature_layer, int) or c.vision_feature_select_strategy != "default":
         raise UserError(f"{name} reads layers {c.vision_feature_layer} by "
-                        f"{c.vision_feature_select_strategy}: expected one layer without its class token")
+                        f"{c.vision_feature_select_strategy}: expected one layer without its class "
+                        "token")
     size, tower = c.vision_config.image_size, net.model.vision_tower
-    card = EncoderCard(f"tower of {name}", type(tower).__name__, "not stated", weights_hash(tower), size=size,
-                mean=tuple(mean), std=tuple(std))
+    card = EncoderCard(f"tower of {name}", type(tower).__name__, "not stated", weights_hash(tower),
+                       size=size, mean=tuple(mean), std=tuple(std))
     tower = tower.to(device()).requires_grad_(False)
     layer = c.vision_feature_layer # 0 is the embedding layer, which is not available as a feature
     e = make_encoder(hf_adapter(tower, size), card, FeatureSpec("pooled", layer, "before"), fit)

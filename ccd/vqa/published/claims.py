@@ -33,7 +33,8 @@ def difference(
     diff, se = float(w @ (a - b)), float(np.sqrt(w**2 @ (sa**2 + sb**2)))
     r = (se**2 - (diff / Z_95) ** 2) / float(2 * w**2 @ (sa * sb))
     low, high = np.minimum(a, b), np.maximum(a, b)
-    shared = np.minimum(low * (100 - high) / n, sa * sb) # the lower is correct only where the other is
+    # the lower is correct only where the other is
+    shared = np.minimum(low * (100 - high) / n, sa * sb)
     least = float(np.sqrt(w**2 @ (sa**2 + sb**2 - 2 * shared)))
     return dict(diff=diff, se=se, lo=diff - Z_95 * se, hi=diff + Z_95 * se,
                 p=float(2 * norm.sf(abs(diff) / se)), r=r, least=least)
@@ -58,7 +59,8 @@ def test_differences(
     suite: str = "cambrian", # suite
 ) -> pd.DataFrame: # a, b, quantity, verdict, and the values of `difference`
     "Test which differences are within sampling error. Raises `UserError` for unknown quantities."
-    x, w, n, out = _normalized_scores(table, suite), _averaging_weights(suite), benchmark_suite(suite).n, []
+    x, w, n, out = (_normalized_scores(table, suite), _averaging_weights(suite),
+                    benchmark_suite(suite).n, [])
     for a, b, *more in pairs:
         q = more[0] if more else "average"
         if q not in w.index:
@@ -103,7 +105,8 @@ def leave_one_out(
 def claims() -> pd.DataFrame: # claim, said, quantity, rests_on, difference, lo, hi, verdict
     "Return the claims on Web-SSL's tables, with the differences and verdicts from their numbers."
     vqa, classic = load_published_table("webssl_vqa"), load_published_table("webssl_classic")
-    return pd.DataFrame([_judged(c, vqa, classic) for c in load_published_table("claims").itertuples()])
+    return pd.DataFrame([_judged(c, vqa, classic)
+                         for c in load_published_table("claims").itertuples()])
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #0c03ceb2
 def _judged(c, vqa, classic):
@@ -136,7 +139,8 @@ def _judge_claim(
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #c141b9b4
 def _printed(c, d): # compare with the printed difference
     off = abs(d["diff"] - c.printed) > 0.06 # rounding to one decimal, plus the tolerance
-    return f"; printed as {c.printed:+g}, which differs from the difference of the printed scores" if off else ""
+    return (f"; printed as {c.printed:+g}, which differs from the difference of the printed scores"
+            if off else "")
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #2cb5900e
 def _fragile(c, d, vqa): # test whether the difference depends on one benchmark
@@ -163,5 +167,7 @@ def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, columns of `d
     t = load_published_table("accuracy").query("work == 'paper'").dropna(subset="value")
     t = t.pivot(index="measure", columns="encoder", values="value")
     t, n = t[["CLIP", "DINO"]].dropna(), benchmark_suite("images").n.to_dict()
-    n["VMCBench OCR"] = 2 * int(benchmark_suite("vmcbench").n.iloc[0] + benchmark_suite("vmcbench-dev").n.iloc[0])
-    return t.join(pd.DataFrame({m: _compare_proportions(r.CLIP, r.DINO, n[m]) for m, r in t.iterrows()}).T)
+    n["VMCBench OCR"] = 2 * int(benchmark_suite("vmcbench").n.iloc[0]
+                                + benchmark_suite("vmcbench-dev").n.iloc[0])
+    return t.join(pd.DataFrame({m: _compare_proportions(r.CLIP, r.DINO, n[m])
+                                for m, r in t.iterrows()}).T)

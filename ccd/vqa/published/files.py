@@ -62,8 +62,9 @@ def _cells(path): # table of text cells
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #2142a1c5
 def _columns(given, of): # column name in the file -> column name of the suite
-    plain = lambda s: re.sub("[^a-z0-9]", "", s.lower())
-    ours = {plain(c): c for c in ["model", "table", "average", *categories(of), *benchmark_suite(of).index]}
+    def plain(s): return re.sub("[^a-z0-9]", "", s.lower())
+    ours = {plain(c): c
+            for c in ["model", "table", "average", *categories(of), *benchmark_suite(of).index]}
     ours["avg"] = "average"
     for b, also in benchmark_suite(of).also.dropna().items():
         ours |= {plain(x): b for x in also.split("; ")}
@@ -76,13 +77,14 @@ def _columns(given, of): # column name in the file -> column name of the suite
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #2017b561
 def _numbers(t, c, of):
-    x, top = pd.to_numeric(t[c].where(t[c] != ""), errors="coerce"), benchmark_suite(of).top.get(c, 100)
+    x, top = (pd.to_numeric(t[c].where(t[c] != ""), errors="coerce"),
+              benchmark_suite(of).top.get(c, 100))
     for bad, what in (((t[c] != "") & ~np.isfinite(x), "a number"),
                       ((x < 0) | (x > top), f"{c} in 0 to {top}")):
         if bad.any():
             k = int(np.flatnonzero(bad)[0])
-            raise UserError(f"row {k + 1} ({t.model[k]!r}), column {c}: {t[c][k]!r}; expected {what}"
-                            " with a decimal point, or an empty cell")
+            raise UserError(f"row {k + 1} ({t.model[k]!r}), column {c}: {t[c][k]!r}; expected "
+                            f"{what} with a decimal point, or an empty cell")
     return x
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #3f5a8977
@@ -156,7 +158,8 @@ def _report(title, table, of, say, notes=(), also=None):
     for r in _inconsistent_rows(table, of).itertuples():
         say(f"- {r.model} has more than one value of {r.benchmark}")
     for r in _coarsely_printed(table, of).itertuples():
-        say(f"- {r.benchmark} is printed in steps of {r.step:g}: smaller differences are not visible")
+        say(f"- {r.benchmark} is printed in steps of {r.step:g}: smaller differences are not "
+            "visible")
     say(_format_with_ci(rows, of).to_string(index=False))
     return rows, wrong
 
@@ -166,6 +169,7 @@ def _format_with_ci(
     of: str = "cambrian", # suite
 ) -> pd.DataFrame: # text
     "Return means with the half-widths of their 95 % confidence intervals, as text."
-    text = lambda q: [f"{m:.2f} ± {Z_95 * s:.2f}" if np.isfinite(m) else "–"
-                      for m, s in zip(rows[q], rows[f"{q}_se"])]
+    def text(q):
+        return [f"{m:.2f} ± {Z_95 * s:.2f}" if np.isfinite(m) else "–"
+                          for m, s in zip(rows[q], rows[f"{q}_se"])]
     return rows[["model"]].assign(**{q: text(q) for q in ["average", *categories(of)]})

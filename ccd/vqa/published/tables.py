@@ -110,8 +110,7 @@ def _averaging_weights(
                         index=s.index).T
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #34d19e4e
-def _weighted_means(
-    x: pd.DataFrame, # [rows, benchmarks] scores
+def _weighted_means(x: pd.DataFrame, # [rows, benchmarks] scores
     w: pd.DataFrame, # [quantities, benchmarks] weights
 ) -> pd.DataFrame: # [rows, quantities]; NaN where a score is missing
     "Return weighted means: NaN where any score with a weight is missing."
@@ -148,7 +147,8 @@ def check(
     tolerance: float = _TOLERANCE, # in points
 ) -> pd.DataFrame: # table, model, printed, off, follows, means and their `_se`
     "Recompute averages and category means, and compare them with the printed average."
-    x, w = _normalized_scores(table, suite), _averaging_weights(suite).iloc[: 1 + len(categories(suite))]
+    x, w = (_normalized_scores(table, suite),
+            _averaging_weights(suite).iloc[: 1 + len(categories(suite))])
     found, errors = _weighted_means(x, w), _mean_errors(x, w, benchmark_suite(suite).n)
     out = table.reindex(columns=["table", "model"])
     out["printed"] = table.get("average", pd.Series(np.nan, table.index))
@@ -159,12 +159,11 @@ def check(
     return out
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #ac62e713
-def _printed_precision(
-    values: pd.Series, # printed values of a column
+def _printed_precision(values: pd.Series, # printed values of a column
 ) -> float: # 1, 0.1 or 0.01
     "Return the precision to which a column is printed."
     v = values.dropna().astype(float)
-    whole = lambda d: np.allclose(v, v.round(d), atol=1e-9)
+    def whole(d): return np.allclose(v, v.round(d), atol=1e-9)
     return 1.0 if whole(0) else 0.1 if whole(1) else 0.01
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #0ca4bd4c
@@ -176,8 +175,9 @@ def _rounding_tolerance(
 ) -> float: # points
     "Return the tolerance of a printed mean: larger for coarsely printed numbers."
     given = table.columns[table.notna().any()]
-    half = lambda columns: max([_printed_precision(table[c]) / 2 for c in given.intersection(columns)],
-                               default=0)
+    def half(columns):
+        return max([_printed_precision(table[c]) / 2 for c in given.intersection(columns)],
+                                   default=0)
     parts = [] if given.isin(benchmark_suite(of).index).any() else list(categories(of))
     return max(tolerance, tolerance / 2 + half([quantity]) + half(parts))
 

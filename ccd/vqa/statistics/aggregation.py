@@ -217,7 +217,8 @@ def _leaves_of(key, categories, excluded): # all leaves of an average, and those
     return leaves, [l for l in leaves if l not in excluded or kind == "subset"]
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #c2412f90
-def _averaging_note(key, s, models, categories, excluded, allow_missing): # sizes, subsets and missing leaves of an average
+# sizes, subsets and missing leaves of an average
+def _averaging_note(key, s, models, categories, excluded, allow_missing):
     kind, name, _ = key
     leaves, used = _leaves_of(key, categories, excluded)
     known = ~np.isnan(s.values[:, np.atleast_1d(models)]).any(1)
@@ -233,7 +234,8 @@ def _averaging_note(key, s, models, categories, excluded, allow_missing): # size
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #ef791fdc
 def _check_left_out(excluded, categories):
     strange = set(excluded) - {l for ls in categories.values() for l in ls}
-    if strange: raise UserError(f"{_join_first(sorted(strange))} is to be left out, but is not in the map")
+    if strange:
+        raise UserError(f"{_join_first(sorted(strange))} is to be left out, but is not in the map")
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #2b156cfa
 def _simulate_answers(

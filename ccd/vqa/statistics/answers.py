@@ -74,7 +74,8 @@ def _unanswered(answers: pd.DataFrame) -> pd.Series: # bool per row
     return (said.str.strip() == "") | said.str.contains(_FAILED)
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #8af61bd6
-def _answer_coverage(answers: pd.DataFrame) -> pd.DataFrame: # encoder, seed, benchmark, subset, questions, blank, unread
+# encoder, seed, benchmark, subset, questions, blank, unread
+def _answer_coverage(answers: pd.DataFrame) -> pd.DataFrame:
     "Count questions, empty answers and unparsed answers by encoder and subset."
     t = answers.assign(blank=_unanswered(answers))
     choice = t.options.map(lambda o: hasattr(o, "__len__") and len(o) > 0)
@@ -89,7 +90,8 @@ def _how_read(answers: pd.DataFrame) -> pd.DataFrame: # encoder, seed, benchmark
     "Count answers by parser, and the empty, failed and unread ones."
     t = answers if "how" in answers else answers.assign(how="as it was kept")
     t = t.assign(how=t.how.fillna("as it was kept"))
-    return t.groupby(["encoder", "seed", "benchmark", "how"], sort=False).size().rename("questions").reset_index()
+    return t.groupby(["encoder", "seed", "benchmark", "how"],
+                     sort=False).size().rename("questions").reset_index()
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #89acb21d
 def _reading_said(t: pd.DataFrame) -> list[str]: # table of `_how_read`
@@ -100,7 +102,8 @@ def _reading_said(t: pd.DataFrame) -> list[str]: # table of `_how_read`
         lost = [f"{n.pop(k)} {k}, scored 0" for k in ("empty", "failed") if k in n]
         if "unread" in n: lost.insert(0, f"{n.pop('unread')} unread")
         read = ", ".join(f"{k} {c}" for k, c in n.items())
-        lines.append(f"{e} (seed {seed}), {b}: {own.questions.sum()} questions; read as {read or 'nothing'}; "
+        lines.append(f"{e} (seed {seed}), {b}: {own.questions.sum()} questions; read as "
+                     f"{read or 'nothing'}; "
                      + ("; ".join(lost) if lost else "none unread, none without an answer"))
     return lines
 
@@ -112,7 +115,8 @@ def _scored_units(
     _check_answers(answers)
     pair = answers.pair_id.fillna("").astype(str)
     unit = pair.where(pair != "", answers.question_id.astype(str))
-    t = answers.assign(unit=answers.subset + " " + unit, paired=pair != "", silent=_unanswered(answers))
+    t = answers.assign(unit=answers.subset + " " + unit, paired=pair != "",
+                       silent=_unanswered(answers))
     by = ["encoder", "seed", "benchmark", "subset", "unit"]
     u = t.groupby(by, sort=False).agg(
         score=("score", "min"), mean=("score", "mean"), size=("score", "size"),
@@ -145,7 +149,8 @@ def _check_answers(answers):
     apart = answers.groupby(key).answer.nunique()
     if (apart > 1).any():
         raise UserError(f"{(apart > 1).sum()} questions have a different correct answer "
-                        f"for another encoder: {_join_first(i[1] for i in apart.index[apart > 1])}; the "
+                        "for another encoder: "
+                        f"{_join_first(i[1] for i in apart.index[apart > 1])}; the "
                         "encoders were not asked the same questions: are they of one split?")
     wild = answers[~answers.score.between(0, 1)]
     if len(wild): raise UserError(f"{len(wild)} scores are outside 0..1: {_join_first(wild.score)}")

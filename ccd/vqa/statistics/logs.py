@@ -39,10 +39,14 @@ def read_log(
     while made := list(islice(every, 10_000)): # a table per part needs less memory than dicts
         bad += [(str(path), k, why) for k, why in made if isinstance(why, str)]
         good.append(pd.DataFrame([r for _, r in made if not isinstance(r, str)]))
-    t, bad = pd.concat(good or [pd.DataFrame()], ignore_index=True), pd.DataFrame(bad, columns=list(_LEFT_OUT))
-    if len(bad): log_line(f"{path.name}: {len(bad)} of {len(bad) + len(t)} rows skipped: {_format_reason_counts(bad.reason)}; the first is row {bad.row[0]}")
+    t, bad = (pd.concat(good or [pd.DataFrame()], ignore_index=True),
+              pd.DataFrame(bad, columns=list(_LEFT_OUT)))
+    if len(bad):
+        log_line(f"{path.name}: {len(bad)} of {len(bad) + len(t)} rows skipped: "
+                 f"{_format_reason_counts(bad.reason)}; the first is row {bad.row[0]}")
     if not len(t):
-        raise UserError(f"{path} holds no answer that can be used: {_format_reason_counts(bad.reason) or 'it has no rows'}"
+        raise UserError(f"{path} holds no answer that can be used: "
+                        f"{_format_reason_counts(bad.reason) or 'it has no rows'}"
                         + (f"; the first is row {bad.row[0]}" if len(bad) else ""))
     t = t.assign(encoder=encoder or who, seed=seed)
     return _Log(t if questions is None else _add_question_ids(t, questions), bad)
@@ -57,13 +61,13 @@ def _from_log(row, name, rule): # one row of answers, or the reason why it is sk
     if row["skip"]: return row["skip"]
     chosen = _rule_of(name, rule)
     noted = row["noted"] is not None and not rule
-    if noted and not 0 <= row["noted"] <= 1: return f"the noted score is {row['noted']}: expected 0 to 1"
-    if noted: scorer = lambda said, q: float(row["noted"])
-    elif not chosen: return f"no score noted, and no rule known for {name}"
-    elif chosen in _NEED_OPTIONS and not _options_of(row):
+    if noted and not 0 <= row["noted"] <= 1:
+        return f"the noted score is {row['noted']}: expected 0 to 1"
+    if noted: return _scored(row, name, row["said"], lambda said, q: float(row["noted"]))
+    if not chosen: return f"no score noted, and no rule known for {name}"
+    if chosen in _NEED_OPTIONS and not _options_of(row):
         return f"no options given, which the rule {chosen} needs"
-    else: scorer = _find_rule(chosen)
-    return _scored(row, name, row["said"], scorer)
+    return _scored(row, name, row["said"], _find_rule(chosen))
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #17290d14
 def _add_question_ids(answers, questions): # add images, clusters and pairs of the benchmark
@@ -80,8 +84,8 @@ def _add_question_ids(answers, questions): # add images, clusters and pairs of t
     return answers.assign(**{c: q[c].values for c in ("item_id", "cluster", "pair_id")})
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #4d6d3270
-_NON_METRIC_KEYS = set("doc_id doc target arguments input resps filtered_resps token_counts doc_hash "
-                "prompt_hash target_hash input_media submission".split())
+_NON_METRIC_KEYS = set("doc_id doc target arguments input resps filtered_resps token_counts "
+                       "doc_hash prompt_hash target_hash input_media submission".split())
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #9cbc27c0
 def _lmms_eval(path): # benchmark, model, iterator of rows
@@ -174,10 +178,12 @@ def _noted(note, notes): # the score of the tool, or None
     return next((float(v) for v in notes.values() if isinstance(v, (int, float))), None)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #6ddde785
-_JUDGES = "openai|exact_matching|(?:gpt|chatgpt|qwen|deepseek|claude|gemini|llama|internlm)[a-zA-Z0-9.-]*"
+_JUDGES = ("openai|exact_matching|(?:gpt|chatgpt|qwen|deepseek|claude|gemini|llama|internlm)"
+           "[a-zA-Z0-9.-]*")
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #a686c452
-def _vlmevalkit_name(path) -> tuple[str, str]: # model, dataset; both "" if the name is not MODEL_DATASET
+# model, dataset; both "" if the name is not MODEL_DATASET
+def _vlmevalkit_name(path) -> tuple[str, str]:
     "Return model and dataset of a VLMEvalKit file, by its folder MODEL or by known datasets."
     path = Path(path)
     stem = re.sub(rf"(?:_(?:{_JUDGES}))?(?:_result)?$", "", path.stem)
@@ -197,7 +203,8 @@ def _vlmevalkit(path): # benchmark, model, iterator of rows
     if not dataset:
         names = [n for b in BENCHMARKS.values() for n in b.logs]
         raise UserError(f"{path.name} is no result of VLMEvalKit for a benchmark known here: "
-                        f"expected MODEL_DATASET.xlsx with one of {_join_first(names, 99)}, or a folder MODEL")
+                        f"expected MODEL_DATASET.xlsx with one of {_join_first(names, 99)}, or a "
+                        "folder MODEL")
     name = _benchmark_of(dataset)
     rows = ((k, r if isinstance(r, str) else _vlm_row(r, name)) for k, r in _table_rows(path))
     if name in ("MMVP", "MME_P"):
@@ -210,7 +217,8 @@ def _vlm_row(r, name):
     lacking = [c for c in ("index", "question", "answer", "prediction") if c not in r]
     if lacking: return f"lacks the columns {', '.join(lacking)}: expected a result of VLMEvalKit"
     try: index = _whole_number(_parse_number(r["index"]))
-    except (ValueError, TypeError, OverflowError): return f"index {r['index']!r} is no number of a question"
+    except (ValueError, TypeError, OverflowError):
+        return f"index {r['index']!r} is no number of a question"
     hit = {"True": 1.0, "False": 0.0}.get(r.get("hit"), _parse_number(str(r.get("hit"))))
     subset = r.get("category") or name
     skip = (f"{r['split']} split" if name == "MMMU_V" and r.get("split") not in
@@ -245,7 +253,8 @@ def _table_rows(path): # yields (number, dict column -> text), or (number, reaso
                         "VLMEvalKit write PRED_FORMAT=tsv") from e
     except UserError: raise
     except Exception as e: # any error that a corrupt workbook raises in its reader
-        raise UserError(f"{path} cannot be read as {path.suffix[1:]}, is it whole? {type(e).__name__}: {e}") from e
+        raise UserError(f"{path} cannot be read as {path.suffix[1:]}, is it whole? "
+                        f"{type(e).__name__}: {e}") from e
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #96a21ca3
 def _cell_text(x) -> str: # cell as text; "" for an empty cell
@@ -255,21 +264,26 @@ def _cell_text(x) -> str: # cell as text; "" for an empty cell
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #c1957d02
 def _with_header(path, rows): # rows: lists of text; the first has the column names
     header = [c.strip() for c in next(rows, [])]
-    if not any(header): raise UserError(f"{path} is empty: expected a row of column names, then a row a question")
+    if not any(header):
+        raise UserError(f"{path} is empty: expected a row of column names, then a row a question")
     twice = sorted({c for c in header if c and header.count(c) > 1})
     if twice: raise UserError(f"{path} has more than one column {_join_first(twice)}")
     for k, cells in enumerate(rows):
         more = len(cells) - len(header)
-        if any("\udc80" <= c <= "\udcff" for x in cells for c in x if c > "\ud7ff"): yield k, "the row is not UTF-8"
+        if any("\udc80" <= c <= "\udcff" for x in cells for c in x if c > "\ud7ff"):
+            yield k, "the row is not UTF-8"
         elif not any(cells): continue
-        elif more > 0 and any(cells[len(header):]) or more < 0: yield k, f"{len(cells)} cells, {len(header)} expected"
+        elif more > 0 and any(cells[len(header):]) or more < 0:
+            yield k, f"{len(cells)} cells, {len(header)} expected"
         else: yield k, dict(zip(header, cells))
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #edbf0476
 def _workbook(path):
     from openpyxl import load_workbook
     book = load_workbook(path, read_only=True, data_only=True)
-    try: yield from _with_header(path, ([_cell_text(x) for x in r] for r in book.active.iter_rows(values_only=True)))
+    try:
+        yield from _with_header(path, ([_cell_text(x) for x in r]
+                                 for r in book.active.iter_rows(values_only=True)))
     finally: book.close()
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #6f3a820b
@@ -283,6 +297,8 @@ def _delimited(path):
 def _records(path): # JSON: a list of objects, or an object of columns
     with open(path, encoding="utf-8-sig") as f: data = json.load(f)
     if isinstance(data, dict): data = pd.DataFrame(data).to_dict("records")
-    if not isinstance(data, list): raise UserError(f"{path} holds {type(data).__name__}: expected a list of objects")
+    if not isinstance(data, list):
+        raise UserError(f"{path} holds {type(data).__name__}: expected a list of objects")
     for k, r in enumerate(data):
-        yield k, {c: _cell_text(x) for c, x in r.items()} if isinstance(r, dict) else f"no object but {type(r).__name__}"
+        yield (k, {c: _cell_text(x) for c, x in r.items()} if isinstance(r, dict)
+               else f"no object but {type(r).__name__}")

@@ -23,7 +23,7 @@ def category_maps(answers: pd.DataFrame) -> dict: # name -> (category map, answe
     "Return the category map and the answers of each group of benchmarks."
     sixteen = {n for names in CAMBRIAN.values() for n in names}
     kind = answers.benchmark.map(lambda b: "Cambrian-1" if b in sixteen else b)
-    own = lambda t: {b: sorted(set(s)) for b, s in t.groupby("benchmark").subset}
+    def own(t): return {b: sorted(set(s)) for b, s in t.groupby("benchmark").subset}
     known = {"VMCBench": VMCBENCH, "Cambrian-1": CAMBRIAN, "EmojiVMC": EMOJIVMC}
     return {k: (known.get(k) or own(t), t) for k, t in answers.groupby(kind, sort=False)}
 
@@ -43,7 +43,8 @@ def report(
     answers, skipped = _load_logs(logs, rule)
     maps = {"answers": (categories, answers)} if categories else category_maps(answers)
     _check_left_out(excluded, {c: ls for m, _ in maps.values() for c, ls in m.items()})
-    tables = dict(answers=answers, skipped=skipped, coverage=_answer_coverage(answers), read=_how_read(answers))
+    tables = dict(answers=answers, skipped=skipped, coverage=_answer_coverage(answers),
+                  read=_how_read(answers))
     for name, (m, t) in maps.items():
         of_map = {l for ls in m.values() for l in ls}
         how = dict(excluded=tuple(l for l in excluded if l in of_map), intersect=intersect,
@@ -57,7 +58,8 @@ def report(
         found = [compare_scores(t, a, b, m, **how) for a, b in pairs]
         if found: tables[f"differences {name}"] = pd.concat(found, ignore_index=True)
         if found and above:
-            tables[f"differences {name}"] = _with_baselines(tables[f"differences {name}"], tables[f"over the baseline {name}"])
+            tables[f"differences {name}"] = _with_baselines(tables[f"differences {name}"],
+                                                            tables[f"over the baseline {name}"])
     _write_tables(tables, out, {n: m for n, (m, _) in maps.items()})
     return tables
 
@@ -72,9 +74,12 @@ def _load_logs(logs, rule=""): # tables of answers and of skipped rows
         others += left
         read += [_own(f) if f.suffix == ".parquet" else
                  read_log(f, encoder, int(seed or 0), rule) for f in files]
-    if others: log_line(f"{len(others)} files are no logs to read: {_format_reason_counts(why.partition(':')[0] for *_, why in others)}")
+    if others:
+        log_line(f"{len(others)} files are no logs to read: "
+                 f"{_format_reason_counts(why.partition(':')[0] for *_, why in others)}")
     return (pd.concat([r.answers for r in read], ignore_index=True),
-            pd.concat([*(r.skipped for r in read), pd.DataFrame(others, columns=list(_LEFT_OUT))], ignore_index=True))
+            pd.concat([*(r.skipped for r in read), pd.DataFrame(others, columns=list(_LEFT_OUT))],
+                      ignore_index=True))
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #c1625c42
 def _logs_in(p: Path) -> tuple[list, list]: # files to read; (file, "", reason) of all other files
@@ -86,21 +91,29 @@ def _logs_in(p: Path) -> tuple[list, list]: # files to read; (file, "", reason) 
         if why: left.append((str(f), "", why))
         else: of.setdefault(what, []).append((when, str(f), f))
     files = [max(fs)[-1] for fs in of.values()]
-    if not files: raise UserError(f"no *_samples_*.jsonl, answers.parquet or MODEL_DATASET.xlsx, .tsv, .csv or .json in {p}")
-    same = lambda f, used: f"the same file by another name: {used} was read" if f.resolve() == used.resolve() else f"another run: {used} was read"
-    for fs, used in zip(of.values(), files): left += [(str(f), "", same(f, used)) for *_, f in fs if f != used]
+    if not files:
+        raise UserError("no *_samples_*.jsonl, answers.parquet or MODEL_DATASET.xlsx, .tsv, .csv "
+                        f"or .json in {p}")
+    def same(f, used):
+        return (f"the same file by another name: {used} was read" if f.resolve() == used.resolve()
+                else f"another run: {used} was read")
+    for fs, used in zip(of.values(), files):
+        left += [(str(f), "", same(f, used)) for *_, f in fs if f != used]
     return files, left
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #8e7a2eb4
 def _kind_of(f): # identity of a log; sort key of its runs; reason why it is not a log
     if f.name == "answers.parquet": return ("own", f.parent), "", ""
-    if m := re.fullmatch(r"(.*_)?samples_(.+)\.jsonl", f.name): return ("lmms-eval", f.parent, m[2]), m[1] or "", ""
+    if m := re.fullmatch(r"(.*_)?samples_(.+)\.jsonl", f.name):
+        return ("lmms-eval", f.parent, m[2]), m[1] or "", ""
     if f.suffix not in (".xlsx", ".tsv", ".csv", ".json"): return None, "", "no log of answers"
     model, dataset = _vlmevalkit_name(f)
     if not dataset: return None, "", "no log of answers: its name is not MODEL_DATASET"
     _, first = next(iter(_table_rows(f)), (0, {}))
-    if not {"index", "prediction"} <= set(first): return None, "", "no log of answers: no columns index and prediction"
-    home = f.resolve().parent # T20260131_G0a1b2c3d below MODEL; files in MODEL itself are the newest
+    if not {"index", "prediction"} <= set(first):
+        return None, "", "no log of answers: no columns index and prediction"
+    # T20260131_G0a1b2c3d below MODEL; files in MODEL itself are the newest
+    home = f.resolve().parent
     date = home.name if re.fullmatch(r"T\d{8}_G\w+", home.name) else "~"
     return ("VLMEvalKit", model, dataset), (date, f.stem.endswith("_result")), ""
 
@@ -114,16 +127,22 @@ def _own(file): # read answers that `report` wrote
 def report_lines(tables: dict) -> list[str]: # tables of `report`
     "Return a summary as text: parsers, skipped rows, and every score, average and verdict."
     lines, left = _reading_said(tables["read"]), tables["skipped"].reason
-    if len(left): lines.append(f"{len(left)} rows or files were not used: {_format_reason_counts(left.str.partition(':')[0])}; skipped.csv lists them")
+    if len(left):
+        lines.append(f"{len(left)} rows or files were not used: "
+                     f"{_format_reason_counts(left.str.partition(':')[0])}; skipped.csv lists them")
     for name, t in tables.items():
         if name.startswith("summary"):
             t = t[(t.level == "subset") & t.score.notna()]
-            lines += [f"{r.encoder} (seed {r.seed}), {r.name}: {100 * r.score:.1f} ({100 * r.lo:.1f} to {100 * r.hi:.1f}), {r.questions} questions"
+            lines += [f"{r.encoder} (seed {r.seed}), {r.name}: {100 * r.score:.1f} "
+                      f"({100 * r.lo:.1f} to {100 * r.hi:.1f}), {r.questions} questions"
                       for r in t.itertuples(index=False)]
-        if name.startswith("conventions") and len(known := t.dropna(axis=1, how="all")) and len(known.columns) > 3:
-            lines += [f"{name.partition(' ')[2]}, averaged in three ways", known.round(3).to_string(index=False)]
+        if (name.startswith("conventions") and len(known := t.dropna(axis=1, how="all"))
+            and len(known.columns) > 3):
+            lines += [f"{name.partition(' ')[2]}, averaged in three ways",
+                      known.round(3).to_string(index=False)]
         if name.startswith("differences"):
-            lines += [f"{r.a} and {r.b}, {r.name} ({r.convention}): {r.verdict}" for r in t[t.level != "subset"].itertuples(index=False)]
+            lines += [f"{r.a} and {r.b}, {r.name} ({r.convention}): {r.verdict}"
+                      for r in t[t.level != "subset"].itertuples(index=False)]
     return lines
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #480930fe

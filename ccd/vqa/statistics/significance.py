@@ -22,7 +22,8 @@ def compare_scores(
     a: str, b: str, # names of the two encoders that are compared
     categories: dict, # category -> leaves of the category map (subsets or benchmarks)
     excluded: tuple = (), # leaves that are left out of all averages
-    allow_missing: bool = False, # average over the leaves that have scores, even if some are missing
+    # average over the leaves that have scores, even if some are missing
+    allow_missing: bool = False,
     intersect: bool = False, # compare only on questions that both encoders answered
     paired: bool = False, # True if `b` is the runs of `a`, such as without the image
     variances: dict | None = None, # from `_spreads`; by default estimated from `a` and `b`
@@ -36,16 +37,19 @@ def compare_scores(
     how = dict(excluded=excluded, allow_missing=allow_missing)
     s, runs = _paired_seed_scores(answers, a, b, categories, intersect, paired)
     if variances is None and max(runs) > 1:
-        variances = _spreads(answers, [a] if paired else [a, b], categories, {a: b} if paired else {}, intersect=intersect, **how)
+        variances = _spreads(answers, [a] if paired else [a, b], categories,
+                             {a: b} if paired else {}, intersect=intersect, **how)
     variances = variances or {}
     s.values[np.isnan(s.values).any(1)] = np.nan # a unit that one run lacks is compared for no run
     sides = [s.values[:, :runs[0]].mean(1), s.values[:, runs[0]:].mean(1)]
     pair = s._replace(values=np.stack(sides, 1), models=[(a, 0), (b, 0)])
-    one, many = (aggregate(*x, s.cells, categories, **how) for x in (point_estimates(pair), bootstrap_sums(pair, n_resamples)))
-    about = lambda key: _averaging_note(key, pair, [0, 1], categories, excluded, allow_missing)
+    one, many = (aggregate(*x, s.cells, categories, **how)
+                 for x in (point_estimates(pair), bootstrap_sums(pair, n_resamples)))
+    def about(key): return _averaging_note(key, pair, [0, 1], categories, excluded, allow_missing)
     gone = answers[answers.encoder.isin([a, b]) & (_unanswered(answers) & (not intersect))]
     gone = _leaf_name(gone, categories).value_counts()
-    silent = lambda key: int(sum(gone.get(l, 0) for l in _leaves_of(key, categories, excluded)[1]))
+    def silent(key):
+        return int(sum(gone.get(l, 0) for l in _leaves_of(key, categories, excluded)[1]))
     t = pd.DataFrame([dict(zip(("level", "name", "convention"), key), a=a, b=b,
         p=_p_value(key, pair, runs, categories, excluded, n_resamples),
         discordant=_discordance(key, pair, categories, excluded), runs_a=runs[0], runs_b=runs[1],
@@ -55,22 +59,25 @@ def compare_scores(
     return _tested(t, pd.DataFrame(found))
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #aee82913
-def _difference(one, many, discordant, runs, paired, spread): # row of one average: its error includes questions and seeds
+# row of one average: its error includes questions and seeds
+def _difference(one, many, discordant, runs, paired, spread):
     (first, second), (var, df) = one, spread
     drawn = many[:, 0] - many[:, 1]
-    drawn = drawn[~np.isnan(drawn)] if discordant else np.zeros(2) # a resample may contain no unit of a subset
+    # a resample may contain no unit of a subset
+    drawn = drawn[~np.isnan(drawn)] if discordant else np.zeros(2)
     if np.isnan(first - second): drawn = np.full(2, np.nan)
     per_run = 1 / runs[0] + (0 if paired else 1 / runs[1])
     r = Estimate(first - second, drawn, per_run * var, df).row()
     several = min(runs) > 1 and r["seeds_known"]
-    return dict(score_a=first, score_b=second, difference=r["value"]) | {
-        k: r[k] for k in ("lo", "hi", "all_lo", "all_hi", "seed_lo", "seed_hi", "seeds_known")} | dict(
+    return dict(score_a=first, score_b=second, difference=r["value"]) | {k: r[k]
+        for k in ("lo", "hi", "all_lo", "all_hi", "seed_lo", "seed_hi", "seeds_known")} | dict(
         p_all=t_test(r) if several else np.nan, could_show=could_show(r) if discordant else np.nan)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #dd29c200
-_COMPARED = ("level name convention a b score_a score_b difference lo hi p p_holm all_lo all_hi p_all "
-            "p_all_holm could_show discordant runs_a runs_b paired seeds_known seed_lo seed_hi questions "
-            "clusters unanswered subsets missing left_out note").split()
+_COMPARED = ("level name convention a b score_a score_b difference lo hi p p_holm all_lo all_hi "
+             "p_all "
+            "p_all_holm could_show discordant runs_a runs_b paired seeds_known seed_lo seed_hi "
+            "questions clusters unanswered subsets missing left_out note").split()
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #e695ca27
 def _tested(t, found): # join the tables, and correct p by Holm per level and average
@@ -92,7 +99,8 @@ def _spreads(
 ) -> dict: # (level, name, convention) -> variance over seeds, degrees of freedom
     "Return the pooled variance over seeds of every average: NaN and 0 where no two runs differ."
     less = less or {}
-    s = aligned_scores(answers[answers.encoder.isin({*encoders, *less.values()})], categories, intersect)
+    s = aligned_scores(answers[answers.encoder.isin({*encoders, *less.values()})], categories,
+                       intersect)
     one = aggregate(*point_estimates(s), s.cells, categories, excluded, allow_missing)
     at = {m: k for k, m in enumerate(s.models)}
     def runs(e, x): # score of each run of an encoder
@@ -111,7 +119,9 @@ def _paired_seed_scores(
 ): # Scores of a's seeds, then of b's, and the number of seeds of each
     of = {e: set(answers.seed[answers.encoder == e]) for e in (a, b)}
     for e in (a, b):
-        if not of[e]: raise UserError(f"no answers of {e!r}: there are {_join_first(answers.encoder.unique())}")
+        if not of[e]:
+            raise UserError(f"no answers of {e!r}: there are "
+                            f"{_join_first(answers.encoder.unique())}")
     if paired and not of[a] & of[b]:
         raise UserError(f"{a} and {b} have no seed in common: {sorted(of[a])}, {sorted(of[b])}")
     order = [(e, k) for e in (a, b) for k in sorted(of[a] & of[b] if paired else of[e])]
@@ -160,22 +170,31 @@ def verdict(
         if row['left_out'] and not row['missing']: return "not known: no subset is informative"
         return f"not known: {row['missing'] or 'every subset'} is missing"
     if row.get("unanswered"):
-        return (f"no verdict: {row['unanswered']} answers failed or are empty; compare on the questions that both answered, "
-                "with --common")
-    if row.get("above_baseline") == "neither": return "no verdict: neither is above its own no-image baseline"
+        return (f"no verdict: {row['unanswered']} answers failed or are empty; compare on the "
+                "questions that both answered, with --common")
+    if row.get("above_baseline") == "neither":
+        return "no verdict: neither is above its own no-image baseline"
     if not row["p_holm"] < alpha and not row["p_all_holm"] < alpha:
         return f"no significant difference ({points}; {_power(row)})"
     leads = f"{row['a'] if row['difference'] > 0 else row['b']} leads by {points}"
     runs = row["runs_a"], row["runs_b"]
-    if row["p_all_holm"] < alpha: return f"{leads}: over {' and '.join(map(str, dict.fromkeys(runs)))} seeds"
-    if max(runs) == 1: return f"{leads}: {'this checkpoint' if row['paired'] else 'these two checkpoints'}"
-    if min(runs) > 1: return f"{leads} on these checkpoints; not significant over {' and '.join(map(str, dict.fromkeys(runs)))} seeds"
-    return f"{leads} on these checkpoints; {row['a'] if runs[0] == 1 else row['b']} was trained once"
+    if row["p_all_holm"] < alpha:
+        return f"{leads}: over {' and '.join(map(str, dict.fromkeys(runs)))} seeds"
+    if max(runs) == 1:
+        return f"{leads}: {'this checkpoint' if row['paired'] else 'these two checkpoints'}"
+    if min(runs) > 1:
+        return (f"{leads} on these checkpoints; not significant over "
+                f"{' and '.join(map(str, dict.fromkeys(runs)))} seeds")
+    return (f"{leads} on these checkpoints; {row['a'] if runs[0] == 1 else row['b']} was trained "
+            "once")
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #41494026
 def _power(row): # minimum detectable difference, in words
-    if np.isnan(row["could_show"]): return "the minimum detectable difference is unknown, since the two have no discordant answers"
-    return f"minimum detectable difference {100 * row['could_show']:.1f} points with {row['questions']} questions"
+    if np.isnan(row["could_show"]):
+        return ("the minimum detectable difference is unknown, since the two have no discordant "
+                "answers")
+    return (f"minimum detectable difference {100 * row['could_show']:.1f} points with "
+            f"{row['questions']} questions")
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #e7dc5e70
 def _above_baseline(
@@ -187,8 +206,8 @@ def _above_baseline(
     "Compare each encoder with its no-image baseline, run by run."
     shown = {k: v for k, v in how.items() if k in ("left_out", "partial", "common")}
     spread = _spreads(answers, list(floors), categories, floors, **shown)
-    return pd.concat([compare_scores(answers, e, f, categories, paired=True, variances=spread, **how)
-                      for e, f in floors.items()], ignore_index=True)
+    return pd.concat([compare_scores(answers, e, f, categories, paired=True, variances=spread,
+                                     **how) for e, f in floors.items()], ignore_index=True)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #1803d839
 def _with_baselines(

