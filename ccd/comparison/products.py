@@ -21,14 +21,17 @@ def _similarity_moments(
 ) -> tuple[float, float]: # mean and standard deviation
     """Return the exact mean and standard deviation of the cosine over all pairs of different
     rows, in O(n d^2)."""
-    n, total, gram, own = 0, 0, 0, np.zeros(2)
+    n, total, gram = 0, 0, 0
+    self_pairs = np.zeros(2) # sums of the cosine and of its square over the pairs (i, i)
     for x in parts:
-        x = x.astype(np.float64)
-        p = (x**2).sum(1)
-        n, total, gram = n + len(x), total + x.sum(0), gram + x.T @ x
-        own += p.sum(), (p**2).sum()
-    mean = ((total**2).sum() - own[0]) / (n * (n - 1))
-    square = ((gram**2).sum() - own[1]) / (n * (n - 1))
+        x = x.astype(np.float64) # [m, d]
+        self_cosine = (x**2).sum(1) # [m]
+        n += len(x)
+        total = total + x.sum(0) # [d]
+        gram = gram + x.T @ x # [d, d]
+        self_pairs += self_cosine.sum(), (self_cosine**2).sum()
+    mean = ((total**2).sum() - self_pairs[0]) / (n * (n - 1))
+    square = ((gram**2).sum() - self_pairs[1]) / (n * (n - 1))
     return float(mean), float(np.sqrt(max(square - mean**2, 1e-24)))
 
 # %% ../../nbs/library/comparison/02_products.ipynb #2ce5e8c3
@@ -87,6 +90,43 @@ class _PairMoments:
     def score_std(self) -> float: # standard deviation of the difference of the standardized cosines
         return float(np.sqrt(max(2 - 2 * self.correlation, 0)))
 
+# %% ../../nbs/library/comparison/02_products.ipynb #41c46dae
+@dataclass
+class _PairSums:
+    """Hold sums over the rows x of encoder A and y of encoder B, from which the moments over pairs
+    follow."""
+    sum_a: torch.Tensor # [d_a] sum of x
+    sum_b: torch.Tensor # [d_b] sum of y
+    gram_aa: torch.Tensor # [d_a, d_a] X'X
+    gram_bb: torch.Tensor # [d_b, d_b] Y'Y
+    gram_ab: torch.Tensor # [d_a, d_b] X'Y
+    # [5] sums over the pairs (i, i): cos_a, cos_b, cos_a², cos_b², cos_a cos_b
+    self_pairs: np.ndarray
+
+# %% ../../nbs/library/comparison/02_products.ipynb #e546122a
+def _pair_sums(a: Embeddings, b: Embeddings) -> _PairSums:
+    d_a, d_b = a.vectors.shape[1], b.vectors.shape[1]
+    shapes = (d_a,), (d_b,), (d_a, d_a), (d_b, d_b), (d_a, d_b)
+    sums = _PairSums(*(torch.zeros(s, dtype=torch.float64) for s in shapes), np.zeros(5))
+    for rows in batched_slices(len(a.items), _FLOAT64_ROWS):
+        x, y = _normalized_rows(a, rows), _normalized_rows(b, rows) # [m, d_a], [m, d_b]
+        sums.sum_a += x.sum(0)
+        sums.sum_b += y.sum(0)
+        sums.gram_aa += x.T @ x
+        sums.gram_bb += y.T @ y
+        sums.gram_ab += x.T @ y
+        # [m] cosine of a row with itself: 1, or 0 for a zero vector
+        xx, yy = (x**2).sum(1), (y**2).sum(1)
+        sums.self_pairs += [float(v.sum()) for v in (xx, yy, xx * xx, yy * yy, xx * yy)]
+    return sums
+
+# %% ../../nbs/library/comparison/02_products.ipynb #08c6e50b
+def _expect_different_cosines(e, mean, std): # mean and standard deviation of the cosine over pairs
+    if std >= _EQUAL: return
+    raise UserError(f"to {_name_of(e)} all pairs of the {len(e.items)} items are equally alike, "
+                    f"with a cosine of {mean:.3f}: no pair is more alike than another; "
+                    "compare other images, or more of them")
+
 # %% ../../nbs/library/comparison/02_products.ipynb #04200456
 def pair_moments(
     a: Embeddings,
@@ -97,27 +137,27 @@ def pair_moments(
 
     Raises `UserError` where an encoder gives all pairs the same cosine."""
     for e in (a, b): _expect_spread(e)
-    n, sums, gram, own = len(a.items), [0, 0], [0, 0, 0], np.zeros(5)
-    for s in batched_slices(n, _FLOAT64_ROWS):
-        x, y = _normalized_rows(a, s), _normalized_rows(b, s)
-        p, q = (x**2).sum(1), (y**2).sum(1) # 1, or 0 for a zero vector
-        sums = [sums[0] + x.sum(0), sums[1] + y.sum(0)]
-        gram = [g + v.T @ w for g, v, w in zip(gram, (x, y, x), (x, y, y))]
-        own += [float(v.sum()) for v in (p, q, p * p, q * q, p * q)]
-    pairs = n * (n - 1)
-    mean = [(float(t @ t) - o) / pairs for t, o in zip(sums, own)]
-    squares = [(float((g**2).sum()) - o) / pairs for g, o in zip(gram, own[2:])]
-    std = [max(s - m * m, 0) ** 0.5 for s, m in zip(squares, mean)]
-    for e, m, d in zip((a, b), mean, std):
-        if d < _EQUAL:
-            raise UserError(f"to {_name_of(e)} all pairs of the {n} items are equally alike, with "
-                            f"a cosine of {m:.3f}: "
-                            "no pair is more alike than another; compare other images, or more of "
-                            "them")
-    correlation = (squares[2] - mean[0] * mean[1]) / (std[0] * std[1])
-    center = tuple(t / n for t in sums)
-    second = torch.cat([torch.cat([gram[0], gram[2]], 1), torch.cat([gram[2].T, gram[1]], 1)])
-    return _PairMoments(n, tuple(mean), tuple(std), correlation, center, second / n)
+    n, sums = len(a.items), _pair_sums(a, b)
+    n_pairs = n * (n - 1)
+    # each sum over all (i, j) is a product of sums over rows; the pairs (i, i) are subtracted
+    self_a, self_b, self_aa, self_bb, self_ab = sums.self_pairs
+    mean_a = (float(sums.sum_a @ sums.sum_a) - self_a) / n_pairs
+    mean_b = (float(sums.sum_b @ sums.sum_b) - self_b) / n_pairs
+    square_a = (float((sums.gram_aa**2).sum()) - self_aa) / n_pairs
+    square_b = (float((sums.gram_bb**2).sum()) - self_bb) / n_pairs
+    product = (float((sums.gram_ab**2).sum()) - self_ab) / n_pairs
+    std_a = max(square_a - mean_a * mean_a, 0) ** 0.5
+    std_b = max(square_b - mean_b * mean_b, 0) ** 0.5
+    for e, mean, std in ((a, mean_a, std_a), (b, mean_b, std_b)):
+        _expect_different_cosines(e, mean, std)
+    correlation = (product - mean_a * mean_b) / (std_a * std_b)
+    second = torch.cat([torch.cat([sums.gram_aa, sums.gram_ab], 1),
+                        torch.cat([sums.gram_ab.T, sums.gram_bb], 1)]) # [D, D]
+    return _PairMoments(n, (mean_a, mean_b), (std_a, std_b), correlation,
+                        (sums.sum_a / n, sums.sum_b / n), second / n)
+
+# %% ../../nbs/library/comparison/02_products.ipynb #8512072e
+_FLOAT32_ROUNDOFF, _FLOAT64_ROUNDOFF = 2.0**-24, 2.0**-53 # half a unit in the last place, relative
 
 # %% ../../nbs/library/comparison/02_products.ipynb #b3d5a354
 class _ScoreGemm:
@@ -146,10 +186,11 @@ class _ScoreGemm:
         return torch.cat([x.sub_(ca).mul_(wa**0.5), y.sub_(cb).mul_(abs(wb) ** 0.5)], 1), r
 
     def fill(self, dtype) -> float: # bound of the error of any score
-        n, wide, worst = self.m.n, len(self.sign), {}
-        self.right = torch.empty(n, wide + 4, dtype=dtype)
-        for s in batched_slices(n, _FLOAT64_ROWS): _fill(self.right[s], *self.rows(s), worst)
-        return _bound(worst, wide + 4, 2.0**-53 if dtype == torch.float64 else 2.0**-24)
+        wide, worst = len(self.sign), {}
+        self.right = torch.empty(self.m.n, wide + 4, dtype=dtype)
+        for s in batched_slices(self.m.n, _FLOAT64_ROWS): _fill(self.right[s], *self.rows(s), worst)
+        return _bound(worst, wide + 4,
+                      _FLOAT64_ROUNDOFF if dtype == torch.float64 else _FLOAT32_ROUNDOFF)
 
     def left(self, rows: slice) -> torch.Tensor: # [rows, K]
         """Return the left factor for `right`: signs applied, the columns of r and of its factor
@@ -185,13 +226,17 @@ def _fill(rows, u, r, worst): # one block; r as a sum of two low-precision numbe
 
 # %% ../../nbs/library/comparison/02_products.ipynb #a842d5f5
 def _note(worst, **what): # keep the running maximum of each quantity
-    for k, v in what.items(): worst[k] = max(worst.get(k, 0.0), float(v.abs().max()))
+    for name, values in what.items():
+        worst[name] = max(worst.get(name, 0.0), float(values.abs().max()))
 
 # %% ../../nbs/library/comparison/02_products.ipynb #63655651
-def _bound(w, columns, unit): # error bound of any pair, from the largest norms
-    rounded, rest = w["size"] + w["error"], w["rest"] + w["rest_error"]
-    return (w["error"] * (w["size"] + rounded) + 2 * w["rest_error"]
-            + 4 * columns * unit * (rounded**2 + 2 * rest))
+# error bound of any pair, from the largest norms: @eq-bound with u = v
+def _bound(worst, columns, roundoff):
+    size, error = worst["size"], worst["error"] # of u and of e
+    rounded = size + error # of u + e
+    rest = worst["rest"] + worst["rest_error"] # of r as it is stored
+    summation = 4 * columns * roundoff * (rounded**2 + 2 * rest)
+    return error * (size + rounded) + 2 * worst["rest_error"] + summation
 
 # %% ../../nbs/library/comparison/02_products.ipynb #b8ee08dc
 def _make_score_gemm(a, b, m: _PairMoments, dtype, where) -> _ScoreGemm:
@@ -207,56 +252,96 @@ def _min_norm_basis(
 ) -> tuple: # T [D, D] and the signs Σ [D] of its axes; float64
     "Return the basis in which the rows of a `_ScoreGemm` have the smallest mean squared norm."
     d, wide = len(m.center[0]), len(m.second)
-    w, s = torch.ones(2, wide, dtype=torch.float64)
-    w[:d], w[d:], s[d:] = weights[0] ** 0.5, abs(weights[1]) ** 0.5, float(np.sign(weights[1]))
-    c = torch.cat(m.center)
-    gram = w[:, None] * (m.second - torch.outer(c, c)) * w
+    # [D] the square roots of the weights; [D] the diagonal of S
+    scale, sign = torch.ones(2, wide, dtype=torch.float64)
+    scale[:d], scale[d:] = weights[0] ** 0.5, abs(weights[1]) ** 0.5
+    sign[d:] = float(np.sign(weights[1]))
+    # U'U / n = L L', from the second moments of the centered and weighted rows
+    center = torch.cat(m.center) # [D]
+    gram = scale[:, None] * (m.second - torch.outer(center, center)) * scale # [D, D]
     gram.diagonal().add_(1e-6 * gram.trace() / wide) # any L is valid, but it must be invertible
     L = torch.linalg.cholesky(gram)
-    size, v = torch.linalg.eigh(L.T @ (s[:, None] * L))
-    turn = torch.linalg.solve_triangular(L.T, v * size.abs().sqrt(), upper=True)
-    lot = torch.Generator().manual_seed(0)
-    for own in (size > 0, size <= 0):
-        k = int(own.sum())
-        mixed = torch.linalg.qr(torch.randn(k, k, generator=lot, dtype=torch.float64))[0]
-        turn[:, own] = turn[:, own] @ mixed
-    return turn, size.sign()
+    # L' S L = V Λ V', and T = L'^-1 V |Λ|^1/2 (@eq-short)
+    eigenvalues, V = torch.linalg.eigh(L.T @ (sign[:, None] * L)) # [D], [D, D]
+    T = torch.linalg.solve_triangular(L.T, V * eigenvalues.abs().sqrt(), upper=True) # [D, D]
+    # a random rotation among the axes of one sign keeps T Σ T' = S and equalizes the scale of the
+    # columns
+    generator = torch.Generator().manual_seed(0)
+    for axes in (eigenvalues > 0, eigenvalues <= 0): # [D] bool
+        k = int(axes.sum())
+        rotation = torch.linalg.qr(torch.randn(k, k, generator=generator, dtype=torch.float64))[0]
+        T[:, axes] = T[:, axes] @ rotation
+    return T, eigenvalues.sign()
+
+# %% ../../nbs/library/comparison/02_products.ipynb #39fac784
+_INT8_MAX = 127
+_STEP_MARGIN, _REST_MARGIN = 1.1, 1.3 # room over the largest value and the largest r of the sample
+_MOST_DIGITS = 62 # of r, without the last two
+_INT_ROUNDOFF = 2.0**-50 # sums of integers are exact; the score is rounded in float64
+
+# %% ../../nbs/library/comparison/02_products.ipynb #84a78112
+def _rotation_error(T): # bound of the float32 error of u T, for a row u of norm 1
+    roundings = len(T) + 9 # the sum of D products, with room for rounding both factors to float32
+    return roundings * _FLOAT32_ROUNDOFF * float(T.norm())
+
+# %% ../../nbs/library/comparison/02_products.ipynb #13de69c0
+def _digit_values(n_digits): return [_INT8_MAX] * (n_digits - 1) + [1] # the last digit counts ones
 
 # %% ../../nbs/library/comparison/02_products.ipynb #e13d7009
 class _Int8ScoreGemm(_ScoreGemm):
     "Compute a `_ScoreGemm` in 8-bit integers, on a CPU."
     def fill(self, dtype) -> float:
-        turn, sign = _min_norm_basis(self.m, self.weights)
-        bent = float(((turn * sign) @ turn.T - torch.diag(self.sign.double())).norm())
-        # float32 error of a row of norm 1
-        slip, turn = (len(turn) + 9) * 2.0**-24 * float(turn.norm()), turn.float()
-        u, r = self.rows(np.linspace(0, self.m.n - 1, 4 * _FLOAT64_ROWS).astype(int))
-        # larger values are clamped, and their error enters the bound
-        step = 1.1 * float((u.float() @ turn).abs().max()) / 127
+        n, worst = self.m.n, {}
+        T, sign = _min_norm_basis(self.m, self.weights) # [D, D], [D]: T and Σ of @eq-short
+        # T Σ T' = S up to rounding
+        basis_error = float(((T * sign) @ T.T - torch.diag(self.sign.double())).norm())
+        row_error = _rotation_error(T) # of u T for a row u of norm 1
+        T = T.float()
+        # one step for all columns, from a sample of rows; larger values are clamped, which enters
+        # the bound
+        u, r = self.rows(np.linspace(0, n - 1, 4 * _FLOAT64_ROWS).astype(int)) # [m, D], [m]
+        step = _STEP_MARGIN * float((u.float() @ T).abs().max()) / _INT8_MAX
         self.unit, self.sign = step**2, sign.to(dtype)
-        digits = min(int(1.3 * r.abs().max() / self.unit / 127**2), 62) + 2
-        wide, worst = len(sign), {}
-        self.right = torch.empty(self.m.n, wide + 2 * digits, dtype=dtype)
-        self.right[:, wide:wide + digits - 1], self.right[:, wide + digits - 1] = 127, 1
-        for s in batched_slices(self.m.n, _FLOAT64_ROWS):
+        # r in units of step², as a sum of digits times the values 127, …, 127, 1
+        n_digits = (min(int(_REST_MARGIN * r.abs().max() / self.unit / _INT8_MAX**2), _MOST_DIGITS)
+                    + 2)
+        wide = len(sign)
+        self.right = torch.empty(n, wide + 2 * n_digits, dtype=dtype)
+        self.right[:, wide:wide + n_digits] = torch.tensor(_digit_values(n_digits), dtype=dtype)
+        # the rows and the digits, one block at a time
+        for s in batched_slices(n, _FLOAT64_ROWS):
             u, r = self.rows(s)
-            length = u.norm(dim=1)
-            _round(self.right[s], u.float() @ turn, length * slip, r, step, digits, worst)
+            length = u.norm(dim=1) # [m]
+            _quantize(self.right[s], u.float() @ T, length * row_error, r, step, n_digits, worst)
             _note(worst, length=length)
-        return _bound(worst, wide, 2.0**-50) + bent * worst["length"]**2
+        return _bound(worst, wide, _INT_ROUNDOFF) + basis_error * worst["length"]**2
+
+# %% ../../nbs/library/comparison/02_products.ipynb #ecf8ccfa
+def _clamp_int8(x): return x.round().clamp(-_INT8_MAX, _INT8_MAX)
 
 # %% ../../nbs/library/comparison/02_products.ipynb #a9f945e0
-# quantize one block of rows; slip bounds the error of each row of u
-def _round(rows, u, slip, r, step, digits, worst):
-    def near(x): return x.round().clamp(-127, 127)
-    q = near(u / step)
-    rows[:, :u.shape[1]], rest = q.to(rows.dtype), (r / step**2).round()
-    lost = r / step**2 - rest
-    for k, base in zip(range(-digits, 0), [127] * (digits - 1) + [1]):
-        d = near(rest / base)
-        rows[:, k], rest = d.to(rows.dtype), rest - d * base
-    _note(worst, size=u.norm(dim=1) + slip, error=(q * step - u).norm(dim=1) + slip, rest=r,
-          rest_error=(lost + rest) * step**2)
+def _quantize(
+    rows, # [m, D + 2 n_digits] int8, the block to write
+    u, # [m, D] float32 rows in the new basis
+    u_error, # [m] bound of the error of each row of `u`
+    r, # [m] float64 term that centering subtracts
+    step, # quantization step of `u`
+    n_digits, # number of digits of `r`
+    worst, # largest norms and errors so far
+):
+    # the rows, as multiples of the step
+    steps = _clamp_int8(u / step) # [m, D]
+    rows[:, :u.shape[1]] = steps.to(rows.dtype)
+    # r, as a multiple of step², digit by digit into the last columns
+    whole = (r / step**2).round() # [m]
+    rest = whole # [m] not yet stored
+    for k, value in enumerate(_digit_values(n_digits)):
+        digit = _clamp_int8(rest / value) # [m]
+        rows[:, k - n_digits] = digit.to(rows.dtype)
+        rest = rest - digit * value
+    lost = r / step**2 - whole # [m] by rounding r
+    _note(worst, size=u.norm(dim=1) + u_error, error=(steps * step - u).norm(dim=1) + u_error,
+          rest=r, rest_error=(lost + rest) * step**2)
 
 # %% ../../nbs/library/comparison/02_products.ipynb #9c5552bc
 def _has_fast_int8() -> bool: # true where 8-bit products are fast
