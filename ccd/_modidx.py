@@ -64,6 +64,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'ccd/comparison/agreement.py'),
                                           'ccd.comparison.agreement._split_halves': ( 'library/comparison/agreement.html#_split_halves',
                                                                                       'ccd/comparison/agreement.py'),
+                                          'ccd.comparison.agreement._unit_float32': ( 'library/comparison/agreement.html#_unit_float32',
+                                                                                      'ccd/comparison/agreement.py'),
                                           'ccd.comparison.agreement.compare_to_seed_noise': ( 'library/comparison/agreement.html#compare_to_seed_noise',
                                                                                               'ccd/comparison/agreement.py'),
                                           'ccd.comparison.agreement.count_threshold_pairs': ( 'library/comparison/agreement.html#count_threshold_pairs',

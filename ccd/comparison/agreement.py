@@ -68,29 +68,34 @@ class _DuplicateGroups:
 _THRESHOLD_RULES = {"MMVP": ((0.95, 0.6), (0.95, 0.6)),
          "the paper's code": ((0.7, 0.5), (0.8, 0.5))}
 
+# %% ../../nbs/library/comparison/04_agreement.ipynb #350a1883
+def _unit_float32(e, rows): return _normalized_rows(e, rows).float() # [m, d]
+
 # %% ../../nbs/library/comparison/04_agreement.ipynb #f2bcd5b7
 def count_threshold_pairs(
     a: Embeddings, # embeddings by the first encoder
     b: Embeddings, # embeddings of the same items by the second encoder
     # rule -> cosine thresholds (over, under) for direction a and for direction b
     rules: dict = _THRESHOLD_RULES,
-    # rule, direction, over, under, pairs, hub: fraction of the pairs that contain the most frequent
-    # image
+# rule, direction, over, under, pairs, hub: fraction of the pairs that contain the most frequent
+# image
 ) -> pd.DataFrame:
     "Return how many of all pairs each rule of thresholds on the raw cosine keeps."
     _check_same_items(a, b)
-    n, unit = len(a.items), lambda e, s: _normalized_rows(e, s).float()
+    n = len(a.items)
     asked = [(r, d, *t) for r, both in rules.items() for d, t in zip("ab", both)]
-    times = np.zeros((len(asked), n), int) # number of pairs that contain each image
-    for r in batched_slices(n, _TILE[1]):
-        x, y = unit(a, r), unit(b, r)
-        for c in (slice(s.start + r.start, s.stop + r.start)
-                  for s in batched_slices(n - r.start, _TILE[0])):
-            sim = dict(a=(x @ unit(a, c).T).numpy(), b=(y @ unit(b, c).T).numpy())
-            for k, (_, d, over, under) in enumerate(asked):
-                hit = (sim[d] > over) & (sim["ba"["ab".index(d)]] < under)
-                times[k, r] += np.count_nonzero(hit, 1)
-                if c.start >= r.stop: times[k, c] += np.count_nonzero(hit, 0)
+    times = np.zeros((len(asked), n), int) # [rules, n] number of pairs that contain each image
+    for rows in batched_slices(n, _TILE[1]):
+        x, y = _unit_float32(a, rows), _unit_float32(b, rows) # [m, d_a], [m, d_b]
+        for part in batched_slices(n - rows.start, _TILE[0]): # from the diagonal on
+            columns = slice(rows.start + part.start, rows.start + part.stop)
+            sim_a = (x @ _unit_float32(a, columns).T).numpy() # [rows, columns]
+            sim_b = (y @ _unit_float32(b, columns).T).numpy()
+            for k, (_, direction, over, under) in enumerate(asked):
+                similar, dissimilar = (sim_a, sim_b) if direction == "a" else (sim_b, sim_a)
+                hit = (similar > over) & (dissimilar < under)
+                times[k, rows] += np.count_nonzero(hit, 1)
+                if columns.start >= rows.stop: times[k, columns] += np.count_nonzero(hit, 0)
     total = times.sum(1) // 2
     return pd.DataFrame(asked, columns=["rule", "direction", "over", "under"]).assign(
         pairs=total, hub=[t.max() / p if p else np.nan for t, p in zip(times, total)])
