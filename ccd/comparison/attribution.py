@@ -80,13 +80,14 @@ def _draw_pairs(rng, code, before, want):
     size = np.bincount(code[order])
     start, own = np.cumsum(size) - size, size * (size - 1) // 2
     keys = np.empty(0, np.int64)
-    def fits(i, j):
-        return ~np.any([(c[i] == c[j]) & (c[i] >= 0) for c in before], 0) \
-            if before else np.ones(len(i), bool)
+    def agree_on_none_before(i, j): # [m] bool
+        agree = np.zeros(len(i), bool)
+        for earlier in before: agree |= (earlier[i] == earlier[j]) & (earlier[i] >= 0)
+        return ~agree
     if own.sum() <= _ENUMERATE:
         pairs = [order[s + np.stack(np.triu_indices(n, 1))] for s, n in zip(start, size) if n > 1]
         i, j = np.concatenate(pairs, 1)
-        keep = np.nonzero(fits(i, j))[0]
+        keep = np.nonzero(agree_on_none_before(i, j))[0]
         keep = rng.permutation(keep)[:want]
         return np.minimum(i, j)[keep], np.maximum(i, j)[keep]
     while len(keys) < want:
@@ -94,7 +95,7 @@ def _draw_pairs(rng, code, before, want):
         a = rng.integers(size[g])
         b = (a + 1 + rng.integers(size[g] - 1)) % size[g]
         i, j = order[start[g] + a], order[start[g] + b]
-        ok = fits(i, j)
+        ok = agree_on_none_before(i, j)
         new = np.minimum(i, j)[ok] * len(code) + np.maximum(i, j)[ok]
         both = np.concatenate([keys, new])
         keys = both[np.sort(np.unique(both, return_index=True)[1])] # first come, first kept
@@ -163,18 +164,25 @@ def _weighted_ols(
     """Return weighted least squares of each column of y: slope [k, e], unique R² [groups, e], R²
     [e]."""
     w = np.ones(len(x)) if weight is None else weight / np.mean(weight)
-    center = x.mean(0), y.mean(0) # centering avoids a loss of precision
-    z = np.column_stack([np.ones(len(x)), x - center[0], y - center[1]])
-    a, b = np.triu_indices(z.shape[1])
-    def products(s): return z[s][:, a] * z[s][:, b] * w[s, None]
-    whole = sum(products(s).sum(0) for s in batched_slices(len(z)))
+    # the columns 1, x and y, centered to avoid a loss of precision
+    z = np.column_stack([np.ones(len(x)), x - x.mean(0), y - y.mean(0)]) # [p, 1 + k + e]
+    # Z'WZ as a sum over pairs: its upper triangle, flat
+    first, second = np.triu_indices(z.shape[1])
+    def products(s): # [m, triangle]
+        return z[s][:, first] * z[s][:, second] * w[s, None]
+    total = sum(products(s).sum(0) for s in batched_slices(len(z)))
     drawn = node_bootstrap_sums(lambda s: _in_blocks(products, s, len(z)), i, j, n_resamples, seed)
-    out = []
-    for sums in (whole[None], drawn[drawn[:, 0] > 0]):
-        gram = np.empty((len(sums), z.shape[1], z.shape[1]))
-        gram[:, a, b] = gram[:, b, a] = sums / sums[:, :1]
-        out.append(_least_squares(gram, x.shape[1], groups))
-    return {k: v[0] for k, v in out[0].items()}, out[1]
+    drawn = drawn[drawn[:, 0] > 0] # the first is the sum of weights: a resample may have no pairs
+    fit = _least_squares(_symmetric(total[None], first, second), x.shape[1], groups)
+    resampled = _least_squares(_symmetric(drawn, first, second), x.shape[1], groups)
+    return {quantity: v[0] for quantity, v in fit.items()}, resampled
+
+# %% ../../nbs/library/comparison/06_attribution.ipynb #7e8e5cb5
+def _symmetric(sums, first, second): # [r, triangle] sums -> [r, D, D] weighted means
+    wide = int(second.max()) + 1
+    gram = np.empty((len(sums), wide, wide))
+    gram[:, first, second] = gram[:, second, first] = sums / sums[:, :1]
+    return gram
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #6ec8fb64
 # float32 products of a slice, in blocks, since it may hold very many pairs
@@ -185,18 +193,20 @@ def _in_blocks(products, s, n):
                            for b in batched_slices(len(rows), 1024)])
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #3494f87c
-def _least_squares(gram, k, groups):
-    y = np.arange(k + 1, gram.shape[1])
-    mean = gram[:, 0, y] ** 2
-    total = gram[:, y, y] - mean
-    def fit(x):
-        inner, outer = gram[:, x[:, None], x], gram[:, x[:, None], y]
-        slope = np.linalg.pinv(inner, rcond=1e-7, hermitian=True) @ outer
-        return slope, ((slope * outer).sum(1) - mean) / total.clip(1e-12)
-    slope, r2 = fit(np.arange(k + 1))
-    def without(g): return np.setdiff1d(np.arange(k + 1), np.add(groups[g], 1))
-    unique = np.stack([r2 - fit(without(g))[1] for g in groups], 1)
-    return dict(slope=slope[:, 1:], unique=unique, r2=r2)
+def _least_squares(gram, k, groups): # gram: [r, 1 + k + e, 1 + k + e] of the columns 1, x, y
+    terms, outcomes = np.arange(k + 1), np.arange(k + 1, gram.shape[1])
+    squared_mean = gram[:, 0, outcomes] ** 2 # [r, e]
+    variance = gram[:, outcomes, outcomes] - squared_mean # [r, e] of y
+    def fit(columns): # slopes [r, columns, e] and R² [r, e], by the normal equations
+        xx, xy = gram[:, columns[:, None], columns], gram[:, columns[:, None], outcomes]
+        slope = np.linalg.pinv(xx, rcond=1e-7, hermitian=True) @ xy
+        return slope, ((slope * xy).sum(1) - squared_mean) / variance.clip(1e-12)
+    slope, r2 = fit(terms)
+    unique = [] # [r, e] each: R² minus R² without the terms of a group
+    for positions in groups.values():
+        others = np.setdiff1d(terms, np.add(positions, 1)) # column 0 is the intercept
+        unique.append(r2 - fit(others)[1])
+    return dict(slope=slope[:, 1:], unique=np.stack(unique, 1), r2=r2)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #29a7b6a0
 _COLLINEAR = 0.7
@@ -274,13 +284,15 @@ def similarity_regression(
     y = np.stack([_standard(e, i, j) for e in encoders.values()], 1)
     weight = sample.weight.values if weighting == "population" else None
     at = {g: [x.columns.get_loc(c) for c in terms] for g, terms in group.items()}
-    sets = _collinear_sets(x.values, weight)
-    r, names = _correlation(x.values, weight), list(x)
-    sets = {name: (p, sign) for p in sets for name, sign in [_together(names, p, r)]}
-    fit, drawn = _weighted_ols(x.values, y, at | {name: p for name, (p, _) in sets.items()},
-                               node[i], node[j], weight, n_resamples, seed)
+    r, names, sets = _correlation(x.values, weight), list(x), {}
+    for positions in _collinear_sets(x.values, weight):
+        name, sign = _together(names, positions, r)
+        sets[name] = positions, sign
+    grouped = at | {name: positions for name, (positions, _) in sets.items()}
+    fit, drawn = _weighted_ols(x.values, y, grouped, node[i], node[j], weight, n_resamples, seed)
     t = _with_differences(list(encoders), *_summed(names, [*group, *sets], sets, fit, drawn))
-    told = pd.DataFrame(dict(zip(("r", "vif"), _collinearity(x.values, weight))), names)
+    strongest, inflation = _collinearity(x.values, weight)
+    told = pd.DataFrame(dict(r=strongest, vif=inflation), names)
     t = t.assign(**{c: t.term.map(told[c]).where(t.quantity.isin(["slope", "collinear"]))
                     for c in told})
     return t.assign(pairs=len(sample), families=len(np.unique(node[np.concatenate([i, j])])),
@@ -289,29 +301,34 @@ def similarity_regression(
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1ed0ba0e
 # names, estimates and resamples, with one slope for each set of collinear terms
 def _summed(terms, groups, sets, fit, drawn):
-    inside = {k for p, _ in sets.values() for k in p}
+    inside = sorted(k for positions, _ in sets.values() for k in positions)
     alone = [k for k in range(len(terms)) if k not in inside]
-    def slopes(v): # [..., k, e]
-        sums = [(v["slope"][..., p, :] * sign[:, None]).sum(-2, keepdims=True)
-                for p, sign in sets.values()]
-        return v | dict(slope=np.concatenate([v["slope"][..., alone, :], *sums], -2),
-                        collinear=v["slope"][..., sorted(inside), :])
-    names = dict(slope=[*(terms[k] for k in alone), *sets],
-                 collinear=[terms[k] for k in sorted(inside)], unique=groups, r2=["all"])
-    return {q: n for q, n in names.items() if n}, slopes(fit), slopes(drawn)
+    def merged(quantities):
+        slope = quantities["slope"] # [..., terms, e]
+        parts = [slope[..., alone, :]]
+        for positions, sign in sets.values():
+            parts.append((slope[..., positions, :] * sign[:, None]).sum(-2, keepdims=True))
+        return quantities | dict(slope=np.concatenate(parts, -2), collinear=slope[..., inside, :])
+    names = dict(slope=[*(terms[k] for k in alone), *sets], collinear=[terms[k] for k in inside],
+                 unique=groups, r2=["all"])
+    return {q: n for q, n in names.items() if n}, merged(fit), merged(drawn)
+
+# %% ../../nbs/library/comparison/06_attribution.ipynb #412bf9e3
+def _difference(v, a, b): # [..., encoders] -> [...]: encoder a, or a minus b
+    return v[..., a] if b is None else v[..., a] - v[..., b]
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #3dcd5de6
 def _with_differences(encoders, names, fit, drawn):
     rows, n = [], len(encoders)
     pairs = [(k, None) for k in range(n)] + list(itertools.combinations(range(n), 2))
     for (a, b), (quantity, terms) in itertools.product(pairs, names.items()):
-        def pick(v): return v[..., a] - (0 if b is None else v[..., b])
-        value = np.atleast_1d(pick(fit[quantity]))
-        spread = pick(drawn[quantity]).reshape(-1, len(terms))
+        value = np.atleast_1d(_difference(fit[quantity], a, b)) # [terms]
+        spread = _difference(drawn[quantity], a, b).reshape(-1, len(terms)) # [resamples, terms]
         lo, hi = np.quantile(spread, [0.025, 0.975], axis=0)
         who = encoders[a] if b is None else f"{encoders[a]} − {encoders[b]}"
         rows += [dict(encoder=who, quantity=quantity, term=t, value=float(v), lo=float(l),
-                      hi=float(h)) for t, v, l, h in zip(terms, value, lo, hi)]
+                      hi=float(h))
+                 for t, v, l, h in zip(terms, value, lo, hi)]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1ef420c0

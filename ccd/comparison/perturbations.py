@@ -24,7 +24,7 @@ from ..data.augment import GRAY, eval_view, to_float
 from ..encoders.extraction import BATCH
 from .products import _similarity_moments
 from .attributes import _rgb_to_lab, _ring
-from .attribution import _nodes
+from .attribution import _difference, _nodes
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #11c18467
 def _bytes(x): return np.clip(np.rint(x), 0, 255).astype(np.uint8)
@@ -328,6 +328,10 @@ def _unit_vectors(encoder, pictures): # [n, d] float32
     v = np.concatenate(out)
     return v / np.linalg.norm(v, axis=1, keepdims=True).clip(1e-12)
 
+# %% ../../nbs/library/comparison/07_perturbations.ipynb #ed000d08
+def _by_measure(v): # [..., 2 encoders] -> [..., 2, encoders]: drop, relative
+    return v.reshape(*v.shape[:-1], 2, -1)
+
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #20e79a89
 def _drops(encoders, unit, before, after, items, name, strength, skipped, n_resamples, seed):
     """Return rows of the result: each encoder, then each difference of two encoders, from the
@@ -335,19 +339,22 @@ def _drops(encoders, unit, before, after, items, name, strength, skipped, n_resa
     row = dict(intervention=name, strength=strength, n=len(items), skipped=skipped)
     names, node = list(encoders), _nodes(items)
     if not len(items): return [dict(encoder=e, **row, families=0) for e in names]
-    gap = np.stack([1 - (before[e] * _unit_vectors(encoders[e], after)).sum(1) for e in names], 1)
-    spread, far = (np.array([f(*unit[e]) for e in names])
-                   for f in (lambda m, s: s, lambda m, s: 1 - m))
-    columns = np.column_stack([gap / spread, gap / far, np.ones(len(gap))])
+    # [n, encoders]
+    shift = np.stack([1 - (before[e] * _unit_vectors(encoders[e], after)).sum(1) for e in names], 1)
+    mean, std = np.array([unit[e] for e in names]).T # [encoders] moments of the cosine
+    ones = np.ones(len(shift))
+    # [n, 2 encoders + 1]: drop, relative, count
+    columns = np.column_stack([shift / std, shift / (1 - mean), ones])
     sums = node_bootstrap_sums(columns, node, node, n_resamples, seed)
-    drawn, k, value, out = sums[:, :-1] / sums[:, -1:], len(names), columns.mean(0), []
+    value, drawn = _by_measure(columns.mean(0)[:-1]), _by_measure(sums[:, :-1] / sums[:, -1:])
+    out, k = [], len(names)
     pairs = [(a, None) for a in range(k)] + list(itertools.combinations(range(k), 2))
     for a, b in pairs:
         who = names[a] if b is None else f"{names[a]} − {names[b]}"
-        def pick(v, u): return v[..., u * k + a] - (0 if b is None else v[..., u * k + b])
-        ends = [np.quantile(pick(drawn, u), [0.025, 0.975]) for u in (0, 1)]
+        drop, relative = _difference(value, a, b) # [2]
+        ends = np.quantile(_difference(drawn, a, b), [0.025, 0.975], axis=0).T # [2, 2]
         out.append(dict(encoder=who, **row, families=len(np.unique(node)),
-                        drop=float(pick(value, 0)), lo=float(ends[0][0]), hi=float(ends[0][1]),
-                        relative=float(pick(value, 1)), relative_lo=float(ends[1][0]),
+                        drop=float(drop), lo=float(ends[0][0]), hi=float(ends[0][1]),
+                        relative=float(relative), relative_lo=float(ends[1][0]),
                         relative_hi=float(ends[1][1])))
     return out
