@@ -500,6 +500,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                              'ccd/data/augment.py'),
                                   'ccd.data.augment._counter_uniform': ( 'library/data/augment.html#_counter_uniform',
                                                                          'ccd/data/augment.py'),
+                                  'ccd.data.augment._covered': ('library/data/augment.html#_covered', 'ccd/data/augment.py'),
                                   'ccd.data.augment._crop': ('library/data/augment.html#_crop', 'ccd/data/augment.py'),
                                   'ccd.data.augment._cubic': ('library/data/augment.html#_cubic', 'ccd/data/augment.py'),
                                   'ccd.data.augment._hue_matrix': ('library/data/augment.html#_hue_matrix', 'ccd/data/augment.py'),

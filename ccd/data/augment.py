@@ -264,6 +264,12 @@ def random_mask(
     n = torch.full_like(sample, n_masked(patches, ratio))
     return _n_smallest_mask(_counter_uniform(seed, sample, 255, patches), n)
 
+# %% ../../nbs/library/data/04_augment.ipynb #938495c4
+# [B, blocks] -> [B, blocks, side] bool: positions within [start, start + length)
+def _covered(start, length, side):
+    offset = torch.arange(side, device=start.device) - start[..., None]
+    return (offset >= 0) & (offset < length[..., None])
+
 # %% ../../nbs/library/data/04_augment.ipynb #1d9a01c2
 def block_mask(
     seed: int, # seed of the run
@@ -277,21 +283,27 @@ def block_mask(
     """Return masks of rectangles of 4 patches or more, with aspect ratios of 0.3 to 3.3.
 
     Source: Bao et al. (2022), algorithm 1."""
-    N = side * side
-    u = _counter_uniform(seed, sample, 256 + view, 3 + 4 * blocks + N)
-    share = ratio[0] + (ratio[1] - ratio[0]) * u[:, 1]
-    n = (share * N).round().clamp(1, N)
-    area, aspect, x, y = u[:, 2:2 + 4 * blocks].view(-1, blocks, 4).unbind(2)
+    B, N = len(sample), side * side
+    u = _counter_uniform(seed, sample, 256 + view, 3 + 4 * blocks + N) # [B, 3 + 4 blocks + N]
+    has_mask, fraction, rest = u[:, 0] < probability, u[:, 1], u[:, 2:] # [B], [B], …
+    n = ((ratio[0] + (ratio[1] - ratio[0]) * fraction) * N).round().clamp(1, N) # [B] masked patches
+    # sizes and corners of the rectangles, in patches
+    area, aspect, x, y = rest[:, :4 * blocks].view(B, blocks, 4).unbind(2) # [B, blocks] each
     area = 4 + area * (n[:, None] - 4).clamp(min=0)
     aspect = torch.exp((2 * aspect - 1) * math.log(0.3))
-    w, h = ((area * a).sqrt().round().clamp(1, side) for a in (aspect, 1 / aspect))
-    def inside(at, long): return (at >= 0) & (at < long)
-    i, k = torch.arange(side, device=u.device), torch.arange(blocks, device=u.device)
-    column = inside(i - (x * (side - w + 1)).floor()[..., None], w[..., None])
-    row = inside(i - (y * (side - h + 1)).floor()[..., None], h[..., None])
+    width = (area * aspect).sqrt().round().clamp(1, side)
+    height = (area * (1 / aspect)).sqrt().round().clamp(1, side)
+    left = (x * (side - width + 1)).floor()
+    top = (y * (side - height + 1)).floor()
+    # the first rectangle that covers each patch
+    column = _covered(left, width, side) # [B, blocks, side]
+    row = _covered(top, height, side)
     covers = (row[..., None] & column[..., None, :]).flatten(2) # [B, blocks, N]
-    when = torch.where(covers, k[:, None], blocks).amin(1)
-    down = torch.arange(N, device=u.device) / N
-    cut = torch.where(u[:, 2 + 4 * blocks, None] < 0.5, down, down.flip(0)) # in the last block
-    within = torch.where(when < blocks, cut, u[:, -N:])
-    return _n_smallest_mask(when + within, torch.where(u[:, 0] < probability, n, 0))
+    block = torch.arange(blocks, device=u.device)[:, None] # [blocks, 1]
+    first_cover = torch.where(covers, block, blocks).amin(1) # [B, N]; `blocks` where none covers it
+    # within a rectangle: row by row, from the top or from the bottom; outside: at random
+    raster = torch.arange(N, device=u.device) / N # [N]
+    from_top = rest[:, 4 * blocks, None] < 0.5 # [B, 1]
+    within = torch.where(from_top, raster, raster.flip(0)) # [B, N]
+    order = first_cover + torch.where(first_cover < blocks, within, rest[:, -N:]) # [B, N]
+    return _n_smallest_mask(order, torch.where(has_mask, n, 0))
