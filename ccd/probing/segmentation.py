@@ -10,6 +10,7 @@ __all__ = ['Segmentation', 'miou', 'bootstrap_counts', 'segmentation_summary', '
 import math, tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Callable
 import numpy as np
 import pandas as pd
 import torch
@@ -50,56 +51,86 @@ def _fit_heads(
     iterations: int = 200, # maximum number of iterations per L2 strength
 ) -> list[_LinearHead]: # one head per L2 strength
     "Return the heads that minimize the L2-penalized cross-entropy over pixels."
-    read, share, mean, axes, spread = _moments(data, cells)
+    tokens = _moments(data, cells)
+    mean, axes = tokens.mean, tokens.axes # [d], [d, d]
+    # [d, classes] curvature, by a Kronecker product
+    variance = tokens.variances[:, None] * tokens.class_variance
+    # [d + 1, classes]
     v = torch.zeros(len(mean) + 1, data.classes, device=device(), requires_grad=True)
     start, heads, steps = v.detach().clone(), [], 0
-    def slope(w): # mean cross-entropy in the principal axes, and its gradient
+    def loss_and_slope(w): # mean cross-entropy in the principal axes, and its gradient
         nonlocal steps; steps += 1
-        turned, total, g, g0 = axes @ w[:-1], 0.0, 0.0, 0.0
-        for x, y in read():
-            part, r = _residual(torch.addmm(w[-1], x, turned), y, data.side, cells)
-            total, g, g0 = total + part, g + x.T @ r, g0 + r.sum(0)
-        return total, torch.cat([axes.T @ g, g0[None]])
+        weights, total, slope, bias_slope = axes @ w[:-1], 0.0, 0.0, 0.0
+        for x, y in tokens.blocks():
+            part, residual = _residual(torch.addmm(w[-1], x, weights), y, data.side, cells)
+            total = total + part
+            slope = slope + x.T @ residual # [d, classes]
+            bias_slope = bias_slope + residual.sum(0) # [classes]
+        return total, torch.cat([axes.T @ slope, bias_slope[None]])
     for ridge in ridges:
-        scale = torch.cat([spread[:, None] * share + ridge, share[None] + 1e-9]).rsqrt()
+        # [d + 1, classes]
+        scale = torch.cat([variance + ridge, tokens.class_variance[None] + 1e-9]).rsqrt()
         v.data = start / scale
         search = torch.optim.LBFGS([v], max_iter=iterations, history_size=10, tolerance_grad=1e-6,
                                    tolerance_change=1e-7, line_search_fn="strong_wolfe")
         def loss():
             w = v.detach() * scale
-            value, g = slope(w)
+            value, g = loss_and_slope(w)
             g[:-1] += ridge * w[:-1]
             v.grad = g * scale
             return value + ridge / 2 * float(w[:-1].double().square().sum())
         search.step(loss)
         start = v.detach() * scale
         w = axes @ start[:-1]
-        heads.append(_LinearHead(w, start[-1] - mean @ w, ridge, slope(start)[0], steps))
+        heads.append(_LinearHead(w, start[-1] - mean @ w, ridge, loss_and_slope(start)[0], steps))
     return heads
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #2c9940f6
-# reader of centered blocks; p (1 - p) of classes; mean; standardized principal axes [d, d];
-# variances along them
-def _moments(data, cells):
+@dataclass
+class _TokenMoments:
+    "Hold the moments of training tokens, and a reader of their blocks."
+    # function that returns the blocks in turn: centered tokens [m, d], pixel fractions [m, …]
+    blocks: Callable
+    class_variance: Tensor # [classes] p (1 - p) of the fraction p of pixels
+    mean: Tensor # [d] mean token
+    axes: Tensor # [d, d] principal axes of standardized tokens, scaled for tokens that are not
+    variances: Tensor # [d] variances along the axes
+
+# %% ../../nbs/library/probing/07_segmentation.ipynb #9959c253
+def _pixels_per_class(data, starts, step): # [classes]
+    parts = (data.y[start:start + step].ravel() for start in starts)
+    return sum(np.bincount(p, minlength=256)[:data.classes] for p in parts)
+
+# %% ../../nbs/library/probing/07_segmentation.ipynb #de85f577
+def _moments(data, cells) -> _TokenMoments:
     _check_cells(data, cells)
-    (n, d), whole = data.x.shape, data.side ** 2 if cells > 1 else 1 # blocks hold whole windows
-    step = max(1, _BLOCK // (d + cells ** 2 * data.classes) // whole) * whole
-    parts = range(0, n, step)
-    pixels = sum(np.bincount(data.y[a:a + step].ravel(), minlength=256)[:data.classes]
-                 for a in parts)
-    def x_of(a): return torch.from_numpy(np.array(data.x[a:a + step])).to(device()).float()
-    def y_of(a):
-        return _class_counts(torch.from_numpy(np.array(data.y[a:a + step])).to(device()), data.side,
-                             cells, data.classes) / pixels.sum() # fractions of all pixels
-    mean = (sum(x_of(a).double().sum(0) for a in parts) / n).float()
-    second = sum((x.T @ x).double() for x in (x_of(a) - mean for a in parts)) / n
-    std = second.diag().clamp(min=1e-12).sqrt()
-    values, basis = torch.linalg.eigh(second / std[:, None] / std)
-    share = torch.as_tensor(pixels / pixels.sum(), dtype=torch.float32, device=device())
-    def read(): return ((x_of(a) - mean, y_of(a)) for a in parts)
-    kept = list(read()) if n * (d + cells ** 2 * data.classes) * 4 <= _CACHE_BYTES else None
-    return ((lambda: kept) if kept else read, share * (1 - share), mean,
-            (basis / std[:, None]).float(), values.clamp(min=0).float())
+    n, d = data.x.shape
+    # blocks hold whole windows where labels are upsampled
+    per_token = d + cells ** 2 * data.classes # numbers in a block
+    window = data.side ** 2 if cells > 1 else 1 # tokens
+    step = max(1, _BLOCK // per_token // window) * window
+    starts = range(0, n, step)
+    pixels = _pixels_per_class(data, starts, step) # [classes]
+    def tokens(start): # [m, d]
+        return torch.from_numpy(np.array(data.x[start:start + step])).to(device()).float()
+    def fractions(start): # [m, …] of all pixels
+        y = torch.from_numpy(np.array(data.y[start:start + step])).to(device())
+        return _class_counts(y, data.side, cells, data.classes) / pixels.sum()
+    mean = (sum(tokens(a).double().sum(0) for a in starts) / n).float() # [d]
+    second = 0 # [d, d] covariance
+    for a in starts:
+        x = tokens(a) - mean
+        second = second + (x.T @ x).double()
+    second = second / n
+    # principal axes of the standardized tokens
+    std = second.diag().clamp(min=1e-12).sqrt() # [d]
+    values, basis = torch.linalg.eigh(second / std[:, None] / std) # [d], [d, d]
+    p = torch.as_tensor(pixels / pixels.sum(), dtype=torch.float32, device=device()) # [classes]
+    def read(): return ((tokens(a) - mean, fractions(a)) for a in starts)
+    kept = list(read()) if n * per_token * 4 <= _CACHE_BYTES else None
+    blocks = read if kept is None else lambda: kept
+    return _TokenMoments(blocks, p * (1 - p), mean, (basis / std[:, None]).float(),
+                         values.clamp(min=0).float())
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #bbf2f632
 def _check_cells(data, cells):
