@@ -138,6 +138,14 @@ def pooled_variance(
     df = sum(len(g) - 1 for g in many)
     return (sum(((g - g.mean())**2).sum() for g in many) / df if df else math.nan), df
 
+# %% ../nbs/library/04_stats.ipynb #fc7b4921
+def _satterthwaite(
+    squared_sum: float, # squared sum of the variances
+    terms: list[float], # square of each variance, divided by its degrees of freedom
+) -> float: # infinite where all variances are zero
+    "Return the degrees of freedom of a sum of variances. Source: Satterthwaite (1946)."
+    return squared_sum / sum(terms) if sum(terms) else math.inf
+
 # %% ../nbs/library/04_stats.ipynb #b62ad7ed
 @dataclass(frozen=True)
 class Estimate:
@@ -148,17 +156,19 @@ class Estimate:
     seed_var: float = math.nan # variance over seeds; NaN where nothing was trained twice
     df: float = 0.0 # degrees of freedom of that variance
 
-    def row(self,
+    def row(
+        self,
     ) -> dict: # value; lo, hi: test items; seed_lo, seed_hi: seeds; all_lo, all_hi, se, t: both
         """Return the value with its 95 % confidence intervals.
 
         Source of the degrees of freedom: Satterthwaite (1946)."""
-        own, v = float(np.std(self.draws, ddof=1)), self.seed_var
-        known = self.df > 0 and np.isfinite(v)
-        se = math.sqrt(own**2 + (v if known else 0.0))
-        df = se**4 / (v**2 / self.df) if known and v > 0 else math.inf
-        t, ts = (float(st.t.ppf(0.975, x)) for x in (df, self.df if known else 1))
-        half = ts * math.sqrt(v) if known else math.nan
+        item_se, seed_var = float(np.std(self.draws, ddof=1)), self.seed_var
+        known = self.df > 0 and np.isfinite(seed_var)
+        se = math.sqrt(item_se**2 + (seed_var if known else 0.0))
+        # those of items are infinite
+        df = _satterthwaite(se**4, [seed_var**2 / self.df]) if known else math.inf
+        t = float(st.t.ppf(0.975, df))
+        half = float(st.t.ppf(0.975, self.df)) * math.sqrt(seed_var) if known else math.nan
         lo, hi = np.quantile(self.draws, [0.025, 0.975])
         return dict(value=self.value, lo=float(lo), hi=float(hi), seed_lo=self.value - half,
                     seed_hi=self.value + half,
@@ -166,16 +176,17 @@ class Estimate:
                     seeds_known=known)
 
 # %% ../nbs/library/04_stats.ipynb #c36dd52b
-def weighted(parts: list[tuple[float, Estimate]],
+def weighted(
+    parts: list[tuple[float, Estimate]],
 ) -> Estimate: # weights, and estimates with independent seeds
     "Return the weighted sum of estimates that share test items but not seeds."
-    v = [(w * w * e.seed_var, e.df) for w, e in parts]
-    total = sum(x for x, _ in v)
-    below = sum(x * x / df for x, df in v if df > 0 and x > 0)
-    known = all(df > 0 for _, df in v)
-    return Estimate(sum(w * e.value for w, e in parts), sum(w * e.draws for w, e in parts),
-                    total if known else math.nan,
-                    (total**2 / below if below else math.inf) if known else 0.0)
+    value = sum(w * e.value for w, e in parts)
+    draws = sum(w * e.draws for w, e in parts) # [draws]
+    if not all(e.df > 0 for _, e in parts): return Estimate(value, draws, math.nan, 0.0)
+    variances = [(w * w * e.seed_var, e.df) for w, e in parts]
+    total = sum(v for v, _ in variances)
+    return Estimate(value, draws, total,
+                    _satterthwaite(total**2, [v * v / df for v, df in variances if v > 0]))
 
 # %% ../nbs/library/04_stats.ipynb #601ee62d
 def t_test(

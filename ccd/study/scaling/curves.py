@@ -109,17 +109,26 @@ def _curve_points(table: pd.DataFrame, axis: str, centre: dict, recipe: str,
     t = runs_at(table, recipe, metric, {a: v for a, v in centre.items() if a != axis})
     return [aggregate_seeds(g, axis) for _, g in t.groupby(axis)]
 
+# %% ../../../nbs/library/study/scaling/04_curves.ipynb #4238395e
+def _curve_sum(
+    points: list[tuple[_GridPoint, float]], # grid points of one curve, and their weights
+    variance: float, # variance over seeds
+    df: int, # degrees of freedom of that variance
+) -> Estimate:
+    "Return a weighted sum of grid points; each mean over k seeds adds w² / k of the variance."
+    value = sum(w * c.estimate.mean() for c, w in points)
+    draws = sum(w * c.draws for c, w in points) # [draws]
+    share = sum(w * w / c.seeds for c, w in points)
+    return Estimate(value, draws, variance * share, df)
+
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #d775ac8b
-def linear_contrast(cells: list[_GridPoint], weights, seed: dict,
+def linear_contrast(
+    cells: list[_GridPoint], weights, seed: dict,
 ) -> Estimate: # seed: from `seed_variance`
     "Return a weighted sum of grid points, with its error from items and seeds."
-    parts = {}
-    for c, w in zip(cells, weights): parts.setdefault((c.recipe, c.metric), []).append((c, w))
-    def of(key, cw):
-        return Estimate(sum(w * c.estimate.mean() for c, w in cw), sum(w * c.draws for c, w in cw),
-                                      seed[key][0] * sum(w * w / c.seeds for c, w in cw),
-                        seed[key][1])
-    return weighted([(1.0, of(k, cw)) for k, cw in parts.items()])
+    curves = {} # (recipe, metric) -> grid points and their weights; seeds are shared within a curve
+    for c, w in zip(cells, weights): curves.setdefault((c.recipe, c.metric), []).append((c, w))
+    return weighted([(1.0, _curve_sum(points, *seed[curve])) for curve, points in curves.items()])
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b007
 _EQUIVALENCE_MARGIN = 0.01 # one point per doubling: equivalence margin of a plateau
