@@ -69,6 +69,7 @@ def drift():
 PYTEST = ["-q", "--timeout", "1200", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder",
           "--durations", "25", "--durations-min", "5"]
 STEPS = {
+    "code reads": lambda: whole(run([sys.executable, "-m", "ruff", "check", "."])[0]),
     "notebooks and ccd/ agree": drift,
     "notebooks pass and reproduce": lambda: counted(*tool("run_nbs", "--check", "--skip", "slow",
                                                           "--workers", "2")),
@@ -77,7 +78,7 @@ STEPS = {
     "pytest": lambda: counted(*run([sys.executable, "-m", "pytest", *PYTEST, "tests"])),
 }
 
-ASIDE = "notebooks and ccd/ agree", "README.md is current", "site" # one core
+ASIDE = "code reads", "notebooks and ccd/ agree", "README.md is current", "site" # one core
 
 def step(name):
     "What a step found: its name, how many passed, how many failed, and its seconds."
