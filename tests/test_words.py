@@ -20,7 +20,7 @@ def pages():
                           for c in json.loads(p.read_text(encoding="utf-8"))["cells"]
                           if c["cell_type"] == "markdown")
         yield str(p.relative_to(ROOT)), re.sub(r"```.*?```", " ", prose, flags=re.S)
-    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LOG.md"):
         yield name, (ROOT / name).read_text(encoding="utf-8")
 
 def docstrings():
