@@ -252,10 +252,8 @@ def _together(terms, positions, r):
 # %% ../../nbs/library/comparison/06_attribution.ipynb #a783c88c
 def similarity_regression(
     encoders: dict, # name -> Embeddings of the same items
-    # attributes of the same items in the same order, from `_corpus_attributes`
-    attributes: pd.DataFrame,
-    # groups of columns, finest first; a warning names missing columns
-    factors: tuple = _FACTOR_GROUPS,
+    attributes: pd.DataFrame, # of the same items in the same order, from `_corpus_attributes`
+    factors: tuple = _FACTOR_GROUPS, # groups of columns, finest first
     pairs: int = 200_000, # number of pairs to sample
     n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
@@ -272,7 +270,7 @@ def similarity_regression(
     `UserError` for an unknown `weighting`, and where encoders and attributes describe different
     items."""
     if weighting not in ("stratified", "population"):
-        raise UserError(f"unknown reading {weighting!r}: expected stratified or population")
+        raise UserError(f"unknown weighting {weighting!r}: expected stratified or population")
     items = _common_items(encoders, attributes)
     factors = _present(items, factors)
     strata = tuple(f for g in factors for f in g)

@@ -339,7 +339,7 @@ def test_what_cannot_be_attributed_is_refused(items, shown):
     with pytest.raises(UserError, match="other items"):
         attribution.similarity_regression({"it": made, "no": made.where(np.arange(len(items)) > 0)},
                                           shown)
-    with pytest.raises(UserError, match="unknown reading"):
+    with pytest.raises(UserError, match="unknown weighting"):
         attribution.similarity_regression({"it": made}, shown, weighting="none")
     broken = embeddings(np.full((len(items), 4), np.nan), items)
     with pytest.raises(UserError, match="not finite"):
