@@ -76,9 +76,9 @@ def _pair_stage(s: EncoderPair, a: Analysis, folder: Path):
         factor_agreement(pairs, s.items, known, a.n_resamples,
                          group).to_csv(folder / "agreement.csv", index=False)
         if len(set(group)) > 100:
-            split_half_replication(x, y, known, a.pairs // 2, a.n_resamples,
-                                   per_image=a.per_image).to_csv(folder / "verified.csv",
-                                                                 index=False)
+            halves = split_half_replication(x, y, known, a.pairs // 2, a.n_resamples,
+                                            per_image=a.per_image)
+            halves.to_csv(folder / "verified.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #93a2a1eb
 def _factor_stage(s: EncoderPair, a: Analysis, folder: Path):
@@ -90,9 +90,9 @@ def _factor_stage(s: EncoderPair, a: Analysis, folder: Path):
         seen = _corpus_attributes(s.corpus)
         order = [*s.names,
                  *(n for n in s.vectors if n not in s.names and n not in s.references.values())]
-        similarity_regression({n: s.vectors[n] for n in order}, seen,
-                              n_resamples=a.n_resamples).to_csv(folder / "attribution.csv",
-                                                                index=False)
+        slopes = similarity_regression({n: s.vectors[n] for n in order}, seen,
+                                       n_resamples=a.n_resamples)
+        slopes.to_csv(folder / "attribution.csv", index=False)
         pairs = pd.read_parquet(folder.parent / "pairs" / "pairs.parquet")
         if len(pairs):
             enrichment(pairs, *s.two, seen,

@@ -136,12 +136,12 @@ def _pair_section(s, out):
     body = ""
     for d, (x, y) in (("a", s.names), ("b", s.names[::-1])):
         title, own = f"Similar for {x}, dissimilar for {y}", pairs[pairs.direction == d]
-        body += f"<h3>{html.escape(title)}</h3>" + (figure_html(pair_grid(own, partial(s.picture,
-                                                                                  size=160),
-                                                                          s.names), title)
-                                                    if s.corpus is not None else
-                 table_tag(own.head(20)[["item_id_i", "item_id_j", "z_a", "z_b", "score"]].round(2),
-                           index=False))
+        body += f"<h3>{html.escape(title)}</h3>"
+        if s.corpus is not None:
+            body += figure_html(pair_grid(own, partial(s.picture, size=160), s.names), title)
+        else:
+            shown = own.head(20)[["item_id_i", "item_id_j", "z_a", "z_b", "score"]]
+            body += table_tag(shown.round(2), index=False)
     if s.references:
         body += figure_html(score_vs_seed_noise(noise, s.names),
                             "score by rank, compared with two seeds of one encoder")
@@ -150,8 +150,9 @@ def _pair_section(s, out):
         text="Of all pairs, these have the largest difference in standardized similarity (σ is the "
              "standard deviation of an encoder's similarity over all pairs). "
              + ("Dotted: scores of two seeds of the same objective." if s.references else
-                "A second seed would show how much of it is noise: name one with --reference-a or "
-                "--reference-b."),
+                "A second seed would show how much of it is noise: name one with "
+                "--seed-replicate-a or "
+                "--seed-replicate-b."),
         note=f"Every pair was scored. Pairs with equal pixels are excluded, and each of {groups} "
              "groups of near-duplicates counts as one image. No image is in "
              "more than a few pairs. Images that are not square are center-cropped here, as for "

@@ -83,8 +83,8 @@ def _run_probe(
         answers, paths = predict_probes(e, asked)
         answers.to_parquet(tmp / "answers.parquet")
         paths.to_csv(tmp / "paths.csv", index=False)
-        few_shot_rows(e, asked, seeds=settings.analysis.few_shot_draws).to_csv(tmp / "few_shot.csv",
-                                                                     index=False)
+        shots = few_shot_rows(e, asked, seeds=settings.analysis.few_shot_draws)
+        shots.to_csv(tmp / "few_shot.csv", index=False)
         for name, t in zip(("zero_shot", "retrieval"),
                            _zero_shot_rows(spec, datasets[0], corpora, settings, out, **how)):
             if len(t): t.to_csv(tmp / f"{name}.csv", index=False)
@@ -344,9 +344,8 @@ def _shots_section(shots):
 # %% ../../nbs/library/probing/09_command.ipynb #52d27df1
 def _protocol_section(t, table):
     if t is None: return None
-    ours = table[table.task.isin(t.task)][["encoder", "task", "linear"]].rename(columns=dict(
-                                                   linear="top1")).assign(protocol="converged, L2 "
-                                                                                   "by validation")
+    ours = table[table.task.isin(t.task)][["encoder", "task", "linear"]]
+    ours = ours.rename(columns=dict(linear="top1")).assign(protocol="converged, L2 by validation")
     wide = pd.concat([t, ours]).pivot(index=["task", "encoder"], columns="protocol", values="top1")
     return dict(title="Published protocols",
                 text="The same features and test images. As written: the paper's code, which "
@@ -372,10 +371,8 @@ def _cut_section(t):
 def _text_section(named, found):
     if named is None: return None
     def cell(t, v): return [percent(*r) for r in t[[v, "lo", "hi"]].values]
-    body = table_tag(named.assign(right=cell(named,
-                                             "accuracy"))[["encoder", "dataset", "k", "right",
-                                                           "classes", "tests", "templates"]],
-                     index=False)
+    shown = ["encoder", "dataset", "k", "right", "classes", "tests", "templates"]
+    body = table_tag(named.assign(right=cell(named, "accuracy"))[shown], index=False)
     if found is not None:
         body += table_tag(found.assign(found=cell(found, "recall"),
                                        chance=[percent(c) for c in found.chance])[
@@ -389,8 +386,8 @@ def _text_section(named, found):
 # %% ../../nbs/library/probing/09_command.ipynb #f99def6e
 def _class_section(classes, names):
     if classes is None: return None
-    wide = classes[classes.encoder.isin(names[:2])].pivot(index=["task", "label", "n"],
-                                                          columns="encoder", values="accuracy")
+    of_two = classes[classes.encoder.isin(names[:2])]
+    wide = of_two.pivot(index=["task", "label", "n"], columns="encoder", values="accuracy")
     if wide.shape[1] < 2: return None
     wide["gap"] = wide[names[0]] - wide[names[1]]
     wide = wide.loc[

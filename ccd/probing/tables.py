@@ -169,8 +169,8 @@ def add_holm(differences: pd.DataFrame, # tests with the columns a, b, task, pro
 ) -> pd.DataFrame: # the table with a column p_holm
     "Add p-values after Holm's correction over tasks, for each pair of encoders and each probe."
     if not len(differences): return differences
-    return differences.assign(p_holm=differences.groupby(["a", "b", "probe"]).p.transform(
-                                                              lambda p: holm(p.values)))
+    p_values = differences.groupby(["a", "b", "probe"]).p
+    return differences.assign(p_holm=p_values.transform(lambda p: holm(p.values)))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #f939456a
 def tasks_where_better(

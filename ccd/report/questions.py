@@ -94,9 +94,8 @@ def vqa_difference_table(
     trained more than once."""
     t, rows = _in_order(differences, categories)
     pairs = list(dict.fromkeys(t.a + " − " + t.b))
-    wide = t.assign(pair=t.a + " − " + t.b, cell=[_gap(r)
-                          for r in t.to_dict("records")]).pivot(index="name", columns="pair",
-                                                                values="cell")
+    t = t.assign(pair=t.a + " − " + t.b, cell=[_gap(r) for r in t.to_dict("records")])
+    wide = t.pivot(index="name", columns="pair", values="cell")
     return wide.loc[rows, pairs].rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/report/05_questions.ipynb #6de4aebf

@@ -127,9 +127,8 @@ def _lead(settings, diff, agree):
 def _most(t):
     "Return the factors shared most above chance, if their confidence intervals exclude chance."
     from ccd.report.similarity import FACTOR_NAMES, MIN_PAIRS
-    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.pairs
-                                             >= MIN_PAIRS)].sort_values("gain",
-                                                                        ascending=False).head(2)
+    t = t[(t.lo > t.chance) & (t.pairs >= MIN_PAIRS)]
+    t = t.assign(gain=t.share - t.chance).sort_values("gain", ascending=False).head(2)
     return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % of them, "
                        f"{100 * r.chance:.0f} % of all pairs)"
                   for r in t.itertuples()]) or "no factor above chance"

@@ -252,7 +252,7 @@ def vlm(
     questions = _check_options(_load_benchmark(benchmark, settings, source))
     if not captions and form not in v.forms:
         log_line(f"{benchmark} is asked by {form}, and these models are trained on "
-                 f"{' and '.join(v.forms)}: add --change forms={','.join([*v.forms, form])}")
+                 f"{' and '.join(v.forms)}: add --override forms={','.join([*v.forms, form])}")
     before = (_load_cached_answers(results, settings, v, questions, form) if benchmark == "EmojiVMC"
               and not captions else [])
     known = {s: {k: str(x) for k, x in to_plain_dict(c).items()} for s, c in cards.items()}

@@ -238,7 +238,7 @@ def test_the_command_asks_a_benchmark_in_its_form(options, form, tmp_path, monke
         assert read_manifest(made)["settings"]["form"] == form
     assert f"Answer format {form}" in (out / "VMCBench/report.html").read_text()
     # smoke learns texts
-    assert ("add --change forms=texts,letters" in capsys.readouterr().err) == (form == "letters")
+    assert ("add --override forms=texts,letters" in capsys.readouterr().err) == (form == "letters")
 
 def test_other_pictures_are_asked_about_again(tmp_path):
     "The same questions about pictures that were replaced are other questions."

@@ -112,10 +112,11 @@ def _shared_language_model(name: str, home: Path, results: Path) -> Path:
         blind = _by_category(answer_questions(m, _informative_questions(settings), image="none"))
         _language_alone(m.net).half().save_pretrained(tmp)
         m.tokenizer.save_pretrained(tmp)
-        write_json(tmp / "floor.json", {r.metric: dict(estimate=round(r.estimate, 5),
-                                   lo=round(float(np.quantile(r.draws, 0.025)), 5),
-                                                       hi=round(float(np.quantile(r.draws, 0.975)),
-                                                                5)) for r in blind.itertuples()})
+        baseline = {}
+        for r in blind.itertuples():
+            low, high = (round(float(np.quantile(r.draws, q)), 5) for q in (0.025, 0.975))
+            baseline[r.metric] = dict(estimate=round(r.estimate, 5), lo=low, hi=high)
+        write_json(tmp / "floor.json", baseline)
     about = dict(reader=name, control=settings.control, world=settings.data,
                  asked=settings.analysis.vqa_questions, vlm=v)
     return cached_stage(results / "reader", about, {}, make)

@@ -109,6 +109,6 @@ def above_text_only(quantity: str = "OCR & Chart") -> pd.DataFrame: # table, mod
     t = check(load_published_table("webssl_vqa")).drop_duplicates("model")
     low = t.loc[t[quantity].idxmin()]
     return pd.DataFrame(dict(table=t.table, model=t.model, value=t[quantity],
-                             over=t[quantity] - low[quantity], se=np.hypot(t[f"{quantity}_se"],
-                                         low[f"{quantity}_se"]))).sort_values("value",
-                                                                              ignore_index=True)
+                             over=t[quantity] - low[quantity],
+                             se=np.hypot(t[f"{quantity}_se"], low[f"{quantity}_se"]))
+                        ).sort_values("value", ignore_index=True)

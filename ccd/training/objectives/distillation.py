@@ -244,8 +244,8 @@ class _HiddenPatches(DinoObjective):
         d, width = self.d, self.control.vit.width
         self.mask_token = nn.Parameter(torch.zeros(width))
         if not d.shared_head:
-            self.patch_head, self.teacher_patch_head = _heads(width, d,
-                                                              (self.control.seed << 32) + 1)
+            seed = (self.control.seed << 32) + 1
+            self.patch_head, self.teacher_patch_head = _heads(width, d, seed)
         self.register_buffer("patch_center", torch.zeros(d.out_dim))
 
     def heads(self): # heads for patch tokens: student, teacher

@@ -58,8 +58,8 @@ def report(
         found = [compare_scores(t, a, b, m, **how) for a, b in pairs]
         if found: tables[f"differences {name}"] = pd.concat(found, ignore_index=True)
         if found and above:
-            tables[f"differences {name}"] = _with_baselines(tables[f"differences {name}"],
-                                                            tables[f"over the baseline {name}"])
+            differences, over = tables[f"differences {name}"], tables[f"over the baseline {name}"]
+            tables[f"differences {name}"] = _with_baselines(differences, over)
     _write_tables(tables, out, {n: m for n, (m, _) in maps.items()})
     return tables
 

@@ -171,7 +171,7 @@ def verdict(
         return f"not known: {row['missing'] or 'every subset'} is missing"
     if row.get("unanswered"):
         return (f"no verdict: {row['unanswered']} answers failed or are empty; compare on the "
-                "questions that both answered, with --common")
+                "questions that both answered, with --intersect-questions")
     if row.get("above_baseline") == "neither":
         return "no verdict: neither is above its own no-image baseline"
     if not row["p_holm"] < alpha and not row["p_all_holm"] < alpha:
