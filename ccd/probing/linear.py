@@ -116,7 +116,7 @@ _CG_STEPS, _CG_DAMPING = 3, 1 / 3
 _TOL = 1e-6 # estimated suboptimality, relative to the loss, at which a fit stops
 
 # %% ../../nbs/library/probing/01_linear.ipynb #8fdb57f9
-class _Standing:
+class _FitState:
     "Hold the state of a fit: weights, loss and gradient of the data term."
     def __init__(self, rows: _StandardizedRows, y: np.ndarray, n_classes: int, dtype=torch.float32):
         self.rows, self.y = rows, torch.from_numpy(y).to(device())
@@ -132,84 +132,93 @@ class _Standing:
     def begin(self, w, dtype=torch.float32,
     ): # w [d + 1, c]; dtype: number type of the matrix products
         self.w, self.dtype, self.part = w, dtype, self.rows.take(self.some, dtype)
-        self.loss, self.slope = self.look(w)
+        self.loss, self.slope = self.loss_and_slope(w)
 
-    def look(self, w): # one pass over the data: cross-entropy and its gradient [d + 1, c]
-        loss, slope, low = 0.0, torch.zeros_like(w), w[:-1].to(self.dtype)
+    def loss_and_slope(self, w): # one pass over the data: cross-entropy and its gradient [d + 1, c]
+        loss, slope, weights = 0.0, torch.zeros_like(w), w[:-1].to(self.dtype)
         for s, z in self.rows.blocks(self.dtype):
             y = self.y[s, None]
-            log_p = ((z @ low).float() + w[-1]).log_softmax(1)
+            log_p = ((z @ weights).float() + w[-1]).log_softmax(1) # [m, c]
             loss -= log_p.gather(1, y).double().sum()
-            r = log_p.exp_().scatter_add_(1, y, -torch.ones_like(log_p[:, :1]))
-            slope[:-1] += (z.T @ r.to(self.dtype)).float()
-            slope[-1] += r.sum(0)
+            ones = torch.ones_like(log_p[:, :1])
+            residual = log_p.exp_().scatter_add_(1, y, -ones) # [m, c] p - y
+            slope[:-1] += (z.T @ residual.to(self.dtype)).float()
+            slope[-1] += residual.sum(0)
         return float(loss) / len(self.rows), slope / len(self.rows)
 
-    def say(self): return self.logits(self.w).softmax(1) # class probabilities of the subsample
+    def probabilities(self): return self.logits(self.w).softmax(1) # [m, c] of the subsample
     def logits(self, w): return (self.part @ w[:-1].to(self.dtype)).float() + w[-1]
 
     def total(self, ridge): return self.loss + ridge / 2 * float((self.w[:-1] ** 2).sum())
 
 # %% ../../nbs/library/probing/01_linear.ipynb #1eecb697
-class _Curved(_Standing):
+class _CurvedFit(_FitState):
     "Estimate the curvature of the loss: by a Kronecker product, and from a subsample of rows."
-    def confusion(self): # eigendecomposition of the covariance A of the predicted classes
-        p = self.say()
-        self.mixed, self.mix = torch.linalg.eigh(p.mean(0).diag() - _gram(p))
+    def set_class_covariance(self): # eigenvalues and eigenvectors of A, of the predicted classes
+        p = self.probabilities() # [m, c]
+        self.class_values, self.class_axes = torch.linalg.eigh(p.mean(0).diag() - _gram(p))
 
-    def guess(self, g, ridge): # inverse of the Kronecker estimate of the curvature, times g
-        b = self.mixed.clamp(min=0)
-        stretch = self.axes.clamp(min=0)[:, None] * b + ridge
-        along = self.basis.T @ g[:-1]
-        w = self.basis @ (along @ self.mix / stretch)
-        if len(stretch) < len(w): w += (g[:-1] - self.basis @ along) @ self.mix / ridge
+    # The methods take and return weights [d + 1, c]; p is [m, c].
+
+    def precondition(self, g, ridge): # inverse of the Kronecker estimate of the curvature, times g
+        a = self.class_values.clamp(min=0) # [c]
+        curvature = self.axes.clamp(min=0)[:, None] * a + ridge # [k, c], in both eigenbases
+        along = self.basis.T @ g[:-1] # [k, c]
+        w = self.basis @ (along @ self.class_axes / curvature) # [d, c]
+        if len(curvature) < len(w): # outside the principal axes, the L2 term alone is curved
+            w += (g[:-1] - self.basis @ along) @ self.class_axes / ridge
         # a constant added to all biases changes nothing
-        free = torch.where(b > 1e-6 * b.max(), 1 / b, 0)
-        return torch.cat([w, g[-1:] @ self.mix * free]) @ self.mix.T
+        inverse = torch.where(a > 1e-6 * a.max(), 1 / a, 0) # [c]
+        return torch.cat([w, g[-1:] @ self.class_axes * inverse]) @ self.class_axes.T
 
-    def curved(self, v, p, ridge): # Hessian of the subsample, times v
-        u = self.logits(v)
-        u = p * (u - (p * u).sum(1, keepdim=True))
-        low = (self.part.T @ u.to(self.dtype)).float() / len(u)
+    def hessian_product(self, v, p, ridge): # Hessian of the subsample, times v
+        u = self.logits(v) # [m, c]
+        u = p * (u - (p * u).sum(1, keepdim=True)) # (diag(p) - p p') u
+        low = (self.part.T @ u.to(self.dtype)).float() / len(u) # [d, c]
         return _ridged(torch.cat([low, u.mean(0, keepdim=True)]), v, ridge)
 
     def solve(self, g, ridge):
         """Return the inverse Hessian of the subsample, times g, by a few steps of preconditioned
-        conjugate gradients."""
-        p, x, r = self.say(), torch.zeros_like(g), g.clone()
-        ridge = ridge + _CG_DAMPING * float(self.axes.mean() * self.mixed.mean())
-        d = z = self.guess(r, ridge)
+        conjugate gradients.
+
+        Source: Nocedal and Wright (2006), algorithm 5.3."""
+        p = self.probabilities() # [m, c]
+        ridge = ridge + _CG_DAMPING * float(self.axes.mean() * self.class_values.mean())
+        x, residual = torch.zeros_like(g), g.clone() # [d + 1, c] each
+        direction = preconditioned = self.precondition(residual, ridge)
         for _ in range(_CG_STEPS):
-            h, rz = self.curved(d, p, ridge), (r * z).sum()
-            if not (d * h).sum() > 0: break
-            a = rz / (d * h).sum()
-            x, r = x + a * d, r - a * h
-            z = self.guess(r, ridge)
-            d = z + (r * z).sum() / rz * d
+            product = self.hessian_product(direction, p, ridge)
+            squared, curvature = (residual * preconditioned).sum(), (direction * product).sum()
+            if not curvature > 0: break
+            step = squared / curvature
+            x, residual = x + step * direction, residual - step * product
+            preconditioned = self.precondition(residual, ridge)
+            direction = preconditioned + (residual * preconditioned).sum() / squared * direction
         return x
 
 # %% ../../nbs/library/probing/01_linear.ipynb #99eed431
-class _LogisticSolver(_Curved):
+class _LogisticSolver(_CurvedFit):
     """Minimize the penalized cross-entropy by L-BFGS.
 
     Source: Liu and Nocedal (1989); subsampled Hessian of Byrd et al. (2011)."""
     def direction(self, g, ridge):
         "Return the search direction by the two-loop recursion of L-BFGS."
+        # steps s and changes y of the gradient, [d + 1, c] each
         pairs = [(s, _ridged(y, s, ridge)) for s, y in self.memory]
-        q, known, scale = g.clone(), [], 1.0
-        for s, y in reversed(pairs):
+        q, done, scale = g.clone(), [], 1.0
+        for s, y in reversed(pairs): # from the newest
             sy = (s * y).sum()
-            if not known and not self.many: scale = sy / (y * self.guess(y, ridge)).sum()
+            if not done and not self.many: scale = sy / (y * self.precondition(y, ridge)).sum()
             a = (s * q).sum() / sy
             q -= a * y
-            known.append((s, y, sy, a))
-        q = self.solve(q, ridge) if self.many else scale * self.guess(q, ridge)
-        for s, y, sy, a in reversed(known): q += s * (a - (y * q).sum() / sy)
+            done.append((s, y, sy, a))
+        q = self.solve(q, ridge) if self.many else scale * self.precondition(q, ridge)
+        for s, y, sy, a in reversed(done): q += s * (a - (y * q).sum() / sy)
         return -q
 
     def run(self, ridge: float, tol=_TOL, most=500) -> int: # number of passes over the data
         looks = 0
-        self.confusion()
+        self.set_class_covariance()
         while looks < most:
             g = _ridged(self.slope, self.w, ridge)
             p = self.direction(g, ridge)
@@ -217,7 +226,7 @@ class _LogisticSolver(_Curved):
             if -down / 2 <= tol * self.total(ridge): break
             for _ in range(20): # line search: until the slope along p has halved
                 w = self.w + t * p
-                loss, slope = self.look(w)
+                loss, slope = self.loss_and_slope(w)
                 looks += 1
                 now = float((_ridged(slope, w, ridge) * p).sum())
                 if now <= -down / 2: break
