@@ -37,26 +37,29 @@ def clip_loss(
 class _Sigmoid(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, v, scale, bias, first, chunk):
-        total = torch.zeros((), device=u.device)
-        du, dv = torch.zeros_like(u), torch.empty_like(v)
-        ds, db = torch.zeros_like(total), torch.zeros_like(total)
-        for k in range(0, len(v), chunk):
-            w = v[k:k + chunk]
-            dot = u @ w.T
+        # u [B, e]: images of this process, whose captions begin at `first`; v [N, e]: all captions
+        n, loss = len(u), torch.zeros((), device=u.device)
+        u_grad, v_grad = torch.zeros_like(u), torch.empty_like(v)
+        scale_grad, bias_grad = torch.zeros_like(loss), torch.zeros_like(loss)
+        for start in range(0, len(v), chunk):
+            captions = v[start:start + chunk] # [c, e]
+            dot = u @ captions.T # [B, c]
             logit = scale * dot + bias
-            own = torch.arange(len(w), device=u.device) + k - first # row of each caption's image
-            mine = (own >= 0) & (own < len(u))
-            pair = own[mine], mine.nonzero()[:, 0]
-            total += F.softplus(logit).sum() - logit[pair].sum()
-            g = logit.sigmoid_()
-            g[pair] -= 1
-            du.addmm_(g, w)
-            dv[k:k + chunk] = g.T @ u
-            ds += (g * dot).sum()
-            db += g.sum()
-        n = len(u)
-        ctx.save_for_backward(du * (scale / n), dv * (scale / n), ds / n, db / n)
-        return total / n
+            # eq. 1: softplus(-z logit), z = 1 for pairs, else -1; softplus(-x) = softplus(x) - x
+            image = torch.arange(len(captions), device=u.device) + start - first # [c] of a caption
+            paired = (image >= 0) & (image < n) # [c] that image is of this process
+            pairs = image[paired], paired.nonzero()[:, 0]
+            loss += F.softplus(logit).sum() - logit[pairs].sum()
+            # the slope of the loss by the logit: sigmoid, minus 1 for pairs
+            logit_grad = logit.sigmoid_() # [B, c]
+            logit_grad[pairs] -= 1
+            u_grad.addmm_(logit_grad, captions)
+            v_grad[start:start + chunk] = logit_grad.T @ u
+            scale_grad += (logit_grad * dot).sum()
+            bias_grad += logit_grad.sum()
+        ctx.save_for_backward(u_grad * (scale / n), v_grad * (scale / n),
+                              scale_grad / n, bias_grad / n)
+        return loss / n
 
     @staticmethod
     def backward(ctx, up):
