@@ -2689,6 +2689,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                               'ccd/vqa/llava/answering.py'),
                                          'ccd.vqa.llava.answering._rotate_options': ( 'library/vqa/llava/answering.html#_rotate_options',
                                                                                       'ccd/vqa/llava/answering.py'),
+                                         'ccd.vqa.llava.answering._softmax': ( 'library/vqa/llava/answering.html#_softmax',
+                                                                               'ccd/vqa/llava/answering.py'),
                                          'ccd.vqa.llava.answering.answer_questions': ( 'library/vqa/llava/answering.html#answer_questions',
                                                                                        'ccd/vqa/llava/answering.py'),
                                          'ccd.vqa.llava.answering.evaluate': ( 'library/vqa/llava/answering.html#evaluate',

@@ -211,25 +211,36 @@ def _kept(folder, key, make): # read one part of the results from disk, or compu
     if file: write_json(file, found)
     return found
 
+# %% ../../../nbs/library/vqa/llava/06_answering.ipynb #ea2ebf6c
+def _softmax(scores): # [options] -> [options]
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #44b816aa
 # option probabilities per question; None where it exceeds the context
 def _ask(vlm, rows, shelf, shown, how, benchmark, rotations, mean, size):
-    total, long = [None] * len(rows), set()
-    for r in range(max(len(_options_of(x)) for x in rows) if rotations else 1):
-        mine = [k for k, x in enumerate(rows) if r < len(_options_of(x))]
-        made = zip(mine, _build_prompts(vlm, [_rotate_options(rows[k], r) for k in mine], how,
-                                  shelf is not None, benchmark))
-        fits = [(k, a) for k, a in made if a is not None or long.add(k)]
-        for at in range(0, len(fits), size):
-            part = fits[at:at + size]
-            seen = (None if shelf is None
-                    else shelf[[shown[k] for k, _ in part]].to(next(vlm.parameters())))
-            for (k, a), logp in zip(part, _log_likelihoods(vlm, [a for _, a in part], seen)):
-                x = _option_scores(a, logp, mean and how == "texts")
-                # back to their places
-                p = np.roll(np.exp(x - x.max()) / np.exp(x - x.max()).sum(), r)
-                total[k] = p if total[k] is None else total[k] + p
-    return [None if k in long else [float(x) for x in t / t.sum()] for k, t in enumerate(total)]
+    totals, too_long = [None] * len(rows), set() # sums over rotations; rows beyond the context
+    n_options = [len(_options_of(row)) for row in rows]
+    for rotation in range(max(n_options) if rotations else 1):
+        asked = [k for k, n in enumerate(n_options) if rotation < n]
+        rotated = [_rotate_options(rows[k], rotation) for k in asked]
+        prompts = _build_prompts(vlm, rotated, how, shelf is not None, benchmark)
+        fitting = []
+        for k, prompt in zip(asked, prompts):
+            if prompt is None: too_long.add(k)
+            else: fitting.append((k, prompt))
+        for start in range(0, len(fitting), size):
+            batch = fitting[start:start + size]
+            tokens = None
+            if shelf is not None: # [B, n, d]
+                tokens = shelf[[shown[k] for k, _ in batch]].to(next(vlm.parameters()))
+            log_likelihoods = _log_likelihoods(vlm, [prompt for _, prompt in batch], tokens)
+            for (k, prompt), logp in zip(batch, log_likelihoods):
+                p = _softmax(_option_scores(prompt, logp, mean and how == "texts")) # [options]
+                p = np.roll(p, rotation) # back to their places
+                totals[k] = p if totals[k] is None else totals[k] + p
+    return [None if k in too_long else (total / total.sum()).tolist()
+            for k, total in enumerate(totals)]
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #91292ab7
 def _emoji_vlm(
