@@ -1316,6 +1316,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                        'ccd/probing/command.py'),
                                      'ccd.probing.command._protocol_section': ( 'library/probing/command.html#_protocol_section',
                                                                                 'ccd/probing/command.py'),
+                                     'ccd.probing.command._read_of_all': ( 'library/probing/command.html#_read_of_all',
+                                                                           'ccd/probing/command.py'),
                                      'ccd.probing.command._run_probe': ( 'library/probing/command.html#_run_probe',
                                                                          'ccd/probing/command.py'),
                                      'ccd.probing.command._run_segmentation_probes': ( 'library/probing/command.html#_run_segmentation_probes',

@@ -76,27 +76,30 @@ def _run_probe(
 ) -> _ProbeRun:
     "Embed the images, fit the probes and predict; skip what is up to date."
     home = out / "vectors" / slug(spec)
-    e = {k: embed_images(spec, k, settings, home / slug(k), c, **how) for k, c in corpora.items()}
-    items = {k: x.items for k, x in e.items()}
-    asked = [t for d in datasets for t in tasks(d, items)]
+    e = {} # key -> Embeddings
+    for key, corpus in corpora.items():
+        e[key] = embed_images(spec, key, settings, home / slug(key), corpus, **how)
+    items = {key: embeddings.items for key, embeddings in e.items()}
+    asked = [task for dataset in datasets for task in tasks(dataset, items)]
+    few_shot_draws = settings.analysis.few_shot_draws
     def make(tmp):
         answers, paths = predict_probes(e, asked)
         answers.to_parquet(tmp / "answers.parquet")
         paths.to_csv(tmp / "paths.csv", index=False)
-        shots = few_shot_rows(e, asked, seeds=settings.analysis.few_shot_draws)
-        shots.to_csv(tmp / "few_shot.csv", index=False)
-        for name, t in zip(("zero_shot", "retrieval"),
-                           _zero_shot_rows(spec, datasets[0], corpora, settings, out, **how)):
-            if len(t): t.to_csv(tmp / f"{name}.csv", index=False)
+        few_shot = few_shot_rows(e, asked, seeds=few_shot_draws)
+        few_shot.to_csv(tmp / "few_shot.csv", index=False)
+        zero_shot, retrieval = _zero_shot_rows(spec, datasets[0], corpora, settings, out, **how)
+        if len(zero_shot): zero_shot.to_csv(tmp / "zero_shot.csv", index=False)
+        if len(retrieval): retrieval.to_csv(tmp / "retrieval.csv", index=False)
         if protocols: _eval_protocols(e, asked).to_csv(tmp / "protocols.csv", index=False)
-        if cuts > 1 and len(t := _eval_val_splits(e, datasets, cuts)):
-            t.to_csv(tmp / "cuts.csv", index=False)
-    folder = cached_stage(out / "answers" / slug(spec) / slug(datasets[0]),
-                          dict(tasks=[t.name for t in asked], protocols=protocols,
-                               **(dict(cuts=cuts) if cuts > 1 else {}),
-                               draws=settings.analysis.n_resamples,
-                               shot_draws=settings.analysis.few_shot_draws),
-                   {k: outputs_hash(home / slug(k)) for k in e}, make)
+        if cuts > 1:
+            splits = _eval_val_splits(e, datasets, cuts)
+            if len(splits): splits.to_csv(tmp / "cuts.csv", index=False)
+    asked_for = dict(tasks=[task.name for task in asked], protocols=protocols)
+    if cuts > 1: asked_for["cuts"] = cuts
+    asked_for |= dict(draws=settings.analysis.n_resamples, shot_draws=few_shot_draws)
+    inputs = {key: outputs_hash(home / slug(key)) for key in e}
+    folder = cached_stage(out / "answers" / slug(spec) / slug(datasets[0]), asked_for, inputs, make)
     return _ProbeRun(spec, next(iter(e.values())).card, asked, folder)
 
 # %% ../../nbs/library/probing/09_command.ipynb #f4cb609b
@@ -112,28 +115,40 @@ def display_names(
     twice = {n for n in found.values() if list(found.values()).count(n) > 1}
     return {spec: f"{n} ({spec})" if n in twice else n for spec, n in found.items()}
 
+# %% ../../nbs/library/probing/09_command.ipynb #ff55a2f2
+def _read_of_all(done, read, file): # a file of all runs as one table, with a column `encoder`
+    parts = []
+    for name, runs in done.items():
+        for run in runs:
+            if (run.folder / file).exists():
+                parts.append(read(run.folder / file).assign(encoder=name))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
 # %% ../../nbs/library/probing/09_command.ipynb #b52f6e55
 def _classification_tables(
     done: dict, # display name -> list of `_ProbeRun`, one per data set
     n_resamples: int, # number of bootstrap resamples
 ) -> dict: # name -> table
     "Return all tables of image classification."
-    def read(f, g):
-        return pd.concat([f(p.folder / g).assign(encoder=n) for n, ps in done.items() for p in ps
-                                       if (p.folder / g).exists()] or [pd.DataFrame()],
-                         ignore_index=True)
-    answers, paths = read(pd.read_parquet, "answers.parquet"), read(load_table, "paths.csv")
-    def of(t, n): return t[t.encoder == n]
-    rows = [score_probes(of(answers, n), of(paths, n), [t for p in ps for t in p.tasks],
-                         n_resamples).assign(encoder=n) for n, ps in done.items()]
-    apart = [compare_probes(answers, a, b, n_resamples) for a, b in combinations(done, 2)]
-    classes = [_per_class(a.label.values, a.linear.values).assign(encoder=n, task=t)
-               for (n, t), a in answers.groupby(["encoder", "task"], sort=False)]
-    left = [t.left_out.assign(task=t.name) for p in next(iter(done.values())) for t in p.tasks]
-    return dict(accuracy=pd.concat(rows), differences=pd.concat(apart), paths=paths,
-                per_class=pd.concat(classes), left_out=pd.concat(left),
-                **{n: read(load_table, f"{n}.csv")
-                   for n in ("few_shot", "zero_shot", "retrieval", "protocols", "cuts")})
+    answers = _read_of_all(done, pd.read_parquet, "answers.parquet")
+    paths = _read_of_all(done, load_table, "paths.csv")
+    scores = []
+    for name, runs in done.items():
+        own_tasks = [task for run in runs for task in run.tasks]
+        own = score_probes(answers[answers.encoder == name], paths[paths.encoder == name],
+                           own_tasks, n_resamples)
+        scores.append(own.assign(encoder=name))
+    differences = [compare_probes(answers, a, b, n_resamples) for a, b in combinations(done, 2)]
+    classes = []
+    for (name, task), t in answers.groupby(["encoder", "task"], sort=False):
+        classes.append(_per_class(t.label.values, t.linear.values).assign(encoder=name, task=task))
+    first = next(iter(done.values())) # all encoders have the same tasks
+    left = [task.left_out.assign(task=task.name) for run in first for task in run.tasks]
+    tables = dict(accuracy=pd.concat(scores), differences=pd.concat(differences), paths=paths,
+                  per_class=pd.concat(classes), left_out=pd.concat(left))
+    for name in ("few_shot", "zero_shot", "retrieval", "protocols", "cuts"):
+        tables[name] = _read_of_all(done, load_table, f"{name}.csv")
+    return tables
 
 # %% ../../nbs/library/probing/09_command.ipynb #79c846f6
 def _segmentation_tables(
@@ -142,13 +157,17 @@ def _segmentation_tables(
     n_resamples: int, # number of bootstrap resamples
 ) -> dict: # name -> table
     "Return all tables of segmentation."
-    rows = [segmentation_rows(s, floor[d], d, n_resamples) for d, s in found.items()]
-    apart = [segmentation_differences(s, combinations(s, 2), d, n_resamples)
-             for d, s in found.items()]
-    classes = [per_class_iou(x).assign(encoder=n, task=f"{d}, mIoU") for d, s in found.items()
-               for n, x in s.items()]
-    return dict(accuracy=pd.concat(rows), differences=pd.concat(apart),
-                per_pixel_class=pd.concat(classes)) if rows else {}
+    if not found: return {}
+    scores, differences, classes = [], [], []
+    for dataset, results in found.items(): # results: encoder -> Segmentation
+        scores.append(segmentation_rows(results, floor[dataset], dataset, n_resamples))
+        differences.append(segmentation_differences(results, combinations(results, 2), dataset,
+                                                    n_resamples))
+        for name, segmentation in results.items():
+            classes.append(per_class_iou(segmentation).assign(encoder=name,
+                                                              task=f"{dataset}, mIoU"))
+    return dict(accuracy=pd.concat(scores), differences=pd.concat(differences),
+                per_pixel_class=pd.concat(classes))
 
 # %% ../../nbs/library/probing/09_command.ipynb #ba3eb30c
 _SEGMENTATION_DATASETS = ("emoji-masks", "ade20k") # data sets with a label per pixel
