@@ -102,6 +102,16 @@ class EncoderPair:
         from ccd.data.corpora import center_crop
         return Image.fromarray(center_crop(self.corpus[int(row)]["image"].convert("RGB"), size))
 
+# %% ../../nbs/library/encoders/09_inputs.ipynb #5b6cd67b
+def _roles(a, b, seed_replicate_a, seed_replicate_b, baselines): # role -> name of the encoder
+    wanted = dict(a=a, b=b)
+    if seed_replicate_a: wanted["reference_a"] = seed_replicate_a
+    if seed_replicate_b: wanted["reference_b"] = seed_replicate_b
+    start = shared_init_spec(a, b)
+    for k, spec in enumerate([*baselines, start] if start else baselines):
+        wanted[f"beside_{k}"] = spec
+    return wanted
+
 # %% ../../nbs/library/encoders/09_inputs.ipynb #2ab918c3
 def embed_pair(
     a: str, b: str, # names of encoders A and B
@@ -117,25 +127,26 @@ def embed_pair(
     """Embed the same images with all encoders, and keep the items that all of them have.
 
     Raises `UserError` where there are none."""
-    wanted = (dict(a=a, b=b) | {f"reference_{k}": s
-                 for k, s in (("a", seed_replicate_a), ("b", seed_replicate_b)) if s})
-    if start := shared_init_spec(a, b): baselines = (*baselines, start)
-    wanted |= {f"beside_{k}": s for k, s in enumerate(baselines)}
-    if corpus is None: wanted = {k: s for k, s in wanted.items() if s.startswith("npy:")}
-    made, tables = {}, []
-    for k, spec in wanted.items():
-        e, key = _vectors(spec, source, settings, out / "vectors" / k, corpus, embed_kwargs)
-        made[k] = replace(e, items=_held_once(e.items, tables)), key
-    names = _names({k: e.card for k, (e, _) in made.items()}, wanted)
-    found, lost, doubts = _common({names[k]: e for k, (e, _) in made.items()})
-    skipped = pd.concat([pd.DataFrame(columns=["item_id", "reason"]),
-                         *(e.skipped for e, _ in made.values() if e.skipped is not None)])
+    wanted = _roles(a, b, seed_replicate_a, seed_replicate_b, baselines)
+    if corpus is None:
+        wanted = {role: spec for role, spec in wanted.items() if spec.startswith("npy:")}
+    embedded, keys, tables = {}, {}, [] # role -> Embeddings; role -> hash
+    for role, spec in wanted.items():
+        e, keys[role] = _vectors(spec, source, settings, out / "vectors" / role, corpus,
+                                 embed_kwargs)
+        embedded[role] = replace(e, items=_held_once(e.items, tables))
+    names = _names({role: e.card for role, e in embedded.items()}, wanted) # role -> display name
+    found, lost, doubts = _common({names[role]: e for role, e in embedded.items()})
+    skipped = [e.skipped for e in embedded.values() if e.skipped is not None]
+    skipped = pd.concat([pd.DataFrame(columns=["item_id", "reason"]), *skipped])
     lost = pd.concat([skipped, lost[~lost.item_id.isin(skipped.item_id)]], ignore_index=True)
-    references = {names[k]: names[f"reference_{k}"] for k in "ab" if f"reference_{k}" in wanted}
     if corpus is not None: corpus = _rows(corpus, found[names["a"]].items)
-    return EncoderPair((names["a"], names["b"]), found,
-                       {names[k]: s for k, s in wanted.items() if not s.startswith("npy:")},
-                 references, corpus, lost, doubts, {names[k]: key for k, (_, key) in made.items()})
+    pair = EncoderPair((names["a"], names["b"]), found, {}, corpus=corpus, lost=lost, doubts=doubts)
+    for role, name in names.items():
+        pair.keys[name] = keys[role]
+        if not wanted[role].startswith("npy:"): pair.specs[name] = wanted[role]
+        if f"reference_{role}" in names: pair.references[name] = names[f"reference_{role}"]
+    return pair
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #dc392cbf
 def shared_init_spec(a: str, b: str,

@@ -36,6 +36,23 @@ def _published_encoder(
     return hf_encoder(about.repo + (f"@{asked}" if asked else ""), tap, options, precision, about,
                       key)
 
+# %% ../../nbs/library/encoders/06_loading.ipynb #5a99edbb
+def _take_feature(options): # the feature that the options ask for, whose options are taken out
+    fields = dict(tap="name", layer="layer", norm="norm", blocks="blocks") # option -> field
+    values = {}
+    for option, field in fields.items():
+        if option in options: values[field] = options.pop(option)
+    return FeatureSpec(**values)
+
+# %% ../../nbs/library/encoders/06_loading.ipynb #6cfed5f1
+_OWN_KINDS = ("ccd", "random", "pixels", "colors")
+
+def _own_encoder(spec, kind, name, tap, precision, control): # kind: one of `_OWN_KINDS`
+    if kind == "ccd": return _load_run(find_release(name) or name, tap, precision)
+    if kind == "pixels": return raw_pixels(_number(spec, name or "16", 1))
+    if kind == "colors": return color_histogram(_number(spec, name or "8", 1))
+    return random_vit(replace(control, seed=_number(spec, name or "0")), tap, precision)
+
 # %% ../../nbs/library/encoders/06_loading.ipynb #f2b8106a
 def load(
     spec: str, # name of an encoder: KIND:NAME#option=value,…
@@ -47,8 +64,7 @@ def load(
     Raises `UserError` for an unknown name or option, and for a feature that the encoder does not
     have."""
     kind, name, options = parse_encoder_spec(spec)
-    tap = FeatureSpec(**{dict(tap="name").get(k, k): options.pop(k)
-                         for k in ("tap", "layer", "norm", "blocks") if k in options})
+    tap = _take_feature(options)
     precision = options.pop("precision", precision)
     if precision not in _DTYPES: raise UserError(f"precision {precision!r}: expected fp32 or bf16")
     foreign = dict(hf=hf_encoder, timm=timm_encoder, open_clip=open_clip_encoder)
@@ -58,12 +74,7 @@ def load(
         return foreign[kind](name, tap, options, precision)
     if any(k.startswith(f"{kind}:") for k in PUBLISHED):
         return _published_encoder(f"{kind}:{name}", tap, options, precision)
-    own = dict(ccd=lambda: _load_run(find_release(name) or name, tap, precision),
-               random=lambda: random_vit(replace(control, seed=_number(spec, name or "0")), tap,
-                                         precision),
-               pixels=lambda: raw_pixels(_number(spec, name or "16", 1)),
-               colors=lambda: color_histogram(_number(spec, name or "8", 1)))
-    if kind not in own:
+    if kind not in _OWN_KINDS:
         raise UserError(f"unknown encoder {spec!r}: expected ccd:FOLDER, hf:NAME, timm:NAME, "
                         "open_clip:ARCH/TAG, "
                         "paper:NAME, webssl:NAME, dinov2:NAME, random:SEED, pixels:SIZE or "
@@ -75,4 +86,4 @@ def load(
     if options:
         raise UserError(f"encoder {spec!r}: {kind} takes {', '.join(own_options)}, not "
                         f"{min(options)}")
-    return refitted(own[kind](), way)
+    return refitted(_own_encoder(spec, kind, name, tap, precision, control), way)
