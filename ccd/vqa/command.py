@@ -113,6 +113,24 @@ def _keep(tmp, answers, card):
     answers.to_parquet(tmp / "answers.parquet")
     write_json(tmp / "card.json", card)
 
+# %% ../../nbs/library/vqa/03_command.ipynb #ba0c3796
+def _is_same_experiment(
+    stored: dict, # settings in the manifest of an earlier run
+    settings: Settings,
+    v: VlmSettings,
+    form: str, # answer format
+    results, # folder of the earlier run, for errors
+) -> bool:
+    "Return whether models, training data and format of an earlier run are those of the settings."
+    if "learnt" in stored: return False # it was trained on other files
+    wanted = json.loads(json.dumps(to_plain_dict(settings) | dict(vlm=to_plain_dict(v))))
+    renamed = rename_fields(Settings, stored)
+    renamed["vlm"] = rename_fields(VlmSettings, renamed.get("vlm", {}))
+    if any(renamed.get(part) != wanted[part] for part in ("data", "control", "vlm")): return False
+    check_fields(renamed, f"settings in {results}/manifest.json", (),
+                 [*Settings.__dataclass_fields__, "vlm", "form"])
+    return stored.get("form", v.forms[0]) == form # older results lack the format
+
 # %% ../../nbs/library/vqa/03_command.ipynb #ea50b511
 def _load_cached_answers(
     results, # folder of an earlier `export_vlm`, or ""
@@ -122,30 +140,26 @@ def _load_cached_answers(
     form: str, # answer format, key of `ccd.vqa.llava.conversations._ANSWER_FORMATS`
 ) -> list: # of (card, answers); empty if models, training data, questions or format differ
     "Return the stored answers of the same models from an earlier run."
-    m = read_manifest(results) if results else None
-    wanted = json.loads(json.dumps(to_plain_dict(settings) | dict(vlm=to_plain_dict(v))))
-    if not m or "learnt" in m["settings"]: return []
-    stored = rename_fields(Settings, m["settings"])
-    stored["vlm"] = rename_fields(VlmSettings, stored.get("vlm", {}))
-    if any(stored.get(k) != wanted[k] for k in ("data", "control", "vlm")): return []
-    check_fields(stored, f"settings in {results}/manifest.json", (),
-                 [*Settings.__dataclass_fields__, "vlm", "form"])
-    if m["settings"].get("form", v.forms[0]) != form: return [] # older results lack the format
-    t, cards = (pd.read_parquet(Path(results) / "answers.parquet"),
-                pd.read_csv(Path(results) / "encoders.csv", dtype=str, keep_default_na=False))
-    # options are not stored
-    found, options = ([], {q["item_id"]: list(_options_of(q).values())
-                       for q in questions.remove_columns("image")})
-    for row in cards.to_dict("records"):
-        name, seed = row.pop("encoder"), int(row.pop("seed"))
-        own = t[t.encoder.isin([name + f for f in CONDITION_SUFFIXES.values()])
-                & (t.seed == seed)].drop(columns="seed")
-        one = own[own.encoder == name]
-        if sorted(zip(one.item_id,
-                      one.answer)) != sorted(zip(questions["item_id"], questions["answer"])):
-            return []
-        found.append((row, own.assign(encoder=row["name"] + own.encoder.str.slice(len(name)),
-                                 options=own.item_id.map(options), p_options=None)))
+    manifest = read_manifest(results) if results else None
+    if not manifest or not _is_same_experiment(manifest["settings"], settings, v, form, results):
+        return []
+    stored = pd.read_parquet(Path(results) / "answers.parquet")
+    cards = pd.read_csv(Path(results) / "encoders.csv", dtype=str, keep_default_na=False)
+    options = {} # item -> texts of the options, which are not stored
+    for question in questions.remove_columns("image"):
+        options[question["item_id"]] = list(_options_of(question).values())
+    expected = sorted(zip(questions["item_id"], questions["answer"]))
+    found = []
+    for card in cards.to_dict("records"):
+        name, seed = card.pop("encoder"), int(card.pop("seed"))
+        with_conditions = [name + suffix for suffix in CONDITION_SUFFIXES.values()]
+        own = stored[stored.encoder.isin(with_conditions) & (stored.seed == seed)]
+        with_image = own[own.encoder == name]
+        if sorted(zip(with_image.item_id, with_image.answer)) != expected: return []
+        suffix = own.encoder.str.slice(len(name)) # image condition
+        answers = own.drop(columns="seed").assign(
+            encoder=card["name"] + suffix, options=own.item_id.map(options), p_options=None)
+        found.append((card, answers))
     return found
 
 # %% ../../nbs/library/vqa/03_command.ipynb #84208194
