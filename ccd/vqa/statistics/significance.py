@@ -204,7 +204,7 @@ def _above_baseline(
     **how, # other arguments of `compare_scores`
 ) -> pd.DataFrame: # the columns of `compare_scores`
     "Compare each encoder with its no-image baseline, run by run."
-    shown = {k: v for k, v in how.items() if k in ("left_out", "partial", "common")}
+    shown = {k: v for k, v in how.items() if k in ("excluded", "allow_missing", "intersect")}
     spread = _spreads(answers, list(floors), categories, floors, **shown)
     return pd.concat([compare_scores(answers, e, f, categories, paired=True, variances=spread,
                                      **how) for e, f in floors.items()], ignore_index=True)
