@@ -46,7 +46,7 @@ def compare(title, rates, ours="ccd"):
               + (f"   ccd is {rates[ours] / r:.2f} times as fast" if name != ours else ""))
     sys.stdout.flush()
     return [dict(case=title, program=n, images_per_second=round(r, 1),
-                 ratio=round(rates[ours] / r, 2)) for n, r in rates.items()]
+                 ccd_speedup=round(rates[ours] / r, 2)) for n, r in rates.items()]
 
 
 class Clock:

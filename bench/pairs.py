@@ -103,7 +103,7 @@ def ways(a, b, full):
                                                                     - ub.numpy()
                                                                     @ ub.numpy().T).ravel(), -TOP)
     def blocks():
-        t = found["ccd, float32"]; t = t[t.direction == "a"]
+        t = found["ccd, float32"]; t = t[t.similar_in == "a"]
         random_blocks(ua, ub, t[["i", "j"]].values, 0.9)
     cases["random blocks, until 90 % are met"] = blocks
     return cases, found
@@ -139,12 +139,12 @@ def main():
     took = interleaved({k: seconds(f) for k, f in cases.items()}, o.rounds)
     best, base, rows = found["ccd, float32"], took["bare float32 products"], []
     def ids(t):
-        return set(zip(t.direction, t.i, t.j))
+        return set(zip(t.similar_in, t.i, t.j))
     for name, s in took.items():
         recall = len(ids(best) & ids(found[name])) / len(best) if name in found else np.nan
         if name.startswith("ccd") and not found[name].equals(best):
             raise SystemExit(f"{name} gives other pairs or scores")
-        rows.append(dict(way=name, n=o.n, seconds=round(s, 2), of_bare=round(s / base, 2),
+        rows.append(dict(method=name, n=o.n, seconds=round(s, 2), time_vs_gemm=round(s / base, 2),
                          recall=recall))
         print(f"  {name:<36} {s:7.1f} s   {s / base:5.2f} of the bare products"
               + (f"   {recall:.1%} of the pairs" if name in found else ""))

@@ -107,20 +107,20 @@ def main():
     epochs = 12 * max(1, o.epochs // 10) + o.epochs
     rows, right = [], lambda n, part: float((made[n].predict(x[part]) == y[part]).mean())
     for name in (OURS, WRITTEN, CORRECTED):
-        rows.append(dict(way=name, n=o.n, seconds=took[name],
-                         ours_is_faster=took[name] / took[OURS], val_top1=right(name, val),
+        rows.append(dict(method=name, n=o.n, seconds=took[name],
+                         ccd_speedup=took[name] / took[OURS], val_top1=right(name, val),
                          test_top1=right(name, test)))
     through = f"the same through its loader ({epochs} epochs, reckoned from one)"
     took[through], worked[through] = (epochs * took[LOADER],
                                       [epochs * statistics.median(worked[LOADER])])
-    rows.append(dict(way=through, n=o.n, seconds=took[through],
-                     ours_is_faster=took[through] / took[OURS]))
+    rows.append(dict(method=through, n=o.n, seconds=took[through],
+                     ccd_speedup=took[through] / took[OURS]))
     losses = {ONE: made[ONE], SCIKIT: np.vstack([theirs.coef_.T, theirs.intercept_])}
     for name, w in losses.items():
-        rows.append(dict(way=name, n=o.n, seconds=took[name], ours_is_faster=took[name] / took[ONE],
+        rows.append(dict(method=name, n=o.n, seconds=took[name], ccd_speedup=took[name] / took[ONE],
                          loss=penalised(w, z, code, o.ridge)))
-    for r in rows: r["cpu_seconds"] = statistics.median(worked[r["way"]])
-    table = pd.DataFrame(rows).round(dict(seconds=1, cpu_seconds=1, ours_is_faster=2, val_top1=4,
+    for r in rows: r["cpu_seconds"] = statistics.median(worked[r["method"]])
+    table = pd.DataFrame(rows).round(dict(seconds=1, cpu_seconds=1, ccd_speedup=2, val_top1=4,
                                           test_top1=4, loss=6))
     print(table.to_string(index=False), made[OURS].path.round(4).to_string(index=False),
           hardware_info(), sep="\n\n")

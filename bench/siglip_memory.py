@@ -47,7 +47,7 @@ def measure(name, batch, dim, chunk):
     before, value, seconds = once(batch)
     return dict(loss=name, batch=batch, peak_mb=round(held()[1] - before, 1),
                 seconds=round(seconds, 3),
-                value=round(value, 4), free_mb=round(free_mb()))
+                loss_value=round(value, 4), free_mb=round(free_mb()))
 
 
 def curve(name, batches, dim, chunk):
@@ -62,7 +62,7 @@ def curve(name, batches, dim, chunk):
             break
         rows.append(row := fresh(__file__, "measure", name=name, batch=b, dim=dim, chunk=chunk))
         print(f"{name:<22} batch {b:>6,}   {row['peak_mb']:>10,.1f} MB   {row['seconds']:7.2f} s   "
-              f"loss {row['value']:.3f}", flush=True)
+              f"loss {row['loss_value']:.3f}", flush=True)
     return rows
 
 

@@ -82,9 +82,9 @@ def main():
           "MB more at its peak")
     print(f"  numpy loop  {seconds['plain']:6.2f} s   {work['plain']}   ccd is {ratio:.1f} times "
           "as fast")
-    write_csv(a.out, [dict(way=n, seconds=round(s, 2), processor_seconds=round(last[n]["work"], 2),
-                           ratio=round(seconds["plain"] / s, 2),
-                           questions_per_picture=a.per_picture, draws=a.draws)
+    write_csv(a.out, [dict(method=n, seconds=round(s, 2), cpu_seconds=round(last[n]["work"], 2),
+                           speedup_vs_plain=round(seconds["plain"] / s, 2),
+                           questions_per_image=a.per_picture, n_resamples=a.draws)
                       for n, s in seconds.items()])
 
 

@@ -9,6 +9,7 @@ __all__ = ['UserError', 'user_path', 'to_plain_dict', 'content_hash', 'file_hash
 # %% ../nbs/library/00_files.ipynb #9bde96ce
 import contextlib, errno, glob, hashlib, json, os, platform, re, shutil, sys, tempfile, time
 from dataclasses import fields, is_dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -282,32 +283,38 @@ def _busy(folder):
 @cache
 def renamed(
     kind: str, # what was renamed: setting, column or option
-    where: str, # its settings class, table or command
+    where: str, # its settings class, table (stem of the file) or command
 ) -> dict: # old name -> new name
     "Return the new names of what version 0.0.1 called otherwise, from ccd/renamed.csv."
     lines = (resources.files("ccd") / "renamed.csv").read_text(encoding="utf-8").splitlines()
     rows = (line.split(",") for line in lines[1:])
-    return {old: new for k, w, old, new in rows if (k, w) == (kind, where)}
+    return {old: new for k, w, old, new in rows if k == kind and fnmatchcase(where, w)}
 
 # %% ../nbs/library/00_files.ipynb #62be4943
 _NAMES = tuple( # columns that hold names
     """a b category change class class_name dataset direction encoder factor file item_id item_id_i
-    item_id_j label most_taken_for name parent probe reason spec subset task""".split())
+    item_id_j label most_confused_with name probe probe_from reason similar_in spec subset
+    task""".split())
 
 # %% ../nbs/library/00_files.ipynb #80694b1f
 def load_table(
-    file, # CSV or TSV file
+    file, # CSV, TSV or parquet file
     names: tuple | None = _NAMES, # columns that stay strings; None for all columns
+    rename: bool = True, # rename old columns; False for a table that `ccd` did not write
 ): # DataFrame with the columns of the file
     """Return a table in which only empty cells are missing, names stay strings, and old columns
     have their new names."""
     import pandas as pd
-    new = renamed("column", Path(file).stem)
-    text = str if names is None else dict.fromkeys(names, str)
+    new = renamed("column", Path(file).stem) if rename else {}
+    def with_new_names(table):
+        return table.rename(columns={c: new[c] for c in table if c in new and new[c] not in table})
+    if Path(file).suffix == ".parquet": return with_new_names(pd.read_parquet(file))
+    old = [c for c, n in new.items() if n in (names or ())]
+    text = str if names is None else dict.fromkeys([*names, *old], str)
     tab = "\t" if str(file).lower().endswith(".tsv") else ","
-    table = pd.read_csv(file, sep=tab, dtype=text, keep_default_na=False, na_values=[""],
-                        encoding="utf-8-sig", index_col=False, low_memory=False)
-    return table.rename(columns={c: new[c] for c in table if c in new and new[c] not in table})
+    return with_new_names(pd.read_csv(
+        file, sep=tab, dtype=text, keep_default_na=False, na_values=[""], encoding="utf-8-sig",
+        index_col=False, low_memory=False))
 
 # %% ../nbs/library/00_files.ipynb #f253fa68
 def log_line(text):

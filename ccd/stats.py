@@ -158,7 +158,9 @@ class Estimate:
 
     def row(
         self,
-    ) -> dict: # value; lo, hi: test items; seed_lo, seed_hi: seeds; all_lo, all_hi, se, t: both
+    # value; ci_low, ci_high: test items; seed_ci_low, seed_ci_high: seeds; total_ci_low,
+    # total_ci_high, se, t: both
+    ) -> dict:
         """Return the value with its 95 % confidence intervals.
 
         Source of the degrees of freedom: Satterthwaite (1946)."""
@@ -170,10 +172,12 @@ class Estimate:
         t = float(st.t.ppf(0.975, df))
         half = float(st.t.ppf(0.975, self.df)) * math.sqrt(seed_var) if known else math.nan
         lo, hi = np.quantile(self.draws, [0.025, 0.975])
-        return dict(value=self.value, lo=float(lo), hi=float(hi), seed_lo=self.value - half,
-                    seed_hi=self.value + half,
-                    all_lo=self.value - t * se, all_hi=self.value + t * se, se=se, t=t, df=df,
-                    seeds_known=known)
+        return dict(value=self.value, ci_low=float(lo), ci_high=float(hi),
+                    seed_ci_low=self.value - half,
+                    seed_ci_high=self.value + half,
+                    total_ci_low=self.value - t * se, total_ci_high=self.value + t * se, se=se, t=t,
+                    df=df,
+                    seed_variance_known=known)
 
 # %% ../nbs/library/04_stats.ipynb #c36dd52b
 def weighted(

@@ -40,7 +40,7 @@ def main(home):
     half = np.maximum(np.arange(FEW) - FEW // 2, 0) # one family of half of all
     lists = [(np.arange(N)[:, None] + s * np.arange(1, 101)).astype(np.int32) % N for s in (3, 5)]
     i, j = np.sort(rng.integers(0, N, (2, 400)), 0)
-    mined = pd.DataFrame(dict(i=i, j=j, direction="a"))[i < j]
+    mined = pd.DataFrame(dict(i=i, j=j, similar_in="a"))[i < j]
     # libraries and their threads are there from now on
     small = neighbors.nearest_neighbors(a, 10), search.mine_pairs(a, b, 10)
     jobs = dict(

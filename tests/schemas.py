@@ -1,6 +1,7 @@
 "What the files of a folder of results hold, and in what two folders are not alike."
 import json, re
 import pandas as pd
+from ccd.files import load_table, renamed
 from conftest import ROOT
 
 RESULTS = ROOT / "results"
@@ -14,9 +15,11 @@ def kind(column):
 
 def columns(file):
     "Name -> kind, of a table; the keys of anything else that is JSON."
-    if file.suffix == ".json": return dict.fromkeys(json.loads(file.read_text()))
+    if file.suffix == ".json":
+        new = renamed("column", file.stem)
+        return dict.fromkeys(new.get(k, k) for k in json.loads(file.read_text()))
     if file.stat().st_size < 2: return {}
-    read = dict(csv=pd.read_csv, parquet=pd.read_parquet,
+    read = dict(csv=load_table, parquet=load_table,
                 jsonl=lambda f: pd.read_json(f, lines=True))[file.suffix[1:]]
     return {c: kind(v) for c, v in read(file).items()}
 

@@ -6,19 +6,20 @@ import numpy as np, pandas as pd, pytest
 from ccd.comparison import agreement, attributes, attribution, neighbors as nb
 from ccd.probing import tables, zeroshot
 from ccd.encoders.embeddings import Embeddings
+from ccd.files import load_table
 from conftest import ROOT
 
 CHECKED = { # column of a published table -> the test that draws at random what it is chance of
     ("purity", "chance"): "test_neighbors.py::test_chance_of_purity_is_that_of_random_neighbors",
     ("overlap", "chance"): "test_chance.py::test_overlap_of_random_neighbors",
-    ("overlap", "null_hi"): "test_neighbors.py::test_the_null_of_overlap_has_its_expectation",
+    ("overlap", "null_p95"): "test_neighbors.py::test_the_null_of_overlap_has_its_expectation",
     ("agreement", "chance"): "test_chance.py::test_agreement_of_random_pairs",
-    ("agreement", "null_hi"): "test_pairs.py::test_p_values_are_uniform_without_an_effect",
+    ("agreement", "null_p95"): "test_pairs.py::test_p_values_are_uniform_without_an_effect",
     ("verified", "chance"): "test_chance.py::test_agreement_of_random_pairs",
     ("verified", "chance_2"): "test_chance.py::test_agreement_of_random_pairs",
-    ("verified", "null_hi"): "test_pairs.py::test_p_values_are_uniform_without_an_effect",
-    ("verified", "null_hi_2"): "test_pairs.py::test_p_values_are_uniform_without_an_effect",
-    ("lift", "base"): "test_chance.py::test_random_pairs_are_like_random_pairs",
+    ("verified", "null_p95"): "test_pairs.py::test_p_values_are_uniform_without_an_effect",
+    ("verified", "null_p95_2"): "test_pairs.py::test_p_values_are_uniform_without_an_effect",
+    ("lift", "baseline_value"): "test_chance.py::test_random_pairs_are_like_random_pairs",
     ("zero_shot", "chance"): "test_chance.py::test_names_of_random_vectors",
     ("retrieval", "chance"): "test_chance.py::test_retrieval_by_random_vectors",
     ("probes", "majority"): "test_chance.py::test_the_commonest_class_is_one_that_may_be_answered",
@@ -28,8 +29,8 @@ CHECKED = { # column of a published table -> the test that draws at random what 
 
 def test_every_published_chance_is_checked():
     stated = {(p.stem, c) for p in (ROOT / "results").rglob("*.csv")
-              for c in p.open(encoding="utf-8").readline().strip().split(",")
-              if re.fullmatch(r"(chance|majority|base|null_hi)(_2)?", c)}
+              for c in load_table( p)
+              if re.fullmatch(r"(chance|majority|baseline_value|null_p95)(_2)?", c)}
     assert stated <= set(CHECKED)
     for where in set(CHECKED.values()):
         file, test = where.split("::")
@@ -56,7 +57,7 @@ def test_overlap_of_random_neighbors():
     close([nb.mutual_knn(a, b).mean() for a, b in found], chance)
     # of 4,000 scenes, by whatever stage made it
     for file in (ROOT / "results").rglob("overlap.csv"):
-        t = pd.read_csv(file)
+        t = load_table(file)
         assert np.allclose(t.chance, t.get("k", 10) / 3999)
 
 @pytest.mark.parametrize("copies", [False, True])
@@ -72,7 +73,7 @@ def test_agreement_of_random_pairs(copies):
     may = np.flatnonzero(group[i] != group[j])
     def share(given): # of 300 pairs
         at = rng.choice(may, 300, replace=False)
-        t = agreement.factor_agreement(pd.DataFrame(dict(i=i[at], j=j[at], direction="a")), items,
+        t = agreement.factor_agreement(pd.DataFrame(dict(i=i[at], j=j[at], similar_in="a")), items,
                                        ["category"], 2, given)
         return t.share[0], t.chance[0]
     # equal pixels are copies by themselves
@@ -91,9 +92,9 @@ def test_random_pairs_are_like_random_pairs():
     far = attributes.attribute_distances(look, i, j, ("mean",))["mean"].values
     same = items["style"].values[i] == items["style"].values[j]
     t = attribution.enrichment(pd.DataFrame(dict(i=i[:40], j=j[:40], z_a=0.0, z_b=0.0,
-                                                 direction="a")), made, made, look, ("style",),
+                                                 similar_in="a")), made, made, look, ("style",),
                                ("mean",), n_resamples=2)
-    base = t[t.baseline == "random"].set_index("factor").base
+    base = t[t.baseline == "random"].set_index("factor").baseline_value
     def drawn(): at = rng.choice(len(i), 200); return same[at].mean(), far[at].mean()
     close([drawn() for _ in range(200)], [base["style"], base["mean"]])
 
@@ -125,7 +126,7 @@ def test_the_commonest_class_is_one_that_may_be_answered():
     assert tables._among(learnt, ["dog", "bird"]).commonest == "dog"
 
 def test_another_image_at_random_moves_by_one():
-    "`relative` is in mean distances: an image that becomes another, taken at random, moves by 1."
+    "`shift_rel` is in mean distances: an image that becomes another, taken at random, moves by 1."
     from ccd.comparison.perturbations import sensitivity
     from ccd.encoders.baselines import raw_pixels
     from datasets import Dataset, Features as Columns, Image, Value
@@ -139,5 +140,5 @@ def test_another_image_at_random_moves_by_one():
         own = int((images == image).all((1, 2, 3)).argmax())
         return images[(own + 1 + lot.integers(n - 1)) % n]
     moved = [sensitivity({"raw": raw_pixels(4)}, corpus, n, 2, seed, 64,
-                         {"other": (another, (1,))}).relative[0] for seed in range(20)]
+                         {"other": (another, (1,))}).shift_rel[0] for seed in range(20)]
     close(moved, 1)

@@ -77,8 +77,8 @@ def count_threshold_pairs(
     b: Embeddings, # embeddings of the same items by the second encoder
     # rule -> cosine thresholds (over, under) for direction a and for direction b
     rules: dict = _THRESHOLD_RULES,
-# rule, direction, over, under, pairs, hub: fraction of the pairs that contain the most frequent
-# image
+# rule, similar_in, min_cos, max_cos, pairs, max_image_share: fraction of the pairs that contain the
+# most frequent image
 ) -> pd.DataFrame:
     "Return how many of all pairs each rule of thresholds on the raw cosine keeps."
     _check_same_items(a, b)
@@ -97,8 +97,8 @@ def count_threshold_pairs(
                 times[k, rows] += np.count_nonzero(hit, 1)
                 if columns.start >= rows.stop: times[k, columns] += np.count_nonzero(hit, 0)
     total = times.sum(1) // 2
-    return pd.DataFrame(asked, columns=["rule", "direction", "over", "under"]).assign(
-        pairs=total, hub=[t.max() / p if p else np.nan for t, p in zip(times, total)])
+    return pd.DataFrame(asked, columns=["rule", "similar_in", "min_cos", "max_cos"]).assign(
+        pairs=total, max_image_share=[t.max() / p if p else np.nan for t, p in zip(times, total)])
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #a72b037d
 def factor_agreement(
@@ -108,18 +108,18 @@ def factor_agreement(
     n_resamples: int = 1_000, # number of bootstrap resamples, and of label permutations
     # [n] near-duplicates, which were excluded as pairs when `pairs` were mined; None: equal pixels
     group: np.ndarray | None = None,
-) -> pd.DataFrame: # direction, factor, share, lo, hi, chance, pairs, null_hi, p
+) -> pd.DataFrame: # similar_in, factor, share, ci_low, ci_high, chance, pairs, null_p95, p
     """Return the fraction of mined pairs that agree on each factor, with its chance level and a
     permutation test.
 
-    `chance` is the fraction of all pairs that could be mined; `null_hi` is the 95th percentile
+    `chance` is the fraction of all pairs that could be mined; `null_p95` is the 95th percentile
     under permuted labels."""
     rows, family = [], _group_ids(items)
     group = _exact_duplicates(items) if group is None else group
     drawn = np.unique(pairs[["i", "j"]].values)
     dealt, at = (_group_permutations(family, n_resamples, rows=drawn),
                  partial(np.searchsorted, drawn))
-    for direction, p in pairs.groupby("direction", sort=False):
+    for direction, p in pairs.groupby("similar_in", sort=False):
         for f in factors:
             y = pd.factorize(items[f])[0] # -1 where there is none
             both = (y[p.i] >= 0) & (y[p.j] >= 0)
@@ -129,9 +129,9 @@ def factor_agreement(
             mean, lo, hi = node_bootstrap(same, *_codes(nodes), n_resamples=n_resamples)
             null = _null(y, dealt[:, at(p.i)], dealt[:, at(p.j)])
             rows.append(dict(
-                direction=direction, factor=f, share=mean, lo=lo, hi=hi,
+                similar_in=direction, factor=f, share=mean, ci_low=lo, ci_high=hi,
                 chance=_chance_agreement(y[y >= 0], group[y >= 0]), pairs=int(both.sum()),
-                null_hi=float(np.nanquantile(null, 0.95)),
+                null_p95=float(np.nanquantile(null, 0.95)),
                 p=float((1 + (null >= mean).sum()) / (1 + n_resamples))))
     return pd.DataFrame(rows)
 
@@ -202,14 +202,14 @@ def split_half_replication(
     k: int = 100, # pairs per direction and half
     n_resamples: int = 1_000, # number of bootstrap resamples, and of label permutations
     **mine_kwargs, # more arguments of `mine_pairs`
-    # columns of `factor_agreement` for half 1 and (suffix `_2`) for half 2; holds: yes, no or not
-    # found
+    # columns of `factor_agreement` for half 1 and (suffix `_2`) for half 2; replicated: yes, no or
+    # not found
 ) -> pd.DataFrame:
     """Return the factors that mined pairs of one half of the families share, and whether they
     replicate on the other half.
 
-    `holds` is `yes` if the interval of each half is above chance and the permutation test of half 2
-    has p < 0.05."""
+    `replicated` is `yes` if the interval of each half is above chance and the permutation test of
+    half 2 has p < 0.05."""
     _check_same_items(a, b)
     def of(m):
         rows, items = np.flatnonzero(m), a.items[m].reset_index(drop=True)
@@ -217,10 +217,10 @@ def split_half_replication(
         return factor_agreement(mine_pairs(*half, k, **mine_kwargs), items, factors, n_resamples)
     first = _split_halves(_group_ids(a.items))
     one, two = of(first), of(~first)
-    t = one.merge(two, on=["direction", "factor"], suffixes=("", "_2"))
-    found, again = (t[f"lo{s}"] > t[f"chance{s}"] for s in ("", "_2"))
+    t = one.merge(two, on=["similar_in", "factor"], suffixes=("", "_2"))
+    found, again = (t[f"ci_low{s}"] > t[f"chance{s}"] for s in ("", "_2"))
     holds = np.where(again & (t.p_2 < 0.05), "yes", "no")
-    return t.assign(holds=np.where(found, holds, "not found"))
+    return t.assign(replicated=np.where(found, holds, "not found"))
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #d5fdb12a
 def _split_halves(family: np.ndarray) -> np.ndarray: # [n] bool
@@ -234,14 +234,14 @@ def compare_to_seed_noise(
     # encoder -> pairs from `mine_pairs` of two seeds of that encoder
     references: dict[str, pd.DataFrame],
     names: tuple[str, str] = ("a", "b"), # names of encoders A and B
-    # similar_for (A or B), rank, score in σ, and a column `TWO_SEEDS` for each reference
+    # similar_in (A or B), rank, score in σ, and a column `TWO_SEEDS` for each reference
 ) -> pd.DataFrame:
     """Return the score at each rank, beside the score of two seeds of an encoder at that rank,
     in the direction with the larger one."""
-    def side(t, d): return t[t.direction == d].set_index("rank").score.abs()
+    def side(t, d): return t[t.similar_in == d].set_index("rank").score.abs()
     def further(t): return pd.concat([side(t, "a"), side(t, "b")], axis=1).max(axis=1)
     columns = {TWO_SEEDS + n: further(t) for n, t in references.items()}
-    parts = [pd.DataFrame(dict(similar_for=n, score=side(pairs, d))
+    parts = [pd.DataFrame(dict(similar_in=n, score=side(pairs, d))
                           | columns).dropna(subset="score").rename_axis("rank").reset_index()
              for d, n in zip("ab", names)]
-    return pd.concat(parts, ignore_index=True)[["similar_for", "rank", "score", *columns]]
+    return pd.concat(parts, ignore_index=True)[["similar_in", "rank", "score", *columns]]

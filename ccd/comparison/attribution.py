@@ -260,7 +260,8 @@ def similarity_regression(
     # weights of the pairs: `stratified` (equal) or `population` (inverse inclusion probability)
     weighting: str = "stratified",
     nearness: tuple = _DISTANCE_TERMS, # attribute distances to include, from `_DISTANCES`
-) -> pd.DataFrame: # encoder, quantity, term, value, lo, hi, r, vif, pairs, families, reading
+# encoder, quantity, term, value, ci_low, ci_high, r, vif, pairs, n_groups, weighting
+) -> pd.DataFrame:
     """Return the regression of similarity on factors: slopes, unique R² and R² of encoders and of
     their differences.
 
@@ -293,8 +294,8 @@ def similarity_regression(
     told = pd.DataFrame(dict(r=strongest, vif=inflation), names)
     t = t.assign(**{c: t.term.map(told[c]).where(t.quantity.isin(["slope", "collinear"]))
                     for c in told})
-    return t.assign(pairs=len(sample), families=len(np.unique(node[np.concatenate([i, j])])),
-                    reading=weighting)
+    return t.assign(pairs=len(sample), n_groups=len(np.unique(node[np.concatenate([i, j])])),
+                    weighting=weighting)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1ed0ba0e
 # names, estimates and resamples, with one slope for each set of collinear terms
@@ -324,8 +325,8 @@ def _with_differences(encoders, names, fit, drawn):
         spread = _difference(drawn[quantity], a, b).reshape(-1, len(terms)) # [resamples, terms]
         lo, hi = np.quantile(spread, [0.025, 0.975], axis=0)
         who = encoders[a] if b is None else f"{encoders[a]} − {encoders[b]}"
-        rows += [dict(encoder=who, quantity=quantity, term=t, value=float(v), lo=float(l),
-                      hi=float(h))
+        rows += [dict(encoder=who, quantity=quantity, term=t, value=float(v), ci_low=float(l),
+                      ci_high=float(h))
                  for t, v, l, h in zip(terms, value, lo, hi)]
     return pd.DataFrame(rows)
 
@@ -417,7 +418,7 @@ _LIFT_FACTORS = ("concept", "subcategory", "category", "style", "style_family", 
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #35a09cfd
 def enrichment(
-    # mined pairs from `ccd.comparison.search.mine_pairs`: i, j, z_a, z_b, direction
+    # mined pairs from `ccd.comparison.search.mine_pairs`: i, j, z_a, z_b, similar_in
     pairs: pd.DataFrame,
     a: Embeddings, # embeddings by the encoder for which pairs of direction `a` are similar
     b: Embeddings, # embeddings by the encoder for which pairs of direction `b` are similar
@@ -429,14 +430,14 @@ def enrichment(
     # number of random images compared with all images, for the similarity-matched pairs
     n_anchors: int = 1_000,
     seed: int = 0,
-    # direction, factor, measure, baseline, value, base, ratio, difference, intervals, counts
+    # similar_in, factor, measure, baseline, mined_value, baseline_value, enrichment and others
 ) -> pd.DataFrame:
     """Return the enrichment of factors in mined pairs over random pairs and over similarity-matched
     pairs.
 
     The measures are the fraction of pairs in which both images have a factor, the fraction of those
     that agree on it, and the mean distance in each attribute. The 95 % intervals resample concept
-    families. `unmatched` counts mined pairs in bins without any matched pair; they are left out.
+    families. `n_unmatched` counts mined pairs in bins without any matched pair; they are left out.
     Raises `UserError` for an empty table of pairs, and where encoders and attributes describe
     different items."""
     items = _common_items(dict(a=a, b=b), attributes)
@@ -445,7 +446,7 @@ def enrichment(
     factors = [f for (f,) in _present(items, tuple((f,) for f in factors))]
     node, out = _nodes(items), []
     random = _stratified_pairs(items, _RANDOM, (), seed).assign(bin=0)
-    for direction, mined in pairs.groupby("direction", sort=False):
+    for direction, mined in pairs.groupby("similar_in", sort=False):
         e, z = (a, mined.z_a) if direction == "a" else (b, mined.z_b)
         equal = _similarity_matched_pairs(e, z.values, n_anchors, seed)
         bins = np.floor(z.values / _SIMILARITY_BIN).astype(int)
@@ -459,8 +460,8 @@ def enrichment(
             for (name, measure), v in value.items():
                 r = _compare(v, side, both.bin.values, node[both.i], node[both.j], n_resamples,
                              seed)
-                if r: out.append(dict(direction=direction, factor=name, measure=measure,
-                                      baseline=baseline, **r, unmatched=int((~keep).sum())))
+                if r: out.append(dict(similar_in=direction, factor=name, measure=measure,
+                                      baseline=baseline, **r, n_unmatched=int((~keep).sum())))
     return pd.DataFrame(out)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #4b8b405b
@@ -501,6 +502,8 @@ def _compare(v, mined, bins, i, j, n_resamples, seed):
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = (m / b)[s > 0]
         q = np.quantile(ratio, [0.025, 0.975]) if np.isfinite(ratio).all() else [np.nan] * 2
-    return dict(value=value, base=base, ratio=value / base if base else np.nan,
-                ratio_lo=float(q[0]), ratio_hi=float(q[1]), difference=value - base,
-                lo=float(gap[0]), hi=float(gap[1]), pairs=int(size), base_pairs=int((~mined).sum()))
+    return dict(mined_value=value, baseline_value=base, enrichment=value / base if base else np.nan,
+                enrichment_ci_low=float(q[0]), enrichment_ci_high=float(q[1]),
+                difference=value - base,
+                ci_low=float(gap[0]), ci_high=float(gap[1]), pairs=int(size),
+                baseline_pairs=int((~mined).sum()))

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..files import UserError, atomic_write, log_line, read_json, renamed, to_plain_dict
+from ..files import (UserError, atomic_write, load_table, log_line, read_json, renamed,
+                       to_plain_dict)
 from ..settings import Analysis, Settings, rename_fields
 from ..runs import cached_stage, claim_folder, require_own_folder, write_manifest
 from ..encoders.inputs import (EncoderPair, check_known, embed_pair, load_encoder, open_source,
@@ -40,7 +41,7 @@ def _neighbor_stage(s: EncoderPair, a: Analysis, folder: Path):
                                   a.n_resamples).assign(a=x, b=y))
         value = (cka(s.vectors[x], s.vectors[y], family) if len(set(family)) >= _LEAST
                  else (np.nan,) * 3)
-        values.append(dict(a=x, b=y, **dict(zip(("cka", "lo", "hi"), value))))
+        values.append(dict(a=x, b=y, **dict(zip(("cka", "ci_low", "ci_high"), value))))
     pd.concat(rows).to_csv(folder / "overlap.csv", index=False)
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
     pd.DataFrame(hubs).to_csv(folder / "hubness.csv", index=False)
@@ -52,7 +53,7 @@ def _neighbor_stage(s: EncoderPair, a: Analysis, folder: Path):
 
 # %% ../../nbs/library/comparison/10_command.ipynb #1b4d5811
 def _pair_stage(s: EncoderPair, a: Analysis, folder: Path):
-    from ccd.comparison.search import mine_pairs
+    from ccd.comparison.search import mine_pairs, name_encoders
     from ccd.comparison.agreement import (_near_duplicates, compare_to_seed_noise,
                                           count_threshold_pairs, factor_agreement,
                                           split_half_replication)
@@ -63,27 +64,30 @@ def _pair_stage(s: EncoderPair, a: Analysis, folder: Path):
     k = min(a.pairs, max(12, n * (n - 1) // 200))
     pairs = mine_pairs(x, y, k, a.per_image, group)
     pairs.to_parquet(folder / "pairs.parquet")
-    pairs.drop(columns=["i", "j"]).to_csv(folder / "pairs.csv", index=False, float_format="%.5g")
+    named = name_encoders(pairs, s.names).drop(columns=["i", "j"])
+    named.to_csv(folder / "pairs.csv", index=False, float_format="%.5g")
     pd.DataFrame(dict(item_id=s.items.item_id,
                       group=group))[pd.Series(group).duplicated(keep=False)].sort_values(
         "group").to_csv(folder / "copies.csv", index=False)
-    count_threshold_pairs(x, y).to_csv(folder / "rules.csv", index=False)
+    rules = name_encoders(count_threshold_pairs(x, y), s.names)
+    rules.to_csv(folder / "rules.csv", index=False)
     seeds = {n: mine_pairs(s.vectors[n], s.vectors[m], k, a.per_image, group)
              for n, m in s.references.items()}
     compare_to_seed_noise(pairs, seeds, s.names).to_csv(folder / "noise.csv", index=False)
     known = usable_labels(s.items)
     if known and len(pairs):
-        factor_agreement(pairs, s.items, known, a.n_resamples,
-                         group).to_csv(folder / "agreement.csv", index=False)
+        shared = factor_agreement(pairs, s.items, known, a.n_resamples, group)
+        name_encoders(shared, s.names).to_csv(folder / "agreement.csv", index=False)
         if len(set(group)) > 100:
             halves = split_half_replication(x, y, known, a.pairs // 2, a.n_resamples,
                                             per_image=a.per_image)
-            halves.to_csv(folder / "verified.csv", index=False)
+            name_encoders(halves, s.names).to_csv(folder / "verified.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #93a2a1eb
 def _factor_stage(s: EncoderPair, a: Analysis, folder: Path):
     from ccd.comparison.attributes import _corpus_attributes
     from ccd.comparison.attribution import enrichment, similarity_regression
+    from ccd.comparison.search import name_encoders
     with warnings.catch_warnings():
         # the report lists the factors that were used
         warnings.filterwarnings("ignore", message="the items have no")
@@ -93,10 +97,10 @@ def _factor_stage(s: EncoderPair, a: Analysis, folder: Path):
         slopes = similarity_regression({n: s.vectors[n] for n in order}, seen,
                                        n_resamples=a.n_resamples)
         slopes.to_csv(folder / "attribution.csv", index=False)
-        pairs = pd.read_parquet(folder.parent / "pairs" / "pairs.parquet")
+        pairs = load_table(folder.parent / "pairs" / "pairs.parquet")
         if len(pairs):
-            enrichment(pairs, *s.two, seen,
-                       n_resamples=a.n_resamples).to_csv(folder / "lift.csv", index=False)
+            lift = enrichment(pairs, *s.two, seen, n_resamples=a.n_resamples)
+            name_encoders(lift, s.names).to_csv(folder / "lift.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #850e7b13
 def _intervention_stage(s: EncoderPair, a: Analysis, folder: Path, settings: Settings, source: str):
@@ -111,7 +115,7 @@ def _intervention_stage(s: EncoderPair, a: Analysis, folder: Path, settings: Set
 def _umap_stage(s: EncoderPair, folder: Path, together: bool):
     from ccd.comparison.linked_maps import _subsample_rows
     from ccd.comparison.neighbors import aligned_umap, umap_2d
-    pairs = pd.read_parquet(folder.parent / "pairs" / "pairs.parquet")
+    pairs = load_table(folder.parent / "pairs" / "pairs.parquet")
     # 20,000 at most, including those of the pairs
     rows = _subsample_rows(len(s.items), np.concatenate([pairs.i, pairs.j]))
     some = [e if len(rows) == len(s.items) else e.rows(rows) for e in s.two]

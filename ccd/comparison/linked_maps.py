@@ -312,7 +312,7 @@ def _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, 
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #ebb1b26b
 def _pair_rows(pairs, rows, direction): # in the format of the page
-    p = pairs[pairs.direction == direction].sort_values("rank")
+    p = pairs[pairs.similar_in == direction].sort_values("rank")
     at = [np.searchsorted(rows, p[c].values) for c in ("i", "j")]
     return [[int(i), int(j), *(round(float(v), 4) for v in r)]
             for i, j, r in zip(*at, p[["z_a", "z_b", "sim_a", "sim_b"]].values)]

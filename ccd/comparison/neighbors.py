@@ -152,7 +152,7 @@ def overlap_curve(
     n_resamples: int = 1_000, # number of bootstrap resamples
     permutations: int = 200, # number of permutations of the null
     seed: int = 0,
-) -> pd.DataFrame: # k, overlap, lo, hi, chance, null_hi, p
+) -> pd.DataFrame: # k, overlap, ci_low, ci_high, chance, null_p95, p
     """Return mutual k-NN for several k, with a confidence interval and a permutation null (on at
     most 20,000 rows)."""
     rng, rows, n = np.random.default_rng(seed), [], len(a)
@@ -162,8 +162,8 @@ def overlap_curve(
         orders = (rng.permutation(n) for _ in range(permutations))
         null = np.array([_under(a[:, :k], b[:, :k], o) for o in orders])
         rows.append(dict(
-            k=k, overlap=mean, lo=lo, hi=hi, chance=k / (n - 1),
-            null_hi=float(np.quantile(null, 0.95)),
+            k=k, overlap=mean, ci_low=lo, ci_high=hi, chance=k / (n - 1),
+            null_p95=float(np.quantile(null, 0.95)),
             p=float((1 + (null >= mean).sum()) / (1 + permutations))))
     return pd.DataFrame(rows)
 
@@ -209,7 +209,7 @@ def neighbor_table(
     exclude_group: str = "family", # column of groups; neighbors of the same group are excluded
     # name -> result of `nearest_neighbors` without `exclude_group`, reused to shorten the search
     precomputed: dict | None = None,
-) -> pd.DataFrame: # encoder, label, purity, lo, hi, chance, k
+) -> pd.DataFrame: # encoder, label, label_agreement, ci_low, ci_high, chance, k
     """Return neighbor purity of every encoder and label, with its chance level.
 
     Labels that no neighbor can share are left out."""
@@ -225,15 +225,17 @@ def neighbor_table(
             ok = ~np.isnan(p)
             if not (chance[ok] > 0).any(): continue
             mean, lo, hi = cluster_bootstrap(p[ok], group[ok], n_resamples)
-            rows.append(dict(encoder=name, label=label, purity=mean, lo=lo, hi=hi,
+            rows.append(dict(encoder=name, label=label, label_agreement=mean, ci_low=lo, ci_high=hi,
                              chance=float(chance[ok].mean()), k=k))
-    return pd.DataFrame(rows, columns=["encoder", "label", "purity", "lo", "hi", "chance", "k"])
+    return pd.DataFrame(rows,
+                        columns=["encoder", "label", "label_agreement", "ci_low", "ci_high",
+                                 "chance", "k"])
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #eec2acc4
 def hubness(
     neighbors: np.ndarray, # [n, k] neighbors, as rows
-    # skewness of the k-occurrence; most: its maximum; never: fraction of images that are no one's
-    # neighbor
+    # skewness of the k-occurrence; max_k_occurrence: its maximum; antihub_share: fraction of images
+    # that are no one's neighbor
 ) -> dict:
     """Return the hubness of a neighbor graph.
 
@@ -242,7 +244,7 @@ def hubness(
     times = np.bincount(neighbors.ravel(), minlength=len(neighbors))
     uneven = float(skew(times)) if times.std() else 0.0
     never = float((times == 0).mean())
-    return dict(skewness=uneven, most=int(times.max()), never=never)
+    return dict(skewness=uneven, max_k_occurrence=int(times.max()), antihub_share=never)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #8c998f2d
 def _spread(

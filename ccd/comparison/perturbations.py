@@ -260,14 +260,14 @@ def sensitivity(
     # 256
     size: int | None = None,
     interventions: dict = PERTURBATIONS, # name -> function, strengths
-    # encoder, intervention, strength, drop, relative, their intervals, n, families, skipped
+    # encoder, perturbation, strength, shift_sd, shift_rel, their intervals, n, n_groups, skipped
 ) -> pd.DataFrame:
     """Return the embedding shift of each encoder under each perturbation, and the differences
     between encoders.
 
-    `drop` is the shift in standard deviations of the encoder's cosine, `relative` the shift in mean
-    distances. The 95 % intervals resample concept families; the two units are held fixed. Raises
-    `UserError` for fewer than three images."""
+    `shift_sd` is the shift in standard deviations of the encoder's cosine, `shift_rel` the shift in
+    mean distances. The 95 % intervals resample concept families; the two units are held fixed.
+    Raises `UserError` for fewer than three images."""
     world = images if isinstance(images, DataSettings) else None
     corpus = emoji_scenes.scenes(world, "test") if world else images
     _expect_others(corpus)
@@ -336,9 +336,9 @@ def _by_measure(v): # [..., 2 encoders] -> [..., 2, encoders]: drop, relative
 def _drops(encoders, unit, before, after, items, name, strength, skipped, n_resamples, seed):
     """Return rows of the result: each encoder, then each difference of two encoders, from the
     same bootstrap resamples."""
-    row = dict(intervention=name, strength=strength, n=len(items), skipped=skipped)
+    row = dict(perturbation=name, strength=strength, n=len(items), skipped=skipped)
     names, node = list(encoders), _nodes(items)
-    if not len(items): return [dict(encoder=e, **row, families=0) for e in names]
+    if not len(items): return [dict(encoder=e, **row, n_groups=0) for e in names]
     # [n, encoders]
     shift = np.stack([1 - (before[e] * _unit_vectors(encoders[e], after)).sum(1) for e in names], 1)
     mean, std = np.array([unit[e] for e in names]).T # [encoders] moments of the cosine
@@ -353,8 +353,9 @@ def _drops(encoders, unit, before, after, items, name, strength, skipped, n_resa
         who = names[a] if b is None else f"{names[a]} − {names[b]}"
         drop, relative = _difference(value, a, b) # [2]
         ends = np.quantile(_difference(drawn, a, b), [0.025, 0.975], axis=0).T # [2, 2]
-        out.append(dict(encoder=who, **row, families=len(np.unique(node)),
-                        drop=float(drop), lo=float(ends[0][0]), hi=float(ends[0][1]),
-                        relative=float(relative), relative_lo=float(ends[1][0]),
-                        relative_hi=float(ends[1][1])))
+        out.append(dict(encoder=who, **row, n_groups=len(np.unique(node)),
+                        shift_sd=float(drop), shift_sd_ci_low=float(ends[0][0]),
+                        shift_sd_ci_high=float(ends[0][1]),
+                        shift_rel=float(relative), shift_rel_ci_low=float(ends[1][0]),
+                        shift_rel_ci_high=float(ends[1][1])))
     return out

@@ -22,6 +22,7 @@ from ..report.similarity import (CHANGE_NAMES, FACTOR_NAMES, MIN_PAIRS, agreemen
                                    overlap_curves, pair_grid, score_vs_seed_noise, sensitivity_plot,
                                    term_name)
 from ..encoders.inputs import EncoderPair, usable_labels
+from .search import letter_encoders
 
 # %% ../../nbs/library/comparison/09_report.ipynb #7e9d451b
 # path of report.html
@@ -48,9 +49,11 @@ def _drawn(s): # clusters of the bootstrap, in words
     return "concept families" if "family" in s.items else "images"
 
 # %% ../../nbs/library/comparison/09_report.ipynb #2191e628
-def _table(out, name): # table of a stage; None where there is none
+# table of a stage, with a and b for `names` in `similar_in`; None where there is none
+def _table(out, name, names=None):
     path = out / name
-    return load_table(path) if path.exists() and path.stat().st_size > 2 else None
+    if not (path.exists() and path.stat().st_size > 2): return None
+    return letter_encoders(load_table(path), names) if names else load_table(path)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #b848eebe
 def _summary_text(
@@ -63,20 +66,20 @@ def _summary_text(
     lap, cka = _table(out, "neighbors/overlap.csv"), _table(out, "neighbors/cka.csv").iloc[0]
     r = lap[(lap.a == a) & (lap.b == b)].pipe(lambda t: t[t.k <= 10]).iloc[-1]
     text = [f"On {n:,} images {a} and {b} share {100 * r.overlap:.1f} % "
-            f"({100 * r.lo:.1f}–{100 * r.hi:.1f}) of their {r.k:.0f} nearest "
+            f"({100 * r.ci_low:.1f}–{100 * r.ci_high:.1f}) of their {r.k:.0f} nearest "
             f"neighbors; chance is {100 * r.chance:.2g} %.", _alike(cka)]
-    pairs = pd.read_parquet(out / "pairs/pairs.parquet")
+    pairs = load_table(out / "pairs/pairs.parquet")
     if not len(pairs):
         return (" ".join(text)
                 + " Both encoders assign the same similarity to every pair of images: all scores "
                   "are 0.")
-    shared = _table(out, "pairs/agreement.csv")
+    shared = _table(out, "pairs/agreement.csv", names)
     if shared is not None:
-        said = [(n, other, _most(shared[shared.direction == d]))
+        said = [(n, other, _most(shared[shared.similar_in == d]))
                 for d, n, other in zip("ab", names, names[::-1])]
         text += [f"Pairs that are similar for {n} and dissimilar for {other} share {t}."
                  for n, other, t in said if t]
-    far = _table(out, "factors/lift.csv")
+    far = _table(out, "factors/lift.csv", names)
     if far is not None and shared is None:
         text += [_nearest(far, d, n) for d, n in zip("ab", names)]
     moved = _table(out, "interventions/sensitivity.csv")
@@ -86,15 +89,15 @@ def _summary_text(
 # %% ../../nbs/library/comparison/09_report.ipynb #a42183b3
 def _alike(cka): # a sentence on CKA
     from ccd.comparison.neighbors import _LEAST
-    if np.isnan(cka.lo):
+    if np.isnan(cka.ci_low):
         return (f"CKA was not computed: it needs {_LEAST} or more different images from as many "
                 "groups.")
-    return f"Their debiased linear CKA is {cka.cka:.3f} ({cka.lo:.3f} to {cka.hi:.3f})."
+    return f"Their debiased linear CKA is {cka.cka:.3f} ({cka.ci_low:.3f} to {cka.ci_high:.3f})."
 
 # %% ../../nbs/library/comparison/09_report.ipynb #d0d96f1f
 def _most(t): # the factors with the largest significant agreement above chance
     from ccd.report.similarity import FACTOR_NAMES, MIN_PAIRS
-    t = t.assign(gain=t.share - t.chance)[(t.lo > t.chance) & (t.p < 0.05 / len(t))
+    t = t.assign(gain=t.share - t.chance)[(t.ci_low > t.chance) & (t.p < 0.05 / len(t))
                                           & (t.pairs >= MIN_PAIRS)].nlargest(2, "gain")
     return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % of them, "
                        f"{100 * r.chance:.0f} % of all pairs)" for r in t.itertuples()])
@@ -104,12 +107,12 @@ def _most(t): # the factors with the largest significant agreement above chance
 # pairs
 def _nearest(t, direction, name):
     from ccd.report.similarity import TERM_LABELS
-    t = t[(t.direction == direction) & (t.measure == "distance")]
-    nearer = t.groupby("factor").filter(lambda g: (g.ratio_hi < 1).all()) if len(t) else t
-    r = nearer[nearer.baseline == "random"].nsmallest(2, "ratio")
+    t = t[(t.similar_in == direction) & (t.measure == "distance")]
+    nearer = t.groupby("factor").filter(lambda g: (g.enrichment_ci_high < 1).all()) if len(t) else t
+    r = nearer[nearer.baseline == "random"].nsmallest(2, "enrichment")
     said = [f"{TERM_LABELS.get(f'near {x.factor}', x.factor).removesuffix(' distance (−)')} "
-            f"({x.ratio:.2f} times the distance of random pairs, "
-            f"{x.ratio_lo:.2f}–{x.ratio_hi:.2f})" for x in r.itertuples()]
+            f"({x.enrichment:.2f} times the distance of random pairs, "
+            f"{x.enrichment_ci_low:.2f}–{x.enrichment_ci_high:.2f})" for x in r.itertuples()]
     return (f"Pairs that are similar only for {name} have a small distance in {join_words(said)}."
             if said else "")
 
@@ -117,17 +120,17 @@ def _nearest(t, direction, name):
 # perturbations to which one encoder is significantly more sensitive than the other
 def _moved(t, names):
     from ccd.report.similarity import CHANGE_NAMES
-    t = t[(t.encoder == f"{names[0]} − {names[1]}") & t.relative_lo.notna()]
+    t = t[(t.encoder == f"{names[0]} − {names[1]}") & t.shift_rel_ci_low.notna()]
     def side(rows):
-        return list(dict.fromkeys(CHANGE_NAMES.get(i, i) for i in rows.intervention))[:3]
-    more = [(names[0], t[t.relative_lo > 0].nlargest(9, "relative")),
-            (names[1], t[t.relative_hi < 0].nsmallest(9, "relative"))]
+        return list(dict.fromkeys(CHANGE_NAMES.get(i, i) for i in rows.perturbation))[:3]
+    more = [(names[0], t[t.shift_rel_ci_low > 0].nlargest(9, "shift_rel")),
+            (names[1], t[t.shift_rel_ci_high < 0].nsmallest(9, "shift_rel"))]
     said = [f"{n} is more sensitive to {join_words(side(rows))}." for n, rows in more if len(rows)]
     return " ".join(said)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c446db8f
 def _pair_section(s, out):
-    pairs, copies, noise = (pd.read_parquet(out / "pairs/pairs.parquet"),
+    pairs, copies, noise = (load_table(out / "pairs/pairs.parquet"),
                             _table(out, "pairs/copies.csv"), _table(out, "pairs/noise.csv"))
     if not len(pairs):
         return dict(title="Pairs with the largest disagreement", body="", note="",
@@ -135,7 +138,7 @@ def _pair_section(s, out):
                     "equal, and every score is 0.")
     body = ""
     for d, (x, y) in (("a", s.names), ("b", s.names[::-1])):
-        title, own = f"Similar for {x}, dissimilar for {y}", pairs[pairs.direction == d]
+        title, own = f"Similar for {x}, dissimilar for {y}", pairs[pairs.similar_in == d]
         body += f"<h3>{html.escape(title)}</h3>"
         if s.corpus is not None:
             body += figure_html(pair_grid(own, partial(s.picture, size=160), s.names), title)
@@ -162,19 +165,20 @@ def _pair_section(s, out):
 # %% ../../nbs/library/comparison/09_report.ipynb #80d44c5e
 def _reach(pairs): # scores of the first and the last pair, in both directions
     return join_words([f"{p.score.iloc[0]:+.1f} to {p.score.iloc[-1]:+.1f} σ"
-                       for _, p in pairs.groupby("direction")])
+                       for _, p in pairs.groupby("similar_in")])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c7a9848d
 def _share_section(s, out):
-    t, v = _table(out, "pairs/agreement.csv"), _table(out, "pairs/verified.csv")
+    t, v = _table(out, "pairs/agreement.csv", s.names), _table(out, "pairs/verified.csv", s.names)
     if t is None: return None
     body = figure_html(agreement_dots(t, s.names), "what pairs share")
     if v is not None:
-        def cell(r, x): return percent(*(r[c + x] for c in ("share", "lo", "hi")))
-        seen = v[v.holds != "not found"]
-        rows = [{"similar for": s.names["ab".index(r.direction)], "factor": FACTOR_NAMES[r.factor],
+        def cell(r, x): return percent(*(r[c + x] for c in ("share", "ci_low", "ci_high")))
+        seen = v[v.replicated != "not found"]
+        rows = [{"similar for": s.names["ab".index(r.similar_in)], "factor": FACTOR_NAMES[r.factor],
                  "first half": cell(r, ""),
-                 "second half": cell(r, "_2"), "all pairs": percent(r.chance), "verified": r.holds}
+                 "second half": cell(r, "_2"), "all pairs": percent(r.chance),
+                 "verified": r.replicated}
                 for _, r in seen.iterrows()]
         body += (table_tag(pd.DataFrame(rows), index=False) if rows
                  else "<p>In the first half no factor is shared more often than among all "
@@ -190,7 +194,7 @@ def _share_section(s, out):
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c3485e78
 def _factor_section(s, out):
-    t, lift = _table(out, "factors/attribution.csv"), _table(out, "factors/lift.csv")
+    t, lift = _table(out, "factors/attribution.csv"), _table(out, "factors/lift.csv", s.names)
     own = t[(t.quantity == "r2") & t.encoder.isin(s.vectors)]
     fit = join_words([f"{r.encoder} {100 * r.value:.0f} %" for r in own.itertuples()])
     order = [n for n in (*s.names, *s.vectors) if n in set(own.encoder)]
@@ -227,20 +231,22 @@ def _collinear(t): # a sentence on merged collinear terms; "" where there are no
 # %% ../../nbs/library/comparison/09_report.ipynb #78428251
 def _lift_table(t, names):
     def cell(r):
-        return (f"{100 * r.value:.0f} % vs. {100 * r.base:.0f} %" if r.measure == "share"
-                else f"{r.value:.2f} vs. {r.base:.2f}")
-    return pd.DataFrame([{"similar for": names["ab".index(r.direction)], "factor": r.factor,
+        return (f"{100 * r.mined_value:.0f} % vs. {100 * r.baseline_value:.0f} %"
+                if r.measure == "share"
+                else f"{r.mined_value:.2f} vs. {r.baseline_value:.2f}")
+    return pd.DataFrame([{"similar for": names["ab".index(r.similar_in)], "factor": r.factor,
                           "measure": r.measure, "compared with": r.baseline,
                           "pairs vs. baseline": cell(r),
-                          "ratio": f"{r.ratio:.2f} ({r.ratio_lo:.2f}–{r.ratio_hi:.2f})"}
+                          "enrichment": f"{r.enrichment:.2f} "
+                                        f"({r.enrichment_ci_low:.2f}–{r.enrichment_ci_high:.2f})"}
                          for r in t.itertuples()])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #060e5603
 def _intervention_section(s, out):
     t = _table(out, "interventions/sensitivity.csv")
     shown = [n for n in (*s.names, *s.specs) if n in set(t.encoder)]
-    lost = t[t.skipped > 0].drop_duplicates("intervention")
-    said = join_words([f"{CHANGE_NAMES.get(r.intervention, r.intervention)} skipped {r.skipped} "
+    lost = t[t.skipped > 0].drop_duplicates("perturbation")
+    said = join_words([f"{CHANGE_NAMES.get(r.perturbation, r.perturbation)} skipped {r.skipped} "
                        "images" for r in lost.itertuples()])
     from ccd.comparison.perturbations import background_mask, perturbation_examples
     looked = [np.asarray(s.picture(r, 256)) for r in range(min(20, len(s.items)))]
@@ -248,7 +254,7 @@ def _intervention_section(s, out):
     return dict(title="Sensitivity to perturbations",
                 text="The shift of an image's embedding under one perturbation, in units of the "
                      "mean pairwise distance: 1 is the distance of another image, taken at random.",
-        body=figure_html(sensitivity_plot(t, list(dict.fromkeys(shown)), "relative"),
+        body=figure_html(sensitivity_plot(t, list(dict.fromkeys(shown)), "shift_rel"),
                          "embedding shift of each encoder under each perturbation") + figure_html(
             intervention_examples(perturbation_examples(one)), "the perturbations"),
         note=f"{int(t.n.max())} images; dots: medium strength, with 95 % confidence intervals from "
@@ -280,7 +286,8 @@ def _neighbor_section(s, out):
 # %% ../../nbs/library/comparison/09_report.ipynb #c5784339
 def purity_table(purity) -> pd.DataFrame:
     "Return a table of purity with labels as rows and encoders as columns."
-    t = purity.assign(cell=[percent(*r) for r in purity[["purity", "lo", "hi"]].values])
+    t = purity.assign(cell=[percent(*r)
+                            for r in purity[["label_agreement", "ci_low", "ci_high"]].values])
     wide = t.pivot(index="label", columns="encoder",
                    values="cell").loc[list(dict.fromkeys(t.label)), list(dict.fromkeys(t.encoder))]
     wide["chance"] = [percent(c) for c in t.drop_duplicates("label").chance]
@@ -334,7 +341,7 @@ def write_atlas(
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8f017eb5
 def _write_atlas(s, out, credits):
-    rows, pairs = np.load(out / "maps/rows.npy"), pd.read_parquet(out / "pairs/pairs.parquet")
+    rows, pairs = np.load(out / "maps/rows.npy"), load_table(out / "pairs/pairs.parquet")
     some = {n: e if len(rows) == len(s.items) else e.rows(rows) for n, e in zip(s.names, s.two)}
     k = min(10, max(1, (len(rows) - 1) // 2))
     write_atlas(out / "atlas.html", some, [np.load(out / f"maps/map-{d}.npy") for d in "ab"],

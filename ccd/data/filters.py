@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 import numpy as np
 import pandas as pd
-from ..files import UserError, atomic_write, content_hash, to_plain_dict, user_path
+from ..files import (UserError, atomic_write, content_hash, load_table, to_plain_dict,
+                       user_path)
 from ..settings import DataSettings
 from ..device import n_cpus
 from ..runs import (Progress, read_manifest, require_own_folder, settings_diff, up_to_date,
@@ -188,8 +189,9 @@ def _summary(t, cuts, lost): # number of images that each rule keeps
     for name, cut in cuts.items():
         if t[name].isna().all(): continue # the scorer has no such score
         k = _parse_filter_rule(name)(t, cuts)
-        out.append(dict(rule=name, cut=cut, kept=int(k.sum()), left_out=int((~k & ~bad).sum()),
-                        unreadable=lost, share=float(k.mean())))
+        out.append(dict(rule=name, threshold=cut, kept=int(k.sum()),
+                        excluded=int((~k & ~bad).sum()),
+                        unreadable=lost, kept_share=float(k.mean())))
     return pd.DataFrame(out)
 
 # %% ../../nbs/library/data/07_filters.ipynb #d8cebadc
@@ -243,11 +245,12 @@ def _area(p): # area of a quadrangle, from its corners
 def format_filter_summary(folder) -> str:
     "Format the numbers of kept and rejected images of a folder of scores as text."
     folder = Path(folder)
-    made, t = read_manifest(folder), pd.read_csv(folder / "summary.csv")
-    n, s = int(t[["kept", "left_out", "unreadable"]].iloc[0].sum()), made["settings"]
+    made, t = read_manifest(folder), load_table(folder / "summary.csv")
+    n, s = int(t[["kept", "excluded", "unreadable"]].iloc[0].sum()), made["settings"]
     bad = int(t.unreadable.iloc[0])
     lines = [f"{n:,} {s['split']} images of {s['source']}, scored by {s['scorer']['name']}"]
     if bad: lines.append(f"{bad:,} could not be scored: {folder / 'unreadable.csv'}")
-    return "\n".join(lines + [f"{r.rule} above {r.cut:g}: {r.kept:,} kept ({r.share:.1%}), "
-                        f"{r.left_out:,} left out; --data.source filter:{r.rule}:{folder.parent}"
+    return "\n".join(lines
+                     + [f"{r.rule} above {r.threshold:g}: {r.kept:,} kept ({r.kept_share:.1%}), "
+                        f"{r.excluded:,} left out; --data.source filter:{r.rule}:{folder.parent}"
                         for r in t.itertuples()])

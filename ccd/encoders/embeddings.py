@@ -232,7 +232,7 @@ def _open_table(file):
         with warnings.catch_warnings():
             # raised for a row longer than the header
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            t = load_table(file, None) if text else pd.read_parquet(file)
+            t = load_table(file, None, rename=False) if text else pd.read_parquet(file)
     except Exception as e:
         raise UserError(f"{file} is no readable table, .csv, .tsv or .parquet: {e}") from e
     if t.index.name == "item_id" and "item_id" not in t: t = t.reset_index()

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 import pandas as pd
-from ..files import UserError, atomic_write, load_table, log_line, to_plain_dict
+from ..files import UserError, atomic_write, load_table, log_line, renamed, to_plain_dict
 from ..settings import Settings
 from ..runs import cached_stage, export_stage, outputs_hash, read_manifest, require_own_folder
 from ..report.style import distinct_colors
@@ -210,8 +210,9 @@ def _write_tables(folder, cards, probed, segmented, skipped, n_resamples):
         table = pd.concat([tables[name] for tables in (labels, pixels) if name in tables])
         if name == "differences": table = add_holm(table)
         if len(table): table.to_csv(folder / f"{name}.csv", index=False)
+    column = renamed("column", "encoders")
     rows = [dict(encoder=names[encoder], spec=encoder)
-            | {k: str(v) for k, v in card.items() if k != "name"}
+            | {column.get(k, k): str(v) for k, v in card.items() if k != "name"}
             for encoder, card in cards.items()]
     pd.DataFrame(rows).to_csv(folder / "encoders.csv", index=False)
 
@@ -323,7 +324,7 @@ def _write_report(out: Path, names: list[str], datasets: list[str]) -> Path: # p
 # %% ../../nbs/library/probing/09_command.ipynb #ead5af5c
 def _accuracy_section(table, apart, names):
     others = dict(balanced="Class-balanced accuracy",
-                  family_mean="Macro average over families or other groups",
+                  group_mean="Macro average over families or other groups",
                   knn="Nearest neighbors")
     more = "".join(f"<h3>{html.escape(title)}</h3>{table_tag(t)}" for title, t in (
         # segmentation has no such tables
@@ -342,9 +343,9 @@ def _accuracy_section(table, apart, names):
 
 # %% ../../nbs/library/probing/09_command.ipynb #e55fcb77
 def _coverage_note(table): # a note on groups of very unequal size
-    few = table[table.effective_clusters < table.clusters / 2].drop_duplicates("task")
+    few = table[table.n_effective_groups < table.n_groups / 2].drop_duplicates("task")
     if not len(few): return ""
-    sizes = [f"{r.clusters:,} as {r.effective_clusters:.0f}" for r in few.itertuples()]
+    sizes = [f"{r.n_groups:,} as {r.n_effective_groups:.0f}" for r in few.itertuples()]
     return (f" On {join_words(few.task.tolist())} the groups have very unequal sizes, so their "
             f"effective number is smaller: {join_words(sizes)}. There a 95 % interval of the "
             "plain mean covers the true value less often: 91 to 94 times in 100 in simulations. "
@@ -376,11 +377,12 @@ def _protocol_section(t, table):
 def _cut_section(t):
     if t is None: return None
     of = t.groupby(["task", "encoder"], sort=False)
-    wide = pd.DataFrame({"splits": of.cut.nunique(), "top-1, mean": (100 * of.top1.mean()).round(1),
+    wide = pd.DataFrame({"splits": of.val_split_seed.nunique(),
+                         "top-1, mean": (100 * of.top1.mean()).round(1),
                          "SD": (100 * of.top1.std()).round(2),
                          "min": (100 * of.top1.min()).round(1),
                          "max": (100 * of.top1.max()).round(1),
-                         "L2 strengths": of.ridge.agg(lambda r: f"{r.min():g} to {r.max():g}")})
+                         "L2 strengths": of.l2.agg(lambda r: f"{r.min():g} to {r.max():g}")})
     return dict(title="Other validation splits",
                 text="The same probe with other random validation splits to select its L2 strength "
                      "(and other test splits, where the data set has none). In percent.",
@@ -389,13 +391,14 @@ def _cut_section(t):
 # %% ../../nbs/library/probing/09_command.ipynb #632cd6e4
 def _text_section(named, found):
     if named is None: return None
-    def cell(t, v): return [percent(*r) for r in t[[v, "lo", "hi"]].values]
-    shown = ["encoder", "dataset", "k", "right", "classes", "tests", "templates"]
-    body = table_tag(named.assign(right=cell(named, "accuracy"))[shown], index=False)
+    def cell(t, v): return [percent(*r) for r in t[[v, "ci_low", "ci_high"]].values]
+    shown = ["encoder", "dataset", "k", "accuracy", "n_classes", "n_test", "templates"]
+    body = table_tag(named.assign(accuracy=cell(named, "accuracy"))[shown], index=False)
     if found is not None:
+        columns = ["encoder", "dataset", "direction", "k", "found", "chance", "median_rank",
+                   "n_queries", "n_candidates"]
         body += table_tag(found.assign(found=cell(found, "recall"),
-                                       chance=[percent(c) for c in found.chance])[
-["encoder", "dataset", "direction", "k", "found", "chance", "median_rank", "queries", "among"]],
+                                       chance=[percent(c) for c in found.chance])[columns],
                           index=False)
     return dict(title="Zero-shot classification and retrieval",
                 text="Top-k accuracy of the nearest class names, then recall of text-to-image and "

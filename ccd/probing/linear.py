@@ -337,7 +337,7 @@ def linear_probe(
         ridge = todo.pop(0)
         steps = fit.run(ridge, _PATH_TOL)
         top1, balanced = _scores(truth, _answers(judge, fit.w))
-        path.append(dict(ridge=ridge, train_loss=fit.loss, val_top1=top1,
+        path.append(dict(l2=ridge, train_loss=fit.loss, val_top1=top1,
                          val_balanced=balanced, steps=steps))
         score = dict(top1=top1, balanced=balanced)[select]
         if best is None or score > best[0]: best = score, ridge, fit.w
@@ -345,7 +345,7 @@ def linear_probe(
     for dtype in dict.fromkeys((quick, torch.float32)):
         fit.begin(best[2] if dtype == quick else fit.w, dtype)
         fit.run(best[1], 1e-5)
-    path = pd.DataFrame(path).assign(chosen=[p["ridge"] == best[1] for p in path])
+    path = pd.DataFrame(path).assign(chosen=[p["l2"] == best[1] for p in path])
     _warn_of_edges(path)
     return LinearProbe(classes, fit.w.cpu().numpy(), mean, std, best[1], path)
 
@@ -385,7 +385,7 @@ def _warn_of_edges(path):
     at = int(np.flatnonzero(path.chosen)[0])
     if len(path) > 1 and at in (0, len(path) - 1):
         side = "strongest" if at == 0 else "weakest"
-        warnings.warn(f"the selected L2 strength {path.ridge[at]:g} is the {side} of "
+        warnings.warn(f"the selected L2 strength {path.l2[at]:g} is the {side} of "
                       f"the path: a better one may lie beyond it; try more `ridges`")
 
 # %% ../../nbs/library/probing/01_linear.ipynb #0a685eb4
@@ -396,8 +396,8 @@ def accuracy(
     cluster: np.ndarray | None = None,
     n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
-    # top1, lo, hi; balanced, family_mean, each with its _lo and _hi; n, classes, clusters,
-    # effective_clusters
+    # top1, ci_low, ci_high; balanced, group_mean, each with its _ci_low and _ci_high; n, n_classes,
+    # n_groups, n_effective_groups
 ) -> dict:
     """Return the accuracy over items, classes and families, with 95 % intervals from a cluster
     bootstrap.
@@ -422,12 +422,12 @@ def accuracy(
     top1, balanced = (float(v[0]) for v in _both(right_of.sum(1), all_of.sum(1)))
     (lo, hi), of_classes, of_families = np.quantile(np.concatenate(found, 1), (0.025, 0.975),
                                                 axis=1).T.tolist()
-    return dict(top1=top1, lo=lo, hi=hi, balanced=balanced, balanced_lo=of_classes[0],
-                balanced_hi=of_classes[1],
-                family_mean=float(own_mean.mean()), family_mean_lo=of_families[0],
-                family_mean_hi=of_families[1],
-                n=len(right), classes=len(classes), clusters=len(groups),
-                effective_clusters=effective_groups(g))
+    return dict(top1=top1, ci_low=lo, ci_high=hi, balanced=balanced, balanced_ci_low=of_classes[0],
+                balanced_ci_high=of_classes[1],
+                group_mean=float(own_mean.mean()), group_mean_ci_low=of_families[0],
+                group_mean_ci_high=of_families[1],
+                n=len(right), n_classes=len(classes), n_groups=len(groups),
+                n_effective_groups=effective_groups(g))
 
 # %% ../../nbs/library/probing/01_linear.ipynb #b21306a4
 # [classes, resamples] each -> [2, resamples]; a class that is not resampled is left out
@@ -449,14 +449,13 @@ def _right(y, predicted):
 def _per_class(
     y: np.ndarray, # [n] labels
     predicted: np.ndarray, # [n] predicted labels
-    # label, n, right: number correct, accuracy, most_taken_for: most frequent confusion ("" where
-    # all
-    # are correct)
+    # label, n, n_correct, accuracy, most_confused_with: most frequent confusion ("" where all are
+    # correct)
 ) -> pd.DataFrame:
     "Return the accuracy within each class, and its most frequent confusion."
     right, classes, of = _right(y, predicted)
     n, hits = np.bincount(of), np.bincount(of, right).astype(int)
     wrong = pd.DataFrame(dict(label=of, taken=np.asarray(predicted)))[~right]
     mostly = wrong.groupby("label").taken.agg(lambda t: t.value_counts().sort_index().idxmax())
-    return pd.DataFrame(dict(label=classes, n=n, right=hits, accuracy=hits / n,
-        most_taken_for=[mostly.get(k, "") for k in range(len(classes))]))
+    return pd.DataFrame(dict(label=classes, n=n, n_correct=hits, accuracy=hits / n,
+        most_confused_with=[mostly.get(k, "") for k in range(len(classes))]))

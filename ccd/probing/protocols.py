@@ -75,8 +75,8 @@ def few_shot(
     shots: tuple = (1, 2, 4, 8, 16), # numbers of examples per class
     seeds: int = 5, # number of random subsets
     ridge: float = 0.1, # L2 strength, fixed in advance
-    # shots, seed, top1, balanced, n training rows, classes, short: classes with fewer rows than
-    # shots
+    # shots, seed, top1, balanced, n_train, n_classes, n_classes_below_shots: classes with fewer
+    # rows than shots
 ) -> pd.DataFrame:
     "Return the test accuracy of linear probes trained on a few examples per class."
     train, _, classes, code = _parts(x, y, train, train)
@@ -94,8 +94,8 @@ def few_shot(
                                   len(classes))
             fit.run(ridge, 1e-4)
             top1, balanced = _scores(truth, _answers(judge, fit.w))
-            out.append(dict(shots=k, seed=seed, top1=top1, balanced=balanced, n=len(some),
-                            classes=len(classes), short=int((count < k).sum())))
+            out.append(dict(shots=k, seed=seed, top1=top1, balanced=balanced, n_train=len(some),
+                            n_classes=len(classes), n_classes_below_shots=int((count < k).sum())))
     return pd.DataFrame(out)
 
 # %% ../../nbs/library/probing/02_protocols.ipynb #68caeda8

@@ -230,17 +230,17 @@ def segmentation_summary(
     segmentation: Segmentation, # predictions on the test images
     n_resamples: int = 1_000, # number of bootstrap resamples
     level: float = 0.95, # confidence level
-) -> dict: # miou, lo, hi, accuracy, accuracy_lo, accuracy_hi, pictures, clusters
+) -> dict: # miou, ci_low, ci_high, accuracy, accuracy_ci_low, accuracy_ci_high, n_images, n_groups
     "Return mIoU and pixel accuracy with their confidence intervals."
     total, drawn = (segmentation.counts.sum(0),
                     bootstrap_counts(segmentation.counts, segmentation.cluster, n_resamples))
     ends = [(1 - level) / 2, (1 + level) / 2]
     def right(c): return c[..., 0, :].sum(-1) / c[..., 1, :].sum(-1)
     (lo, hi), (a, b) = (np.quantile(f(drawn), ends) for f in (miou, right))
-    return dict(miou=float(miou(total)), lo=float(lo), hi=float(hi),
-                accuracy=float(right(total)), accuracy_lo=float(a),
-                accuracy_hi=float(b), pictures=len(segmentation.counts),
-                clusters=len(set(np.asarray(segmentation.cluster).astype(str))))
+    return dict(miou=float(miou(total)), ci_low=float(lo), ci_high=float(hi),
+                accuracy=float(right(total)), accuracy_ci_low=float(a),
+                accuracy_ci_high=float(b), n_images=len(segmentation.counts),
+                n_groups=len(set(np.asarray(segmentation.cluster).astype(str))))
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #2cf8b112
 def miou_difference(
@@ -284,14 +284,14 @@ def miou_test(
 # %% ../../nbs/library/probing/07_segmentation.ipynb #6e224208
 def per_class_iou(
     segmentation: Segmentation, # predictions on the test images
-) -> pd.DataFrame: # class, iou, recall, pixels, most_taken_for: most frequent confusion
+) -> pd.DataFrame: # class, iou, recall, pixels, most_confused_with: most frequent confusion
     "Return IoU, recall and the most frequent confusion of each class."
     hit, truth, _ = segmentation.counts.sum(0)
     wrong = segmentation.confusion - np.diag(np.diag(segmentation.confusion))
     taken = [segmentation.classes[w.argmax()] if w.any() else "" for w in wrong]
     share = np.divide(hit, truth, out=np.full(len(hit), np.nan), where=truth > 0)
     return pd.DataFrame({"class": segmentation.classes, "iou": _iou(segmentation.counts.sum(0)),
-                         "recall": share, "pixels": truth, "most_taken_for": taken})
+                         "recall": share, "pixels": truth, "most_confused_with": taken})
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #32ad521c
 # counts of each image and confusion matrix, for each head
@@ -350,7 +350,7 @@ def segmentation_probe(
     scores = miou(found.sum(1))
     best = heads[int(scores.argmax())]
     counts, confusion = _score([best], encoders, test, size, ratios, flip, "test")
-    path = pd.DataFrame(dict(ridge=ridges, train_loss=[h.loss for h in heads],
+    path = pd.DataFrame(dict(l2=ridges, train_loss=[h.loss for h in heads],
                              val_miou=scores, steps=[h.steps for h in heads],
                              chosen=[h is best for h in heads]))
     cards = [to_plain_dict(e.card) for e in encoders]

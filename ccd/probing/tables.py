@@ -60,7 +60,7 @@ def _fit_probes(
     x, seen = e.vectors[train], y[train]
     said = knn_probe(x, seen, e.vectors[val], _KNN_KS)
     with warnings.catch_warnings(): # the path is reported in a table
-        warnings.filterwarnings("ignore", "the chosen ridge")
+        warnings.filterwarnings("ignore", "the selected L2 strength")
         linear = linear_probe(e.vectors, y, train, val)
     best = max(said, key=lambda k: (said[k] == y[val]).mean())
     return _FittedProbes(linear, x, seen, best, pd.Series(seen).mode()[0])
@@ -106,7 +106,7 @@ def _among(learnt, classes):
 # %% ../../nbs/library/probing/08_tables.ipynb #8d2816c4
 _PROBES = ("linear", "knn")
 # mean over the clusters of the bootstrap
-FAMILY = ("family_mean", "family_mean_lo", "family_mean_hi")
+FAMILY = ("group_mean", "group_mean_ci_low", "group_mean_ci_high")
 
 # %% ../../nbs/library/probing/08_tables.ipynb #57bf319b
 def score_probes(
@@ -118,20 +118,22 @@ def score_probes(
     "Return the accuracy of both probes of one encoder, with confidence intervals."
     rows, about = [], {t.name: t for t in tasks}
     for name, a in answers.groupby("task", sort=False):
-        t, row = about[name], dict(dataset=about[name].dataset, task=name, group=about[name].group)
+        t, row = (about[name],
+                  dict(dataset=about[name].dataset, task=name, task_group=about[name].group))
         for probe in _PROBES:
             s = accuracy(a.label.values, a[probe].values, a.cluster.values, n_resamples)
-            keys = ("linear", "lo", "hi") if probe == "linear" else ("knn", "knn_lo", "knn_hi")
-            row |= dict(zip(keys, (s["top1"], s["lo"], s["hi"])))
+            keys = (probe, f"{probe}_ci_low", f"{probe}_ci_high")
+            row |= dict(zip(keys, (s["top1"], s["ci_low"], s["ci_high"])))
             if probe == "linear":
-                row |= {k: s[k] for k in ("balanced", "balanced_lo", "balanced_hi", *FAMILY)}
+                row |= {k: s[k]
+                        for k in ("balanced", "balanced_ci_low", "balanced_ci_high", *FAMILY)}
         chosen = paths[paths.chosen & (paths.task == (t.parent or name))]
         rows.append(row | dict(majority=float((a.majority == a.label).mean()),
-                               ridge=float(chosen.ridge.median()),
-                               k=int(chosen.k.median()), classes=a.label.nunique(), tests=len(a),
-                               clusters=a.cluster.nunique(),
-                               effective_clusters=effective_groups(a.cluster),
-                               parent=t.parent, left_out=len(t.left_out)))
+                               l2=float(chosen.l2.median()),
+                               k=int(chosen.k.median()), n_classes=a.label.nunique(), n_test=len(a),
+                               n_groups=a.cluster.nunique(),
+                               n_effective_groups=effective_groups(a.cluster),
+                               probe_from=t.parent, n_excluded=len(t.left_out)))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #96df65ca
@@ -139,9 +141,8 @@ def compare_probes(
     answers: pd.DataFrame, # predictions of several encoders, with a column `encoder`
     a: str, b: str, # names of the two encoders
     n_resamples: int = 1_000, # number of bootstrap resamples
-    # a, b, task, probe, difference a - b, lo, hi, p, `FAMILY` (difference of the means over
-    # families),
-    # p_holm
+    # a, b, task, probe, difference a - b, ci_low, ci_high, p, `FAMILY` (difference of the means
+    # over families), p_holm
 ) -> pd.DataFrame:
     """Return paired differences in accuracy of two encoders on the same test items, with tests.
 
@@ -159,7 +160,7 @@ def compare_probes(
             right = [(e[probe] == e.label).reindex(x.index).values for e in (x, y)]
             one, two = (r.astype(float) for r in right)
             d, lo, hi = paired_bootstrap(one, two, x.cluster.values, n_resamples)
-            out.append(dict(a=a, b=b, task=task, probe=probe, difference=d, lo=lo, hi=hi,
+            out.append(dict(a=a, b=b, task=task, probe=probe, difference=d, ci_low=lo, ci_high=hi,
                             p=paired_test(*right, x.cluster.values), **dict(zip(FAMILY,
                                        group_mean(one - two, x.cluster.values, n_resamples)))))
     return add_holm(pd.DataFrame(out))
@@ -183,7 +184,8 @@ def tasks_where_better(
     d = differences[(differences.a == encoder) & differences.b.isin(others)
                     & (differences.probe == probe)]
     return [t
-            for t, g in d.groupby("task", sort=False) if len(g) == len(others) and (g.lo > 0).all()]
+            for t, g in d.groupby("task", sort=False) if len(g) == len(others)
+            and (g.ci_low > 0).all()]
 
 # %% ../../nbs/library/probing/08_tables.ipynb #62aded22
 def _eval_protocols(
@@ -204,15 +206,15 @@ def _eval_protocols(
         for name, p in PROTOCOLS.items():
             said = sgd_probe(x, y, f.train.rows, f.val.rows, test, p, seed).predict(x[test])
             rows.append(dict(task=t.name, protocol=name, top1=float((said == y[test]).mean()),
-                             judge=p.judge))
-    return pd.DataFrame(rows, columns=["task", "protocol", "top1", "judge"])
+                             selected_on=p.judge))
+    return pd.DataFrame(rows, columns=["task", "protocol", "top1", "selected_on"])
 
 # %% ../../nbs/library/probing/08_tables.ipynb #d7df95cf
 def _eval_val_splits(
     vectors: dict, # key of a corpus -> Embeddings
     datasets: list[str], # names of data sets; the probe is trained on the first
     cuts: int, # number of random validation splits; seed 0 is that of the table of accuracies
-) -> pd.DataFrame: # task, cut (seed of the validation split), ridge (L2 strength), top1
+) -> pd.DataFrame: # task, val_split_seed, l2 (L2 strength), top1
     """Return the accuracy of one encoder's linear probes with several random validation splits.
 
     The test split changes too where a data set has none of its own. Nothing changes where the
@@ -226,10 +228,10 @@ def _eval_val_splits(
             if cut: warnings.simplefilter("ignore")
             asked = [t for d in datasets for t in tasks(d, items, cut)]
         answers, paths = predict_probes(vectors, asked)
-        ridge = paths[paths.chosen].groupby("task").ridge.median()
+        ridge = paths[paths.chosen].groupby("task").l2.median()
         for t in asked:
             a = answers[answers.task == t.name]
-            rows.append(dict(task=t.name, cut=cut, ridge=ridge[t.parent or t.name],
+            rows.append(dict(task=t.name, val_split_seed=cut, l2=ridge[t.parent or t.name],
                              top1=float((a.linear == a.label).mean())))
     return pd.DataFrame(rows)
 
@@ -279,12 +281,13 @@ def segmentation_rows(
     rows = []
     for name, s in segmentations.items():
         m = segmentation_summary(s, n_resamples)
-        rows.append(dict(dataset=dataset, task=f"{dataset}, mIoU", group="segmentation",
-                         encoder=name, linear=m["miou"], lo=m["lo"], hi=m["hi"],
+        rows.append(dict(dataset=dataset, task=f"{dataset}, mIoU", task_group="segmentation",
+                         encoder=name, linear=m["miou"], linear_ci_low=m["ci_low"],
+                         linear_ci_high=m["ci_high"],
                          majority=float(miou(majority.counts.sum(0))),
-                         ridge=float(s.path.ridge[s.path.chosen].iloc[0]),
-                         classes=len(s.classes), tests=m["pictures"], clusters=m["clusters"],
-                         effective_clusters=effective_groups(np.asarray(s.cluster).astype(str))))
+                         l2=float(s.path.l2[s.path.chosen].iloc[0]),
+                         n_classes=len(s.classes), n_test=m["n_images"], n_groups=m["n_groups"],
+                         n_effective_groups=effective_groups(np.asarray(s.cluster).astype(str))))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #fcf09dbc
@@ -293,12 +296,13 @@ def segmentation_differences(
     pairs, # pairs of names of encoders
     dataset: str, # name of the data set
     n_resamples: int = 1_000, # number of bootstrap resamples
-    # a, b, task, probe, p, difference, lo, hi, as of `compare_probes`, without p_holm
+    # a, b, task, probe, p, difference, ci_low, ci_high, as of `compare_probes`, without p_holm
 ) -> pd.DataFrame:
     """Return differences in mIoU, with intervals of a paired bootstrap and the p-value of a
     permutation test."""
     return pd.DataFrame([dict(a=a, b=b, task=f"{dataset}, mIoU", probe="linear",
-             p=miou_test(segmentations[a], segmentations[b]), **dict(zip(("difference", "lo", "hi"),
+             p=miou_test(segmentations[a], segmentations[b]),
+                              **dict(zip(("difference", "ci_low", "ci_high"),
                         miou_difference(segmentations[a], segmentations[b], n_resamples))))
         for a, b in pairs if a in segmentations and b in segmentations])
 
@@ -361,7 +365,7 @@ def _zero_shot_rows(
     said, owner = _captions_of(corpora[key].select(where))
     found = (retrieval(x, speak(said), owner, said, group, n_resamples=draws) if len(said)
              else pd.DataFrame())
-    return (named.assign(dataset=dataset, classes=len(names), templates=texts),
+    return (named.assign(dataset=dataset, n_classes=len(names), templates=texts),
             found.assign(dataset=dataset))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #58a4cc2e

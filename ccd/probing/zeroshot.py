@@ -98,15 +98,15 @@ def _topk_accuracy(
     cluster: np.ndarray | None = None,
     ks: tuple = (1, 5), # values of k; those above the number of predictions are skipped
     n_resamples: int = 1_000, # number of bootstrap resamples
-) -> pd.DataFrame: # k, accuracy, lo, hi, tests, clusters
+) -> pd.DataFrame: # k, accuracy, ci_low, ci_high, n_test, n_groups
     """Return the top-k accuracy: the fraction of images whose label is among the first k
     predictions."""
     group = np.arange(len(y)) if cluster is None else np.asarray(cluster)
     rows, hit = [], np.asarray(answers) == np.asarray(y)[:, None]
     for k in (k for k in ks if k <= hit.shape[1]):
         right, lo, hi = cluster_bootstrap(hit[:, :k].any(1), group, n_resamples)
-        rows.append(dict(k=k, accuracy=right, lo=lo, hi=hi, tests=len(y),
-                         clusters=len(np.unique(group))))
+        rows.append(dict(k=k, accuracy=right, ci_low=lo, ci_high=hi, n_test=len(y),
+                         n_groups=len(np.unique(group))))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #ea297473
@@ -116,7 +116,7 @@ def zero_shot(
     images, # corpus of single emoji
     size: int, # px at which images are decoded
     n_resamples: int = 1_000, # number of bootstrap resamples
-) -> dict: # right: top-1 accuracy, lo, hi, chance, names, tests
+) -> dict: # top1: top-1 accuracy, ci_low, ci_high, chance, n_classes, n_test
     """Return the zero-shot accuracy on emoji of held-out concepts.
 
     Source: Radford et al. (2021), section 3.1."""
@@ -130,8 +130,8 @@ def zero_shot(
         said.append(_zero_shot_predict(encoder.vector(x).cpu().numpy(), text, names, 1))
     right = np.concatenate(said)[:, 0] == items.name[test].values
     share, lo, hi = cluster_bootstrap(right, items.family[test].values, n_resamples)
-    return dict(right=share, lo=lo, hi=hi, chance=1 / len(names), names=len(names),
-                tests=len(test))
+    return dict(top1=share, ci_low=lo, ci_high=hi, chance=1 / len(names), n_classes=len(names),
+                n_test=len(test))
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #65ddbe11
 # difference up to which cosines are tied; the error of float32 products is smaller
@@ -170,7 +170,7 @@ def retrieval(
     cluster: np.ndarray | None = None,
     ks: tuple = (1, 5, 10), # values of k
     n_resamples: int = 1_000, # number of bootstrap resamples
-) -> pd.DataFrame: # direction, k, recall, lo, hi, chance, median_rank, queries, ...
+) -> pd.DataFrame: # direction, k, recall, ci_low, ci_high, chance, median_rank, n_queries, ...
     """Return recall@k of image-to-text and text-to-image retrieval, with ties broken at random.
 
     Raises `UserError` where `owner` or `texts` does not fit the captions or the images, and for NaN
@@ -196,11 +196,11 @@ def retrieval(
             recall, lo, hi = cluster_bootstrap(hit, own, n_resamples)
             every = place.every
             lot = _expected_topk_hit(k, 0 * every, len(others) - every, every)
-            rows.append(dict(direction=way, k=k, recall=recall, lo=lo, hi=hi,
+            rows.append(dict(direction=way, k=k, recall=recall, ci_low=lo, ci_high=hi,
                              chance=float(lot.mean()),
                              median_rank=float(np.median(rank)),
-                             queries=len(queries), among=len(others),
-                             clusters=len(np.unique(own)), without=n - len(asked)))
+                             n_queries=len(queries), n_candidates=len(others),
+                             n_groups=len(np.unique(own)), without_caption=n - len(asked)))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #e2a80dec

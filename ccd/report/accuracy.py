@@ -76,7 +76,7 @@ def probe_dots(
 ):
     """Return a figure of accuracies with 95 % confidence intervals, one panel per task and one dot
     per encoder; dotted: majority class."""
-    p, low, high = styled_pyplot(), *(("lo", "hi") if value == "linear" else ("knn_lo", "knn_hi"))
+    p, low, high = styled_pyplot(), f"{value}_ci_low", f"{value}_ci_high"
     table = table.dropna(subset=[value])
     tasks, names = list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))[::-1]
     rows = -(-len(tasks) // _PANELS_PER_ROW)
@@ -114,7 +114,7 @@ def difference_dots(
     for ax, task in zip(axes.flat, tasks):
         own = t[t.task == task].set_index("a").reindex(names)
         colors = [color_of(n) for n in names]
-        ax.hlines(range(len(names)), own.lo, own.hi, color=colors, lw=2)
+        ax.hlines(range(len(names)), own.ci_low, own.ci_high, color=colors, lw=2)
         ax.scatter(own.difference, range(len(names)), color=colors, s=20, zorder=3)
         ax.axvline(0, color="#777", lw=0.8)
         ax.set(yticks=range(len(names)), ylim=(-0.6, len(names) - 0.4))
@@ -130,7 +130,7 @@ def few_shot_curves(
 ):
     """Return a figure of few-shot accuracy, one panel per task, up to the shots that nine in ten
     classes have; error bars: standard deviation over training sets."""
-    table = table[table.short <= table.classes / 10]
+    table = table[table.n_classes_below_shots <= table.n_classes / 10]
     p, tasks, names = (styled_pyplot(), list(dict.fromkeys(table.task)),
                        list(dict.fromkeys(table.encoder)))
     columns = min(_PANELS_PER_ROW, len(tasks))

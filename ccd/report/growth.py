@@ -14,7 +14,8 @@ from .style import (_FIG_WIDTH, _MIN_FONT, _PANELS_PER_ROW, _power_of_ten, _shor
 
 # %% ../../nbs/library/report/06_growth.ipynb #5ca1f002
 def scaling_curves(
-    # columns x, value, lo, hi; all_lo, all_hi where the variance of seeds is known
+    # columns x, value, ci_low, ci_high; total_ci_low, total_ci_high where the variance of seeds is
+    # known
     table: pd.DataFrame,
     rows: str, # column with the names of the panels or of the axes
     columns: str, # column with the names of the axes or of the panels
@@ -72,8 +73,8 @@ def _growth(ax, t, name, aside): # one line; lines are shifted slightly, so that
     if not len(t): return
     color, x = color_of(name), t.x.values * aside
     ax.plot(x, t.value, color=color, lw=1.3, marker="o", ms=3.5, label=name)
-    ax.vlines(x, t.lo, t.hi, color=color, lw=2.8, alpha=0.6)
-    if "all_lo" in t: ax.vlines(x, t.all_lo, t.all_hi, color=color, lw=1)
+    ax.vlines(x, t.ci_low, t.ci_high, color=color, lw=2.8, alpha=0.6)
+    if "total_ci_low" in t: ax.vlines(x, t.total_ci_low, t.total_ci_high, color=color, lw=1)
 
 # %% ../../nbs/library/report/06_growth.ipynb #aaf1feb8
 # labels that do not overlap; the first and last are kept if possible
@@ -88,7 +89,7 @@ def _apart(at, labels, character=0.07):
 
 # %% ../../nbs/library/report/06_growth.ipynb #adb11936
 def compute_plot(
-    table: pd.DataFrame, # columns recipe, metric, flops, value, all_lo, all_hi, best
+    table: pd.DataFrame, # columns recipe, metric, flops, value, total_ci_low, total_ci_high, best
     names: dict, # recipe -> label
 ):
     """Return a figure of every run by its FLOPs, one panel per metric; a step line joins the best
@@ -101,7 +102,8 @@ def compute_plot(
         for recipe, name in names.items():
             t = table[(table.metric == m) & (table.recipe == recipe)].sort_values("flops")
             if not len(t): continue
-            ax.vlines(t.flops, t.all_lo, t.all_hi, color=color_of(name), lw=0.8, alpha=0.6)
+            ax.vlines(t.flops, t.total_ci_low, t.total_ci_high, color=color_of(name), lw=0.8,
+                      alpha=0.6)
             ax.scatter(t.flops, t.value, color=color_of(name), s=11, label=name)
             b = t[t.best]
             ax.step([*b.flops, t.flops.max()], [*b.value, b.value.iloc[-1]], where="post",
@@ -122,7 +124,8 @@ def compute_plot(
 
 # %% ../../nbs/library/report/06_growth.ipynb #5ca1f011
 def supervision_plot(
-    # columns name, metric, few (whether the data are the smaller fraction), value, all_lo, all_hi
+    # columns name, metric, few (whether the data are the smaller fraction), value, total_ci_low,
+    # total_ci_high
     table: pd.DataFrame,
     labels: tuple[str, str], # labels of filled and hollow dots
     baselines: dict, # metric -> accuracy of the baseline without an encoder
@@ -138,7 +141,7 @@ def supervision_plot(
             t = table[(table.metric == m) & (table.few == few)]
             y = t.name.map(names.index) + up
             colors = [color_of(n) for n in t.name]
-            ax.hlines(y, t.all_lo, t.all_hi, color=colors, lw=1)
+            ax.hlines(y, t.total_ci_low, t.total_ci_high, color=colors, lw=1)
             ax.scatter(t.value, y, s=16, color=["white" if few else c for c in colors],
                        edgecolor=colors, zorder=3)
         if m in baselines: ax.axvline(baselines[m], color="#888888", lw=0.8, ls=":")

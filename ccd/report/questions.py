@@ -16,7 +16,7 @@ from .similarity import _ladder
 # macro averages and their names in order: overall, then each category with its subsets
 def _in_order(table, categories):
     order = ["overall", *(n for c, leaves in categories.items() for n in (c, *leaves))]
-    t = table[((table.level == "subset") | (table.convention == "macro")) & table.name.isin(order)]
+    t = table[((table.level == "subset") | (table.average == "macro")) & table.name.isin(order)]
     return t, [n for n in order if n in set(t.name)]
 
 # %% ../../nbs/library/report/05_questions.ipynb #65039050
@@ -40,7 +40,7 @@ def subset_accuracy_plot(
     """Return a figure of accuracy by category and subset, with 95 % confidence intervals; cross:
     no-image baseline, ring: oracle."""
     t, rows = _by_seed(summary, categories)
-    value = t.set_index(["shown", "name"])[["score", "lo", "hi"]]
+    value = t.set_index(["shown", "name"])[["score", "ci_low", "ci_high"]]
     shown = [s for s in dict.fromkeys(t.shown) if t[t.shown == s].encoder.iloc[0] in names]
     fig = styled_pyplot().figure(figsize=(4.8, 1.1 + (0.08 + 0.065 * len(shown)) * len(rows)))
     label = {l: f"   {labels.get(l, l)}" for ls in categories.values() for l in ls}
@@ -70,12 +70,12 @@ def question_table(
     """Return a table of accuracy by category, subset and encoder, in percent with 95 % confidence
     intervals."""
     t, rows = _by_seed(summary[summary.encoder.isin(list(names))], categories)
-    t = t.assign(cell=[percent(*r) for r in t[["score", "lo", "hi"]].values])
+    t = t.assign(cell=[percent(*r) for r in t[["score", "ci_low", "ci_high"]].values])
     wide = t.pivot(index="name", columns="shown",
                    values="cell").loc[rows, list(dict.fromkeys(t.shown))]
     first = t.drop_duplicates("name").set_index("name").loc[rows]
     wide["questions in groups"] = [f"{a:,} in {b:,}"
-                                   for a, b in zip(first.questions, first.clusters)]
+                                   for a, b in zip(first.n_questions, first.n_groups)]
     note = ["excluded from averages: not informative" if n == "not informative" else ""
             for n in first.note]
     return (wide.assign(note=note) if any(note) else wide).rename_axis(index=None, columns=None)
@@ -101,7 +101,8 @@ def vqa_difference_table(
 # %% ../../nbs/library/report/05_questions.ipynb #6de4aebf
 def _gap(r): # one cell of the table
     if r["difference"] != r["difference"]: return "–"
-    if not r["discordant"]: return "+0.0, no discordant items" # its variance is unknown
-    lo, hi = (r["all_lo"], r["all_hi"]) if r["seeds_known"] else (r["lo"], r["hi"])
-    star = "*" if r["p_all_holm"] < 0.05 and r.get("above_baseline") != "neither" else ""
+    if not r["n_discordant"]: return "+0.0, no discordant items" # its variance is unknown
+    lo, hi = ((r["total_ci_low"], r["total_ci_high"]) if r["seed_variance_known"]
+              else (r["ci_low"], r["ci_high"]))
+    star = "*" if r["p_total_holm"] < 0.05 and r.get("above_baseline") != "neither" else ""
     return f"{100 * r['difference']:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){star}"

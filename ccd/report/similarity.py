@@ -60,9 +60,9 @@ def agreement_dots(
     fig = fig or p.figure(figsize=(_FIG_WIDTH, 0.36 * len(factors) + 1.0))
     ax = fig.subplots()
     for k, (d, name) in enumerate(zip(("a", "b"), names)):
-        t = table[table.direction == d].set_index("factor").reindex(factors)
+        t = table[table.similar_in == d].set_index("factor").reindex(factors)
         y = np.arange(len(factors))[::-1] + (0.14 if k == 0 else -0.14)
-        ax.hlines(y, t.lo, t.hi, color=color_of(name), lw=2)
+        ax.hlines(y, t.ci_low, t.ci_high, color=color_of(name), lw=2)
         ax.scatter(t.share, y, color=color_of(name), s=24, zorder=3, label=f"{name}-similar pairs")
     c = table.drop_duplicates("factor").set_index("factor").reindex(factors).chance
     ax.scatter(c, np.arange(len(factors))[::-1], marker="|", s=160, color="#333", label="all pairs")
@@ -85,7 +85,7 @@ def summary_figure(
     fig = styled_pyplot().figure(figsize=(_FIG_WIDTH, 7))
     top, low = fig.subfigures(2, 1, height_ratios=(1.2, 1))
     for part, d, a, b in zip(top.subfigures(1, 2, wspace=0.04), ("a", "b"), names, names[::-1]):
-        pair_grid(pairs[pairs.direction == d], images, names, n_pairs=6, columns=2, fig=part)
+        pair_grid(pairs[pairs.similar_in == d], images, names, n_pairs=6, columns=2, fig=part)
         part.suptitle(f"similar for {a}, dissimilar for {b}", color=color_of(a), fontsize=10,
                       fontweight="bold")
     agreement_dots(table, names, fig=low)
@@ -145,10 +145,10 @@ def score_vs_seed_noise(
     fig = styled_pyplot().figure(figsize=(4.8, 3.0))
     ax = fig.subplots()
     for name in names:
-        t = table[table.similar_for == name]
+        t = table[table.similar_in == name]
         ax.plot(t["rank"], t.score, color=color_of(name), label=f"{name}-similar pairs")
     for name in names:
-        t = table[table.similar_for == names[0]]
+        t = table[table.similar_in == names[0]]
         if TWO_SEEDS + name in t:
             ax.plot(t["rank"], t[TWO_SEEDS + name], color=color_of(name), ls=":",
                     label=f"{name}, two seeds")
@@ -169,7 +169,7 @@ def overlap_curves(
     for (a, b), t in table.groupby(["a", "b"], sort=False):
         two = (a, b) == tuple(names)
         color = "#333333" if two else color_of(a)
-        ax.fill_between(t.k, t.lo, t.hi, color=color, alpha=0.25, lw=0)
+        ax.fill_between(t.k, t.ci_low, t.ci_high, color=color, alpha=0.25, lw=0)
         ax.plot(t.k, t.overlap, color=color, marker="o", ms=3,
                 label=f"{a} and {b}" if two else f"{a}, two seeds")
     t = table.drop_duplicates("k")
@@ -257,7 +257,8 @@ def attribution_plot(
 ):
     """Return a figure of the regression of similarity on shared attributes: slopes or unique R²
     with 95 % confidence intervals."""
-    t = table[table.quantity == quantity].set_index(["encoder", "term"])[["value", "lo", "hi"]]
+    t = table[table.quantity
+              == quantity].set_index(["encoder", "term"])[["value", "ci_low", "ci_high"]]
     terms, names = list(dict.fromkeys(t.index.get_level_values(1))), _encoders(table, names)
     shown, xlabel = ((_GROUP_NAMES, "unique R²") if quantity == "unique" else
                      (TERM_LABELS, "standardized coefficient (SD of similarity)"))
@@ -267,18 +268,18 @@ def attribution_plot(
 def sensitivity_plot(
     table: pd.DataFrame, # result of `ccd.comparison.perturbations.sensitivity`
     names: list | None = None, # encoders or differences of encoders; None for all encoders
-    value: str = "drop", # column: `drop` or `relative`
+    value: str = "shift_sd", # column: `shift_sd` or `shift_rel`
     fig=None, # to draw in
 ):
     """Return a figure of the sensitivity of each encoder to each perturbation, with 95 % confidence
     intervals."""
-    low, high = ("lo", "hi") if value == "drop" else ("relative_lo", "relative_hi")
+    low, high = f"{value}_ci_low", f"{value}_ci_high"
     t = table.dropna(subset=[value])
-    own = {k: g for k, g in t.groupby(["encoder", "intervention"], sort=False)}
-    rows, names = list(dict.fromkeys(t.intervention)), _encoders(table, names)
+    own = {k: g for k, g in t.groupby(["encoder", "perturbation"], sort=False)}
+    rows, names = list(dict.fromkeys(t.perturbation)), _encoders(table, names)
     def middle(n, r): return own[n, r].iloc[len(own[n, r]) // 2][[value, low, high]]
     def reach(n, r): return (own[n, r][value].iloc[0], own[n, r][value].iloc[-1])
-    xlabel = ("embedding shift (SD of similarity)" if value == "drop"
+    xlabel = ("embedding shift (SD of similarity)" if value == "shift_sd"
               else "embedding shift / mean pairwise distance")
     return _ladder(rows, names, middle, CHANGE_NAMES, xlabel, reach, fig)
 

@@ -35,11 +35,11 @@ def percent(x, lo=None, hi=None) -> str:
 # %% ../../nbs/library/report/02_tables.ipynb #b26df0d6
 def accuracy_table(
     table: pd.DataFrame, # result of `ccd.probing.tables.score_probes`
-    value: str = "linear", # column: `linear`, `knn`, `balanced` or `family_mean`
+    value: str = "linear", # column: `linear`, `knn`, `balanced` or `group_mean`
 ) -> pd.DataFrame: # one row per task, one column per encoder
     """Return a table of accuracies by task and encoder, in percent with 95 % confidence intervals,
     followed by the majority baseline and the number of items."""
-    low, high = ("lo", "hi") if value == "linear" else (f"{value}_lo", f"{value}_hi")
+    low, high = f"{value}_ci_low", f"{value}_ci_high"
     t = table.assign(cell=[percent(*r) for r in table[[value, low, high]].values])
     wide = t.pivot(index="task", columns="encoder", values="cell")
     wide = wide.loc[list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))]
@@ -50,9 +50,9 @@ def accuracy_table(
 
 # %% ../../nbs/library/report/02_tables.ipynb #e8560391
 def _in_groups(r): # number of items, of groups, and the effective number of groups
-    effective = round(r.get("effective_clusters", r["clusters"]))
-    return (f"{r['tests']:,} in {r['clusters']:,}"
-            + (f" (effective {effective:,})" if effective < r["clusters"] else ""))
+    effective = round(r.get("n_effective_groups", r["n_groups"]))
+    return (f"{r['n_test']:,} in {r['n_groups']:,}"
+            + (f" (effective {effective:,})" if effective < r["n_groups"] else ""))
 
 # %% ../../nbs/library/report/02_tables.ipynb #a24fef0b
 def difference_table(
@@ -64,7 +64,7 @@ def difference_table(
     confidence intervals."""
     t = table[table.probe == value]
     cell = [f"{100 * d:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f})"
-            for d, lo, hi in t[["difference", "lo", "hi"]].values]
+            for d, lo, hi in t[["difference", "ci_low", "ci_high"]].values]
     t = t.assign(pair=t.a + " − " + t.b, cell=cell)
     wide = t.pivot(index="task", columns="pair", values="cell")
     return wide.loc[list(dict.fromkeys(t.task)),

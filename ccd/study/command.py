@@ -9,13 +9,15 @@ __all__ = ['study', 'export_study']
 import json, shutil, time
 from functools import partial
 from pathlib import Path
-import pandas as pd
-from ..files import UserError, atomic_write, log_line, read_json, to_plain_dict, write_json
+from ..files import (UserError, atomic_write, load_table, log_line, read_json, to_plain_dict,
+                       write_json)
 from ..settings import Settings, rename_fields
 from ..runs import claim_folder, require_own_folder, write_manifest
-from .stages import (_build_data, _embed_all, _neighbor_stage, _pair_stage, _probe_stage,
+from .stages import (_NAMES, _build_data, _embed_all, _neighbor_stage, _pair_stage,
+                              _probe_stage,
                               _segmentation_stage, _train_all, _vlm_stage, _zero_shot_result,
                               _zero_shot_stage)
+from ..comparison.search import name_encoders
 from .report import _command_of, _report_stage
 
 # %% ../../nbs/library/study/03_command.ipynb #7755b85c
@@ -66,7 +68,8 @@ def export_study(
             shutil.copy(f, tmp / f"vlm-{f.name}")
         for r in sorted((out / "train").glob("*/manifest.json")):
             _publish_run(r.parent, tmp, weights, settings)
-        pd.read_parquet(out / "pairs/pairs.parquet").drop(columns=["i", "j"]).to_csv(
+        pairs = name_encoders(load_table(out / "pairs/pairs.parquet"), tuple(_NAMES.values()))
+        pairs.drop(columns=["i", "j"]).to_csv(
             tmp / "pairs.csv", index=False, float_format="%.5g")
         runs_of = {p.parent.name: read_json(p)
                    for p in sorted((out / "train").glob("*/manifest.json"))}

@@ -10,7 +10,7 @@ import math, shlex
 from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
-from ..files import atomic_write, content_hash, write_json
+from ..files import atomic_write, content_hash, load_table, write_json
 from ..settings import Settings, preset
 from ..runs import cached_stage, outputs_hash
 from ..report.tables import (accuracy_table, difference_table, figure_html, join_words, table_tag,
@@ -19,6 +19,7 @@ from ..report.accuracy import dino_diagnostics, knn_during_training, loss_curves
 from ..report.similarity import BASELINES, agreement_dots, atlas_plot, neighbor_grid, pair_grid
 from ..report.questions import subset_accuracy_plot
 from ..comparison.report import purity_table
+from ..comparison.search import letter_encoders
 from .stages import _NAMES, _eval_corpora, runs
 
 # %% ../../nbs/library/study/02_report.ipynb #c9e18f89
@@ -51,7 +52,7 @@ def _learning_checks(out: Path, settings: Settings) -> dict: # name -> dict(valu
     "Return the checks that DINO has not collapsed, and is better than its random initialization."
     from ccd.training.loop import metrics
     m = metrics(out / "train" / "dino-0").dropna(subset=["teacher_entropy"]).iloc[-1]
-    p = pd.read_csv(out / "neighbors" / "purity.csv").set_index(["encoder", "label"]).purity
+    p = load_table(out / "neighbors" / "purity.csv").set_index(["encoder", "label"]).label_agreement
     out_ = {"teacher entropy per picture / ln K": (float(m.teacher_entropy), "<", 0.8),
             "entropy of the mean answer / ln K": (float(m.mean_entropy), ">", 0.5),
             "effective rank of the features": (float(m.feature_rank), ">", 10.0)}
@@ -71,14 +72,15 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
     import numpy as np
     scenes = _eval_corpora(settings)["scenes"]
     def picture(r): return scenes[int(r)]["image"]
-    probes, diff = (pd.read_csv(out / "probes/probes.csv"),
-                    pd.read_csv(out / "probes/differences.csv"))
+    probes, diff = (load_table(out / "probes/probes.csv"),
+                    load_table(out / "probes/differences.csv"))
     if (more := out / "probes/families.csv").exists():
-        probes = probes.merge(pd.read_csv(more), on=["encoder", "task"], how="left")
-    pairs, agree = (pd.read_parquet(out / "pairs/pairs.parquet"),
-                    pd.read_csv(out / "pairs/agreement.csv"))
-    purity, lap = (pd.read_csv(out / "neighbors/purity.csv"),
-                   pd.read_csv(out / "neighbors/overlap.csv"))
+        probes = probes.merge(load_table(more), on=["encoder", "task"], how="left")
+    pairs, agree = (load_table(out / "pairs/pairs.parquet"),
+                    letter_encoders(load_table(out / "pairs/agreement.csv"),
+                                    tuple(_NAMES.values())))
+    purity, lap = (load_table(out / "neighbors/purity.csv"),
+                   load_table(out / "neighbors/overlap.csv"))
     curves = {n: metrics(out / "train" / f"{k}-0") for k, n in _NAMES.items()}
     blind = dict(CLIP=math.log(settings.control.batch_size), DINO=math.log(settings.dino.out_dim))
     maps = {n: np.load(out / f"neighbors/atlas-{n}.npy") for n in _NAMES.values()}
@@ -111,7 +113,7 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
 def _lead(settings, diff, agree):
     from ccd.probing.tables import tasks_where_better
     c, d = (tasks_where_better(diff, a, (b,)) for a, b in (("CLIP", "DINO"), ("DINO", "CLIP")))
-    def top(side): return _most(agree[agree.direction == side])
+    def top(side): return _most(agree[agree.similar_in == side])
     text = (f"Both encoders were trained on the same {settings.control.samples:,} images in the "
             "same order, from the same initial weights. "
             f"CLIP is more accurate in a linear probe on {join_words(c) or 'no task'}, and DINO on "
@@ -127,7 +129,7 @@ def _lead(settings, diff, agree):
 def _most(t):
     "Return the factors shared most above chance, if their confidence intervals exclude chance."
     from ccd.report.similarity import FACTOR_NAMES, MIN_PAIRS
-    t = t[(t.lo > t.chance) & (t.pairs >= MIN_PAIRS)]
+    t = t[(t.ci_low > t.chance) & (t.pairs >= MIN_PAIRS)]
     t = t.assign(gain=t.share - t.chance).sort_values("gain", ascending=False).head(2)
     return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % of them, "
                        f"{100 * r.chance:.0f} % of all pairs)"
@@ -168,7 +170,7 @@ def _section_probes(probes, diff):
         body=figure_html(probe_dots(probes), "linear probes") + table_tag(accuracy_table(probes)) +
              "<details><summary>kNN probes, means over families, and paired differences</summary>" +
              "".join(table_tag(accuracy_table(probes, v))
-                     for v in ("knn", "family_mean") if v in probes) +
+                     for v in ("knn", "group_mean") if v in probes) +
              table_tag(difference_table(diff)) + "</details>",
         note="Top-1 accuracy in percent with 95 % bootstrap intervals. The groups of the last "
              "column, concept families or words, are resampled as clusters.")
@@ -179,7 +181,7 @@ def _section_vlm(tables, settings): # empty where the settings name no language 
     from ccd.vqa.command import summary_text
     from ccd.data.emoji.materials import CATEGORIES, SUBSET_LABELS, SUBSETS_SAID
     from ccd.vqa.llava.answering import CONDITION_SUFFIXES as SIGHTS
-    t, apart = pd.read_csv(tables / "summary.csv"), pd.read_csv(tables / "differences.csv")
+    t, apart = load_table(tables / "summary.csv"), load_table(tables / "differences.csv")
     return [dict(title="Visual question answering", text=summary_text(apart, *_NAMES.values()),
                  body=figure_html(subset_accuracy_plot(t, CATEGORIES, list(_NAMES.values()),
                                                        SIGHTS["none"], labels=SUBSET_LABELS),
@@ -194,7 +196,7 @@ def _section_pairs(pairs, agree, picture):
     for d, text in (("a", "Similar for CLIP, dissimilar for DINO"),
                     ("b", "Similar for DINO, dissimilar for CLIP")):
         body += (f"<h3>{text}</h3>"
-                 + figure_html(pair_grid(pairs[pairs.direction == d], picture), text))
+                 + figure_html(pair_grid(pairs[pairs.similar_in == d], picture), text))
     return dict(title="Pairs with the largest disagreement",
         text="Of all pairs of held-out scenes, these have the largest difference in standardized "
              "similarity "
@@ -210,7 +212,8 @@ def _section_pairs(pairs, agree, picture):
 # %% ../../nbs/library/study/02_report.ipynb #565fad74
 def _overlap_text(lap, k):
     r = lap.iloc[0]
-    return (f"CLIP and DINO share {100 * r.overlap:.1f} % ({100 * r.lo:.1f}–{100 * r.hi:.1f}) of "
+    return (f"CLIP and DINO share {100 * r.overlap:.1f} % "
+            f"({100 * r.ci_low:.1f}–{100 * r.ci_high:.1f}) of "
             f"their {k} nearest neighbors; chance is {100 * r.chance:.2f} %.")
 
 # %% ../../nbs/library/study/02_report.ipynb #43dd9afb

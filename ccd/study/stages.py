@@ -11,7 +11,8 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 import pandas as pd
-from ..files import atomic_write, content_hash, log_line, read_json, to_plain_dict, write_json
+from ..files import (atomic_write, content_hash, log_line, read_json, renamed, to_plain_dict,
+                       write_json)
 from ..settings import RECIPES, Settings, apply_recipe
 from ..runs import Progress, cached_stage, outputs_hash, run_settings, up_to_date
 from ..report.similarity import BASELINES
@@ -214,7 +215,7 @@ def _probe_stage(out, settings, hashes, segmented):
         heads = {n: read_segmentation(f) for n, f in segmented.items()}
         table.append(segmentation_rows(heads, heads.pop("majority"), "emoji-masks", draws))
         # written separately, since published studies lack these columns
-        table, more = pd.concat(table), [*FAMILY, "effective_clusters"]
+        table, more = pd.concat(table), [*FAMILY, "n_effective_groups"]
         table.drop(columns=more).to_csv(tmp / "probes.csv", index=False)
         table[["encoder", "task", *more]].to_csv(tmp / "families.csv", index=False)
         answers.to_parquet(tmp / "answers.parquet")
@@ -235,7 +236,8 @@ def _zero_shot_stage(out, settings, hashes):
         found = {display_name(r): _zero_shot_result(out / "train" / r, settings)
                  for r in runs(settings)}
         table = pd.DataFrame([dict(encoder=n, **z) for n, z in found.items() if z],
-                             columns=["encoder", "right", "lo", "hi", "chance", "names", "tests"])
+                             columns=["encoder", "top1", "ci_low", "ci_high", "chance", "n_classes",
+                                      "n_test"])
         table.to_csv(tmp / "zero_shot.csv", index=False)
     return cached_stage(out / "zero_shot", settings.analysis,
                         {r: outputs_hash(out / "train" / r) for r in runs(settings)}, make)
@@ -243,7 +245,9 @@ def _zero_shot_stage(out, settings, hashes):
 # %% ../../nbs/library/study/01_stages.ipynb #94aecd4a
 def _zero_shot_result(run: Path, settings: Settings) -> dict: # empty for a run without a text tower
     "Return the zero-shot results of a run, which a release without text tower stores as numbers."
-    if (run / "zero_shot.json").exists(): return read_json(run / "zero_shot.json")
+    if (run / "zero_shot.json").exists():
+        new = renamed("column", "zero_shot")
+        return {new.get(k, k): v for k, v in read_json(run / "zero_shot.json").items()}
     from ccd.encoders.trained import load_run_text_encoder
     from ccd.encoders.loading import load
     from ccd.data.emoji.scenes import single_drawings
@@ -264,7 +268,7 @@ def _neighbor_stage(out, settings, hashes):
         found = {n: nearest_neighbors(e[n], a.neighbors) for n in ("CLIP", "DINO", "random ViT")}
         family = e["CLIP"].items.family.fillna(e["CLIP"].items.item_id).values
         rows = [dict(a=x, b=y, chance=a.neighbors / (len(family) - 1),
-                     **dict(zip(("overlap", "lo", "hi"),
+                     **dict(zip(("overlap", "ci_low", "ci_high"),
                 cluster_bootstrap(mutual_knn(found[x], found[y]), family, a.n_resamples))))
                 for x, y in (("CLIP", "DINO"), ("CLIP", "random ViT"), ("DINO", "random ViT"))]
         pd.DataFrame(rows).to_csv(tmp / "overlap.csv", index=False)
@@ -287,12 +291,12 @@ def _vlm_stage(out, settings): # folder of the tables, or None
 # %% ../../nbs/library/study/01_stages.ipynb #6b305a81
 def _pair_stage(out, settings, hashes):
     def make(tmp):
-        from ccd.comparison.search import mine_pairs
+        from ccd.comparison.search import mine_pairs, name_encoders
         from ccd.comparison.agreement import factor_agreement
         e, a = _load_all_embeddings(out, settings, "scenes"), settings.analysis
         pairs = mine_pairs(e["CLIP"], e["DINO"], a.pairs, a.per_image)
         pairs.to_parquet(tmp / "pairs.parquet")
-        factor_agreement(pairs, e["CLIP"].items, _FACTORS,
-                         a.n_resamples).to_csv(tmp / "agreement.csv", index=False)
+        shared = factor_agreement(pairs, e["CLIP"].items, _FACTORS, a.n_resamples)
+        name_encoders(shared, ("CLIP", "DINO")).to_csv(tmp / "agreement.csv", index=False)
     return cached_stage(out / "pairs", settings.analysis,
                         {f: hashes[f]["scenes"] for f in ("clip-0", "dino-0")}, make)

@@ -190,7 +190,7 @@ def audit(
     run_a, # folder of a finished run, or the name of a published recipe
     run_b, # folder of a second finished run, or the name of a published recipe
     timed: bool = False, # add wall time, which differs between equal runs
-) -> pd.DataFrame: # columns what, A, B (or the two objectives), equal
+) -> pd.DataFrame: # columns setting, A, B (or the two objectives), equal
     """Compare the settings and the costs of two runs, line by line.
 
     Raises `UserError` where a run is not finished."""
@@ -204,7 +204,7 @@ def audit(
         rows.insert(at, ("samples at the compute of the other", *(
             f"{other / each:,.0f}" for (each, _), (_, other) in zip(costs, costs[::-1]))))
     names = [a["objective"], b["objective"]] if a["objective"] != b["objective"] else ["A", "B"]
-    t = pd.DataFrame(rows, columns=["what", *names])
+    t = pd.DataFrame(rows, columns=["setting", *names])
     t["equal"] = t.iloc[:, 1] == t.iloc[:, 2]
     return t
 

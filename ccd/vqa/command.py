@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 from ..files import (UserError, atomic_write, content_hash, load_table, log_line, read_json,
-                       to_plain_dict, write_json)
+                       renamed, to_plain_dict, write_json)
 from ..settings import Settings, check_fields, rename_fields
 from ..runs import cached_stage, export_stage, outputs_hash, read_manifest, require_own_folder
 from ..report.style import distinct_colors
@@ -144,7 +144,8 @@ def _load_cached_answers(
     if not manifest or not _is_same_experiment(manifest["settings"], settings, v, form, results):
         return []
     stored = pd.read_parquet(Path(results) / "answers.parquet")
-    cards = pd.read_csv(Path(results) / "encoders.csv", dtype=str, keep_default_na=False)
+    field = {new: old for old, new in renamed("column", "encoders").items()} # of the card
+    cards = load_table(Path(results) / "encoders.csv", None).fillna("").rename(columns=field)
     options = {} # item -> texts of the options, which are not stored
     for question in questions.remove_columns("image"):
         options[question["item_id"]] = list(_options_of(question).values())
@@ -215,7 +216,7 @@ def _result_tables(
 def summary_text(differences: pd.DataFrame, a: str, b: str) -> str:
     "Return the verdicts on two encoders by category, or one sentence where there is none."
     d = differences[(differences.a == a) & (differences.b == b)
-                    & (differences.convention == "macro")]
+                    & (differences.average == "macro")]
     name = d.name.where(d.level == "category", "Overall")
     none = d.above_baseline == "neither"
     said = [f"{n}: {v}." for n, v in zip(name[~none], d.verdict[~none])]
@@ -299,9 +300,13 @@ def _keep_tables(tmp, folders, learnt, n_resamples): # tables of all answers
     for k, t in _result_tables(answers, list(dict.fromkeys(n for n, _ in named.values())),
                                categories, n_resamples).items():
         t.to_csv(tmp / f"{k}.csv", index=False)
-    pd.DataFrame([dict(encoder=n, seed=s or 0)
-                  | {k: str(x) for k, x in read_json(folders[spec] / "card.json").items()}
-                  for spec, (n, s) in named.items()]).to_csv(tmp / "encoders.csv", index=False)
+    column = renamed("column", "encoders")
+    rows = []
+    for spec, (n, s) in named.items():
+        card = read_json(folders[spec] / "card.json")
+        rows.append(dict(encoder=n, seed=s or 0)
+                    | {column.get(k, k): str(x) for k, x in card.items()})
+    pd.DataFrame(rows).to_csv(tmp / "encoders.csv", index=False)
     _keep_skipped(tmp, learnt)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #131e376c
@@ -353,7 +358,7 @@ def _write_page(out: Path, v: VlmSettings, form: str) -> Path: # report.html
 def over_runs(differences: pd.DataFrame,
 ) -> str: # differences: table of `ccd.vqa.statistics.significance.compare_scores`
     "Return a sentence on what the confidence intervals of a table include."
-    if not differences.seeds_known.any():
+    if not differences.seed_variance_known.any():
         return ("Every encoder was trained once. Confidence intervals are over questions alone, "
                 "and do not cover other training runs.")
     return ("Confidence intervals are over questions and seeds. The variance between seeds is "

@@ -227,7 +227,7 @@ def test_colours_are_the_ten_most_frequent_values_and_the_rest(page, given):
 def test_pairs_are_listed_in_order_and_light_up(page, given):
     bare(page)
     for d, direction in enumerate("ab"):
-        want = given["pairs"][given["pairs"].direction == direction].sort_values("rank")
+        want = given["pairs"][given["pairs"].similar_in == direction].sort_values("rank")
         assert rows_of(page, f"#pairs-{d} .thumb") == want[["i", "j"]].values.ravel().tolist()
         said = page.eval_on_selector_all(f"#pairs-{d} .row",
                                          "all => all.map(e => "
@@ -328,7 +328,7 @@ def many(given, tmp_path_factory):
     z = rng.normal(size=(400, 2))
     pairs = pd.DataFrame(dict(i=i, j=j, z_a=z[:, 0], z_b=z[:, 1], sim_a=z[:, 0] / 9,
                               sim_b=z[:, 1] / 9,
-                              direction=["a"] * 200 + ["b"] * 200, rank=[*range(1, 201)] * 2))
+                              similar_in=["a"] * 200 + ["b"] * 200, rank=[*range(1, 201)] * 2))
     def cosine(i, j):
         return np.cos(i * 1.7 + j * 0.3)
     out = tmp_path_factory.mktemp("many") / "atlas.html"
@@ -402,7 +402,7 @@ def test_a_part_is_shown_of_too_many(given, tmp_path):
     shown = {d: [(rows[i], rows[j]) for i, j, *_ in p] for d, p in zip("ab", data["pairs"])}
     for d in "ab":
         assert (shown[d]
-                == [*given["pairs"][given["pairs"].direction
+                == [*given["pairs"][given["pairs"].similar_in
                                     == d][["i", "j"]].itertuples(index=False, name=None)])
     for m, near in zip((A, B), data["near"]):
         near = np.frombuffer(base64.b64decode(near), "<u2").reshape(120, 10)

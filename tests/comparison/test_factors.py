@@ -245,9 +245,9 @@ def test_a_swap_between_collinear_terms_is_no_finding(sign):
                                                            drawn)).set_index(["encoder", "quantity",
                                                                               "term"]).sort_index()
     gap, single = t.loc[("a − b", "slope", name)], t.loc[("a − b", "collinear")]
-    assert gap.lo < 0 < gap.hi and abs(gap.value) < 0.05 # as a whole they are alike
+    assert gap.ci_low < 0 < gap.ci_high and abs(gap.value) < 0.05 # as a whole they are alike
     # one by one they would be opposites
-    assert single.lo["near ground"] > 0.8 and sign * single.value["near mean"] < -0.8
+    assert single.ci_low["near ground"] > 0.8 and sign * single.value["near mean"] < -0.8
     assert t.loc[("a", "unique", name)].value > 0.6 and ("a", "slope", "near ground") not in t.index
 
 def only(table, encoder, quantity):
@@ -262,7 +262,7 @@ def test_an_encoder_of_concepts_is_explained_by_concepts_alone(items, shown):
     assert only(t, "it", "r2").value["all"] == pytest.approx(1, abs=1e-5)
     assert unique.value["concept"] > 0.95 # in this sample other terms stand in for a little of it
     rest = unique.drop("concept")
-    assert (rest.value.abs() < 1e-6).all() and (rest.hi < 1e-3).all()
+    assert (rest.value.abs() < 1e-6).all() and (rest.ci_high < 1e-3).all()
     assert slope.value["same concept"] > 3 and (slope.drop("same concept").value.abs() < 1e-5).all()
 
 def test_an_encoder_of_the_ground_is_explained_by_the_ground_alone(items, shown):
@@ -305,7 +305,7 @@ def test_shares_differences_and_readings(items, shown):
     assert gap.abs().max() < 1e-12
     twin = attribution.similarity_regression(dict(a=encoders["a"], b=encoders["a"]), shown,
                                              pairs=3_000, n_resamples=20)
-    assert (only(twin, "a − b", "slope")[["value", "lo", "hi"]] == 0).all(axis=None)
+    assert (only(twin, "a − b", "slope")[["value", "ci_low", "ci_high"]] == 0).all(axis=None)
 
 def test_population_weights_recover_all_pairs(items, shown):
     made = {"it": embeddings(one_hot(items.ground_color)
@@ -327,7 +327,7 @@ def test_without_labels_attributes_alone(items, shown):
     alone, one = (set(t[t.quantity == q].term) for q in ("slope", "collinear"))
     assert ({part for term in alone for part in term.split(" + ")}
             == {f"near {n}" for n in attribution._DISTANCE_TERMS} and not alone & one)
-    assert t.families[0] == len(items)
+    assert t.n_groups[0] == len(items)
 
 @pytest.mark.filterwarnings("ignore:the items have no")
 def test_what_cannot_be_attributed_is_refused(items, shown):
@@ -352,24 +352,24 @@ def test_random_pairs_have_no_lift_and_chosen_pairs_have(items, shown):
     p = attribution._stratified_pairs(items, 400, (), seed=5)
     z = attribution._standard(made, p.i.values, p.j.values)
     def of(q, z):
-        return attribution.enrichment(q.assign(direction="a", z_a=z, z_b=0.0), made, made, shown,
+        return attribution.enrichment(q.assign(similar_in="a", z_a=z, z_b=0.0), made, made, shown,
                                       n_resamples=200)
     t = of(p, z)
-    assert set(t.baseline) == {"random", "equal similarity"} and (t.unmatched < 5).all()
-    inside = (t.lo <= 0) & (t.hi >= 0)
+    assert set(t.baseline) == {"random", "equal similarity"} and (t.n_unmatched < 5).all()
+    inside = (t.ci_low <= 0) & (t.ci_high >= 0)
     assert inside.mean() > 0.8 # of some thirty intervals at 95 %
-    common = t[t.base > 0.2]
-    assert (common.ratio > 0.7).all() and (common.ratio < 1.4).all()
+    common = t[t.baseline_value > 0.2]
+    assert (common.enrichment > 0.7).all() and (common.enrichment < 1.4).all()
     same = attribution._stratified_pairs(items, 4_000, ("category",)).query("stratum == 'category'")
     c = of(same, attribution._standard(made, same.i.values, same.j.values))
     c = c[(c.factor == "category") & (c.baseline == "random")].iloc[0]
     chance = items.category.value_counts()
-    assert c.value == 1 and c.lo > 0.5
+    assert c.mined_value == 1 and c.ci_low > 0.5
     both = of(p, z).set_index(["factor", "baseline"]).loc[("both have a concept", "random")]
     known = items.concept.notna().sum()
-    assert (both.base == pytest.approx(known * (known - 1) / (240 * 239), abs=0.02)
+    assert (both.baseline_value == pytest.approx(known * (known - 1) / (240 * 239), abs=0.02)
             and both.pairs == 400)
-    assert (c.base
+    assert (c.baseline_value
             == pytest.approx((chance * (chance - 1)).sum() / (chance.sum() * (chance.sum() - 1)),
                              abs=0.01))
 
@@ -396,14 +396,14 @@ def test_a_pair_keeps_its_place_in_the_lot():
 
 def test_pairs_beyond_all_similarities_are_counted(items, shown):
     made = embeddings(np.random.default_rng(0).normal(size=(len(items), 6)), items)
-    p = attribution._stratified_pairs(items, 50, ()).assign(direction="a", z_b=0.0)
+    p = attribution._stratified_pairs(items, 50, ()).assign(similar_in="a", z_b=0.0)
     z = attribution._standard(made, p.i.values, p.j.values); z[:7] = 90
     t = attribution.enrichment(p.assign(z_a=z), made, made, shown, ("style",), ("mean",),
                                n_resamples=20)
     t = t.set_index(["factor", "baseline"])
-    assert (t.unmatched["mean", "equal similarity"] == 7
+    assert (t.n_unmatched["mean", "equal similarity"] == 7
             and t.pairs["mean", "equal similarity"] == 43)
-    assert t.unmatched["mean", "random"] == 0 and t.pairs["mean", "random"] == 50
+    assert t.n_unmatched["mean", "random"] == 0 and t.pairs["mean", "random"] == 50
 
 def test_no_pairs_are_refused(items, shown):
     made = embeddings(np.ones((len(items), 2)), items)
@@ -542,16 +542,17 @@ def test_encoders_are_moved_by_what_they_see_and_by_nothing_else(scenes):
                              lambda x: (luma @ x.flatten(2)
                                         - (luma @ x.flatten(2)).mean(1, keepdim=True)), 64)}
     t = perturbations.sensitivity(encoders, scenes, n=30,
-                                  n_resamples=50).set_index(["encoder", "intervention", "strength"])
-    assert t["drop"]["colour", "shuffle", 8] == pytest.approx(0, abs=1e-5)
-    assert abs(t["drop"]["colour", "rotation", 90]) < 1e-4 < t["drop"]["form", "rotation", 90]
-    assert t["drop"]["form", "grey", 1] < 0.01 < t["drop"]["colour", "grey", 1]
-    assert t["drop"]["form", "brightness", 0.6] < 0.01
+                                  n_resamples=50).set_index(["encoder", "perturbation", "strength"])
+    assert t["shift_sd"]["colour", "shuffle", 8] == pytest.approx(0, abs=1e-5)
+    assert (abs(t["shift_sd"]["colour", "rotation", 90]) < 1e-4
+            < t["shift_sd"]["form", "rotation", 90])
+    assert t["shift_sd"]["form", "grey", 1] < 0.01 < t["shift_sd"]["colour", "grey", 1]
+    assert t["shift_sd"]["form", "brightness", 0.6] < 0.01
     for s in (2, 4, 8):
-        assert (t["drop"]["colour − form", "shuffle", s]
-                == pytest.approx(t["drop"]["colour", "shuffle",
-                                           s] - t["drop"]["form", "shuffle", s]))
-    assert t.hi["colour − form", "shuffle", 8] < 0
+        assert (t["shift_sd"]["colour − form", "shuffle", s]
+                == pytest.approx(t["shift_sd"]["colour", "shuffle",
+                                           s] - t["shift_sd"]["form", "shuffle", s]))
+    assert t.shift_sd_ci_high["colour − form", "shuffle", 8] < 0
     g = t.loc["form", "ground", 40]
     assert g.n + g.skipped == 30 and g.skipped > 0
 
@@ -569,9 +570,9 @@ def test_sensitivity_is_the_mean_drop_in_both_units(scenes, pictures):
     drop = (1 - (before * after).sum(1)).numpy()
     pairs = (before @ before.T).numpy()[np.triu_indices(240, 1)]
     row = t.iloc[0]
-    assert row["drop"] == pytest.approx(drop.mean() / pairs.std(), rel=1e-3)
-    assert row.relative == pytest.approx(drop.mean() / (1 - pairs.mean()), rel=1e-3)
-    assert row.lo < row["drop"] < row.hi and row.n == 240
+    assert row["shift_sd"] == pytest.approx(drop.mean() / pairs.std(), rel=1e-3)
+    assert row.shift_rel == pytest.approx(drop.mean() / (1 - pairs.mean()), rel=1e-3)
+    assert row.shift_sd_ci_low < row.shift_sd < row.shift_sd_ci_high and row.n == 240
 
 def test_an_encoder_may_fit_pictures_itself(scenes):
     e, seen = raw_pixels(8), []
@@ -581,15 +582,15 @@ def test_an_encoder_may_fit_pictures_itself(scenes):
     e.fit = fit
     t = perturbations.sensitivity({"own": e}, scenes, n=5, n_resamples=5,
                                   interventions=dict(grey=perturbations.PERTURBATIONS["grey"]))
-    assert set(seen) == {(64, 64)} and len(seen) == 10 and np.isfinite(t["drop"]).all()
+    assert set(seen) == {(64, 64)} and len(seen) == 10 and np.isfinite(t["shift_sd"]).all()
 
 def test_a_world_adds_scenes_composed_again():
     t = perturbations.sensitivity({"raw": raw_pixels(16)}, WORLD, n=8, n_resamples=10,
                                   interventions={})
-    assert (t.intervention.tolist()
+    assert (t.perturbation.tolist()
             == ["style", "concept, same category", "concept, other category", "ground, exactly",
                 "word on a sign"])
-    assert (t["drop"] > 0).all() and (t.n == 8).all()
+    assert (t["shift_sd"] > 0).all() and (t.n == 8).all()
 
 def test_a_folder_needs_no_labels(tmp_path):
     r = np.random.default_rng(0)
@@ -604,14 +605,14 @@ def test_a_folder_needs_no_labels(tmp_path):
     with pytest.warns(UserWarning, match="attributes alone"):
         t = attribution.similarity_regression({"it": made}, look, n_resamples=20)
     slope = only(t, "it", "slope").value
-    assert "near mean" in slope.idxmax() and t.pairs[0] == 66 and t.families[0] == 12
-    pairs = attribution._stratified_pairs(own, 30, ()).assign(direction="b", z_b=0.0)
+    assert "near mean" in slope.idxmax() and t.pairs[0] == 66 and t.n_groups[0] == 12
+    pairs = attribution._stratified_pairs(own, 30, ()).assign(similar_in="b", z_b=0.0)
     with pytest.warns(UserWarning, match="attributes alone"):
         l = attribution.enrichment(pairs, made, made, look, n_resamples=20)
     assert set(l.measure) == {"distance"}
     s = perturbations.sensitivity({"raw": raw_pixels(8)}, corpus, n=12, n_resamples=20)
-    assert set(s.intervention) == set(perturbations.PERTURBATIONS) and (s.n + s.skipped == 12).all()
-    assert s[s.n > 0].families.le(12).all() and s[s.n == 0]["drop"].isna().all()
+    assert set(s.perturbation) == set(perturbations.PERTURBATIONS) and (s.n + s.skipped == 12).all()
+    assert s[s.n > 0].n_groups.le(12).all() and s[s.n == 0]["shift_sd"].isna().all()
 
 def test_figures_show_the_numbers_of_the_tables(scenes, items, shown):
     from ccd.report.style import styled_pyplot
@@ -620,8 +621,8 @@ def test_figures_show_the_numbers_of_the_tables(scenes, items, shown):
                                   n=10, n_resamples=10)
     ax = sensitivity_plot(s).axes[0]
     for name in ("DINO", "raw pixels"):
-        want = [g["drop"].iloc[len(g) // 2]
-                for _, g in s[s.encoder == name].groupby("intervention", sort=False)]
+        want = [g["shift_sd"].iloc[len(g) // 2]
+                for _, g in s[s.encoder == name].groupby("perturbation", sort=False)]
         got = next(c for c in ax.collections if c.get_label() == name).get_offsets()
         assert np.allclose(got[:, 0], want) and (np.diff(got[:, 1]) < 0).all()
     made = embeddings(np.random.default_rng(0).normal(size=(len(items), 4)), items)

@@ -59,7 +59,7 @@ def test_the_null_of_overlap_has_its_expectation(x):
     a, b = (nb.nearest_neighbors(toy(np.random.default_rng(s).normal(size=(150, 6))), 20)
             for s in (0, 1))
     t = nb.overlap_curve(a, b, np.arange(150), ks=(5, 20), n_resamples=50, permutations=200)
-    assert ((t.null_hi > t.chance).all() and (t.overlap < 2 * t.null_hi).all()
+    assert ((t.null_p95 > t.chance).all() and (t.overlap < 2 * t.null_p95).all()
             and (t.p > 0.005).all())
     kept = nb.overlap_curve(a, a, np.arange(150), ks=(5,), n_resamples=50, permutations=99).iloc[0]
     assert kept.overlap == 1 and kept.p == pytest.approx(0.01)
@@ -116,7 +116,7 @@ def test_strangers_have_the_purity_of_chance(x):
     e = toy(np.random.default_rng(1).normal(size=(1500, 24)), label=label,
             family=[f"f{k}" for k in family])
     t = nb.neighbor_table(dict(a=e), ["label"], n_resamples=200).iloc[0]
-    assert t.lo < t.chance < t.hi
+    assert t.ci_low < t.chance < t.ci_high
 
 def test_what_no_neighbor_can_share_has_no_row(x):
     family = [f"f{k % 20}" for k in range(200)]
@@ -206,7 +206,7 @@ def test_small_and_large_vectors_are_as_good_as_others(x):
 def test_hubs():
     star = np.array([[1, 2]] + [[0, 1 + k % 3] for k in range(1, 60)])
     h = nb.hubness(star)
-    assert (h["most"] == 59 and h["skewness"] > 5
+    assert (h["max_k_occurrence"] == 59 and h["skewness"] > 5
             and nb.hubness(np.roll(np.arange(60), 1)[:, None])["skewness"] == 0)
 
 def test_maps_start_from_one_another(x):

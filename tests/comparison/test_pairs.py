@@ -46,10 +46,10 @@ def test_mine_is_brute_force(monkeypatch, precision, n, per_image, k):
     monkeypatch.setattr(search, "_TILE", (32, 64))
     a, b = vectors(n, 8, 0, copies=6), vectors(n, 5, 1, copies=6, shift=1.0)
     t = search.mine_pairs(a, b, k, per_image)
-    assert (t.i < t.j).all() and not t.duplicated(["direction", "i", "j"]).any()
+    assert (t.i < t.j).all() and not t.duplicated(["similar_in", "i", "j"]).any()
     assert (a.items.pixel_hash.values[t.i] != a.items.pixel_hash.values[t.j]).all()
     for direction, sign in (("a", 1), ("b", -1)):
-        p, want = t[t.direction == direction], brute(a, b, sign, per_image, k)
+        p, want = t[t.similar_in == direction], brute(a, b, sign, per_image, k)
         assert list(zip(p.i, p.j)) == [(i, j) for i, j, _ in want]
         assert np.allclose(sign * p.score, [s for *_, s in want], atol=1e-9)
         assert p["rank"].tolist() == [*range(1, len(want) + 1)]
@@ -96,7 +96,7 @@ def test_eight_bits_find_what_brute_force_finds(monkeypatch, shared):
     assert search._cheapest_score_gemm(a, b, m).right.dtype == torch.int8
     t = search.mine_pairs(a, b, 30, 2)
     for direction, sign in (("a", 1), ("b", -1)):
-        p = t[t.direction == direction]
+        p = t[t.similar_in == direction]
         assert list(zip(p.i, p.j)) == [(i, j) for i, j, _ in brute(a, b, sign, 2, 30)]
 
 def test_short_axes_give_the_same_scores_from_shorter_rows():
@@ -123,7 +123,7 @@ def test_swapping_the_encoders_swaps_the_directions(precision):
     a, b = vectors(50, 8, 2), vectors(50, 8, 3)
     one, two = search.mine_pairs(a, b, 15), search.mine_pairs(b, a, 15)
     def pick(t, d):
-        return t[t.direction == d][["item_id_i", "item_id_j"]].values.tolist()
+        return t[t.similar_in == d][["item_id_i", "item_id_j"]].values.tolist()
     assert pick(one, "a") == pick(two, "b") and pick(one, "b") == pick(two, "a")
     assert pick(one, "a") != pick(one, "b")
 
@@ -146,8 +146,8 @@ def test_almost_the_same_encoder_needs_more_precision(precision):
 def test_no_pair_is_listed_that_the_other_encoder_joins(calibration):
     "All that a few pictures have is not what one encoder joins and the other parts."
     t = search.mine_pairs(vectors(12, 8, 0), vectors(12, 5, 1), 200, 99, calibration=calibration)
-    assert (20 < len(t) <= 66 and (t.score[t.direction == "a"] > 0).all()
-            and (t.score[t.direction == "b"] < 0).all())
+    assert (20 < len(t) <= 66 and (t.score[t.similar_in == "a"] > 0).all()
+            and (t.score[t.similar_in == "b"] < 0).all())
 
 @pytest.mark.parametrize("wrong, says",
                          [(dict(k=0), "k = 0"), (dict(per_image=0), "per_image = 0"),
@@ -225,7 +225,7 @@ def test_ranks_are_brute_force(monkeypatch):
     score, apart = f[0] - f[1], a.items.pixel_hash.values[i] != a.items.pixel_hash.values[j]
     t = search.mine_pairs(a, b, 30, 999, calibration="rank")
     for d, sign in (("a", 1), ("b", -1)):
-        assert np.allclose(sign * t[t.direction == d].score,
+        assert np.allclose(sign * t[t.similar_in == d].score,
                            np.sort(sign * score[apart])[::-1][:30], atol=1e-9)
 
 def test_rules_count_every_pair_once():
@@ -249,7 +249,7 @@ def test_copies_are_connected_by_nearness_in_both(monkeypatch, precision):
     assert len(set(g.tolist())) == 110
     t = search.mine_pairs(a, b, 60, per_image=1, group=g)
     for d in "ab":
-        used = np.concatenate([g[t[t.direction == d].i], g[t[t.direction == d].j]])
+        used = np.concatenate([g[t[t.similar_in == d].i], g[t[t.similar_in == d].j]])
         assert len(set(used.tolist())) == len(used)
 
 @pytest.mark.parametrize("classes", [1, 2, 7, 60])
@@ -260,7 +260,7 @@ def test_chance_is_the_share_of_all_pairs(classes):
 
 def test_agreement_counts_pairs_where_both_are_known():
     items = pd.DataFrame(dict(item_id=list("abcd"), color=["red", "red", None, "blue"]))
-    p = pd.DataFrame(dict(i=[0, 0, 0], j=[1, 2, 3], direction="a"))
+    p = pd.DataFrame(dict(i=[0, 0, 0], j=[1, 2, 3], similar_in="a"))
     t = agreement.factor_agreement(p, items, ["color"], n_resamples=20).iloc[0]
     assert (t.share, t.pairs, t.chance) == (0.5, 2, pytest.approx(1 / 3))
 
@@ -278,7 +278,7 @@ def test_p_values_are_uniform_without_an_effect():
     families knows."""
     rng, p = np.random.default_rng(0), []
     family = np.repeat(np.arange(60), 5)
-    pair = pd.DataFrame(dict(i=rng.integers(0, 300, 150), direction="a"))
+    pair = pd.DataFrame(dict(i=rng.integers(0, 300, 150), similar_in="a"))
     # often the same family
     pair["j"] = np.where(rng.random(150) < 0.4, pair.i // 5 * 5 + rng.integers(0, 5, 150),
                          rng.integers(0, 300, 150))
@@ -299,7 +299,7 @@ def test_faiss_finds_most(probes, least):
                                                                          probes=probes,
                                                                          partners=128, **k))
     def ids(t):
-        return set(zip(t.direction, t.i, t.j))
+        return set(zip(t.similar_in, t.i, t.j))
     assert len(ids(exact) & ids(found)) >= least * 100
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
@@ -336,16 +336,16 @@ print(peak() - before)
 
 def test_scores_beside_two_seeds_are_named_by_the_encoder_they_are_of():
     def mined(a, b):
-        return pd.DataFrame(dict(direction=["a"] * 2 + ["b"] * 2, rank=[1, 2, 1, 2],
+        return pd.DataFrame(dict(similar_in=["a"] * 2 + ["b"] * 2, rank=[1, 2, 1, 2],
                                  score=[*a, *b]))
     t = agreement.compare_to_seed_noise(mined([5, 4], [-6, -3]),
                                         dict(CLIP=mined([2, 1], [-3, -0.5]),
                                              DINO=mined([1.5, 1.2], [-1, -1])), ("CLIP", "DINO"))
     assert (list(t)
-            == ["similar_for", "rank", "score", "score of two seeds of CLIP",
+            == ["similar_in", "rank", "score", "score of two seeds of CLIP",
                 "score of two seeds of DINO"])
     assert (t.values.tolist()
             == [["CLIP", 1, 5, 3, 1.5], ["CLIP", 2, 4, 1, 1.2], ["DINO", 1, 6, 3, 1.5],
                 ["DINO", 2, 3, 1, 1.2]])
     assert (list(agreement.compare_to_seed_noise(mined([5, 4], [-6, -3]), {}))
-            == ["similar_for", "rank", "score"])
+            == ["similar_in", "rank", "score"])

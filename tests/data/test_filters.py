@@ -110,7 +110,7 @@ def test_summary_counts_what_is_kept(photos, tmp_path):
     t = pd.read_csv(folder / "summary.csv").set_index("rule")
     for rule in ("light", "heavy"):
         assert (t.kept[rule] == len(ids(source(tmp_path / "s", rule)))
-                and t.kept[rule] + t.left_out[rule] == len(ids(photos)))
+                and t.kept[rule] + t.excluded[rule] == len(ids(photos)))
     assert f"light above 0.5: {t.kept['light']} kept" in filters.format_filter_summary(folder)
     # what else a scorer says is kept
     assert (pd.read_parquet(folder / "scores.parquet").seen > 0).all()

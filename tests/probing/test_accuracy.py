@@ -6,7 +6,7 @@ from ccd.probing.tables import (_eval_val_splits, compare_probes, few_shot_rows,
                                 predict_probes, score_probes, segmentation_splits,
                                 tasks_where_better)
 from ccd.probing.command import _default_baselines, _group_by_source_dataset, display_names
-from ccd.files import UserError, read_json
+from ccd.files import UserError, load_table, read_json
 from ccd.encoders.embeddings import Embeddings
 from ccd.stats import holm, paired_bootstrap, paired_test, sign_flip
 from ccd.probing.tasks import Fold, Task, _Subset
@@ -62,11 +62,12 @@ def test_other_cuts_hold_back_other_rows(world, monkeypatch):
     monkeypatch.setattr(probing_tables, "tasks", cut)
     t = _eval_val_splits(vectors, ["near", "far"], 3)
     assert asked == [(n, k) for k in range(3) for n in ("near", "far")]
-    assert t.cut.tolist() == [0, 0, 1, 1, 2, 2] and t.groupby("task").top1.nunique().max() > 1
+    assert (t.val_split_seed.tolist() == [0, 0, 1, 1, 2, 2]
+            and t.groupby("task").top1.nunique().max() > 1)
     answers, paths = predict_probes(vectors, cut("near", vectors, 2) + [far])
-    last = t[t.cut == 2].set_index("task")
+    last = t[t.val_split_seed == 2].set_index("task")
     for n, a in answers.groupby("task"): assert last.top1[n] == (a.linear == a.label).mean()
-    assert (last.ridge == paths.ridge[paths.chosen].iloc[0]).all()
+    assert (last.l2 == paths.l2[paths.chosen].iloc[0]).all()
 
 def test_a_set_with_fewer_classes_is_answered_among_them(world):
     vectors, tasks = world
@@ -81,20 +82,20 @@ def test_rows_of_the_table_are_what_the_answers_say(world):
     near = answers[answers.task == "near"]
     within = [(g.linear == g.label).mean() for _, g in near.groupby("label")]
     assert t.linear["near"] == pytest.approx((near.linear == near.label).mean())
-    assert (t.balanced["near"] == pytest.approx(np.mean(within)) and t.tests["near"] == 200
-            and t.clusters["near"] == near.cluster.nunique())
-    assert ((t.lo <= t.linear) & (t.linear <= t.hi) & (t.knn_lo <= t.knn)
-            & (t.knn <= t.knn_hi)).all()
+    assert (t.balanced["near"] == pytest.approx(np.mean(within)) and t.n_test["near"] == 200
+            and t.n_groups["near"] == near.cluster.nunique())
+    assert ((t.linear_ci_low <= t.linear) & (t.linear <= t.linear_ci_high) & (t.knn_ci_low <= t.knn)
+            & (t.knn <= t.knn_ci_high)).all()
     commonest = vectors["base"].items.label[:300].mode()[0]
     assert t.majority["near"] == pytest.approx((near.label == commonest).mean())
-    assert t.parent["far"] == "near" and t.ridge["far"] == t.ridge["near"]
+    assert t.probe_from["far"] == "near" and t.l2["far"] == t.l2["near"]
     of = near.groupby("cluster").apply(lambda g: (g.linear == g.label).mean(), include_groups=False)
-    assert (t.family_mean["near"] == pytest.approx(of.mean())
-            and t.effective_clusters["near"]
+    assert (t.group_mean["near"] == pytest.approx(of.mean())
+            and t.n_effective_groups["near"]
             == pytest.approx(200**2 / (near.groupby("cluster").size()**2).sum()))
     # each stands alone
-    assert (t.family_mean["far"] == pytest.approx(t.linear["far"])
-            and t.effective_clusters["far"] == t.clusters["far"] == 200)
+    assert (t.group_mean["far"] == pytest.approx(t.linear["far"])
+            and t.n_effective_groups["far"] == t.n_groups["far"] == 200)
 
 def test_tasks_that_learn_the_same_are_fitted_once(world, monkeypatch):
     from ccd.probing import tables as probing_tables
@@ -136,10 +137,10 @@ def test_a_difference_is_paired_and_knows_its_clusters():
                            "b", 500).set_index("probe")
         own = np.arange(400) if cluster is None else cluster
         assert d.difference["linear"] == pytest.approx(a.mean() - b.mean())
-        assert ((d.lo["linear"], d.hi["linear"])
+        assert ((d.ci_low["linear"], d.ci_high["linear"])
                 == pytest.approx(paired_bootstrap(a.astype(float), b.astype(float), own, 500)[1:]))
         assert d.p["linear"] == paired_test(a, b, own) == d.p_holm["linear"]
-        assert (d.family_mean["linear"]
+        assert (d.group_mean["linear"]
                 == pytest.approx(np.mean([(a[own == c] * 1.0 - b[own == c]).mean()
                                           for c in np.unique(own)])))
     same = compare_probes(pd.concat([answered("a", a), answered("b", a)]), "a", "b", 100)
@@ -228,11 +229,12 @@ def test_the_command_from_a_folder_of_classes(tmp_path):
                               tmp_path / "out",
                               "--save-tables", tmp_path / "results", "--val-splits", 2))
     assert code == 0, said
-    cuts = pd.read_csv(tmp_path / "results/cuts.csv").pivot(index="encoder", columns="cut",
+    cuts = pd.read_csv(tmp_path / "results/cuts.csv").pivot(index="encoder",
+                                                            columns="val_split_seed",
                                                             values="top1")
     t = pd.read_csv(tmp_path / "results/accuracy.csv").set_index("encoder")
     assert np.allclose(cuts[0], t.linear[cuts.index]) and list(cuts) == [0, 1]
-    assert (t.linear["colors-3"] > 0.95 and t.tests.eq(90).all()
+    assert (t.linear["colors-3"] > 0.95 and t.n_test.eq(90).all()
             and set(t.index) == {"colors-3", "random ViT", "raw pixels"})
     assert "colors-3" in said and str(tmp_path / "out/report.html") in said
     m = read_json(tmp_path / "results/manifest.json")
@@ -317,7 +319,7 @@ def test_heads_are_kept_as_they_were(tmp_path):
         return Segmentation(["ground", "thing"],
                             np.stack([hit, truth, hit + (truth - hit)[:, ::-1]], 1), np.eye(2),
                             np.arange(30) // 3,
-                            path=pd.DataFrame(dict(ridge=[1.0, 0.1], chosen=[False, True])))
+                            path=pd.DataFrame(dict(l2=[1.0, 0.1], chosen=[False, True])))
     good, poor = head(0.9), head(0.4)
     poor.counts[:, 1] = good.counts[:, 1]
     for n, s in dict(good=good, poor=poor).items():
@@ -327,9 +329,9 @@ def test_heads_are_kept_as_they_were(tmp_path):
                for n, s in dict(good=good, poor=poor).items())
     rows = segmentation_rows(found, found["poor"], "made", 100).set_index("encoder")
     assert (rows.linear["good"] == pytest.approx(miou(good.counts.sum(0)))
-            and rows.ridge["good"] == 0.1 and rows.clusters["good"] == 10)
+            and rows.l2["good"] == 0.1 and rows.n_groups["good"] == 10)
     d = segmentation_differences(found, [("good", "poor"), ("good", "nobody")], "made", 100)
-    assert (len(d) == 1 and d.lo[0] > 0
+    assert (len(d) == 1 and d.ci_low[0] > 0
             and d.difference[0] == pytest.approx(rows.linear["good"] - rows.linear["poor"]))
 
 def test_an_encoder_with_text_names_and_finds(whole, tiny, tmp_path):
@@ -340,15 +342,14 @@ def test_an_encoder_with_text_names_and_finds(whole, tiny, tmp_path):
     names = len({n
                  for n, s in zip(corpora["gallery"]["name"][:], corpora["gallery"]["split"][:])
                  if s == "test"})
-    assert (named.k.tolist() == [k for k in (1, 5) if k <= names] and (named.classes == names).all()
+    assert (named.k.tolist() == [k for k in (1, 5) if k <= names]
+            and (named.n_classes == names).all()
             and named.accuracy.is_monotonic_increasing)
     assert (set(found.direction) == {"image to text", "text to image"}
-            and found.recall.between(0, 1).all() and (found.without == 0).all())
-    old = (read_json(whole / "train/clip-0/zero_shot.json")
-           if (whole / "train/clip-0/zero_shot.json").exists()
-           else pd.read_csv(whole / "zero_shot/zero_shot.csv").iloc[0])
+            and found.recall.between(0, 1).all() and (found.without_caption == 0).all())
+    old = (load_table(whole / "zero_shot/zero_shot.csv").iloc[0])
     # there the mean of templates is not normed
-    assert (named.tests[0] == old["tests"]
-            and named.accuracy[0] == pytest.approx(old["right"], abs=0.05))
+    assert (named.n_test[0] == old["n_test"]
+            and named.accuracy[0] == pytest.approx(old["top1"], abs=0.05))
     none, nothing = _zero_shot_rows("pixels:16", "emoji", corpora, tiny, tmp_path)
     assert not len(none) and not len(nothing)

@@ -85,14 +85,14 @@ def test_the_path_ends_where_a_lone_fit_does():
     alone = scikit(z[train], y[train], p.ridge)
     assert (penalised(p.weights.astype(float), z[train], y[train], p.ridge)
             == pytest.approx(penalised(alone, z[train], y[train], p.ridge), rel=1e-4))
-    assert list(p.path.ridge) == sorted(_L2_GRID, reverse=True) and p.path.chosen.sum() == 1
+    assert list(p.path.l2) == sorted(_L2_GRID, reverse=True) and p.path.chosen.sum() == 1
 
 def test_the_path_goes_on_while_the_weakest_is_best(monkeypatch):
     x, y = problem(400, 6, 3, 17, gap=0.2)
     y = (x[:, 0] > 0.02) * 1 + (x[:, 1] > 0.5) # no noise: the weaker the better
     monkeypatch.setattr(linear, "_L2_GRID", (1.0, 0.3))
     p = linear_probe(x, y, np.arange(200), np.arange(200, 400))
-    assert len(p.path) > 3 and np.allclose(p.path.ridge[2:] / p.path.ridge[1:-1].values, 0.1)
+    assert len(p.path) > 3 and np.allclose(p.path.l2[2:] / p.path.l2[1:-1].values, 0.1)
     assert p.path.val_top1.iloc[-2] == p.path.val_top1.max() >= p.path.val_top1.iloc[-1]
     with pytest.warns(UserWarning, match="0.3 is the weakest of the path"):
         assert (len(linear_probe(x, y, np.arange(200), np.arange(200, 400), ridges=(1.0, 0.3)).path)
@@ -109,7 +109,7 @@ def test_the_ridge_is_the_best_on_val(choose):
         train, val, _ = thirds(len(x))
         p = linear_probe(x, y, train, val, (1.0, 1e-2, 1e-4), choose)
         z, score = (x - p.mean) / p.std, {}
-        for r in p.path.ridge:
+        for r in p.path.l2:
             right = chances(scikit(z[train], y[train], r), z[val]).argmax(1) == y[val]
             score[r] = (right.mean() if choose == "top1"
                         else np.mean([right[y[val] == c].mean() for c in np.unique(y[val])]))
@@ -313,8 +313,8 @@ def test_few_shot_draws_the_same_number_of_each_class_and_more_is_better():
     y[:3] = 3 # three rows of the last class to learn from
     train = np.arange(600) < 300
     t = few_shot(x, y, train, x[300:], y[300:], shots=(1, 4, 16), seeds=4)
-    assert t.groupby("shots").n.unique().map(list).to_dict() == {1: [4], 4: [15], 16: [51]}
-    assert t.groupby("shots").short.max().to_dict() == {1: 0, 4: 1, 16: 1}
+    assert t.groupby("shots").n_train.unique().map(list).to_dict() == {1: [4], 4: [15], 16: [51]}
+    assert t.groupby("shots").n_classes_below_shots.max().to_dict() == {1: 0, 4: 1, 16: 1}
     top1 = t.groupby("shots").top1
     assert top1.mean()[16] > top1.mean()[1] and top1.nunique()[1] > 1
     assert t.equals(few_shot(x, y, train, x[300:], y[300:], shots=(1, 4, 16), seeds=4))
@@ -325,7 +325,8 @@ def test_few_shot_is_a_fit_of_those_rows():
     t = few_shot(x, y, train, x[20:], y[20:], shots=(20,), seeds=1) # all there are
     z = (x - x[:20].mean(0)) / x[:20].std(0)
     right = chances(scikit(z[:20], y[:20], 0.1), z[20:]).argmax(1) == y[20:]
-    assert t.n[0] == 20 and t.short[0] == 4 and abs(t.top1[0] - right.mean()) <= 0.05
+    assert (t.n_train[0] == 20 and t.n_classes_below_shots[0] == 4
+            and abs(t.top1[0] - right.mean()) <= 0.05)
 
 # Accuracy
 
@@ -345,20 +346,21 @@ def test_accuracy_is_the_slow_way():
     p = np.where(rng.random(300) < 0.6, y, "a")
     got = accuracy(y, p, cluster, n_resamples=70, seed=3)
     lo, hi = slow(y, p, cluster, 70, 3)
-    assert ((got["lo"], got["hi"], got["balanced_lo"], got["balanced_hi"])
+    assert ((got["ci_low"], got["ci_high"], got["balanced_ci_low"], got["balanced_ci_high"])
             == pytest.approx((lo[0], hi[0], lo[1], hi[1])))
     assert got["top1"] == pytest.approx((y == p).mean())
     assert got["balanced"] == pytest.approx(np.mean([(p[y == c] == c).mean() for c in "abcde"]))
-    assert (got["n"], got["classes"], got["clusters"]) == (300, 5, len(set(cluster)))
-    assert (got["family_mean"]
+    assert (got["n"], got["n_classes"], got["n_groups"]) == (300, 5, len(set(cluster)))
+    assert (got["group_mean"]
             == pytest.approx(np.mean([(y == p)[cluster == c].mean() for c in np.unique(cluster)])))
-    assert (got["family_mean_lo"] < got["family_mean"] < got["family_mean_hi"]
-            and 30 < got["effective_clusters"] < got["clusters"])
+    assert (got["group_mean_ci_low"] < got["group_mean"] < got["group_mean_ci_high"]
+            and 30 < got["n_effective_groups"] < got["n_groups"])
 
 def test_intervals_know_that_siblings_are_alike():
     rng, family = np.random.default_rng(0), np.arange(400) // 8
     def width(p, c):
-        return (lambda a: a["hi"] - a["lo"])(accuracy(np.ones(400), p, c, n_resamples=2000))
+        return (lambda a: a["ci_high"]
+                - a["ci_low"])(accuracy(np.ones(400), p, c, n_resamples=2000))
     alike, apart = (rng.random(50) < 0.5)[family] * 1.0, (rng.random(400) < 0.5) * 1.0
     assert width(alike, family) > 2 * width(alike, None) # eight copies are one answer
     assert width(apart, family) == pytest.approx(width(apart, None), rel=0.35)
@@ -366,13 +368,13 @@ def test_intervals_know_that_siblings_are_alike():
 def test_an_interval_is_binomial_where_items_are_alone():
     p = (np.arange(2000) % 10 < 7) * 1
     a = accuracy(np.ones(2000, int), p, n_resamples=4000)
-    assert a["hi"] - a["lo"] == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 2000)**0.5, rel=0.08)
+    assert a["ci_high"] - a["ci_low"] == pytest.approx(2 * 1.96 * (0.7 * 0.3 / 2000)**0.5, rel=0.08)
 
 def test_per_class_counts_and_names_the_errors():
     y, p = np.array(list("aaabbc")), np.array(list("abbbbx"))
     t = _per_class(y, p).set_index("label")
-    assert t.n.to_dict() == dict(a=3, b=2, c=1) and t.right.to_dict() == dict(a=1, b=2, c=0)
-    assert t.most_taken_for.to_dict() == dict(a="b", b="", c="x")
+    assert t.n.to_dict() == dict(a=3, b=2, c=1) and t.n_correct.to_dict() == dict(a=1, b=2, c=0)
+    assert t.most_confused_with.to_dict() == dict(a="b", b="", c="x")
     assert t.accuracy.mean() == pytest.approx(accuracy(y, p, n_resamples=5)["balanced"])
 
 @pytest.mark.parametrize("y, p", [([], []), ([1, 2], [1])])

@@ -318,7 +318,7 @@ def test_draws_are_pictures_drawn_again():
         again = [s.counts[s.cluster.astype(str) == c].sum(0) * k for c, k in zip(names, d)]
         assert np.allclose(g, np.sum(again, 0))
     one = replace(s, cluster=np.zeros(30))
-    assert (segmentation_summary(one, 50)["lo"] == segmentation_summary(one, 50)["hi"]
+    assert (segmentation_summary(one, 50)["ci_low"] == segmentation_summary(one, 50)["ci_high"]
             == pytest.approx(segmentation_summary(one, 50)["miou"]))
 
 def test_two_are_compared_on_the_same_draws():
@@ -326,7 +326,7 @@ def test_two_are_compared_on_the_same_draws():
     worse = np.where(np.random.default_rng(9).random(said.shape) < 0.15, (said + 1) % 4, said)
     a, b = scored(truth, said), scored(truth, worse)
     d, lo, hi = miou_difference(a, b)
-    alone = segmentation_summary(a)["hi"] - segmentation_summary(a)["lo"]
+    alone = segmentation_summary(a)["ci_high"] - segmentation_summary(a)["ci_low"]
     assert (lo > 0 and hi - lo < alone
             and d
             == pytest.approx(segmentation_summary(a)["miou"] - segmentation_summary(b)["miou"]))
@@ -368,7 +368,7 @@ def test_the_majority_is_what_a_constant_says():
     # blue never occurs: two classes
     assert segmentation_summary(m, 20)["miou"] == pytest.approx(share / 2)
     t = per_class_iou(m)
-    assert t["most_taken_for"].tolist() == ["green", "", ""] and np.isnan(t.iou[2])
+    assert t["most_confused_with"].tolist() == ["green", "", ""] and np.isnan(t.iou[2])
 
 # --- the probe
 

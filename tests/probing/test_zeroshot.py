@@ -58,7 +58,7 @@ def test_whoever_tells_nothing_apart_is_at_chance(rng):
     for x in (np.ones((50, 7)), np.zeros((50, 7))):
         t = retrieval(x, np.tile(rng.normal(size=7), (120, 1)), owner, n_resamples=20)
         assert (np.allclose(t.recall, t.chance)
-                and (t.without == 50 - len(set(owner.tolist()))).all())
+                and (t.without_caption == 50 - len(set(owner.tolist()))).all())
     same = retrieval(x, np.ones((120, 7)), owner, ["the same words"] * 120, n_resamples=20)
     # all twins
     assert (np.allclose(same.recall, same.chance)
@@ -68,8 +68,8 @@ def test_strangers_are_near_chance_and_friends_far_above(rng):
     x, owner = rng.normal(size=(400, 16)), np.repeat(np.arange(400), 2)
     far = retrieval(x, rng.normal(size=(800, 16)), owner)
     near = retrieval(x, x[owner] + 0.3 * rng.normal(size=(800, 16)), owner)
-    assert (((far.lo <= far.chance) & (far.chance <= far.hi)).mean() >= 5 / 6
-            and (near.lo > 0.8).all())
+    assert (((far.ci_low <= far.chance) & (far.chance <= far.ci_high)).mean() >= 5 / 6
+            and (near.ci_low > 0.8).all())
     assert near.median_rank.max() == 1 and 150 < far.median_rank.max() < 250
 
 def test_blocks_do_not_matter(rng, monkeypatch):
@@ -79,7 +79,7 @@ def test_blocks_do_not_matter(rng, monkeypatch):
     monkeypatch.setattr(zeroshot, "_MAX_CELLS", 1000)
     pd.testing.assert_frame_equal(retrieval(x, t, owner, said, np.arange(60) // 3, n_resamples=50),
                                   whole, rtol=1e-9)
-    assert whole.clusters.max() <= 20
+    assert whole.n_groups.max() <= 20
 
 @pytest.mark.parametrize("change, match", [
     (dict(owner=np.arange(1, 11)), "image 10, and there are 10"),
@@ -135,7 +135,8 @@ def test_the_emoji_world_is_named_as_it_was(tiny):
     right = np.array(names)[(see.vector(x).numpy() @ text.T).argmax(1)] == items.name[test].values
     share, lo, hi = cluster_bootstrap(right, items.family[test].values, 100)
     assert zero_shot(see, speak, world, 64, 100) == dict(
-        right=share, lo=lo, hi=hi, chance=1 / len(names), names=len(names), tests=len(test))
+        top1=share, ci_low=lo, ci_high=hi, chance=1 / len(names), n_classes=len(names),
+        n_test=len(test))
 
 def bytes_of(captions): # [n, 64] unit vectors
     x = torch.zeros(len(captions), 64)

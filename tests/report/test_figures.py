@@ -18,8 +18,9 @@ def curves(measures, axes):
     rng, rows = np.random.default_rng(0), []
     for m, a, name in itertools.product(measures, axes, ("CLIP", "DINO")):
         v = rng.uniform(0.1, 0.9) + 0.02 * np.arange(4)
-        rows.append(pd.DataFrame(dict(axis=a, metric=m, name=name, x=AXES[a], value=v, lo=v - 0.02,
-                                      hi=v + 0.02)))
+        rows.append(pd.DataFrame(dict(axis=a, metric=m, name=name, x=AXES[a], value=v,
+                                      ci_low=v - 0.02,
+                                      ci_high=v + 0.02)))
     return pd.concat(rows)
 
 def texts(fig):
@@ -80,7 +81,8 @@ def test_labels_that_would_touch_are_left_out():
 @pytest.mark.parametrize("measures", [MEASURES[:1], MEASURES[:5], MEASURES])
 def test_ways_of_teaching_stand_where_their_numbers_are(measures):
     names, rng = ("CLIP", "classifier on concepts", "DINO"), np.random.default_rng(0)
-    t = pd.DataFrame([dict(name=n, metric=m, few=few, value=v, all_lo=v - 0.02, all_hi=v + 0.03)
+    t = pd.DataFrame([dict(name=n, metric=m, few=few, value=v, total_ci_low=v - 0.02,
+                           total_ci_high=v + 0.03)
                       for n in names for m in measures for few in (False, True)
                       for v in [rng.uniform(0.1, 0.9)]])
     fig = growth.supervision_plot(t, ("all", "some"), {measures[0]: 0.25})
@@ -102,7 +104,8 @@ def test_ways_of_teaching_stand_where_their_numbers_are(measures):
 
 def probes(tasks):
     rng = np.random.default_rng(0)
-    return pd.DataFrame([dict(encoder=e, task=t, linear=v, lo=v - 0.05, hi=v + 0.05, majority=0.1)
+    return pd.DataFrame([dict(encoder=e, task=t, linear=v, linear_ci_low=v - 0.05,
+                              linear_ci_high=v + 0.05, majority=0.1)
                          for e in ("CLIP", "DINO", "random ViT", "raw pixels") for t in tasks
                          for v in [rng.uniform(0.2, 0.5)]])
 
@@ -112,27 +115,29 @@ def run_of(*names): # metrics as training writes them
 
 FIGURES = dict(
     probes=lambda: accuracy.probe_dots(probes(MEASURES)),
-    leads=lambda: accuracy.difference_dots(probes(MEASURES).rename(columns=dict(encoder="a",
-                                                                                linear="difference")).assign(probe="linear")),
+    leads=lambda: accuracy.difference_dots(probes(MEASURES).assign(probe="linear").rename(
+        columns=dict(encoder="a", linear="difference", linear_ci_low="ci_low",
+                     linear_ci_high="ci_high"))),
     shots=lambda: accuracy.few_shot_curves(pd.DataFrame([dict(encoder=e, task=t, shots=s,
-                                                              top1=0.1 + s / 50, short=0, classes=9)
+                                                              top1=0.1 + s / 50,
+                                                              n_classes_below_shots=0, n_classes=9)
                                               for e in ("CLIP", "DINO", "random ViT") for t
                                                          in MEASURES for s in (1, 2, 4, 8, 16)])),
     losses=lambda: accuracy.loss_curves(run_of("CLIP", "DINO", "SigLIP"),
                                         dict.fromkeys(("CLIP", "DINO", "SigLIP"), 4.2)),
-    shares=lambda: similarity.agreement_dots(pd.DataFrame([dict(direction=d, factor=k, share=0.5,
-                                                                lo=0.4, hi=0.6, chance=0.1,
+    shares=lambda: similarity.agreement_dots(pd.DataFrame([dict(similar_in=d, factor=k, share=0.5,
+                                                                ci_low=0.4, ci_high=0.6, chance=0.1,
                                                                 pairs=99)
                                                   for d in "ab" for k in similarity.FACTOR_NAMES])),
     arms=lambda: growth.supervision_plot(pd.DataFrame([dict(name=n, metric=m, few=few, value=0.4,
-                                                            all_lo=0.3, all_hi=0.5)
+                                                            total_ci_low=0.3, total_ci_high=0.5)
                                                        for m in MEASURES
                              for n in ("CLIP", "CLIP, shuffled captions",
                                        "classifier on concepts") for few in (False, True)]),
                                          ("all", "some"), {}),
     compute=lambda: growth.compute_plot(pd.DataFrame([dict(recipe=r, metric=m, flops=10.0 ** e,
-                                                           value=e / 30, all_lo=e / 40,
-                                                           all_hi=e / 25, best=True)
+                                                           value=e / 30, total_ci_low=e / 40,
+                                                           total_ci_high=e / 25, best=True)
                                                  for r in ("clip", "dino") for m in MEASURES
                                                       for e in (12, 13.5, 15)]),
                                         dict(clip="CLIP", dino="DINO")),

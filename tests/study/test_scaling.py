@@ -8,7 +8,7 @@ from ccd.study.scaling import (curves as scaling_curves, grid as scaling_grid, m
                                runs as scaling_runs)
 from ccd.training.audit import _flatten_dict
 from ccd.cli import _AnySettings, _starting_point, _train as train_command, main
-from ccd.files import UserError, read_json, to_plain_dict, write_json
+from ccd.files import UserError, load_table, read_json, to_plain_dict, write_json
 from ccd.settings import DataSettings, RECIPES, data_fraction, override
 from ccd.runs import read_manifest, run_settings
 from ccd.data.emoji.scenes import asset_pool, scene
@@ -262,7 +262,7 @@ def test_many_processes_are_sent_to_the_commands(tmp_path, monkeypatch):
 # --- the language model that all share
 
 def test_what_can_be_told_apart_was_measured():
-    t = pd.read_csv(Path(__file__).parents[2] / "results" / "vlm" / "informative.csv")
+    t = load_table(Path(__file__).parents[2] / "results" / "vlm" / "informative.csv")
     assert set(t.subset[t.informative]) == set(measures._INFORMATIVE_SUBSETS)
 
 def test_blind_the_shared_model_says_the_same_around_any_encoder(results, tmp_path):
@@ -368,7 +368,7 @@ def made_up(truth, seed_sd=0.004, sampling=0.01, rng=None, grid=EMOJI, only=lamb
                                        draws=y
                                        + sampling
                                        * (0.6 * drawn[m] + 0.8 * rng.normal(size=measures._DRAWS)),
-                                       tests=1, clusters=1, parameters=p.size**2,
+                                       n_test=1, n_groups=1, parameters=p.size**2,
                                        flops=p.samples * p.size**2
                                        * (3 if p.recipe == "dino" else 1)))
     return pd.DataFrame(rows)
@@ -389,7 +389,7 @@ def test_growth_is_told_from_a_plateau_and_from_noise():
     assert one(t, "size").plateau == "yes, it is level"
     loud = scaling_curves._gain_per_doubling(made_up(lambda p: 0.5, seed_sd=0.02, sampling=0.02), C)
     assert one(loud, "samples").plateau == one(loud, "drawings").plateau == "cannot be told"
-    assert one(loud, "samples").shows > 5 * one(t, "samples").shows
+    assert one(loud, "samples").min_detectable_diff > 5 * one(t, "samples").min_detectable_diff
 
 def test_a_gain_is_that_of_a_doubling():
     t = scaling_curves._gain_per_doubling(made_up(lambda p: 0.5 + 0.01 * 2 * by(p, "size")
@@ -406,7 +406,8 @@ def test_one_seed_says_so():
     t = scaling_curves._gain_per_doubling(made_up(lambda p: 0.5 + 0.04 * by(p, "samples"),
                                                   only=lambda p: not p.seed, sampling=0.001), C)
     r = one(t, "samples")
-    assert r.plateau == "no, it grows, by one seed" and not r.seeds_known and np.isnan(r.seed_lo)
+    assert (r.plateau == "no, it grows, by one seed" and not r.seed_variance_known
+            and np.isnan(r.seed_ci_low))
 
 def last_step(gain, rng, seeds=0.01, sampling=0.01):
     t = made_up(lambda p: 0.5 + gain * by(p, "samples"), seeds, sampling, rng,
@@ -420,7 +421,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
     hits, rng, gain = [], np.random.default_rng(1), 0.02
     for _ in range(150):
         r = last_step(gain, rng)
-        hits.append((r["all_lo"] <= gain <= r["all_hi"], r["lo"] <= gain <= r["hi"]))
+        hits.append((r["total_ci_low"] <= gain <= r["total_ci_high"],
+                     r["ci_low"] <= gain <= r["ci_high"]))
     both, sampling = np.mean(hits, 0)
     # without the seeds an interval promises too much
     assert 0.89 < both < 0.995 and sampling < both - 0.1
@@ -428,7 +430,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 def test_what_could_be_shown_is_shown_four_times_in_five():
     rng = np.random.default_rng(2)
     shows = float(np.median([stats.could_show(last_step(0.0, rng)) for _ in range(30)]))
-    assert 0.68 < np.mean([last_step(shows, rng)["all_lo"] > 0 for _ in range(120)]) < 0.92
+    assert 0.68 < np.mean([last_step(shows, rng)["total_ci_low"] > 0 for _ in range(120)]) < 0.92
 
 def test_seeds_are_pooled_over_places():
     t = made_up(lambda p: 0.5, seed_sd=0.05, sampling=1e-9)
@@ -513,7 +515,8 @@ def test_an_effect_is_the_weighted_sum_with_its_interval():
     more = at((1, "clip", {}), (-1, "dino", {}), (-1, "clip", few), (1, "dino", few))
     assert (lead["value"] == pytest.approx(0.2, abs=0.01)
             and here["value"] == pytest.approx(0.26, abs=0.01))
-    assert (more["value"] == pytest.approx(lead["value"] - here["value"]) and more["all_hi"] < 0
+    assert (more["value"] == pytest.approx(lead["value"] - here["value"])
+            and more["total_ci_high"] < 0
             and lead["p"] < 1e-4)
     assert at((1, "clip", {}), (-1, "clip", dict(drawings=0.3))) is None
     none = [scaling_curves._linear_effect(made_up(lambda p: 0.5, 0.01, 0.01,
@@ -536,8 +539,8 @@ def test_how_many_more_samples():
             and early.times[300_000] == pytest.approx(1 / 8, rel=0.01))
     loud = scaling_curves.sample_efficiency_ratio(made_up(late(2), 0.02, 0.02), C,
                                                   "category").set_index("samples")
-    assert ((loud.lo <= loud.times).all() and (loud.times <= loud.hi).all()
-            and loud.hi[300_000] == math.inf)
+    assert ((loud.ci_low <= loud.times).all() and (loud.times <= loud.ci_high).all()
+            and loud.ci_high[300_000] == math.inf)
     assert not len(scaling_curves.sample_efficiency_ratio(made_up(late(2), only=lambda p: p.samples
                                                                   == C["samples"]), C, "category"))
 

@@ -411,7 +411,7 @@ def test_a_run_begins_with_another_at_a_larger_size(corpus, first_run, tmp_path)
             == dict(run=read_json(first_run / "manifest.json")["outputs_hash"], samples=16,
                     image_size=48))
     assert "after 16 samples at 48 px" in read_json(run / "encoder.json")["training"]
-    sheet = audit(run, first_run).set_index("what")
+    sheet = audit(run, first_run).set_index("setting")
     assert not sheet.equal[["started from", "architecture", "first weights of the ViT"]].any()
     train("dinov2", s, corpus, run, init_from=first_run) # it is up to date
     with pytest.raises(UserError, match="other settings.*start"): train("dinov2", s, corpus, run)
@@ -439,7 +439,7 @@ def test_a_release_or_a_folder_is_no_beginning(corpus, tmp_path):
               init_from=RESULTS / "emoji-small/encoders/clip-0")
 
 def test_the_audit_knows_what_dinov2_publishes(first_run):
-    t = audit(first_run, "dinov2").set_index("what")
+    t = audit(first_run, "dinov2").set_index("setting")
     assert ("ffn swiglu" in t.B["architecture"] and t.equal["weights evaluated"]
             and not t.equal["batch"])
     assert t.B["warm-up"] == "16 % of training" and "8 more of 0.05 to 0.32" in t.B["augmentation"]

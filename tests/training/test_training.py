@@ -76,10 +76,10 @@ def test_captions_of_a_picture_take_turns(tiny, corpus):
 
 def unequal(a, b):
     t = audit(a, b)
-    return set(t.what[~t.equal])
+    return set(t.setting[~t.equal])
 
 def test_audit_of_a_controlled_pair(whole):
-    t = audit(whole / "train/clip-0", whole / "train/dino-0").set_index("what").equal
+    t = audit(whole / "train/clip-0", whole / "train/dino-0").set_index("setting").equal
     same = ["images and captions", "training data", "order of samples", "first weights of the ViT",
             "precision", "architecture", "samples seen",
             "batch", "peak learning rate", "warm-up", "weight decay", "gradient clip",
@@ -115,7 +115,7 @@ def test_the_audit_of_an_older_run_reads_what_it_was(whole, tmp_path):
     m = read_json(tmp_path / "old/manifest.json")
     assert m["settings"]["own"].pop("head_init") == "linear" # a setting that came later
     write_json(tmp_path / "old/manifest.json", m)
-    t = audit(tmp_path / "old", whole / "train/dino-0").set_index("what")
+    t = audit(tmp_path / "old", whole / "train/dino-0").set_index("setting")
     assert list(t.loc["own: head_init"]) == ["trunc_normal", "linear", False]
 
 def test_the_audit_says_the_data_without_a_path():
@@ -128,7 +128,7 @@ def test_the_audit_says_the_data_without_a_path():
     assert len(said) == 5
 
 def test_samples_at_equal_compute(whole):
-    t = audit(whole / "train/clip-0", whole / "train/dino-0").set_index("what")
+    t = audit(whole / "train/clip-0", whole / "train/dino-0").set_index("setting")
     fa, fb = (read_json(whole / f"train/{k}-0/facts.json") for k in ("clip", "dino"))
     line = t.loc["samples at the compute of the other"]
     assert (line.iloc[0] == f"{fb['flops'] / fa['flops_per_sample']:,.0f}"
@@ -143,12 +143,12 @@ def test_a_run_trained_for_the_compute_of_another(tiny, corpus, whole):
     assert matched.control.samples % b == 0 and matched.dino == tiny.dino
 
 def test_a_published_recipe_says_only_what_is_published(whole):
-    t = audit(whole / "train/dino-0", "dino").set_index("what")
+    t = audit(whole / "train/dino-0", "dino").set_index("setting")
     theirs = t["B"]
     assert (theirs["weight decay"] == "0.04 to 0.4, cosine"
             and theirs["gradient clip"] == "3, each tensor")
     assert not t.equal["drop path"] and t.equal["weights evaluated"]
-    paper = audit("paper:clip", "paper:dino").set_index("what")
+    paper = audit("paper:clip", "paper:dino").set_index("setting")
     assert paper.equal[["architecture", "samples seen", "peak learning rate"]].all()
     assert (paper.loc[["batch", "weight decay", "warm-up", "augmentation"]].iloc[:, :2]
             == "not published").all(None)

@@ -124,7 +124,7 @@ def test_what_is_not_informative_leaves_every_average():
     right = sees | {n + CONDITION_SUFFIXES[f]: 0.25 for n in sees for f in ("none", "other")}
     t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 60), right),
                                list(sees), materials.CATEGORIES, n_resamples=200)
-    mean = t["summary"].query("encoder == 'A' and level == 'category' and convention == "
+    mean = t["summary"].query("encoder == 'A' and level == 'category' and average == "
                               "'macro'").set_index("name")
     alone = t["summary"].query("encoder == 'A' and level == 'subset'").set_index("name").score
     for c, leaves in materials.CATEGORIES.items():
@@ -137,7 +137,7 @@ def test_without_a_ceiling_nothing_is_left_out():
     right = {n + f: 0.4 for n in ("A", "B") for f in CONDITION_SUFFIXES.values()}
     t = command._result_tables(_simulate_answers(dict.fromkeys(materials.SUBSETS, 20), right),
                                ["A", "B"], materials.CATEGORIES, n_resamples=50)
-    assert "informative" not in t and not t["summary"].left_out.any()
+    assert "informative" not in t and not t["summary"].excluded.any()
 
 SMALL = dict(list(materials.CATEGORIES.items())[:2]) # two categories are enough
 
@@ -152,7 +152,7 @@ def answered(right, runs): # of two encoders and of the same models without the 
 def test_of_two_encoders_at_their_baseline_one_sentence_says_that_there_is_no_verdict():
     t = command._result_tables(answered(dict(A=0.25, B=0.26), dict(A=1, B=1)), ["A", "B"], SMALL,
                                n_resamples=100)
-    assert (t["differences"].query("convention == 'macro'").above_baseline == "neither").all()
+    assert (t["differences"].query("average == 'macro'").above_baseline == "neither").all()
     assert (command.summary_text(t["differences"], "A", "B")
             == "No verdict: neither A nor B is above its own no-image baseline in any category.")
     assert command.over_runs(t["differences"]).startswith("Every encoder was trained once")

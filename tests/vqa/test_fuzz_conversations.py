@@ -55,13 +55,13 @@ def read(data, images): # the talks, None where a `UserError` says what is wrong
 
 def left_out(talks):
     assert (talks.skipped.reason != "").all() and talks.skipped.row.is_monotonic_increasing
-    return talks.skipped[talks.skipped.left_out == "conversation"].row.tolist()
+    return talks.skipped[talks.skipped.excluded == "conversation"].row.tolist()
 
 def check(talks, rows): # against what is there, in words of its own
     out = left_out(talks)
     used = [r for k, r in enumerate(rows, 1) if k not in out]
     assert len(set(out)) == len(out) and len(talks.turns) == len(talks.picture) == len(used)
-    messages = talks.skipped[talks.skipped.left_out != "conversation"]
+    messages = talks.skipped[talks.skipped.excluded != "conversation"]
     assert (sum(2 * len(t) for t in talks.turns) + len(messages)
             == sum(len(r["conversations"]) for r in used))
     for row, turns, picture in zip(used, talks.turns, talks.picture):

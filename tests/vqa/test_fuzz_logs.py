@@ -56,8 +56,8 @@ def read(name, data):
             return None
         assert log.answers.score.between(0, 1).all() and log.skipped.reason.str.len().gt(0).all()
         log.answers.to_parquet(Path(home) / "answers.parquet")
-        assert (_how_read(log.answers).questions.sum()
-                == _answer_coverage(log.answers).questions.sum() == len(log.answers))
+        assert (_how_read(log.answers).n_questions.sum()
+                == _answer_coverage(log.answers).n_questions.sum() == len(log.answers))
         return log
 
 @given(some.sampled_from(TASKS), some.lists(line, max_size=6), harm)

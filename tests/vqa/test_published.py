@@ -234,7 +234,7 @@ def test_a_difference_turns_round(vqa):
                                           [("CLIP 7B", "CLIP 1B"),
                                            ("CLIP 1B", "CLIP 7B")]).to_dict("records")
     assert (back["diff"] == pytest.approx(-there["diff"])
-            and back["lo"] == pytest.approx(-there["hi"]))
+            and back["ci_low"] == pytest.approx(-there["ci_high"]))
     assert back["verdict"] == there["verdict"]
     for k in ("se", "p", "r", "least"): assert back[k] == pytest.approx(there[k])
 
@@ -266,9 +266,9 @@ def test_differences_by_hand(vqa):
 
 def test_claims_are_judged_by_their_numbers():
     t = claims.claims().set_index("claim")
-    assert np.isnan(t.lo[t.quantity.isin(["ADE20K", "ADE20K_ms", "NYUd_lin1"])]).all()
-    has = t.dropna(subset="lo")
-    within = (has.lo <= 0) & (has.hi >= 0)
+    assert np.isnan(t.ci_low[t.quantity.isin(["ADE20K", "ADE20K_ms", "NYUd_lin1"])]).all()
+    has = t.dropna(subset="ci_low")
+    within = (has.ci_low <= 0) & (has.ci_high >= 0)
     assert (has.verdict.str.startswith("a tie") == within).all()
     assert t.verdict["the light filter adds Knowledge"] == "holds; +0.97 without MathVista_M, a tie"
     assert "53.87 (Table 6); Web-DINO 1B 49.01 (Table 6)" in t.rests_on.iloc[0]
@@ -285,7 +285,7 @@ def test_verdicts(kind, p, q, said):
 def test_the_papers_headline():
     dev, everything = (claims._compare_proportions(47.5, 40.0, 100),
                        claims.paper_differences().loc["VMCBench OCR"])
-    assert dev["verdict"].startswith("tie") and dev["lo"] < 0 < dev["hi"]
+    assert dev["verdict"].startswith("tie") and dev["ci_low"] < 0 < dev["ci_high"]
     assert everything.verdict == "real" and 880 < everything.n < 920
 
 # --- a table of one's own

@@ -281,10 +281,10 @@ def test_used_and_listed_are_all_that_was_there(cats, capsys):
             pictured(2, QA[0], QA[0], QA[1]), said(*QA), dict(id="x"), dict(id="y")]
     (cats / "c").write_text("\n".join([*map(json.dumps, rows), '{"id": 3, "conv']))
     t = conversations._load_llava_json(cats / "c", cats)
-    whole = t.skipped[t.skipped.left_out == "conversation"]
+    whole = t.skipped[t.skipped.excluded == "conversation"]
     assert t.picture.tolist() == [0, 1, -1] and len(t.turns) + len(whole) == len(rows) + 1
     assert whole.row.tolist() == [2, 4, 6, 7, 8] and whole.id.tolist() == ["", "c2", "x", "y", ""]
-    other = t.skipped[t.skipped.left_out != "conversation"]
+    other = t.skipped[t.skipped.excluded != "conversation"]
     assert other.values.tolist() == [[3, "c1", "message 3", "a question without an answer"]]
     err = capsys.readouterr().err
     assert ("5 of 8 conversations are left out: 2 no conversations;" in err

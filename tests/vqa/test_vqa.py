@@ -430,11 +430,12 @@ def test_an_unknown_subset_double_answers_scores_outside_and_half_pairs():
 def test_a_model_that_answers_nothing_is_counted_and_scores_nothing():
     a = answer_table("x", asked(4), {0: None, 1: "", 2: float("nan")}, "silent")
     assert (a.score.sum() == 0
-            and _answer_coverage(a).iloc[0][["questions", "blank", "unread"]].tolist() == [4, 4, 0])
+            and _answer_coverage(a).iloc[0][["n_questions", "n_empty", "n_unparsed"]].tolist()
+            == [4, 4, 0])
     tossed = answer_table("x", asked(40), {}, "silent", rule="coin_toss")
     assert tossed.score.sum() == 0
     t = bootstrap_summary(a, dict(ocr=["TextVQA"]), n_resamples=50)
-    assert (t.score == 0).all() and (t.hi == 0).all() and (t.questions == 4).all()
+    assert (t.score == 0).all() and (t.ci_high == 0).all() and (t.n_questions == 4).all()
 
 # --- averages
 
@@ -445,7 +446,7 @@ def some(seed=0, sizes=dict(a=30, b=50, c=20), **encoders):
 
 def number(t, name, convention, encoder="x", column="score"):
     return t[(t.encoder == encoder) & (t.name == name)
-             & (t.convention == convention)][column].item()
+             & (t.average == convention)][column].item()
 
 def test_macro_micro_and_the_three_conventions():
     a = some()
@@ -482,9 +483,9 @@ def test_missing_subsets_are_shown_not_averaged_away():
     assert (number(p, "ocr", "micro", "y", "note") == "partial"
             and number(p, "ocr", "micro", "x", "note") == "")
     assert (number(p, "ocr", "macro", "y", "subsets") == "a"
-            and number(p, "ocr", "macro", "y", "questions") == 30)
+            and number(p, "ocr", "macro", "y", "n_questions") == 30)
     d = compare_scores(a, "x", "y", MAP, n_resamples=50)
-    r = d[(d.name == "ocr") & (d.convention == "macro")].iloc[0]
+    r = d[(d.name == "ocr") & (d.average == "macro")].iloc[0]
     assert np.isnan(r.difference) and np.isnan(r.p) and r.verdict == "not known: b is missing"
     gone = bootstrap_summary(a[a.subset != "b"], MAP, n_resamples=50)
     assert (np.isnan(number(gone, "ocr", "macro"))
@@ -494,7 +495,7 @@ def test_a_partial_comparison_is_over_what_both_have():
     a = some(sizes=dict(a=60, b=60, c=60), x=dict(a=0.5, b=1.0, c=0.5), y=dict(a=0.5, b=0.5, c=0.5))
     a = a[~((a.encoder == "y") & (a.subset == "b"))]
     t = compare_scores(a, "x", "y", MAP, allow_missing=True,
-                       n_resamples=50).set_index(["name", "convention"])
+                       n_resamples=50).set_index(["name", "average"])
     for c in ("macro", "micro"):
         assert (t.difference["ocr", c] == pytest.approx(t.difference["a", ""])
                 and t.missing["ocr", c] == "b")
@@ -514,13 +515,13 @@ def test_some_questions_of_a_subset_is_an_error_or_said():
     a = a.drop(a[(a.encoder == "y") & (a.subset == "a")].index[:4])
     with pytest.raises(UserError, match=r"y \(seed 0\) lacks 4"): bootstrap_summary(a, MAP)
     t = bootstrap_summary(a, MAP, intersect=True, n_resamples=50)
-    assert number(t, "a", "", "x", "questions") == 26 == number(t, "a", "", "y", "questions")
+    assert number(t, "a", "", "x", "n_questions") == 26 == number(t, "a", "", "y", "n_questions")
 
 def test_uninformative_subsets_leave_the_averages_openly():
     a = some()
     t = bootstrap_summary(a, MAP, excluded=("b",), n_resamples=50)
     assert number(t, "ocr", "macro") == number(t, "a", "") == number(t, "ocr", "micro")
-    assert (number(t, "ocr", "macro", "x", "left_out") == "b"
+    assert (number(t, "ocr", "macro", "x", "excluded") == "b"
             and number(t, "b", "", "x", "note") == "not informative")
     with pytest.raises(UserError, match="not in the map"):
         bootstrap_summary(a, MAP, excluded=("z",))
@@ -540,8 +541,8 @@ def test_mme_is_the_sum_of_ten_over_twenty():
         want += 100 * g.score.mean() + 100 * (pictures.min()).mean()
     s = bootstrap_summary(a, CAMBRIAN, allow_missing=True, n_resamples=200)
     assert 100 * number(s, "MME_P", "") == pytest.approx(want / 20)
-    assert (number(s, "MME_P", "", "x", "lo") < number(s, "MME_P", "")
-            < number(s, "MME_P", "", "x", "hi"))
+    assert (number(s, "MME_P", "", "x", "ci_low") < number(s, "MME_P", "")
+            < number(s, "MME_P", "", "x", "ci_high"))
 
 def test_mmvp_counts_pairs_and_cvbench_means_its_two_sources():
     q = asked(6)
@@ -553,7 +554,7 @@ def test_mmvp_counts_pairs_and_cvbench_means_its_two_sources():
     t = bootstrap_summary(a, CAMBRIAN, allow_missing=True, n_resamples=50)
     assert (number(t, "MMVP", "")
             == pytest.approx(np.mean([ok[k] and ok[k + 1] for k in (0, 2, 4)])) == 2 / 3)
-    assert number(t, "MMVP", "", "x", "questions") == 3 # pairs
+    assert number(t, "MMVP", "", "x", "n_questions") == 3 # pairs
     c = a.assign(benchmark="CVBench_2D", pair_id="", subset=["ADE20K"] * 4 + ["COCO"] * 2)
     t = bootstrap_summary(c, CAMBRIAN, allow_missing=True, n_resamples=50)
     assert number(t, "CVBench_2D", "") == pytest.approx((3 / 4 + 1) / 2)
@@ -580,14 +581,15 @@ def test_the_bootstrap_has_the_spread_of_the_formula_and_of_the_plain_one():
     y = a[(a.encoder == "y") & (a.subset == "a")].score.values
     d, lo, hi = paired_bootstrap(x["a"], y, n_resamples=8000)
     t = compare_scores(a, "x", "y", MAP, n_resamples=8000).set_index("name").loc["a"]
-    assert (t.difference == pytest.approx(d) and t.lo == pytest.approx(lo, abs=0.01)
-            and t.hi == pytest.approx(hi, abs=0.01))
+    assert (t.difference == pytest.approx(d) and t.ci_low == pytest.approx(lo, abs=0.01)
+            and t.ci_high == pytest.approx(hi, abs=0.01))
 
 def test_equal_models_never_differ_in_any_draw():
     a = some()
     twin = pd.concat([a[a.encoder == "x"], a[a.encoder == "x"].assign(encoder="y")])
     t = compare_scores(twin, "x", "y", MAP, n_resamples=500)
-    assert (t[["difference", "lo", "hi", "discordant"]] == 0).all().all() and (t.p == 1).all()
+    assert ((t[["difference", "ci_low", "ci_high", "n_discordant"]] == 0).all().all()
+            and (t.p == 1).all())
 
 def test_clusters_across_subsets_are_drawn_as_one():
     a = some(sizes=dict(a=200, b=200, c=100), x=0.5)
@@ -632,7 +634,7 @@ def test_p_values_are_those_of_statistics():
     a = some(sizes=dict(a=60, b=80, c=50), x=0.75, y=0.5)
     w = a.pivot(index=["subset", "question_id"], columns="encoder", values="score")
     t = compare_scores(a, "x", "y", MAP, n_resamples=4000)
-    of = t.set_index(["name", "convention"])
+    of = t.set_index(["name", "average"])
     for s in "abc": assert of.p[s, ""] == mcnemar_exact(w.x[s].values == 1, w.y[s].values == 1)
     weight = np.repeat([1 / 60, 1 / 80], [60, 80])
     both = w.loc[["a", "b"]]
@@ -642,7 +644,7 @@ def test_p_values_are_those_of_statistics():
             == pytest.approx(holm(of.p[[("a", ""), ("b", ""), ("c", "")]].values)))
     assert (of.p_holm[[("ocr", "macro"), ("doc", "macro")]].tolist()
             == pytest.approx(holm(of.p[[("ocr", "macro"), ("doc", "macro")]].values)))
-    assert of.discordant["a", ""] == (w.x["a"] != w.y["a"]).sum()
+    assert of.n_discordant["a", ""] == (w.x["a"] != w.y["a"]).sum()
 
 def test_fractions_and_clusters_go_by_sign_flips():
     a = some(sizes=dict(a=80, b=40, c=40), x=0.7, y=0.5)
@@ -664,7 +666,7 @@ def seeds(n, gap, noise=0.0):
 
 def overall(*a, **k):
     return compare_scores(*a, n_resamples=500,
-                          **k).set_index(["name", "convention"]).loc[("overall", "macro")]
+                          **k).set_index(["name", "average"]).loc[("overall", "macro")]
 
 def means(a): # of each encoder's seeds, the mean of its subsets
     per = a.groupby(["encoder", "seed", "subset"]).score.mean().groupby(["encoder", "seed"]).mean()
@@ -674,16 +676,17 @@ def test_seeds_give_the_interval_of_two_samples_and_the_verdict_says_what_it_is_
     a = seeds(4, 0.2)
     x, y = means(a)
     r, want = overall(a, "x", "y", MAP), st.ttest_ind(x, y).confidence_interval()
-    assert ([r.difference, r.seed_lo, r.seed_hi] == pytest.approx([x.mean() - y.mean(), *want])
-            and (r.runs_a, r.runs_b) == (4, 4))
-    assert (r.all_lo < r.lo and r.all_hi > r.hi
+    assert ([r.difference, r.seed_ci_low,
+             r.seed_ci_high] == pytest.approx([x.mean() - y.mean(), *want])
+            and (r.n_seeds_a, r.n_seeds_b) == (4, 4))
+    assert (r.total_ci_low < r.ci_low and r.total_ci_high > r.ci_high
             and r.verdict == f"x leads by {100 * (x.mean() - y.mean()):.1f} points: over 4 seeds")
     wild = overall(seeds(3, 0.15, 0.3), "x", "y", MAP)
     assert (wild.verdict.endswith("on these checkpoints; not significant over 3 seeds")
-            and wild.p < 0.05 < wild.p_all)
+            and wild.p < 0.05 < wild.p_total)
     tie = overall(seeds(1, 0.0), "x", "y", MAP)
-    assert (tie.verdict.startswith("no significant difference") and np.isnan(tie.seed_lo)
-            and np.isnan(tie.p_all))
+    assert (tie.verdict.startswith("no significant difference") and np.isnan(tie.seed_ci_low)
+            and np.isnan(tie.p_total))
     assert overall(seeds(1, 0.3), "x", "y", MAP).verdict.endswith(": these two checkpoints")
 
 def test_the_error_is_that_of_questions_and_of_seeds():
@@ -698,8 +701,9 @@ def test_the_error_is_that_of_questions_and_of_seeds():
     # Satterthwaite; four degrees of freedom are known
     half = st.t.ppf(0.975, se**4 / (v**2 / 4)) * se
     # 500 draws tell a spread to 3 %
-    assert r.all_hi - r.difference == pytest.approx(half, rel=0.08) == r.difference - r.all_lo
-    assert r.p_all == pytest.approx(2 * st.t.sf(r.difference / se, se**4 / (v**2 / 4)), rel=0.3)
+    assert (r.total_ci_high - r.difference == pytest.approx(half, rel=0.08)
+            == r.difference - r.total_ci_low)
+    assert r.p_total == pytest.approx(2 * st.t.sf(r.difference / se, se**4 / (v**2 / 4)), rel=0.3)
 
 def test_runs_of_one_recipe_are_rarely_called_two_recipes():
     """Two recipes that are one, whose runs lie two to four points apart: what questions alone make
@@ -714,7 +718,7 @@ def test_runs_of_one_recipe_are_rarely_called_two_recipes():
                       pooled_variance(right.mean(0).reshape(2, 3)))
         r = Estimate(d.mean(), cluster_bootstrap_means(d, np.arange(250), 200, k)[1], v * 2 / 3,
                      df).row()
-        alone, both = alone + (r["lo"] > 0 or r["hi"] < 0), both + (t_test(r) < 0.05)
+        alone, both = alone + (r["ci_low"] > 0 or r["ci_high"] < 0), both + (t_test(r) < 0.05)
     assert alone > 45 and both <= 24 # 15 of 300 are 5 %, and more than 24 have a chance of 1 %
 
 def test_an_encoder_of_one_run_is_compared_with_the_mean_of_the_others_runs_and_is_not_significant():  # noqa: E501
@@ -723,12 +727,14 @@ def test_an_encoder_of_one_run_is_compared_with_the_mean_of_the_others_runs_and_
     x, y = means(one)
     for t in (one, one.assign(seed=one.seed + 10 * (one.encoder == "y"))): # whatever its number
         r = overall(t, "x", "y", MAP)
-        assert r.difference == pytest.approx(x.mean() - y[0]) and (r.runs_a, r.runs_b) == (3, 1)
-        assert (r.seeds_known and r.all_lo < r.lo and np.isnan(r.p_all_holm)
+        assert (r.difference == pytest.approx(x.mean() - y[0])
+                and (r.n_seeds_a, r.n_seeds_b) == (3, 1))
+        assert (r.seed_variance_known and r.total_ci_low < r.ci_low and np.isnan(r.p_total_holm)
                 and r.verdict.endswith("on these checkpoints; y was trained once"))
     # how far runs lie apart, from all that were trained more than once
     known = significance._spreads(a, ["x", "y"], MAP)
-    assert overall(one, "x", "y", MAP, variances=known).seed_hi - r.difference == pytest.approx(
+    assert overall(one, "x", "y", MAP,
+                   variances=known).seed_ci_high - r.difference == pytest.approx(
         st.t.ppf(0.975, 4) * (known["overall", "overall", "macro"][0] * (1 + 1 / 3))**0.5)
     with pytest.raises(UserError, match="no answers of 'z'"): compare_scores(a, "x", "z", MAP)
 
@@ -736,13 +742,11 @@ def test_a_model_without_the_image_is_the_same_run():
     a = seeds(3, 0.2, 0.1)
     x, y = means(a)
     r = overall(a, "x", "y", MAP, paired=True)
-    assert [r.difference, r.seed_lo, r.seed_hi] == pytest.approx(t_interval(x - y))
-    assert _above_baseline(a, dict(x="y"), MAP,
-                           n_resamples=500).set_index(["name",
-                                                       "convention"]).seed_lo["overall",
-                                                                              "macro"] == pytest.approx(r.seed_lo)  # noqa: E501
+    assert [r.difference, r.seed_ci_low, r.seed_ci_high] == pytest.approx(t_interval(x - y))
+    def low(t): return t.set_index(["name", "average"]).seed_ci_low["overall", "macro"]
+    above = _above_baseline(a, dict(x="y"), MAP, n_resamples=500)
+    assert low(above) == pytest.approx(r.seed_ci_low)
     some = dict(excluded=("b",), n_resamples=50) # then its seeds vary in what is left
-    def low(t): return t.set_index(["name", "convention"]).seed_lo["overall", "macro"]
     assert low(_above_baseline(a, dict(x="y"), MAP, **some)) == pytest.approx(
         low(compare_scores(a, "x", "y", MAP, paired=True, **some)))
     assert overall(a[a.seed == 0], "x", "y", MAP,
@@ -755,8 +759,9 @@ def test_of_answers_that_are_all_alike_no_power_is_said():
     same = pd.concat([a[a.encoder == "x"], a[a.encoder == "x"].assign(encoder="y")])
     for t in (same, pd.concat([same, same.assign(seed=1)])):
         d = compare_scores(t, "x", "y", MAP, n_resamples=50)
-        assert (d.could_show.isna().all() and (d.difference == 0).all() and (d.lo == 0).all()
-                and (d.hi == 0).all())
+        assert (d.min_detectable_diff.isna().all() and (d.difference == 0).all()
+                and (d.ci_low == 0).all()
+                and (d.ci_high == 0).all())
         assert d.verdict.str.contains("the minimum detectable difference is unknown").all()
 
 def test_no_verdict_where_neither_is_above_its_own_baseline(tmp_path):
@@ -768,7 +773,7 @@ def test_no_verdict_where_neither_is_above_its_own_baseline(tmp_path):
     a.loc[(a.subset == "c") & (a.encoder == "x blind"), "score"] = 1
     above = _above_baseline(a, {"x": "x blind", "y": "y blind"}, MAP, n_resamples=200)
     t = significance._with_baselines(compare_scores(a, "x", "y", MAP, n_resamples=200),
-                                     above).set_index(["name", "convention"])
+                                     above).set_index(["name", "average"])
     assert ([t.above_baseline[s, ""] for s in "abc"] == ["x", "y", "neither"]
             and t.p_holm["c", ""] < 0.01)
     assert (t.verdict["c", ""] == t.verdict["doc", "macro"]
@@ -784,7 +789,7 @@ def test_what_could_be_shown_is_shown_four_times_in_five():
     truth = dict(x=0.60, y=0.45)
     found = [compare_scores(some(k, dict(a=110), **truth), "x", "y", dict(ocr=["a"]),
                             n_resamples=400).set_index("name") for k in range(60)]
-    could = np.mean([t.could_show["a"] for t in found])
+    could = np.mean([t.min_detectable_diff["a"] for t in found])
     seen = np.mean([t.p["a"] < 0.05 for t in found])
     se = could / 2.8
     from scipy.stats import norm
@@ -807,15 +812,17 @@ def test_floors_and_what_is_informative():
     t = informative_subsets(a, "ceiling", "blind", MAP, n_resamples=200)
     by = a.groupby(["encoder", "subset"]).score.mean()
     assert (t.informative.tolist() == [True, False, True]
-            and t.gap.tolist() == pytest.approx((by["ceiling"] - by["blind"]).tolist()))
+            and t.oracle_minus_no_image.tolist()
+            == pytest.approx((by["ceiling"] - by["blind"]).tolist()))
     g = _above_baseline(a, dict(x="blind"), MAP, excluded=("b",),
-                        n_resamples=200).set_index(["name", "convention"])
+                        n_resamples=200).set_index(["name", "average"])
     assert (g.difference["ocr", "macro"] == pytest.approx(by["x", "a"] - by["blind", "a"])
-            and g.left_out["ocr", "macro"] == "b")
+            and g.excluded["ocr", "macro"] == "b")
 
 def test_verdict_of_a_tie_names_the_power():
-    r = dict(a="x", b="y", difference=0.01, p_holm=0.5, p_all_holm=np.nan, could_show=0.15,
-             questions=100, runs_a=1, runs_b=1, missing="")
+    r = dict(a="x", b="y", difference=0.01, p_holm=0.5, p_total_holm=np.nan,
+             min_detectable_diff=0.15,
+             n_questions=100, n_seeds_a=1, n_seeds_b=1, missing="")
     assert (verdict(r)
             == "no significant difference (1.0 points; minimum detectable difference 15.0 points "
                "with 100 questions)")
@@ -859,7 +866,7 @@ def test_a_noted_coin_toss_is_kept_unless_scored_anew(tmp_path):
     p = lmms_file(tmp_path, "vmcbench", rows)
     assert (read_log(p).answers.score.sum() == 1
             and read_log(p, rule="letter").answers.score.sum() == 0)
-    assert _answer_coverage(read_log(p).answers).unread.item() == 4
+    assert _answer_coverage(read_log(p).answers).n_unparsed.item() == 4
 
 NOTES = { # task -> (benchmark, what the tool notes, the score meant)
     "mme": ("MME_P",
@@ -915,7 +922,7 @@ def test_a_coin_that_a_tool_tossed_for_a_blank_answer_counts_nothing(tmp_path):
     row = lmms_line(0, "", doc=False)
     row["average"]["score"] = row["reason"]["score"] = 1
     a = read_log(lmms_file(tmp_path, "vmcbench", [row])).answers
-    assert a.score.item() == 0 and _answer_coverage(a).blank.item() == 1
+    assert a.score.item() == 0 and _answer_coverage(a).n_empty.item() == 1
 
 def test_broken_lines_of_a_log_are_listed(tmp_path, capsys):
     rows = [lmms_line(0, "A"), "{broken", json.dumps(dict(doc_id=3)), lmms_line(1, "B")]
@@ -1039,7 +1046,7 @@ def test_calls_that_failed_are_counted_and_no_verdict_is_given_over_them(tmp_pat
     main(["vqa", *logs, "--out", str(tmp_path / "both"), "--allow-missing-subsets",
           "--intersect-questions", "--n-resamples", "50"])
     both = pd.read_csv(tmp_path / "both/differences_vmcbench.csv").query("name == 'OCRVQA'")
-    assert (both.questions.item() == 15
+    assert (both.n_questions.item() == 15
             and both.verdict.item().startswith("no significant difference"))
     with pytest.raises(UserError, match="no question has an answer"):
         report(a[a.encoder == "m1"].head(9), tmp_path / "none", intersect=True, n_resamples=20)
@@ -1215,7 +1222,7 @@ def test_a_draw_without_a_subset_does_not_spoil_the_interval():
     # b and c hang on two clusters of a
     a["cluster"] = np.where(a.subset == "a", a.question_id, a.question_id % 2).astype(str)
     t = bootstrap_summary(a, MAP, n_resamples=400)
-    assert t[["lo", "hi"]].notna().all().all()
+    assert t[["ci_low", "ci_high"]].notna().all().all()
 
 def test_logs_may_be_named_with_encoder_and_seed(tmp_path):
     paths = []
@@ -1228,7 +1235,7 @@ def test_logs_may_be_named_with_encoder_and_seed(tmp_path):
     t = report(paths, tmp_path / "out", allow_missing=True, n_resamples=100)
     assert (sorted(set(zip(t["answers"].encoder, t["answers"].seed)))
             == [(e, k) for e in ("clip", "dino") for k in range(3)])
-    assert (t["differences VMCBench"][["runs_a", "runs_b"]] == 3).all(axis=None)
+    assert (t["differences VMCBench"][["n_seeds_a", "n_seeds_b"]] == 3).all(axis=None)
 
 def test_a_benchmark_of_several_sources_is_tested_as_it_is_averaged():
     a = some(sizes=dict(ADE20K=300, COCO=20), x=dict(ADE20K=0.5, COCO=0.95),
@@ -1252,7 +1259,7 @@ def test_a_category_of_unlike_benchmarks_weighs_each_alike():
     d = (w.x - w.y).groupby("subset").mean()
     weight = np.repeat([1 / 4, 1 / 4, 1 / 2], 40) # ADE20K, COCO, RealWorldQA
     t = compare_scores(a, "x", "y", CAMBRIAN, allow_missing=True,
-                       n_resamples=4000).set_index(["name", "convention"])
+                       n_resamples=4000).set_index(["name", "average"])
     r = t.loc[("Vision-Centric", "macro")]
     assert r.difference == pytest.approx((d["ADE20K"] / 2 + d["COCO"] / 2 + d["RealWorldQA"]) / 2)
     p, alike = (sign_flip(w.x.values * v, w.y.values * v, np.arange(120), 20_000, 3)

@@ -56,7 +56,8 @@ def _text_only_answers(
 def text_only_baseline(
     questions, # test questions, from `emoji_questions`
     train_questions, # training questions of the same subsets
-) -> pd.DataFrame: # index subset; n, most frequent, text model; lo, hi: 95 % range of chance
+# index subset; n, most frequent, text model; chance_low, chance_high: 95 % range of chance
+) -> pd.DataFrame:
     "Return the accuracy of the two text-only baselines per subset."
     from scipy.stats import binom
     columns = ("question", *_OPTION_LETTERS, "answer", "category")
@@ -73,7 +74,7 @@ def text_only_baseline(
         chance = np.array(binom.interval(0.95, n, 0.25)) / n
         out.append((subset, n, *right, *chance))
     return pd.DataFrame(out, columns=["subset", "n", "most frequent", "text model",
-                                      "lo", "hi"]).set_index("subset")
+                                      "chance_low", "chance_high"]).set_index("subset")
 
 # %% ../../../nbs/library/data/emoji/05_checks.ipynb #0a3996e3
 def _text_crop(

@@ -27,7 +27,7 @@ def _vision_size(vit):
     return sum(p.numel() for p in build_vit(vit, 0).parameters())
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #3f625bb2
-# columns of `RunSpec`; metric, estimate, draws, tests, clusters, parameters, flops
+# columns of `RunSpec`; metric, estimate, draws, n_test, n_groups, parameters, flops
 def _read_results(results) -> pd.DataFrame:
     "Read all measurements of a folder. Raises `UserError` where there are none."
     rows = []
@@ -46,7 +46,7 @@ def _read_results(results) -> pd.DataFrame:
         vit = from_plain_dict(Control, about["run"]["control"], file).vit
         more = about["point"] | dict(parameters=_vision_size(vit), flops=x["run"]["flops"])
         rows += [more | dict(metric=m, estimate=v["estimate"], draws=np.array(v["draws"]),
-                             tests=v["tests"], clusters=v["clusters"])
+                             n_test=v["tests"], n_groups=v["clusters"])
                  for m, v in sorted(x["metrics"].items(), key=lambda mv: place(mv[0]))]
     if not rows:
         raise UserError(f"no measurements in {results}: expected RUN/MEASURE/measured.json; `ccd "
@@ -136,7 +136,7 @@ _EQUIVALENCE_MARGIN = 0.01 # one point per doubling: equivalence margin of a pla
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #39561ee6
 def _plateau_verdict(row: dict, margin: float = _EQUIVALENCE_MARGIN) -> str:
     "Return whether a curve plateaus, from the confidence interval of its gain per doubling."
-    lo, hi, alone = row["all_lo"], row["all_hi"], not row["seeds_known"]
+    lo, hi, alone = row["total_ci_low"], row["total_ci_high"], not row["seed_variance_known"]
     if not np.isfinite([lo, hi]).all(): return "cannot be told"
     if lo > 0: said = "no, it grows"
     elif hi < 0: said = "no, it falls"
@@ -145,20 +145,21 @@ def _plateau_verdict(row: dict, margin: float = _EQUIVALENCE_MARGIN) -> str:
     return said + (", by one seed" if alone else "")
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b008
-# axis, recipe, metric, x, at, seeds, flops; columns of `Estimate.row`
+# axis, recipe, metric, x, at, n_seeds, flops; columns of `Estimate.row`
 def _curves(table: pd.DataFrame, centre: dict) -> pd.DataFrame:
     "Return every measured curve with its confidence intervals."
     seed, rows = seed_variance(table), []
     for axis, recipe, metric in _every(table):
         cells = _curve_points(table, axis, centre, recipe, metric)
-        rows += [dict(axis=axis, recipe=recipe, metric=metric, x=c.x, at=c.value, seeds=c.seeds,
+        rows += [dict(axis=axis, recipe=recipe, metric=metric, x=c.x, at=c.value, n_seeds=c.seeds,
                       flops=c.flops) |
                  linear_contrast([c], [1.0], seed).row() for c in cells if len(cells) > 1]
     return pd.DataFrame(rows, columns=_CURVE if not rows else None)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5cdb813b
-_CURVE = ["axis", "recipe", "metric", "x", "at", "seeds", "flops", "value", "lo", "hi", "all_lo",
-          "all_hi"]
+_CURVE = ["axis", "recipe", "metric", "x", "at", "n_seeds", "flops", "value", "ci_low", "ci_high",
+          "total_ci_low",
+          "total_ci_high"]
 
 def _every(table):
     for axis in _AXES:
@@ -174,7 +175,8 @@ def _gain_per_doubling(table: pd.DataFrame, centre: dict,
                        margin: float = _EQUIVALENCE_MARGIN) -> pd.DataFrame:
     """Return the gain per doubling over every whole curve and over its last interval.
 
-    `shows` is the minimum detectable gain, `plateau` the result of the plateau test."""
+    `min_detectable_diff` is the minimum detectable gain, `plateau` the result of the plateau test.
+    """
     seed, rows = seed_variance(table), []
     for axis, recipe, metric in _every(table):
         cells = _curve_points(table, axis, centre, recipe, metric)
@@ -184,7 +186,8 @@ def _gain_per_doubling(table: pd.DataFrame, centre: dict,
             r = linear_contrast([a, b], [-1 / d, 1 / d], seed).row()
             rows.append(dict(axis=axis, recipe=recipe, metric=metric, stretch=stretch, low=a.value,
                              high=b.value, doublings=d) | r |
-                        dict(shows=could_show(r), plateau=_plateau_verdict(r, margin)))
+                        dict(min_detectable_diff=could_show(r),
+                             plateau=_plateau_verdict(r, margin)))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b010
@@ -206,15 +209,19 @@ def _difference_curves(table: pd.DataFrame, centre: dict, a: str = "clip",
             r = linear_contrast([x[high], y[high], x[low], y[low]], [1 / d, -1 / d, -1 / d, 1 / d],
                                 seed).row()
             trends.append(dict(axis=axis, metric=metric, low=low,
-                               high=high) | r | dict(shows=could_show(r), verdict=_caught(r, a, b)))
+                               high=high) | r
+                          | dict(min_detectable_diff=could_show(r), verdict=_caught(r, a, b)))
     return pd.DataFrame(rows), pd.DataFrame(trends)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #c136c4e4
 def _caught(r, a, b):
     def n(k): return RECIPES[k].title
-    said = (f"{n(a)} pulls away" if r["all_lo"] > 0 else f"{n(b)} gains on it" if r["all_hi"] < 0
+    said = (f"{n(a)} pulls away" if r["total_ci_low"] > 0 else f"{n(b)} gains on it"
+            if r["total_ci_high"] < 0
             else "cannot be told")
-    return said + (", by one seed" if said != "cannot be told" and not r["seeds_known"] else "")
+    return (said
+            + (", by one seed" if said != "cannot be told" and not r["seed_variance_known"]
+               else ""))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1e005
 # (weight, recipe, dict axis -> value that differs from the center)
@@ -259,7 +266,7 @@ def effects_table(table: pd.DataFrame, grid: Grid,
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5fab341c
 def sample_efficiency_ratio(
     table: pd.DataFrame, center: dict, metric: str, a: str = "clip", b: str = "dino",
-) -> pd.DataFrame: # samples, times, lo, hi
+) -> pd.DataFrame: # samples, times, ci_low, ci_high
     """Return the ratio of samples that recipe `b` needs to match `a`, for each number of samples.
 
     The curve of `b` is interpolated linearly in log samples, in each resample of test items and
@@ -268,13 +275,14 @@ def sample_efficiency_ratio(
     seed, rng, rows = seed_variance(table), np.random.default_rng(0), []
     x, y = ([(c.x, _shaken(c, seed, rng))
              for c in _curve_points(table, "samples", center, r, metric)] for r in (a, b))
-    if len(y) < 2: return pd.DataFrame(columns=["samples", "times", "lo", "hi", "least", "most"])
+    if len(y) < 2:
+        return pd.DataFrame(columns=["samples", "times", "ci_low", "ci_high", "least", "most"])
     at, curve = np.log2([n for n, _ in y]), np.stack([v for _, v in y])
     for n, level in x:
         times = np.array([2 ** (_first_reach(at, curve[:, k], level[k]) - math.log2(n))
                           for k in range(len(level))])
         lo, hi = np.quantile(times[1:], [0.025, 0.975], method="inverted_cdf")
-        rows.append(dict(samples=n, times=times[0], lo=lo, hi=hi, least=2 ** at[0] / n,
+        rows.append(dict(samples=n, times=times[0], ci_low=lo, ci_high=hi, least=2 ** at[0] / n,
                          most=2 ** at[-1] / n))
     return pd.DataFrame(rows)
 
@@ -299,7 +307,7 @@ def _fit_power_law(
     x: np.ndarray, # [n] positive values on the axis
     y: np.ndarray, # [n] estimates
     draws: np.ndarray, # [draws, n] bootstrap resamples
-) -> pd.DataFrame: # curve, quantity, value, lo, hi, found; empty for too few points
+) -> pd.DataFrame: # curve, quantity, value, ci_low, ci_high, found; empty for too few points
     "Fit a line and a saturating power law, with confidence intervals from the resamples."
     rows, n, z = [], len(x), np.log2(x / x[-1])
     if n > 3:
@@ -314,7 +322,7 @@ def _fit_power_law(
         found = bool(inside[0] and inside[1:].mean() > 0.95)
         rows += [_fitted("power law", "plateau", top, found),
                  _fitted("power law", "exponent", _EXPONENTS[best], found)]
-    columns = ["curve", "quantity", "value", "lo", "hi", "found"]
+    columns = ["curve", "quantity", "value", "ci_low", "ci_high", "found"]
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #7cbee99a
@@ -326,8 +334,8 @@ def _least_squares(z, y): # z [n], y [m, n] -> [2, m] intercept and slope, [m] s
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #3f528857
 def _fitted(curve, quantity, v, found=True): # v: value for the data, then for each resample
     lo, hi = np.quantile(v[1:], [0.025, 0.975])
-    return dict(curve=curve, quantity=quantity, value=float(v[0]), lo=float(lo),
-                hi=float(hi), found=found)
+    return dict(curve=curve, quantity=quantity, value=float(v[0]), ci_low=float(lo),
+                ci_high=float(hi), found=found)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b015
 # axis, recipe, metric, columns of `_fit_power_law`
@@ -344,16 +352,16 @@ def _fit_curves(table: pd.DataFrame, centre: dict) -> pd.DataFrame:
             axis=axis, recipe=recipe, metric=metric))
     return (pd.concat(rows, ignore_index=True) if rows
             else pd.DataFrame(columns=["axis", "recipe", "metric", "curve", "quantity", "value",
-                                       "lo", "hi", "found"]))
+                                       "ci_low", "ci_high", "found"]))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b017
-# recipe, metric, axes, seeds, flops, columns of `Estimate.row`, best
+# recipe, metric, axes, n_seeds, flops, columns of `Estimate.row`, best
 def _compute_frontier(table: pd.DataFrame) -> pd.DataFrame:
     "Return every grid point with its FLOPs: `best` where no cheaper one of the recipe is better."
     seed, rows = seed_variance(table), []
     for (recipe, metric, *place), g in table.groupby(["recipe", "metric", *_AXES]):
         c = aggregate_seeds(g)
-        rows.append(dict(recipe=recipe, metric=metric, **dict(zip(_AXES, place)), seeds=c.seeds,
+        rows.append(dict(recipe=recipe, metric=metric, **dict(zip(_AXES, place)), n_seeds=c.seeds,
                          flops=c.flops) | linear_contrast([c], [1.0], seed).row())
     t = pd.DataFrame(rows).sort_values(["recipe", "metric", "flops", "value"],
                                        ascending=[True, True, True, False], ignore_index=True)

@@ -26,7 +26,7 @@ class _Evaluation:
     "Declare one evaluation of a frozen encoder."
     version: int # version of its code
     of: Callable # function (encoder name, settings, folder) -> table, one row per metric:
-    # metric, estimate, tests, clusters, draws
+    # metric, estimate, n_test, n_groups, draws
     reads: bool = False # True if it also takes the shared language model
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #c082851e
@@ -49,8 +49,8 @@ def _eval_probes(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #128d3c56
 def _metric(name, right, cluster):
     mean, drawn = cluster_bootstrap_means(right.values, cluster.values, _DRAWS)
-    return dict(metric=name, estimate=mean, tests=len(right),
-                clusters=cluster.nunique(), draws=drawn)
+    return dict(metric=name, estimate=mean, n_test=len(right),
+                n_groups=cluster.nunique(), draws=drawn)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a017
 def _eval_segmentation(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
@@ -61,8 +61,8 @@ def _eval_segmentation(spec: str, settings: Settings, home: Path) -> pd.DataFram
     s = segmentation_probe(load_encoder(spec, settings),
                            *segmentation_splits("emoji-masks", settings))
     return pd.DataFrame([dict(
-        metric="masks", estimate=float(miou(s.counts.sum(0))), tests=len(s.counts),
-        clusters=len(np.unique(s.cluster.astype(str))),
+        metric="masks", estimate=float(miou(s.counts.sum(0))), n_test=len(s.counts),
+        n_groups=len(np.unique(s.cluster.astype(str))),
         draws=miou(bootstrap_counts(s.counts, s.cluster, _DRAWS)))])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e002
@@ -91,8 +91,8 @@ def _by_category(answers: pd.DataFrame) -> pd.DataFrame: # answers of one model
     rows = []
     for c, subsets in there.items():
         t, key = answers[answers.subset.isin(subsets)], ("category", c, "macro")
-        rows.append(dict(metric=f"asked: {c}", estimate=float(one[key][0]), tests=len(t),
-                         clusters=t.cluster.nunique(), draws=many[key][:, 0]))
+        rows.append(dict(metric=f"asked: {c}", estimate=float(one[key][0]), n_test=len(t),
+                         n_groups=t.cluster.nunique(), draws=many[key][:, 0]))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e003

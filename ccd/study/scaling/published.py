@@ -25,7 +25,8 @@ _WEB_SSL = { # (axis, name) -> table, pattern of the value in the name of a row
 _DEFAULTS = dict(samples=2.0, pixels=224.0) # for rows without the value
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #5ca1c003
-def published_curves() -> pd.DataFrame: # axis, name, x, model, quantity; value, lo, hi, se, %
+# axis, name, x, model, quantity; value, ci_low, ci_high, se, %
+def published_curves() -> pd.DataFrame:
     "Return Web-SSL's scaling curves by category, with confidence intervals from benchmark sizes."
     from ccd.vqa.published.tables import categories, check, load_published_table
     from ccd.vqa.published.claims import Z_95
@@ -36,7 +37,7 @@ def published_curves() -> pd.DataFrame: # axis, name, x, model, quantity; value,
             x = _PARAMETERS[said] if axis == "size" else float(said or _DEFAULTS[axis])
             rows += [dict(axis=axis, name=name, x=x, model=r["model"], quantity=q, value=r[q],
                           se=r[f"{q}_se"],
-                          lo=r[q] - Z_95 * r[f"{q}_se"], hi=r[q] + Z_95 * r[f"{q}_se"])
+                          ci_low=r[q] - Z_95 * r[f"{q}_se"], ci_high=r[q] + Z_95 * r[f"{q}_se"])
                      for q in ("average", *categories())]
     return pd.DataFrame(rows)
 
@@ -52,13 +53,15 @@ def published_gains(margin: float = 100 * _EQUIVALENCE_MARGIN,
             high = c.iloc[-1]
             d, per = (test_differences(t, [(high.model, low.model, q)]).iloc[0],
                       math.log2(high.x / low.x))
-            gain = dict(gain=d["diff"] / per, all_lo=d.lo / per, all_hi=d.hi / per,
-                        seeds_known=False)
+            gain = dict(gain=d["diff"] / per, total_ci_low=d.ci_low / per,
+                        total_ci_high=d.ci_high / per,
+                        seed_variance_known=False)
             rows.append(dict(axis=axis, name=name, quantity=q, stretch=stretch, low=low.model,
                              high=high.model, difference=d["diff"],
                              tie=d.verdict, **gain, plateau=_plateau_verdict(gain, margin)))
-    return pd.DataFrame(rows).rename(columns=dict(all_lo="lo",
-                                                  all_hi="hi")).drop(columns="seeds_known")
+    return pd.DataFrame(rows).rename(columns=dict(total_ci_low="ci_low",
+                                                  total_ci_high="ci_high")).drop(
+                                                      columns="seed_variance_known")
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #cc5ef8e1
 def published_fits(name: str = "Web-DINO", axis: str = "size", quantity: str = "average",

@@ -81,8 +81,8 @@ def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, h
                                      *shared)
         facts = read_manifest(trained)
         write_json(tmp / "measured.json", dict(
-            metrics={r.metric: dict(estimate=round(r.estimate, 5), tests=int(r.tests),
-                                    clusters=int(r.clusters),
+            metrics={r.metric: dict(estimate=round(r.estimate, 5), tests=int(r.n_test),
+                                    clusters=int(r.n_groups),
                                     draws=[round(float(x), 5) for x in r.draws])
                      for r in t.itertuples()}, run=facts["facts"]
             | dict(encoder=outputs_hash(trained), minutes=round(facts["wall_seconds"] / 60, 1),

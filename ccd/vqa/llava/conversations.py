@@ -47,7 +47,7 @@ class _Conversations(NamedTuple):
     corpus: object # dataset with a column `image`, or None
     turns: list # for each conversation: [(user, assistant), ...]
     picture: np.ndarray # [n] row of the corpus, -1 for a conversation without image
-    skipped: pd.DataFrame | None = None # skipped samples of a file: row, id, left_out, reason
+    skipped: pd.DataFrame | None = None # skipped samples of a file: row, id, excluded, reason
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #c0556080
 def _messages(
@@ -309,7 +309,7 @@ def _load_llava_json(
         except _Unusable as e: skipped.append((k, name, "conversation", str(e))); continue
         found.append(c)
         skipped += [(k, name, f"message {m}", why) for m, why in c.dropped]
-    skipped = pd.DataFrame(skipped, columns=["row", "id", "left_out", "reason"])
+    skipped = pd.DataFrame(skipped, columns=["row", "id", "excluded", "reason"])
     _say_skipped(path, len(found), skipped)
     corpus, place = _image_corpus(path, images, sorted({c.image for c in found} - {""}))
     turns = [[(_bare(q), _bare(a)) for q, a in c.turns] for c in found]
@@ -320,7 +320,7 @@ def _bare(text): return text.replace(_IMAGE_TOKEN, "").strip()
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #f4a5ca85
 def _say_skipped(path, used, skipped):
-    whole = skipped.left_out == "conversation"
+    whole = skipped.excluded == "conversation"
     def why(t): return f"{_format_reason_counts(t.reason)}; the first is number {t.row.iloc[0]}"
     if not used:
         raise UserError(f"none of {whole.sum()} conversations of {path} can be used for training: "

@@ -25,7 +25,7 @@ def difference(
     b, # [benchmarks] scores of b in 0..100
     n, # [benchmarks] numbers of questions
     w=1.0, # [benchmarks] weights
-) -> dict: # diff, se, lo, hi, p; r: correlation for significance; least: smallest se
+) -> dict: # diff, se, ci_low, ci_high, p; r: correlation for significance; least: smallest se
     "Return a - b in points with an unpaired, two-sided 95 % confidence interval."
     a, b, n, w = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, float))
                                        for v in (a, b, n, w)))
@@ -36,7 +36,7 @@ def difference(
     # the lower is correct only where the other is
     shared = np.minimum(low * (100 - high) / n, sa * sb)
     least = float(np.sqrt(w**2 @ (sa**2 + sb**2 - 2 * shared)))
-    return dict(diff=diff, se=se, lo=diff - Z_95 * se, hi=diff + Z_95 * se,
+    return dict(diff=diff, se=se, ci_low=diff - Z_95 * se, ci_high=diff + Z_95 * se,
                 p=float(2 * norm.sf(abs(diff) / se)), r=r, least=least)
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #a93c0ca6
@@ -89,7 +89,7 @@ def leave_one_out(
     b: str, # name of model b
     quantity: str, # "average" or a category
     suite: str = "cambrian", # suite
-) -> pd.DataFrame: # without (first row: nothing), diff, lo, hi, verdict
+) -> pd.DataFrame: # without (first row: nothing), diff, ci_low, ci_high, verdict
     "Return the difference a - b with each benchmark left out in turn."
     x, n = _normalized_scores(table, suite), benchmark_suite(suite).n
     x, w = [x.iloc[find_row(table, m)] for m in (a, b)], _averaging_weights(suite).loc[quantity]
@@ -98,11 +98,12 @@ def leave_one_out(
         rest = [p for p in parts if p != without]
         d = difference(*(v[rest] for v in x), n[rest], 1 / len(rest))
         rows.append(dict(without=without, verdict=difference_verdict(d),
-                         **{k: d[k] for k in ("diff", "lo", "hi")}))
-    return pd.DataFrame(rows)[["without", "diff", "lo", "hi", "verdict"]]
+                         **{k: d[k] for k in ("diff", "ci_low", "ci_high")}))
+    return pd.DataFrame(rows)[["without", "diff", "ci_low", "ci_high", "verdict"]]
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #3ec4045a
-def claims() -> pd.DataFrame: # claim, said, quantity, rests_on, difference, lo, hi, verdict
+# claim, said, quantity, rests_on, difference, ci_low, ci_high, verdict
+def claims() -> pd.DataFrame:
     "Return the claims on Web-SSL's tables, with the differences and verdicts from their numbers."
     vqa, classic = load_published_table("webssl_vqa"), load_published_table("webssl_classic")
     return pd.DataFrame([_judged(c, vqa, classic)
@@ -121,7 +122,7 @@ def _judged(c, vqa, classic):
     rests = "; ".join(f"{m} {v:.4g} (Table {t.table[k]})"
                       for m, v, k in zip((c.a, c.b), values, at))
     return dict(claim=c.claim, said=c.said, quantity=c.quantity, rests_on=rests,
-                difference=d["diff"], lo=d["lo"], hi=d["hi"],
+                difference=d["diff"], ci_low=d["ci_low"], ci_high=d["ci_high"],
                 verdict=_judge_claim(c.kind, d) + _printed(c, d) + _fragile(c, d, vqa))
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #8c726ab2
@@ -154,7 +155,7 @@ def _compare_proportions(
     a: float, # accuracy of a, %
     b: float, # accuracy of b, %
     n: int, # number of questions, shared by a and b
-) -> dict: # n, diff, se, lo, hi, p, discordant, verdict
+) -> dict: # n, diff, se, ci_low, ci_high, p, discordant, verdict
     "Compare two accuracies, unpaired, and return the discordance that a paired test needs."
     d = difference(a, b, n)
     delta = d["diff"] / 100

@@ -133,7 +133,7 @@ def _check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # rows; mi
     rows, wrong = _report("Web-SSL, arXiv 2504.01017", vqa, "cambrian", say, also=apart)
     say("\nClaims; differences in points, two-sided 95 %, unpaired; r: the correlation "
         "of correct answers above which a paired test would be significant")
-    columns = ["claim", "difference", "lo", "hi", "verdict"]
+    columns = ["claim", "difference", "ci_low", "ci_high", "verdict"]
     say(claims()[columns].round(2).to_string(index=False))
     for title, t, of in (("Cambrian-1, arXiv 2406.16860, Table 13", own, "cambrian"),
                          ("VMCBench, test", board[board.table == "test"], "vmcbench"),

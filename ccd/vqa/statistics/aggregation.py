@@ -135,7 +135,7 @@ def aggregate(
     categories: dict, # category -> leaves of the category map
     excluded: tuple = (), # leaves that are left out of all averages, such as uninformative ones
     allow_missing: bool = False, # average over the leaves that have scores
-) -> dict: # (level, name, convention) -> [..., models]
+) -> dict: # (level, name, average) -> [..., models]
     "Return every subset, category and overall score, by macro and micro average."
     mean, out = total / size[..., None], {}
     gone = np.full(total.shape[:-2] + total.shape[-1:], np.nan)
@@ -190,8 +190,8 @@ def bootstrap_summary(
     for key, values in one.items():
         lo, hi = _percentile_interval(many[key], level)
         for k, (encoder, seed) in enumerate(s.models):
-            rows.append(dict(zip(("level", "name", "convention"), key), encoder=encoder,
-                             seed=seed, score=values[k], lo=lo[k], hi=hi[k],
+            rows.append(dict(zip(("level", "name", "average"), key), encoder=encoder,
+                             seed=seed, score=values[k], ci_low=lo[k], ci_high=hi[k],
                              **_averaging_note(key, s, k, categories, excluded, allow_missing)))
     return pd.DataFrame(rows)
 
@@ -227,9 +227,9 @@ def _averaging_note(key, s, models, categories, excluded, allow_missing):
     mine = s.cells.leaf.isin(there).values[s.cell]
     note = "partial" if allow_missing and len(there) < len(used) and there else ""
     if kind == "subset" and name in excluded: note = "not informative"
-    return dict(questions=int(mine.sum()), clusters=len(np.unique(s.cluster[mine])),
+    return dict(n_questions=int(mine.sum()), n_groups=len(np.unique(s.cluster[mine])),
                 subsets=", ".join(there), missing=", ".join(l for l in used if l not in has),
-                left_out=", ".join(l for l in leaves if l in excluded), note=note)
+                excluded=", ".join(l for l in leaves if l in excluded), note=note)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #ef791fdc
 def _check_left_out(excluded, categories):

@@ -74,35 +74,37 @@ def _unanswered(answers: pd.DataFrame) -> pd.Series: # bool per row
     return (said.str.strip() == "") | said.str.contains(_FAILED)
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #8af61bd6
-# encoder, seed, benchmark, subset, questions, blank, unread
+# encoder, seed, benchmark, subset, n_questions, n_empty, n_unparsed
 def _answer_coverage(answers: pd.DataFrame) -> pd.DataFrame:
     "Count questions, empty answers and unparsed answers by encoder and subset."
-    t = answers.assign(blank=_unanswered(answers))
+    t = answers.assign(n_empty=_unanswered(answers))
     choice = t.options.map(lambda o: hasattr(o, "__len__") and len(o) > 0)
     letter = t.letter if "letter" in t else t.prediction
-    t["unread"] = choice & ~t.blank & letter.isna()
+    t["n_unparsed"] = choice & ~t.n_empty & letter.isna()
     return t.groupby(["encoder", "seed", "benchmark", "subset"], sort=False).agg(
-        questions=("score", "size"), blank=("blank", "sum"), unread=("unread", "sum")
+        n_questions=("score", "size"), n_empty=("n_empty", "sum"), n_unparsed=("n_unparsed", "sum")
         ).reset_index()
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #241af495
-def _how_read(answers: pd.DataFrame) -> pd.DataFrame: # encoder, seed, benchmark, how, questions
+# encoder, seed, benchmark, parser, n_questions
+def _how_read(answers: pd.DataFrame) -> pd.DataFrame:
     "Count answers by parser, and the empty, failed and unread ones."
     t = answers if "how" in answers else answers.assign(how="as it was kept")
     t = t.assign(how=t.how.fillna("as it was kept"))
     return t.groupby(["encoder", "seed", "benchmark", "how"],
-                     sort=False).size().rename("questions").reset_index()
+                     sort=False).size().rename(
+                         "n_questions").reset_index().rename(columns=dict(how="parser"))
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #89acb21d
 def _reading_said(t: pd.DataFrame) -> list[str]: # table of `_how_read`
     "Return one line of text per encoder and benchmark."
     lines = []
     for (e, seed, b), own in t.groupby(["encoder", "seed", "benchmark"], sort=False):
-        n = dict(zip(own.how, own.questions))
+        n = dict(zip(own.parser, own.n_questions))
         lost = [f"{n.pop(k)} {k}, scored 0" for k in ("empty", "failed") if k in n]
         if "unread" in n: lost.insert(0, f"{n.pop('unread')} unread")
         read = ", ".join(f"{k} {c}" for k, c in n.items())
-        lines.append(f"{e} (seed {seed}), {b}: {own.questions.sum()} questions; read as "
+        lines.append(f"{e} (seed {seed}), {b}: {own.n_questions.sum()} questions; read as "
                      f"{read or 'nothing'}; "
                      + ("; ".join(lost) if lost else "none unread, none without an answer"))
     return lines

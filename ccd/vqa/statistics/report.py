@@ -134,14 +134,14 @@ def report_lines(tables: dict) -> list[str]: # tables of `report`
         if name.startswith("summary"):
             t = t[(t.level == "subset") & t.score.notna()]
             lines += [f"{r.encoder} (seed {r.seed}), {r.name}: {100 * r.score:.1f} "
-                      f"({100 * r.lo:.1f} to {100 * r.hi:.1f}), {r.questions} questions"
+                      f"({100 * r.ci_low:.1f} to {100 * r.ci_high:.1f}), {r.n_questions} questions"
                       for r in t.itertuples(index=False)]
         if (name.startswith("conventions") and len(known := t.dropna(axis=1, how="all"))
             and len(known.columns) > 3):
             lines += [f"{name.partition(' ')[2]}, averaged in three ways",
                       known.round(3).to_string(index=False)]
         if name.startswith("differences"):
-            lines += [f"{r.a} and {r.b}, {r.name} ({r.convention}): {r.verdict}"
+            lines += [f"{r.a} and {r.b}, {r.name} ({r.average}): {r.verdict}"
                       for r in t[t.level != "subset"].itertuples(index=False)]
     return lines
 

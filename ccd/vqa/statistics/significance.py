@@ -50,12 +50,13 @@ def compare_scores(
     gone = _leaf_name(gone, categories).value_counts()
     def silent(key):
         return int(sum(gone.get(l, 0) for l in _leaves_of(key, categories, excluded)[1]))
-    t = pd.DataFrame([dict(zip(("level", "name", "convention"), key), a=a, b=b,
+    t = pd.DataFrame([dict(zip(("level", "name", "average"), key), a=a, b=b,
         p=_p_value(key, pair, runs, categories, excluded, n_resamples),
-        discordant=_discordance(key, pair, categories, excluded), runs_a=runs[0], runs_b=runs[1],
-        paired=paired, unanswered=silent(key), **about(key)) for key in one])
+        n_discordant=_discordance(key, pair, categories, excluded), n_seeds_a=runs[0],
+                           n_seeds_b=runs[1],
+        paired=paired, n_unanswered=silent(key), **about(key)) for key in one])
     found = [_difference(one[k], many[k], d, runs, paired, variances.get(k, (np.nan, 0)))
-             for k, d in zip(one, t.discordant)]
+             for k, d in zip(one, t.n_discordant)]
     return _tested(t, pd.DataFrame(found))
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #aee82913
@@ -68,22 +69,25 @@ def _difference(one, many, discordant, runs, paired, spread):
     if np.isnan(first - second): drawn = np.full(2, np.nan)
     per_run = 1 / runs[0] + (0 if paired else 1 / runs[1])
     r = Estimate(first - second, drawn, per_run * var, df).row()
-    several = min(runs) > 1 and r["seeds_known"]
+    several = min(runs) > 1 and r["seed_variance_known"]
     return dict(score_a=first, score_b=second, difference=r["value"]) | {k: r[k]
-        for k in ("lo", "hi", "all_lo", "all_hi", "seed_lo", "seed_hi", "seeds_known")} | dict(
-        p_all=t_test(r) if several else np.nan, could_show=could_show(r) if discordant else np.nan)
+        for k in ("ci_low", "ci_high", "total_ci_low", "total_ci_high", "seed_ci_low",
+                  "seed_ci_high", "seed_variance_known")} | dict(
+        p_total=t_test(r) if several else np.nan,
+        min_detectable_diff=could_show(r) if discordant else np.nan)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #dd29c200
-_COMPARED = ("level name convention a b score_a score_b difference lo hi p p_holm all_lo all_hi "
-             "p_all "
-            "p_all_holm could_show discordant runs_a runs_b paired seeds_known seed_lo seed_hi "
-            "questions clusters unanswered subsets missing left_out note").split()
+_COMPARED = (
+    "level name average a b score_a score_b difference ci_low ci_high p p_holm total_ci_low "
+    "total_ci_high p_total p_total_holm min_detectable_diff n_discordant n_seeds_a n_seeds_b "
+    "paired seed_variance_known seed_ci_low seed_ci_high n_questions n_groups n_unanswered "
+    "subsets missing excluded note").split()
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #e695ca27
 def _tested(t, found): # join the tables, and correct p by Holm per level and average
     t = pd.concat([t, found], axis=1)
     t.loc[t.difference.isna(), "p"] = np.nan
-    for p in ("p", "p_all"): t[f"{p}_holm"] = t.groupby(t.level + t.convention)[p].transform(holm)
+    for p in ("p", "p_total"): t[f"{p}_holm"] = t.groupby(t.level + t.average)[p].transform(holm)
     t = t[_COMPARED]
     return t.assign(verdict=[verdict(r) for r in t.to_dict("records")])
 
@@ -96,7 +100,7 @@ def _spreads(
     excluded: tuple = (), # leaves that are left out of all averages
     allow_missing: bool = False, # average over the leaves that have scores
     intersect: bool = False, # use only questions that all encoders answered
-) -> dict: # (level, name, convention) -> variance over seeds, degrees of freedom
+) -> dict: # (level, name, average) -> variance over seeds, degrees of freedom
     "Return the pooled variance over seeds of every average: NaN and 0 where no two runs differ."
     less = less or {}
     s = aligned_scores(answers[answers.encoder.isin({*encoders, *less.values()})], categories,
@@ -167,18 +171,18 @@ def verdict(
     "Return what one row of `compare_scores` supports, for these checkpoints or over seeds."
     points = f"{100 * abs(row['difference']):.1f} points"
     if np.isnan(row["difference"]):
-        if row['left_out'] and not row['missing']: return "not known: no subset is informative"
+        if row['excluded'] and not row['missing']: return "not known: no subset is informative"
         return f"not known: {row['missing'] or 'every subset'} is missing"
-    if row.get("unanswered"):
-        return (f"no verdict: {row['unanswered']} answers failed or are empty; compare on the "
+    if row.get("n_unanswered"):
+        return (f"no verdict: {row['n_unanswered']} answers failed or are empty; compare on the "
                 "questions that both answered, with --intersect-questions")
     if row.get("above_baseline") == "neither":
         return "no verdict: neither is above its own no-image baseline"
-    if not row["p_holm"] < alpha and not row["p_all_holm"] < alpha:
+    if not row["p_holm"] < alpha and not row["p_total_holm"] < alpha:
         return f"no significant difference ({points}; {_power(row)})"
     leads = f"{row['a'] if row['difference'] > 0 else row['b']} leads by {points}"
-    runs = row["runs_a"], row["runs_b"]
-    if row["p_all_holm"] < alpha:
+    runs = row["n_seeds_a"], row["n_seeds_b"]
+    if row["p_total_holm"] < alpha:
         return f"{leads}: over {' and '.join(map(str, dict.fromkeys(runs)))} seeds"
     if max(runs) == 1:
         return f"{leads}: {'this checkpoint' if row['paired'] else 'these two checkpoints'}"
@@ -190,11 +194,11 @@ def verdict(
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #41494026
 def _power(row): # minimum detectable difference, in words
-    if np.isnan(row["could_show"]):
+    if np.isnan(row["min_detectable_diff"]):
         return ("the minimum detectable difference is unknown, since the two have no discordant "
                 "answers")
-    return (f"minimum detectable difference {100 * row['could_show']:.1f} points with "
-            f"{row['questions']} questions")
+    return (f"minimum detectable difference {100 * row['min_detectable_diff']:.1f} points with "
+            f"{row['n_questions']} questions")
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #e7dc5e70
 def _above_baseline(
@@ -215,10 +219,10 @@ def _with_baselines(
     above: pd.DataFrame, # table of `_above_baseline`
 ) -> pd.DataFrame: # with `above_baseline`, encoders or "neither", and new verdicts
     "Mark each row by the encoders above their no-image baselines: neither means no verdict."
-    low = above.all_lo.where(above.seeds_known, above.lo)
-    of = dict(zip(zip(above.a, above.level, above.name, above.convention), low > 0))
+    low = above.total_ci_low.where(above.seed_variance_known, above.ci_low)
+    of = dict(zip(zip(above.a, above.level, above.name, above.average), low > 0))
     def which(r):
-        sides = [of.get((e, r["level"], r["name"], r["convention"])) for e in (r["a"], r["b"])]
+        sides = [of.get((e, r["level"], r["name"], r["average"])) for e in (r["a"], r["b"])]
         if None in sides: return ""
         return " and ".join(e for e, x in zip((r["a"], r["b"]), sides) if x) or "neither"
     rows = differences.drop(columns="verdict").to_dict("records")
@@ -232,10 +236,11 @@ def informative_subsets(
     categories: dict, # category -> leaves of the category map
     margin: float = 0.2, # smallest gap of an informative subset, in scores of 0 to 1
     **test_kwargs, # other arguments of `compare_scores`
-) -> pd.DataFrame: # subset, ceiling, blind, gap, lo, hi, informative
+) -> pd.DataFrame: # subset, oracle, no_image, oracle_minus_no_image, ci_low, ci_high, informative
     "Return oracle and no-image scores per subset, and whether their gap reaches `margin`."
     t = compare_scores(answers, oracle, no_image, categories, paired=True, **test_kwargs)
     t = t[t.level == "subset"].rename(columns=dict(
-        name="subset", score_a="ceiling", score_b="blind", difference="gap"))
-    columns = ["subset", "ceiling", "blind", "gap", "lo", "hi", "informative"]
-    return t.assign(informative=t.gap >= margin)[columns].reset_index(drop=True)
+        name="subset", score_a="oracle", score_b="no_image", difference="oracle_minus_no_image"))
+    columns = ["subset", "oracle", "no_image", "oracle_minus_no_image", "ci_low", "ci_high",
+               "informative"]
+    return t.assign(informative=t.oracle_minus_no_image >= margin)[columns].reset_index(drop=True)
