@@ -71,7 +71,8 @@ def _train(
     # recipe whose compute is matched: the number of samples is chosen so that both cost the same
     match_compute: str = "",
     # completed run from whose weights training starts, e.g. a run at a smaller image size
-    init_from: str = "", ):
+    init_from: str = "",
+):
     "Train one encoder, or resume from its last checkpoint; use torchrun for several processes."
     from ccd.data.corpora import open_corpus
     from ccd.training.distributed import is_main_process, main_process_first
@@ -113,7 +114,8 @@ def _audit(
     # first run: folder of a completed run, or open_clip, dino, dinov2, paper:clip, paper:dino
     run_a: Positional[str],
     # second run: folder of a completed run, or open_clip, dino, dinov2, paper:clip, paper:dino
-    run_b: Positional[str], ):
+    run_b: Positional[str],
+):
     "Compare the settings and the compute of two training runs."
     from ccd.training import audit as training_audit
     t = training_audit.audit(run_a, run_b, timed=True)
@@ -226,7 +228,8 @@ def _vlm(
     oracle: bool = False,
     out: str = "vlm", # output folder
     # folder for a copy of tables and answers; encoders with answers in it are not evaluated again
-    save_tables: str = "", ):
+    save_tables: str = "",
+):
     "Train a LLaVA-style model per encoder and evaluate it on VQA, with baselines and paired tests."
     from ccd.vqa.command import export_vlm, vlm as run
     from ccd.vqa.llava.settings import VLM_PRESETS, apply_overrides, vlm_preset
@@ -271,7 +274,8 @@ def _scale(
     only: str = "",
     dry_run: bool = False, # only list the runs
     # only print the commands that start each run with several processes
-    commands: Literal["", "torchrun", "slurm"] = "", ):
+    commands: Literal["", "torchrun", "slurm"] = "",
+):
     """Train CLIP and DINO on a grid of model sizes, data and resolutions, and evaluate each;
     resumes if stopped."""
     from ccd.study.scaling.grid import find_grid
@@ -304,6 +308,7 @@ _COMMANDS = {f.__name__.strip("_"): f
              for f in (_study, _train, _filter, _audit, _embed, _probe, _compare, _vlm, _vqa,
                        _scale, _published)}
 
+# %% ../nbs/library/06_cli.ipynb #eb617174
 def _starting_point(command, args: list[str]) -> Settings:
     "Return the settings before options: those of the preset, and in training those of the recipe."
     settings, recipe = _chosen_preset(args), _chosen_recipe(args)
@@ -352,8 +357,8 @@ def _usage() -> str:
         "  ccd study --preset smoke                           the whole experiment in a minute, "
         "far too small to learn",
         "  ccd compare ccd:emoji/clip ccd:emoji/dino          two released encoders",
-        "  ccd probe hf:facebook/dinov2-small folder:IMAGES   an encoder on labeled images of "
-        "your own", "",
+        "  ccd probe hf:facebook/dinov2-small folder:IMAGES   an encoder on labeled images of your "
+        "own", "",
         "`ccd COMMAND --help` shows what a command uses, `ccd COMMAND --help-all` every setting.",
         f"Presets: {_by_family(PRESETS)}.", f"Recipes: {', '.join(RECIPES)}."])
 
@@ -442,9 +447,9 @@ def _at_home(
 
 # %% ../nbs/library/06_cli.ipynb #408b4ede
 def _check_none_is_empty(args: list[str]):
-    """Raise `UserError` for an empty argument, e.g.
+    """Raise `UserError` for an empty argument, such as an unset shell variable.
 
-    of an unset shell variable; only fields of the settings may be empty."""
+    Only fields of the settings may be empty."""
     for before, a in zip(["", *args], args):
         option, sign, value = (a.partition("=") if a.startswith("--")
                                else (before if before.startswith("--") else "", "=", a))
@@ -513,7 +518,7 @@ def main(argv: list[str] | None = None):
             raise
         _stop("no space left on the device; free some room and give the same command again"
               if disk_full(e) else
-              f"{e.filename}: {os.strerror(e.errno).lower()}; mend that, or name another place, "
+              f"{e.filename}: {os.strerror(e.errno).lower()}; repair that, or name another place, "
               "and give the same command again", 2)
 
 # %% ../nbs/library/06_cli.ipynb #4456d7c0

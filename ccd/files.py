@@ -41,7 +41,8 @@ def user_path(
 def to_plain_dict(
     x, # dataclass, dict, list, string or number
     # function of a dataclass: field -> name in the result; None: the names of the fields
-    names=None, ):
+    names=None,
+):
     "Return dataclasses, tuples and paths as types of JSON."
     if is_dataclass(x):
         name = names(type(x)) if names else {}
@@ -53,7 +54,8 @@ def to_plain_dict(
     return str(x) if isinstance(x, Path) else x
 
 # %% ../nbs/library/00_files.ipynb #f880b406
-def content_hash(x, # dataclass, dict, list, string or number
+def content_hash(
+    x, # dataclass, dict, list, string or number
     n: int = 16, # hex digits
 ) -> str:
     "Return the first hex digits of the sha256 of a value's canonical JSON."
@@ -119,8 +121,8 @@ def disk_full(e: Exception) -> bool:
 
 # %% ../nbs/library/00_files.ipynb #c5e93cb7
 def _no_space(path):
-    return UserError(f"no space left while writing {path}; nothing was lost: free some "
-                     "space, or move the cache with CCD_CACHE, and start again")
+    return UserError(f"no space left while writing {path}; nothing was lost: free some space, or "
+                     "move the cache with CCD_CACHE, and start again")
 
 # %% ../nbs/library/00_files.ipynb #d763714d
 @contextlib.contextmanager
@@ -128,8 +130,8 @@ def _told(path): # turn errors of the operating system into a `UserError`
     try: yield
     except OSError as e:
         if disk_full(e): raise _no_space(path) from e
-        raise UserError(f"{path} cannot be written: {_why_not(path, e)}; nothing was lost: "
-                        "choose another folder, or repair this one, and start again") from e
+        raise UserError(f"{path} cannot be written: {_why_not(path, e)}; nothing was lost: choose "
+                        "another folder, or repair this one, and start again") from e
 
 # %% ../nbs/library/00_files.ipynb #4f70b620
 def _why_not(
@@ -281,14 +283,18 @@ def _busy(folder):
 
 # %% ../nbs/library/00_files.ipynb #5d0c72a2
 @cache
+def _rows_of(name: str) -> list: # rows of a CSV file in the folder of `ccd`, without its head
+    lines = (resources.files("ccd") / name).read_text(encoding="utf-8").splitlines()
+    return [line.split(",") for line in lines[1:]]
+
+@cache
 def renamed(
     kind: str, # what was renamed: setting, column or option
     where: str, # its settings class, table (stem of the file) or command
 ) -> dict: # old name -> new name
     "Return the new names of what version 0.0.1 called otherwise, from ccd/renamed.csv."
-    lines = (resources.files("ccd") / "renamed.csv").read_text(encoding="utf-8").splitlines()
-    rows = (line.split(",") for line in lines[1:])
-    return {old: new for k, w, old, new in rows if k == kind and fnmatchcase(where, w)}
+    return {old: new for k, table, old, new in _rows_of("renamed.csv")
+            if k == kind and fnmatchcase(where, table)}
 
 # %% ../nbs/library/00_files.ipynb #62be4943
 _NAMES = tuple( # columns that hold names
@@ -331,8 +337,8 @@ def cache_dir(*parts) -> Path:
                         "folder") from e
     if os.path.lexists(root) and not root.is_dir():
         raise UserError(f"{'CCD_CACHE=' if asked else ''}{root}: the cache has to be a folder; "
-                        f"{_why_not(root, NotADirectoryError(errno.ENOTDIR, ''))}: "
-                        "set CCD_CACHE to another")
+                        f"{_why_not(root, NotADirectoryError(errno.ENOTDIR, ''))}: set CCD_CACHE "
+                        "to another")
     return root.joinpath(*parts)
 
 # %% ../nbs/library/00_files.ipynb #74d19ff6

@@ -8,7 +8,7 @@ __all__ = ['moved']
 # %% ../nbs/library/05_moved.ipynb #6137d914
 import sys, warnings
 from functools import cache
-from importlib import import_module, resources
+from importlib import import_module
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -17,8 +17,8 @@ from types import ModuleType
 def moved() -> dict: # old module -> {old name: (module, name)}, of ccd/moved.csv
     "Return the new modules and names of all names of version 0.0.1."
     table = {}
-    lines = (resources.files("ccd") / "moved.csv").read_text(encoding="utf-8").splitlines()
-    for old, now in (line.split(",") for line in lines[1:]):
+    from ccd.files import _rows_of
+    for old, now in _rows_of("moved.csv"):
         module, _, name = old.rpartition(".")
         table.setdefault(module, {})[name] = now.rpartition(".")[::2]
     return table
@@ -52,14 +52,13 @@ def _looking(package: str):
 
 # %% ../nbs/library/05_moved.ipynb #42c984b9
 class _Finder:
-    """Find old modules without a folder of the same name, e.g.
-
-    `ccd.core`; they resolve names on access."""
+    "Find old modules without a folder of the same name; they resolve names on access."
     def find_spec(self, name, path=None, target=None):
         if name.startswith("ccd.") and name[4:] in moved(): return ModuleSpec(name, self)
     def create_module(self, spec): return ModuleType(spec.name)
     def exec_module(self, module): module.__getattr__ = _looking(module.__name__)
 
+# %% ../nbs/library/05_moved.ipynb #855a69e0
 def _install():
     "Install the finder of old modules, after all other finders."
     if not any(type(f).__name__ == "_Finder" for f in sys.meta_path):

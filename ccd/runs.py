@@ -47,7 +47,8 @@ def write_manifest(
     return m
 
 # %% ../nbs/library/03_runs.ipynb #fc315ce5
-def read_manifest(folder, # run folder
+def read_manifest(
+    folder, # run folder
 ) -> dict | None: # the manifest; None if there is none, or the file is not a manifest of ccd
     "Return the manifest of a completed stage, or None."
     p = Path(folder) / "manifest.json"
@@ -67,12 +68,13 @@ def up_to_date(
     inputs: dict, # name -> current hash of each input
 ) -> bool: # whether the stage may be skipped
     "Return whether a folder was made from these settings and inputs, and is complete."
-    m, names = read_manifest(folder), [None, _old_names]
-    return bool(m) and m["settings_hash"] in [content_hash(to_plain_dict(settings, n))
-                                              for n in names] \
-        and m["inputs"] == inputs and all((Path(folder) / o).exists()
-                                          and (Path(folder) / o).stat().st_size == v["bytes"]
-                for o, v in m["outputs"].items())
+    m = read_manifest(folder)
+    if not m or m["inputs"] != inputs: return False
+    if not any(m["settings_hash"] == content_hash(to_plain_dict(settings, names))
+               for names in (None, _old_names)):
+        return False
+    return all((Path(folder) / o).exists() and (Path(folder) / o).stat().st_size == v["bytes"]
+               for o, v in m["outputs"].items())
 
 # %% ../nbs/library/03_runs.ipynb #548dc4a0
 def cached_stage(
@@ -158,8 +160,8 @@ def claim_folder(
         apart = list(settings_diff(rename(have) if rename else have, want))
         if apart:
             raise UserError(f"{folder} holds a run with other settings: {'; '.join(apart[:4])}. "
-                            "Nothing was changed: choose another folder with --out, or remove "
-                            "this one")
+                            "Nothing was changed: choose another folder with --out, or remove this "
+                            "one")
     elif write: write_json(p, want)
 
 # %% ../nbs/library/03_runs.ipynb #357797bd
@@ -176,7 +178,8 @@ def run_settings(
                 size=settings.data.size)
 
 # %% ../nbs/library/03_runs.ipynb #56289b85
-def check_run(run, # result of `run_settings`, read from a file
+def check_run(
+    run, # result of `run_settings`, read from a file
     file, # name of the file, for error messages
 ):
     "Raise `UserError` if stored settings of a training run have unknown or missing fields."

@@ -17,7 +17,8 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 from .files import UserError, renamed
 
 # %% ../nbs/library/01_settings.ipynb #99a03c25
-def new_field(default, # default of new settings
+def new_field(
+    default, # default of new settings
     *before, # value of runs from before the field existed, if it differs from the default
 ): # a dataclass field
     """Return a dataclass field that older settings lack: they are read with the old value, which
@@ -87,8 +88,8 @@ class DataSettings:
                             "`filter:KEEP:FOLDER`")
         data_fraction(self.source)
         if self.scenes < 1 or self.test_scenes < 1:
-            raise UserError("a dataset needs at least one training and one test scene; "
-                            f"got {self.scenes} and {self.test_scenes}")
+            raise UserError("a dataset needs at least one training and one test scene; got "
+                            f"{self.scenes} and {self.test_scenes}")
 
 # %% ../nbs/library/01_settings.ipynb #794ccce2
 def data_fraction(
@@ -103,8 +104,8 @@ def data_fraction(
     except ValueError: fraction, seed = 0.0, 0
     if len(rest) > 2 or not 0 < fraction <= 1 or seed < 0:
         raise UserError(f"unknown data source {source!r}: expected `emoji:FRACTION` or "
-                        "`emoji:FRACTION:SEED`, "
-                        "a fraction of the training emoji above 0 and up to 1, such as emoji:0.25")
+                        "`emoji:FRACTION:SEED`, a fraction of the training emoji above 0 and up to "
+                        "1, such as emoji:0.25")
     return fraction, seed
 
 # %% ../nbs/library/01_settings.ipynb #d7acacd9
@@ -251,8 +252,8 @@ class Mae:
     def __post_init__(self):
         if not 0 < self.mask_ratio < 1 or self.width % self.heads:
             raise UserError(f"mask_ratio {self.mask_ratio:g}, width {self.width}, {self.heads} "
-                            "heads: expected a "
-                            "share between 0 and 1, and a width that is a multiple of the heads")
+                            "heads: expected a share between 0 and 1, and a width that is a "
+                            "multiple of the heads")
 
 # %% ../nbs/library/01_settings.ipynb #c5f2ebed
 @dataclass(frozen=True)
@@ -409,7 +410,8 @@ PRESETS |= {f"web-{kind}-{n}": partial(make, n) for kind, make, sizes in
             for n in sizes}
 
 # %% ../nbs/library/01_settings.ipynb #b2c3ad92
-def preset(name: str, # key of `PRESETS`
+def preset(
+    name: str, # key of `PRESETS`
 ) -> Settings:
     "Return the settings of a preset. Raises `UserError` for an unknown name."
     if name not in PRESETS:
@@ -445,15 +447,15 @@ def check_fields(
     known = [*needed, *free]
     if not isinstance(values, dict):
         raise UserError(f"{what} is {values!r:.60}: expected fields by name, of "
-                        f"{', '.join(known)}. Mend it, or make the file anew")
+                        f"{', '.join(known)}. Repair it, or make the file again")
     if odd := [k for k in values if k not in known]:
         near = [f"{n!r} for {k!r}" for k in odd for n in get_close_matches(k, known, 1)]
         perhaps = f" (perhaps {', '.join(near)})" if near else ""
         raise UserError(f"{what} has fields that this version of ccd does not know: "
-                        f"{', '.join(map(repr, odd))}; it knows {', '.join(known)}. "
-                        f"Update ccd if a newer one wrote them, or mend their names{perhaps}")
+                        f"{', '.join(map(repr, odd))}; it knows {', '.join(known)}. Update ccd if "
+                        f"a newer one wrote them, or repair their names{perhaps}")
     if lost := [k for k in needed if k not in values]:
-        raise UserError(f"{what} lacks {', '.join(lost)}. Mend it, or make the file anew")
+        raise UserError(f"{what} lacks {', '.join(lost)}. Repair it, or make the file again")
 
 # %% ../nbs/library/01_settings.ipynb #eab41617
 def from_plain_dict(
@@ -496,8 +498,8 @@ def _value(kind, v, what, file):
     if is_dataclass(kind): return from_plain_dict(kind, v, file)
     if not _is(kind, v):
         raise UserError(f"{what} is {v!r:.60}: expected "
-                        f"{_WORDS.get(kind) or str(kind).replace('typing.', '')}. Mend it, or make "
-                        "the file anew")
+                        f"{_WORDS.get(kind) or str(kind).replace('typing.', '')}. Repair it, or "
+                        "make the file again")
     return tuple(v) if isinstance(v, list) else v
 
 # %% ../nbs/library/01_settings.ipynb #5d0c71a6

@@ -158,8 +158,8 @@ class Estimate:
 
     def row(
         self,
-    # value; ci_low, ci_high: test items; seed_ci_low, seed_ci_high: seeds; total_ci_low,
-    # total_ci_high, se, t: both
+        # value; ci_low, ci_high: test items; seed_ci_low, seed_ci_high: seeds; total_ci_low,
+        # total_ci_high, se, t: both
     ) -> dict:
         """Return the value with its 95 % confidence intervals.
 
@@ -284,7 +284,8 @@ def group_mean(
     return cluster_bootstrap(means, np.arange(len(means)), n_resamples, level, seed)
 
 # %% ../nbs/library/04_stats.ipynb #cb59ca3c
-def _pair_weights(drawn: np.ndarray, # [draws, n] multiplicity of each node
+def _pair_weights(
+    drawn: np.ndarray, # [draws, n] multiplicity of each node
     i: np.ndarray, # [p] first node of each pair
     j: np.ndarray, # [p] second node
 ) -> np.ndarray: # [draws, p] weight of each pair

@@ -78,7 +78,7 @@ def count_threshold_pairs(
     # rule -> cosine thresholds (over, under) for direction a and for direction b
     rules: dict = _THRESHOLD_RULES,
 # rule, similar_in, min_cos, max_cos, pairs, max_image_share: fraction of the pairs that contain the
-# most frequent image
+    # most frequent image
 ) -> pd.DataFrame:
     "Return how many of all pairs each rule of thresholds on the raw cosine keeps."
     _check_same_items(a, b)

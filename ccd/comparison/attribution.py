@@ -28,8 +28,8 @@ def _stratified_pairs(
     rows = (np.nonzero(~items.pixel_hash.duplicated().values)[0]
             if "pixel_hash" in items else np.arange(len(items)))
     if len(rows) < 3:
-        raise UserError("similarity needs pairs: got "
-                        f"{len(rows)} different images, expected 3 or more")
+        raise UserError(f"similarity needs pairs: got {len(rows)} different images, expected 3 or "
+                        "more")
     codes = {s: pd.factorize(items[s].values[rows])[0] for s in strata}
     codes["none of these"] = np.zeros(len(rows), int)
     earlier, plan = [], {}
@@ -260,7 +260,7 @@ def similarity_regression(
     # weights of the pairs: `stratified` (equal) or `population` (inverse inclusion probability)
     weighting: str = "stratified",
     nearness: tuple = _DISTANCE_TERMS, # attribute distances to include, from `_DISTANCES`
-# encoder, quantity, term, value, ci_low, ci_high, r, vif, pairs, n_groups, weighting
+    # encoder, quantity, term, value, ci_low, ci_high, r, vif, pairs, n_groups, weighting
 ) -> pd.DataFrame:
     """Return the regression of similarity on factors: slopes, unique R² and R² of encoders and of
     their differences.

@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..files import (UserError, atomic_write, load_table, log_line, read_json, renamed,
-                       to_plain_dict)
+from ..files import UserError, atomic_write, load_table, log_line, read_json, to_plain_dict
 from ..settings import Analysis, Settings, rename_fields
 from ..runs import cached_stage, claim_folder, require_own_folder, write_manifest
 from ..encoders.inputs import (EncoderPair, check_known, embed_pair, load_encoder, open_source,
-                                 usable_labels)
+                                 stored_image_set, usable_labels)
 from .report import _write_report
 
 # %% ../../nbs/library/comparison/10_command.ipynb #6a23cafc
@@ -170,7 +169,7 @@ def compare(
     out, an = Path(out), settings.analysis
     require_own_folder(out / "report")
     source = source or ("" if a.startswith("npy:") and b.startswith("npy:") else "scenes")
-    source = renamed("images", "stored").get(source, source)
+    source = stored_image_set(source)
     names = dict(a=a, b=b, seed_replicate_a=seed_replicate_a, seed_replicate_b=seed_replicate_b,
                  baselines=baselines)
     s = _open_pair(names, source, settings, out, embed_kwargs)

@@ -32,8 +32,8 @@ def _subsample_rows(
     Raises `UserError` for too many wanted rows."""
     wanted = np.unique(np.asarray(wanted, int))
     if len(wanted) > limit:
-        raise UserError(f"the pairs name {len(wanted):,} images and a page holds "
-                        f"{limit:,}: pass fewer pairs")
+        raise UserError(f"the pairs name {len(wanted):,} images and a page holds {limit:,}: pass "
+                        "fewer pairs")
     if n <= limit: return np.arange(n)
     rest = np.setdiff1d(np.arange(n), wanted)
     more = np.random.default_rng(seed).permutation(rest)[:limit - len(wanted)]
@@ -124,7 +124,8 @@ _SIZES = (128, 96, 64, 48, 32, 24) # sides of a thumbnail, px
 _QUALITIES = (80, 60, 40)
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #2ebae4d1
-def _thumbnail_sizes(n: int, # number of images
+def _thumbnail_sizes(
+    n: int, # number of images
     side: int, # side of the images, px
 ) -> list[int]: # sides of a thumbnail in px, largest first
     "Return the thumbnail sizes to try."
@@ -270,9 +271,8 @@ def write_linked_maps(
                 with atomic_write(path) as tmp: tmp.write_bytes(page)
                 return Path(path)
     raise UserError(f"the page of {len(rows):,} images takes {len(page) / 1e6:.1f} MB with "
-                    f"thumbnails of {px} px, "
-                    f"and may take {budget / 1e6:.1f}: pass fewer items, a smaller `limit`, or a "
-                    "larger `budget`")
+                    f"thumbnails of {px} px, and may take {budget / 1e6:.1f}: pass fewer items, a "
+                    "smaller `limit`, or a larger `budget`")
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #5efe51a8
 def _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, credits, colors,

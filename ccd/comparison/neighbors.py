@@ -85,8 +85,8 @@ def _others(found, group, own, k):
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #8264dc39
 def _pieces(n, first, end): # slices of the columns; none crosses `first` or `end`
-    for a, b, wide in (0, first,
-                       _TILE_SHAPE[1]), (first, end, _TILE_SHAPE[0]), (end, n, _TILE_SHAPE[1]):
+    parts = (0, first, _TILE_SHAPE[1]), (first, end, _TILE_SHAPE[0]), (end, n, _TILE_SHAPE[1])
+    for a, b, wide in parts:
         yield from (slice(a + s.start, a + s.stop) for s in batched_slices(b - a, wide))
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #6b92c4b4
@@ -131,7 +131,8 @@ def _search(x, k, kind): # [n, k] rows found by faiss, including the query row
     return index.search(x, k)[1]
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #0bab30a3
-def mutual_knn(a: np.ndarray, # [n, k] neighbors in one encoder
+def mutual_knn(
+    a: np.ndarray, # [n, k] neighbors in one encoder
     b: np.ndarray, # [n, k] neighbors of the same images in another encoder
 ) -> np.ndarray: # [n] fraction of shared neighbors, 0..1
     "Return the fraction of neighbors that two encoders share, for each image."
@@ -269,8 +270,8 @@ def _expect_spread(e: Embeddings):
     if not far <= least: return # NaN is reported elsewhere
     much = f", up to {far:.1g} of its length, and less than {least:.1g} is rounding" if far else ""
     raise UserError(f"{name} gives nine in ten of {len(e.items)} items or more the same "
-                    f"vector{much}: there is nothing to compare. "
-                    "Is it trained, and are the images different ones?")
+                    f"vector{much}: there is nothing to compare. Is it trained, and are the images "
+                    "different ones?")
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #920c2663
 class _HsicSums:

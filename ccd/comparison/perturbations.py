@@ -299,8 +299,8 @@ def sensitivity(
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #388b03e2
 def _expect_others(corpus):
     if len(corpus) < 3:
-        raise UserError(f"sensitivity needs images to compare with: got {len(corpus)}, "
-                        "expected 3 or more")
+        raise UserError(f"sensitivity needs images to compare with: got {len(corpus)}, expected 3 "
+                        "or more")
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #dd573fc8
 # the changed images; a mask of the images that could be changed

@@ -124,8 +124,8 @@ def _pair_sums(a: Embeddings, b: Embeddings) -> _PairSums:
 def _expect_different_cosines(e, mean, std): # mean and standard deviation of the cosine over pairs
     if std >= _EQUAL: return
     raise UserError(f"to {_name_of(e)} all pairs of the {len(e.items)} items are equally alike, "
-                    f"with a cosine of {mean:.3f}: no pair is more alike than another; "
-                    "compare other images, or more of them")
+                    f"with a cosine of {mean:.3f}: no pair is more alike than another; compare "
+                    "other images, or more of them")
 
 # %% ../../nbs/library/comparison/02_products.ipynb #04200456
 def pair_moments(
@@ -170,14 +170,16 @@ class _ScoreGemm:
         weights: tuple[float, float], # weights wa > 0 and wb of the two cosines
         constant: float,
         dtype: torch.dtype, # number type of the matrix product
-        where: torch.device, ):
+        where: torch.device,
+    ):
         self.a, self.b, self.m, self.weights, self.constant = a, b, m, weights, constant
         self.sign = torch.ones(len(m.second), dtype=dtype)
         self.sign[len(m.center[0]):] = float(np.sign(weights[1]))
         self.error = self.fill(dtype)
         self.right, self.sign = self.right.to(where), self.sign.to(where)
 
-    def rows(self, s,
+    def rows(
+        self, s,
     ) -> tuple: # [m, D] centered and weighted, [m] the term r that centering subtracts
         x, y = _normalized_rows(self.a, s), _normalized_rows(self.b, s)
         (wa, wb), (ca, cb) = self.weights, self.m.center

@@ -66,8 +66,8 @@ def _summary_text(
     lap, cka = _table(out, "neighbors/overlap.csv"), _table(out, "neighbors/cka.csv").iloc[0]
     r = lap[(lap.a == a) & (lap.b == b)].pipe(lambda t: t[t.k <= 10]).iloc[-1]
     text = [f"On {n:,} images {a} and {b} share {100 * r.overlap:.1f} % "
-            f"({100 * r.ci_low:.1f}–{100 * r.ci_high:.1f}) of their {r.k:.0f} nearest "
-            f"neighbors; chance is {100 * r.chance:.2g} %.", _alike(cka)]
+            f"({100 * r.ci_low:.1f}–{100 * r.ci_high:.1f}) of their {r.k:.0f} nearest neighbors; "
+            f"chance is {100 * r.chance:.2g} %.", _alike(cka)]
     pairs = load_table(out / "pairs/pairs.parquet")
     if not len(pairs):
         return (" ".join(text)
@@ -134,8 +134,8 @@ def _pair_section(s, out):
                             _table(out, "pairs/copies.csv"), _table(out, "pairs/noise.csv"))
     if not len(pairs):
         return dict(title="Pairs with the largest disagreement", body="", note="",
-                    text="The standardized similarities of all pairs are "
-                    "equal, and every score is 0.")
+                    text="The standardized similarities of all pairs are equal, and every score is "
+                         "0.")
     body = ""
     for d, (x, y) in (("a", s.names), ("b", s.names[::-1])):
         title, own = f"Similar for {x}, dissimilar for {y}", pairs[pairs.similar_in == d]
@@ -154,13 +154,11 @@ def _pair_section(s, out):
              "standard deviation of an encoder's similarity over all pairs). "
              + ("Dotted: scores of two seeds of the same objective." if s.references else
                 "A second seed would show how much of it is noise: name one with "
-                "--seed-replicate-a or "
-                "--seed-replicate-b."),
+                "--seed-replicate-a or --seed-replicate-b."),
         note=f"Every pair was scored. Pairs with equal pixels are excluded, and each of {groups} "
-             "groups of near-duplicates counts as one image. No image is in "
-             "more than a few pairs. Images that are not square are center-cropped here, as for "
-             "encoders without their own preprocessing. "
-             f"Scores of the {len(pairs)} pairs: {_reach(pairs)}.")
+             "groups of near-duplicates counts as one image. No image is in more than a few pairs. "
+             "Images that are not square are center-cropped here, as for encoders without their "
+             f"own preprocessing. Scores of the {len(pairs)} pairs: {_reach(pairs)}.")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #80d44c5e
 def _reach(pairs): # scores of the first and the last pair, in both directions
@@ -184,13 +182,12 @@ def _share_section(s, out):
                  else "<p>In the first half no factor is shared more often than among all "
                       "pairs.</p>")
     return dict(title="Which factors do these pairs share?", body=body,
-        text="Fraction of pairs whose two images agree on a factor, with 95 % confidence "
-             f"intervals from resampled {_drawn(s)}; ticks: all pairs. "
-             f"The table lists the factors found in one half of the {_drawn(s)}, and whether they "
-             "replicate in the other.",
+        text="Fraction of pairs whose two images agree on a factor, with 95 % confidence intervals "
+             f"from resampled {_drawn(s)}; ticks: all pairs. The table lists the factors found in "
+             f"one half of the {_drawn(s)}, and whether they replicate in the other.",
         note="Replicated: above the fraction among all pairs in both halves, and above 95 % of "
-             "label permutations between groups in the second. Factors "
-             f"with n < {MIN_PAIRS} pairs are omitted.")
+             f"label permutations between groups in the second. Factors with n < {MIN_PAIRS} pairs "
+             "are omitted.")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c3485e78
 def _factor_section(s, out):
@@ -206,8 +203,8 @@ def _factor_section(s, out):
                  + table_tag(_lift_table(lift, s.names), index=False) + "</details>")
     return dict(title="Regression of pair similarity on shared attributes", body=body,
         text="A regression of standardized similarity on shared attributes, over "
-             f"{int(t.pairs.iloc[0]):,} pairs. Together the factors "
-             f"explain this fraction of the variance: {fit}.",
+             f"{int(t.pairs.iloc[0]):,} pairs. Together the factors explain this fraction of the "
+             f"variance: {fit}.",
         note=("Matches are exclusive: the same object, or the same subcategory with a different "
               "object, or the same category with a different subcategory. "
               if "concept" in s.items else "")
@@ -224,9 +221,8 @@ def _collinear(t): # a sentence on merged collinear terms; "" where there are no
     one = own.loc["collinear"]
     sets = [term for q, term in own.index if q == "slope" and np.isnan(own.vif[q, term])]
     return ("Collinear terms are merged into one row with their joint slope: "
-            f"{join_words([term_name(x) for x in sets])} "
-            f"(correlation {one.r.abs().max():.2f}, variance inflation {one.vif.max():.1f}). Their "
-            "separate slopes are not identified. ")
+            f"{join_words([term_name(x) for x in sets])} (correlation {one.r.abs().max():.2f}, "
+            f"variance inflation {one.vif.max():.1f}). Their separate slopes are not identified. ")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #78428251
 def _lift_table(t, names):

@@ -132,8 +132,7 @@ class _BadSampleLog:
             f"{self.met:,} unusable items were met in {self.seen:,} samples, and "
             f"{self.most:.2%} are allowed: {self.first()[:300]}. "
             + (f"All are listed in {self.path}. " if self.path else "")
-            + "Nothing is lost: repair the data, or raise --runtime.max-faults, "
-            "and start again")
+            + "Nothing is lost: repair the data, or raise --runtime.max-faults, and start again")
 
     def first(self): # a few items, for an error message
         some = itertools.islice(self.items.values(), 3)
@@ -225,8 +224,8 @@ class BatchLoader(_Fed):
 def _classes(corpus, label): # value -> class index
     if label is None: return {}
     if label not in corpus.column_names:
-        raise UserError(f"the images have no column {label!r} with classes to "
-                        f"train on; their columns are {', '.join(corpus.column_names)}")
+        raise UserError(f"the images have no column {label!r} with classes to train on; their "
+                        f"columns are {', '.join(corpus.column_names)}")
     if _many(corpus, label): return {}
     found = set().union(*(p.unique().to_pylist() for p in _pieces(corpus, label))) - {None}
     return {v: k for k, v in enumerate(sorted(found))}
@@ -306,6 +305,6 @@ def _alive(loader):
     except (RuntimeError, EOFError, OSError) as e: # EOFError, OSError: a batch sent by half
         ours = not isinstance(e, RuntimeError) or "DataLoader worker (pid" in str(e)
         if not ours or "Caught" in str(e): raise
-        raise UserError("a process that decodes images was killed, most likely because "
-            "memory (or /dev/shm) ran out: nothing is lost; set a smaller --runtime.workers "
-            "and start again") from e
+        raise UserError("a process that decodes images was killed, most likely because memory (or "
+                        "/dev/shm) ran out: nothing is lost; set a smaller --runtime.workers and "
+                        "start again") from e

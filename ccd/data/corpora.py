@@ -90,8 +90,8 @@ def _parse_filter_rule(text: str) -> _FilterRule: # `light`, `heavy`, `light@CUT
     try: at = float(cut) if sign else None
     except ValueError: score = ""
     if score not in ("light", "heavy"):
-        raise UserError(f"unknown filter {text!r}: expected light, heavy, not-light or "
-                        "not-heavy, perhaps with a threshold, such as light@0.9")
+        raise UserError(f"unknown filter {text!r}: expected light, heavy, not-light or not-heavy, "
+                        "perhaps with a threshold, such as light@0.9")
     return _FilterRule(score, at, name != score)
 
 # %% ../../nbs/library/data/03_corpora.ipynb #ad1e422c
@@ -209,8 +209,8 @@ class ImageDecoder:
     def __getitem__(self, rows):
         found = self.read(rows)
         if bad := next((r for r in found if r["fault"]), None):
-            raise UserError(f"the image {bad.get('item_id')!r} cannot be read: "
-                            f"{bad['fault']}; repair it or remove it")
+            raise UserError(f"the image {bad.get('item_id')!r} cannot be read: {bad['fault']}; "
+                            "repair it or remove it")
         return np.stack([r["pixels"] for r in found]).transpose(0, 3, 1, 2)
 
 # %% ../../nbs/library/data/03_corpora.ipynb #b0062b02

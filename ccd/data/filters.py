@@ -54,9 +54,8 @@ def function_scorer(
     try: source = content_hash(_source(f))
     except (OSError, TypeError):
         raise UserError(f"the source code of {name} cannot be read, so its scores could be "
-                        "confused "
-                        "with those of another function: define it with `def` in a file, or make a "
-                        "Scorer with a card") from None
+                        "confused with those of another function: define it with `def` in a file, "
+                        "or make a Scorer with a card") from None
     return Scorer(dict(name=name, source=source, cuts=dict(light=light, heavy=heavy)),
                   partial(_each, f))
 
@@ -180,8 +179,8 @@ def _too_many(scorer, t, most, n): # error message
     bad = t[t.fault != ""]
     some = "; ".join(f"{i} ({why})" for i, why in zip(bad.item_id[:3], bad.fault[:3]))
     return (f"the scorer {scorer.card['name']}: {len(bad):,} of the first {len(t):,} images cannot "
-            f"be scored, and at most {most:.2%} of {n:,} are allowed: "
-            f"{some}. Nothing is lost: repair the data, or raise --max-faults, and start again")
+            f"be scored, and at most {most:.2%} of {n:,} are allowed: {some}. Nothing is lost: "
+            "repair the data, or raise --max-faults, and start again")
 
 # %% ../../nbs/library/data/07_filters.ipynb #f645adfd
 def _summary(t, cuts, lost): # number of images that each rule keeps

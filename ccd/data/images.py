@@ -30,10 +30,9 @@ from ..runs import Progress
 LoadResult = namedtuple("LoadResult", "corpus skipped")
 _IMAGE_SUFFIXES = frozenset( # opened by Pillow; no video, vector graphics or data arrays
     ".jpg .jpeg .jpe .jfif .png .apng .webp .avif .avifs .gif .bmp .dib .tif .tiff .jp2 .j2k .j2c "
-    ".jpc .jpf .jpx .mpo "
-    ".ppm .pgm .pbm .pnm .pfm .tga .icb .vda .vst .ico .cur .icns .pcx .dcx .psd .qoi .sgi .rgb "
-    ".rgba .bw .dds .blp "
-    ".ftc .ftu .gbr .im .msp .pcd .pxr .ras .fli .flc .xbm .xpm .fit .fits".split())
+    ".jpc .jpf .jpx .mpo .ppm .pgm .pbm .pnm .pfm .tga .icb .vda .vst .ico .cur .icns .pcx .dcx "
+    ".psd .qoi .sgi .rgb .rgba .bw .dds .blp .ftc .ftu .gbr .im .msp .pcd .pxr .ras .fli .flc .xbm "
+    ".xpm .fit .fits".split())
 USUAL_SUFFIXES = ".jpg, .png, .webp, .tif or another that Pillow opens"
 
 # %% ../../nbs/library/data/01_images.ipynb #65a39f1d
@@ -397,9 +396,8 @@ def dataset_on_disk(
              else [k for k in ("parquet", "arrow") if any(path.rglob(f"*.{k}"))])
     if not {"parquet", "arrow"} & set(kinds):
         raise UserError(f"{path} holds no dataset: expected Parquet files, such as "
-                        "data/train-00000-of-00001.parquet, or "
-                        f"what save_to_disk writes. For images in files say folder:{path}, for "
-                        f"tars shards:{path}")
+                        "data/train-00000-of-00001.parquet, or what save_to_disk writes. For "
+                        f"images in files say folder:{path}, for tars shards:{path}")
     if path.is_file(): return load_dataset(kinds[0], data_files={"train": str(path)})
     return load_dataset(str(path))
 

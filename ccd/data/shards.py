@@ -27,7 +27,8 @@ from .images import (LoadResult, USUAL_SUFFIXES, _ALONE, _CAPTION_SUFFIXES, _IMA
                              warn_others)
 
 # %% ../../nbs/library/data/02_shards.ipynb #11b7a560
-def tar_members(f, # open tar file
+def tar_members(
+    f, # open tar file
     size: int, # size of the tar, bytes
 ): # (name, first byte, size) of each file
     """Yield the files of a tar, from their headers.
@@ -354,8 +355,8 @@ def _load_stream(
 # %% ../../nbs/library/data/02_shards.ipynb #cc439722
 def _streamed(root, split):
     if split != "train":
-        raise UserError(f"the folder {root} is streamed whole and has no split {split}: "
-                        f"open it as shards:{root} or folder:{root}")
+        raise UserError(f"the folder {root} is streamed whole and has no split {split}: open it as "
+                        f"shards:{root} or folder:{root}")
     for kind in _STREAMED:
         if files := sorted(root.rglob(f"*.{kind}")): return kind, files
     raise UserError(f"{root} holds nothing to stream: expected files ending in "

@@ -52,8 +52,8 @@ class _Stream(_Fed):
         had = state["processes"], len(state["places"])
         if had != (self.processes, len(self.places)):
             raise UserError(
-                f"this run streams with {had[0]} processes of {had[1]} workers and "
-                f"cannot resume with {self.processes} of {len(self.places)}")
+                f"this run streams with {had[0]} processes of {had[1]} workers and cannot resume "
+                f"with {self.processes} of {len(self.places)}")
         self.places = state["places"]
 
     def __call__(self, step: int) -> Batch: # peek: the position does not change
@@ -73,10 +73,9 @@ def _expect_files(corpus, processes, workers): # at least one file for each work
     need = processes * workers
     if corpus.num_shards < need:
         raise UserError(
-            f"{processes} processes with {workers} workers each need "
-            f"{need} files to stream, and there are {corpus.num_shards}: set "
-            f"--runtime.workers to {corpus.num_shards // processes} or less, "
-            "or split the data into more files")
+            f"{processes} processes with {workers} workers each need {need} files to stream, and "
+            f"there are {corpus.num_shards}: set --runtime.workers to "
+            f"{corpus.num_shards // processes} or less, or split the data into more files")
 
 # %% ../../nbs/library/data/06_streams.ipynb #3c249bbe
 class _Endless(IterableDataset):
@@ -150,8 +149,8 @@ def _stream_classes(corpus, label):
     if label is None: return {}
     names = getattr((corpus.features or {}).get(label), "names", None)
     if names: return {n: k for k, n in enumerate(names)}
-    raise UserError(f"the classes of {label!r} are unknown before a stream is read: "
-                    "it needs a column of type ClassLabel; or use hf:, shards: or folder:")
+    raise UserError(f"the classes of {label!r} are unknown before a stream is read: it needs a "
+                    "column of type ClassLabel; or use hf:, shards: or folder:")
 
 # %% ../../nbs/library/data/06_streams.ipynb #b62683f6
 def _one_ahead(found): # prefetch one batch

@@ -92,8 +92,8 @@ def _flattened(
     for c in [c for c in items if items[c].dtype == object]:
         if not set(map(type, items[c])) & {list, tuple, np.ndarray, dict}: continue
         items = items.assign(**{c: [_one_value(v) for v in items[c]]})
-        warnings.warn(f"{file}: the column {c!r} holds lists or mappings: each is one value, "
-                      f"such as {items[c].dropna().iloc[:1].tolist()}")
+        warnings.warn(f"{file}: the column {c!r} holds lists or mappings: each is one value, such "
+                      f"as {items[c].dropna().iloc[:1].tolist()}")
     return items
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #d85652cf
@@ -252,7 +252,8 @@ def _open_table(file):
 Aligned = namedtuple("Aligned", "a b only_a only_b")
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #1627c6f0
-def align(a: Embeddings, b: Embeddings,
+def align(
+    a: Embeddings, b: Embeddings,
 ) -> Aligned: # embeddings with the same rows, in the order of a
     """Return two embeddings on their common items, and the items that only one of them has.
 

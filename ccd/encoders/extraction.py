@@ -153,8 +153,8 @@ def _stored(v, dtype, names, encoder): # vectors in the stored type, checked
     most = np.abs(v).max(1)
     if dtype == "float16" and most.max() > 65504:
         raise UserError(f"{encoder} makes of {names[most.argmax()]!r} a vector with "
-                        f"{most.max():.4g} in "
-                        "it, and float16 ends at 65504: store the vectors with dtype float32")
+                        f"{most.max():.4g} in it, and float16 ends at 65504: store the vectors "
+                        "with dtype float32")
     return v.astype(dtype)
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a18

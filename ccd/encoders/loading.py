@@ -76,9 +76,8 @@ def load(
         return _published_encoder(f"{kind}:{name}", tap, options, precision)
     if kind not in _OWN_KINDS:
         raise UserError(f"unknown encoder {spec!r}: expected ccd:FOLDER, hf:NAME, timm:NAME, "
-                        "open_clip:ARCH/TAG, "
-                        "paper:NAME, webssl:NAME, dinov2:NAME, random:SEED, pixels:SIZE or "
-                        "colors:BINS")
+                        "open_clip:ARCH/TAG, paper:NAME, webssl:NAME, dinov2:NAME, random:SEED, "
+                        "pixels:SIZE or colors:BINS")
     if kind in ("pixels", "colors") and "#" in spec:
         raise UserError(f"encoder {spec!r}: {kind} have one vector and no options")
     way = options.pop("fit", "crop")

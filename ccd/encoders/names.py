@@ -52,7 +52,8 @@ _FIELDS = dict(feature="tap", n_last_blocks="blocks", final_norm="norm", resize=
                interpolation="filter")
 
 # %% ../../nbs/library/encoders/04_names.ipynb #5d0c72c2
-def current_spec(spec: str, # KIND:NAME#option=value, maybe with options of version 0.0.1
+def current_spec(
+    spec: str, # KIND:NAME#option=value, maybe with options of version 0.0.1
 ) -> str:
     "Return the name of an encoder with the current names of its options."
     new, (head, sign, tail) = renamed("encoder", "spec"), spec.partition("#")
@@ -75,8 +76,8 @@ def parse_encoder_spec(
         key, _, text = part.partition("=")
         if key not in _SPEC_OPTIONS:
             raise UserError(f"encoder {spec!r}: unknown option {part!r}: expected one of "
-                            f"{', '.join(_SPEC_OPTIONS)}, "
-                            f"as in {head}#feature=pooled,final_norm=false")
+                            f"{', '.join(_SPEC_OPTIONS)}, as in "
+                            f"{head}#feature=pooled,final_norm=false")
         read, expected = _SPEC_OPTIONS[key]
         options[_FIELDS.get(key, key)] = value = read(text)
         if value is None: raise UserError(f"encoder {spec!r}: {key}={text}: expected {expected}")

@@ -34,8 +34,8 @@ class ImageTransform:
             raise UserError(f"unknown filter {self.filter!r}: "
                             f"expected one of {', '.join(RESAMPLING)}")
         if not 0 < self.size <= (self.shorter or self.size):
-            raise UserError(f"a square of {self.size} px cannot be cut out of "
-                            f"an image whose shorter side is {self.shorter} px")
+            raise UserError(f"a square of {self.size} px cannot be cut out of an image whose "
+                            f"shorter side is {self.shorter} px")
         if self.pad and self.squash:
             raise UserError("an image is squashed or padded to a square, not both")
 

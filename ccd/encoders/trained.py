@@ -44,9 +44,8 @@ def _load_run(
     try: model.load_state_dict(weights)
     except RuntimeError as e: # its second line names the mismatch
         raise UserError(f"{folder / 'encoder.safetensors'} is not of the network that {file} "
-                        "describes: "
-                        f"{str(e).splitlines()[1].strip():.200}. Copy the whole run again, or "
-                        "train it") from e
+                        f"describes: {str(e).splitlines()[1].strip():.200}. Copy the whole run "
+                        "again, or train it") from e
     card = _card(about["name"], control, about["training"], weights_hash(model))
     if projection is not None: projection = projection.to(device())
     return make_encoder(_vit_adapter(_placed(model, precision), projection),

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 import pandas as pd
-from ..files import UserError, atomic_write, load_table, log_line, renamed, to_plain_dict
+from ..files import UserError, atomic_write, load_table, log_line, to_plain_dict
 from ..settings import Settings
 from ..runs import cached_stage, export_stage, outputs_hash, read_manifest, require_own_folder
 from ..report.style import distinct_colors
@@ -20,6 +20,7 @@ from ..report.tables import (accuracy_table, difference_table, figure_html, join
                                table_tag, write_report)
 from ..report.accuracy import few_shot_curves, probe_dots
 from ..data.corpora import fingerprint
+from ..encoders.base import card_row
 from ..encoders.inputs import embed_images, load_encoder, shared_init_spec
 from .linear import _per_class
 from .datasets import _open_dataset, _parse_dataset_name
@@ -210,9 +211,8 @@ def _write_tables(folder, cards, probed, segmented, skipped, n_resamples):
         table = pd.concat([tables[name] for tables in (labels, pixels) if name in tables])
         if name == "differences": table = add_holm(table)
         if len(table): table.to_csv(folder / f"{name}.csv", index=False)
-    column = renamed("column", "encoders")
     rows = [dict(encoder=names[encoder], spec=encoder)
-            | {column.get(k, k): str(v) for k, v in card.items() if k != "name"}
+            | card_row({k: v for k, v in card.items() if k != "name"})
             for encoder, card in cards.items()]
     pd.DataFrame(rows).to_csv(folder / "encoders.csv", index=False)
 
@@ -333,8 +333,8 @@ def _accuracy_section(table, apart, names):
          difference_table(apart[apart.a == names[0]]))))
     return dict(title="Linear probes",
                 text="Top-1 accuracy on test images in percent, with 95 % confidence intervals. "
-                     "The L2 strength and the number "
-                "of neighbors are selected on validation images.",
+                     "The L2 strength and the number of neighbors are selected on validation "
+                     "images.",
                 body=figure_html(probe_dots(table),
                                  "linear probes") + table_tag(accuracy_table(table)) +
                 f"<details><summary>More tables</summary>{more}</details>",
@@ -347,9 +347,9 @@ def _coverage_note(table): # a note on groups of very unequal size
     if not len(few): return ""
     sizes = [f"{r.n_groups:,} as {r.n_effective_groups:.0f}" for r in few.itertuples()]
     return (f" On {join_words(few.task.tolist())} the groups have very unequal sizes, so their "
-            f"effective number is smaller: {join_words(sizes)}. There a 95 % interval of the "
-            "plain mean covers the true value less often: 91 to 94 times in 100 in simulations. "
-            "That of the mean over families covers it 93 to 95 times.")
+            f"effective number is smaller: {join_words(sizes)}. There a 95 % interval of the plain "
+            "mean covers the true value less often: 91 to 94 times in 100 in simulations. That of "
+            "the mean over families covers it 93 to 95 times.")
 
 # %% ../../nbs/library/probing/09_command.ipynb #83b840fb
 def _shots_section(shots):
@@ -369,8 +369,8 @@ def _protocol_section(t, table):
     wide = pd.concat([t, ours]).pivot(index=["task", "encoder"], columns="protocol", values="top1")
     return dict(title="Published protocols",
                 text="The same features and test images. As written: the paper's code, which "
-                     "selects on the test "
-                "images. Corrected: the schedule and the selection that the paper describes.",
+                     "selects on the test images. Corrected: the schedule and the selection that "
+                     "the paper describes.",
                 body=table_tag((100 * wide).round(1).reset_index(), index=False), note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #d1158d9a
@@ -418,8 +418,8 @@ def _class_section(classes, names):
                            for c in (*names[:2], "gap")})[["task", "label", "n", *names[:2], "gap"]]
     return dict(title="Classes with the largest differences",
                 text="Accuracy of linear probes in percent, for classes with ten or more test "
-                     "images. The largest of "
-                "many differences are overestimates: a replication would find smaller ones.",
+                     "images. The largest of many differences are overestimates: a replication "
+                     "would find smaller ones.",
                 body=table_tag(shown, index=False), note="All classes: per_class.csv.")
 
 # %% ../../nbs/library/probing/09_command.ipynb #2efd198b

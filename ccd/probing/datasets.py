@@ -53,34 +53,44 @@ def _part_of(
 # %% ../../nbs/library/probing/03_datasets.ipynb #c14cf4dd
 _CIFAR101 = ("https://raw.githubusercontent.com/modestyachts/CIFAR-10.1/"
              "d9982abb0bfc4846b8d13a11e66b887d946205d0/datasets/")
-DATASETS = {"emoji": Dataset("emoji", "emoji", source="eleven design teams; see the credits",
-                     licence="open licences, see the credits"),
-    "imagenet": Dataset("hf:ILSVRC/imagenet-1k", "general", dict(train=1_281_167, test=50_000),
-                        1000,
+DATASETS = {
+    "emoji": Dataset(
+        "emoji", "emoji", source="eleven design teams; see the credits",
+        licence="open licences, see the credits"),
+    "imagenet": Dataset(
+        "hf:ILSVRC/imagenet-1k", "general", dict(train=1_281_167, test=50_000), 1000,
         "Russakovsky et al. (2015)", "research and education, terms to be accepted",
-                        test="validation", look=False),
-    "imagenetv2": Dataset("tar:vaishaal/ImageNetV2/imagenetv2-matched-frequency.tar.gz",
-                          "robustness",
+        test="validation", look=False),
+    "imagenetv2": Dataset(
+        "tar:vaishaal/ImageNetV2/imagenetv2-matched-frequency.tar.gz", "robustness",
         dict(test=10_000), 1000, "Recht et al. (2019), matched frequency", "MIT",
-                          parent="imagenet"),
-    "cifar10": Dataset("hf:uoft-cs/cifar10", "general", dict(train=50_000, test=10_000), 10,
+        parent="imagenet"),
+    "cifar10": Dataset(
+        "hf:uoft-cs/cifar10", "general", dict(train=50_000, test=10_000), 10,
         "Krizhevsky (2009)", "not stated"),
-    "cifar10.1": Dataset(_CIFAR101, "robustness", dict(test=2_000), 10,
-        "Recht et al. (2018), v6", "MIT", parent="cifar10"),
-    "cifar100": Dataset("hf:uoft-cs/cifar100", "general", dict(train=50_000, test=10_000), 100,
+    "cifar10.1": Dataset(
+        _CIFAR101, "robustness", dict(test=2_000), 10, "Recht et al. (2018), v6", "MIT",
+        parent="cifar10"),
+    "cifar100": Dataset(
+        "hf:uoft-cs/cifar100", "general", dict(train=50_000, test=10_000), 100,
         "Krizhevsky (2009), fine labels", "not stated", label="fine_label"),
-    "cars": Dataset("hf:Donghyun99/Stanford-Cars", "fine-grained", dict(train=8_144, test=8_041),
-                    196, "Krause et al. (2013)", "not stated"),
-    "cub": Dataset("hf:Donghyun99/CUB-200-2011", "fine-grained", dict(train=5_994, test=5_794), 200,
+    "cars": Dataset(
+        "hf:Donghyun99/Stanford-Cars", "fine-grained", dict(train=8_144, test=8_041), 196,
+        "Krause et al. (2013)", "not stated"),
+    "cub": Dataset(
+        "hf:Donghyun99/CUB-200-2011", "fine-grained", dict(train=5_994, test=5_794), 200,
         "Wah et al. (2011)", "not stated"),
-    "flowers": Dataset("hf:dpdl-benchmark/oxford_flowers102", "fine-grained",
+    "flowers": Dataset(
+        "hf:dpdl-benchmark/oxford_flowers102", "fine-grained",
         dict(train=1_020, val=1_020, test=6_149), 102, "Nilsback and Zisserman (2008)",
-                       "not stated"), "stamps": Dataset("/usr/share/tuxpaint/stamps", "general",
-                      source="Debian tuxpaint-stamps-default 2022.06.04", licence="GPL-2"),
-    "ade20k": Dataset("hf://datasets/zhoubolei/scene_parse_150@refs/convert/parquet/scene_parsing",
-                      "segmentation",
-        dict(train=20_210, test=2_000), 150, "Zhou et al. (2017)", "BSD-3-Clause",
-                      test="validation")}
+        "not stated"),
+    "stamps": Dataset(
+        "/usr/share/tuxpaint/stamps", "general",
+        source="Debian tuxpaint-stamps-default 2022.06.04", licence="GPL-2"),
+    "ade20k": Dataset(
+        "hf://datasets/zhoubolei/scene_parse_150@refs/convert/parquet/scene_parsing",
+        "segmentation", dict(train=20_210, test=2_000), 150, "Zhou et al. (2017)",
+        "BSD-3-Clause", test="validation")}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #256e0bea
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ def _parse_dataset_name(name: str) -> _DatasetRequest:
                     + (f"did you mean {near[0]!r}? " if near else "")
                     + (f"There is a folder of that name: folder:{name}. " if Path(name).is_dir()
                        else "") + f"Expected one of {', '.join(known)}; or NAME:PATH or "
-                    "NAME=hf:OTHER for a copy of a named one")
+                                  "NAME=hf:OTHER for a copy of a named one")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #f8d329c0
 def _class_map(
@@ -257,8 +267,8 @@ def _folders(path, files=None): # the classes are the folders
     root, images = path.joinpath(*outer), [p[len(outer):] for p in images]
     if not any(len(p) > 1 for p in images):
         raise UserError(f"{path} holds no image in a folder of its class: expected "
-                        "PATH/CLASS/IMAGE or PATH/train/CLASS/IMAGE, "
-                        f"with files ending in {USUAL_SUFFIXES}{besides(skipped)}")
+                        "PATH/CLASS/IMAGE or PATH/train/CLASS/IMAGE, with files ending in "
+                        f"{USUAL_SUFFIXES}{besides(skipped)}")
     splits = _splits_among(images, path)
     if not splits: return _Corpora({"all": _of_classes(root, images, 0)}, skipped)
     found = {part: [p for p in images if p[0] == name] for part, name in splits.items()}
@@ -302,8 +312,8 @@ def _check_flat(flat, found, splits, path): # splits without class folders
         or_else = (f", or move {name} elsewhere: a data set without a test split is cut into folds"
                    if known else "")
         raise UserError(f"{path / name} holds {len(found[part]):,} images and no class folders: "
-                        f"expected {name}/CLASS/IMAGE{few}. "
-                        f"Put each image into the folder of its class{or_else}")
+                        f"expected {name}/CLASS/IMAGE{few}. Put each image into the folder of its "
+                        f"class{or_else}")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #a47f3e6a
 def _of_classes(root, images, at): # the class is this part of the path
@@ -401,9 +411,8 @@ def _label_column(d, a):
         or re.fullmatch(r"u?int\d+|bool|string|large_string", str(kind))):
         return found
     raise UserError(f"column {found!r} of {a.name} holds {kind or f[found]}, which is no class: "
-                    "expected whole "
-                    f"numbers or strings; its columns are {', '.join(f)}; choose one by "
-                    "#label=COLUMN")
+                    f"expected whole numbers or strings; its columns are {', '.join(f)}; choose "
+                    "one by #label=COLUMN")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #0ec3ec9b
 def _raw_labels(d, column): # [n] objects, None where there is none
@@ -453,9 +462,8 @@ def _check_classes(raw, n, column, a):
                         "classify; choose another column by #label=COLUMN")
     if n > 20 and len(raw) == n:
         raise UserError(f"each of the {n:,} images of {a.name} has a {column!r} of its own "
-                        f"({raw[0]!r}, "
-                        f"{raw[1]!r} …): that is a name or a measure, no class; choose another by "
-                        "#label=COLUMN")
+                        f"({raw[0]!r}, {raw[1]!r} …): that is a name or a measure, no class; "
+                        "choose another by #label=COLUMN")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #ad9908df
 def _parts(splits, a): # train, val, test or all -> name of the split
@@ -491,7 +499,8 @@ def _open_dataset(
     # name of the data set, such as `cifar10`, `cars:PATH`, `folder:PATH` or `hf:NAME#label=COLUMN`
     name: str,
     # `ccd.settings.Settings`, whose `data` defines the synthetic emoji dataset; None: the defaults
-    settings=None, ) -> _Corpora: # key -> corpus; `skipped` lists images that are in none
+    settings=None,
+) -> _Corpora: # key -> corpus; `skipped` lists images that are in none
     """Return the corpora of a data set: NAME-train (with the validation split) and NAME-test, or
     NAME-all.
 
@@ -521,8 +530,8 @@ def _check_ids(ids, a): # predictions of two encoders are joined by item_id
     twice = pd.Index(ids)[pd.Index(ids).duplicated()]
     if len(twice):
         raise UserError(f"{a.name} has {len(twice):,} images called as others are, first "
-                        f"{twice[0]!r}: expected each item_id once; "
-                        "rename them, or leave the column out")
+                        f"{twice[0]!r}: expected each item_id once; rename them, or leave the "
+                        "column out")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #850c7396
 def _say_skipped(splits, parts, a): # warn of splits and files that are not used

@@ -129,7 +129,8 @@ class _FitState:
         w[-1] = share - share.mean()
         self.begin(w, dtype)
 
-    def begin(self, w, dtype=torch.float32,
+    def begin(
+        self, w, dtype=torch.float32,
     ): # w [d + 1, c]; dtype: number type of the matrix products
         self.w, self.dtype, self.part = w, dtype, self.rows.take(self.some, dtype)
         self.loss, self.slope = self.loss_and_slope(w)
@@ -298,8 +299,8 @@ class LinearProbe:
         Raises `UserError` where no class of `among` was in train."""
         may = np.ones(len(self.classes), bool) if among is None else np.isin(self.classes, among)
         if not may.any():
-            raise UserError(f"none of the {len(among)} candidate classes was in train: "
-                            "expected some of the probe's own")
+            raise UserError(f"none of the {len(among)} candidate classes was in train: expected "
+                            "some of the probe's own")
         best = [b[:, may].argmax(1).cpu().numpy() for b in self._blocks(x)]
         return self.classes[may][np.concatenate(best or [np.empty(0, int)])]
 
@@ -385,8 +386,8 @@ def _warn_of_edges(path):
     at = int(np.flatnonzero(path.chosen)[0])
     if len(path) > 1 and at in (0, len(path) - 1):
         side = "strongest" if at == 0 else "weakest"
-        warnings.warn(f"the selected L2 strength {path.l2[at]:g} is the {side} of "
-                      f"the path: a better one may lie beyond it; try more `ridges`")
+        warnings.warn(f"the selected L2 strength {path.l2[at]:g} is the {side} of the path: a "
+                      "better one may lie beyond it; try more `ridges`")
 
 # %% ../../nbs/library/probing/01_linear.ipynb #0a685eb4
 def accuracy(

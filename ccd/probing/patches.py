@@ -138,7 +138,8 @@ def _crop_windows(
     return np.stack([x[a:a + size, b:b + size] for a, b in look.corners])
 
 # %% ../../nbs/library/probing/06_patches.ipynb #594a6edc
-def _last_layers(spec: str, # name of an encoder, see `ccd.encoders`
+def _last_layers(
+    spec: str, # name of an encoder, see `ccd.encoders`
     n: int = 4, # number of blocks
 ) -> list[Encoder]: # one encoder per block, the last block first
     "Load an encoder once per block, with the features of each of its last n blocks."
@@ -212,8 +213,8 @@ def _mask(data, k, shape): # mask of an image, checked against its shape
     m = data.mask(k)
     if m.shape != shape[:2]:
         raise UserError(f"the mask of {data.corpus[k]['item_id']} is {m.shape[1]} x {m.shape[0]} "
-                        "px and its image "
-                        f"{shape[1]} x {shape[0]} px: expected a class for each pixel, upright")
+                        f"px and its image {shape[1]} x {shape[0]} px: expected a class for each "
+                        "pixel, upright")
     return m
 
 # %% ../../nbs/library/probing/06_patches.ipynb #f21a44b7
@@ -297,8 +298,8 @@ def _half(x, encoders):
     with np.errstate(over="ignore"): h = x.astype(np.float16)
     if np.isfinite(h).all(): return h
     raise UserError(f"{encoders[0].card.name} makes patch tokens that float16 cannot hold (NaN, "
-                    "infinity or above "
-                    "65504); check its weights, its precision and its preprocessing")
+                    "infinity or above 65504); check its weights, its precision and its "
+                    "preprocessing")
 
 # %% ../../nbs/library/probing/06_patches.ipynb #a0fe6105
 # [k, S, S] -> [k * side * side, patch * patch]

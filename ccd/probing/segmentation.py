@@ -338,8 +338,8 @@ def segmentation_probe(
     encoders without patch tokens on one grid. Source: Oquab et al. (2024), section 7.4, linear."""
     encoders = _encoders(encoder)
     _same_classes(train, val, test)
-    if min(ratios) < 1: raise UserError(f"ratios {ratios}: an image smaller than the"
-                                        " window cannot be cut: expected 1 or more")
+    if min(ratios) < 1: raise UserError(f"ratios {ratios}: an image smaller than the window cannot "
+                                        "be cut: expected 1 or more")
     size, side = _feature_grid(encoders)
     with tempfile.TemporaryDirectory() as spare:
         tokens = _training_tokens(folder or Path(spare) / "tokens", encoders, train,
@@ -370,8 +370,8 @@ def _same_classes(*parts):
         raise UserError("train, val and test must have the same classes, in order; got "
                         f"{[p.classes for p in parts]}")
     if not all(len(p) for p in parts):
-        raise UserError(f"train, val and test hold {[len(p) for p in parts]} images: "
-                        "expected some in each")
+        raise UserError(f"train, val and test hold {[len(p) for p in parts]} images: expected some "
+                        "in each")
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #29ab0e6d
 def majority_baseline(

@@ -166,7 +166,8 @@ def compare_probes(
     return add_holm(pd.DataFrame(out))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #af940ffd
-def add_holm(differences: pd.DataFrame, # tests with the columns a, b, task, probe, p
+def add_holm(
+    differences: pd.DataFrame, # tests with the columns a, b, task, probe, p
 ) -> pd.DataFrame: # the table with a column p_holm
     "Add p-values after Holm's correction over tasks, for each pair of encoders and each probe."
     if not len(differences): return differences

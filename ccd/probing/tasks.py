@@ -94,8 +94,8 @@ def _emoji_tasks(
     found.append(_emoji_task("word in new fonts", "word", "word", "signs", signs,
                              [[learnt & ~own, learnt & own, kept]]))
     empty = [t.name for t in found if not t.folds]
-    if empty: warnings.warn("excluded, since this data set "
-                            f"has no items for them: {', '.join(empty)}")
+    if empty: warnings.warn("excluded, since this data set has no items for them: "
+                            f"{', '.join(empty)}")
     return [t for t in found if t.folds]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #11af1c34
@@ -215,8 +215,8 @@ def _undivided(t, a, items, seed): # data sets without splits: five folds, or th
 def _items(items, key):
     if key not in items:
         raise UserError(f"the items of corpus {key!r} are needed: got "
-                        f"{', '.join(items) or 'none'}; "
-                        "give those of every corpus that `_opened` returns")
+                        f"{', '.join(items) or 'none'}; give those of every corpus that `_opened` "
+                        "returns")
     return items[key]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #a37db3b6

@@ -212,8 +212,8 @@ def _check_owner(n, m, owner, said):
     if not m: raise UserError("there are no captions to be found")
     if owner.min() < 0 or owner.max() >= n:
         raise UserError("a caption belongs to image "
-                        f"{owner.max() if owner.max() >= n else owner.min()}, "
-                        f"and there are {n}, from 0: `owner` holds rows of `images`")
+                        f"{owner.max() if owner.max() >= n else owner.min()}, and there are {n}, "
+                        "from 0: `owner` holds rows of `images`")
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #46fa79b5
 # sparse [n, wordings] wordings of each image; [m] wording of each caption

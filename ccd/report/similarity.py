@@ -288,7 +288,8 @@ def intervention_examples(
     # result of `ccd.comparison.perturbations.perturbation_examples`: name -> [s, s, 3] uint8 or
     # None
     images: dict,
-    columns: int = 5, ):
+    columns: int = 5,
+):
     "Return a figure of one image under each perturbation."
     rows = -(-len(images) // columns)
     fig = styled_pyplot().figure(figsize=(_FIG_WIDTH / 5 * columns, 1.5 * rows))

@@ -29,9 +29,8 @@ def study(
     out = Path(out or Path("runs") / settings.preset)
     if settings.data.source != "emoji":
         raise UserError("the study compares encoders on the factors of the synthetic emoji "
-                        "dataset; got "
-                        f"{settings.data.source!r}. Train on it with `ccd train`, compare with "
-                        "`ccd compare`")
+                        f"dataset; got {settings.data.source!r}. Train on it with `ccd train`, "
+                        "compare with `ccd compare`")
     start = time.time()
     own = {k: v for k, v in to_plain_dict(settings).items() if k not in ("analysis", "runtime")}
     claim_folder(out, own, rename=partial(rename_fields, Settings))

@@ -96,9 +96,9 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
               body=figure_html(neighbor_grid(drawn, near, picture), "nearest neighbors") +
               table_tag(purity_table(purity)),
               note=f"Percentage of the {settings.analysis.neighbors} nearest images with the same "
-                   "label, with 95 % confidence intervals from resampled concept "
-                   "families. Neighbors of the same family are excluded. Images without an emoji "
-                   "have no concept."), dict(title="UMAP of both encoders",
+                   "label, with 95 % confidence intervals from resampled concept families. "
+                   "Neighbors of the same family are excluded. Images without an emoji have no "
+                   "concept."), dict(title="UMAP of both encoders",
               text="UMAP of the held-out scenes: images that are close together are similar for "
                    "the encoder.",
               body=figure_html(atlas_plot(maps, picture), "two maps of the same images"), note=""),
@@ -115,12 +115,11 @@ def _lead(settings, diff, agree):
     c, d = (tasks_where_better(diff, a, (b,)) for a, b in (("CLIP", "DINO"), ("DINO", "CLIP")))
     def top(side): return _most(agree[agree.similar_in == side])
     text = (f"Both encoders were trained on the same {settings.control.samples:,} images in the "
-            "same order, from the same initial weights. "
-            f"CLIP is more accurate in a linear probe on {join_words(c) or 'no task'}, and DINO on "
-            f"{join_words(d) or 'no task'}"
-            f" (differences whose 95 % confidence interval excludes 0). "
-            f"Pairs that are similar for CLIP and dissimilar for DINO share {top('a')}. Pairs that "
-            f"are similar for DINO and dissimilar for CLIP share {top('b')}.")
+            "same order, from the same initial weights. CLIP is more accurate in a linear probe on "
+            f"{join_words(c) or 'no task'}, and DINO on {join_words(d) or 'no task'} (differences "
+            "whose 95 % confidence interval excludes 0). Pairs that are similar for CLIP and "
+            f"dissimilar for DINO share {top('a')}. Pairs that are similar for DINO and dissimilar "
+            f"for CLIP share {top('b')}.")
     return (text
             + " Training is far from converged at this size, so only the signs of differences are "
               "meaningful, not the accuracies.")
@@ -143,9 +142,8 @@ def _section_curves(curves, blind, facts, watched):
     met = sum(v["ok"] for v in facts.values())
     return dict(title="Training curves",
                 text="The paper's Figure 4. CLIP's loss measures its progress. DINO's loss does "
-                     "not, "
-                "since its target changes, so the report shows collapse diagnostics of its "
-                f"teacher: {met} of {len(facts)} criteria are met.",
+                     "not, since its target changes, so the report shows collapse diagnostics of "
+                     f"its teacher: {met} of {len(facts)} criteria are met.",
                 body=figure_html(loss_curves(curves, blind), "loss curves") +
                 figure_html(dino_diagnostics(curves["DINO"]),
                             "collapse diagnostics of DINO") + table_tag(rows, index=False) +
@@ -165,8 +163,8 @@ def _section_probes(probes, diff):
                        for n in _NAMES.values())
     return dict(title="Probes on frozen features",
         text="Each probe is trained on some concept families, fonts or styles and tested on "
-             "others. A random ViT and raw "
-             f"pixels are the baselines: their accuracy needs no training. {cleared}",
+             "others. A random ViT and raw pixels are the baselines: their accuracy needs no "
+             f"training. {cleared}",
         body=figure_html(probe_dots(probes), "linear probes") + table_tag(accuracy_table(probes)) +
              "<details><summary>kNN probes, means over families, and paired differences</summary>" +
              "".join(table_tag(accuracy_table(probes, v))
@@ -187,8 +185,8 @@ def _section_vlm(tables, settings): # empty where the settings name no language 
                                                        SIGHTS["none"], labels=SUBSET_LABELS),
                                   "answers to questions"),
                  note="A small language model is trained on the tokens of each encoder, with the "
-                      "same settings. It answers questions with four options about held-out "
-                      "emoji, words and fonts. Cross: no image. " + SUBSETS_SAID)]
+                      "same settings. It answers questions with four options about held-out emoji, "
+                      "words and fonts. Cross: no image. " + SUBSETS_SAID)]
 
 # %% ../../nbs/library/study/02_report.ipynb #5b084080
 def _section_pairs(pairs, agree, picture):
@@ -199,22 +197,20 @@ def _section_pairs(pairs, agree, picture):
                  + figure_html(pair_grid(pairs[pairs.similar_in == d], picture), text))
     return dict(title="Pairs with the largest disagreement",
         text="Of all pairs of held-out scenes, these have the largest difference in standardized "
-             "similarity "
-             "(the paper's Figure 2; σ is the standard deviation of an encoder's similarity over "
-             "all pairs). Below: the factors that the top "
-             f"{len(pairs) // 2} pairs of each direction share.",
+             "similarity (the paper's Figure 2; σ is the standard deviation of an encoder's "
+             f"similarity over all pairs). Below: the factors that the top {len(pairs) // 2} pairs "
+             "of each direction share.",
         body=body + figure_html(agreement_dots(agree), "what pairs share"),
         note="Every pair was scored. Exact duplicates are excluded, and no image is in more than a "
-             "few pairs. Dots: fraction of pairs "
-             "with a 95 % confidence interval; ticks: fraction among all pairs. Factors with n < "
-             "20 pairs are omitted.")
+             "few pairs. Dots: fraction of pairs with a 95 % confidence interval; ticks: fraction "
+             "among all pairs. Factors with n < 20 pairs are omitted.")
 
 # %% ../../nbs/library/study/02_report.ipynb #565fad74
 def _overlap_text(lap, k):
     r = lap.iloc[0]
     return (f"CLIP and DINO share {100 * r.overlap:.1f} % "
-            f"({100 * r.ci_low:.1f}–{100 * r.ci_high:.1f}) of "
-            f"their {k} nearest neighbors; chance is {100 * r.chance:.2f} %.")
+            f"({100 * r.ci_low:.1f}–{100 * r.ci_high:.1f}) of their {k} nearest neighbors; chance "
+            f"is {100 * r.chance:.2f} %.")
 
 # %% ../../nbs/library/study/02_report.ipynb #43dd9afb
 def _audit_text(t):

@@ -101,8 +101,8 @@ def _train_all(out: Path, settings: Settings, world: dict):
             for n, s in {n: s for n, s in todo.values()}.items()}
     parts = [f"{display_name(r)} {cost[n]:.1f}" for r, (n, _) in todo.items()]
     log_line(f"training takes about {sum(cost[n] for n, _ in todo.values()):.0f} min on this "
-             "machine "
-         f"({', '.join(parts)}), minus completed stages; the evaluation takes a few more")
+             f"machine ({', '.join(parts)}), minus completed stages; the evaluation takes a few "
+             "more")
     for r, (name, own) in todo.items():
         train(RECIPES[name].objective, own, _train_corpus(own), out / "train" / r,
               _knn_callback(own, out / "train" / r), RECIPES[name].title)

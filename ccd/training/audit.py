@@ -172,6 +172,7 @@ def _published_recipes() -> dict: # name -> recipe
 # %% ../../nbs/library/training/05_audit.ipynb #a2c818a3
 _NOT_REPORTED = "not published"
 
+# %% ../../nbs/library/training/05_audit.ipynb #02c582ed
 def _published_sheet(name: str) -> dict: # line -> text
     "Return the published settings of a recipe."
     p = _published_recipes()[name]

@@ -85,8 +85,8 @@ def check_equal_across_processes(x: int, what: str) -> int:
 
     Raises `UserError` where it is not."""
     if _any_process(x != int(all_reduce_mean(torch.tensor(float(x), device=device())))):
-        raise UserError(f"processes differ in {what} ({x:,} in number {rank()}): "
-                        "all of them need the same run folder and data")
+        raise UserError(f"processes differ in {what} ({x:,} in number {rank()}): all of them need "
+                        "the same run folder and data")
     return x
 
 # %% ../../nbs/library/training/02_distributed.ipynb #f8a05023

@@ -58,9 +58,9 @@ def _train(objective, settings, corpus, folder, wanted, inputs, on_step, title, 
         if not _is_peer_failure(e): raise
         raise UserError("another process of this training has ended, so this one stops too "
                         f"({str(e).splitlines()[0]}). Its own message says why. Nothing before the "
-                        "last checkpoint "
-                        "is lost: the same command resumes from there, with any number of "
-                        f"processes that divides the batch of {settings.control.batch_size}") from e
+                        "last checkpoint is lost: the same command resumes from there, with any "
+                        "number of processes that divides the batch of "
+                        f"{settings.control.batch_size}") from e
     return _save_run(trainer, folder, wanted, inputs, title or trainer.model.name)
 
 # %% ../../nbs/library/training/04_loop.ipynb #e95e603d

@@ -392,7 +392,8 @@ def _byte_pairs(lines, size):
                                    eos_token="<end>")
 
 # %% ../../nbs/library/training/01_towers.ipynb #a0178db2
-def build_text(text: Text, # settings of the text tower
+def build_text(
+    text: Text, # settings of the text tower
     embed_dim: int, # dimension of the shared space
 ) -> nn.Module: # captions -> [B, embed_dim]
     "Return the text tower of a contrastive objective."

@@ -171,9 +171,8 @@ def _load_state(trainer, weights: dict, moments: dict):
     model = trainer.model
     own = dict([*model.named_parameters(), *model.named_buffers()])
     if missing := set(weights) ^ (set(own) - frozen_names(model)):
-        raise UserError("the checkpoint is of another model: "
-                        f"{sorted(missing)[:3]} … are in one of "
-                        "them only; choose another folder with --out")
+        raise UserError(f"the checkpoint is of another model: {sorted(missing)[:3]} … are in one "
+                        "of them only; choose another folder with --out")
     for n, x in weights.items(): own[n].copy_(_distribute_like(x, own[n]))
     for name, v in moments.items():
         n, _, k = name.rpartition(".")
@@ -293,11 +292,11 @@ def input_bottleneck_warning(
         cure = dict(storage="put the data on a faster or a local disk",
                     decoding=f"raise run.workers (now {workers}), "
                              "or store smaller images")
-        return (f"training waits for input {100 * waited / elapsed:.0f} % of the "
-                f"time, mostly for {slow}: {cure[slow]}")
+        return (f"training waits for input {100 * waited / elapsed:.0f} % of the time, mostly for "
+                f"{slow}: {cure[slow]}")
     if augmenting > 0.4 * elapsed:
-        return (f"views take {100 * augmenting / elapsed:.0f} % of the time: lower "
-                "data.size, which they are cut from, or take fewer local crops")
+        return (f"views take {100 * augmenting / elapsed:.0f} % of the time: lower data.size, "
+                "which they are cut from, or take fewer local crops")
 
 # %% ../../nbs/library/training/03_trainer.ipynb #1e580093
 @torch.no_grad()
@@ -318,7 +317,7 @@ def _load_initial_weights(model, origin):
     if odd:
         def shape(x): return "missing" if x is None else " x ".join(map(str, x)) or "a number"
         raise UserError(f"{origin} has other settings: {odd[0]} is "
-                        f"{shape(getattr(theirs.get(odd[0]), 'shape', None))} "
-                        f"there, {shape(wanted.get(odd[0]))} here ({len(odd)} differ); give the "
-                        "same options")
+                        f"{shape(getattr(theirs.get(odd[0]), 'shape', None))} there, "
+                        f"{shape(wanted.get(odd[0]))} here ({len(odd)} differ); give the same "
+                        "options")
     for n, x in theirs.items(): own[n].copy_(x)

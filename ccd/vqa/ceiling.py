@@ -137,7 +137,8 @@ def _oracle_dataset(settings: Settings, pictures: int): # `datasets.Dataset` wit
     return made.add_column("factors", told).cast_column("factors", Sequence(Value("int16")))
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #526ce337
-def train_oracle(settings: Settings, # settings with the control of the compared encoders
+def train_oracle(
+    settings: Settings, # settings with the control of the compared encoders
     out, # folder of the run
 ) -> Path: # folder of the trained run
     "Train the oracle: the same network and control, on patch labels, five epochs."

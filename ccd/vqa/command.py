@@ -20,6 +20,7 @@ from ..report.tables import figure_html, join_words, table_tag, write_report
 from ..report.questions import question_table, subset_accuracy_plot, vqa_difference_table
 from ..data.emoji.materials import SUBSET_LABELS, SUBSETS_SAID
 from ..data.emoji.questions import emoji_questions
+from ..encoders.base import card_row
 from ..encoders.preprocessing import refitted
 from ..encoders.names import parse_encoder_spec
 from ..encoders.inputs import load_encoder
@@ -56,9 +57,8 @@ def load_training_data(settings: Settings, v: VlmSettings, captions="", instruct
         return _VlmTrainingData(*_emoji_conversations(settings.data, v))
     if not (captions and instructions and images):
         raise UserError("a model is trained on captions and on instructions, two JSON files in "
-                        "LLaVA's format, about the images "
-                        f"of one folder; got captions {captions!r}, instructions {instructions!r}, "
-                        f"images {images!r}")
+                        "LLaVA's format, about the images of one folder; got captions "
+                        f"{captions!r}, instructions {instructions!r}, images {images!r}")
     learnt = _VlmTrainingData(_load_llava_json(captions, images),
                               _load_llava_json(instructions, images))
     for file, talks in zip((captions, instructions), learnt):
@@ -124,10 +124,10 @@ def _is_same_experiment(
     "Return whether models, training data and format of an earlier run are those of the settings."
     if "learnt" in stored: return False # it was trained on other files
     wanted = json.loads(json.dumps(to_plain_dict(settings) | dict(vlm=to_plain_dict(v))))
-    renamed = rename_fields(Settings, stored)
-    renamed["vlm"] = rename_fields(VlmSettings, renamed.get("vlm", {}))
-    if any(renamed.get(part) != wanted[part] for part in ("data", "control", "vlm")): return False
-    check_fields(renamed, f"settings in {results}/manifest.json", (),
+    earlier = rename_fields(Settings, stored)
+    earlier["vlm"] = rename_fields(VlmSettings, earlier.get("vlm", {}))
+    if any(earlier.get(part) != wanted[part] for part in ("data", "control", "vlm")): return False
+    check_fields(earlier, f"settings in {results}/manifest.json", (),
                  [*Settings.__dataclass_fields__, "vlm", "form"])
     return stored.get("form", v.forms[0]) == form # older results lack the format
 
@@ -300,12 +300,8 @@ def _keep_tables(tmp, folders, learnt, n_resamples): # tables of all answers
     for k, t in _result_tables(answers, list(dict.fromkeys(n for n, _ in named.values())),
                                categories, n_resamples).items():
         t.to_csv(tmp / f"{k}.csv", index=False)
-    column = renamed("column", "encoders")
-    rows = []
-    for spec, (n, s) in named.items():
-        card = read_json(folders[spec] / "card.json")
-        rows.append(dict(encoder=n, seed=s or 0)
-                    | {column.get(k, k): str(x) for k, x in card.items()})
+    rows = [dict(encoder=n, seed=s or 0) | card_row(read_json(folders[spec] / "card.json"))
+            for spec, (n, s) in named.items()]
     pd.DataFrame(rows).to_csv(tmp / "encoders.csv", index=False)
     _keep_skipped(tmp, learnt)
 
@@ -355,16 +351,16 @@ def _write_page(out: Path, v: VlmSettings, form: str) -> Path: # report.html
     return out / "report.html"
 
 # %% ../../nbs/library/vqa/03_command.ipynb #352d43d5
-def over_runs(differences: pd.DataFrame,
+def over_runs(
+    differences: pd.DataFrame,
 ) -> str: # differences: table of `ccd.vqa.statistics.significance.compare_scores`
     "Return a sentence on what the confidence intervals of a table include."
     if not differences.seed_variance_known.any():
         return ("Every encoder was trained once. Confidence intervals are over questions alone, "
                 "and do not cover other training runs.")
     return ("Confidence intervals are over questions and seeds. The variance between seeds is "
-            "pooled over the encoders that were trained more than "
-            "once. * p < 0.05 over both, Holm-corrected within each level; not tested for encoders "
-            "that were trained once.")
+            "pooled over the encoders that were trained more than once. * p < 0.05 over both, "
+            "Holm-corrected within each level; not tested for encoders that were trained once.")
 
 # %% ../../nbs/library/vqa/03_command.ipynb #49212507
 def export_vlm(

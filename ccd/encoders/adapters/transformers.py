@@ -37,10 +37,9 @@ def _loading(name):
     except Exception as e:
         why = " ".join(str(e).split())
         raise UserError(f"{name} could not be loaded ({type(e).__name__}: {why[:300]}). Expected a "
-                        "name that its "
-                        "library knows and a hub that this machine reaches; or copy its files and "
-                        "give the folder "
-                        f"in place of the name, {name.partition(':')[0]}:FOLDER") from e
+                        "name that its library knows and a hub that this machine reaches; or copy "
+                        "its files and give the folder in place of the name, "
+                        f"{name.partition(':')[0]}:FOLDER") from e
     finally:
         logging.set_verbosity(level)
         if bar: logging.enable_progress_bar()
@@ -82,9 +81,9 @@ def _vision_tower(repo, revision, about):
     # the pooler is not used here
     missing = sorted(k for k in info["missing_keys"] if "pooler." not in k)
     if missing:
-        raise UserError(f"{repo} has no weights for {missing[0]} of a {type(model).__name__}"
-                        f" ({len(missing)} are missing): it is a different network from that of "
-                        "its config.json")
+        raise UserError(f"{repo} has no weights for {missing[0]} of a {type(model).__name__} "
+                        f"({len(missing)} are missing): it is a different network from that of its "
+                        "config.json")
     return model
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #d9de4932
@@ -210,12 +209,13 @@ def hf_adapter(
     with torch.no_grad(): n = run(_noise(size, like))[0].shape[1]
     if has_cls and n != prefix + (size // c.patch_size) ** 2:
         raise UserError(f"a {type(model).__name__} gives {n} tokens for {size} px: not {prefix} "
-                        "and one for each "
-                        f"patch of {c.patch_size} px; its patches cannot be told from the rest")
+                        f"and one for each patch of {c.patch_size} px; its patches cannot be told "
+                        "from the rest")
     return _verify_adapter(a, size, like, late=hasattr(body, "post_layernorm"))
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #2e6695fd
-def hf_encoder(name: str, # REPO, REPO@REVISION or a folder
+def hf_encoder(
+    name: str, # REPO, REPO@REVISION or a folder
     feature: FeatureSpec = FeatureSpec(), # feature to return
     options: dict = {}, # options of the preprocessing
     precision: str = "fp32", # precision of the weights
@@ -241,8 +241,8 @@ def hf_encoder(name: str, # REPO, REPO@REVISION or a folder
     c, native = model.config, _native(model.config)
     if native and fit.size != native and _stretchable(model) and "size" not in options:
         raise UserError(f"{title} was trained with position embeddings at {native} px, but its "
-                        f"image processor makes {fit.size} px: "
-                        f"add #size={native}, or #size={fit.size} to interpolate them")
+                        f"image processor makes {fit.size} px: add #size={native}, or "
+                        f"#size={fit.size} to interpolate them")
     if fit.size != native and isinstance(getattr(c, "patch_size", None), int):
         check_size(fit.size, c.patch_size)
     arch = f"transformers {type(model).__name__}" + "".join(f" {word}{getattr(c, k)}"

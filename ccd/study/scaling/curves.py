@@ -63,7 +63,8 @@ def _progress(grid: Grid, results) -> tuple[int, list[str]]:
     return sum(n in there for n in names), [n for n in names if n not in there]
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b005
-def seed_variance(table: pd.DataFrame,
+def seed_variance(
+    table: pd.DataFrame,
 ) -> dict: # (recipe, metric) -> (variance over seeds, degrees of freedom)
     "Return the variance over seeds, pooled over the grid points with several runs."
     runs = table.groupby(["recipe", "metric", *_AXES]).estimate.agg(["var", "size"])
@@ -86,7 +87,8 @@ class _GridPoint(NamedTuple):
     flops: float
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #7a2995c9
-def aggregate_seeds(runs: pd.DataFrame, axis: str = "samples",
+def aggregate_seeds(
+    runs: pd.DataFrame, axis: str = "samples",
 ) -> _GridPoint: # runs: rows of one grid point and metric, one per seed
     "Return the grid point of all seeds at one position."
     r = runs.iloc[0]
@@ -95,7 +97,8 @@ def aggregate_seeds(runs: pd.DataFrame, axis: str = "samples",
                 np.mean(np.stack(runs.draws.values), 0), float(runs.flops.mean()))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #8dbfd965
-def runs_at(table: pd.DataFrame, recipe: str, metric: str, place: dict,
+def runs_at(
+    table: pd.DataFrame, recipe: str, metric: str, place: dict,
 ) -> pd.DataFrame: # place: axis -> value
     "Return the rows of one recipe and metric at a grid point."
     t = table[(table.recipe == recipe) & (table.metric == metric)]
@@ -161,6 +164,7 @@ _CURVE = ["axis", "recipe", "metric", "x", "at", "n_seeds", "flops", "value", "c
           "total_ci_low",
           "total_ci_high"]
 
+# %% ../../../nbs/library/study/scaling/04_curves.ipynb #ecfcf4b3
 def _every(table):
     for axis in _AXES:
         for recipe in table.recipe.unique():
@@ -225,7 +229,8 @@ def _caught(r, a, b):
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1e005
 # (weight, recipe, dict axis -> value that differs from the center)
-def _linear_effect(table: pd.DataFrame, centre: dict, metric: str, parts: list[tuple],
+def _linear_effect(
+    table: pd.DataFrame, centre: dict, metric: str, parts: list[tuple],
 ) -> dict | None: # `Estimate.row` and p; None where a grid point is not measured
     "Return a weighted sum over grid points of one metric, with its p-value."
     at = [runs_at(table, r, metric, centre | where) for _, r, where in parts]
@@ -235,14 +240,16 @@ def _linear_effect(table: pd.DataFrame, centre: dict, metric: str, parts: list[t
     return row | dict(p=t_test(row))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #ab9e6ed9
-def format_fraction(grid: Grid,
+def format_fraction(
+    grid: Grid,
 ) -> tuple[str, str]: # such as `1/8 of the drawings`, `8 times the drawings`
     "Return the names of the smallest data fraction and of its inverse."
     few = min(grid.axes["drawings"])
     return f"1/{1 / few:g} of the images", f"{1 / few:g} times the images"
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #2d78891f
-def effects_table(table: pd.DataFrame, grid: Grid,
+def effects_table(
+    table: pd.DataFrame, grid: Grid,
 ) -> pd.DataFrame: # effect, metric, columns of `_linear_effect`, p_holm
     "Return effects of supervision and data per metric. Source: Holm 1979 (correction over all)."
     few = dict(drawings=min(grid.axes["drawings"]))

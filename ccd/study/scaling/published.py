@@ -42,7 +42,8 @@ def published_curves() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #605b6304
-def published_gains(margin: float = 100 * _EQUIVALENCE_MARGIN,
+def published_gains(
+    margin: float = 100 * _EQUIVALENCE_MARGIN,
 ) -> pd.DataFrame: # one row per curve, quantity and stretch
     "Return the gain per doubling over each whole published curve and over its last interval."
     from ccd.vqa.published.tables import load_published_table
@@ -64,7 +65,8 @@ def published_gains(margin: float = 100 * _EQUIVALENCE_MARGIN,
                                                       columns="seed_variance_known")
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #cc5ef8e1
-def published_fits(name: str = "Web-DINO", axis: str = "size", quantity: str = "average",
+def published_fits(
+    name: str = "Web-DINO", axis: str = "size", quantity: str = "average",
 ) -> pd.DataFrame: # columns of `_fit_power_law`
     "Fit a published curve with its sampling error. Raises `UserError` for an unknown curve."
     c = published_curves().query("axis == @axis and name == @name and quantity == @quantity")

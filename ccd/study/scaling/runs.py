@@ -48,8 +48,8 @@ def _is_measured(results, run: _GridRun, measure: str) -> bool: # True where the
     check_fields(stored, f"settings in {(file := folder / 'manifest.json')}", list(wanted))
     if apart := list(settings_diff(_with_defaults(stored, file), wanted)):
         raise UserError(f"{folder} is of another experiment: {'; '.join(apart[:3])}. Nothing was "
-                        "changed: choose another "
-                        "folder with --measurements, or remove this one to measure again")
+                        "changed: choose another folder with --measurements, or remove this one to "
+                        "measure again")
     if not (folder / "measured.json").exists():
         raise UserError(f"{folder} has lost its measured.json: remove it to measure again")
     return True
@@ -97,8 +97,8 @@ def _select_runs(grid: Grid, only: str = "") -> list[_GridRun]:
     found = [r for r in every if not only or only in r.name or fnmatch.fnmatch(r.name, only)]
     if not found:
         raise UserError(f"no run matches {only!r}: there are "
-                        f"{', '.join(r.name for r in every[:4])} …; "
-                        "`ccd scale GRID --dry-run` lists them")
+                        f"{', '.join(r.name for r in every[:4])} …; `ccd scale GRID --dry-run` "
+                        "lists them")
     return found
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #0886bffc

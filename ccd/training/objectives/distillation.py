@@ -85,15 +85,14 @@ def _check_collapse(
 ) -> str | None: # None without signs of collapse
     "Return a warning where the diagnostics show a collapse, with the setting to change."
     if h["mean_entropy"] < 0.3:
-        return ("teacher assigns nearly all images to one prototype: raise center "
-                f"momentum's effect ({own}.center_momentum 0.9), or lower control.lr")
+        return ("teacher assigns nearly all images to one prototype: raise center momentum's "
+                f"effect ({own}.center_momentum 0.9), or lower control.lr")
     if h["feature_rank"] < 3:
         return ("features use fewer than 3 directions: lower control.lr, "
                 f"or raise {own}.momentum")
     if t > 0.5 and h["teacher_entropy"] > 0.97:
-        return ("teacher output is nearly uniform for every image: lower "
-                f"{own}.out_dim or {own}.teacher_temp, lower {own}.momentum, "
-                "or train for more samples")
+        return (f"teacher output is nearly uniform for every image: lower {own}.out_dim or "
+                f"{own}.teacher_temp, lower {own}.momentum, or train for more samples")
     return None
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #56a0207d

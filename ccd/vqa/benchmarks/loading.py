@@ -161,5 +161,5 @@ def _check_utf8(path):
             try: line.decode()
             except UnicodeDecodeError as e:
                 raise UserError(f"{path}, line {k}: not UTF-8 (byte {e.start + 1}); it may be "
-                                "latin-1 or UTF-16: save it as UTF-8, "
-                                "such as by `iconv -f latin1 -t utf-8`") from e
+                                "latin-1 or UTF-16: save it as UTF-8, such as by `iconv -f latin1 "
+                                "-t utf-8`") from e

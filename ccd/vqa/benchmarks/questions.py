@@ -84,8 +84,8 @@ def _check_ids(ids, what="question"):
     seen = pd.Series(list(ids))
     twice = seen[seen.duplicated()].unique()
     if len(twice):
-        raise UserError(f"{len(twice)} {what} ids occur more than once: "
-                        f"{_join_first(twice)}; each needs its own")
+        raise UserError(f"{len(twice)} {what} ids occur more than once: {_join_first(twice)}; each "
+                        "needs its own")
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #af591bbe
 def _join_first(things, most: int = 5) -> str:

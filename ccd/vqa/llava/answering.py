@@ -126,8 +126,8 @@ def _mismatched_images(
         rows = np.flatnonzero(subsets == s)
         names, at = np.unique(items[rows], return_index=True)
         if len(names) < 2:
-            raise UserError(f"all questions of {str(s)!r} are about one image: "
-                            "there is no other to show")
+            raise UserError(f"all questions of {str(s)!r} are about one image: there is no other "
+                            "to show")
         order = np.random.default_rng(seed).permutation(len(names))
         after = dict(zip(names[order], rows[at[np.roll(order, -1)]]))
         out[rows] = [after[i] for i in items[rows]]
@@ -191,9 +191,8 @@ def _check_options(questions): # the questions, unchanged
     free = [r["index"] for r in questions.remove_columns("image") if len(_options_of(r)) < 2]
     if not free: return questions
     raise UserError(f"{len(free)} of {len(questions)} questions have no options to choose from: "
-                    f"{_join_first(free)}; leave them out by "
-                    "`select`, or ask the benchmark with lmms-eval or VLMEvalKit and give their "
-                    "logs to `ccd vqa`")
+                    f"{_join_first(free)}; leave them out by `select`, or ask the benchmark with "
+                    "lmms-eval or VLMEvalKit and give their logs to `ccd vqa`")
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #7e38c956
 def _check_how(how, rotations, image):

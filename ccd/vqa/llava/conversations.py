@@ -100,8 +100,8 @@ def _tokenized(
     s = _TokenizedSamples(flat, learnt | everything, np.cumsum([len(x) for x in ids]),
                 np.asarray(seen))
     empty = [k for k in range(len(s)) if not s.learnt[s.of(k)].any()]
-    if empty: raise UserError(f"{len(empty)} of {len(s)} conversations have no answer "
-                              f"to train on:  {_join_first(empty)}; leave them out")
+    if empty: raise UserError(f"{len(empty)} of {len(s)} conversations have no answer to train "
+                              f"on:  {_join_first(empty)}; leave them out")
     return s
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #378845c2
@@ -109,8 +109,8 @@ def _no_marks(turns):
     bad = [k for k, t in enumerate(turns) if any(_IMAGE_TOKEN in x for pair in t for x in pair)]
     if bad:
         raise UserError(f"{len(bad)} conversations contain {_IMAGE_TOKEN} in their text, such as "
-                        f"{_join_first(bad)}: "
-                        "that mark stands for the image; take it out of the text")
+                        f"{_join_first(bad)}: that mark stands for the image; take it out of the "
+                        "text")
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #298bea3f
 def _train_bpe(
@@ -155,8 +155,8 @@ def _form_of(
         raise UserError(f"unknown form {form!r} of a question: expected one of "
                         f"{', '.join(_ANSWER_FORMATS)}")
     raise UserError(f"{benchmark} has free-form answers, and only the likelihood of options is "
-                    "compared here: evaluate it with "
-                    "lmms-eval or VLMEvalKit, and give their logs to `ccd vqa`")
+                    "compared here: evaluate it with lmms-eval or VLMEvalKit, and give their logs "
+                    "to `ccd vqa`")
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #8ec9d9b1
 def _caption_conversations(corpus) -> _Conversations: # dataset with `image` and `captions`

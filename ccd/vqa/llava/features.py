@@ -45,8 +45,8 @@ def _tokens_of(
 ) -> Tensor: # [B, n, d] float32 patch tokens
     "Return the patch tokens without the class token. Raises `UserError` where there are none."
     if "patches" not in encoder.taps:
-        raise UserError(f"{encoder.card.name} has no patch tokens, which a "
-                        "language model reads; for a raw-pixel baseline, use pixel_patches")
+        raise UserError(f"{encoder.card.name} has no patch tokens, which a language model reads; "
+                        "for a raw-pixel baseline, use pixel_patches")
     x = encoder.features(to_float(images.to(device()))).patches.float()
     if not tokens or tokens == x.shape[1]: return x
     side, goal = math.isqrt(x.shape[1]), math.isqrt(tokens)
@@ -180,5 +180,5 @@ def _room(folder, encoder, pixels, tokens, n):
     free = shutil.disk_usage(folder).free
     if one * n > free:
         raise UserError(f"the tokens of {n:,} images by {encoder.card.name} take "
-                        f"{one * n / 1e9:.1f} GB and {folder} has {free / 1e9:.1f}: "
-                        "move the cache with CCD_CACHE, or take fewer images")
+                        f"{one * n / 1e9:.1f} GB and {folder} has {free / 1e9:.1f}: move the cache "
+                        "with CCD_CACHE, or take fewer images")

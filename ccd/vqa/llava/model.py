@@ -163,5 +163,5 @@ def _collate(laid, pad): # laid: [(ids, loss mask), ...]
 def _expect_mark(s, k, image): # check that a conversation with an image has one image token
     marks = (s.ids[s.of(k)] == image).sum()
     if marks != (s.picture[k] >= 0):
-        raise UserError(f"conversation {k} has {marks} image tokens and "
-                        f"{int(s.picture[k] >= 0)} images: expected one of each, or none")
+        raise UserError(f"conversation {k} has {marks} image tokens and {int(s.picture[k] >= 0)} "
+                        "images: expected one of each, or none")

@@ -64,8 +64,8 @@ def test_differences(
     for a, b, *more in pairs:
         q = more[0] if more else "average"
         if q not in w.index:
-            raise UserError(f"unknown quantity {q!r}: expected average, a category "
-                            f"or a benchmark of {suite}: {', '.join(w.index)}")
+            raise UserError(f"unknown quantity {q!r}: expected average, a category or a benchmark "
+                            f"of {suite}: {', '.join(w.index)}")
         own = w.loc[q] > 0
         both = (x.iloc[find_row(table, m)][own] for m in (a, b))
         d = difference(*both, n[own], w.loc[q][own])

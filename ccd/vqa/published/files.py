@@ -37,8 +37,8 @@ def _read_table(
     _check_rows(t, path)
     x = t[t.columns.intersection(parts)]
     if 0 < x.max().max() <= 1:
-        raise UserError(f"{path}: no score passes {x.max().max():g}, so they seem "
-                        "to be fractions: expected points out of 100; multiply by 100")
+        raise UserError(f"{path}: no score passes {x.max().max():g}, so they seem to be fractions: "
+                        "expected points out of 100; multiply by 100")
     return t, _notes(t, unknown, of)
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #52331450
@@ -97,8 +97,8 @@ def _check_rows(t, path):
     if twice.any():
         first = t[keys][twice].iloc[0]
         same = np.flatnonzero((t[keys] == first).all(axis=1)) + 1
-        raise UserError(f"{path}, rows {', '.join(map(str, same))} are all {first.model!r}: "
-                        "keep one, or distinguish them in a column `table`")
+        raise UserError(f"{path}, rows {', '.join(map(str, same))} are all {first.model!r}: keep "
+                        "one, or distinguish them in a column `table`")
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #e384af7e
 def _notes(t, unknown, of):

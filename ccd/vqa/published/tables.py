@@ -110,7 +110,8 @@ def _averaging_weights(
                         index=s.index).T
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #34d19e4e
-def _weighted_means(x: pd.DataFrame, # [rows, benchmarks] scores
+def _weighted_means(
+    x: pd.DataFrame, # [rows, benchmarks] scores
     w: pd.DataFrame, # [quantities, benchmarks] weights
 ) -> pd.DataFrame: # [rows, quantities]; NaN where a score is missing
     "Return weighted means: NaN where any score with a weight is missing."
@@ -159,7 +160,8 @@ def check(
     return out
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #ac62e713
-def _printed_precision(values: pd.Series, # printed values of a column
+def _printed_precision(
+    values: pd.Series, # printed values of a column
 ) -> float: # 1, 0.1 or 0.01
     "Return the precision to which a column is printed."
     v = values.dropna().astype(float)

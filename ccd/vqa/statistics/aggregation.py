@@ -76,7 +76,7 @@ def _whole(wide, intersect): # True for rows that every encoder with any answer 
         raise UserError("the encoders did not answer the same questions: "
                         + _join_first(f"{e} (seed {s}) lacks {k}" for (e, s), k in n.items())
                         + f", such as {_join_first(wide.index[gaps.any(axis=1)], 2)}; answer them, "
-                        "or compare on those in common with intersect=True")
+                          "or compare on those in common with intersect=True")
     return ~gaps.any(axis=1).values
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #7b318e0c

@@ -34,8 +34,8 @@ def answer_table(
     strange = sorted(set(answers) - {r["index"] for r in rows}, key=str)
     if strange:
         raise UserError(f"{encoder}: {len(strange)} of {len(answers)} answers are to questions "
-                        f"that {benchmark} does not have here: {_join_first(strange)}; are they "
-                        "of another split?")
+                        f"that {benchmark} does not have here: {_join_first(strange)}; are they of "
+                        "another split?")
     scorer = _find_rule(_rule_of(benchmark, rule) or "letter")
     return pd.DataFrame([_scored(r, benchmark, answers.get(r["index"]), scorer, toss)
                          for r in rows]).assign(encoder=encoder, seed=seed)
@@ -150,9 +150,8 @@ def _check_answers(answers):
                         f"{_join_first(twice.encoder + ' ' + twice.question_id.astype(str))}")
     apart = answers.groupby(key).answer.nunique()
     if (apart > 1).any():
-        raise UserError(f"{(apart > 1).sum()} questions have a different correct answer "
-                        "for another encoder: "
-                        f"{_join_first(i[1] for i in apart.index[apart > 1])}; the "
-                        "encoders were not asked the same questions: are they of one split?")
+        raise UserError(f"{(apart > 1).sum()} questions have a different correct answer for "
+                        f"another encoder: {_join_first(i[1] for i in apart.index[apart > 1])}; "
+                        "the encoders were not asked the same questions: are they of one split?")
     wild = answers[~answers.score.between(0, 1)]
     if len(wild): raise UserError(f"{len(wild)} scores are outside 0..1: {_join_first(wild.score)}")

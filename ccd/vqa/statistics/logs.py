@@ -74,8 +74,8 @@ def _add_question_ids(answers, questions): # add images, clusters and pairs of t
     q = questions.remove_columns("image").to_pandas().set_index("index")
     strange = sorted(set(answers.question_id) - set(q.index))
     if strange:
-        raise UserError(f"{len(strange)} answers are to unknown questions: "
-                        f"{_join_first(strange)}; are they of another split?")
+        raise UserError(f"{len(strange)} answers are to unknown questions: {_join_first(strange)}; "
+                        "are they of another split?")
     q = q.loc[answers.question_id]
     other = answers.question_id[(q.answer.values != answers.answer.values)]
     if len(other):

@@ -80,8 +80,8 @@ def _difference(one, many, discordant, runs, paired, spread):
 _COMPARED = (
     "level name average a b score_a score_b difference ci_low ci_high p p_holm total_ci_low "
     "total_ci_high p_total p_total_holm min_detectable_diff n_discordant n_seeds_a n_seeds_b "
-    "paired seed_variance_known seed_ci_low seed_ci_high n_questions n_groups n_unanswered "
-    "subsets missing excluded note").split()
+    "paired seed_variance_known seed_ci_low seed_ci_high n_questions n_groups n_unanswered subsets "
+    "missing excluded note").split()
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #e695ca27
 def _tested(t, found): # join the tables, and correct p by Holm per level and average
