@@ -35,7 +35,7 @@ def bare(u, tile=4096):
 
 
 def plain_tiles(ua, ub, m, room=TOP, tile=2048):
-    """The usual way: two products a tile, standardise, subtract, keep what beats a running
+    """The usual way: two products a tile, standardize, subtract, keep what beats a running
     threshold; both directions."""
     import torch
     n, kept = len(ua), {1: torch.empty(0), -1: torch.empty(0)}

@@ -3,7 +3,7 @@
 100,000 rows of 768 features, 100 classes: means on a curved sheet of twelve dimensions, and correlated noise. The whole
 path of ridges is timed, the choice on validation rows included. The protocols run on features kept in memory, which is
 kinder to them than their own loader; an epoch through such a loader is timed beside it. scikit-learn solves the same
-problem at one ridge as `fit_logistic`, both in float32 on features that are standardised beforehand. Beside the seconds
+problem at one ridge as `fit_logistic`, both in float32 on features that are standardized beforehand. Beside the seconds
 stand those that the cores worked, which a busy machine changes less.
 
     python bench/probe.py                 # about a quarter of an hour on two cores
@@ -94,8 +94,8 @@ def main():
             return time.perf_counter() - start
         return run
     def shorter(n):
-        return replace(PROTOCOLS[n], epochs=o.epochs, trial=max(1, o.epochs // 10),
-                       warmup=o.epochs // 5)
+        return replace(PROTOCOLS[n], epochs=o.epochs, trial_epochs=max(1, o.epochs // 10),
+                       warmup_epochs=o.epochs // 5)
     theirs = LogisticRegression(C=1 / (o.n * o.ridge), max_iter=1000)
     quick = {OURS: timed(OURS, lambda: linear_probe(x, y, train, val)),
              LOADER: timed(LOADER, lambda: loader_epoch(z, code)),

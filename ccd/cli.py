@@ -24,16 +24,17 @@ _AnySettings = Annotated[Settings, tyro.conf.arg(name="")] # its options have no
 def _chosen_preset(args: list[str]) -> Settings:
     "Return the preset of `--preset NAME` or `--preset=NAME`, by default `mini`."
     name = "mini"
-    for a, b in zip(args, [*args[1:], ""]):
-        if a == "--preset": name = b
-        elif a.startswith("--preset="): name = a.partition("=")[2]
+    for arg, next_arg in zip(args, [*args[1:], ""]):
+        if arg == "--preset": name = next_arg
+        elif arg.startswith("--preset="): name = arg.partition("=")[2]
     return preset(name)
 
 # %% ../nbs/library/06_cli.ipynb #4c68726e
 def _chosen_recipe(args: list[str]) -> str | None:
     "Return the recipe that a command line names, or None."
     after = zip(["", *args], args) # the value of an option is not a recipe
-    return next((a for before, a in after if a in RECIPES and not before.startswith("--")), None)
+    return next((arg for before, arg in after if arg in RECIPES and not before.startswith("--")),
+                None)
 
 # %% ../nbs/library/06_cli.ipynb #a161ed03
 @contextlib.contextmanager
@@ -77,7 +78,7 @@ def _train(
     from ccd.data.corpora import open_corpus
     from ccd.training.distributed import is_main_process, main_process_first
     from ccd.training import audit, distributed, loop
-    r = find_recipe(recipe)
+    found_recipe = find_recipe(recipe)
     folder = writable(out or f"runs/{settings.preset}/train/{recipe}-{settings.control.seed}")
     distributed.init_distributed()
     with main_process_first(): opened = open_corpus(settings.data)
@@ -85,8 +86,8 @@ def _train(
         other = override(preset(settings.preset), **{"control.samples": settings.control.samples})
         other = apply_recipe(match_compute, other)
         settings = audit.match_compute((recipe, settings), (match_compute, other), opened.corpus)
-    run = loop.train(r.objective, settings, opened.corpus, folder, title=r.title,
-                     init_from=init_from or None)
+    run = loop.train(found_recipe.objective, settings, opened.corpus, folder,
+                     title=found_recipe.title, init_from=init_from or None)
     if is_main_process():
         if len(opened.skipped): opened.skipped.to_csv(run / "skipped.csv", index=False)
         print(run)
@@ -118,8 +119,9 @@ def _audit(
 ):
     "Compare the settings and the compute of two training runs."
     from ccd.training import audit as training_audit
-    t = training_audit.audit(run_a, run_b, timed=True)
-    print(t.assign(equal=["=" if e else "" for e in t.equal]).to_string(index=False))
+    table = training_audit.audit(run_a, run_b, timed=True)
+    print(table.assign(equal=["=" if equal else ""
+                              for equal in table.equal]).to_string(index=False))
 
 # %% ../nbs/library/06_cli.ipynb #bbe62f17
 def _embed(
@@ -136,9 +138,10 @@ def _embed(
     "Embed images with an encoder and save the vectors."
     from ccd.encoders.inputs import embed_images
     with alone(out) as out:
-        e = embed_images(encoder, images, settings, out, dtype=dtype, engine=engine,
+        embeddings = embed_images(encoder, images, settings, out, dtype=dtype, engine=engine,
                          max_faults=max_faults)
-    print(f"{out}: {e.vectors.shape[0]:,} vectors of {e.vectors.shape[1]} by {e.card['name']}")
+    print(f"{out}: {embeddings.vectors.shape[0]:,} vectors of {embeddings.vectors.shape[1]} by "
+          f"{embeddings.card['name']}")
 
 # %% ../nbs/library/06_cli.ipynb #41ac05dd
 def _probe(
@@ -185,7 +188,7 @@ def _compare(
     # the second encoder, trained with another seed: for the variation between seeds
     seed_replicate_b: str = "",
     baselines: tuple[str, ...] = ("pixels:16",), # further encoders as baselines
-    skip: tuple[str, ...] = (), # steps to skip: factors, interventions, maps
+    skip: tuple[str, ...] = (), # steps to skip: attributes, perturbations, maps
     align_maps: bool = False, # align the two maps, which is slower
     engine: str = "local", # engine of the embedding: local or ray
     save_tables: str = "", # folder for a copy of the tables
@@ -235,13 +238,15 @@ def _vlm(
     from ccd.vqa.llava.settings import VLM_PRESETS, apply_overrides, vlm_preset
     if not encoders:
         raise UserError("name one encoder or more, such as ccd:emoji/clip ccd:emoji/dino")
-    v = apply_overrides(vlm_preset(model or (settings.preset if settings.preset in VLM_PRESETS
+    vlm_settings = apply_overrides(vlm_preset(model
+                                              or (settings.preset if settings.preset in VLM_PRESETS
                                        else "mini")), override)
     with _at_work(out, save_tables) as (out, copy):
-        page = run(list(encoders), settings, v, out, captions, instructions, images, benchmark,
-                   source, oracle, copy, form)
+        page = run(list(encoders), settings, vlm_settings, out, captions, instructions, images,
+                   benchmark, source, oracle, copy, form)
         if copy:
-            export_vlm(page.parent, copy, settings, v, _command(), captions, instructions, images)
+            export_vlm(page.parent, copy, settings, vlm_settings, _command(), captions,
+                       instructions, images)
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/06_cli.ipynb #d3ccde61
@@ -281,11 +286,11 @@ def _scale(
     from ccd.study.scaling.grid import find_grid
     from ccd.study.scaling.runs import format_plan
     from ccd.study.scaling import runs
-    g, out = find_grid(grid), out or f"runs/scale-{grid}"
+    found_grid, out = find_grid(grid), out or f"runs/scale-{grid}"
     measurements = measurements or f"{out}/results"
     if commands: print(runs.commands(grid, commands, out, measurements, only))
-    elif dry_run: print(format_plan(runs.dry_run(g, measurements, only)))
-    else: print(runs.scale(g, writable(out), writable(measurements), only))
+    elif dry_run: print(format_plan(runs.dry_run(found_grid, measurements, only)))
+    else: print(runs.scale(found_grid, writable(out), writable(measurements), only))
 
 # %% ../nbs/library/06_cli.ipynb #4a0b5f32
 def _published(
@@ -304,8 +309,8 @@ _said = [] # the command line
 def _command() -> str: return " ".join(["ccd", *_said])
 
 # %% ../nbs/library/06_cli.ipynb #f3bcf89a
-_COMMANDS = {f.__name__.strip("_"): f
-             for f in (_study, _train, _filter, _audit, _embed, _probe, _compare, _vlm, _vqa,
+_COMMANDS = {command.__name__.strip("_"): command
+             for command in (_study, _train, _filter, _audit, _embed, _probe, _compare, _vlm, _vqa,
                        _scale, _published)}
 
 # %% ../nbs/library/06_cli.ipynb #eb617174
@@ -329,21 +334,22 @@ def _documented(head: str): # source of a function, up to the end of its argumen
 def _explained(command): # the same function
     "Return the command, with the comment beside each argument as the help of its option."
     head = inspect.getsource(command).partition("\n):")[0]
-    said = {k: tyro.conf.arg(help=what,
-                             metavar=k.upper().replace("_", "-") if "Positional[str]" in kind
-                             else None) for k, kind, what in _documented(head)}
-    command.__annotations__ = {k: Annotated[t, said[k]] if k in said else t
-                               for k, t in get_type_hints(command, include_extras=True).items()}
+    said = {name: tyro.conf.arg(help=what,
+                             metavar=name.upper().replace("_", "-") if "Positional[str]" in kind
+                             else None) for name, kind, what in _documented(head)}
+    command.__annotations__ = {name: Annotated[hint, said[name]] if name in said else hint
+                               for name, hint
+                               in get_type_hints(command, include_extras=True).items()}
     return command
 
 # %% ../nbs/library/06_cli.ipynb #bec116f7
 def _by_family(names) -> str:
     "Return the names as text, with three or more of equal prefix as `family-{one,two,three}`."
-    stems = [n.rpartition("-")[0] for n in names]
-    many = {s: [n.rpartition("-")[2] for n in names if n.rpartition("-")[0] == s]
-            for s in stems if s}
-    short = [f"{s}-{{{','.join(many[s])}}}" if len(many.get(s, ())) > 2 else n
-             for s, n in zip(stems, names)]
+    stems = [name.rpartition("-")[0] for name in names]
+    many = {stem: [name.rpartition("-")[2] for name in names if name.rpartition("-")[0] == stem]
+            for stem in stems if stem}
+    short = [f"{stem}-{{{','.join(many[stem])}}}" if len(many.get(stem, ())) > 2 else name
+             for stem, name in zip(stems, names)]
     return ", ".join(dict.fromkeys(short))
 
 # %% ../nbs/library/06_cli.ipynb #b1f09209
@@ -352,7 +358,7 @@ def _usage() -> str:
     return "\n".join([
         "ccd trains CLIP and DINO under identical conditions, and compares any two vision "
         "encoders.", "", "usage: ccd COMMAND [options]", "",
-        *(f"  {k:<9} {f.__doc__}" for k, f in _COMMANDS.items()), "",
+        *(f"  {name:<9} {command.__doc__}" for name, command in _COMMANDS.items()), "",
         "Most people begin with:",
         "  ccd study --preset smoke                           the whole experiment in a minute, "
         "far too small to learn",
@@ -396,7 +402,7 @@ def _some_options(
     "Return a box of a help text with some of its options."
     head, *options = re.split(r"(?m)^(?=│? *--)", box)
     end = re.search(r"(?m)^╰.*\n?", options[-1]) if options else None
-    kept = [o for o in options if re.search(r"--([\w.-]+)", o)[1] in names]
+    kept = [option for option in options if re.search(r"--([\w.-]+)", option)[1] in names]
     if not kept: return ""
     return head + "".join(kept) + (end[0] if end and kept[-1] is not options[-1] else "")
 
@@ -410,14 +416,17 @@ def _short_help(
     shown, examples = _HELP[command]
     head, *boxes = re.split(r"(?m)^(?=(?:╭─)? (?:positional arguments|options|[\w.]+ options)\b)",
                             text)
-    def group(box): return m[1] if (m := re.match(r"(?:╭─)? ([\w.]+) options\b", box)) else ""
-    kept = [b if not group(b) or group(b) in shown else _some_options(b, shown) for b in boxes]
-    hidden = list(dict.fromkeys(g.partition(".")[0]
-                                for b in boxes if (g := group(b)) and g not in shown))
-    more = ([f"Settings of {', '.join(f'--{g}.*' for g in hidden)}: ccd {command} --help-all"]
-            if hidden else [])
+    def group(box):
+        return match[1] if (match := re.match(r"(?:╭─)? ([\w.]+) options\b", box)) else ""
+    kept = [box if not group(box) or group(box) in shown else _some_options(box, shown)
+            for box in boxes]
+    hidden = list(dict.fromkeys(group_name.partition(".")[0]
+                                for box in boxes if (group_name := group(box))
+                                and group_name not in shown))
+    more = ([f"Settings of {', '.join(f'--{prefix}.*' for prefix in hidden)}: ccd {command} "
+             "--help-all"] if hidden else [])
     return "\n".join([head.rstrip(), "", "".join(kept).rstrip(), "examples:",
-                      *(f"  {e}" for e in examples), *more])
+                      *(f"  {example}" for example in examples), *more])
 
 # %% ../nbs/library/06_cli.ipynb #3e60353b
 def _run(command, name: str, args: list[str]):
@@ -436,6 +445,7 @@ def _run(command, name: str, args: list[str]):
 _BARRED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR,
            errno.EISDIR, errno.EIO)
 
+# %% ../nbs/library/06_cli.ipynb #fe23cd63
 def _at_home(
     arg: str, # argument of a command line
 ) -> str:
@@ -443,16 +453,16 @@ def _at_home(
     prefix, as in `npy:~/x.npy`.
 
     Raises `UserError` without a home folder."""
-    return re.sub(r"(^|[:=])~(?=/|$)", lambda m: f"{m[1]}{user_path('~')}", arg)
+    return re.sub(r"(^|[:=])~(?=/|$)", lambda match: f"{match[1]}{user_path('~')}", arg)
 
 # %% ../nbs/library/06_cli.ipynb #408b4ede
 def _check_none_is_empty(args: list[str]):
     """Raise `UserError` for an empty argument, such as an unset shell variable.
 
     Only fields of the settings may be empty."""
-    for before, a in zip(["", *args], args):
-        option, sign, value = (a.partition("=") if a.startswith("--")
-                               else (before if before.startswith("--") else "", "=", a))
+    for before, arg in zip(["", *args], args):
+        option, sign, value = (arg.partition("=") if arg.startswith("--")
+                               else (before if before.startswith("--") else "", "=", arg))
         if sign and not value.strip() and "." not in option:
             raise UserError(f"{option or 'an argument'} is empty: leave it out, or say what it is "
                             "(a variable of the shell may not be set)")
@@ -492,7 +502,7 @@ def _current_options(
 
 # %% ../nbs/library/06_cli.ipynb #e7def828
 def main(argv: list[str] | None = None):
-    "Run the `ccd` command."
+    "Run the `ccd` command. Exits with status 2 and a message for a `UserError`."
     # do not fail on characters that the terminal cannot show
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
@@ -505,21 +515,23 @@ def main(argv: list[str] | None = None):
         _check_none_is_empty(args)
         if args[0] not in _COMMANDS:
             raise UserError(f"unknown command {args[0]!r}: expected one of {', '.join(_COMMANDS)}")
-        f = _explained(_COMMANDS[args[0]])
-        if "settings" in f.__annotations__: f = partial(f, settings=_starting_point(f, args[1:]))
-        _run(f, args[0], args[1:])
-    except UserError as e: _stop(e, 2)
+        command = _explained(_COMMANDS[args[0]])
+        if "settings" in command.__annotations__:
+            command = partial(command, settings=_starting_point(command, args[1:]))
+        _run(command, args[0], args[1:])
+    except UserError as error: _stop(error, 2)
     except KeyboardInterrupt: _stop("stopped; the same command resumes from here", 130)
     except BrokenPipeError: # such as `ccd … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception as e:
-        if not disk_full(e) and not (isinstance(e, OSError) and e.errno in _BARRED and e.filename):
+    except Exception as error:
+        if (not disk_full(error)
+            and not (isinstance(error, OSError) and error.errno in _BARRED and error.filename)):
             raise
         _stop("no space left on the device; free some room and give the same command again"
-              if disk_full(e) else
-              f"{e.filename}: {os.strerror(e.errno).lower()}; repair that, or name another place, "
-              "and give the same command again", 2)
+              if disk_full(error) else
+              f"{error.filename}: {os.strerror(error.errno).lower()}; repair that, or name another "
+              "place, and give the same command again", 2)
 
 # %% ../nbs/library/06_cli.ipynb #4456d7c0
 def _stop(why, code):

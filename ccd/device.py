@@ -31,10 +31,10 @@ def precision() -> str: # "bf16" or "fp32"
 
     Raises `UserError` for another value of CCD_PRECISION."""
     import torch
-    if p := os.environ.get("CCD_PRECISION"):
-        if p not in ("bf16", "fp32"):
-            raise UserError(f"CCD_PRECISION={p!r}: expected bf16 or fp32")
-        return p
+    if choice := os.environ.get("CCD_PRECISION"):
+        if choice not in ("bf16", "fp32"):
+            raise UserError(f"CCD_PRECISION={choice!r}: expected bf16 or fp32")
+        return choice
     if torch.cuda.is_available(): return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if native else "fp32"
@@ -52,8 +52,9 @@ def hardware_info() -> dict:
     name = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((l.split(":")[1].strip() for l in lines if l.startswith("model name")), name)
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")),
+                    name)
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return dict(cpu=name, cores=n_cpus(), gpus=gpus, python=platform.python_version(),
                 torch=torch.__version__, precision=precision())
 

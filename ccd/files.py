@@ -32,7 +32,7 @@ def user_path(
     if meant is None or (text[0] == "~" and os.environ.get("HOME") == ""):
         raise UserError(f"{text}: no home folder is known for {Path(text).parts[0]}: set HOME, or "
                         "write the path in full")
-    if too_long := [p for p in meant.parts if len(os.fsencode(p)) > 255]:
+    if too_long := [part for part in meant.parts if len(os.fsencode(part)) > 255]:
         raise UserError(f"{too_long[0][:40]}… is a name of {len(os.fsencode(too_long[0]))} bytes: "
                         "no file can have one of more than 255; choose a shorter name")
     return meant
@@ -46,11 +46,11 @@ def to_plain_dict(
     "Return dataclasses, tuples and paths as types of JSON."
     if is_dataclass(x):
         name = names(type(x)) if names else {}
-        return {name.get(f.name, f.name): to_plain_dict(getattr(x, f.name), names)
-                for f in fields(x)
-                if "before" not in f.metadata or getattr(x, f.name) != f.metadata["before"]}
-    if isinstance(x, dict): return {str(k): to_plain_dict(v, names) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [to_plain_dict(v, names) for v in x]
+        return {name.get(field.name, field.name): to_plain_dict(getattr(x, field.name), names)
+                for field in fields(x) if "before" not in field.metadata
+                or getattr(x, field.name) != field.metadata["before"]}
+    if isinstance(x, dict): return {str(key): to_plain_dict(item, names) for key, item in x.items()}
+    if isinstance(x, (list, tuple)): return [to_plain_dict(item, names) for item in x]
     return str(x) if isinstance(x, Path) else x
 
 # %% ../nbs/library/00_files.ipynb #f880b406
@@ -67,10 +67,10 @@ def file_hash(
     path, # file to hash
 ) -> str: # 64 hex digits
     "Return the sha256 of a file, which is read in blocks."
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(1 << 20): h.update(block)
-    return h.hexdigest()
+    hasher = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20): hasher.update(block)
+    return hasher.hexdigest()
 
 # %% ../nbs/library/00_files.ipynb #9777a4da
 @contextlib.contextmanager
@@ -89,11 +89,11 @@ def atomic_write(
     try:
         yield tmp
         if tmp.is_file():
-            with open(tmp, "rb+") as f: os.fsync(f.fileno())
+            with open(tmp, "rb+") as file: os.fsync(file.fileno())
         with _told(path): _put(tmp, path)
-    except Exception as e:
-        if isinstance(e, UserError) or not disk_full(e): raise
-        raise _no_space(path) from e
+    except Exception as error:
+        if isinstance(error, UserError) or not disk_full(error): raise
+        raise _no_space(path) from error
     finally: _remove(tmp)
 
 # %% ../nbs/library/00_files.ipynb #f0c5bae7
@@ -103,8 +103,8 @@ def _put(tmp, path):
     try:
         while True:
             try: return os.replace(tmp, path)
-            except OSError as e:
-                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
             _remove(old) # from an earlier round, in which another process was faster
             with contextlib.suppress(FileNotFoundError): os.rename(path, old)
     finally: _remove(old)
@@ -128,28 +128,28 @@ def _no_space(path):
 @contextlib.contextmanager
 def _told(path): # turn errors of the operating system into a `UserError`
     try: yield
-    except OSError as e:
-        if disk_full(e): raise _no_space(path) from e
-        raise UserError(f"{path} cannot be written: {_why_not(path, e)}; nothing was lost: choose "
-                        "another folder, or repair this one, and start again") from e
+    except OSError as error:
+        if disk_full(error): raise _no_space(path) from error
+        raise UserError(f"{path} cannot be written: {_why_not(path, error)}; nothing was lost: "
+                        "choose another folder, or repair this one, and start again") from error
 
 # %% ../nbs/library/00_files.ipynb #4f70b620
 def _why_not(
     path, # path that could not be written
-    e: OSError, # exception of the write
+    error: OSError, # exception of the write
 ) -> str:
     """Return the reason: a file in place of a folder, a broken link, or the message of the
     operating system."""
     path = Path(path).absolute()
-    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    there = next(candidate for candidate in (path, *path.parents) if os.path.lexists(candidate))
     if there.is_symlink() and not there.exists():
         return f"{there} is a link to {os.readlink(there)}, which is not there"
     if there != path and not there.is_dir():
         return f"{there} is a file, and would have to be a folder"
-    if e.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+    if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
         return f"there is a {'folder' if there.is_dir() else 'file'} of that name"
-    if e.errno == errno.ENOENT: return f"nothing can be made in {there}"
-    return os.strerror(e.errno).lower() if e.errno else str(e)
+    if error.errno == errno.ENOENT: return f"nothing can be made in {there}"
+    return os.strerror(error.errno).lower() if error.errno else str(error)
 
 # %% ../nbs/library/00_files.ipynb #864b0678
 def _alive(pid): # whether another process still runs; an earlier attempt of this process has ended
@@ -159,9 +159,9 @@ def _alive(pid): # whether another process still runs; an earlier attempt of thi
     return pid != os.getpid()
 
 # %% ../nbs/library/00_files.ipynb #fae7d71d
-def _remove(p):
-    if p.is_dir(): shutil.rmtree(p)
-    else: p.unlink(missing_ok=True)
+def _remove(path):
+    if path.is_dir(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
 
 # %% ../nbs/library/00_files.ipynb #b067a554
 def write_json(path, x):
@@ -174,9 +174,9 @@ def write_json(path, x):
 def read_json(path):
     "Return the contents of a JSON file. Raises `UserError` if it cannot be read or is not JSON."
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{path} cannot be read: {os.strerror(e.errno).lower()}") from e
-    except ValueError as e: raise UserError(f"{path} is no JSON in UTF-8: {e}") from e
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {os.strerror(error.errno).lower()}") from error
+    except ValueError as error: raise UserError(f"{path} is no JSON in UTF-8: {error}") from error
 
 # %% ../nbs/library/00_files.ipynb #31aa5e14
 def writable(
@@ -187,11 +187,11 @@ def writable(
     Raises `UserError` if they cannot."""
     folder = user_path(folder)
     whole = folder.absolute()
-    there = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
+    there = next(candidate for candidate in (whole, *whole.parents) if os.path.lexists(candidate))
     try:
         if whole.name: _fits(whole.with_name(f".{whole.name}.tmp-{os.getpid()}"))
-        with tempfile.TemporaryFile(dir=there) as f: f.write(bytes(4096))
-    except OSError as e: raise _not_writable(folder, e) from e
+        with tempfile.TemporaryFile(dir=there) as file: file.write(bytes(4096))
+    except OSError as error: raise _not_writable(folder, error) from error
     return folder
 
 # %% ../nbs/library/00_files.ipynb #26cb60f4
@@ -199,8 +199,8 @@ def _fits(path): # the disk allows names of this length
     with contextlib.suppress(FileNotFoundError): os.lstat(path)
 
 # %% ../nbs/library/00_files.ipynb #2143c1ca
-def _not_writable(folder, e):
-    return UserError(f"{folder} cannot be written to: {_why_not(folder, e)}. Nothing was done: "
+def _not_writable(folder, error):
+    return UserError(f"{folder} cannot be written to: {_why_not(folder, error)}. Nothing was done: "
                      "choose another folder")
 
 # %% ../nbs/library/00_files.ipynb #e6cf5122
@@ -220,9 +220,9 @@ def alone(
     key = os.path.realpath(folder)
     # in distributed training, only the main process locks
     if key in _held or int(os.environ.get("RANK", 0)): yield folder; return
-    made = [p for p in (folder, *folder.parents) if not os.path.lexists(p)]
+    made = [candidate for candidate in (folder, *folder.parents) if not os.path.lexists(candidate)]
     try: file = _locked(folder, wait)
-    except OSError as e: raise _not_writable(folder, e) from e
+    except OSError as error: raise _not_writable(folder, error) from error
     _held.add(key)
     try: yield folder
     finally:
@@ -230,13 +230,13 @@ def alone(
         if _same(file, folder / _LOCK): (folder / _LOCK).unlink()
         file.close()
         with contextlib.suppress(OSError): # remove new folders that are still empty
-            for p in made: p.rmdir()
+            for path in made: path.rmdir()
 
 # %% ../nbs/library/00_files.ipynb #222eaa67
 def _locked(folder, wait): # the open and locked file
-    for p in folder.absolute().parents: # e.g. the study to which this run belongs
-        if (p / _LOCK).is_file() and os.path.realpath(p) not in _held:
-            if not (file := _try(p)): raise _busy(p)
+    for parent in folder.absolute().parents: # e.g. the study to which this run belongs
+        if (parent / _LOCK).is_file() and os.path.realpath(parent) not in _held:
+            if not (file := _try(parent)): raise _busy(parent)
             file.close()
     told = False
     while True:
@@ -254,9 +254,9 @@ def _try(folder): # the open file, or None if another process holds the lock
     import fcntl
     file = open(folder / _LOCK, "a+", encoding="utf-8")
     try: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        if e.errno in (errno.EACCES, errno.EAGAIN): file.close(); return None
-        log_line(f"{folder} cannot be locked ({e.strerror}): let no other command write to it")
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN): file.close(); return None
+        log_line(f"{folder} cannot be locked ({error.strerror}): let no other command write to it")
     return file
 
 # %% ../nbs/library/00_files.ipynb #e13e3764
@@ -287,14 +287,14 @@ def _rows_of(name: str) -> list: # rows of a CSV file in the folder of `ccd`, wi
     lines = (resources.files("ccd") / name).read_text(encoding="utf-8").splitlines()
     return [line.split(",") for line in lines[1:]]
 
+# %% ../nbs/library/00_files.ipynb #2443bab7
 @cache
-def renamed(
-    kind: str, # what was renamed: setting, column or option
+def renamed(kind: str, # what was renamed: setting, option, column, encoder, images or stage
     where: str, # its settings class, table (stem of the file) or command
 ) -> dict: # old name -> new name
     "Return the new names of what version 0.0.1 called otherwise, from ccd/renamed.csv."
-    return {old: new for k, table, old, new in _rows_of("renamed.csv")
-            if k == kind and fnmatchcase(where, table)}
+    return {old: new for row_kind, table, old, new in _rows_of("renamed.csv")
+            if row_kind == kind and fnmatchcase(where, table)}
 
 # %% ../nbs/library/00_files.ipynb #62be4943
 _NAMES = tuple( # columns that hold names
@@ -313,9 +313,10 @@ def load_table(
     import pandas as pd
     new = renamed("column", Path(file).stem) if rename else {}
     def with_new_names(table):
-        return table.rename(columns={c: new[c] for c in table if c in new and new[c] not in table})
+        return table.rename(columns={column: new[column] for column in table if column in new
+                                     and new[column] not in table})
     if Path(file).suffix == ".parquet": return with_new_names(pd.read_parquet(file))
-    old = [c for c, n in new.items() if n in (names or ())]
+    old = [column for column, new_name in new.items() if new_name in (names or ())]
     text = str if names is None else dict.fromkeys([*names, *old], str)
     tab = "\t" if str(file).lower().endswith(".tsv") else ","
     return with_new_names(pd.read_csv(
@@ -332,9 +333,9 @@ def cache_dir(*parts) -> Path:
     "Return a path in the cache. Raises `UserError` if the cache is not a folder."
     asked = os.environ.get("CCD_CACHE")
     try: root = user_path(asked or "~/.cache/ccd")
-    except UserError as e:
-        raise UserError(f"the cache folder cannot be created: {e}; or set CCD_CACHE to a "
-                        "folder") from e
+    except UserError as error:
+        raise UserError(f"the cache folder cannot be created: {error}; or set CCD_CACHE to a "
+                        "folder") from error
     if os.path.lexists(root) and not root.is_dir():
         raise UserError(f"{'CCD_CACHE=' if asked else ''}{root}: the cache has to be a folder; "
                         f"{_why_not(root, NotADirectoryError(errno.ENOTDIR, ''))}: set CCD_CACHE "

@@ -33,7 +33,7 @@ def _found(
     Raises `AttributeError` for an unknown name."""
     names = moved()[old]
     if name not in names:
-        now = ", ".join(sorted({f"ccd.{m}" for m, _ in names.values()}))
+        now = ", ".join(sorted({f"ccd.{new_module}" for new_module, _ in names.values()}))
         raise AttributeError(f"module 'ccd.{old}' has no attribute {name!r}: it was cut into {now}")
     module, now = names[name]
     warnings.warn(f"ccd.{old}.{name} is ccd.{module}.{now} now; the old place goes with the next "
@@ -61,5 +61,5 @@ class _Finder:
 # %% ../nbs/library/05_moved.ipynb #855a69e0
 def _install():
     "Install the finder of old modules, after all other finders."
-    if not any(type(f).__name__ == "_Finder" for f in sys.meta_path):
+    if not any(type(finder).__name__ == "_Finder" for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -19,8 +19,9 @@ def code_revision() -> dict:
     "Return the revision of the code: the git commit if there is one, and a hash of the package."
     from importlib.util import find_spec
     here = Path(find_spec("ccd").origin).parent
-    files = [p for p in sorted(here.rglob("*")) if p.suffix in (".py", ".html", ".css", ".js")]
-    source = hashlib.sha256(b"".join(p.read_bytes() for p in files))
+    files = [path
+             for path in sorted(here.rglob("*")) if path.suffix in (".py", ".html", ".css", ".js")]
+    source = hashlib.sha256(b"".join(file.read_bytes() for file in files))
     git = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"],
                          capture_output=True, encoding="utf-8") if shutil.which("git") else None
     commit = git.stdout.strip() if git and git.returncode == 0 else None
@@ -38,28 +39,31 @@ def write_manifest(
     """Write the manifest of a completed stage, with its settings, inputs and output hashes, and
     return it."""
     folder = Path(folder)
-    out = {str(o): dict(sha256=file_hash(folder / o), bytes=(folder / o).stat().st_size)
-           for o in sorted(map(str, outputs))}
-    m = dict(settings=to_plain_dict(settings), settings_hash=content_hash(settings), inputs=inputs,
+    out = {str(output): dict(sha256=file_hash(folder / output),
+                             bytes=(folder / output).stat().st_size)
+           for output in sorted(map(str, outputs))}
+    manifest = dict(settings=to_plain_dict(settings), settings_hash=content_hash(settings),
+                    inputs=inputs,
              outputs=out, outputs_hash=content_hash(out), code=code_revision(),
              machine=hardware_info(), wall_seconds=round(seconds, 1), **more)
-    write_json(folder / "manifest.json", m)
-    return m
+    write_json(folder / "manifest.json", manifest)
+    return manifest
 
 # %% ../nbs/library/03_runs.ipynb #fc315ce5
 def read_manifest(
     folder, # run folder
 ) -> dict | None: # the manifest; None if there is none, or the file is not a manifest of ccd
     "Return the manifest of a completed stage, or None."
-    p = Path(folder) / "manifest.json"
-    m = read_json(p) if p.is_file() else None
-    return m if isinstance(m, dict) and {"settings_hash", "inputs", "outputs"} <= set(m) else None
+    path = Path(folder) / "manifest.json"
+    manifest = read_json(path) if path.is_file() else None
+    return (manifest if isinstance(manifest, dict)
+            and {"settings_hash", "inputs", "outputs"} <= set(manifest) else None)
 
 # %% ../nbs/library/03_runs.ipynb #5d0c72b2
 def _old_names(kind) -> dict: # field -> its name in version 0.0.1
     "Return the old names of the renamed fields of a settings dataclass."
-    return {new: old for c in kind.__mro__ for old, new in renamed("setting", c.__name__).items()
-            if new and "." not in new}
+    return {new: old for base in kind.__mro__
+            for old, new in renamed("setting", base.__name__).items() if new and "." not in new}
 
 # %% ../nbs/library/03_runs.ipynb #263af69d
 def up_to_date(
@@ -68,13 +72,14 @@ def up_to_date(
     inputs: dict, # name -> current hash of each input
 ) -> bool: # whether the stage may be skipped
     "Return whether a folder was made from these settings and inputs, and is complete."
-    m = read_manifest(folder)
-    if not m or m["inputs"] != inputs: return False
-    if not any(m["settings_hash"] == content_hash(to_plain_dict(settings, names))
+    manifest = read_manifest(folder)
+    if not manifest or manifest["inputs"] != inputs: return False
+    if not any(manifest["settings_hash"] == content_hash(to_plain_dict(settings, names))
                for names in (None, _old_names)):
         return False
-    return all((Path(folder) / o).exists() and (Path(folder) / o).stat().st_size == v["bytes"]
-               for o, v in m["outputs"].items())
+    return all((Path(folder) / name).exists()
+               and (Path(folder) / name).stat().st_size == output["bytes"]
+               for name, output in manifest["outputs"].items())
 
 # %% ../nbs/library/03_runs.ipynb #548dc4a0
 def cached_stage(
@@ -92,7 +97,7 @@ def cached_stage(
     with atomic_write(folder) as tmp:
         tmp.mkdir(parents=True)
         make(tmp)
-        files = [p.relative_to(tmp) for p in sorted(tmp.rglob("*")) if p.is_file()]
+        files = [path.relative_to(tmp) for path in sorted(tmp.rglob("*")) if path.is_file()]
         write_manifest(tmp, settings, inputs, files, time.time() - start)
     return folder
 
@@ -102,11 +107,11 @@ def require_own_folder(folder):
     folder = Path(folder)
     if not os.path.lexists(folder): return
     if not folder.is_dir(): raise _not_writable(folder, NotADirectoryError(errno.ENOTDIR, ""))
-    m = read_manifest(folder)
-    made = {"manifest.json", *m["outputs"]} if m else set()
-    own = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()
-                 and p.name not in (_LOCK, ".DS_Store"))
-    if own := [p for p in own if p not in made]:
+    manifest = read_manifest(folder)
+    made = {"manifest.json", *manifest["outputs"]} if manifest else set()
+    own = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()
+                 and path.name not in (_LOCK, ".DS_Store"))
+    if own := [name for name in own if name not in made]:
         raise UserError(f"{folder} holds files that ccd did not make, such as {own[0]}; "
                         "nothing was changed: choose another folder")
 
@@ -121,12 +126,12 @@ def export_stage(
 
     Raises `UserError` if the folder holds other files."""
     require_own_folder(folder)
-    m = read_manifest(made)
+    manifest = read_manifest(made)
     with atomic_write(folder) as tmp:
         tmp.mkdir(parents=True)
-        for f in m["outputs"]: shutil.copy(Path(made) / f, tmp / f)
-        write_manifest(tmp, settings, m["inputs"], list(m["outputs"]), m["wall_seconds"],
-                       command=command)
+        for output in manifest["outputs"]: shutil.copy(Path(made) / output, tmp / output)
+        write_manifest(tmp, settings, manifest["inputs"], list(manifest["outputs"]),
+                       manifest["wall_seconds"], command=command)
 
 # %% ../nbs/library/03_runs.ipynb #66131b70
 def outputs_hash(folder) -> str: # hash of all outputs
@@ -136,10 +141,11 @@ def outputs_hash(folder) -> str: # hash of all outputs
 # %% ../nbs/library/03_runs.ipynb #0fefa362
 def settings_diff(a: dict, b: dict, at: str = ""): # sentences, one per difference
     "Yield the differences between two nested settings."
-    for k in sorted(set(a) | set(b)):
-        x, y = a.get(k), b.get(k)
-        if isinstance(x, dict) and isinstance(y, dict): yield from settings_diff(x, y, f"{at}{k}.")
-        elif x != y: yield f"{at}{k} was {x}, is now {y}"
+    for key in sorted(set(a) | set(b)):
+        old_value, new_value = a.get(key), b.get(key)
+        if isinstance(old_value, dict) and isinstance(new_value, dict):
+            yield from settings_diff(old_value, new_value, f"{at}{key}.")
+        elif old_value != new_value: yield f"{at}{key} was {old_value}, is now {new_value}"
 
 # %% ../nbs/library/03_runs.ipynb #e66c86d4
 def claim_folder(
@@ -151,18 +157,18 @@ def claim_folder(
     """Make a folder for these settings, or resume in it.
 
     Raises `UserError` if it holds other settings."""
-    p, want = Path(folder) / "settings.json", json.loads(json.dumps(to_plain_dict(settings)))
-    if p.exists():
-        have = read_json(p)
+    path, want = Path(folder) / "settings.json", json.loads(json.dumps(to_plain_dict(settings)))
+    if path.exists():
+        have = read_json(path)
         if not isinstance(have, dict):
-            raise UserError(f"{p} is not of ccd; nothing was changed: choose another folder with "
-                            "--out")
+            raise UserError(f"{path} is not of ccd; nothing was changed: choose another folder "
+                            "with --out")
         apart = list(settings_diff(rename(have) if rename else have, want))
         if apart:
             raise UserError(f"{folder} holds a run with other settings: {'; '.join(apart[:4])}. "
                             "Nothing was changed: choose another folder with --out, or remove this "
                             "one")
-    elif write: write_json(p, want)
+    elif write: write_json(path, want)
 
 # %% ../nbs/library/03_runs.ipynb #357797bd
 def run_settings(
@@ -173,7 +179,8 @@ def run_settings(
     parts = ("clip", "siglip", "dino", "supervised", "dinov2", "mae")
     every = to_plain_dict(settings)
     own = (to_plain_dict(getattr(settings, objective)) if objective in parts else
-           {p: every[p] for p in parts if p in every}) # a user's own objective may read any of them
+           # a user's own objective may read any of them
+           {part: every[part] for part in parts if part in every})
     return dict(objective=objective, control=to_plain_dict(settings.control), own=own,
                 size=settings.data.size)
 
@@ -211,7 +218,7 @@ class Progress:
         elif kind is None and not self.quiet: self._line("done")
 
     def add(self, n: int, note: str = ""):
-        "Count n more items, and show the progress."
+        "Count more items, and show the progress."
         self.done += n
         if self.bar:
             self.bar.update(self.task, completed=self.done, rate=_pace(self.rate()), note=note)
@@ -235,22 +242,27 @@ class Progress:
         else: print(text, file=sys.stderr, flush=True)
 
 # %% ../nbs/library/03_runs.ipynb #85f4b2f0
-def _pace(r): return f"{r:,.0f}/s" if r >= 1 else f"{_clock(1 / r)} each" if r else ""
-def _clock(s): return f"{int(s // 60)} min {int(s % 60):02d} s" if s >= 60 else f"{s:.0f} s"
+def _pace(rate):
+    return f"{rate:,.0f}/s" if rate >= 1 else f"{_clock(1 / rate)} each" if rate else ""
+def _clock(seconds):
+    return (f"{int(seconds // 60)} min {int(seconds % 60):02d} s" if seconds >= 60
+            else f"{seconds:.0f} s")
 
 # %% ../nbs/library/03_runs.ipynb #ed8fafb8
-def _open_bar(p) -> tuple: # progress bar of rich, and its task
+def _open_bar(progress) -> tuple: # progress bar of rich, and its task
     from rich import progress as rp
     from rich.console import Console
     bar = rp.Progress(
         rp.TextColumn("{task.description:<22}"), rp.BarColumn(), rp.MofNCompleteColumn(),
         rp.TextColumn("{task.fields[rate]}"), rp.TimeRemainingColumn(),
         rp.TextColumn("{task.fields[note]}"), console=Console(stderr=True))
-    task = bar.add_task(p.what, total=p.total, completed=p.done, rate="", note="")
+    task = bar.add_task(progress.what, total=progress.total, completed=progress.done, rate="",
+                        note="")
     bar.start()
     return bar, task
 
 # %% ../nbs/library/03_runs.ipynb #4fb1899e
-def _standing(p, note) -> str: # one line of a log
-    return (f"{p.what:<22} {100 * p.done / max(p.total, 1):5.1f} %  "
-            f"{p.done:,}/{p.total:,} {p.unit}  {_pace(p.rate())}  {note}")
+def _standing(progress, note) -> str: # one line of a log
+    return (f"{progress.what:<22} {100 * progress.done / max(progress.total, 1):5.1f} %  "
+            f"{progress.done:,}/{progress.total:,} {progress.unit}  {_pace(progress.rate())}  "
+            f"{note}")

@@ -367,9 +367,13 @@ WEB_SSL = {name: ViT(224, 14, width, depth, heads, 0.4, "swiglu", 1e-5)
            for name, width, depth, heads in (
     ("300m", 1024, 24, 16), ("1b", 1536, 40, 24), ("2b", 2688, 24, 21),
     ("3b", 3072, 26, 24), ("5b", 3584, 32, 28), ("7b", 4096, 32, 32))}
+
+# %% ../nbs/library/01_settings.ipynb #f99639be
 WEB_MAE = {name: ViT(224, patch, width, depth, heads) for name, width, depth, heads, patch in (
     ("300m", 1024, 24, 16, 16), ("700m", 1280, 32, 16, 14), ("1b", 1536, 40, 24, 14),
     ("2b", 2688, 24, 21, 14), ("3b", 3072, 26, 24, 14))}
+
+# %% ../nbs/library/01_settings.ipynb #c2458252
 _SEEN = 2_000_000_000
 
 # %% ../nbs/library/01_settings.ipynb #8c748460
@@ -383,13 +387,13 @@ def _web(name, vit, batch, warmup, **of): # fields of `Control`
 
 # %% ../nbs/library/01_settings.ipynb #4b52e707
 def _web_ssl(size): # DINOv2: its vitg14.yaml and ssl_default_config.yaml
-    s = _web(f"web-ssl-{size}", WEB_SSL[size], 3072, 100_000, lr=3.5e-4,
+    settings = _web(f"web-ssl-{size}", WEB_SSL[size], 3072, 100_000, lr=3.5e-4,
         weight_decay=0.04, final_weight_decay=0.2, betas=(0.9, 0.999), grad_clip=3.0,
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     own = dict(out_dim=131072, bottleneck=384, local_size=98, global_scale=(0.32, 1.0),
         local_scale=(0.05, 0.32), teacher_temp=0.07, teacher_temp_warmup=30 / 500,
         momentum=0.994, freeze_last_layer=1 / 500)
-    return replace(s, dinov2=Dinov2(**_FULL | own))
+    return replace(settings, dinov2=Dinov2(**_FULL | own))
 
 # %% ../nbs/library/01_settings.ipynb #9b81cdc9
 def _web_clip(size): # weight decay, betas: MetaCLIP's; text: open_clip's ViT-H-14
@@ -399,15 +403,15 @@ def _web_clip(size): # weight decay, betas: MetaCLIP's; text: open_clip's ViT-H-
 
 # %% ../nbs/library/01_settings.ipynb #a329a2df
 def _web_mae(size): # He et al. (2022), Table 8, and its code
-    s = _web(f"web-mae-{size}", WEB_MAE[size], 4096, 80_000, lr=1.6e-3, weight_decay=0.05,
+    settings = _web(f"web-mae-{size}", WEB_MAE[size], 4096, 80_000, lr=1.6e-3, weight_decay=0.05,
         betas=(0.9, 0.95), base_crop=(0.2, 1.0),
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    return replace(s, mae=Mae(width=512, depth=8, heads=16))
+    return replace(settings, mae=Mae(width=512, depth=8, heads=16))
 
 # %% ../nbs/library/01_settings.ipynb #5ac40604
-PRESETS |= {f"web-{kind}-{n}": partial(make, n) for kind, make, sizes in
+PRESETS |= {f"web-{kind}-{size}": partial(make, size) for kind, make, sizes in
             (("ssl", _web_ssl, WEB_SSL), ("clip", _web_clip, WEB_SSL), ("mae", _web_mae, WEB_MAE))
-            for n in sizes}
+            for size in sizes}
 
 # %% ../nbs/library/01_settings.ipynb #b2c3ad92
 def preset(
@@ -428,7 +432,7 @@ def override(
     for name, value in changes.items():
         head, _, rest = name.partition(".")
         head = old.get(head) or head
-        known = [f.name for f in fields(settings)]
+        known = [setting.name for setting in fields(settings)]
         if head not in known:
             raise UserError(f"unknown field {name!r} of {type(settings).__name__}: "
                             f"expected one of {', '.join(known)}")
@@ -448,13 +452,14 @@ def check_fields(
     if not isinstance(values, dict):
         raise UserError(f"{what} is {values!r:.60}: expected fields by name, of "
                         f"{', '.join(known)}. Repair it, or make the file again")
-    if odd := [k for k in values if k not in known]:
-        near = [f"{n!r} for {k!r}" for k in odd for n in get_close_matches(k, known, 1)]
+    if odd := [name for name in values if name not in known]:
+        near = [f"{match!r} for {name!r}" for name in odd
+                for match in get_close_matches(name, known, 1)]
         perhaps = f" (perhaps {', '.join(near)})" if near else ""
         raise UserError(f"{what} has fields that this version of ccd does not know: "
                         f"{', '.join(map(repr, odd))}; it knows {', '.join(known)}. Update ccd if "
                         f"a newer one wrote them, or repair their names{perhaps}")
-    if lost := [k for k in needed if k not in values]:
+    if lost := [name for name in needed if name not in values]:
         raise UserError(f"{what} lacks {', '.join(lost)}. Repair it, or make the file again")
 
 # %% ../nbs/library/01_settings.ipynb #eab41617
@@ -469,11 +474,14 @@ def from_plain_dict(
     Raises `UserError` for unknown or missing fields and for values of a wrong type."""
     hints, what = get_type_hints(kind), kind.__name__ + f" in {file}" * bool(file)
     if isinstance(values, dict): values = rename_fields(kind, values)
-    needed = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING]
-    check_fields(values, what, needed, [f.name for f in fields(kind) if f.name not in needed])
-    before = {f.name: f.metadata["before"] for f in fields(kind) if "before" in f.metadata}
-    return kind(**before
-                | {k: _value(hints[k], v, f"{k} of {what}", file) for k, v in values.items()})
+    needed = [setting.name
+              for setting in fields(kind) if setting.default is setting.default_factory is MISSING]
+    check_fields(values, what, needed,
+                 [setting.name for setting in fields(kind) if setting.name not in needed])
+    before = {setting.name: setting.metadata["before"]
+              for setting in fields(kind) if "before" in setting.metadata}
+    return kind(**before | {name: _value(hints[name], value, f"{name} of {what}", file)
+                   for name, value in values.items()})
 
 # %% ../nbs/library/01_settings.ipynb #5d0c71a4
 def rename_fields(
@@ -481,41 +489,44 @@ def rename_fields(
     values: dict, # values from JSON
 ) -> dict:
     "Return stored settings with the new names of renamed fields, also of nested settings."
-    classes = (kind,) if isinstance(kind, str) else [c.__name__ for c in kind.__mro__]
-    new = {k: v for c in classes for k, v in renamed("setting", c).items()}
-    out = {k: v for k, v in values.items() if k not in new}
+    classes = (kind,) if isinstance(kind, str) else [base.__name__ for base in kind.__mro__]
+    new = {name: new_name for class_name in classes
+           for name, new_name in renamed("setting", class_name).items()}
+    out = {name: value for name, value in values.items() if name not in new}
     for old in new.keys() & values.keys(): # an empty new name: the field has no effect any more
         head, _, rest = new[old].partition(".")
         if rest and isinstance(now := out.get(head, {}), dict):
             out[head] = {rest: values[old]} | now
         elif head and not rest: out[head] = values[old]
     hints = {} if isinstance(kind, str) else get_type_hints(kind)
-    nested = {k for k, v in out.items() if is_dataclass(hints.get(k)) and isinstance(v, dict)}
-    return {k: rename_fields(hints[k], v) if k in nested else v for k, v in out.items()}
+    nested = {name for name, value in out.items() if is_dataclass(hints.get(name))
+              and isinstance(value, dict)}
+    return {name: rename_fields(hints[name], value) if name in nested else value
+            for name, value in out.items()}
 
 # %% ../nbs/library/01_settings.ipynb #7cc52345
-def _value(kind, v, what, file):
-    if is_dataclass(kind): return from_plain_dict(kind, v, file)
-    if not _is(kind, v):
-        raise UserError(f"{what} is {v!r:.60}: expected "
+def _value(kind, value, what, file):
+    if is_dataclass(kind): return from_plain_dict(kind, value, file)
+    if not _is(kind, value):
+        raise UserError(f"{what} is {value!r:.60}: expected "
                         f"{_WORDS.get(kind) or str(kind).replace('typing.', '')}. Repair it, or "
                         "make the file again")
-    return tuple(v) if isinstance(v, list) else v
+    return tuple(value) if isinstance(value, list) else value
 
 # %% ../nbs/library/01_settings.ipynb #5d0c71a6
 _WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 # %% ../nbs/library/01_settings.ipynb #366745a3
-def _is(kind, v): # whether a value from JSON has the type of a field
+def _is(kind, value): # whether a value from JSON has the type of a field
     of, origin = get_args(kind), get_origin(kind)
-    if origin is Literal: return v in of
-    if origin in (Union, UnionType): return any(_is(k, v) for k in of)
-    if origin is tuple and isinstance(v, (list, tuple)):
-        each = of[:1] * len(v) if of[-1] is ... else of
-        return len(v) == len(each) and all(map(_is, each, v))
+    if origin is Literal: return value in of
+    if origin in (Union, UnionType): return any(_is(option, value) for option in of)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        each = of[:1] * len(value) if of[-1] is ... else of
+        return len(value) == len(each) and all(map(_is, each, value))
     if kind in (int, float):
-        return type(v) is int or type(v) is float and (kind is float or v.is_integer())
-    return isinstance(v, origin or kind)
+        return type(value) is int or type(value) is float and (kind is float or value.is_integer())
+    return isinstance(value, origin or kind)
 
 # %% ../nbs/library/01_settings.ipynb #d8f526eb
 @dataclass(frozen=True)
@@ -528,18 +539,21 @@ class _Recipe:
 
 # %% ../nbs/library/01_settings.ipynb #96eaea54
 def _tower(source, unlocked, **more):
-    return {f"clip.text.{k}": v for k, v in dict(source=source, unlocked=unlocked, **more).items()}
+    return {f"clip.text.{name}": value
+            for name, value in dict(source=source, unlocked=unlocked, **more).items()}
 
 # %% ../nbs/library/01_settings.ipynb #42d5fd8a
-def _like_dino(s): # unless the preset has its own settings of DINOv2
-    return s.dinov2 if s.dinov2 != Dinov2() else Dinov2(**vars(s.dino))
+def _like_dino(settings): # unless the preset has its own settings of DINOv2
+    return settings.dinov2 if settings.dinov2 != Dinov2() else Dinov2(**vars(settings.dino))
 
 # %% ../nbs/library/01_settings.ipynb #e3b30ace
 _ROBERTA, _VICUNA = "FacebookAI/roberta-base", "lmsys/vicuna-7b-v1.5"
+
+# %% ../nbs/library/01_settings.ipynb #cec6d962
 RECIPES = {
     "clip": _Recipe("CLIP", "clip"),
     "clip-coarse": _Recipe("CLIP, patches twice as wide", "clip",
-        {"control.vit.patch_size": lambda s: 2 * s.control.vit.patch_size}),
+        {"control.vit.patch_size": lambda settings: 2 * settings.control.vit.patch_size}),
     "siglip": _Recipe("SigLIP", "siglip"),
     "clip-roberta-4": _Recipe("CLIP-RoBERTa-4", "clip", _tower(_ROBERTA, 4)),
     "clip-roberta-10": _Recipe("CLIP-RoBERTa-10", "clip", _tower(_ROBERTA, 10)),
@@ -552,7 +566,7 @@ RECIPES = {
     "dinov2": _Recipe("DINOv2", "dinov2", {"dinov2": _like_dino}),
     "mae": _Recipe("MAE", "mae"),
     "clip-dino-views": _Recipe("CLIP, DINO's views and averaging", "clip",
-        {"clip.views": "dino", "clip.ema": lambda s: s.dino.momentum}),
+        {"clip.views": "dino", "clip.ema": lambda settings: settings.dino.momentum}),
     "dino-light-views": _Recipe("DINO, CLIP's light views", "dino",
         {"dino.views": "light", "dino.local_crops": 0}),
     "supervised": _Recipe("classifier on concepts", "supervised"),
@@ -577,9 +591,9 @@ def apply_recipe(
     settings: Settings, # settings of a preset
 ) -> Settings:
     "Return the settings with the changes of a recipe. Raises `UserError` for an unknown recipe."
-    r = find_recipe(name)
-    own = override(settings, **{k: v(settings) if callable(v) else v
-                                for k, v in r.changes.items()})
-    check = getattr(getattr(own, r.objective, None), "check", None)
+    recipe = find_recipe(name)
+    own = override(settings, **{setting: change(settings) if callable(change) else change
+                                for setting, change in recipe.changes.items()})
+    check = getattr(getattr(own, recipe.objective, None), "check", None)
     if check: check(own.control.vit)
     return own

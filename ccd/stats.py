@@ -40,15 +40,15 @@ def sign_flip(
     """Return the p-value of a permutation test of equal means that flips the signs of whole
     clusters."""
     ids = np.unique(cluster, return_inverse=True)[1]
-    d = np.bincount(ids, np.asarray(a, float) - b)
-    d = d[d != 0]
-    if not len(d): return 1.0
-    rng, far, step = np.random.default_rng(seed), 0, max(1, 20_000_000 // len(d))
-    for k in range(0, n_resamples, step):
-        n = min(step, n_resamples - k)
-        signs = rng.integers(0, 2, (n, len(d)), np.int8).astype(np.float32)
-        total = (2 * signs - 1) @ d.astype(np.float32)
-        far += int((abs(total) >= abs(d.sum()) * (1 - 1e-6)).sum())
+    difference = np.bincount(ids, np.asarray(a, float) - b)
+    difference = difference[difference != 0]
+    if not len(difference): return 1.0
+    rng, far, step = np.random.default_rng(seed), 0, max(1, 20_000_000 // len(difference))
+    for start in range(0, n_resamples, step):
+        n_draws = min(step, n_resamples - start)
+        signs = rng.integers(0, 2, (n_draws, len(difference)), np.int8).astype(np.float32)
+        total = (2 * signs - 1) @ difference.astype(np.float32)
+        far += int((abs(total) >= abs(difference.sum()) * (1 - 1e-6)).sum())
     return (far + 1) / (n_resamples + 1)
 
 # %% ../nbs/library/04_stats.ipynb #2ca9fe9a
@@ -89,12 +89,13 @@ def mcnemar_power(
     """Return the power of the exact McNemar test.
 
     Source: Connor (1987), with the exact test in place of the normal approximation."""
-    d = np.arange(n + 1)
-    chance = st.binom.pmf(d, n, discordant)
-    d, chance = d[chance > 1e-12], chance[chance > 1e-12]
-    k = st.binom.isf(alpha / 2, d, 0.5) + 1 # smallest count that rejects
+    n_discordant = np.arange(n + 1)
+    chance = st.binom.pmf(n_discordant, n, discordant)
+    n_discordant, chance = n_discordant[chance > 1e-12], chance[chance > 1e-12]
+    critical = st.binom.isf(alpha / 2, n_discordant, 0.5) + 1 # smallest count that rejects
     heads = min((discordant + gap) / (2 * discordant), 1)
-    seen = st.binom.sf(k - 1, d, heads) + st.binom.cdf(d - k, d, heads)
+    seen = (st.binom.sf(critical - 1, n_discordant, heads)
+            + st.binom.cdf(n_discordant - critical, n_discordant, heads))
     return float(chance @ seen)
 
 # %% ../nbs/library/04_stats.ipynb #6c1f54cd
@@ -123,9 +124,9 @@ def t_interval(
 
     Source: Student (1908)."""
     x = np.asarray(x, float)
-    mean, k = float(x.mean()), len(x)
-    if k < 2: return mean, float("nan"), float("nan")
-    half = float(st.t.ppf((1 + level) / 2, k - 1) * x.std(ddof=1) / k**0.5)
+    mean, n_values = float(x.mean()), len(x)
+    if n_values < 2: return mean, float("nan"), float("nan")
+    half = float(st.t.ppf((1 + level) / 2, n_values - 1) * x.std(ddof=1) / n_values**0.5)
     return mean, mean - half, mean + half
 
 # %% ../nbs/library/04_stats.ipynb #75dccb78
@@ -134,9 +135,9 @@ def pooled_variance(
     # variance within groups and degrees of freedom; NaN and 0 where no group has two values
 ) -> tuple[float, int]:
     "Return the variance between seeds, pooled over all groups with more than one seed."
-    many = [np.asarray(g, float) for g in groups if len(g) > 1]
-    df = sum(len(g) - 1 for g in many)
-    return (sum(((g - g.mean())**2).sum() for g in many) / df if df else math.nan), df
+    many = [np.asarray(group, float) for group in groups if len(group) > 1]
+    df = sum(len(group) - 1 for group in many)
+    return (sum(((group - group.mean())**2).sum() for group in many) / df if df else math.nan), df
 
 # %% ../nbs/library/04_stats.ipynb #fc7b4921
 def _satterthwaite(
@@ -169,14 +170,13 @@ class Estimate:
         se = math.sqrt(item_se**2 + (seed_var if known else 0.0))
         # those of items are infinite
         df = _satterthwaite(se**4, [seed_var**2 / self.df]) if known else math.inf
-        t = float(st.t.ppf(0.975, df))
+        t_quantile = float(st.t.ppf(0.975, df))
         half = float(st.t.ppf(0.975, self.df)) * math.sqrt(seed_var) if known else math.nan
         lo, hi = np.quantile(self.draws, [0.025, 0.975])
         return dict(value=self.value, ci_low=float(lo), ci_high=float(hi),
                     seed_ci_low=self.value - half,
-                    seed_ci_high=self.value + half,
-                    total_ci_low=self.value - t * se, total_ci_high=self.value + t * se, se=se, t=t,
-                    df=df,
+                    seed_ci_high=self.value + half, total_ci_low=self.value - t_quantile * se,
+                    total_ci_high=self.value + t_quantile * se, se=se, t=t_quantile, df=df,
                     seed_variance_known=known)
 
 # %% ../nbs/library/04_stats.ipynb #c36dd52b
@@ -184,13 +184,14 @@ def weighted(
     parts: list[tuple[float, Estimate]],
 ) -> Estimate: # weights, and estimates with independent seeds
     "Return the weighted sum of estimates that share test items but not seeds."
-    value = sum(w * e.value for w, e in parts)
-    draws = sum(w * e.draws for w, e in parts) # [draws]
-    if not all(e.df > 0 for _, e in parts): return Estimate(value, draws, math.nan, 0.0)
-    variances = [(w * w * e.seed_var, e.df) for w, e in parts]
-    total = sum(v for v, _ in variances)
-    return Estimate(value, draws, total,
-                    _satterthwaite(total**2, [v * v / df for v, df in variances if v > 0]))
+    value = sum(weight * estimate.value for weight, estimate in parts)
+    draws = sum(weight * estimate.draws for weight, estimate in parts) # [draws]
+    if not all(estimate.df > 0 for _, estimate in parts):
+        return Estimate(value, draws, math.nan, 0.0)
+    variances = [(weight * weight * estimate.seed_var, estimate.df) for weight, estimate in parts]
+    total = sum(variance for variance, _ in variances)
+    return Estimate(value, draws, total, _satterthwaite(total**2, [variance * variance / df
+                                    for variance, df in variances if variance > 0]))
 
 # %% ../nbs/library/04_stats.ipynb #601ee62d
 def t_test(
@@ -220,10 +221,11 @@ def cluster_bootstrap_means(
     "Return a mean, and its bootstrap resamples of whole clusters."
     ids = np.unique(cluster, return_inverse=True)[1]
     total, count = np.bincount(ids, np.asarray(values, float)), np.bincount(ids)
-    n, rng, means = len(count), np.random.default_rng(seed), []
-    step = max(1, _MAX_CELLS_IN_MEMORY // n) # resamples at once
-    for k in range(0, n_resamples, step):
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(step, n_resamples - k))
+    n_clusters, rng, means = len(count), np.random.default_rng(seed), []
+    step = max(1, _MAX_CELLS_IN_MEMORY // n_clusters) # resamples at once
+    for start in range(0, n_resamples, step):
+        drawn = rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters),
+                                size=min(step, n_resamples - start))
         means.append((drawn @ total) / (drawn @ count))
     return float(total.sum() / count.sum()), np.concatenate(means)
 
@@ -266,8 +268,8 @@ def effective_groups(
     variance.
 
     Source: Kish (1965)."""
-    n = np.unique(cluster, return_counts=True)[1].astype(float)
-    return float(n.sum()**2 / (n**2).sum())
+    sizes = np.unique(cluster, return_counts=True)[1].astype(float)
+    return float(sizes.sum()**2 / (sizes**2).sum())
 
 # %% ../nbs/library/04_stats.ipynb #af6ff4dc
 def group_mean(
@@ -286,11 +288,12 @@ def group_mean(
 # %% ../nbs/library/04_stats.ipynb #cb59ca3c
 def _pair_weights(
     drawn: np.ndarray, # [draws, n] multiplicity of each node
-    i: np.ndarray, # [p] first node of each pair
-    j: np.ndarray, # [p] second node
+    first_node: np.ndarray, # [p] first node of each pair
+    second_node: np.ndarray, # [p] second node
 ) -> np.ndarray: # [draws, p] weight of each pair
     "Return the product of the multiplicities of both nodes, or of one for a pair within a node."
-    return drawn[:, i] * np.where(i == j, np.float32(1), drawn[:, j])
+    return drawn[:, first_node] * np.where(first_node == second_node, np.float32(1),
+                                           drawn[:, second_node])
 
 # %% ../nbs/library/04_stats.ipynb #019c3130
 def node_bootstrap_sums(
@@ -303,21 +306,23 @@ def node_bootstrap_sums(
     "Return weighted sums over pairs for bootstrap resamples of the nodes. Source: Owen (2007)."
     of = columns if callable(columns) else np.asarray(columns).__getitem__
     names, at = np.unique(np.concatenate([i, j]), return_inverse=True)
-    n, (i, j) = len(names), at.reshape(2, -1)
+    n_nodes, (i, j) = len(names), at.reshape(2, -1)
     rng, out = np.random.default_rng(seed), []
-    step = max(1, min(n_resamples, 20_000_000 // n)) # resamples at once
+    step = max(1, min(n_resamples, 20_000_000 // n_nodes)) # resamples at once
     for first in range(0, n_resamples, step):
-        drawn = np.empty((min(step, n_resamples - first), n), np.float32)
-        for d in drawn: d[:] = np.bincount(rng.integers(n, size=n), minlength=n)
+        drawn = np.empty((min(step, n_resamples - first), n_nodes), np.float32)
+        for counts in drawn:
+            counts[:] = np.bincount(rng.integers(n_nodes, size=n_nodes), minlength=n_nodes)
         out.append(_sums(of, drawn, i, j))
     return np.concatenate(out)
 
 # %% ../nbs/library/04_stats.ipynb #7c208e52
-def _sums(of, drawn, i, j):
+def _sums(of, drawn, first_node, second_node):
     total, step = 0, max(1, 4_000_000 // len(drawn)) # pairs at once
-    for a in range(0, len(i), step):
-        s = slice(a, a + step)
-        part = _pair_weights(drawn, i[s], j[s]) @ np.asarray(of(s), np.float32)
+    for start in range(0, len(first_node), step):
+        block = slice(start, start + step)
+        part = _pair_weights(drawn, first_node[block],
+                             second_node[block]) @ np.asarray(of(block), np.float32)
         total = total + part.astype(np.float64)
     return total
 

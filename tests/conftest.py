@@ -9,7 +9,7 @@ from ccd.files import cache_dir
 from ccd.settings import override, preset
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+for folder in ("tools", "tests/data"): sys.path.insert(0, str(ROOT / folder))
 from ready import READY, Job, end
 
 # HYPOTHESIS_PROFILE=thorough pytest tests/data/test_fuzz_sources.py

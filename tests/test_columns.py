@@ -91,7 +91,7 @@ def test_the_tables_of_questions(folder):
 def compared(tmp_path):
     "A comparison's folder with the tables of version 0.0.1."
     stage = dict(neighbors=("overlap", "cka"), pairs=("agreement", "verified", "noise", "copies"),
-                 factors=("lift", "attribution"), interventions=("sensitivity",))
+                 attributes=("lift", "attribution"), perturbations=("sensitivity",))
     for folder, names in stage.items():
         (tmp_path / folder).mkdir()
         for n in names: shutil.copy(RESULTS / f"comparison/{n}.csv", tmp_path / folder)
@@ -109,7 +109,7 @@ def test_the_sections_of_a_comparison(compared):
     class Pair: names, items = ("CLIP", "DINO"), pd.DataFrame(dict(family=["a"], item_id=["b"]))
     section = comparison_report._share_section(Pair, compared)
     assert "<img" in section["body"] and "Replicated" in section["note"]
-    lift = comparison_report._lift_table(comparison_report._table(compared, "factors/lift.csv",
+    lift = comparison_report._lift_table(comparison_report._table(compared, "attributes/lift.csv",
                                                                   Pair.names), Pair.names)
     assert set(lift["similar for"]) == {"CLIP", "DINO"}
     assert lift.enrichment.str.contains("–").all()

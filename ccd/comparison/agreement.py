@@ -20,20 +20,19 @@ from .search import (_TILE, _check_same_items, _exact_duplicates, _indices_above
                                    _scan_tiles, mine_pairs)
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #97c644ac
-def _near_duplicates(
-    a: Embeddings, # embeddings by the first encoder
-    b: Embeddings, # embeddings of the same items by the second encoder
+def _near_duplicates(embeddings_a: Embeddings, # embeddings by the first encoder
+    embeddings_b: Embeddings, # embeddings of the same items by the second encoder
     tolerance: float = 0.01, # maximum distance, as a fraction of the mean distance of two items
     quiet: bool = True, # show no progress bar
 ) -> np.ndarray: # [n] group numbers, equal for all near-duplicates of one image
     "Return groups of exact and near-duplicates, from an exact search over all pairs."
-    _check_same_items(a, b)
-    m = pair_moments(a, b)
-    weights = tuple(1 / max(1 - mean, 1e-6) for mean in m.mean)
+    _check_same_items(embeddings_a, embeddings_b)
+    moments = pair_moments(embeddings_a, embeddings_b)
+    weights = tuple(1 / max(1 - mean, 1e-6) for mean in moments.mean)
     dtype = torch.bfloat16 if precision() == "bf16" else torch.float32
     four = 4 - sum(weights) # then a score is 4 minus both distances
-    product = _ScoreGemm(a, b, m, weights, four, dtype, device())
-    links = _DuplicateGroups(product, tolerance, _exact_duplicates(a.items))
+    product = _ScoreGemm(embeddings_a, embeddings_b, moments, weights, four, dtype, device())
+    links = _DuplicateGroups(product, tolerance, _exact_duplicates(embeddings_a.items))
     _scan_tiles(product, [links], quiet=quiet)
     return links.group
 
@@ -44,22 +43,24 @@ class _DuplicateGroups:
         self.product, self.tolerance, self.group = product, tolerance, group
 
     def offer(self, s: torch.Tensor, row: int, column: int):
-        p = self.product
-        where = _indices_above(s, torch.tensor(4 - 2 * self.tolerance - p.error).to(s.dtype), 1)
-        i, j = where // s.shape[1] + row, where % s.shape[1] + column
-        ok = (i < j) & (self.group[i] != self.group[j])
-        i, j = i[ok], j[ok]
-        for e, w in zip((p.a, p.b), p.weights):
-            ok = (1 - pair_cosine(e, i, j)) * w <= self.tolerance
-            i, j = i[ok], j[ok]
-        if len(i): self._join(i, j)
+        product = self.product
+        where = _indices_above(s, torch.tensor(4 - 2 * self.tolerance - product.error).to(s.dtype),
+                               1)
+        rows_i, rows_j = where // s.shape[1] + row, where % s.shape[1] + column
+        ok = (rows_i < rows_j) & (self.group[rows_i] != self.group[rows_j])
+        rows_i, rows_j = rows_i[ok], rows_j[ok]
+        for embeddings, weight in zip((product.a, product.b), product.weights):
+            ok = (1 - pair_cosine(embeddings, rows_i, rows_j)) * weight <= self.tolerance
+            rows_i, rows_j = rows_i[ok], rows_j[ok]
+        if len(rows_i): self._join(rows_i, rows_j)
 
-    def _join(self, i, j):
+    def _join(self, rows_i, rows_j):
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components
-        n, g = len(self.group), self.group
-        graph = coo_matrix((np.ones(len(i), bool), (g[i], g[j])), shape=(n, n))
-        self.group = connected_components(graph, directed=False)[1][g]
+        n_items, group = len(self.group), self.group
+        graph = coo_matrix((np.ones(len(rows_i), bool), (group[rows_i], group[rows_j])),
+                           shape=(n_items, n_items))
+        self.group = connected_components(graph, directed=False)[1][group]
 
     def settle(self, last): pass
 
@@ -69,7 +70,7 @@ _THRESHOLD_RULES = {"MMVP": ((0.95, 0.6), (0.95, 0.6)),
          "the paper's code": ((0.7, 0.5), (0.8, 0.5))}
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #350a1883
-def _unit_float32(e, rows): return _normalized_rows(e, rows).float() # [m, d]
+def _unit_float32(embeddings, rows): return _normalized_rows(embeddings, rows).float() # [m, d]
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #f2bcd5b7
 def count_threshold_pairs(
@@ -82,23 +83,26 @@ def count_threshold_pairs(
 ) -> pd.DataFrame:
     "Return how many of all pairs each rule of thresholds on the raw cosine keeps."
     _check_same_items(a, b)
-    n = len(a.items)
-    asked = [(r, d, *t) for r, both in rules.items() for d, t in zip("ab", both)]
-    times = np.zeros((len(asked), n), int) # [rules, n] number of pairs that contain each image
-    for rows in batched_slices(n, _TILE[1]):
-        x, y = _unit_float32(a, rows), _unit_float32(b, rows) # [m, d_a], [m, d_b]
-        for part in batched_slices(n - rows.start, _TILE[0]): # from the diagonal on
+    n_items = len(a.items)
+    asked = [(rule, letter, *thresholds) for rule, both in rules.items()
+             for letter, thresholds in zip("ab", both)]
+    # [rules, n] number of pairs that contain each image
+    times = np.zeros((len(asked), n_items), int)
+    for rows in batched_slices(n_items, _TILE[1]):
+        vectors_a, vectors_b = _unit_float32(a, rows), _unit_float32(b, rows) # [m, d_a], [m, d_b]
+        for part in batched_slices(n_items - rows.start, _TILE[0]): # from the diagonal on
             columns = slice(rows.start + part.start, rows.start + part.stop)
-            sim_a = (x @ _unit_float32(a, columns).T).numpy() # [rows, columns]
-            sim_b = (y @ _unit_float32(b, columns).T).numpy()
-            for k, (_, direction, over, under) in enumerate(asked):
+            sim_a = (vectors_a @ _unit_float32(a, columns).T).numpy() # [rows, columns]
+            sim_b = (vectors_b @ _unit_float32(b, columns).T).numpy()
+            for index, (_, direction, over, under) in enumerate(asked):
                 similar, dissimilar = (sim_a, sim_b) if direction == "a" else (sim_b, sim_a)
                 hit = (similar > over) & (dissimilar < under)
-                times[k, rows] += np.count_nonzero(hit, 1)
-                if columns.start >= rows.stop: times[k, columns] += np.count_nonzero(hit, 0)
+                times[index, rows] += np.count_nonzero(hit, 1)
+                if columns.start >= rows.stop: times[index, columns] += np.count_nonzero(hit, 0)
     total = times.sum(1) // 2
     return pd.DataFrame(asked, columns=["rule", "similar_in", "min_cos", "max_cos"]).assign(
-        pairs=total, max_image_share=[t.max() / p if p else np.nan for t, p in zip(times, total)])
+        pairs=total, max_image_share=[counts.max() / n_pairs if n_pairs else np.nan
+                         for counts, n_pairs in zip(times, total)])
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #a72b037d
 def factor_agreement(
@@ -119,19 +123,18 @@ def factor_agreement(
     drawn = np.unique(pairs[["i", "j"]].values)
     dealt, at = (_group_permutations(family, n_resamples, rows=drawn),
                  partial(np.searchsorted, drawn))
-    for direction, p in pairs.groupby("similar_in", sort=False):
-        for f in factors:
-            y = pd.factorize(items[f])[0] # -1 where there is none
-            both = (y[p.i] >= 0) & (y[p.j] >= 0)
+    for direction, mined in pairs.groupby("similar_in", sort=False):
+        for factor in factors:
+            labels = pd.factorize(items[factor])[0] # -1 where there is none
+            both = (labels[mined.i] >= 0) & (labels[mined.j] >= 0)
             if not both.any(): continue
-            same = (y[p.i] == y[p.j])[both].astype(float)
-            nodes = [family[p[side]][both] for side in "ij"]
+            same = (labels[mined.i] == labels[mined.j])[both].astype(float)
+            nodes = [family[mined[side]][both] for side in "ij"]
             mean, lo, hi = node_bootstrap(same, *_codes(nodes), n_resamples=n_resamples)
-            null = _null(y, dealt[:, at(p.i)], dealt[:, at(p.j)])
-            rows.append(dict(
-                similar_in=direction, factor=f, share=mean, ci_low=lo, ci_high=hi,
-                chance=_chance_agreement(y[y >= 0], group[y >= 0]), pairs=int(both.sum()),
-                null_p95=float(np.nanquantile(null, 0.95)),
+            null = _null(labels, dealt[:, at(mined.i)], dealt[:, at(mined.j)])
+            rows.append(dict(similar_in=direction, factor=factor, share=mean, ci_low=lo, ci_high=hi,
+                chance=_chance_agreement(labels[labels >= 0], group[labels >= 0]),
+                pairs=int(both.sum()), null_p95=float(np.nanquantile(null, 0.95)),
                 p=float((1 + (null >= mean).sum()) / (1 + n_resamples))))
     return pd.DataFrame(rows)
 
@@ -153,9 +156,11 @@ def _group_permutations(
     start = np.flatnonzero(np.r_[True, family[order][1:] != family[order][:-1]])
     size, rng, out = np.diff(np.r_[start, len(order)]), np.random.default_rng(seed), []
     for _ in range(n_resamples):
-        k, dealt = rng.permutation(len(start)), np.empty(len(order), np.int32)
-        first = np.cumsum(size[k]) - size[k] # first position of each family in the permuted order
-        dealt[order] = order[np.repeat(start[k] - first, size[k]) + np.arange(len(order))]
+        permuted, dealt = rng.permutation(len(start)), np.empty(len(order), np.int32)
+        # first position of each family in the permuted order
+        first = np.cumsum(size[permuted]) - size[permuted]
+        dealt[order] = order[np.repeat(start[permuted] - first,
+                                       size[permuted]) + np.arange(len(order))]
         out.append(dealt[rows])
     return np.stack(out)
 
@@ -164,33 +169,34 @@ def _codes(nodes): # integer codes for names, equal for both images of a pair
     return np.unique(np.stack(nodes).astype(str), return_inverse=True)[1].reshape(2, -1)
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #c386d223
-def _null(y, i, j): # fraction of pairs that agree, for each permutation; i, j [draws, p]
-    yi, yj = y[i], y[j]
+# fraction of pairs that agree, for each permutation; i, j [draws, p]
+def _null(labels, rows_i, rows_j):
+    yi, yj = labels[rows_i], labels[rows_j]
     known = (yi >= 0) & (yj >= 0)
     with np.errstate(invalid="ignore"):
         return ((yi == yj) & known).sum(1) / known.sum(1)
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #dfc9a0f6
-def _chance_agreement(
-    y: np.ndarray, # [n] labels
+def _chance_agreement(labels: np.ndarray, # [n] labels
     group: np.ndarray | None = None, # [n] rows of equal value are near-duplicates and form no pair
 ) -> float:
     "Return the fraction of all pairs of different rows whose labels are equal."
-    y = np.unique(y.astype(str), return_inverse=True)[1]
-    own = np.arange(len(y)) if group is None else np.unique(group, return_inverse=True)[1]
-    alike = _pairs_within(y) - _pairs_within(own * (y.max(initial=0) + 1) + y)
-    return float(alike / max(_pairs_within(np.zeros(len(y), int)) - _pairs_within(own), 1))
+    labels = np.unique(labels.astype(str), return_inverse=True)[1]
+    own = np.arange(len(labels)) if group is None else np.unique(group, return_inverse=True)[1]
+    alike = _pairs_within(labels) - _pairs_within(own * (labels.max(initial=0) + 1) + labels)
+    return float(alike / max(_pairs_within(np.zeros(len(labels), int)) - _pairs_within(own), 1))
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #f57b3a97
 def _pairs_within(code): # number of pairs with equal codes, each counted twice
-    n = np.unique(code, return_counts=True)[1].astype(float)
-    return float((n * (n - 1)).sum())
+    counts = np.unique(code, return_counts=True)[1].astype(float)
+    return float((counts * (counts - 1)).sum())
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #9a4d5ccd
 class _LazyRows:
     "Read a subset of the rows of an array on disk when it is indexed."
-    def __init__(self, x, rows):
-        self.x, self.rows, self.shape, self.dtype = x, rows, (len(rows), *x.shape[1:]), x.dtype
+    def __init__(self, array, rows):
+        self.x, self.rows, self.shape, self.dtype = (array, rows, (len(rows), *array.shape[1:]),
+                                                     array.dtype)
     def __len__(self): return len(self.rows)
     def __getitem__(self, at): return self.x[self.rows[at]]
 
@@ -211,22 +217,23 @@ def split_half_replication(
     `replicated` is `yes` if the interval of each half is above chance and the permutation test of
     half 2 has p < 0.05."""
     _check_same_items(a, b)
-    def of(m):
-        rows, items = np.flatnonzero(m), a.items[m].reset_index(drop=True)
-        half = [Embeddings(_LazyRows(e.vectors, rows), items, e.card) for e in (a, b)]
+    def of(mask):
+        rows, items = np.flatnonzero(mask), a.items[mask].reset_index(drop=True)
+        half = [Embeddings(_LazyRows(embeddings.vectors, rows), items, embeddings.card)
+                for embeddings in (a, b)]
         return factor_agreement(mine_pairs(*half, k, **mine_kwargs), items, factors, n_resamples)
     first = _split_halves(_group_ids(a.items))
     one, two = of(first), of(~first)
-    t = one.merge(two, on=["similar_in", "factor"], suffixes=("", "_2"))
-    found, again = (t[f"ci_low{s}"] > t[f"chance{s}"] for s in ("", "_2"))
-    holds = np.where(again & (t.p_2 < 0.05), "yes", "no")
-    return t.assign(replicated=np.where(found, holds, "not found"))
+    table = one.merge(two, on=["similar_in", "factor"], suffixes=("", "_2"))
+    found, again = (table[f"ci_low{suffix}"] > table[f"chance{suffix}"] for suffix in ("", "_2"))
+    holds = np.where(again & (table.p_2 < 0.05), "yes", "no")
+    return table.assign(replicated=np.where(found, holds, "not found"))
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #d5fdb12a
 def _split_halves(family: np.ndarray) -> np.ndarray: # [n] bool
     "Return a mask of one half of the families, chosen by a hash of their names alone."
-    kept = {f: int(content_hash(f), 16) % 2 == 0 for f in pd.unique(family)}
-    return np.array([kept[f] for f in family])
+    kept = {name: int(content_hash(name), 16) % 2 == 0 for name in pd.unique(family)}
+    return np.array([kept[name] for name in family])
 
 # %% ../../nbs/library/comparison/04_agreement.ipynb #136a0336
 def compare_to_seed_noise(
@@ -238,10 +245,11 @@ def compare_to_seed_noise(
 ) -> pd.DataFrame:
     """Return the score at each rank, beside the score of two seeds of an encoder at that rank,
     in the direction with the larger one."""
-    def side(t, d): return t[t.similar_in == d].set_index("rank").score.abs()
-    def further(t): return pd.concat([side(t, "a"), side(t, "b")], axis=1).max(axis=1)
-    columns = {TWO_SEEDS + n: further(t) for n, t in references.items()}
-    parts = [pd.DataFrame(dict(similar_in=n, score=side(pairs, d))
+    def side(table, direction):
+        return table[table.similar_in == direction].set_index("rank").score.abs()
+    def further(table): return pd.concat([side(table, "a"), side(table, "b")], axis=1).max(axis=1)
+    columns = {TWO_SEEDS + encoder: further(reference) for encoder, reference in references.items()}
+    parts = [pd.DataFrame(dict(similar_in=name, score=side(pairs, direction))
                           | columns).dropna(subset="score").rename_axis("rank").reset_index()
-             for d, n in zip("ab", names)]
+             for direction, name in zip("ab", names)]
     return pd.concat(parts, ignore_index=True)[["similar_in", "rank", "score", *columns]]

@@ -16,8 +16,8 @@ from ..encoders.embeddings import batched_slices
 from ..encoders.extraction import BATCH
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #1f1f305a
-_LINEAR = np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
-                    for c in np.arange(256) / 255], np.float32) # IEC 61966-2-1
+_LINEAR = np.array([level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4
+                    for level in np.arange(256) / 255], np.float32) # IEC 61966-2-1
 _XYZ = np.array([[0.4124564, 0.3575761, 0.1804375],
                  [0.2126729, 0.7151522, 0.0721750],
                  [0.0193339, 0.1191920, 0.9503041]], np.float32)
@@ -28,18 +28,22 @@ def _rgb_to_lab(
     rgb: np.ndarray, # [..., 3] uint8, sRGB
 ) -> np.ndarray: # [..., 3] float32: L 0..100, a, b
     "Return the CIELAB colors of sRGB values under illuminant D65."
-    t = _LINEAR[rgb] @ _XYZ.T
-    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t * (29 / 6) ** 2 / 3 + 4 / 29)
-    x, y, z = np.moveaxis(f, -1, 0)
+    tristimulus = _LINEAR[rgb] @ _XYZ.T
+    cube_roots = np.where(tristimulus > (6 / 29) ** 3, np.cbrt(tristimulus),
+                          tristimulus * (29 / 6) ** 2 / 3 + 4 / 29)
+    x, y, z = np.moveaxis(cube_roots, -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #eb7206b5
 # cells per side; ΔE of an object pixel; gray levels (0..1) per px of an edge
 _CELLS, _OBJECT, _EDGE = 4, 20.0, 0.05
-_ATTRIBUTES = ([f"{p}_{c}" for p in ("mean", "ground", "object") for c in "Lab"]
+
+# %% ../../nbs/library/comparison/05_attributes.ipynb #78497255
+_ATTRIBUTES = ([f"{region}_{channel}" for region in ("mean", "ground", "object")
+                for channel in "Lab"]
     + ["ground_uniform", "brightness", "contrast", "saturation", "sharpness", "edge_density"]
-    + [f"grey_{k}" for k in range(_CELLS**2)] + [f"edge_{k}" for k in range(_CELLS**2)]
-    + [f"hist_{k}" for k in range(64)])
+    + [f"grey_{cell}" for cell in range(_CELLS**2)] + [f"edge_{cell}" for cell in range(_CELLS**2)]
+    + [f"hist_{bucket}" for bucket in range(64)])
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #8f1ceb27
 def attributes(
@@ -54,60 +58,60 @@ def attributes(
         raise UserError("attributes need pixels [n, s, s, 3] of uint8, s 8 or more; got "
                         f"{list(pixels.shape)} of {pixels.dtype}")
     step = max(1, 2**20 // (pixels.shape[1] * pixels.shape[2])) # images per batch
-    parts = [_attributes(pixels[a:a + step]) for a in range(0, len(pixels), step)]
+    parts = [_attributes(pixels[start:start + step]) for start in range(0, len(pixels), step)]
     return pd.DataFrame(np.concatenate(parts), columns=_ATTRIBUTES)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #cd7bd4b1
-def _attributes(p):
-    n, color, grey = len(p), _rgb_to_lab(p), p @ np.float32(GRAY) / 255
-    edge = color[:, _ring(*p.shape[1:3])]
+def _attributes(pixels):
+    n_images, color, gray = len(pixels), _rgb_to_lab(pixels), pixels @ np.float32(GRAY) / 255
+    edge = color[:, _ring(*pixels.shape[1:3])]
     ground = np.median(edge, 1)
     off = np.linalg.norm(color - ground[:, None, None], axis=-1)
     seen = (off > _OBJECT)[..., None]
     size = seen.sum((1, 2))
     thing = np.where(size > 0, (color * seen).sum((1, 2)) / size.clip(1), ground)
-    high, low = p.max(-1).astype(np.float32), p.min(-1).astype(np.float32)
-    g = grey.reshape(n, -1)
-    slope = _sobel(grey)
+    high, low = pixels.max(-1).astype(np.float32), pixels.min(-1).astype(np.float32)
+    flat = gray.reshape(n_images, -1)
+    slope = _sobel(gray)
     numbers = [(np.linalg.norm(edge - ground[:, None], axis=-1) < _OBJECT / 2).mean(1),
-               g.mean(1), g.std(1), ((high - low) / high.clip(1)).mean((1, 2)),
-               np.log(_laplacian(grey).var((1, 2)) + 255.0**-2), (slope > _EDGE).mean((1, 2))]
-    cells = _cells(grey); cells -= cells.mean(1, keepdims=True)
+               flat.mean(1), flat.std(1), ((high - low) / high.clip(1)).mean((1, 2)),
+               np.log(_laplacian(gray).var((1, 2)) + 255.0**-2), (slope > _EDGE).mean((1, 2))]
+    cells = _cells(gray); cells -= cells.mean(1, keepdims=True)
     energy = _cells(np.pad(slope**2, ((0, 0), (1, 1), (1, 1))))
     scale = np.linalg.norm(cells, axis=1, keepdims=True).clip(1e-3) # flat stays 0
     return np.concatenate([color.mean((1, 2)), ground, thing, np.stack(numbers, 1),
         cells / scale, energy / energy.sum(1, keepdims=True).clip(1e-6),
-        _histogram(p)], 1).astype(np.float32)
+        _histogram(pixels)], 1).astype(np.float32)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #ce512cfd
-def _ring(h, w): # mask of the border, a sixteenth of the side wide
-    m, k = np.ones((h, w), bool), max(1, min(h, w) // 16)
-    m[k:-k, k:-k] = False
-    return m
+def _ring(height, width): # mask of the border, a sixteenth of the side wide
+    mask, border = np.ones((height, width), bool), max(1, min(height, width) // 16)
+    mask[border:-border, border:-border] = False
+    return mask
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #31a519e6
-def _laplacian(g):
-    return (g[:, 2:, 1:-1] + g[:, :-2, 1:-1] + g[:, 1:-1, 2:] + g[:, 1:-1, :-2]
-            - 4 * g[:, 1:-1, 1:-1])
+def _laplacian(gray):
+    return (gray[:, 2:, 1:-1] + gray[:, :-2, 1:-1] + gray[:, 1:-1, 2:] + gray[:, 1:-1, :-2]
+            - 4 * gray[:, 1:-1, 1:-1])
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #22704651
-def _sobel(g): # norm of the gradient, gray levels per px
-    down, right = (g[:, :-2] + 2 * g[:, 1:-1] + g[:, 2:],
-                   g[:, :, :-2] + 2 * g[:, :, 1:-1] + g[:, :, 2:])
+def _sobel(gray): # norm of the gradient, gray levels per px
+    down, right = (gray[:, :-2] + 2 * gray[:, 1:-1] + gray[:, 2:],
+                   gray[:, :, :-2] + 2 * gray[:, :, 1:-1] + gray[:, :, 2:])
     return np.hypot(down[:, :, 2:] - down[:, :, :-2], right[:, 2:] - right[:, :-2]) / 8
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #5c2cfd86
 # [n, CELLS**2] means of cells; rows and columns beyond the last whole cell are left out
-def _cells(g):
-    n, h, w = len(g), *(s // _CELLS for s in g.shape[1:])
-    return g[:, :h * _CELLS,
-             :w * _CELLS].reshape(n, _CELLS, h, _CELLS, w).mean((2, 4)).reshape(n, -1)
+def _cells(maps):
+    n_images, height, width = len(maps), *(side // _CELLS for side in maps.shape[1:])
+    return maps[:, :height * _CELLS, :width * _CELLS].reshape(n_images, _CELLS, height, _CELLS,
+                                      width).mean((2, 4)).reshape(n_images, -1)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #be50328e
-def _histogram(p): # [n, 64] fractions
-    q = (p >> 6).reshape(len(p), -1, 3).astype(np.int64)
-    at = (q @ np.array([16, 4, 1])) + 64 * np.arange(len(p))[:, None]
-    return np.bincount(at.ravel(), minlength=64 * len(p)).reshape(-1, 64) / q.shape[1]
+def _histogram(pixels): # [n, 64] fractions
+    quantized = (pixels >> 6).reshape(len(pixels), -1, 3).astype(np.int64)
+    at = (quantized @ np.array([16, 4, 1])) + 64 * np.arange(len(pixels))[:, None]
+    return np.bincount(at.ravel(), minlength=64 * len(pixels)).reshape(-1, 64) / quantized.shape[1]
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #78f1a0ed
 def _corpus_attributes(
@@ -115,21 +119,26 @@ def _corpus_attributes(
     size: int = 64, # px to which images are resized
 ) -> pd.DataFrame: # item_id and one column per attribute
     "Return the attributes of every image of a corpus."
-    pixels, n = ImageDecoder(corpus, size), len(corpus)
-    found = np.empty((n, len(_ATTRIBUTES)), np.float32)
-    with Progress("attributes", n) as bar:
-        for s in batched_slices(n, BATCH):
-            found[s] = attributes(pixels[range(s.start, s.stop)].transpose(0, 2, 3, 1))
-            bar.add(s.stop - s.start)
-    t = pd.DataFrame(found, columns=_ATTRIBUTES, copy=False)
-    t.insert(0, "item_id", corpus["item_id"][:])
-    return t
+    pixels, n_images = ImageDecoder(corpus, size), len(corpus)
+    found = np.empty((n_images, len(_ATTRIBUTES)), np.float32)
+    with Progress("attributes", n_images) as bar:
+        for block in batched_slices(n_images, BATCH):
+            found[block] = attributes(pixels[range(block.start, block.stop)].transpose(0, 2, 3, 1))
+            bar.add(block.stop - block.start)
+    table = pd.DataFrame(found, columns=_ATTRIBUTES, copy=False)
+    table.insert(0, "item_id", corpus["item_id"][:])
+    return table
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #b6296489
-_VECTORS = dict(mean=[f"mean_{c}" for c in "Lab"], ground=[f"ground_{c}" for c in "Lab"],
-    object=[f"object_{c}" for c in "Lab"], histogram=[f"hist_{k}" for k in range(64)],
-    layout=[f"grey_{k}" for k in range(_CELLS**2)], edges=[f"edge_{k}" for k in range(_CELLS**2)],
+_VECTORS = dict(mean=[f"mean_{channel}" for channel in "Lab"],
+                ground=[f"ground_{channel}" for channel in "Lab"],
+    object=[f"object_{channel}" for channel in "Lab"],
+                histogram=[f"hist_{bucket}" for bucket in range(64)],
+    layout=[f"grey_{cell}" for cell in range(_CELLS**2)],
+                edges=[f"edge_{cell}" for cell in range(_CELLS**2)],
     sharpness=["sharpness"], brightness=["brightness"])
+
+# %% ../../nbs/library/comparison/05_attributes.ipynb #90252aa5
 _DISTANCES = tuple(_VECTORS)
 
 # %% ../../nbs/library/comparison/05_attributes.ipynb #6a77baca
@@ -144,8 +153,8 @@ def attribute_distances(
     Source: histogram intersection of Swain and Ballard (1991)."""
     out = {}
     for name in names:
-        v = attributes[_VECTORS[name]].values
-        gap = v[i] - v[j]
+        values = attributes[_VECTORS[name]].values
+        gap = values[i] - values[j]
         out[name] = (np.abs(gap).sum(1) / 2 if name == "histogram"
                      else np.linalg.norm(gap, axis=1))
     return pd.DataFrame(out)

@@ -30,19 +30,19 @@ def _stratified_pairs(
     if len(rows) < 3:
         raise UserError(f"similarity needs pairs: got {len(rows)} different images, expected 3 or "
                         "more")
-    codes = {s: pd.factorize(items[s].values[rows])[0] for s in strata}
+    codes = {column: pd.factorize(items[column].values[rows])[0] for column in strata}
     codes["none of these"] = np.zeros(len(rows), int)
     earlier, plan = [], {}
     for name, code in codes.items():
         plan[name] = (code, list(earlier), _stratum_size(code, earlier))
         earlier.append(code)
-    take = _shares({k: p[2] for k, p in plan.items()}, pairs)
+    take = _shares({name: entry[2] for name, entry in plan.items()}, pairs)
     rng, parts = np.random.default_rng(seed), []
     for name, (code, before, total) in plan.items():
         if not take[name]: continue
-        i, j = _draw_pairs(rng, code, before, take[name])
-        parts.append(pd.DataFrame(dict(i=rows[i], j=rows[j], stratum=name,
-                                       weight=total / len(i))))
+        left, right = _draw_pairs(rng, code, before, take[name])
+        parts.append(pd.DataFrame(dict(i=rows[left], j=rows[right], stratum=name,
+                                       weight=total / len(left))))
     return pd.concat(parts, ignore_index=True)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #69fb1c25
@@ -56,17 +56,18 @@ def _agreeing(key, rows, others):
     size = np.bincount(key)
     keep = size[key] > 1 # drop rows that agree with no other row
     key, rows, total = key[keep], rows[keep], int((size * (size - 1) // 2).sum())
-    for k, c in enumerate(others if len(rows) else ()):
-        known = c[rows] >= 0
-        finer = key[known] * (int(c.max()) + 1) + c[rows[known]]
-        total -= _agreeing(np.unique(finer, return_inverse=True)[1], rows[known], others[k + 1:])
+    for index, code in enumerate(others if len(rows) else ()):
+        known = code[rows] >= 0
+        finer = key[known] * (int(code.max()) + 1) + code[rows[known]]
+        total -= _agreeing(np.unique(finer, return_inverse=True)[1], rows[known],
+                           others[index + 1:])
     return total
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #3014988a
 def _shares(sizes, pairs): # equal allocation; what a small stratum cannot use goes to the others
     take, left = {}, pairs
-    for k, name in enumerate(sorted(sizes, key=sizes.get)):
-        take[name] = min(sizes[name], left // (len(sizes) - k))
+    for index, name in enumerate(sorted(sizes, key=sizes.get)):
+        take[name] = min(sizes[name], left // (len(sizes) - index))
         left -= take[name]
     return take
 
@@ -80,23 +81,24 @@ def _draw_pairs(rng, code, before, want):
     size = np.bincount(code[order])
     start, own = np.cumsum(size) - size, size * (size - 1) // 2
     keys = np.empty(0, np.int64)
-    def agree_on_none_before(i, j): # [m] bool
-        agree = np.zeros(len(i), bool)
-        for earlier in before: agree |= (earlier[i] == earlier[j]) & (earlier[i] >= 0)
+    def agree_on_none_before(left, right): # [m] bool
+        agree = np.zeros(len(left), bool)
+        for earlier in before: agree |= (earlier[left] == earlier[right]) & (earlier[left] >= 0)
         return ~agree
     if own.sum() <= _ENUMERATE:
-        pairs = [order[s + np.stack(np.triu_indices(n, 1))] for s, n in zip(start, size) if n > 1]
-        i, j = np.concatenate(pairs, 1)
-        keep = np.nonzero(agree_on_none_before(i, j))[0]
+        pairs = [order[begin + np.stack(np.triu_indices(count, 1))]
+                 for begin, count in zip(start, size) if count > 1]
+        left, right = np.concatenate(pairs, 1)
+        keep = np.nonzero(agree_on_none_before(left, right))[0]
         keep = rng.permutation(keep)[:want]
-        return np.minimum(i, j)[keep], np.maximum(i, j)[keep]
+        return np.minimum(left, right)[keep], np.maximum(left, right)[keep]
     while len(keys) < want:
-        g = np.searchsorted(np.cumsum(own), rng.integers(own.sum(), size=2 * want), "right")
-        a = rng.integers(size[g])
-        b = (a + 1 + rng.integers(size[g] - 1)) % size[g]
-        i, j = order[start[g] + a], order[start[g] + b]
-        ok = agree_on_none_before(i, j)
-        new = np.minimum(i, j)[ok] * len(code) + np.maximum(i, j)[ok]
+        group = np.searchsorted(np.cumsum(own), rng.integers(own.sum(), size=2 * want), "right")
+        offset = rng.integers(size[group])
+        other = (offset + 1 + rng.integers(size[group] - 1)) % size[group]
+        left, right = order[start[group] + offset], order[start[group] + other]
+        ok = agree_on_none_before(left, right)
+        new = np.minimum(left, right)[ok] * len(code) + np.maximum(left, right)[ok]
         both = np.concatenate([keys, new])
         keys = both[np.sort(np.unique(both, return_index=True)[1])] # first come, first kept
     return keys[:want] // len(code), keys[:want] % len(code)
@@ -117,37 +119,40 @@ def _pair_design_matrix(
 ) -> tuple[pd.DataFrame, dict]: # [p, terms] the design matrix; group -> its terms
     """Return the design matrix of pairs: exclusive matches, presence, and nearness in standard
     deviations over all pairs."""
-    i, j, x, group = sample.i.values, sample.j.values, {}, {}
+    left, right, columns, group = sample.i.values, sample.j.values, {}, {}
     for names in factors:
-        before = np.zeros(len(i), bool)
-        for f in names:
-            code = pd.factorize(items[f].values)[0]
+        before = np.zeros(len(left), bool)
+        for factor in names:
+            code = pd.factorize(items[factor].values)[0]
             known = code >= 0
-            match = (code[i] == code[j]) & known[i] & known[j]
-            x[f"same {f}"] = match & ~before
-            group.setdefault(names[0], []).append(f"same {f}")
+            match = (code[left] == code[right]) & known[left] & known[right]
+            columns[f"same {factor}"] = match & ~before
+            group.setdefault(names[0], []).append(f"same {factor}")
             before |= match
-    for name, known in _presence(items, [f for names in factors for f in names]).items():
-        x[name] = known[i] & known[j]
+    for name, known in _presence(items, [factor for names in factors for factor in names]).items():
+        columns[name] = known[left] & known[right]
         group.setdefault("presence", []).append(name)
-    group["colour"] = [f"near {f}" for f in _COLOR_DISTANCES if f in nearness]
-    far, w = attribute_distances(attributes, i, j, nearness), sample.weight.values
-    for f in nearness:
-        d = far[f].values
-        spread = np.sqrt(np.average((d - np.average(d, weights=w)) ** 2, weights=w))
-        x[f"near {f}"], group[f"near {f}"] = -d / max(spread, 1e-9), [f"near {f}"]
-    t = pd.DataFrame(x).astype(float)
-    t = t.loc[:, t.nunique() > 1] # drop constant terms: they explain nothing
-    group = {g: [c for c in terms if c in t] for g, terms in group.items()}
-    return t, {g: terms for g, terms in group.items() if terms}
+    group["colour"] = [f"near {attribute}"
+                       for attribute in _COLOR_DISTANCES if attribute in nearness]
+    far, weight = attribute_distances(attributes, left, right, nearness), sample.weight.values
+    for factor in nearness:
+        distance = far[factor].values
+        spread = np.sqrt(np.average((distance - np.average(distance, weights=weight)) ** 2,
+                                    weights=weight))
+        columns[f"near {factor}"], group[f"near {factor}"] = (-distance / max(spread, 1e-9),
+                                                              [f"near {factor}"])
+    design = pd.DataFrame(columns).astype(float)
+    design = design.loc[:, design.nunique() > 1] # drop constant terms: they explain nothing
+    group = {name: [term for term in terms if term in design] for name, terms in group.items()}
+    return design, {name: terms for name, terms in group.items() if terms}
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #e4f7ec41
 # factors that are present for the same images share one term, named by the first
 def _presence(items, factors):
     seen = {}
-    for f in factors:
-        known = items[f].notna().to_numpy()
-        if not known.all(): seen.setdefault(known.tobytes(), (f"both have a {f}", known))
+    for factor in factors:
+        known = items[factor].notna().to_numpy()
+        if not known.all(): seen.setdefault(known.tobytes(), (f"both have a {factor}", known))
     return dict(seen.values())
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #4460f920
@@ -155,8 +160,8 @@ def _weighted_ols(
     x: np.ndarray, # [p, k] terms
     y: np.ndarray, # [p, e] similarities, one column per encoder
     groups: dict, # name -> positions of its terms; a term may be in several
-    i: np.ndarray, # [p] family of the first image
-    j: np.ndarray, # [p] family of the second image
+    left: np.ndarray, # [p] family of the first image
+    right: np.ndarray, # [p] family of the second image
     weight: np.ndarray | None = None, # [p] weights of the pairs
     n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0,
@@ -165,17 +170,18 @@ def _weighted_ols(
     [e]."""
     w = np.ones(len(x)) if weight is None else weight / np.mean(weight)
     # the columns 1, x and y, centered to avoid a loss of precision
-    z = np.column_stack([np.ones(len(x)), x - x.mean(0), y - y.mean(0)]) # [p, 1 + k + e]
+    columns = np.column_stack([np.ones(len(x)), x - x.mean(0), y - y.mean(0)]) # [p, 1 + k + e]
     # Z'WZ as a sum over pairs: its upper triangle, flat
-    first, second = np.triu_indices(z.shape[1])
-    def products(s): # [m, triangle]
-        return z[s][:, first] * z[s][:, second] * w[s, None]
-    total = sum(products(s).sum(0) for s in batched_slices(len(z)))
-    drawn = node_bootstrap_sums(lambda s: _in_blocks(products, s, len(z)), i, j, n_resamples, seed)
+    first, second = np.triu_indices(columns.shape[1])
+    def products(part): # [m, triangle]
+        return columns[part][:, first] * columns[part][:, second] * w[part, None]
+    total = sum(products(part).sum(0) for part in batched_slices(len(columns)))
+    drawn = node_bootstrap_sums(lambda part: _in_blocks(products, part, len(columns)), left, right,
+                                n_resamples, seed)
     drawn = drawn[drawn[:, 0] > 0] # the first is the sum of weights: a resample may have no pairs
     fit = _least_squares(_symmetric(total[None], first, second), x.shape[1], groups)
     resampled = _least_squares(_symmetric(drawn, first, second), x.shape[1], groups)
-    return {quantity: v[0] for quantity, v in fit.items()}, resampled
+    return {quantity: estimates[0] for quantity, estimates in fit.items()}, resampled
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #7e8e5cb5
 def _symmetric(sums, first, second): # [r, triangle] sums -> [r, D, D] weighted means
@@ -186,15 +192,15 @@ def _symmetric(sums, first, second): # [r, triangle] sums -> [r, D, D] weighted 
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #6ec8fb64
 # float32 products of a slice, in blocks, since it may hold very many pairs
-def _in_blocks(products, s, n):
-    rows = range(n)[s]
-    return np.concatenate([products(slice(rows.start + b.start,
-                                          rows.start + b.stop)).astype(np.float32)
-                           for b in batched_slices(len(rows), 1024)])
+def _in_blocks(products, part, n_pairs):
+    rows = range(n_pairs)[part]
+    return np.concatenate([products(slice(rows.start + block.start,
+                                          rows.start + block.stop)).astype(np.float32)
+                           for block in batched_slices(len(rows), 1024)])
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #3494f87c
-def _least_squares(gram, k, groups): # gram: [r, 1 + k + e, 1 + k + e] of the columns 1, x, y
-    terms, outcomes = np.arange(k + 1), np.arange(k + 1, gram.shape[1])
+def _least_squares(gram, n_terms, groups): # gram: [r, 1 + k + e, 1 + k + e] of the columns 1, x, y
+    terms, outcomes = np.arange(n_terms + 1), np.arange(n_terms + 1, gram.shape[1])
     squared_mean = gram[:, 0, outcomes] ** 2 # [r, e]
     variance = gram[:, outcomes, outcomes] - squared_mean # [r, e] of y
     def fit(columns): # slopes [r, columns, e] and R² [r, e], by the normal equations
@@ -224,11 +230,12 @@ def _collinearity(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each term's strongest correlation with another term, and its variance inflation
     factor 1 / (1 - R²)."""
-    r = _correlation(x, weight)
-    other = np.where(np.eye(len(r), dtype=bool), 0, r)
-    strongest = other[np.arange(len(r)), np.abs(other).argmax(1)] if len(r) else np.empty(0)
+    correlation = _correlation(x, weight)
+    other = np.where(np.eye(len(correlation), dtype=bool), 0, correlation)
+    strongest = (other[np.arange(len(correlation)), np.abs(other).argmax(1)] if len(correlation)
+                 else np.empty(0))
     # about 1e9 for a term that the others determine wholly
-    return strongest, np.diag(np.linalg.inv(r + 1e-9 * np.eye(len(r))))
+    return strongest, np.diag(np.linalg.inv(correlation + 1e-9 * np.eye(len(correlation))))
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #2e11192b
 def _collinear_sets(
@@ -239,15 +246,30 @@ def _collinear_sets(
     from scipy.sparse.csgraph import connected_components
     if not x.shape[1]: return []
     of = connected_components(np.abs(_correlation(x, weight)) >= least, directed=False)[1]
-    return [np.flatnonzero(of == c).tolist()
-            for c in dict.fromkeys(of.tolist()) if (of == c).sum() > 1]
+    return [np.flatnonzero(of == component).tolist()
+            for component in dict.fromkeys(of.tolist()) if (of == component).sum() > 1]
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #d819ffec
 # the name of a set of terms, and the sign of each term in its sum
-def _together(terms, positions, r):
-    sign = np.where(r[positions[0], positions] < 0, -1, 1)
-    rest = "".join(f" {'-' if s < 0 else '+'} {terms[p]}" for p, s in zip(positions[1:], sign[1:]))
+def _together(terms, positions, correlation):
+    sign = np.where(correlation[positions[0], positions] < 0, -1, 1)
+    rest = "".join(f" {'-' if direction < 0 else '+'} {terms[position]}"
+                   for position, direction in zip(positions[1:], sign[1:]))
     return terms[positions[0]] + rest, sign
+
+# %% ../../nbs/library/comparison/06_attribution.ipynb #99a62658
+def _strata(items, factors): # names of the factors by which pairs are sampled
+    names = tuple(factor for levels in factors for factor in levels)
+    own = factors and "ground_color" in items and "ground_color" not in names
+    return names + ("ground_color",) if own else names
+
+# %% ../../nbs/library/comparison/06_attribution.ipynb #affd169d
+def _with_collinearity(table, names, values, weight): # values: [pairs, terms]
+    strongest, inflation = _collinearity(values, weight)
+    found = pd.DataFrame(dict(r=strongest, vif=inflation), names)
+    slopes = table.quantity.isin(["slope", "collinear"])
+    return table.assign(**{column: table.term.map(found[column]).where(slopes)
+                           for column in found})
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #a783c88c
 def similarity_regression(
@@ -274,69 +296,71 @@ def similarity_regression(
         raise UserError(f"unknown weighting {weighting!r}: expected stratified or population")
     items = _common_items(encoders, attributes)
     factors = _present(items, factors)
-    strata = tuple(f for g in factors for f in g)
-    if factors and "ground_color" in items and "ground_color" not in strata:
-        strata += ("ground_color",)
-    sample = _stratified_pairs(items, pairs, strata, seed)
-    x, group = _pair_design_matrix(items, attributes, sample, factors, nearness)
-    i, j, node = sample.i.values, sample.j.values, _nodes(items)
-    y = np.stack([_standard(e, i, j) for e in encoders.values()], 1)
+    sample = _stratified_pairs(items, pairs, _strata(items, factors), seed)
+    design, group = _pair_design_matrix(items, attributes, sample, factors, nearness)
+    left, right, node = sample.i.values, sample.j.values, _nodes(items)
+    similarity = np.stack([_standard(embeddings, left, right) for embeddings in encoders.values()],
+                          1)
     weight = sample.weight.values if weighting == "population" else None
-    at = {g: [x.columns.get_loc(c) for c in terms] for g, terms in group.items()}
-    r, names, sets = _correlation(x.values, weight), list(x), {}
-    for positions in _collinear_sets(x.values, weight):
-        name, sign = _together(names, positions, r)
+    at = {name: [design.columns.get_loc(term) for term in terms] for name, terms in group.items()}
+    correlation, names, sets = _correlation(design.values, weight), list(design), {}
+    for positions in _collinear_sets(design.values, weight):
+        name, sign = _together(names, positions, correlation)
         sets[name] = positions, sign
     grouped = at | {name: positions for name, (positions, _) in sets.items()}
-    fit, drawn = _weighted_ols(x.values, y, grouped, node[i], node[j], weight, n_resamples, seed)
-    t = _with_differences(list(encoders), *_summed(names, [*group, *sets], sets, fit, drawn))
-    strongest, inflation = _collinearity(x.values, weight)
-    told = pd.DataFrame(dict(r=strongest, vif=inflation), names)
-    t = t.assign(**{c: t.term.map(told[c]).where(t.quantity.isin(["slope", "collinear"]))
-                    for c in told})
-    return t.assign(pairs=len(sample), n_groups=len(np.unique(node[np.concatenate([i, j])])),
-                    weighting=weighting)
+    fit, drawn = _weighted_ols(design.values, similarity, grouped, node[left], node[right], weight,
+                               n_resamples, seed)
+    table = _with_differences(list(encoders), *_summed(names, [*group, *sets], sets, fit, drawn))
+    table = _with_collinearity(table, names, design.values, weight)
+    n_groups = len(np.unique(node[np.concatenate([left, right])]))
+    return table.assign(pairs=len(sample), n_groups=n_groups, weighting=weighting)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1ed0ba0e
 # names, estimates and resamples, with one slope for each set of collinear terms
 def _summed(terms, groups, sets, fit, drawn):
-    inside = sorted(k for positions, _ in sets.values() for k in positions)
-    alone = [k for k in range(len(terms)) if k not in inside]
+    inside = sorted(position for positions, _ in sets.values() for position in positions)
+    alone = [position for position in range(len(terms)) if position not in inside]
     def merged(quantities):
         slope = quantities["slope"] # [..., terms, e]
         parts = [slope[..., alone, :]]
         for positions, sign in sets.values():
             parts.append((slope[..., positions, :] * sign[:, None]).sum(-2, keepdims=True))
         return quantities | dict(slope=np.concatenate(parts, -2), collinear=slope[..., inside, :])
-    names = dict(slope=[*(terms[k] for k in alone), *sets], collinear=[terms[k] for k in inside],
-                 unique=groups, r2=["all"])
-    return {q: n for q, n in names.items() if n}, merged(fit), merged(drawn)
+    names = dict(slope=[*(terms[position] for position in alone), *sets],
+                 collinear=[terms[position] for position in inside], unique=groups, r2=["all"])
+    return ({quantity: labels for quantity, labels in names.items() if labels}, merged(fit),
+            merged(drawn))
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #412bf9e3
-def _difference(v, a, b): # [..., encoders] -> [...]: encoder a, or a minus b
-    return v[..., a] if b is None else v[..., a] - v[..., b]
+# [..., encoders] -> [...]: the first encoder, or its difference from the second
+def _difference(values, first, second):
+    return values[..., first] if second is None else values[..., first] - values[..., second]
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #3dcd5de6
 def _with_differences(encoders, names, fit, drawn):
-    rows, n = [], len(encoders)
-    pairs = [(k, None) for k in range(n)] + list(itertools.combinations(range(n), 2))
-    for (a, b), (quantity, terms) in itertools.product(pairs, names.items()):
-        value = np.atleast_1d(_difference(fit[quantity], a, b)) # [terms]
-        spread = _difference(drawn[quantity], a, b).reshape(-1, len(terms)) # [resamples, terms]
+    rows, n_encoders = [], len(encoders)
+    pairs = ([(index, None) for index in range(n_encoders)]
+             + list(itertools.combinations(range(n_encoders), 2)))
+    for (first, second), (quantity, terms) in itertools.product(pairs, names.items()):
+        value = np.atleast_1d(_difference(fit[quantity], first, second)) # [terms]
+        # [resamples, terms]
+        spread = _difference(drawn[quantity], first, second).reshape(-1, len(terms))
         lo, hi = np.quantile(spread, [0.025, 0.975], axis=0)
-        who = encoders[a] if b is None else f"{encoders[a]} − {encoders[b]}"
-        rows += [dict(encoder=who, quantity=quantity, term=t, value=float(v), ci_low=float(l),
-                      ci_high=float(h))
-                 for t, v, l, h in zip(terms, value, lo, hi)]
+        who = encoders[first] if second is None else f"{encoders[first]} − {encoders[second]}"
+        rows += [dict(encoder=who, quantity=quantity, term=term, value=float(estimate),
+                      ci_low=float(low), ci_high=float(high))
+                 for term, estimate, low, high in zip(terms, value, lo, hi)]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1ef420c0
 def _common_items(encoders, attributes=None):
     first = next(iter(encoders.values())).items
-    for name, e in encoders.items():
-        if len(e.items) != len(first) or (e.items.item_id.values != first.item_id.values).any():
+    for name, embeddings in encoders.items():
+        if (len(embeddings.items) != len(first)
+            or (embeddings.items.item_id.values != first.item_id.values).any()):
             raise UserError(f"{name} embedded other items than {next(iter(encoders))}: "
-                            f"{len(e.items)} and {len(first)} rows; embed one corpus with both")
+                            f"{len(embeddings.items)} and {len(first)} rows; embed one corpus with "
+                            "both")
     if attributes is not None and (len(attributes) != len(first) or ("item_id" in attributes
             and (attributes.item_id.values != first.item_id.values).any())):
         raise UserError(f"the attributes are of other items: {len(attributes)} rows for "
@@ -347,29 +371,31 @@ def _common_items(encoders, attributes=None):
 # %% ../../nbs/library/comparison/06_attribution.ipynb #83c0a41d
 def _present(items, factors):
     "Return the factors that the items have; warn about the others."
-    def has(f): return f in items and items[f].notna().any()
-    missing = [f for g in factors for f in g if not has(f)]
+    def has(factor): return factor in items and items[factor].notna().any()
+    missing = [factor for levels in factors for factor in levels if not has(factor)]
     if missing:
         rest = "" if len(missing) < sum(map(len, factors)) else ": attributes alone are used"
         warnings.warn(f"the items have no {', '.join(missing)}{rest}")
-    return tuple(g for g in (tuple(f for f in g if has(f)) for g in factors) if g)
+    return tuple(kept for kept in (tuple(factor for factor in levels if has(factor))
+                              for levels in factors) if kept)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #4676c5d5
 # cluster of each item in the bootstrap: the concept family, else the image itself
 def _nodes(items):
     own = items.item_id.values
     named = items["family"].values if "family" in items else np.full(len(items), None)
-    who = [f"item {o}" if pd.isna(f) else f"family {f}" for f, o in zip(named, own)]
+    who = [f"item {item_id}" if pd.isna(family) else f"family {family}"
+           for family, item_id in zip(named, own)]
     return pd.factorize(pd.Series(who), sort=True)[0]
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1c836e3b
 # standardized similarity of pairs: mean and standard deviation over all pairs
-def _standard(e, i, j):
-    mean, std = _similarity_moments(e.unit_blocks())
+def _standard(embeddings, left, right):
+    mean, std = _similarity_moments(embeddings.unit_blocks())
     if not np.isfinite(mean):
-        raise UserError(f"vectors of {e.card.get('name', 'an encoder')} are not finite; embed "
-                        "again")
-    return (pair_cosine(e, i, j) - mean) / std
+        raise UserError(f"vectors of {embeddings.card.get('name', 'an encoder')} are not finite; "
+                        "embed again")
+    return (pair_cosine(embeddings, left, right) - mean) / std
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #5cc3e464
 # width of a bin of z; pairs kept per bin; number of random pairs
@@ -377,40 +403,44 @@ _SIMILARITY_BIN, _PER_BIN, _RANDOM = 0.1, 1_000, 20_000
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #d2f5f27b
 def _similarity_matched_pairs(
-    e: Embeddings, # embeddings by the encoder for which the mined pairs are similar
-    z: np.ndarray, # [m] standardized similarity of mined pairs
+    embeddings: Embeddings, # embeddings by the encoder for which the mined pairs are similar
+    z_scores: np.ndarray, # [m] standardized similarity of mined pairs
     anchors: int = 1_000, # number of random images that are compared with all images
     seed: int = 0,
 ) -> pd.DataFrame: # i, j, bin; at most `_PER_BIN` random pairs per bin
     "Return random pairs whose similarity falls into the bins of the mined pairs."
-    rng, n = np.random.default_rng(seed), len(e.items)
-    mean, std = _similarity_moments(e.unit_blocks())
-    pixel = (pd.factorize(e.items.pixel_hash)[0] if "pixel_hash" in e.items else np.arange(n))
-    wanted = np.unique(np.floor(z / _SIMILARITY_BIN).astype(int))
-    rows = rng.permutation(n)[:anchors]
-    place = np.full(n, n); place[rows] = np.arange(len(rows))
-    best, x = [], e.unit(rows)
-    for s in batched_slices(n, 1024):
-        b = np.floor((x @ e.unit(s).T - mean) / std / _SIMILARITY_BIN).astype(int)
-        ok = np.isin(b, wanted) & (pixel[rows][:, None] != pixel[s])
-        ok &= place[rows][:, None] < place[s] # count a pair of two anchors once
-        p, q = np.nonzero(ok)
-        i, j = rows[p], q + s.start
-        new = pd.DataFrame(dict(i=i, j=j, bin=b[p, q], key=_pair_hash(i, j, n, seed)))
+    rng, n_items = np.random.default_rng(seed), len(embeddings.items)
+    mean, std = _similarity_moments(embeddings.unit_blocks())
+    pixel = (pd.factorize(embeddings.items.pixel_hash)[0] if "pixel_hash" in embeddings.items
+             else np.arange(n_items))
+    wanted = np.unique(np.floor(z_scores / _SIMILARITY_BIN).astype(int))
+    rows = rng.permutation(n_items)[:anchors]
+    place = np.full(n_items, n_items); place[rows] = np.arange(len(rows))
+    best, vectors = [], embeddings.unit(rows)
+    for part in batched_slices(n_items, 1024):
+        bins = np.floor((vectors @ embeddings.unit(part).T
+                         - mean) / std / _SIMILARITY_BIN).astype(int)
+        ok = np.isin(bins, wanted) & (pixel[rows][:, None] != pixel[part])
+        ok &= place[rows][:, None] < place[part] # count a pair of two anchors once
+        row, column = np.nonzero(ok)
+        left, right = rows[row], column + part.start
+        new = pd.DataFrame(dict(i=left, j=right, bin=bins[row, column],
+                                key=_pair_hash(left, right, n_items, seed)))
         best = [pd.concat([*best, new]).sort_values("key").groupby("bin").head(_PER_BIN)]
     return best[0][["i", "j", "bin"]].reset_index(drop=True)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #836f8365
-def _pair_hash(i, j, n, seed):
+def _pair_hash(left, right, n_items, seed):
     """Return a hash of each pair. It depends on the pair alone, so a rounding error at the edge of
     a bin changes one pair.
 
     Source: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
-    x = np.minimum(i, j).astype(np.uint64) * np.uint64(n) + np.maximum(i, j).astype(np.uint64)
-    x += np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    code = (np.minimum(left, right).astype(np.uint64) * np.uint64(n_items)
+            + np.maximum(left, right).astype(np.uint64))
+    code += np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-    return x ^ (x >> np.uint64(31))
+        code = (code ^ (code >> np.uint64(shift))) * np.uint64(factor)
+    return code ^ (code >> np.uint64(31))
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #b003e466
 _LIFT_FACTORS = ("concept", "subcategory", "category", "style", "style_family", "word", "kind",
@@ -443,51 +473,53 @@ def enrichment(
     items = _common_items(dict(a=a, b=b), attributes)
     if not len(pairs):
         raise UserError("no pairs: expected the table of ccd.comparison.search.mine_pairs")
-    factors = [f for (f,) in _present(items, tuple((f,) for f in factors))]
+    factors = [factor for (factor,) in _present(items, tuple((factor,) for factor in factors))]
     node, out = _nodes(items), []
     random = _stratified_pairs(items, _RANDOM, (), seed).assign(bin=0)
     for direction, mined in pairs.groupby("similar_in", sort=False):
-        e, z = (a, mined.z_a) if direction == "a" else (b, mined.z_b)
-        equal = _similarity_matched_pairs(e, z.values, n_anchors, seed)
-        bins = np.floor(z.values / _SIMILARITY_BIN).astype(int)
+        embeddings, z_scores = (a, mined.z_a) if direction == "a" else (b, mined.z_b)
+        equal = _similarity_matched_pairs(embeddings, z_scores.values, n_anchors, seed)
+        bins = np.floor(z_scores.values / _SIMILARITY_BIN).astype(int)
         found = np.isin(bins, equal.bin)
-        for baseline, base, k, keep in (
+        for baseline, base, own_bins, keep in (
                 ("random", random, np.zeros(len(mined), int), np.ones(len(mined), bool)),
                 ("equal similarity", equal, bins, found)):
-            both = pd.concat([mined.assign(bin=k)[keep], base])[["i", "j", "bin"]]
+            both = pd.concat([mined.assign(bin=own_bins)[keep], base])[["i", "j", "bin"]]
             side = np.arange(len(both)) < keep.sum()
             value = _values(items, attributes, both, factors, nearness)
-            for (name, measure), v in value.items():
-                r = _compare(v, side, both.bin.values, node[both.i], node[both.j], n_resamples,
-                             seed)
-                if r: out.append(dict(similar_in=direction, factor=name, measure=measure,
-                                      baseline=baseline, **r, n_unmatched=int((~keep).sum())))
+            for (name, measure), values in value.items():
+                result = _compare(values, side, both.bin.values, node[both.i], node[both.j],
+                                  n_resamples, seed)
+                if result: out.append(dict(similar_in=direction, factor=name, measure=measure,
+                                      baseline=baseline, **result, n_unmatched=int((~keep).sum())))
     return pd.DataFrame(out)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #4b8b405b
 def _values(items, attributes, both, factors, nearness):
     "Return (name, measure) -> a value for each pair, NaN where an image lacks the factor."
-    i, j, out = both.i.values, both.j.values, {}
-    for f in factors:
-        code = pd.factorize(items[f].values)[0]
-        known = (code[i] >= 0) & (code[j] >= 0)
-        out[f, "share"] = np.where(known, code[i] == code[j], np.nan)
+    left, right, out = both.i.values, both.j.values, {}
+    for factor in factors:
+        code = pd.factorize(items[factor].values)[0]
+        known = (code[left] >= 0) & (code[right] >= 0)
+        out[factor, "share"] = np.where(known, code[left] == code[right], np.nan)
     for name, known in _presence(items, factors).items():
-        out[name, "share"] = (known[i] & known[j]).astype(float)
-    far = attribute_distances(attributes, i, j, nearness)
-    return out | {(f, "distance"): far[f].values.astype(float) for f in nearness}
+        out[name, "share"] = (known[left] & known[right]).astype(float)
+    far = attribute_distances(attributes, left, right, nearness)
+    return (out | {(attribute, "distance"): far[attribute].values.astype(float)
+               for attribute in nearness})
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #f6a53549
-def _compare(v, mined, bins, i, j, n_resamples, seed):
+def _compare(values, mined, bins, left, right, n_resamples, seed):
     """Return the mean of the mined pairs, and of the baseline pairs with bins weighted as in the
     mined pairs."""
-    ok = ~np.isnan(v)
+    ok = ~np.isnan(values)
     if not (ok & mined).any(): return None
     bins, at = np.unique(bins[ok], return_inverse=True)
-    v, mined, i, j, n = v[ok], mined[ok], i[ok], j[ok], len(bins)
-    row, one = np.arange(len(v)), np.zeros((len(v), 4 * n), np.float32)
-    one[row, at + np.where(mined, 0, n)] = 1 # number of pairs per bin, mined and baseline
-    one[row, at + np.where(mined, 2 * n, 3 * n)] = v # sum of the values per bin, mined and baseline
+    values, mined, left, right, n_bins = values[ok], mined[ok], left[ok], right[ok], len(bins)
+    row, one = np.arange(len(values)), np.zeros((len(values), 4 * n_bins), np.float32)
+    one[row, at + np.where(mined, 0, n_bins)] = 1 # number of pairs per bin, mined and baseline
+    # sum of the values per bin, mined and baseline
+    one[row, at + np.where(mined, 2 * n_bins, 3 * n_bins)] = values
     def means(sums):
         count, others, total, their = np.split(sums, 4, axis=1)
         count = count * (others > 0) # a bin without baseline pairs is left out
@@ -495,15 +527,15 @@ def _compare(v, mined, bins, i, j, n_resamples, seed):
         size = count.sum(1)
         base = (their / others.clip(1e-12) * count).sum(1) / size.clip(1e-12)
         return total.sum(1) / size.clip(1e-12), base, size
-    value, base, size = (float(x[0]) for x in means(one.sum(0, dtype=float)[None]))
+    value, base, size = (float(number[0]) for number in means(one.sum(0, dtype=float)[None]))
     if not size: return None
-    m, b, s = means(node_bootstrap_sums(one, i, j, n_resamples, seed))
-    gap = np.quantile((m - b)[s > 0], [0.025, 0.975])
+    mined_means, base_means, sizes = means(node_bootstrap_sums(one, left, right, n_resamples, seed))
+    gap = np.quantile((mined_means - base_means)[sizes > 0], [0.025, 0.975])
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = (m / b)[s > 0]
-        q = np.quantile(ratio, [0.025, 0.975]) if np.isfinite(ratio).all() else [np.nan] * 2
+        ratio = (mined_means / base_means)[sizes > 0]
+        bounds = np.quantile(ratio, [0.025, 0.975]) if np.isfinite(ratio).all() else [np.nan] * 2
     return dict(mined_value=value, baseline_value=base, enrichment=value / base if base else np.nan,
-                enrichment_ci_low=float(q[0]), enrichment_ci_high=float(q[1]),
+                enrichment_ci_low=float(bounds[0]), enrichment_ci_high=float(bounds[1]),
                 difference=value - base,
                 ci_low=float(gap[0]), ci_high=float(gap[1]), pairs=int(size),
                 baseline_pairs=int((~mined).sum()))

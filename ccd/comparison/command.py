@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..files import UserError, atomic_write, load_table, log_line, read_json, to_plain_dict
+from ..files import (UserError, atomic_write, load_table, log_line, read_json, renamed,
+                       to_plain_dict)
 from ..settings import Analysis, Settings, rename_fields
 from ..runs import cached_stage, claim_folder, require_own_folder, write_manifest
 from ..encoders.inputs import (EncoderPair, check_known, embed_pair, load_encoder, open_source,
@@ -19,113 +20,131 @@ from ..encoders.inputs import (EncoderPair, check_known, embed_pair, load_encode
 from .report import _write_report
 
 # %% ../../nbs/library/comparison/10_command.ipynb #6a23cafc
-def _neighbor_stage(s: EncoderPair, a: Analysis, folder: Path):
+def _neighbor_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
     from ccd.comparison.neighbors import (_LEAST, cka, hubness, nearest_neighbors, neighbor_table,
                                           overlap_curve)
     from ccd.comparison.agreement import _group_ids
-    n, family = len(s.items), _group_ids(s.items)
-    most = min(100, max(1, (n - 1) // 2))
+    n_images, family = len(inputs.items), _group_ids(inputs.items)
+    most = min(100, max(1, (n_images - 1) // 2))
     # lists of up to a hundred neighbors stay on disk
-    k, room = min(a.neighbors, most), folder / "all"
-    duels = [s.names, *s.references.items()]
+    n_neighbors, room = min(analysis.neighbors, most), folder / "all"
+    duels = [inputs.names, *inputs.references.items()]
     found, hubs, rows, values = {}, [], [], []
     room.mkdir()
-    for name, e in s.vectors.items():
-        near = nearest_neighbors(e, most if any(name in d for d in duels) else k)
-        hubs.append(dict(encoder=name, k=k, **hubness(near[:, :k])))
+    for name, vectors in inputs.vectors.items():
+        near = nearest_neighbors(vectors,
+                                 most if any(name in duel for duel in duels) else n_neighbors)
+        hubs.append(dict(encoder=name, k=n_neighbors, **hubness(near[:, :n_neighbors])))
         np.save(room / f"{len(found)}.npy", near)
         found[name] = np.load(room / f"{len(found)}.npy", mmap_mode="r")
-    for x, y in duels:
-        rows.append(overlap_curve(found[x], found[y], family, (1, 3, 10, 30, 100),
-                                  a.n_resamples).assign(a=x, b=y))
-        value = (cka(s.vectors[x], s.vectors[y], family) if len(set(family)) >= _LEAST
-                 else (np.nan,) * 3)
-        values.append(dict(a=x, b=y, **dict(zip(("cka", "ci_low", "ci_high"), value))))
+    for first, second in duels:
+        rows.append(overlap_curve(found[first], found[second], family, (1, 3, 10, 30, 100),
+                                  analysis.n_resamples).assign(a=first, b=second))
+        value = (cka(inputs.vectors[first], inputs.vectors[second], family)
+                 if len(set(family)) >= _LEAST else (np.nan,) * 3)
+        values.append(dict(a=first, b=second, **dict(zip(("cka", "ci_low", "ci_high"), value))))
     pd.concat(rows).to_csv(folder / "overlap.csv", index=False)
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
     pd.DataFrame(hubs).to_csv(folder / "hubness.csv", index=False)
-    known = usable_labels(s.items)
-    neighbor_table(s.vectors, known, k, a.n_resamples,
+    known = usable_labels(inputs.items)
+    neighbor_table(inputs.vectors, known, n_neighbors, analysis.n_resamples,
                    precomputed=found).to_csv(folder / "purity.csv", index=False)
-    for side, m in zip("ab", s.names): np.save(folder / f"neighbors-{side}.npy", found[m][:, :k])
+    for side, encoder in zip("ab", inputs.names):
+        np.save(folder / f"neighbors-{side}.npy", found[encoder][:, :n_neighbors])
     shutil.rmtree(room)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #1b4d5811
-def _pair_stage(s: EncoderPair, a: Analysis, folder: Path):
+def _pair_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
     from ccd.comparison.search import mine_pairs, name_encoders
     from ccd.comparison.agreement import (_near_duplicates, compare_to_seed_noise,
                                           count_threshold_pairs, factor_agreement,
                                           split_half_replication)
-    x, y = s.two
-    group = _near_duplicates(x, y)
-    n = len(s.items)
+    first, second = inputs.two
+    group = _near_duplicates(first, second)
+    n_images = len(inputs.items)
     # the most extreme percent of pairs, where images are few
-    k = min(a.pairs, max(12, n * (n - 1) // 200))
-    pairs = mine_pairs(x, y, k, a.per_image, group)
+    n_pairs = min(analysis.pairs, max(12, n_images * (n_images - 1) // 200))
+    pairs = mine_pairs(first, second, n_pairs, analysis.per_image, group)
     pairs.to_parquet(folder / "pairs.parquet")
-    named = name_encoders(pairs, s.names).drop(columns=["i", "j"])
+    named = name_encoders(pairs, inputs.names).drop(columns=["i", "j"])
     named.to_csv(folder / "pairs.csv", index=False, float_format="%.5g")
-    pd.DataFrame(dict(item_id=s.items.item_id,
+    pd.DataFrame(dict(item_id=inputs.items.item_id,
                       group=group))[pd.Series(group).duplicated(keep=False)].sort_values(
         "group").to_csv(folder / "copies.csv", index=False)
-    rules = name_encoders(count_threshold_pairs(x, y), s.names)
+    rules = name_encoders(count_threshold_pairs(first, second), inputs.names)
     rules.to_csv(folder / "rules.csv", index=False)
-    seeds = {n: mine_pairs(s.vectors[n], s.vectors[m], k, a.per_image, group)
-             for n, m in s.references.items()}
-    compare_to_seed_noise(pairs, seeds, s.names).to_csv(folder / "noise.csv", index=False)
-    known = usable_labels(s.items)
+    seeds = {name: mine_pairs(inputs.vectors[name], inputs.vectors[reference], n_pairs,
+                              analysis.per_image, group)
+             for name, reference in inputs.references.items()}
+    compare_to_seed_noise(pairs, seeds, inputs.names).to_csv(folder / "noise.csv", index=False)
+    known = usable_labels(inputs.items)
     if known and len(pairs):
-        shared = factor_agreement(pairs, s.items, known, a.n_resamples, group)
-        name_encoders(shared, s.names).to_csv(folder / "agreement.csv", index=False)
+        shared = factor_agreement(pairs, inputs.items, known, analysis.n_resamples, group)
+        name_encoders(shared, inputs.names).to_csv(folder / "agreement.csv", index=False)
         if len(set(group)) > 100:
-            halves = split_half_replication(x, y, known, a.pairs // 2, a.n_resamples,
-                                            per_image=a.per_image)
-            name_encoders(halves, s.names).to_csv(folder / "verified.csv", index=False)
+            halves = split_half_replication(first, second, known, analysis.pairs // 2,
+                                            analysis.n_resamples, per_image=analysis.per_image)
+            name_encoders(halves, inputs.names).to_csv(folder / "verified.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #93a2a1eb
-def _factor_stage(s: EncoderPair, a: Analysis, folder: Path):
+def _attribute_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
     from ccd.comparison.attributes import _corpus_attributes
     from ccd.comparison.attribution import enrichment, similarity_regression
     from ccd.comparison.search import name_encoders
     with warnings.catch_warnings():
         # the report lists the factors that were used
         warnings.filterwarnings("ignore", message="the items have no")
-        seen = _corpus_attributes(s.corpus)
-        order = [*s.names,
-                 *(n for n in s.vectors if n not in s.names and n not in s.references.values())]
-        slopes = similarity_regression({n: s.vectors[n] for n in order}, seen,
-                                       n_resamples=a.n_resamples)
+        seen = _corpus_attributes(inputs.corpus)
+        order = [*inputs.names, *(name for name in inputs.vectors if name not in inputs.names
+                   and name not in inputs.references.values())]
+        slopes = similarity_regression({name: inputs.vectors[name] for name in order}, seen,
+                                       n_resamples=analysis.n_resamples)
         slopes.to_csv(folder / "attribution.csv", index=False)
         pairs = load_table(folder.parent / "pairs" / "pairs.parquet")
         if len(pairs):
-            lift = enrichment(pairs, *s.two, seen, n_resamples=a.n_resamples)
-            name_encoders(lift, s.names).to_csv(folder / "lift.csv", index=False)
+            lift = enrichment(pairs, *inputs.two, seen, n_resamples=analysis.n_resamples)
+            name_encoders(lift, inputs.names).to_csv(folder / "lift.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #850e7b13
-def _intervention_stage(s: EncoderPair, a: Analysis, folder: Path, settings: Settings, source: str):
+def _perturbation_stage(inputs: EncoderPair, analysis: Analysis, folder: Path, settings: Settings,
+                        source: str):
     from ccd.comparison.perturbations import sensitivity
-    shown = [n for n in (*s.names, *s.specs) if n in s.specs and n not in s.references.values()]
-    encoders = {n: load_encoder(s.specs[n], settings) for n in dict.fromkeys(shown)}
-    what = settings.data if source == "scenes" else s.corpus
-    sensitivity(encoders, what, a.perturbed_images,
-                a.n_resamples).to_csv(folder / "sensitivity.csv", index=False)
+    shown = [name for name in (*inputs.names, *inputs.specs) if name in inputs.specs
+             and name not in inputs.references.values()]
+    encoders = {name: load_encoder(inputs.specs[name], settings) for name in dict.fromkeys(shown)}
+    what = settings.data if source == "scenes" else inputs.corpus
+    sensitivity(encoders, what, analysis.perturbed_images,
+                analysis.n_resamples).to_csv(folder / "sensitivity.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #19efab7f
-def _umap_stage(s: EncoderPair, folder: Path, together: bool):
+def _umap_stage(inputs: EncoderPair, folder: Path, together: bool):
     from ccd.comparison.linked_maps import _subsample_rows
     from ccd.comparison.neighbors import aligned_umap, umap_2d
     pairs = load_table(folder.parent / "pairs" / "pairs.parquet")
     # 20,000 at most, including those of the pairs
-    rows = _subsample_rows(len(s.items), np.concatenate([pairs.i, pairs.j]))
-    some = [e if len(rows) == len(s.items) else e.rows(rows) for e in s.two]
+    rows = _subsample_rows(len(inputs.items), np.concatenate([pairs.i, pairs.j]))
+    some = [vectors if len(rows) == len(inputs.items) else vectors.rows(rows)
+            for vectors in inputs.two]
     if together: maps = aligned_umap(*some)
     else: maps = [first := umap_2d(some[0]), umap_2d(some[1], init=first)]
     np.save(folder / "rows.npy", rows)
-    for side, m in zip("ab", maps): np.save(folder / f"map-{side}.npy", m)
+    for side, points in zip("ab", maps): np.save(folder / f"map-{side}.npy", points)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #50a42e30
-_OPTIONAL_STAGES = ("factors", "interventions", "maps")
+_OPTIONAL_STAGES = ("attributes", "perturbations", "maps")
+
+# %% ../../nbs/library/comparison/10_command.ipynb #e188b2ee
 _STAGES = ("neighbors", "pairs", *_OPTIONAL_STAGES)
+
+# %% ../../nbs/library/comparison/10_command.ipynb #d17da568
+def _current_stages(stages): # maybe with names of version 0.0.1
+    new = renamed("stage", "compare")
+    return tuple(new.get(stage, stage) for stage in stages)
+
+# %% ../../nbs/library/comparison/10_command.ipynb #b27c012e
+def _rename_stages(out): # the folders of stages that version 0.0.1 has made
+    for old, new in renamed("stage", "compare").items():
+        if (out / old).is_dir() and not (out / new).exists(): (out / old).rename(out / new)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #5d0c7411
 def _open_pair(names, source, settings, out, embed_kwargs): # names: arguments of `embed_pair`
@@ -133,18 +152,20 @@ def _open_pair(names, source, settings, out, embed_kwargs): # names: arguments o
     asked, new = names | dict(images=source), partial(rename_fields, "compare")
     asked["baselines"] = list(names["baselines"])
     claim_folder(out, asked, write=False, rename=new)
-    for e in (*(v for k, v in names.items() if k != "baselines"), *names["baselines"]):
-        check_known(e, settings) # before images are opened
+    for encoder in (*(encoder for argument, encoder in names.items() if argument != "baselines"),
+                    *names["baselines"]):
+        check_known(encoder, settings) # before images are opened
     corpus, skipped = open_source(source, settings) if source else (None, ())
     claim_folder(out, asked, rename=new)
-    s = embed_pair(source=source, corpus=corpus, settings=settings, out=out, **names,
+    inputs = embed_pair(source=source, corpus=corpus, settings=settings, out=out, **names,
                    **embed_kwargs)
-    if len(s.items) < 3:
-        raise UserError(f"{len(s.items)} images have vectors of both: a comparison needs three or "
-                        "more")
-    if len(skipped): s.lost = pd.concat([skipped.rename(columns=dict(file="item_id")), s.lost])
-    s.lost.to_csv(out / "left_out.csv", index=False)
-    return s
+    if len(inputs.items) < 3:
+        raise UserError(f"{len(inputs.items)} images have vectors of both: a comparison needs "
+                        "three or more")
+    if len(skipped):
+        inputs.lost = pd.concat([skipped.rename(columns=dict(file="item_id")), inputs.lost])
+    inputs.lost.to_csv(out / "left_out.csv", index=False)
+    return inputs
 
 # %% ../../nbs/library/comparison/10_command.ipynb #b3e5a882
 def compare(
@@ -163,30 +184,33 @@ def compare(
     linked maps.
 
     Raises `UserError` for fewer than three common items, and for unknown names and stages."""
+    skip = _current_stages(skip)
     if unknown := set(skip) - set(_OPTIONAL_STAGES):
         raise UserError(f"unknown part {sorted(unknown)[0]!r}: --skip takes some of "
                         f"{', '.join(_OPTIONAL_STAGES)}")
     out, an = Path(out), settings.analysis
     require_own_folder(out / "report")
+    _rename_stages(out)
     source = source or ("" if a.startswith("npy:") and b.startswith("npy:") else "scenes")
     source = stored_image_set(source)
     names = dict(a=a, b=b, seed_replicate_a=seed_replicate_a, seed_replicate_b=seed_replicate_b,
                  baselines=baselines)
-    s = _open_pair(names, source, settings, out, embed_kwargs)
+    inputs = _open_pair(names, source, settings, out, embed_kwargs)
     def run(part, make, *own):
         _give_back() # otherwise the memory that one stage has freed adds to that of the next
-        cached_stage(out / part, dict(analysis=an, own=own), s.keys, make)
-    run("neighbors", partial(_neighbor_stage, s, an))
-    run("pairs", partial(_pair_stage, s, an))
-    todo = dict(factors=(partial(_factor_stage, s, an), ()),
-                maps=(lambda f: _umap_stage(s, f, align_maps), (align_maps,)),
-                interventions=(lambda f: _intervention_stage(s, an, f, settings, source), ()))
-    missing = {p: why for p, why in _impossible(s).items() if p not in skip}
-    for p, why in missing.items(): log_line(f"{p}: left out, since {why}")
-    made = [p for p in _OPTIONAL_STAGES if p not in {*skip, *missing}]
-    for p in made: run(p, *todo[p])
+        cached_stage(out / part, dict(analysis=an, own=own), inputs.keys, make)
+    run("neighbors", partial(_neighbor_stage, inputs, an))
+    run("pairs", partial(_pair_stage, inputs, an))
+    todo = dict(attributes=(partial(_attribute_stage, inputs, an), ()),
+                maps=(lambda folder: _umap_stage(inputs, folder, align_maps), (align_maps,)),
+                perturbations=(lambda folder: _perturbation_stage(inputs, an, folder, settings,
+                                                                  source), ()))
+    missing = {stage: why for stage, why in _impossible(inputs).items() if stage not in skip}
+    for stage, why in missing.items(): log_line(f"{stage}: left out, since {why}")
+    made = [stage for stage in _OPTIONAL_STAGES if stage not in {*skip, *missing}]
+    for stage in made: run(stage, *todo[stage])
     _give_back()
-    return _write_report(s, out, made, settings, source)
+    return _write_report(inputs, out, made, settings, source)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #dd081ad6
 def _give_back():
@@ -197,13 +221,14 @@ def _give_back():
     with contextlib.suppress(OSError, AttributeError): ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #8522af32
-def _impossible(s: EncoderPair) -> dict: # stage -> reason why it cannot run
+def _impossible(inputs: EncoderPair) -> dict: # stage -> reason why it cannot run
     out = {}
-    if s.corpus is None:
-        out |= dict.fromkeys(("factors", "interventions"), "there are only vectors, and no images")
-    elif not set(s.names) <= set(s.specs):
-        out["interventions"] = "of an encoder there are only vectors"
-    if len(s.items) < 5: out["maps"] = "a map needs five images or more"
+    if inputs.corpus is None:
+        out |= dict.fromkeys(("attributes", "perturbations"),
+                             "there are only vectors, and no images")
+    elif not set(inputs.names) <= set(inputs.specs):
+        out["perturbations"] = "of an encoder there are only vectors"
+    if len(inputs.items) < 5: out["maps"] = "a map needs five images or more"
     return out
 
 # %% ../../nbs/library/comparison/10_command.ipynb #7547b73d
@@ -215,14 +240,15 @@ def export_comparison(
 ):
     "Copy the tables of a comparison, with a manifest of their hashes."
     require_own_folder(folder)
-    tables = sorted(p for part in _STAGES for p in (Path(out) / part).glob("*.csv"))
+    tables = sorted(path for part in _STAGES for path in (Path(out) / part).glob("*.csv"))
     with atomic_write(folder) as tmp:
         tmp.mkdir(parents=True)
-        for p in tables: shutil.copy(p, tmp / p.name)
-        made = {p.parent.name: read_json(p) for part in _STAGES
-                for p in sorted(Path(out).glob(f"{part}/manifest.json"))}
-        about = {p.parent.name: read_json(p) for p in sorted(Path(out).glob("vectors/*/card.json"))}
+        for path in tables: shutil.copy(path, tmp / path.name)
+        made = {path.parent.name: read_json(path) for part in _STAGES
+                for path in sorted(Path(out).glob(f"{part}/manifest.json"))}
+        about = {path.parent.name: read_json(path)
+                 for path in sorted(Path(out).glob("vectors/*/card.json"))}
         write_manifest(tmp, dict(settings=to_plain_dict(settings), encoders=about),
-                       {k: m["outputs_hash"] for k, m in made.items()},
-                       [p.name for p in sorted(tmp.iterdir())],
-                       sum(m["wall_seconds"] for m in made.values()), command=command)
+                       {stage: manifest["outputs_hash"] for stage, manifest in made.items()},
+                       [path.name for path in sorted(tmp.iterdir())],
+                       sum(manifest["wall_seconds"] for manifest in made.values()), command=command)

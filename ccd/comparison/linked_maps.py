@@ -21,8 +21,7 @@ _MAX_IMAGES = 20_000 # maximum number of images on one page
 _NEAREST = 10 # number of neighbors shown
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #976f4afd
-def _subsample_rows(
-    n: int, # number of images
+def _subsample_rows(n_images: int, # number of images
     wanted: np.ndarray, # rows that must be included
     limit: int = _MAX_IMAGES, # maximum number of rows
     seed: int = 0,
@@ -34,19 +33,19 @@ def _subsample_rows(
     if len(wanted) > limit:
         raise UserError(f"the pairs name {len(wanted):,} images and a page holds {limit:,}: pass "
                         "fewer pairs")
-    if n <= limit: return np.arange(n)
-    rest = np.setdiff1d(np.arange(n), wanted)
+    if n_images <= limit: return np.arange(n_images)
+    rest = np.setdiff1d(np.arange(n_images), wanted)
     more = np.random.default_rng(seed).permutation(rest)[:limit - len(wanted)]
     return np.sort(np.concatenate([wanted, more]))
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #324b587d
-def _base64(x): return base64.b64encode(np.ascontiguousarray(x).tobytes()).decode()
+def _base64(array): return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #e04be80f
 def _links(rows, neighbors, similarities):
     """Return neighbors among the shown rows and their cosines for both encoders, in the format
     of the page."""
-    place = np.full(max(rows.max(), *(v.max() for v in neighbors.values())) + 1, _MISSING)
+    place = np.full(max(rows.max(), *(table.max() for table in neighbors.values())) + 1, _MISSING)
     place[rows] = np.arange(len(rows))
     near, cosine = [], []
     for found in neighbors.values():
@@ -54,21 +53,22 @@ def _links(rows, neighbors, similarities):
         at = place[found]
         # missing ones last
         at = np.take_along_axis(at, np.argsort(at == _MISSING, 1, kind="stable"), 1)
-        i, j = np.repeat(rows, at.shape[1]), rows[np.where(at == _MISSING, 0, at)].ravel()
+        left, right = np.repeat(rows, at.shape[1]), rows[np.where(at == _MISSING, 0, at)].ravel()
         near.append(_base64(at.astype("<u2")))
-        cosine.append([_cosine(name, s(i, j)) for name, s in similarities.items()])
-    a, b = (neighbors[m][rows] for m in neighbors)
-    kept = (a[:, :, None] == b[:, None, :]).any(2).mean(1)
-    return dict(near=near, cosine=cosine, kept=_base64(kept.astype("<f4")), k_all=int(a.shape[1]),
-                k=min(_NEAREST, int(a.shape[1])))
+        cosine.append([_cosine(name, similarity(left, right))
+                       for name, similarity in similarities.items()])
+    first, second = (neighbors[name][rows] for name in neighbors)
+    kept = (first[:, :, None] == second[:, None, :]).any(2).mean(1)
+    return dict(near=near, cosine=cosine, kept=_base64(kept.astype("<f4")),
+                k_all=int(first.shape[1]), k=min(_NEAREST, int(first.shape[1])))
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #4ffe3afa
-def _cosine(name, s): # in ten-thousandths
-    s = np.asarray(s, float)
-    if not np.isfinite(s).all() or np.abs(s).max(initial=0) > 1.001:
-        raise UserError(f"similarities of {name} must be cosines between -1 and 1; got {s.min():g} "
-                        f"to {s.max():g}")
-    return _base64(np.rint(s.clip(-1, 1) * 10_000).astype("<i2"))
+def _cosine(name, cosines): # in ten-thousandths
+    cosines = np.asarray(cosines, float)
+    if not np.isfinite(cosines).all() or np.abs(cosines).max(initial=0) > 1.001:
+        raise UserError(f"similarities of {name} must be cosines between -1 and 1; got "
+                        f"{cosines.min():g} to {cosines.max():g}")
+    return _base64(np.rint(cosines.clip(-1, 1) * 10_000).astype("<i2"))
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #afd2e00b
 def _factorize_column(
@@ -78,8 +78,8 @@ def _factorize_column(
     text = values.astype(object).map(label_text)
     counts = text.value_counts()
     counts = counts.iloc[np.lexsort((counts.index.astype(str), -counts.values))]
-    code = {v: c for c, v in enumerate(counts.index)}
-    return dict(values=list(counts.index), counts=[int(c) for c in counts],
+    code = {value: position for position, value in enumerate(counts.index)}
+    return dict(values=list(counts.index), counts=[int(count) for count in counts],
                 code=_base64(text.map(code).fillna(_MISSING).astype("<u2").values))
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #d52b4b3c
@@ -100,19 +100,19 @@ def _center_crop(
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #00db722b
 def _make_sprite_sheets(
     picture, # callable: position -> PIL image or uint8 array
-    n: int, # number of images
+    n_images: int, # number of images
     px: int, # side of a thumbnail, px
     quality: int = 80, # quality of WebP
 ) -> tuple[list[bytes], int]: # sheets, filled row by row; number of columns of a sheet
     "Return thumbnails of all images as WebP sprite sheets."
-    columns = min(_MAX_SHEET_PX // px, n)
+    columns = min(_MAX_SHEET_PX // px, n_images)
     per, sheets = (_MAX_SHEET_PX // px) * columns, []
-    for first in range(0, n, per):
-        count = min(per, n - first)
+    for first in range(0, n_images, per):
+        count = min(per, n_images - first)
         sheet = Image.new("RGB", (columns * px, -(-count // columns) * px))
-        for k in range(count):
-            sheet.paste(_center_crop(picture(first + k), px),
-                        (k % columns * px, k // columns * px))
+        for index in range(count):
+            sheet.paste(_center_crop(picture(first + index), px),
+                        (index % columns * px, index // columns * px))
         out = io.BytesIO()
         sheet.save(out, "WEBP", quality=quality, method=4)
         sheets.append(out.getvalue())
@@ -124,12 +124,11 @@ _SIZES = (128, 96, 64, 48, 32, 24) # sides of a thumbnail, px
 _QUALITIES = (80, 60, 40)
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #2ebae4d1
-def _thumbnail_sizes(
-    n: int, # number of images
+def _thumbnail_sizes(n_images: int, # number of images
     side: int, # side of the images, px
 ) -> list[int]: # sides of a thumbnail in px, largest first
     "Return the thumbnail sizes to try."
-    fit = [s for s in _SIZES if s <= side and n * s * s <= 21e6]
+    fit = [size for size in _SIZES if size <= side and n_images * size * size <= 21e6]
     return fit or [min(side, _SIZES[-1])]
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #696e3c82
@@ -138,36 +137,36 @@ def _plots(maps):
     from bokeh.document import Document
     from bokeh.embed.util import standalone_docs_json_and_render_items
     from bokeh.models import ColumnDataSource
-    xy = [np.asarray(m, np.float32) for m in maps.values()]
-    n = len(xy[0])
-    columns = {f"{axis}{t}": np.ascontiguousarray(m[:, c]) for t, m in enumerate(xy)
-               for c, axis in enumerate("xy")}
+    xy = [np.asarray(points, np.float32) for points in maps.values()]
+    n_images = len(xy[0])
+    columns = {f"{axis}{number}": np.ascontiguousarray(points[:, column])
+               for number, points in enumerate(xy) for column, axis in enumerate("xy")}
     # filled by the script
-    columns |= dict(color=np.zeros(n, np.uint32), alpha=np.ones(n, np.float32))
+    columns |= dict(color=np.zeros(n_images, np.uint32), alpha=np.ones(n_images, np.float32))
     dots = ColumnDataSource(name="dots", data=columns)
     doc = Document(title="twin atlas")
-    for t, m in enumerate(xy): doc.add_root(_plot(t, m, dots))
+    for number, points in enumerate(xy): doc.add_root(_plot(number, points, dots))
     docs, render = standalone_docs_json_and_render_items(list(doc.roots))
     doc, = docs.values()
     text = json.dumps(doc)
     order = dict.fromkeys(re.findall(r'"id": ?"(p\d+)"', text))
-    names = {p: f"p{k}" for k, p in enumerate(order)}
-    doc = json.loads(re.sub(r'"(p\d+)"', lambda m: f'"{names.get(m[1], m[1])}"', text))
-    roots = [names[r.id] for r in render[0].roots]
-    return {"atlas": doc}, [dict(docid="atlas", root_ids=roots,
-                                 roots={r: f"map-{t}" for t, r in enumerate(roots)})]
+    names = {model_id: f"p{number}" for number, model_id in enumerate(order)}
+    doc = json.loads(re.sub(r'"(p\d+)"', lambda match: f'"{names.get(match[1], match[1])}"', text))
+    roots = [names[root.id] for root in render[0].roots]
+    return {"atlas": doc}, [dict(docid="atlas", root_ids=roots, roots={root: f"map-{number}"
+                                        for number, root in enumerate(roots)})]
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #24d3721f
-def _plot(t, xy, dots):
+def _plot(number, xy, dots):
     from bokeh.models import BoxSelectTool, LassoSelectTool, PanTool, Range1d, WheelZoomTool
     from bokeh.plotting import figure
-    centre, half = (xy.max(0) + xy.min(0)) / 2, max(float(np.ptp(xy, 0).max()) * 0.55, 1e-6)
-    x, y = (Range1d(float(c - half), float(c + half)) for c in centre)
-    pan, wheel, box, lasso = tools = (PanTool(name=f"move-{t}"), WheelZoomTool(),
-                                      BoxSelectTool(name=f"box-{t}"),
-                                      LassoSelectTool(name=f"lasso-{t}", continuous=False))
-    plot = figure(name=f"plot-{t}", x_range=x, y_range=y, tools=list(tools), active_drag=pan,
-                  active_scroll=wheel,
+    center, half = (xy.max(0) + xy.min(0)) / 2, max(float(np.ptp(xy, 0).max()) * 0.55, 1e-6)
+    x_range, y_range = (Range1d(float(middle - half), float(middle + half)) for middle in center)
+    pan, wheel, box, lasso = tools = (PanTool(name=f"move-{number}"), WheelZoomTool(),
+                                      BoxSelectTool(name=f"box-{number}"),
+                                      LassoSelectTool(name=f"lasso-{number}", continuous=False))
+    plot = figure(name=f"plot-{number}", x_range=x_range, y_range=y_range, tools=list(tools),
+                  active_drag=pan, active_scroll=wheel,
                   toolbar_location=None, output_backend="webgl", sizing_mode="stretch_both",
                   min_border=0,
                   background_fill_color=None, border_fill_color=None, outline_line_color=None)
@@ -176,7 +175,8 @@ def _plot(t, xy, dots):
         tool.overlay.update(fill_color="#4b8fe2", fill_alpha=0.15, line_color="#4b8fe2",
                             line_width=2)
     size = 9 if len(xy) <= 1000 else 7 if len(xy) <= 5000 else 5
-    plot.scatter(f"x{t}", f"y{t}", source=dots, size=size, line_color=None, fill_color="color",
+    plot.scatter(f"x{number}", f"y{number}", source=dots, size=size, line_color=None,
+                 fill_color="color",
                  fill_alpha="alpha", nonselection_fill_alpha=0.06, nonselection_line_color=None)
     return plot
 
@@ -192,7 +192,7 @@ _PALETTE = dict(
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #0114efb0
 def _lighter(color): # for text on a dark page
     from matplotlib.colors import to_hex, to_rgb
-    return to_hex([0.55 * c + 0.45 for c in to_rgb(color)])
+    return to_hex([0.55 * channel + 0.45 for channel in to_rgb(color)])
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #5475d7fd
 def _credit(line): # markdown links become links, all else is text
@@ -206,28 +206,28 @@ def _check(maps, items, neighbors, similarities, pairs, factors, colors):
                         f"{', '.join(maps) or 'none'}")
     for what, given in (("neighbors", neighbors), ("similarities", similarities),
                         ("colors", colors)):
-        if missing := [m for m in maps if m not in given]:
+        if missing := [name for name in maps if name not in given]:
             raise UserError(f"{what} has nothing for {', '.join(missing)}; it has "
                             f"{', '.join(given) or 'nothing'}: use the names of the maps as keys")
-    n = len(items)
+    n_items = len(items)
     for name in maps:
         xy, found = np.asarray(maps[name]), np.asarray(neighbors[name])
-        if xy.shape != (n, 2) or not np.isfinite(xy).all():
-            raise UserError(f"the map of {name} must be {n} finite points [n, 2], one for each "
-                            f"item; got {xy.shape}"
+        if xy.shape != (n_items, 2) or not np.isfinite(xy).all():
+            raise UserError(f"the map of {name} must be {n_items} finite points [n, 2], one for "
+                            f"each item; got {xy.shape}"
                             + ("" if np.isfinite(xy).all() else " with NaN or infinity"))
-        if (found.ndim != 2 or len(found) != n or found.min(initial=0) < 0
-            or found.max(initial=0) >= n):
-            raise UserError(f"neighbors of {name} must be rows 0 to {n - 1} for each of {n} items; "
-                            f"got {found.shape}, values {found.min(initial=0)} to "
+        if (found.ndim != 2 or len(found) != n_items or found.min(initial=0) < 0
+            or found.max(initial=0) >= n_items):
+            raise UserError(f"neighbors of {name} must be rows 0 to {n_items - 1} for each of "
+                            f"{n_items} items; got {found.shape}, values {found.min(initial=0)} to "
                             f"{found.max(initial=0)}")
-    if len(set(np.shape(neighbors[m])[1] for m in maps)) > 1:
+    if len(set(np.shape(neighbors[name])[1] for name in maps)) > 1:
         raise UserError("both encoders need the same number of neighbors")
-    if missing := [c for c in ["item_id", *factors] if c not in items]:
+    if missing := [column for column in ["item_id", *factors] if column not in items]:
         raise UserError(f"items has no column {', '.join(missing)}; it has {', '.join(items)}")
-    if len(pairs) and max(pairs.i.max(), pairs.j.max()) >= n:
-        raise UserError(f"the pairs name row {max(pairs.i.max(), pairs.j.max())} and there are {n} "
-                        "items")
+    if len(pairs) and max(pairs.i.max(), pairs.j.max()) >= n_items:
+        raise UserError(f"the pairs name row {max(pairs.i.max(), pairs.j.max())} and there are "
+                        f"{n_items} items")
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #29795e67
 def write_linked_maps(
@@ -252,17 +252,19 @@ def write_linked_maps(
     _check(maps, items, neighbors, similarities, pairs, factors, colors)
     if not 0 < limit < _MISSING:
         raise UserError(f"a page holds 1 to {_MISSING - 1:,} images; got a limit of {limit:,}")
-    neighbors = {m: np.asarray(neighbors[m]) for m in maps}
-    similarities = {m: similarities[m] for m in maps}
+    neighbors = {name: np.asarray(neighbors[name]) for name in maps}
+    similarities = {name: similarities[name] for name in maps}
     rows = _subsample_rows(len(items), np.concatenate([pairs.i, pairs.j]) if len(pairs) else [],
                            limit, seed)
     build = _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, credits,
                      colors, seed)
-    side = max(min(Image.fromarray(np.asarray(image_of(int(r)))).size) for r in rows[:50])
+    side = max(min(Image.fromarray(np.asarray(image_of(int(row)))).size) for row in rows[:50])
     first, *smaller = _thumbnail_sizes(len(rows), side)
     tiles = np.empty((len(rows), first, first, 3), np.uint8)
     with Progress("thumbnails", len(rows)) as bar:
-        for k, r in enumerate(rows): tiles[k] = _center_crop(image_of(int(r)), first); bar.add(1)
+        for index, row in enumerate(rows):
+            tiles[index] = _center_crop(image_of(int(row)), first)
+            bar.add(1)
     for px in (first, *smaller):
         for quality in _QUALITIES:
             page = build(*_make_sprite_sheets(tiles.__getitem__, len(rows), px, quality), px,
@@ -281,38 +283,41 @@ def _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, 
     from bokeh.resources import Resources
     from jinja2 import Environment
     from markupsafe import Markup
-    names, n = list(maps), len(rows)
-    docs, render = _plots({m: np.asarray(xy)[rows] for m, xy in maps.items()})
+    names, n_images = list(maps), len(rows)
+    docs, render = _plots({name: np.asarray(xy)[rows] for name, xy in maps.items()})
     shown = items.iloc[rows]
-    data = dict(names=names, n=n, ids=[str(v) for v in shown.item_id], docs=docs, render=render,
-                palette=_PALETTE,
-                factors=[dict(label=f.replace("_", " "), **_factorize_column(shown[f]))
-                         for f in factors], pairs=[_pair_rows(pairs, rows, d) for d in ("a", "b")],
+    data = dict(names=names, n=n_images, ids=[str(item_id) for item_id in shown.item_id], docs=docs,
+                render=render, palette=_PALETTE,
+                factors=[dict(label=factor.replace("_", " "), **_factorize_column(shown[factor]))
+                         for factor in factors],
+                pairs=[_pair_rows(pairs, rows, direction) for direction in ("a", "b")],
                 **_links(rows, neighbors, similarities))
-    subset = "" if n == len(items) else (
-        f" {n:,} of {len(items):,} images are shown, drawn at random (seed {seed}) with all images "
-        "of the listed pairs; of each image's neighbors, those that are shown.")
+    subset = "" if n_images == len(items) else (
+        f" {n_images:,} of {len(items):,} images are shown, drawn at random (seed {seed}) with all "
+        "images of the listed pairs; of each image's neighbors, those that are shown.")
     page = Environment(autoescape=True).from_string(page_file("maps.html"))
     fixed = dict(title=title, style=Markup(page_file("maps.css")), names=names, subset=subset,
                  script=Markup(page_file("maps_math.js") + "\n" + page_file("maps.js")),
-                 colors=[colors[m] for m in names], lighter=[_lighter(colors[m]) for m in names],
-                 directions=[names, names[::-1]], credits=[Markup(_credit(c)) for c in credits],
+                 colors=[colors[name] for name in names],
+                 lighter=[_lighter(colors[name]) for name in names],
+                 directions=[names, names[::-1]],
+                 credits=[Markup(_credit(line)) for line in credits],
                  bokeh=Markup(Resources(mode="inline",
                                         components=["bokeh", "bokeh-gl"]).render_js()))
     def build(sheets, columns, px, crisp):
         per = (_MAX_SHEET_PX // px) * columns
         own = (data | dict(px=px, columns=columns, per_sheet=per,
-                      sheets=[f"sheet-{s}" for s in range(len(sheets))]))
+                      sheets=[f"sheet-{index}" for index in range(len(sheets))]))
         text = json.dumps(own, ensure_ascii=False,
                           separators=(",", ":")).replace("</", "<\\/").replace("<!", "\\u003c!")
         return page.render(data=Markup(text),
-                           sheets=[Markup(base64.b64encode(s).decode()) for s in sheets],
+                           sheets=[Markup(base64.b64encode(sheet).decode()) for sheet in sheets],
                            columns=columns, crisp=crisp, **fixed)
     return build
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #ebb1b26b
 def _pair_rows(pairs, rows, direction): # in the format of the page
-    p = pairs[pairs.similar_in == direction].sort_values("rank")
-    at = [np.searchsorted(rows, p[c].values) for c in ("i", "j")]
-    return [[int(i), int(j), *(round(float(v), 4) for v in r)]
-            for i, j, r in zip(*at, p[["z_a", "z_b", "sim_a", "sim_b"]].values)]
+    chosen = pairs[pairs.similar_in == direction].sort_values("rank")
+    at = [np.searchsorted(rows, chosen[column].values) for column in ("i", "j")]
+    return [[int(left), int(right), *(round(float(score), 4) for score in scores)]
+            for left, right, scores in zip(*at, chosen[["z_a", "z_b", "sim_a", "sim_b"]].values)]

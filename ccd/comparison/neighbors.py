@@ -34,19 +34,19 @@ def nearest_neighbors(
     """Return the nearest neighbors by cosine similarity.
 
     Raises `UserError` for an unknown index, and where a row has fewer than k."""
-    n = len(embeddings.items)
+    n_items = len(embeddings.items)
     if index not in _INDEXES:
         raise UserError(f"unknown index {index!r}: expected one of {', '.join(_INDEXES)}")
-    group = (np.arange(n) if exclude_group is None
+    group = (np.arange(n_items) if exclude_group is None
              else np.unique(exclude_group, return_inverse=True)[1])
     largest = int(np.bincount(group).max())
-    if k > n - largest:
-        raise UserError(f"{k} neighbors requested for {n} items, of which {largest} are excluded: "
-                        f"at most {n - largest} can be given")
+    if k > n_items - largest:
+        raise UserError(f"{k} neighbors requested for {n_items} items, of which {largest} are "
+                        f"excluded: at most {n_items - largest} can be given")
     if index != "flat": return _approximate(embeddings, k, group, largest, index)
-    out = np.empty((n, k), np.int32)
+    out = np.empty((n_items, k), np.int32)
     enough = precomputed is not None and precomputed.shape[1] >= k
-    left = _picked(precomputed, group, out) if enough else np.arange(n)
+    left = _picked(precomputed, group, out) if enough else np.arange(n_items)
     if len(left): _exact(embeddings, group, left, out)
     return out
 
@@ -54,26 +54,27 @@ def nearest_neighbors(
 _TILE_SHAPE = (4096, 16384) # rows and columns compared at once
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #7739358c
-def _exact(e, group, rows, out): # fill the given rows of out [n, k]
+def _exact(embeddings, group, rows, out): # fill the given rows of out [n, k]
     order, k = np.argsort(group, kind="stable"), out.shape[1] # rows of one group are adjacent
     rows, of = rows[np.argsort(group[rows], kind="stable")], group[order]
-    for r in (rows[s] for s in batched_slices(len(rows), _TILE_SHAPE[0])):
-        x, own, best = e.unit(r), group[r], None
+    for batch in (rows[block] for block in batched_slices(len(rows), _TILE_SHAPE[0])):
+        vectors, own, best = embeddings.unit(batch), group[batch], None
         first, end = (int(np.searchsorted(of, own[at], side))
                       for at, side in ((0, "left"), (-1, "right")))
-        for c in _pieces(len(of), first, end):
-            same = own[:, None] == of[c] if first <= c.start < end else None
-            new = _near(x, e.unit(order[c]), min(k, c.stop - c.start), same)
-            best = _better(best, new, c.start, k)
-        out[r] = order[best[1]]
+        for columns in _pieces(len(of), first, end):
+            same = own[:, None] == of[columns] if first <= columns.start < end else None
+            new = _near(vectors, embeddings.unit(order[columns]),
+                        min(k, columns.stop - columns.start), same)
+            best = _better(best, new, columns.start, k)
+        out[batch] = order[best[1]]
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #6fd86a3d
 # fill the rows with enough known neighbors in other groups; return the rows that remain
 def _picked(known, group, out):
     k, left = out.shape[1], []
-    for s in batched_slices(len(known)):
-        out[s], enough = _others(known[s], group, group[s], k)
-        left.append(s.start + np.flatnonzero(~enough))
+    for block in batched_slices(len(known)):
+        out[block], enough = _others(known[block], group, group[block], k)
+        left.append(block.start + np.flatnonzero(~enough))
     return np.concatenate(left)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #035e7d6f
@@ -84,33 +85,36 @@ def _others(found, group, own, k):
     return np.take_along_axis(found, first, 1), other.sum(1) >= k
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #8264dc39
-def _pieces(n, first, end): # slices of the columns; none crosses `first` or `end`
-    parts = (0, first, _TILE_SHAPE[1]), (first, end, _TILE_SHAPE[0]), (end, n, _TILE_SHAPE[1])
-    for a, b, wide in parts:
-        yield from (slice(a + s.start, a + s.stop) for s in batched_slices(b - a, wide))
+def _pieces(n_columns, first, end): # slices of the columns; none crosses `first` or `end`
+    parts = ((0, first, _TILE_SHAPE[1]), (first, end, _TILE_SHAPE[0]),
+             (end, n_columns, _TILE_SHAPE[1]))
+    for start, stop, wide in parts:
+        yield from (slice(start + block.start, start + block.stop)
+                    for block in batched_slices(stop - start, wide))
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #6b92c4b4
-def _near(x, y, k, same): # cosines and rows of the k nearest in y, `same` excluded
+# cosines and rows of the k nearest candidates, `same` excluded
+def _near(queries, candidates, k, same):
     import faiss
     if same is None and device().type == "cpu":
-        return faiss.knn(x, y, k, metric=faiss.METRIC_INNER_PRODUCT)
-    x, y = (torch.from_numpy(v).to(device()) for v in (x, y))
-    s = x @ y.T
-    if same is not None: s[torch.from_numpy(same).to(s.device)] = -torch.inf
-    return [t.cpu().numpy() for t in s.topk(k)]
+        return faiss.knn(queries, candidates, k, metric=faiss.METRIC_INNER_PRODUCT)
+    queries, candidates = (torch.from_numpy(array).to(device()) for array in (queries, candidates))
+    similarity = queries @ candidates.T
+    if same is not None: similarity[torch.from_numpy(same).to(similarity.device)] = -torch.inf
+    return [tensor.cpu().numpy() for tensor in similarity.topk(k)]
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #f9a2d36f
 def _better(best, new, start, k): # merge the best so far with those of the columns from `start`
     score, at = new[0], new[1] + start
     if best is None: return score, at
-    score, at = (np.concatenate(p, 1) for p in zip(best, (score, at)))
+    score, at = (np.concatenate(pair, 1) for pair in zip(best, (score, at)))
     score, place = torch.from_numpy(score).topk(min(k, score.shape[1]))
     return score.numpy(), np.take_along_axis(at, place.numpy(), 1)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #5cc9a590
 # approximate search; the index holds all vectors in memory
-def _approximate(e, k, group, largest, kind):
-    found = _search(np.ascontiguousarray(e.unit()), k + largest, kind)
+def _approximate(embeddings, k, group, largest, kind):
+    found = _search(np.ascontiguousarray(embeddings.unit()), k + largest, kind)
     chosen, enough = _others(found, group, group, k)
     if (lost := (~enough).sum()):
         raise UserError(f"the index {kind!r} found fewer than {k} neighbors for {lost} of "
@@ -118,17 +122,17 @@ def _approximate(e, k, group, largest, kind):
     return chosen
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #a9d2fce4
-def _search(x, k, kind): # [n, k] rows found by faiss, including the query row
+def _search(vectors, k, kind): # [n, k] rows found by faiss, including the query row
     import faiss
-    gpus, (n, d) = getattr(faiss, "get_num_gpus", int)(), x.shape
-    lists = max(1, min(int(4 * n**0.5), n // 40))
+    gpus, (n_rows, dim) = getattr(faiss, "get_num_gpus", int)(), vectors.shape
+    lists = max(1, min(int(4 * n_rows**0.5), n_rows // 40))
     name = dict(ivf=f"IVF{lists},Flat", hnsw="HNSW32,Flat")[kind]
-    index = faiss.index_factory(d, name, faiss.METRIC_INNER_PRODUCT)
+    index = faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
     if kind == "ivf": index.nprobe = max(8, lists // 16)
     if kind == "hnsw": index.hnsw.efConstruction, index.hnsw.efSearch = 100, 128
     if kind == "ivf" and gpus: index = faiss.index_cpu_to_all_gpus(index)
-    index.train(x); index.add(x)
-    return index.search(x, k)[1]
+    index.train(vectors); index.add(vectors)
+    return index.search(vectors, k)[1]
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #0bab30a3
 def mutual_knn(
@@ -136,12 +140,12 @@ def mutual_knn(
     b: np.ndarray, # [n, k] neighbors of the same images in another encoder
 ) -> np.ndarray: # [n] fraction of shared neighbors, 0..1
     "Return the fraction of neighbors that two encoders share, for each image."
-    n, k = a.shape
-    return np.concatenate([_common(a[s], b[s]) for s in batched_slices(n)]) / k
+    n_images, k = a.shape
+    return np.concatenate([_common(a[block], b[block]) for block in batched_slices(n_images)]) / k
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #d1e7c7df
-def _common(a, b): # [m] number of values in both row i of a and row i of b
-    both = np.sort(np.concatenate([a, b], 1), 1)
+def _common(neighbors_a, neighbors_b): # [m] number of values in row i of both
+    both = np.sort(np.concatenate([neighbors_a, neighbors_b], 1), 1)
     return (both[:, 1:] == both[:, :-1]).sum(1)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #17bee0a7
@@ -156,24 +160,24 @@ def overlap_curve(
 ) -> pd.DataFrame: # k, overlap, ci_low, ci_high, chance, null_p95, p
     """Return mutual k-NN for several k, with a confidence interval and a permutation null (on at
     most 20,000 rows)."""
-    rng, rows, n = np.random.default_rng(seed), [], len(a)
+    rng, rows, n_images = np.random.default_rng(seed), [], len(a)
     for k in (k for k in ks if k <= a.shape[1]):
         shared = mutual_knn(a[:, :k], b[:, :k])
         mean, lo, hi = cluster_bootstrap(shared, cluster, n_resamples)
-        orders = (rng.permutation(n) for _ in range(permutations))
-        null = np.array([_under(a[:, :k], b[:, :k], o) for o in orders])
-        rows.append(dict(
-            k=k, overlap=mean, ci_low=lo, ci_high=hi, chance=k / (n - 1),
+        orders = (rng.permutation(n_images) for _ in range(permutations))
+        null = np.array([_under(a[:, :k], b[:, :k], order) for order in orders])
+        rows.append(dict(k=k, overlap=mean, ci_low=lo, ci_high=hi, chance=k / (n_images - 1),
             null_p95=float(np.quantile(null, 0.95)),
             p=float((1 + (null >= mean).sum()) / (1 + permutations))))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #bbfc6272
-def _under(a, b, order, most=20_000): # mean overlap when row i of b is row order[i]
+# mean overlap when the second table is in the order `order`
+def _under(neighbors_a, neighbors_b, order, most=20_000):
     rows = order[:most] # the first rows are a random sample, since the order is random
-    shared = sum(_common(a[order[r]], order[b[r]]).sum()
-                 for r in (rows[s] for s in batched_slices(len(rows))))
-    return float(shared / (len(rows) * a.shape[1]))
+    shared = sum(_common(neighbors_a[order[batch]], order[neighbors_b[batch]]).sum()
+                 for batch in (rows[block] for block in batched_slices(len(rows))))
+    return float(shared / (len(rows) * neighbors_a.shape[1]))
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #1e82411e
 def label_agreement(
@@ -183,8 +187,8 @@ def label_agreement(
 ) -> np.ndarray:
     "Return the fraction of each row's neighbors that share its label (precision at k)."
     code = pd.factorize(np.asarray(label, object))[0] # -1 where there is none
-    same = np.concatenate([(code[neighbors[s]] == code[s, None]).mean(1)
-                           for s in batched_slices(len(neighbors))])
+    same = np.concatenate([(code[neighbors[block]] == code[block, None]).mean(1)
+                           for block in batched_slices(len(neighbors))])
     return np.where(code >= 0, same, np.nan)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #611b1e63
@@ -193,11 +197,11 @@ def _chance_purity(
     apart: np.ndarray, # [n] group of each row; rows of one group are never neighbors
 ) -> np.ndarray: # [n] expected purity of random neighbors; NaN for a row without a label
     "Return the exact chance level of purity, for neighbors sampled among the rows of other groups."
-    code, group = (pd.factorize(np.asarray(v, object))[0] for v in (label, apart))
+    code, group = (pd.factorize(np.asarray(values, object))[0] for values in (label, apart))
     # one code for each combination of group and label
     both = np.where(code >= 0, group * (code.max() + 1) + code, -1)
-    size, same, own = (np.unique(v, return_inverse=True, return_counts=True)[1:]
-                       for v in (group, code, both))
+    size, same, own = (np.unique(codes, return_inverse=True, return_counts=True)[1:]
+                       for codes in (group, code, both))
     size, same, own = (count[at] for at, count in (size, same, own))
     return np.where(code >= 0, (same - own) / np.maximum(len(code) - size, 1), np.nan)
 
@@ -215,17 +219,17 @@ def neighbor_table(
 
     Labels that no neighbor can share are left out."""
     rows = []
-    for name, e in encoders.items():
-        group = e.items.item_id
-        if exclude_group in e.items: group = e.items[exclude_group].fillna(group)
+    for name, embeddings in encoders.items():
+        group = embeddings.items.item_id
+        if exclude_group in embeddings.items: group = embeddings.items[exclude_group].fillna(group)
         group = np.unique(group.values.astype(object), return_inverse=True)[1]
-        found = nearest_neighbors(e, k, group, precomputed=(precomputed or {}).get(name))
+        found = nearest_neighbors(embeddings, k, group, precomputed=(precomputed or {}).get(name))
         for label in labels:
-            y = e.items[label].values
-            p, chance = label_agreement(found, y), _chance_purity(y, group)
-            ok = ~np.isnan(p)
+            item_labels = embeddings.items[label].values
+            purity, chance = label_agreement(found, item_labels), _chance_purity(item_labels, group)
+            ok = ~np.isnan(purity)
             if not (chance[ok] > 0).any(): continue
-            mean, lo, hi = cluster_bootstrap(p[ok], group[ok], n_resamples)
+            mean, lo, hi = cluster_bootstrap(purity[ok], group[ok], n_resamples)
             rows.append(dict(encoder=name, label=label, label_agreement=mean, ci_low=lo, ci_high=hi,
                              chance=float(chance[ok].mean()), k=k))
     return pd.DataFrame(rows,
@@ -248,28 +252,29 @@ def hubness(
     return dict(skewness=uneven, max_k_occurrence=int(times.max()), antihub_share=never)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #8c998f2d
-def _spread(
-    e: Embeddings, # embeddings to check
+def _spread(embeddings: Embeddings, # embeddings to check
     sample: int = 4096, # number of rows sampled at random
 ) -> float: # distance of unit vectors, 0..2
     "Return the 90th percentile of the distance of the unit vectors from their median."
-    x = e.unit(
-        np.sort(np.random.default_rng(0).permutation(len(e.items))[:sample])).astype(np.float64)
-    return float(np.quantile(np.linalg.norm(x - np.median(x, 0), axis=1), 0.9))
+    vectors = embeddings.unit(np.sort(
+            np.random.default_rng(0).permutation(len(embeddings.items))[:sample])).astype(
+                np.float64)
+    return float(np.quantile(np.linalg.norm(vectors - np.median(vectors, 0), axis=1), 0.9))
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #5a6ac854
-def _resolution(e: Embeddings) -> float: # relative to the norm of a vector
+def _resolution(embeddings: Embeddings) -> float: # relative to the norm of a vector
     "Return the smallest distance that the stored type and a cosine in float32 can resolve."
-    cosine, stored = (np.finfo(t).eps for t in (np.float32, e.vectors.dtype))
+    cosine, stored = (np.finfo(dtype).eps for dtype in (np.float32, embeddings.vectors.dtype))
     return float(max((8 * cosine)**0.5, 4 * stored)) # a distance r lowers the cosine by r**2 / 2
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #cb781f9a
-def _expect_spread(e: Embeddings):
+def _expect_spread(embeddings: Embeddings):
     "Raise `UserError` where an encoder gives nearly all items the same vector."
-    far, least, name = _spread(e), _resolution(e), e.card.get("name", "an encoder")
+    far, least, name = (_spread(embeddings), _resolution(embeddings),
+                        embeddings.card.get("name", "an encoder"))
     if not far <= least: return # NaN is reported elsewhere
     much = f", up to {far:.1g} of its length, and less than {least:.1g} is rounding" if far else ""
-    raise UserError(f"{name} gives nine in ten of {len(e.items)} items or more the same "
+    raise UserError(f"{name} gives nine in ten of {len(embeddings.items)} items or more the same "
                     f"vector{much}: there is nothing to compare. Is it trained, and are the images "
                     "different ones?")
 
@@ -280,22 +285,23 @@ class _HsicSums:
 
     Source: Song et al. (2012)."""
     def __init__(self, x: np.ndarray, y: np.ndarray): # [m, d], [m, e] float64
-        a, b = (x**2).sum(1), (y**2).sum(1)
+        squares_x, squares_y = (x**2).sum(1), (y**2).sum(1)
         self.parts = [np.array(float(len(x))), x.T @ y, x.sum(0), y.sum(0),
-                      x.T @ b, y.T @ a, a.sum(), b.sum(), a @ b]
+                      x.T @ squares_y, y.T @ squares_x, squares_x.sum(), squares_y.sum(),
+                      squares_x @ squares_y]
 
     def __add__(self, other): return self._with(other, np.add)
     def __sub__(self, other): return self._with(other, np.subtract)
 
     def _with(self, other, how):
         new = object.__new__(_HsicSums)
-        new.parts = [how(p, q) for p, q in zip(self.parts, other.parts)]
+        new.parts = [how(part, other_part) for part, other_part in zip(self.parts, other.parts)]
         return new
 
     def hsic(self) -> float:
-        n, cross, sx, sy, xb, ya, a, b, ab = self.parts
+        n, cross, sx, sy, xb, ya, squares_x, squares_y, ab = self.parts
         trace = (cross**2).sum() - ab
-        ones = (sx @ sx - a) * (sy @ sy - b) / ((n - 1) * (n - 2))
+        ones = (sx @ sx - squares_x) * (sy @ sy - squares_y) / ((n - 1) * (n - 2))
         mixed = sx @ cross @ sy - sx @ xb - sy @ ya + ab
         return float((trace + ones - 2 * mixed / (n - 2)) / (n * (n - 3)))
 
@@ -319,13 +325,13 @@ def cka(
     if (families := part.max() + 1) < _LEAST:
         raise UserError(f"CKA of {len(part)} items of {families} families: expected {_LEAST} "
                         "families or more")
-    for e in (a, b): _expect_spread(e)
+    for embeddings in (a, b): _expect_spread(embeddings)
     part = np.random.default_rng(0).permutation(families)[part] % groups
-    of = partial(_sums, a, b, [_middle(e) for e in (a, b)])
+    of = partial(_sums, a, b, [_middle(embeddings) for embeddings in (a, b)])
     every = of(part >= 0)
     value = _ratio(every)
-    def without(k): return [s - own for s, own in zip(every, of(part == k))]
-    error = _jackknife_error(np.array([_ratio(without(k)) for k in range(groups)]))
+    def without(group): return [total - own for total, own in zip(every, of(part == group))]
+    error = _jackknife_error(np.array([_ratio(without(group)) for group in range(groups)]))
     # the true value is never below 0
     return value, max(value - error, -1.0), min(max(value + error, 0.0), 1.0)
 
@@ -333,26 +339,30 @@ def cka(
 # half width of the 95 % interval; left [g]: values with one group left out
 def _jackknife_error(left):
     from scipy.stats import t
-    g = len(left)
-    return float(np.sqrt((g - 1) / g * ((left - left.mean()) ** 2).sum()) * t.ppf(0.975, g - 1))
+    n_groups = len(left)
+    return float(np.sqrt((n_groups - 1) / n_groups * ((left - left.mean()) ** 2).sum())
+                 * t.ppf(0.975, n_groups - 1))
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #b05b3dbb
-def _middle(e): # [d] mean unit vector
-    return sum(x.astype(np.float64).sum(0) for x in e.unit_blocks()) / len(e.items)
+def _middle(embeddings): # [d] mean unit vector
+    return sum(block.astype(np.float64).sum(0)
+               for block in embeddings.unit_blocks()) / len(embeddings.items)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #de2ad68f
-def _sums(a, b, middle, mask, block=2048): # HSIC sums of (x, x), (x, y), (y, y)
+# HSIC sums of (x, x), (x, y), (y, y)
+def _sums(embeddings_a, embeddings_b, middle, mask, block=2048):
     total, rows = None, np.flatnonzero(mask)
-    for k in range(0, len(rows), block):
-        x, y = (e.unit(rows[k:k + block]).astype(np.float64) - m for e, m in zip((a, b), middle))
+    for start in range(0, len(rows), block):
+        x, y = (embeddings.unit(rows[start:start + block]).astype(np.float64) - center
+                for embeddings, center in zip((embeddings_a, embeddings_b), middle))
         new = [_HsicSums(x, x), _HsicSums(x, y), _HsicSums(y, y)]
-        total = new if total is None else [s + t for s, t in zip(total, new)]
+        total = new if total is None else [old + added for old, added in zip(total, new)]
     return total
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #25bb00d6
 def _ratio(sums): # CKA; NaN where all similarities of one encoder are equal up to rounding
-    xx, xy, yy = (s.hsic() for s in sums)
-    size = [(s.parts[6] / s.parts[0]) ** 2 for s in (sums[0], sums[2])]
+    xx, xy, yy = (terms.hsic() for terms in sums)
+    size = [(terms.parts[6] / terms.parts[0]) ** 2 for terms in (sums[0], sums[2])]
     return xy / (xx * yy) ** 0.5 if xx > 1e-9 * size[0] and yy > 1e-9 * size[1] else np.nan
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #acf2d9e6
@@ -368,20 +378,20 @@ def umap_2d(
     Raises `UserError` for fewer than five items.
 
     Source: McInnes et al. (2018)."""
-    with _umap(len(embeddings.items), n_neighbors) as (umap, k):
-        made = umap.UMAP(n_neighbors=k, metric="cosine", random_state=seed, n_jobs=1,
-                         precomputed_knn=(*_distances(embeddings, k), None),
+    with _umap(len(embeddings.items), n_neighbors) as (umap, n_used):
+        made = umap.UMAP(n_neighbors=n_used, metric="cosine", random_state=seed, n_jobs=1,
+                         precomputed_knn=(*_distances(embeddings, n_used), None),
                          init="spectral" if init is None else init).fit_transform(embeddings.unit())
         return made.astype(np.float32)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #a359edc3
 # [n, k] rows and distances in UMAP's form: each item is its own nearest neighbor
-def _distances(e, k):
-    near = nearest_neighbors(e, k - 1)
+def _distances(embeddings, n_neighbors):
+    near = nearest_neighbors(embeddings, n_neighbors - 1)
     far = np.empty(near.shape, np.float32)
-    for s in batched_slices(len(near), 512):
-        y = e.unit(near[s].ravel()).reshape(*near[s].shape, -1)
-        far[s] = 1 - np.einsum("nd,nkd->nk", e.unit(s), y)
+    for block in batched_slices(len(near), 512):
+        vectors = embeddings.unit(near[block].ravel()).reshape(*near[block].shape, -1)
+        far[block] = 1 - np.einsum("nd,nkd->nk", embeddings.unit(block), vectors)
     own = np.arange(len(near), dtype=near.dtype)[:, None]
     return np.hstack([own, near]), np.pad(far.clip(0), ((0, 0), (1, 0)))
 
@@ -397,24 +407,24 @@ def aligned_umap(
     """Return two aligned UMAP maps by cosine distance (AlignedUMAP).
 
     Raises `UserError` for fewer than five items."""
-    with _umap(len(a.items), n_neighbors) as (umap, k):
-        both = umap.AlignedUMAP(n_neighbors=k, metric="cosine", random_state=seed,
+    with _umap(len(a.items), n_neighbors) as (umap, n_used):
+        both = umap.AlignedUMAP(n_neighbors=n_used, metric="cosine", random_state=seed,
                                 alignment_regularisation=alignment)
-        return [np.asarray(m, np.float32) for m in both.fit_transform(
-            [a.unit(), b.unit()], relations=[{i: i for i in range(len(a.items))}])]
+        return [np.asarray(positions, np.float32) for positions in both.fit_transform(
+            [a.unit(), b.unit()], relations=[{row: row for row in range(len(a.items))}])]
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #e6fef547
 @contextmanager
-def _umap(n, n_neighbors):
+def _umap(n_items, n_neighbors):
     import torch, warnings
-    if n < 5: raise UserError(f"a map of {n} items: UMAP needs five or more")
+    if n_items < 5: raise UserError(f"a map of {n_items} items: UMAP needs five or more")
     threads = torch.get_num_threads()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import umap
             _compile_once(umap)
-            yield umap, min(n_neighbors, n - 1)
+            yield umap, min(n_neighbors, n_items - 1)
     finally: torch.set_num_threads(threads) # numba, which UMAP uses, changes the number of threads
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #2d0d78f1
@@ -424,5 +434,5 @@ def _compile_once(package):
     from numba.core.dispatcher import Dispatcher
     for name, module in list(sys.modules.items()):
         if not name.startswith(package.__name__ + "."): continue
-        for f in vars(module).values():
-            if isinstance(f, Dispatcher): f.enable_caching()
+        for member in vars(module).values():
+            if isinstance(member, Dispatcher): member.enable_caching()

@@ -27,7 +27,7 @@ from .attributes import _rgb_to_lab, _ring
 from .attribution import _difference, _nodes
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #11c18467
-def _bytes(x): return np.clip(np.rint(x), 0, 255).astype(np.uint8)
+def _bytes(pixels): return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #f0590192
 def _shift_hue(image, degrees, rng=None):
@@ -40,8 +40,8 @@ def _shift_hue(image, degrees, rng=None):
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #bb99d8d7
 def _to_grey(image, strength=1.0, rng=None):
     "Return the image blended with its gray version by `strength` (luma of ITU-R BT.601)."
-    grey = (image @ np.array(GRAY))[..., None]
-    return _bytes(image + strength * (grey - image))
+    gray = (image @ np.array(GRAY))[..., None]
+    return _bytes(image + strength * (gray - image))
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #700cff8f
 def _darken(image, factor, rng=None):
@@ -53,15 +53,15 @@ def _gaussian_blur(image, sigma, rng=None):
     """Return the image after Gaussian blur; `sigma` is a fraction of the shorter side, the
     border is mirrored."""
     from scipy.ndimage import gaussian_filter
-    s = sigma * min(image.shape[:2])
-    return _bytes(gaussian_filter(image.astype(float), (s, s, 0), mode="reflect"))
+    spread = sigma * min(image.shape[:2])
+    return _bytes(gaussian_filter(image.astype(float), (spread, spread, 0), mode="reflect"))
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #512e3ec1
 def _add_texture(image, amplitude, rng):
     """Return the image plus a grating of 16 waves per side, in a random direction, equal in all
     channels."""
-    h, w = image.shape[:2]
-    y, x = np.mgrid[:h, :w] / min(h, w)
+    height, width = image.shape[:2]
+    y, x = np.mgrid[:height, :width] / min(height, width)
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     wave = np.sin(2 * np.pi * 16 * (x * np.cos(angle) + y * np.sin(angle)) + phase)
     return _bytes(image + 255 * amplitude * wave[..., None])
@@ -69,12 +69,14 @@ def _add_texture(image, amplitude, rng):
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #9427f5d3
 def _shuffle_patches(image, cells, rng):
     "Return the image with the cells of a grid permuted: the same pixels in another layout."
-    h, w = image.shape[0] // cells, image.shape[1] // cells
+    height, width = image.shape[0] // cells, image.shape[1] // cells
     order, out = rng.permutation(cells**2), image.copy()
     while (order == np.arange(cells**2)).all(): order = rng.permutation(cells**2)
-    for k, o in enumerate(order):
-        y, x, v, u = k // cells * h, k % cells * w, o // cells * h, o % cells * w
-        out[y:y + h, x:x + w] = image[v:v + h, u:u + w]
+    for index, source in enumerate(order):
+        top, left, from_top, from_left = (index // cells * height, index % cells * width,
+                                          source // cells * height, source % cells * width)
+        out[top:top + height,
+            left:left + width] = image[from_top:from_top + height, from_left:from_left + width]
     return out
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #7a095325
@@ -82,17 +84,19 @@ def _rotate(image, degrees, rng=None):
     "Return the image rotated about its center; the corners get the median color of the border."
     edge = np.median(image[_ring(*image.shape[:2])], 0)
     return np.asarray(Image.fromarray(image).rotate(
-        degrees, Image.Resampling.BICUBIC, fillcolor=tuple(int(v) for v in edge)))
+        degrees, Image.Resampling.BICUBIC, fillcolor=tuple(int(channel) for channel in edge)))
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #7d1b28e1
 def _overlay_word(image, height, rng):
     """Return the image with a held-out word across the lower edge; `height` is a fraction of the
     image height."""
-    h, w = image.shape[:2]
-    canvas, top, m = image.astype(float), int(h * (1 - height)), max(1, h // 32)
+    full_height, width = image.shape[:2]
+    canvas, top, margin = (image.astype(float), int(full_height * (1 - height)),
+                           max(1, full_height // 32))
     ink = text_color_for(canvas[top:], rng)
-    word, font = (str(rng.choice(v)) for v in (emoji_scenes.words()[1], TEST_FONTS))
-    draw_text(canvas, word, font, (m, top, w - m, h - m), ink, max_size=h)
+    word, font = (str(rng.choice(choices)) for choices in (emoji_scenes.words()[1], TEST_FONTS))
+    draw_text(canvas, word, font, (margin, top, width - margin, full_height - margin), ink,
+              max_size=full_height)
     return _bytes(canvas)
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #3006b282
@@ -117,7 +121,7 @@ def _recolor_background(image, least, rng):
     mask = background_mask(image)
     if mask is None: return None
     old, names = np.median(image[mask], 0), list(PALETTE)
-    palette = np.array([PALETTE[c] for c in names], np.uint8)
+    palette = np.array([PALETTE[name] for name in names], np.uint8)
     gap = np.linalg.norm(_rgb_to_lab(palette) - _rgb_to_lab(_bytes(old)), axis=1)
     new, out = palette[rng.choice(np.nonzero(gap >= least)[0])], image.astype(float)
     out[mask] += new - old
@@ -160,9 +164,10 @@ def perturbation_examples(
     seed: int = 0,
 ) -> dict: # name -> [s, s, 3] uint8, or None where the perturbation does not apply
     "Return an image unchanged, and after each perturbation at medium strength."
-    middle = {name: s[len(s) // 2] for name, (_, s) in PERTURBATIONS.items()}
-    return {"as it is": image} | {
-        name: apply_perturbation(image, name, s, item_id, seed) for name, s in middle.items()}
+    middle = {name: strengths[len(strengths) // 2]
+              for name, (_, strengths) in PERTURBATIONS.items()}
+    return {"as it is": image} | {name: apply_perturbation(image, name, strength, item_id, seed)
+        for name, strength in middle.items()}
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #3b53e600
 _SCENE_EDITS = dict(drawing=("style", "concept, same category", "concept, other category",
@@ -177,56 +182,57 @@ class _Edit(NamedTuple):
     items: pd.DataFrame # item_id, family
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #f9f33cc4
-def _counterfactual_scenes(
-    world: DataSettings, # settings of the synthetic emoji dataset
-    n: int = 500, # number of scenes
+def _counterfactual_scenes(data: DataSettings, # settings of the synthetic emoji dataset
+    n_scenes: int = 500, # number of scenes
     seed: int = 0,
 ) -> dict: # name of the change -> `_Edit`
     "Return scenes of held-out families, composed again with one factor changed."
-    st, rows = asset_pool("test", world.held_out_style), []
+    st, rows = asset_pool("test", data.held_out_style), []
     partners = _partners(st.table)
-    for k in range(n):
-        rng = np.random.default_rng(int(content_hash(["recompose", world.seed, seed, k]), 16))
-        rows.append(_drawing_again(rng, st, partners,
-                                   world.size) | _sign_again(rng, st, world.size))
-    ids, out = [f"again-{seed}-{k:05d}" for k in range(n)], {}
+    for index in range(n_scenes):
+        rng = np.random.default_rng(int(content_hash(["recompose", data.seed, seed, index]), 16))
+        rows.append(_drawing_again(rng, st, partners, data.size) | _sign_again(rng, st, data.size))
+    ids, out = [f"again-{seed}-{index:05d}" for index in range(n_scenes)], {}
     for what, changes in _SCENE_EDITS.items():
-        before = np.stack([r[what] for r in rows])
-        table = pd.DataFrame(dict(item_id=ids, family=[r[f"{what} family"] for r in rows]))
-        out |= {name: _Edit(before, np.stack([r[name] for r in rows]), table) for name in changes}
+        before = np.stack([row[what] for row in rows])
+        table = pd.DataFrame(dict(item_id=ids, family=[row[f"{what} family"] for row in rows]))
+        out |= {name: _Edit(before, np.stack([row[name] for row in rows]), table)
+                for name in changes}
     return out
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #726e08e2
-def _partners(t): # replacements of each emoji: three lists of positions, none empty
+def _partners(table): # replacements of each emoji: three lists of positions, none empty
     by = {}
-    for k, r in enumerate(t[["concept", "style", "category"]].itertuples(index=False)):
-        by.setdefault(("concept", r.concept), []).append(k)
-        by.setdefault(("style", r.style), []).append(k)
-    team, family, category = (t[c].to_numpy() for c in ("style_family", "family", "category"))
+    for position, row in enumerate(table[["concept", "style", "category"]].itertuples(index=False)):
+        by.setdefault(("concept", row.concept), []).append(position)
+        by.setdefault(("style", row.style), []).append(position)
+    team, family, category = (table[column].to_numpy()
+                              for column in ("style_family", "family", "category"))
     out = {}
-    for k in range(len(t)):
-        same = np.array(by["concept", t.concept.iat[k]])
-        own = np.array(by["style", t["style"].iat[k]])
-        other = [same[team[same] != team[k]],
-                 own[(category[own] == category[k]) & (family[own] != family[k])],
-                 own[category[own] != category[k]]]
-        if all(len(o) for o in other): out[k] = other
+    for position in range(len(table)):
+        same = np.array(by["concept", table.concept.iat[position]])
+        own = np.array(by["style", table["style"].iat[position]])
+        other = [same[team[same] != team[position]],
+                 own[(category[own] == category[position]) & (family[own] != family[position])],
+                 own[category[own] != category[position]]]
+        if all(len(choices) for choices in other): out[position] = other
     return out
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #90588ef0
 def _drawing_again(rng, st, partners, size):
-    k = int(rng.choice(list(partners)))
-    s = int(rng.uniform(0.62, 0.95) * size)
-    x, y = (int(v) for v in rng.integers(0, size - s + 1, 2))
+    drawn = int(rng.choice(list(partners)))
+    side = int(rng.uniform(0.62, 0.95) * size)
+    left, top = (int(offset) for offset in rng.integers(0, size - side + 1, 2))
     first, second = _two_grounds(rng, size)
     def compose(canvas, position):
         canvas = canvas.copy()
-        paste(canvas, drawings()[1][st.rows[position]], s, x, y)
+        paste(canvas, drawings()[1][st.rows[position]], side, left, top)
         return _bytes(canvas)
-    style, near, far = (int(rng.choice(o)) for o in partners[k])
-    return {"drawing": compose(first, k), "drawing family": st.table.family.iat[k],
+    style, near, far = (int(rng.choice(choices)) for choices in partners[drawn])
+    return {"drawing": compose(first, drawn), "drawing family": st.table.family.iat[drawn],
             "style": compose(first, style), "concept, same category": compose(first, near),
-            "concept, other category": compose(first, far), "ground, exactly": compose(second, k)}
+            "concept, other category": compose(first, far),
+            "ground, exactly": compose(second, drawn)}
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #3705de98
 def _two_grounds(rng, size):
@@ -238,12 +244,12 @@ def _two_grounds(rng, size):
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #9e50549b
 def _sign_again(rng, st, size):
     ground, name = emoji_scenes.draw_background(rng, size, "plain")[0], str(rng.choice(st.fonts))
-    words = [str(w) for w in rng.choice(st.words, 2, replace=False)]
-    m = size // 16
-    y, ink = int(rng.integers(m, size // 3)), text_color_for(ground, rng)
+    words = [str(word) for word in rng.choice(st.words, 2, replace=False)]
+    margin = size // 16
+    top, ink = int(rng.integers(margin, size // 3)), text_color_for(ground, rng)
     def compose(word):
         canvas = ground.copy()
-        draw_text(canvas, word, name, (m, y, size - m, y + size // 2), ink)
+        draw_text(canvas, word, name, (margin, top, size - margin, top + size // 2), ink)
         return _bytes(canvas)
     return {"sign": compose(words[0]), "sign family": f"word {words[0]}",
             "word on a sign": compose(words[1])}
@@ -258,8 +264,7 @@ def sensitivity(
     seed: int = 0,
     # px at which images are perturbed; None: the largest input size of the encoders, within 64 to
     # 256
-    size: int | None = None,
-    interventions: dict = PERTURBATIONS, # name -> function, strengths
+    size: int | None = None, perturbations: dict = PERTURBATIONS, # name -> function, strengths
     # encoder, perturbation, strength, shift_sd, shift_rel, their intervals, n, n_groups, skipped
 ) -> pd.DataFrame:
     """Return the embedding shift of each encoder under each perturbation, and the differences
@@ -268,31 +273,32 @@ def sensitivity(
     `shift_sd` is the shift in standard deviations of the encoder's cosine, `shift_rel` the shift in
     mean distances. The 95 % intervals resample concept families; the two units are held fixed.
     Raises `UserError` for fewer than three images."""
-    world = images if isinstance(images, DataSettings) else None
-    corpus = emoji_scenes.scenes(world, "test") if world else images
+    data = images if isinstance(images, DataSettings) else None
+    corpus = emoji_scenes.scenes(data, "test") if data else images
     _expect_others(corpus)
-    size = size or min(256, max(64, *(e.card.size for e in encoders.values())))
+    size = size or min(256, max(64, *(encoder.card.size for encoder in encoders.values())))
     rows = np.sort(np.random.default_rng(seed).permutation(len(corpus))[:n])
     pictures, items = _looked_at(corpus, rows, size)
-    base = {name: _unit_vectors(e, pictures) for name, e in encoders.items()}
-    unit = {name: _similarity_moments([v]) for name, v in base.items()}
-    again = _counterfactual_scenes(world, n, seed) if world else {}
-    jobs = [(name, s) for name, (_, strengths) in interventions.items() for s in strengths]
+    base = {name: _unit_vectors(encoder, pictures) for name, encoder in encoders.items()}
+    unit = {name: _similarity_moments([vectors]) for name, vectors in base.items()}
+    again = _counterfactual_scenes(data, n, seed) if data else {}
+    jobs = [(name, strength) for name, (_, strengths) in perturbations.items()
+            for strength in strengths]
     out = []
     with Progress("changing images", len(jobs) + len(again), unit="changes") as bar:
-        for name, s in jobs:
-            changed, ok = _changed(interventions[name][0], name, s, pictures, items, seed)
-            moved = {e: base[e][ok] for e in encoders}
-            out += _drops(encoders, unit, moved, changed, items[ok], name, s, int((~ok).sum()),
-                          n_resamples, seed)
+        for name, strength in jobs:
+            changed, ok = _changed(perturbations[name][0], name, strength, pictures, items, seed)
+            moved = {encoder_name: base[encoder_name][ok] for encoder_name in encoders}
+            out += _drops(encoders, unit, moved, changed, items[ok], name, strength,
+                          int((~ok).sum()), n_resamples, seed)
             bar.add(1, name)
         shown, before = None, {}
-        for name, c in again.items():
-            if c.before is not shown: # several changes start from the same scenes
-                shown, before = (c.before,
-                                 {e: _unit_vectors(x, c.before) for e, x in encoders.items()})
-            out += _drops(encoders, unit, before, c.after, c.items, name, np.nan, 0, n_resamples,
-                          seed)
+        for name, edit in again.items():
+            if edit.before is not shown: # several changes start from the same scenes
+                shown, before = (edit.before, {encoder_name: _unit_vectors(encoder, edit.before)
+                                  for encoder_name, encoder in encoders.items()})
+            out += _drops(encoders, unit, before, edit.after, edit.items, name, np.nan, 0,
+                          n_resamples, seed)
             bar.add(1, name)
     return pd.DataFrame(out)
 
@@ -305,8 +311,10 @@ def _expect_others(corpus):
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #dd573fc8
 # the changed images; a mask of the images that could be changed
 def _changed(change, name, strength, pictures, items, seed):
-    found = [change(p, strength, _chance(seed, i, name)) for p, i in zip(pictures, items.item_id)]
-    return [c for c in found if c is not None], np.array([c is not None for c in found])
+    found = [change(picture, strength, _chance(seed, item_id, name))
+             for picture, item_id in zip(pictures, items.item_id)]
+    return ([picture for picture in found if picture is not None],
+            np.array([picture is not None for picture in found]))
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #a1f6521e
 def _looked_at(corpus, rows, size):
@@ -319,18 +327,18 @@ def _looked_at(corpus, rows, size):
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #3cbce9f9
 def _unit_vectors(encoder, pictures): # [n, d] float32
     fit, out = getattr(encoder, "fit", None), []
-    for a in range(0, len(pictures), BATCH):
-        part = np.stack(pictures[a:a + BATCH])
-        if fit: part = np.stack([fit(Image.fromarray(p)) for p in part])
-        x = to_float(part.transpose(0, 3, 1, 2), device())
-        v = encoder.vector(x if fit else eval_view(x, encoder.card.size))
-        out.append(v.cpu().numpy())
-    v = np.concatenate(out)
-    return v / np.linalg.norm(v, axis=1, keepdims=True).clip(1e-12)
+    for start in range(0, len(pictures), BATCH):
+        part = np.stack(pictures[start:start + BATCH])
+        if fit: part = np.stack([fit(Image.fromarray(picture)) for picture in part])
+        batch = to_float(part.transpose(0, 3, 1, 2), device())
+        vectors = encoder.vector(batch if fit else eval_view(batch, encoder.card.size))
+        out.append(vectors.cpu().numpy())
+    vectors = np.concatenate(out)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #ed000d08
-def _by_measure(v): # [..., 2 encoders] -> [..., 2, encoders]: drop, relative
-    return v.reshape(*v.shape[:-1], 2, -1)
+def _by_measure(values): # [..., 2 encoders] -> [..., 2, encoders]: drop, relative
+    return values.reshape(*values.shape[:-1], 2, -1)
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #20e79a89
 def _drops(encoders, unit, before, after, items, name, strength, skipped, n_resamples, seed):
@@ -338,21 +346,26 @@ def _drops(encoders, unit, before, after, items, name, strength, skipped, n_resa
     same bootstrap resamples."""
     row = dict(perturbation=name, strength=strength, n=len(items), skipped=skipped)
     names, node = list(encoders), _nodes(items)
-    if not len(items): return [dict(encoder=e, **row, n_groups=0) for e in names]
+    if not len(items):
+        return [dict(encoder=encoder_name, **row, n_groups=0) for encoder_name in names]
     # [n, encoders]
-    shift = np.stack([1 - (before[e] * _unit_vectors(encoders[e], after)).sum(1) for e in names], 1)
-    mean, std = np.array([unit[e] for e in names]).T # [encoders] moments of the cosine
+    shift = np.stack([1
+                      - (before[encoder_name] * _unit_vectors(encoders[encoder_name], after)).sum(1)
+                      for encoder_name in names], 1)
+    # [encoders] moments of the cosine
+    mean, std = np.array([unit[encoder_name] for encoder_name in names]).T
     ones = np.ones(len(shift))
     # [n, 2 encoders + 1]: drop, relative, count
     columns = np.column_stack([shift / std, shift / (1 - mean), ones])
     sums = node_bootstrap_sums(columns, node, node, n_resamples, seed)
     value, drawn = _by_measure(columns.mean(0)[:-1]), _by_measure(sums[:, :-1] / sums[:, -1:])
-    out, k = [], len(names)
-    pairs = [(a, None) for a in range(k)] + list(itertools.combinations(range(k), 2))
-    for a, b in pairs:
-        who = names[a] if b is None else f"{names[a]} − {names[b]}"
-        drop, relative = _difference(value, a, b) # [2]
-        ends = np.quantile(_difference(drawn, a, b), [0.025, 0.975], axis=0).T # [2, 2]
+    out, n_encoders = [], len(names)
+    pairs = ([(index, None) for index in range(n_encoders)]
+             + list(itertools.combinations(range(n_encoders), 2)))
+    for first, second in pairs:
+        who = names[first] if second is None else f"{names[first]} − {names[second]}"
+        drop, relative = _difference(value, first, second) # [2]
+        ends = np.quantile(_difference(drawn, first, second), [0.025, 0.975], axis=0).T # [2, 2]
         out.append(dict(encoder=who, **row, n_groups=len(np.unique(node)),
                         shift_sd=float(drop), shift_sd_ci_low=float(ends[0][0]),
                         shift_sd_ci_high=float(ends[0][1]),

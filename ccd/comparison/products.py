@@ -21,42 +21,41 @@ def _similarity_moments(
 ) -> tuple[float, float]: # mean and standard deviation
     """Return the exact mean and standard deviation of the cosine over all pairs of different
     rows, in O(n d^2)."""
-    n, total, gram = 0, 0, 0
+    n_rows, total, gram = 0, 0, 0
     self_pairs = np.zeros(2) # sums of the cosine and of its square over the pairs (i, i)
-    for x in parts:
-        x = x.astype(np.float64) # [m, d]
-        self_cosine = (x**2).sum(1) # [m]
-        n += len(x)
-        total = total + x.sum(0) # [d]
-        gram = gram + x.T @ x # [d, d]
+    for block in parts:
+        block = block.astype(np.float64) # [m, d]
+        self_cosine = (block**2).sum(1) # [m]
+        n_rows += len(block)
+        total = total + block.sum(0) # [d]
+        gram = gram + block.T @ block # [d, d]
         self_pairs += self_cosine.sum(), (self_cosine**2).sum()
-    mean = ((total**2).sum() - self_pairs[0]) / (n * (n - 1))
-    square = ((gram**2).sum() - self_pairs[1]) / (n * (n - 1))
+    mean = ((total**2).sum() - self_pairs[0]) / (n_rows * (n_rows - 1))
+    square = ((gram**2).sum() - self_pairs[1]) / (n_rows * (n_rows - 1))
     return float(mean), float(np.sqrt(max(square - mean**2, 1e-24)))
 
 # %% ../../nbs/library/comparison/02_products.ipynb #2ce5e8c3
 _FLOAT64_ROWS = 1024 # rows held in float64 at once
 
-def _float64_rows(e: Embeddings, rows) -> torch.Tensor: # [m, d] float64
-    return torch.from_numpy(scaled(np.array(e.vectors[rows]))).double() # numpy casts float16 slowly
+def _float64_rows(embeddings: Embeddings, rows) -> torch.Tensor: # [m, d] float64
+    # numpy casts float16 slowly
+    return torch.from_numpy(scaled(np.array(embeddings.vectors[rows]))).double()
 
 # %% ../../nbs/library/comparison/02_products.ipynb #d6e1adcf
-def _normalized_rows(
-    e: Embeddings,
-    rows=slice(None), # rows to return
+def _normalized_rows(embeddings: Embeddings, rows=slice(None), # rows to return
 ) -> torch.Tensor: # [m, d] float64
     "Return L2-normalized rows; a zero vector stays zero. Raises `UserError` for NaN and infinity."
-    x = _float64_rows(e, rows)
-    length = x.norm(dim=1, keepdim=True)
+    vectors = _float64_rows(embeddings, rows)
+    length = vectors.norm(dim=1, keepdim=True)
     bad = ~length.isfinite().numpy().ravel()
     if bad.any():
-        item, name = e.items.item_id.values[rows][bad][0], _name_of(e)
+        item, name = embeddings.items.item_id.values[rows][bad][0], _name_of(embeddings)
         raise UserError(f"the vector of {item!r} by {name} is not finite: expected numbers; "
                         "embed it again or leave it out")
-    return x.div_(length.where(length > 0, torch.ones_like(length)))
+    return vectors.div_(length.where(length > 0, torch.ones_like(length)))
 
 # %% ../../nbs/library/comparison/02_products.ipynb #9405a371
-def _name_of(e: Embeddings) -> str: return str(e.card.get("name", "an encoder"))
+def _name_of(embeddings: Embeddings) -> str: return str(embeddings.card.get("name", "an encoder"))
 
 # %% ../../nbs/library/comparison/02_products.ipynb #3d5a35e3
 def pair_cosine(
@@ -66,10 +65,10 @@ def pair_cosine(
 ) -> np.ndarray: # [m] float64; 0 for a zero vector
     "Return the cosine similarity of each pair of rows (i, j)."
     out = np.empty(len(i))
-    for s in batched_slices(len(i), _FLOAT64_ROWS):
-        x, y = _float64_rows(e, i[s]), _float64_rows(e, j[s])
-        both = (x.norm(dim=1) * y.norm(dim=1)).numpy()
-        out[s] = (x * y).sum(1).numpy() / np.where(both > 0, both, 1)
+    for block in batched_slices(len(i), _FLOAT64_ROWS):
+        vectors_i, vectors_j = _float64_rows(e, i[block]), _float64_rows(e, j[block])
+        both = (vectors_i.norm(dim=1) * vectors_j.norm(dim=1)).numpy()
+        out[block] = (vectors_i * vectors_j).sum(1).numpy() / np.where(both > 0, both, 1)
     return out
 
 # %% ../../nbs/library/comparison/02_products.ipynb #dbad095c
@@ -104,12 +103,13 @@ class _PairSums:
     self_pairs: np.ndarray
 
 # %% ../../nbs/library/comparison/02_products.ipynb #e546122a
-def _pair_sums(a: Embeddings, b: Embeddings) -> _PairSums:
-    d_a, d_b = a.vectors.shape[1], b.vectors.shape[1]
+def _pair_sums(embeddings_a: Embeddings, embeddings_b: Embeddings) -> _PairSums:
+    d_a, d_b = embeddings_a.vectors.shape[1], embeddings_b.vectors.shape[1]
     shapes = (d_a,), (d_b,), (d_a, d_a), (d_b, d_b), (d_a, d_b)
-    sums = _PairSums(*(torch.zeros(s, dtype=torch.float64) for s in shapes), np.zeros(5))
-    for rows in batched_slices(len(a.items), _FLOAT64_ROWS):
-        x, y = _normalized_rows(a, rows), _normalized_rows(b, rows) # [m, d_a], [m, d_b]
+    sums = _PairSums(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes), np.zeros(5))
+    for rows in batched_slices(len(embeddings_a.items), _FLOAT64_ROWS):
+        # [m, d_a], [m, d_b]
+        x, y = _normalized_rows(embeddings_a, rows), _normalized_rows(embeddings_b, rows)
         sums.sum_a += x.sum(0)
         sums.sum_b += y.sum(0)
         sums.gram_aa += x.T @ x
@@ -117,15 +117,16 @@ def _pair_sums(a: Embeddings, b: Embeddings) -> _PairSums:
         sums.gram_ab += x.T @ y
         # [m] cosine of a row with itself: 1, or 0 for a zero vector
         xx, yy = (x**2).sum(1), (y**2).sum(1)
-        sums.self_pairs += [float(v.sum()) for v in (xx, yy, xx * xx, yy * yy, xx * yy)]
+        sums.self_pairs += [float(term.sum()) for term in (xx, yy, xx * xx, yy * yy, xx * yy)]
     return sums
 
 # %% ../../nbs/library/comparison/02_products.ipynb #08c6e50b
-def _expect_different_cosines(e, mean, std): # mean and standard deviation of the cosine over pairs
+# mean and standard deviation of the cosine over pairs
+def _expect_different_cosines(embeddings, mean, std):
     if std >= _EQUAL: return
-    raise UserError(f"to {_name_of(e)} all pairs of the {len(e.items)} items are equally alike, "
-                    f"with a cosine of {mean:.3f}: no pair is more alike than another; compare "
-                    "other images, or more of them")
+    raise UserError(f"to {_name_of(embeddings)} all pairs of the {len(embeddings.items)} items are "
+                    f"equally alike, with a cosine of {mean:.3f}: no pair is more alike than "
+                    "another; compare other images, or more of them")
 
 # %% ../../nbs/library/comparison/02_products.ipynb #04200456
 def pair_moments(
@@ -136,9 +137,9 @@ def pair_moments(
     O(n d^2).
 
     Raises `UserError` where an encoder gives all pairs the same cosine."""
-    for e in (a, b): _expect_spread(e)
-    n, sums = len(a.items), _pair_sums(a, b)
-    n_pairs = n * (n - 1)
+    for embeddings in (a, b): _expect_spread(embeddings)
+    n_items, sums = len(a.items), _pair_sums(a, b)
+    n_pairs = n_items * (n_items - 1)
     # each sum over all (i, j) is a product of sums over rows; the pairs (i, i) are subtracted
     self_a, self_b, self_aa, self_bb, self_ab = sums.self_pairs
     mean_a = (float(sums.sum_a @ sums.sum_a) - self_a) / n_pairs
@@ -148,13 +149,13 @@ def pair_moments(
     product = (float((sums.gram_ab**2).sum()) - self_ab) / n_pairs
     std_a = max(square_a - mean_a * mean_a, 0) ** 0.5
     std_b = max(square_b - mean_b * mean_b, 0) ** 0.5
-    for e, mean, std in ((a, mean_a, std_a), (b, mean_b, std_b)):
-        _expect_different_cosines(e, mean, std)
+    for embeddings, mean, std in ((a, mean_a, std_a), (b, mean_b, std_b)):
+        _expect_different_cosines(embeddings, mean, std)
     correlation = (product - mean_a * mean_b) / (std_a * std_b)
     second = torch.cat([torch.cat([sums.gram_aa, sums.gram_ab], 1),
                         torch.cat([sums.gram_ab.T, sums.gram_bb], 1)]) # [D, D]
-    return _PairMoments(n, (mean_a, mean_b), (std_a, std_b), correlation,
-                        (sums.sum_a / n, sums.sum_b / n), second / n)
+    return _PairMoments(n_items, (mean_a, mean_b), (std_a, std_b), correlation,
+                        (sums.sum_a / n_items, sums.sum_b / n_items), second / n_items)
 
 # %% ../../nbs/library/comparison/02_products.ipynb #8512072e
 _FLOAT32_ROUNDOFF, _FLOAT64_ROUNDOFF = 2.0**-24, 2.0**-53 # half a unit in the last place, relative
@@ -163,25 +164,24 @@ _FLOAT32_ROUNDOFF, _FLOAT64_ROUNDOFF = 2.0**-24, 2.0**-53 # half a unit in the l
 class _ScoreGemm:
     "Compute wa cos_a + wb cos_b + constant of all pairs as one matrix product with an error bound."
     unit = 1.0 # the score that a tile's value of 1 stands for
-    # buffer of a tile, reused: a new allocation each time is slow and fragments the memory
-    space = None
+    space = None # buffer of a tile; a new one each time is slow and fragments the memory
 
-    def __init__(self, a: Embeddings, b: Embeddings, m: _PairMoments,
+    def __init__(self, embeddings_a: Embeddings, embeddings_b: Embeddings, moments: _PairMoments,
         weights: tuple[float, float], # weights wa > 0 and wb of the two cosines
         constant: float,
         dtype: torch.dtype, # number type of the matrix product
         where: torch.device,
     ):
-        self.a, self.b, self.m, self.weights, self.constant = a, b, m, weights, constant
-        self.sign = torch.ones(len(m.second), dtype=dtype)
-        self.sign[len(m.center[0]):] = float(np.sign(weights[1]))
+        self.a, self.b, self.m = embeddings_a, embeddings_b, moments
+        self.weights, self.constant = weights, constant
+        self.sign = torch.ones(len(moments.second), dtype=dtype)
+        self.sign[len(moments.center[0]):] = float(np.sign(weights[1]))
         self.error = self.fill(dtype)
         self.right, self.sign = self.right.to(where), self.sign.to(where)
 
-    def rows(
-        self, s,
-    ) -> tuple: # [m, D] centered and weighted, [m] the term r that centering subtracts
-        x, y = _normalized_rows(self.a, s), _normalized_rows(self.b, s)
+    # [m, D] centered and weighted, [m] the term r that centering subtracts
+    def rows(self, rows) -> tuple:
+        x, y = _normalized_rows(self.a, rows), _normalized_rows(self.b, rows)
         (wa, wb), (ca, cb) = self.weights, self.m.center
         half = float(self.constant - wa * (ca @ ca) - wb * (cb @ cb)) / 2
         r = wa * (x @ ca) + wb * (y @ cb) + half
@@ -190,16 +190,17 @@ class _ScoreGemm:
     def fill(self, dtype) -> float: # bound of the error of any score
         wide, worst = len(self.sign), {}
         self.right = torch.empty(self.m.n, wide + 4, dtype=dtype)
-        for s in batched_slices(self.m.n, _FLOAT64_ROWS): _fill(self.right[s], *self.rows(s), worst)
+        for block in batched_slices(self.m.n, _FLOAT64_ROWS):
+            _fill(self.right[block], *self.rows(block), worst)
         return _bound(worst, wide + 4,
                       _FLOAT64_ROUNDOFF if dtype == torch.float64 else _FLOAT32_ROUNDOFF)
 
     def left(self, rows: slice) -> torch.Tensor: # [rows, K]
         """Return the left factor for `right`: signs applied, the columns of r and of its factor
         swapped."""
-        v, wide = self.right[rows], len(self.sign)
-        factor, r = v[:, wide:].chunk(2, 1)
-        return torch.cat([v[:, :wide] * self.sign, r, factor], 1)
+        right, wide = self.right[rows], len(self.sign)
+        factor, r = right[:, wide:].chunk(2, 1)
+        return torch.cat([right[:, :wide] * self.sign, r, factor], 1)
 
     def tile(self, left: torch.Tensor, columns: slice): # [rows, columns], valid until the next call
         right = self.right[columns]
@@ -219,12 +220,12 @@ def _space_for(space, left, size):
                        device=left.device)
 
 # %% ../../nbs/library/comparison/02_products.ipynb #0f638a6e
-def _fill(rows, u, r, worst): # one block; r as a sum of two low-precision numbers
-    rows[:, :-4], rows[:, -4:-2] = u.to(rows.dtype), 1
+def _fill(rows, vectors, r, worst): # one block; r as a sum of two low-precision numbers
+    rows[:, :-4], rows[:, -4:-2] = vectors.to(rows.dtype), 1
     rows[:, -2] = r.to(rows.dtype)
     rows[:, -1] = (r - rows[:, -2].double()).to(rows.dtype)
-    _note(worst, size=u.norm(dim=1), error=(rows[:, :-4].double() - u).norm(dim=1), rest=r,
-          rest_error=r - rows[:, -2].double() - rows[:, -1].double())
+    _note(worst, size=vectors.norm(dim=1), error=(rows[:, :-4].double() - vectors).norm(dim=1),
+          rest=r, rest_error=r - rows[:, -2].double() - rows[:, -1].double())
 
 # %% ../../nbs/library/comparison/02_products.ipynb #a842d5f5
 def _note(worst, **what): # keep the running maximum of each quantity
@@ -241,26 +242,26 @@ def _bound(worst, columns, roundoff):
     return error * (size + rounded) + 2 * worst["rest_error"] + summation
 
 # %% ../../nbs/library/comparison/02_products.ipynb #b8ee08dc
-def _make_score_gemm(a, b, m: _PairMoments, dtype, where) -> _ScoreGemm:
+def _make_score_gemm(embeddings_a, embeddings_b, moments: _PairMoments, dtype, where) -> _ScoreGemm:
     "Return the product that computes the score of a pair: z of A minus z of B."
-    constant = m.mean[1] / m.std[1] - m.mean[0] / m.std[0]
+    constant = moments.mean[1] / moments.std[1] - moments.mean[0] / moments.std[0]
     kind = _Int8ScoreGemm if dtype == torch.int8 else _ScoreGemm
-    return kind(a, b, m, (1 / m.std[0], -1 / m.std[1]), constant, dtype, where)
+    return kind(embeddings_a, embeddings_b, moments, (1 / moments.std[0], -1 / moments.std[1]),
+                constant, dtype, where)
 
 # %% ../../nbs/library/comparison/02_products.ipynb #a51c0de2
-def _min_norm_basis(
-    m: _PairMoments,
+def _min_norm_basis(moments: _PairMoments,
     weights: tuple[float, float], # weights of the two cosines, as in `_ScoreGemm`
 ) -> tuple: # T [D, D] and the signs Σ [D] of its axes; float64
-    "Return the basis in which the rows of a `_ScoreGemm` have the smallest mean squared norm."
-    d, wide = len(m.center[0]), len(m.second)
+    "Return the T in which the rows of a `_ScoreGemm` have the smallest mean squared norm."
+    dim_a, wide = len(moments.center[0]), len(moments.second)
     # [D] the square roots of the weights; [D] the diagonal of S
     scale, sign = torch.ones(2, wide, dtype=torch.float64)
-    scale[:d], scale[d:] = weights[0] ** 0.5, abs(weights[1]) ** 0.5
-    sign[d:] = float(np.sign(weights[1]))
+    scale[:dim_a], scale[dim_a:] = weights[0] ** 0.5, abs(weights[1]) ** 0.5
+    sign[dim_a:] = float(np.sign(weights[1]))
     # U'U / n = L L', from the second moments of the centered and weighted rows
-    center = torch.cat(m.center) # [D]
-    gram = scale[:, None] * (m.second - torch.outer(center, center)) * scale # [D, D]
+    center = torch.cat(moments.center) # [D]
+    gram = scale[:, None] * (moments.second - torch.outer(center, center)) * scale # [D, D]
     gram.diagonal().add_(1e-6 * gram.trace() / wide) # any L is valid, but it must be invertible
     L = torch.linalg.cholesky(gram)
     # L' S L = V Λ V', and T = L'^-1 V |Λ|^1/2 (@eq-short)
@@ -270,8 +271,9 @@ def _min_norm_basis(
     # columns
     generator = torch.Generator().manual_seed(0)
     for axes in (eigenvalues > 0, eigenvalues <= 0): # [D] bool
-        k = int(axes.sum())
-        rotation = torch.linalg.qr(torch.randn(k, k, generator=generator, dtype=torch.float64))[0]
+        n_axes = int(axes.sum())
+        rotation = torch.linalg.qr(torch.randn(n_axes, n_axes, generator=generator,
+                                               dtype=torch.float64))[0]
         T[:, axes] = T[:, axes] @ rotation
     return T, eigenvalues.sign()
 
@@ -283,7 +285,8 @@ _INT_ROUNDOFF = 2.0**-50 # sums of integers are exact; the score is rounded in f
 
 # %% ../../nbs/library/comparison/02_products.ipynb #84a78112
 def _rotation_error(T): # bound of the float32 error of u T, for a row u of norm 1
-    roundings = len(T) + 9 # the sum of D products, with room for rounding both factors to float32
+    # the sum of D products, with room for rounding both factors to float32
+    roundings = len(T) + 9
     return roundings * _FLOAT32_ROUNDOFF * float(T.norm())
 
 # %% ../../nbs/library/comparison/02_products.ipynb #13de69c0
@@ -293,7 +296,7 @@ def _digit_values(n_digits): return [_INT8_MAX] * (n_digits - 1) + [1] # the las
 class _Int8ScoreGemm(_ScoreGemm):
     "Compute a `_ScoreGemm` in 8-bit integers, on a CPU."
     def fill(self, dtype) -> float:
-        n, worst = self.m.n, {}
+        n_rows, worst = self.m.n, {}
         T, sign = _min_norm_basis(self.m, self.weights) # [D, D], [D]: T and Σ of @eq-short
         # T Σ T' = S up to rounding
         basis_error = float(((T * sign) @ T.T - torch.diag(self.sign.double())).norm())
@@ -301,48 +304,51 @@ class _Int8ScoreGemm(_ScoreGemm):
         T = T.float()
         # one step for all columns, from a sample of rows; larger values are clamped, which enters
         # the bound
-        u, r = self.rows(np.linspace(0, n - 1, 4 * _FLOAT64_ROWS).astype(int)) # [m, D], [m]
-        step = _STEP_MARGIN * float((u.float() @ T).abs().max()) / _INT8_MAX
+        # [m, D], [m]
+        vectors, r = self.rows(np.linspace(0, n_rows - 1, 4 * _FLOAT64_ROWS).astype(int))
+        step = _STEP_MARGIN * float((vectors.float() @ T).abs().max()) / _INT8_MAX
         self.unit, self.sign = step**2, sign.to(dtype)
         # r in units of step², as a sum of digits times the values 127, …, 127, 1
         n_digits = (min(int(_REST_MARGIN * r.abs().max() / self.unit / _INT8_MAX**2), _MOST_DIGITS)
                     + 2)
         wide = len(sign)
-        self.right = torch.empty(n, wide + 2 * n_digits, dtype=dtype)
+        self.right = torch.empty(n_rows, wide + 2 * n_digits, dtype=dtype)
         self.right[:, wide:wide + n_digits] = torch.tensor(_digit_values(n_digits), dtype=dtype)
         # the rows and the digits, one block at a time
-        for s in batched_slices(n, _FLOAT64_ROWS):
-            u, r = self.rows(s)
-            length = u.norm(dim=1) # [m]
-            _quantize(self.right[s], u.float() @ T, length * row_error, r, step, n_digits, worst)
+        for block in batched_slices(n_rows, _FLOAT64_ROWS):
+            vectors, r = self.rows(block)
+            length = vectors.norm(dim=1) # [m]
+            _quantize(self.right[block], vectors.float() @ T, length * row_error, r,
+                      step, n_digits, worst)
             _note(worst, length=length)
         return _bound(worst, wide, _INT_ROUNDOFF) + basis_error * worst["length"]**2
 
 # %% ../../nbs/library/comparison/02_products.ipynb #ecf8ccfa
-def _clamp_int8(x): return x.round().clamp(-_INT8_MAX, _INT8_MAX)
+def _clamp_int8(values): return values.round().clamp(-_INT8_MAX, _INT8_MAX)
 
 # %% ../../nbs/library/comparison/02_products.ipynb #a9f945e0
 def _quantize(
     rows, # [m, D + 2 n_digits] int8, the block to write
-    u, # [m, D] float32 rows in the new basis
-    u_error, # [m] bound of the error of each row of `u`
+    vectors, # [m, D] float32 rows in the new basis
+    row_error, # [m] bound of the error of each row
     r, # [m] float64 term that centering subtracts
-    step, # quantization step of `u`
-    n_digits, # number of digits of `r`
+    step, # quantization step of the rows
+    n_digits, # number of digits of r
     worst, # largest norms and errors so far
 ):
     # the rows, as multiples of the step
-    steps = _clamp_int8(u / step) # [m, D]
-    rows[:, :u.shape[1]] = steps.to(rows.dtype)
+    steps = _clamp_int8(vectors / step) # [m, D]
+    rows[:, :vectors.shape[1]] = steps.to(rows.dtype)
     # r, as a multiple of step², digit by digit into the last columns
     whole = (r / step**2).round() # [m]
     rest = whole # [m] not yet stored
-    for k, value in enumerate(_digit_values(n_digits)):
+    for index, value in enumerate(_digit_values(n_digits)):
         digit = _clamp_int8(rest / value) # [m]
-        rows[:, k - n_digits] = digit.to(rows.dtype)
+        rows[:, index - n_digits] = digit.to(rows.dtype)
         rest = rest - digit * value
     lost = r / step**2 - whole # [m] by rounding r
-    _note(worst, size=u.norm(dim=1) + u_error, error=(steps * step - u).norm(dim=1) + u_error,
+    _note(worst, size=vectors.norm(dim=1) + row_error,
+          error=(steps * step - vectors).norm(dim=1) + row_error,
           rest=r, rest_error=(lost + rest) * step**2)
 
 # %% ../../nbs/library/comparison/02_products.ipynb #9c5552bc

@@ -26,27 +26,30 @@ from .search import letter_encoders
 
 # %% ../../nbs/library/comparison/09_report.ipynb #7e9d451b
 # path of report.html
-def _write_report(s: EncoderPair, out: Path, made: list[str], settings: Settings,
+def _write_report(inputs: EncoderPair, out: Path, made: list[str], settings: Settings,
                   source: str) -> Path:
     "Write the report, and the linked maps beside it."
-    with distinct_colors(s.names): return _write_pages(s, Path(out), made, settings, source)
+    with distinct_colors(inputs.names):
+        return _write_pages(inputs, Path(out), made, settings, source)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #3aa2c19e
-def _write_pages(s, out, made, settings, source):
+def _write_pages(inputs, out, made, settings, source):
     page, credits = out / "report.html", _credits(source)
-    if "maps" in made and s.corpus is not None: _write_atlas(s, out, credits)
-    sections = [_pair_section(s, out), _share_section(s, out)]
-    if "factors" in made: sections.append(_factor_section(s, out))
-    if "interventions" in made: sections.append(_intervention_section(s, out))
-    sections += [_neighbor_section(s, out), _made_section(s, out, settings, source, credits)]
-    said = _summary_text(out, s.names, len(s.items))
+    if "maps" in made and inputs.corpus is not None: _write_atlas(inputs, out, credits)
+    sections = [_pair_section(inputs, out), _share_section(inputs, out)]
+    if "attributes" in made: sections.append(_attribute_section(inputs, out))
+    if "perturbations" in made: sections.append(_perturbation_section(inputs, out))
+    sections += [_neighbor_section(inputs, out),
+                 _made_section(inputs, out, settings, source, credits)]
+    said = _summary_text(out, inputs.names, len(inputs.items))
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
-    write_report(page, f"{s.names[0]} and {s.names[1]}", said, [x for x in sections if x])
+    write_report(page, f"{inputs.names[0]} and {inputs.names[1]}", said,
+                 [section for section in sections if section])
     return page
 
 # %% ../../nbs/library/comparison/09_report.ipynb #0941394b
-def _drawn(s): # clusters of the bootstrap, in words
-    return "concept families" if "family" in s.items else "images"
+def _drawn(inputs): # clusters of the bootstrap, in words
+    return "concept families" if "family" in inputs.items else "images"
 
 # %% ../../nbs/library/comparison/09_report.ipynb #2191e628
 # table of a stage, with a and b for `names` in `similar_in`; None where there is none
@@ -59,15 +62,16 @@ def _table(out, name, names=None):
 def _summary_text(
     out, # output folder of a comparison
     names: tuple[str, str], # names of encoders A and B
-    n: int, # number of images
+    n_images: int, # number of images
 ) -> str:
     "Return a summary of the comparison in a few sentences."
-    out, (a, b) = Path(out), names
+    out, (first, second) = Path(out), names
     lap, cka = _table(out, "neighbors/overlap.csv"), _table(out, "neighbors/cka.csv").iloc[0]
-    r = lap[(lap.a == a) & (lap.b == b)].pipe(lambda t: t[t.k <= 10]).iloc[-1]
-    text = [f"On {n:,} images {a} and {b} share {100 * r.overlap:.1f} % "
-            f"({100 * r.ci_low:.1f}–{100 * r.ci_high:.1f}) of their {r.k:.0f} nearest neighbors; "
-            f"chance is {100 * r.chance:.2g} %.", _alike(cka)]
+    row = lap[(lap.a == first)
+              & (lap.b == second)].pipe(lambda table: table[table.k <= 10]).iloc[-1]
+    text = [f"On {n_images:,} images {first} and {second} share {100 * row.overlap:.1f} % "
+            f"({100 * row.ci_low:.1f}–{100 * row.ci_high:.1f}) of their {row.k:.0f} nearest "
+            f"neighbors; chance is {100 * row.chance:.2g} %.", _alike(cka)]
     pairs = load_table(out / "pairs/pairs.parquet")
     if not len(pairs):
         return (" ".join(text)
@@ -75,16 +79,16 @@ def _summary_text(
                   "are 0.")
     shared = _table(out, "pairs/agreement.csv", names)
     if shared is not None:
-        said = [(n, other, _most(shared[shared.similar_in == d]))
-                for d, n, other in zip("ab", names, names[::-1])]
-        text += [f"Pairs that are similar for {n} and dissimilar for {other} share {t}."
-                 for n, other, t in said if t]
-    far = _table(out, "factors/lift.csv", names)
+        said = [(name, other, _most(shared[shared.similar_in == direction]))
+                for direction, name, other in zip("ab", names, names[::-1])]
+        text += [f"Pairs that are similar for {name} and dissimilar for {other} share {factors}."
+                 for name, other, factors in said if factors]
+    far = _table(out, "attributes/lift.csv", names)
     if far is not None and shared is None:
-        text += [_nearest(far, d, n) for d, n in zip("ab", names)]
-    moved = _table(out, "interventions/sensitivity.csv")
+        text += [_nearest(far, direction, name) for direction, name in zip("ab", names)]
+    moved = _table(out, "perturbations/sensitivity.csv")
     if moved is not None: text.append(_moved(moved, names))
-    return " ".join(t for t in text if t)
+    return " ".join(sentence for sentence in text if sentence)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #a42183b3
 def _alike(cka): # a sentence on CKA
@@ -95,41 +99,47 @@ def _alike(cka): # a sentence on CKA
     return f"Their debiased linear CKA is {cka.cka:.3f} ({cka.ci_low:.3f} to {cka.ci_high:.3f})."
 
 # %% ../../nbs/library/comparison/09_report.ipynb #d0d96f1f
-def _most(t): # the factors with the largest significant agreement above chance
+def _most(table): # the factors with the largest significant agreement above chance
     from ccd.report.similarity import FACTOR_NAMES, MIN_PAIRS
-    t = t.assign(gain=t.share - t.chance)[(t.ci_low > t.chance) & (t.p < 0.05 / len(t))
-                                          & (t.pairs >= MIN_PAIRS)].nlargest(2, "gain")
-    return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % of them, "
-                       f"{100 * r.chance:.0f} % of all pairs)" for r in t.itertuples()])
+    table = table.assign(gain=table.share
+                         - table.chance)[(table.ci_low > table.chance)
+                                         & (table.p < 0.05 / len(table))
+                                          & (table.pairs >= MIN_PAIRS)].nlargest(2, "gain")
+    return join_words([f"the {FACTOR_NAMES[row.factor]} ({100 * row.share:.0f} % of them, "
+                       f"{100 * row.chance:.0f} % of all pairs)" for row in table.itertuples()])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #5c964d53
 # without labels: attributes in which the pairs are nearer than random pairs and similarity-matched
 # pairs
-def _nearest(t, direction, name):
+def _nearest(table, direction, name):
     from ccd.report.similarity import TERM_LABELS
-    t = t[(t.similar_in == direction) & (t.measure == "distance")]
-    nearer = t.groupby("factor").filter(lambda g: (g.enrichment_ci_high < 1).all()) if len(t) else t
-    r = nearer[nearer.baseline == "random"].nsmallest(2, "enrichment")
-    said = [f"{TERM_LABELS.get(f'near {x.factor}', x.factor).removesuffix(' distance (−)')} "
-            f"({x.enrichment:.2f} times the distance of random pairs, "
-            f"{x.enrichment_ci_low:.2f}–{x.enrichment_ci_high:.2f})" for x in r.itertuples()]
+    table = table[(table.similar_in == direction) & (table.measure == "distance")]
+    nearer = (table.groupby("factor").filter(lambda group: (group.enrichment_ci_high < 1).all())
+              if len(table) else table)
+    rows = nearer[nearer.baseline == "random"].nsmallest(2, "enrichment")
+    said = [f"{TERM_LABELS.get(f'near {row.factor}', row.factor).removesuffix(' distance (−)')} "
+            f"({row.enrichment:.2f} times the distance of random pairs, "
+            f"{row.enrichment_ci_low:.2f}–{row.enrichment_ci_high:.2f})"
+            for row in rows.itertuples()]
     return (f"Pairs that are similar only for {name} have a small distance in {join_words(said)}."
             if said else "")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #934fb4b1
 # perturbations to which one encoder is significantly more sensitive than the other
-def _moved(t, names):
+def _moved(table, names):
     from ccd.report.similarity import CHANGE_NAMES
-    t = t[(t.encoder == f"{names[0]} − {names[1]}") & t.shift_rel_ci_low.notna()]
+    table = table[(table.encoder == f"{names[0]} − {names[1]}") & table.shift_rel_ci_low.notna()]
     def side(rows):
-        return list(dict.fromkeys(CHANGE_NAMES.get(i, i) for i in rows.perturbation))[:3]
-    more = [(names[0], t[t.shift_rel_ci_low > 0].nlargest(9, "shift_rel")),
-            (names[1], t[t.shift_rel_ci_high < 0].nsmallest(9, "shift_rel"))]
-    said = [f"{n} is more sensitive to {join_words(side(rows))}." for n, rows in more if len(rows)]
+        return list(dict.fromkeys(CHANGE_NAMES.get(change, change)
+                                  for change in rows.perturbation))[:3]
+    more = [(names[0], table[table.shift_rel_ci_low > 0].nlargest(9, "shift_rel")),
+            (names[1], table[table.shift_rel_ci_high < 0].nsmallest(9, "shift_rel"))]
+    said = [f"{name} is more sensitive to {join_words(side(rows))}."
+            for name, rows in more if len(rows)]
     return " ".join(said)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c446db8f
-def _pair_section(s, out):
+def _pair_section(inputs, out):
     pairs, copies, noise = (load_table(out / "pairs/pairs.parquet"),
                             _table(out, "pairs/copies.csv"), _table(out, "pairs/noise.csv"))
     if not len(pairs):
@@ -137,22 +147,24 @@ def _pair_section(s, out):
                     text="The standardized similarities of all pairs are equal, and every score is "
                          "0.")
     body = ""
-    for d, (x, y) in (("a", s.names), ("b", s.names[::-1])):
-        title, own = f"Similar for {x}, dissimilar for {y}", pairs[pairs.similar_in == d]
+    for direction, (name, other) in (("a", inputs.names), ("b", inputs.names[::-1])):
+        title, own = (f"Similar for {name}, dissimilar for {other}",
+                      pairs[pairs.similar_in == direction])
         body += f"<h3>{html.escape(title)}</h3>"
-        if s.corpus is not None:
-            body += figure_html(pair_grid(own, partial(s.picture, size=160), s.names), title)
+        if inputs.corpus is not None:
+            body += figure_html(pair_grid(own, partial(inputs.picture, size=160), inputs.names),
+                                title)
         else:
             shown = own.head(20)[["item_id_i", "item_id_j", "z_a", "z_b", "score"]]
             body += table_tag(shown.round(2), index=False)
-    if s.references:
-        body += figure_html(score_vs_seed_noise(noise, s.names),
+    if inputs.references:
+        body += figure_html(score_vs_seed_noise(noise, inputs.names),
                             "score by rank, compared with two seeds of one encoder")
     groups = 0 if copies is None else copies.group.nunique()
     return dict(title="Pairs with the largest disagreement", body=body,
         text="Of all pairs, these have the largest difference in standardized similarity (σ is the "
              "standard deviation of an encoder's similarity over all pairs). "
-             + ("Dotted: scores of two seeds of the same objective." if s.references else
+             + ("Dotted: scores of two seeds of the same objective." if inputs.references else
                 "A second seed would show how much of it is noise: name one with "
                 "--seed-replicate-a or --seed-replicate-b."),
         note=f"Every pair was scored. Pairs with equal pixels are excluded, and each of {groups} "
@@ -162,114 +174,120 @@ def _pair_section(s, out):
 
 # %% ../../nbs/library/comparison/09_report.ipynb #80d44c5e
 def _reach(pairs): # scores of the first and the last pair, in both directions
-    return join_words([f"{p.score.iloc[0]:+.1f} to {p.score.iloc[-1]:+.1f} σ"
-                       for _, p in pairs.groupby("similar_in")])
+    return join_words([f"{group.score.iloc[0]:+.1f} to {group.score.iloc[-1]:+.1f} σ"
+                       for _, group in pairs.groupby("similar_in")])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c7a9848d
-def _share_section(s, out):
-    t, v = _table(out, "pairs/agreement.csv", s.names), _table(out, "pairs/verified.csv", s.names)
-    if t is None: return None
-    body = figure_html(agreement_dots(t, s.names), "what pairs share")
-    if v is not None:
-        def cell(r, x): return percent(*(r[c + x] for c in ("share", "ci_low", "ci_high")))
-        seen = v[v.replicated != "not found"]
-        rows = [{"similar for": s.names["ab".index(r.similar_in)], "factor": FACTOR_NAMES[r.factor],
-                 "first half": cell(r, ""),
-                 "second half": cell(r, "_2"), "all pairs": percent(r.chance),
-                 "verified": r.replicated}
-                for _, r in seen.iterrows()]
+def _share_section(inputs, out):
+    agreement, verified = (_table(out, "pairs/agreement.csv", inputs.names),
+                           _table(out, "pairs/verified.csv", inputs.names))
+    if agreement is None: return None
+    body = figure_html(agreement_dots(agreement, inputs.names), "what pairs share")
+    if verified is not None:
+        def cell(row, suffix):
+            return percent(*(row[column + suffix] for column in ("share", "ci_low", "ci_high")))
+        seen = verified[verified.replicated != "not found"]
+        rows = [{"similar for": inputs.names["ab".index(row.similar_in)],
+                 "factor": FACTOR_NAMES[row.factor], "first half": cell(row, ""),
+                 "second half": cell(row, "_2"), "all pairs": percent(row.chance),
+                 "verified": row.replicated} for _, row in seen.iterrows()]
         body += (table_tag(pd.DataFrame(rows), index=False) if rows
                  else "<p>In the first half no factor is shared more often than among all "
                       "pairs.</p>")
     return dict(title="Which factors do these pairs share?", body=body,
         text="Fraction of pairs whose two images agree on a factor, with 95 % confidence intervals "
-             f"from resampled {_drawn(s)}; ticks: all pairs. The table lists the factors found in "
-             f"one half of the {_drawn(s)}, and whether they replicate in the other.",
+             f"from resampled {_drawn(inputs)}; ticks: all pairs. The table lists the factors "
+             f"found in one half of the {_drawn(inputs)}, and whether they replicate in the other.",
         note="Replicated: above the fraction among all pairs in both halves, and above 95 % of "
              f"label permutations between groups in the second. Factors with n < {MIN_PAIRS} pairs "
              "are omitted.")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c3485e78
-def _factor_section(s, out):
-    t, lift = _table(out, "factors/attribution.csv"), _table(out, "factors/lift.csv", s.names)
-    own = t[(t.quantity == "r2") & t.encoder.isin(s.vectors)]
-    fit = join_words([f"{r.encoder} {100 * r.value:.0f} %" for r in own.itertuples()])
-    order = [n for n in (*s.names, *s.vectors) if n in set(own.encoder)]
-    body = figure_html(attribution_plot(t, list(dict.fromkeys(order))),
+def _attribute_section(inputs, out):
+    table, lift = (_table(out, "attributes/attribution.csv"),
+                   _table(out, "attributes/lift.csv", inputs.names))
+    own = table[(table.quantity == "r2") & table.encoder.isin(inputs.vectors)]
+    fit = join_words([f"{row.encoder} {100 * row.value:.0f} %" for row in own.itertuples()])
+    order = [name for name in (*inputs.names, *inputs.vectors) if name in set(own.encoder)]
+    body = figure_html(attribution_plot(table, list(dict.fromkeys(order))),
                        "regression of pair similarity on shared attributes")
     if lift is not None:
         body += ("<details><summary>Enrichment of mined pairs over random pairs and "
                  "similarity-matched pairs</summary>"
-                 + table_tag(_lift_table(lift, s.names), index=False) + "</details>")
+                 + table_tag(_lift_table(lift, inputs.names), index=False) + "</details>")
     return dict(title="Regression of pair similarity on shared attributes", body=body,
         text="A regression of standardized similarity on shared attributes, over "
-             f"{int(t.pairs.iloc[0]):,} pairs. Together the factors explain this fraction of the "
-             f"variance: {fit}.",
+             f"{int(table.pairs.iloc[0]):,} pairs. Together the factors explain this fraction of "
+             f"the variance: {fit}.",
         note=("Matches are exclusive: the same object, or the same subcategory with a different "
               "object, or the same category with a different subcategory. "
-              if "concept" in s.items else "")
-                + f"Lines: 95 % confidence intervals from resampled {_drawn(s)}. Each slope holds "
-                  "the other factors fixed. " + _collinear(t)
+              if "concept" in inputs.items else "")
+                + f"Lines: 95 % confidence intervals from resampled {_drawn(inputs)}. Each slope "
+                  "holds the other factors fixed. " + _collinear(table)
                 + (" Both encoders started from the first weights: only the difference from their "
                    "slopes was learned."
-                if any(x.startswith("first:") for x in s.specs.values()) else ""))
+                if any(spec.startswith("first:") for spec in inputs.specs.values()) else ""))
 
 # %% ../../nbs/library/comparison/09_report.ipynb #849757ff
-def _collinear(t): # a sentence on merged collinear terms; "" where there are none
-    own = t[t.encoder == t.encoder.iloc[0]].set_index(["quantity", "term"])
+def _collinear(table): # a sentence on merged collinear terms; "" where there are none
+    own = table[table.encoder == table.encoder.iloc[0]].set_index(["quantity", "term"])
     if "collinear" not in own.index.get_level_values(0): return ""
     one = own.loc["collinear"]
-    sets = [term for q, term in own.index if q == "slope" and np.isnan(own.vif[q, term])]
+    sets = [term for quantity, term in own.index if quantity == "slope"
+            and np.isnan(own.vif[quantity, term])]
     return ("Collinear terms are merged into one row with their joint slope: "
-            f"{join_words([term_name(x) for x in sets])} (correlation {one.r.abs().max():.2f}, "
-            f"variance inflation {one.vif.max():.1f}). Their separate slopes are not identified. ")
+            f"{join_words([term_name(term) for term in sets])} (correlation "
+            f"{one.r.abs().max():.2f}, variance inflation {one.vif.max():.1f}). Their separate "
+            "slopes are not identified. ")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #78428251
-def _lift_table(t, names):
-    def cell(r):
-        return (f"{100 * r.mined_value:.0f} % vs. {100 * r.baseline_value:.0f} %"
-                if r.measure == "share"
-                else f"{r.mined_value:.2f} vs. {r.baseline_value:.2f}")
-    return pd.DataFrame([{"similar for": names["ab".index(r.similar_in)], "factor": r.factor,
-                          "measure": r.measure, "compared with": r.baseline,
-                          "pairs vs. baseline": cell(r),
-                          "enrichment": f"{r.enrichment:.2f} "
-                                        f"({r.enrichment_ci_low:.2f}–{r.enrichment_ci_high:.2f})"}
-                         for r in t.itertuples()])
+def _lift_table(table, names):
+    def cell(row):
+        return (f"{100 * row.mined_value:.0f} % vs. {100 * row.baseline_value:.0f} %"
+                if row.measure == "share"
+                else f"{row.mined_value:.2f} vs. {row.baseline_value:.2f}")
+    return pd.DataFrame([{"similar for": names["ab".index(row.similar_in)], "factor": row.factor,
+                          "measure": row.measure, "compared with": row.baseline,
+                          "pairs vs. baseline": cell(row), "enrichment": f"{row.enrichment:.2f} "
+                                        f"({row.enrichment_ci_low:.2f}–{row.enrichment_ci_high:.2f})"}
+                         for row in table.itertuples()])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #060e5603
-def _intervention_section(s, out):
-    t = _table(out, "interventions/sensitivity.csv")
-    shown = [n for n in (*s.names, *s.specs) if n in set(t.encoder)]
-    lost = t[t.skipped > 0].drop_duplicates("perturbation")
-    said = join_words([f"{CHANGE_NAMES.get(r.perturbation, r.perturbation)} skipped {r.skipped} "
-                       "images" for r in lost.itertuples()])
+def _perturbation_section(inputs, out):
+    table = _table(out, "perturbations/sensitivity.csv")
+    shown = [name for name in (*inputs.names, *inputs.specs) if name in set(table.encoder)]
+    lost = table[table.skipped > 0].drop_duplicates("perturbation")
+    said = join_words([f"{CHANGE_NAMES.get(row.perturbation, row.perturbation)} skipped "
+                       f"{row.skipped} images" for row in lost.itertuples()])
     from ccd.comparison.perturbations import background_mask, perturbation_examples
-    looked = [np.asarray(s.picture(r, 256)) for r in range(min(20, len(s.items)))]
-    one = next((p for p in looked if background_mask(p) is not None), looked[0])
+    looked = [np.asarray(inputs.picture(index, 256)) for index in range(min(20, len(inputs.items)))]
+    one = next((picture for picture in looked if background_mask(picture) is not None), looked[0])
     return dict(title="Sensitivity to perturbations",
                 text="The shift of an image's embedding under one perturbation, in units of the "
                      "mean pairwise distance: 1 is the distance of another image, taken at random.",
-        body=figure_html(sensitivity_plot(t, list(dict.fromkeys(shown)), "shift_rel"),
+        body=figure_html(sensitivity_plot(table, list(dict.fromkeys(shown)), "shift_rel"),
                          "embedding shift of each encoder under each perturbation") + figure_html(
             intervention_examples(perturbation_examples(one)), "the perturbations"),
-        note=f"{int(t.n.max())} images; dots: medium strength, with 95 % confidence intervals from "
-             f"resampled {_drawn(s)}; thin lines: from the weakest to the strongest. {said}")
+        note=f"{int(table.n.max())} images; dots: medium strength, with 95 % confidence intervals "
+             f"from resampled {_drawn(inputs)}; thin lines: from the weakest to the strongest. "
+             f"{said}")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #493ff320
-def _neighbor_section(s, out):
-    lap, purity, hubs = (_table(out, f"neighbors/{x}.csv")
-                         for x in ("overlap", "purity", "hubness"))
-    body, near = figure_html(overlap_curves(lap, s.names), "mutual kNN overlap"), None
-    if s.corpus is not None:
-        near = {n: np.load(out / f"neighbors/neighbors-{d}.npy") for d, n in zip("ab", s.names)}
-        rows = np.linspace(0, len(s.items) - 1, min(8, len(s.items))).astype(int)
-        body += figure_html(neighbor_grid(rows, near, partial(s.picture, size=64),
-                                          k=min(5, near[s.names[0]].shape[1])), "nearest neighbors")
+def _neighbor_section(inputs, out):
+    lap, purity, hubs = (_table(out, f"neighbors/{name}.csv")
+                         for name in ("overlap", "purity", "hubness"))
+    body, near = figure_html(overlap_curves(lap, inputs.names), "mutual kNN overlap"), None
+    if inputs.corpus is not None:
+        near = {name: np.load(out / f"neighbors/neighbors-{side}.npy")
+                for side, name in zip("ab", inputs.names)}
+        rows = np.linspace(0, len(inputs.items) - 1, min(8, len(inputs.items))).astype(int)
+        body += figure_html(neighbor_grid(rows, near, partial(inputs.picture, size=64),
+                                          k=min(5, near[inputs.names[0]].shape[1])),
+                            "nearest neighbors")
     if len(purity): body += table_tag(purity_table(purity))
-    said = join_words([f"{r.encoder} {r.skewness:.2f}" for r in hubs.itertuples()])
-    never = join_words([FACTOR_NAMES.get(x, x)
-                        for x in usable_labels(s.items) if x not in set(purity.label)])
+    said = join_words([f"{row.encoder} {row.skewness:.2f}" for row in hubs.itertuples()])
+    never = join_words([FACTOR_NAMES.get(label, label)
+                        for label in usable_labels(inputs.items) if label not in set(purity.label)])
     return dict(title="Nearest neighbors", body=body,
         text=Markup('The fraction of nearest neighbors that both encoders have in common, by '
                     'number of neighbors.' + (
@@ -282,29 +300,31 @@ def _neighbor_section(s, out):
 # %% ../../nbs/library/comparison/09_report.ipynb #c5784339
 def purity_table(purity) -> pd.DataFrame:
     "Return a table of purity with labels as rows and encoders as columns."
-    t = purity.assign(cell=[percent(*r)
-                            for r in purity[["label_agreement", "ci_low", "ci_high"]].values])
-    wide = t.pivot(index="label", columns="encoder",
-                   values="cell").loc[list(dict.fromkeys(t.label)), list(dict.fromkeys(t.encoder))]
-    wide["chance"] = [percent(c) for c in t.drop_duplicates("label").chance]
+    table = purity.assign(cell=[percent(*values)
+                            for values in purity[["label_agreement", "ci_low", "ci_high"]].values])
+    wide = table.pivot(index="label", columns="encoder",
+                   values="cell").loc[list(dict.fromkeys(table.label)),
+                                      list(dict.fromkeys(table.encoder))]
+    wide["chance"] = [percent(chance) for chance in table.drop_duplicates("label").chance]
     return wide.rename(index=FACTOR_NAMES).rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8dd8bb4d
-def _made_section(s, out, settings, source, credits):
+def _made_section(inputs, out, settings, source, credits):
     from ccd.device import hardware_info
-    cards = table_tag(pd.DataFrame({n: {k: str(v) for k, v in e.card.items()}
-                                    for n, e in s.vectors.items()}))
+    cards = table_tag(pd.DataFrame({name: {field: str(value)
+                                           for field, value in vectors.card.items()}
+                                    for name, vectors in inputs.vectors.items()}))
     skipped = sorted((out / "vectors").glob("*/skipped.csv"))
-    lost = (f"{len(s.lost)} items are excluded (see left_out.csv for the reasons). " if len(s.lost)
-            else "")
+    lost = (f"{len(inputs.lost)} items are excluded (see left_out.csv for the reasons). "
+            if len(inputs.lost) else "")
     lost += (f"{len(pd.read_csv(skipped[0]))} images could not be decoded (skipped.csv). "
              if skipped else "")
-    lost += "".join(f"{d[0].upper()}{d[1:]}. " for d in s.doubts)
-    about = ", ".join(f"{k} {v}" for k, v in hardware_info().items())
+    lost += "".join(f"{doubt[0].upper()}{doubt[1:]}. " for doubt in inputs.doubts)
+    about = ", ".join(f"{name} {value}" for name, value in hardware_info().items())
     of = Markup(" of <code>{}</code>").format(source) if source else ""
     return dict(title="Data and encoders",
                 text=Markup("{:,} images{}. {}The feature that is compared (`tap`) is given in the "
-                "cards.").format(len(s.items), of, lost), body=cards,
+                "cards.").format(len(inputs.items), of, lost), body=cards,
                 note=about + license_html(credits))
 
 # %% ../../nbs/library/comparison/09_report.ipynb #cadff3da
@@ -329,18 +349,19 @@ def write_atlas(
     from ccd.report.style import color_of
     from ccd.comparison.neighbors import nearest_neighbors
     from ccd.comparison.products import pair_cosine
+    near = {name: nearest_neighbors(vectors, k) for name, vectors in embeddings.items()}
+    similar = {name: partial(pair_cosine, vectors) for name, vectors in embeddings.items()}
     write_linked_maps(path, dict(zip(embeddings, maps)), next(iter(embeddings.values())).items,
-                      {n: nearest_neighbors(e, k) for n, e in embeddings.items()},
-               {n: partial(pair_cosine, e) for n, e in embeddings.items()}, pairs, image_of,
-                      factors, " and ".join(embeddings), credits,
-                      {n: color_of(n) for n in embeddings})
+                      near, similar, pairs, image_of, factors, " and ".join(embeddings), credits,
+                      {name: color_of(name) for name in embeddings})
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8f017eb5
-def _write_atlas(s, out, credits):
+def _write_atlas(inputs, out, credits):
     rows, pairs = np.load(out / "maps/rows.npy"), load_table(out / "pairs/pairs.parquet")
-    some = {n: e if len(rows) == len(s.items) else e.rows(rows) for n, e in zip(s.names, s.two)}
-    k = min(10, max(1, (len(rows) - 1) // 2))
-    write_atlas(out / "atlas.html", some, [np.load(out / f"maps/map-{d}.npy") for d in "ab"],
+    some = {name: vectors if len(rows) == len(inputs.items) else vectors.rows(rows)
+            for name, vectors in zip(inputs.names, inputs.two)}
+    n_neighbors = min(10, max(1, (len(rows) - 1) // 2))
+    write_atlas(out / "atlas.html", some, [np.load(out / f"maps/map-{side}.npy") for side in "ab"],
                 pairs.assign(i=np.searchsorted(rows, pairs.i), j=np.searchsorted(rows, pairs.j)),
-                lambda r: s.picture(rows[r]),
-                sorted(usable_labels(s.items), key=lambda c: s.items[c].nunique()), credits, k)
+                lambda row: inputs.picture(rows[row]), sorted(usable_labels(inputs.items),
+                       key=lambda column: inputs.items[column].nunique()), credits, n_neighbors)

@@ -24,30 +24,29 @@ _GPU_TILE = (8192, 16384)
 _BF16_HALF_ULP = 2.0**-8 # half a unit in the last place of a bf16 number, relative
 
 # %% ../../nbs/library/comparison/03_search.ipynb #eb826ae1
-def _indices_above(
-    s: torch.Tensor, # [rows, columns] a tile, contiguous
+def _indices_above(tile: torch.Tensor, # [rows, columns] a tile, contiguous
     cut: torch.Tensor, # threshold, of the dtype of the tile
     sign: int, # 1 or -1: the direction of the search
-) -> np.ndarray: # positions in the flat tile where sign * s >= cut
+) -> np.ndarray: # positions in the flat tile where sign * tile >= cut
     "Return the positions in a tile that reach the threshold, by a scan at memory bandwidth."
-    if s.is_cuda:
-        if (s.amax() if sign > 0 else -s.amin()) < cut: return np.empty(0, int)
-        return (sign * s >= cut).flatten().nonzero()[:, 0].cpu().numpy()
+    if tile.is_cuda:
+        if (tile.amax() if sign > 0 else -tile.amin()) < cut: return np.empty(0, int)
+        return (sign * tile >= cut).flatten().nonzero()[:, 0].cpu().numpy()
     # the bits of bf16, read as integers, have the same order
-    if s.dtype == torch.bfloat16 and cut > 0:
-        s, cut = s.view(torch.int16).numpy(), (sign * cut).view(torch.int16).numpy()
-        if sign < 0: s, cut = s.view(np.uint16), cut.view(np.uint16)
-        return _positions(s, s.max(1) >= cut, np.greater_equal, cut)
-    if s.dtype.itemsize < 4: s, cut = s.float(), cut.float()
-    if s.shape[1] % 128 == 0: s = s.view(-1, 128)
-    some = s.amin(1) <= -cut if sign < 0 else s.amax(1) >= cut
-    return _positions(s.numpy(), some.numpy(), np.less_equal if sign < 0 else np.greater_equal,
+    if tile.dtype == torch.bfloat16 and cut > 0:
+        tile, cut = tile.view(torch.int16).numpy(), (sign * cut).view(torch.int16).numpy()
+        if sign < 0: tile, cut = tile.view(np.uint16), cut.view(np.uint16)
+        return _positions(tile, tile.max(1) >= cut, np.greater_equal, cut)
+    if tile.dtype.itemsize < 4: tile, cut = tile.float(), cut.float()
+    if tile.shape[1] % 128 == 0: tile = tile.view(-1, 128)
+    some = tile.amin(1) <= -cut if sign < 0 else tile.amax(1) >= cut
+    return _positions(tile.numpy(), some.numpy(), np.less_equal if sign < 0 else np.greater_equal,
                       (sign * cut).numpy())
 
 # %% ../../nbs/library/comparison/03_search.ipynb #5338151c
-def _positions(s, some, reaches, cut): # positions within the few rows that reach the threshold
-    rows, wide = np.flatnonzero(some), s.shape[1]
-    at = np.flatnonzero(reaches(s[rows], cut))
+def _positions(tile, some, reaches, cut): # positions within the few rows that reach the threshold
+    rows, wide = np.flatnonzero(some), tile.shape[1]
+    at = np.flatnonzero(reaches(tile[rows], cut))
     return rows[at // wide] * wide + at % wide
 
 # %% ../../nbs/library/comparison/03_search.ipynb #360f3242
@@ -61,8 +60,8 @@ class _TopPairs:
     def offer(self, s: torch.Tensor, row: int, column: int): # a tile, and its first row and column
         # the first tiles in small blocks, to raise the threshold early
         if self.floor == -np.inf and len(s) > 64:
-            for k, part in enumerate(s.split(64)):
-                self.offer(part, row + 64 * k, column); self.settle()
+            for index, part in enumerate(s.split(64)):
+                self.offer(part, row + 64 * index, column); self.settle()
             return
         self.waiting.append(_candidates(self, s, row, column))
         self.fresh += len(self.waiting[-1][0])
@@ -72,38 +71,39 @@ class _TopPairs:
         """Score the most promising candidates exactly and raise the threshold; score all that
         can reach it if `last`."""
         if not self.waiting: return
-        i, j, about = (np.concatenate(w) for w in zip(*self.waiting))
+        rows_i, rows_j, about = (np.concatenate(arrays) for arrays in zip(*self.waiting))
         at_most = about + self.product.error + _BF16_HALF_ULP * abs(about)
         now = at_most >= self.floor if last else about >= _least(self, about)
-        self._score(i[now], j[now], about[now])
+        self._score(rows_i[now], rows_j[now], about[now])
         later = ~now & (at_most >= self.floor)
-        self.waiting, self.fresh = [(i[later], j[later], about[later])], 0
+        self.waiting, self.fresh = [(rows_i[later], rows_j[later], about[later])], 0
 
-    def _score(self, i, j, about):
-        exact = self.sign * self.product.exact(i, j)
+    def _score(self, rows_i, rows_j, about):
+        exact = self.sign * self.product.exact(rows_i, rows_j)
         if (abs(exact - about) > self.product.error + _BF16_HALF_ULP * abs(about)).any():
             raise RuntimeError("a score is further off than its bound: set "
                                "CCD_PRECISION=fp32, and report the processor")
-        self.scored += len(i)
-        self.merge(i, j, exact)
+        self.scored += len(rows_i)
+        self.merge(rows_i, rows_j, exact)
 
     def merge(self, i, j, score):
         new = (self.i, i), (self.j, j), (self.score, score)
-        i, j, score = (np.concatenate(p) for p in new)
+        i, j, score = (np.concatenate(arrays) for arrays in new)
         order = np.lexsort((j, i, -score))[:self.room]
         self.i, self.j, self.score = i[order], j[order], score[order]
         if len(order) == self.room: self.floor = self.score[-1]
 
 # %% ../../nbs/library/comparison/03_search.ipynb #4119c62f
 # pairs of a tile that may reach the threshold: i, j, approximate score
-def _candidates(best, s, row, column):
+def _candidates(best, tile, row, column):
     cut = (best.floor - best.product.error) / best.product.unit
-    if not s.is_floating_point(): cut = math.floor(max(cut, -2.0**30))
-    where = _indices_above(s, torch.tensor(cut).to(s.dtype), best.sign)
-    i, j = where // s.shape[1] + row, where % s.shape[1] + column
-    ok = (i < j) & (best.group[i] != best.group[j])
-    flat = torch.from_numpy(where[ok]).to(s.device)
-    return i[ok], j[ok], best.sign * best.product.unit * s.flatten()[flat].double().cpu().numpy()
+    if not tile.is_floating_point(): cut = math.floor(max(cut, -2.0**30))
+    where = _indices_above(tile, torch.tensor(cut).to(tile.dtype), best.sign)
+    rows_i, rows_j = where // tile.shape[1] + row, where % tile.shape[1] + column
+    ok = (rows_i < rows_j) & (best.group[rows_i] != best.group[rows_j])
+    flat = torch.from_numpy(where[ok]).to(tile.device)
+    return (rows_i[ok], rows_j[ok],
+            best.sign * best.product.unit * tile.flatten()[flat].double().cpu().numpy())
 
 # %% ../../nbs/library/comparison/03_search.ipynb #6a8423e5
 def _least(best, about): # the room-th largest of the exact and approximate scores
@@ -118,28 +118,29 @@ def _scan_tiles(
     quiet: bool = True, # show no progress bar
 ):
     "Score every pair of different rows once, one tile at a time."
-    n = len(product.right)
+    n_rows = len(product.right)
     high, wide = _GPU_TILE if product.right.is_cuda else _TILE
-    starts = range(0, n, high)[stripes]
+    starts = range(0, n_rows, high)[stripes]
     with _plain_sums(), torch.no_grad(), Progress(
-            "scoring pairs", sum(n - r for r in starts), unit="rows", quiet=quiet) as bar:
-        for r in starts:
-            left = product.left(slice(r, min(n, r + high)))
-            for c in range(r, n, wide):
-                s = product.tile(left, slice(c, min(n, c + wide)))
-                if c == r: s.triu_(1)
-                for t in takers: t.offer(s, r, c)
-            bar.add(n - r)
-    for t in takers: t.settle(last=True)
+            "scoring pairs", sum(n_rows - start for start in starts), unit="rows",
+            quiet=quiet) as bar:
+        for row in starts:
+            left = product.left(slice(row, min(n_rows, row + high)))
+            for column in range(row, n_rows, wide):
+                tile = product.tile(left, slice(column, min(n_rows, column + wide)))
+                if column == row: tile.triu_(1)
+                for taker in takers: taker.offer(tile, row, column)
+            bar.add(n_rows - row)
+    for taker in takers: taker.settle(last=True)
 
 # %% ../../nbs/library/comparison/03_search.ipynb #ed79782a
 @contextmanager
 def _plain_sums(): # float32 sums on GPUs, as the error bound assumes
-    m = torch.backends.cuda.matmul
-    old = m.allow_tf32, m.allow_bf16_reduced_precision_reduction
-    m.allow_tf32 = m.allow_bf16_reduced_precision_reduction = False
+    matmul = torch.backends.cuda.matmul
+    old = matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_tf32 = matmul.allow_bf16_reduced_precision_reduction = False
     try: yield
-    finally: m.allow_tf32, m.allow_bf16_reduced_precision_reduction = old
+    finally: matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = old
 
 # %% ../../nbs/library/comparison/03_search.ipynb #300c8e27
 def _search_exact(
@@ -182,32 +183,32 @@ def mine_pairs(
     if calibration not in ("linear", "rank"):
         raise UserError(f"calibration {calibration!r}: expected linear or rank")
     _check_same_items(a, b)
-    m = pair_moments(a, b)
-    if m.score_std < _SAME_TOLERANCE: return _table([], [], "a", a, b, m)
+    moments = pair_moments(a, b)
+    if moments.score_std < _SAME_TOLERANCE: return _table([], [], "a", a, b, moments)
     group = _exact_duplicates(a.items) if group is None else group
     linear = calibration == "linear"
-    product = _cheapest_score_gemm(a, b, m) if linear else _RankScores(a, b, device())
+    product = _cheapest_score_gemm(a, b, moments) if linear else _RankScores(a, b, device())
     room = max(4096, 4 * k)
     while True:
         found = engine(product, room, group, quiet=quiet)
-        kept = [_limit(f, per_image, k, group) for f in found]
-        if all(len(p) >= k or len(f.i) < room or f.score[-1] <= 0 for p, f in zip(kept, found)):
+        kept = [_limit(top, per_image, k, group) for top in found]
+        if all(len(positions) >= k or len(top.i) < room or top.score[-1] <= 0
+               for positions, top in zip(kept, found)):
             break
         room *= 4
-    t = pd.concat([_table(f.i[p], f.j[p], d, a, b, m)
-                   for f, p, d in zip(found, kept, "ab")], ignore_index=True)
-    return t if linear else t.assign(score=product.exact(t.i.values, t.j.values))
+    table = pd.concat([_table(top.i[positions], top.j[positions], direction, a, b, moments)
+                   for top, positions, direction in zip(found, kept, "ab")], ignore_index=True)
+    return table if linear else table.assign(score=product.exact(table.i.values, table.j.values))
 
 # %% ../../nbs/library/comparison/03_search.ipynb #016e3d33
-def _check_same_items(a: Embeddings, b: Embeddings):
+def _check_same_items(embeddings_a: Embeddings, embeddings_b: Embeddings):
     "Raise `UserError` unless both encoders embed the same three or more items in the same order."
-    p, q = a.items.item_id.values, b.items.item_id.values
-    if len(p) != len(q) or (p != q).any():
-        raise UserError("the two encoders must have embedded the same items in the "
-                        f"same order; got {len(p)} and {len(q)} rows: "
-                        "embed one corpus with both, or `align` them")
-    if len(p) < 3:
-        raise UserError(f"{len(p)} images: a comparison needs three or more")
+    ids_a, ids_b = embeddings_a.items.item_id.values, embeddings_b.items.item_id.values
+    if len(ids_a) != len(ids_b) or (ids_a != ids_b).any():
+        raise UserError("the two encoders must have embedded the same items in the same order; got "
+                        f"{len(ids_a)} and {len(ids_b)} rows: embed one corpus with both, or "
+                        "`align` them")
+    if len(ids_a) < 3: raise UserError(f"{len(ids_a)} images: a comparison needs three or more")
 
 # %% ../../nbs/library/comparison/03_search.ipynb #3de28644
 # [n] group numbers, equal for equal pixels
@@ -220,37 +221,42 @@ def _exact_duplicates(items: pd.DataFrame) -> np.ndarray:
 _MAX_ERROR_SD = 0.75
 
 # %% ../../nbs/library/comparison/03_search.ipynb #5593dbc3
-def _cheapest_score_gemm(a, b, m: _PairMoments) -> _ScoreGemm:
+def _cheapest_score_gemm(embeddings_a, embeddings_b, moments: _PairMoments) -> _ScoreGemm:
     "Return the score product in the lowest precision whose error bound leaves few candidates."
-    fast = [torch.int8] if _has_fast_int8() and m.n > 16 * len(m.second) else []
+    fast = [torch.int8] if _has_fast_int8() and moments.n > 16 * len(moments.second) else []
     fast += [torch.bfloat16] if precision() == "bf16" else []
     for dtype in (*fast, torch.float32, torch.float64):
-        p = None # free the last one first: one in memory at a time
-        p = _make_score_gemm(a, b, m, dtype, device())
-        if p.error < _MAX_ERROR_SD * m.score_std: break
-    return p
+        product = None # free the last one first: one in memory at a time
+        product = _make_score_gemm(embeddings_a, embeddings_b, moments, dtype, device())
+        if product.error < _MAX_ERROR_SD * moments.score_std: break
+    return product
 
 # %% ../../nbs/library/comparison/03_search.ipynb #1fad6e7b
-def _limit(found, per_image, k, group):
-    """Return the positions of the best `k` pairs with a score above 0 and no group in more than
+def _limit(found, per_image, n_pairs, group):
+    """Return the positions of the best pairs with a score above 0 and no group in more than
     `per_image` pairs."""
     used, kept = {}, []
-    for p, (i, j) in enumerate(zip(group[found.i].tolist(), group[found.j].tolist())):
-        if found.score[p] <= 0: break
-        if used.get(i, 0) < per_image and used.get(j, 0) < per_image:
-            used[i] = used.get(i, 0) + 1; used[j] = used.get(j, 0) + 1
-            kept.append(p)
-            if len(kept) == k: break
+    for position, (group_i,
+                   group_j) in enumerate(zip(group[found.i].tolist(), group[found.j].tolist())):
+        if found.score[position] <= 0: break
+        if used.get(group_i, 0) < per_image and used.get(group_j, 0) < per_image:
+            used[group_i] = used.get(group_i, 0) + 1; used[group_j] = used.get(group_j, 0) + 1
+            kept.append(position)
+            if len(kept) == n_pairs: break
     return kept
 
 # %% ../../nbs/library/comparison/03_search.ipynb #70877afa
-def _table(i, j, direction, a, b, m):
-    i, j = np.asarray(i, int), np.asarray(j, int)
-    sim, ids = [pair_cosine(e, i, j) for e in (a, b)], a.items.item_id.values
-    z = [(s - mean) / std for s, mean, std in zip(sim, m.mean, m.std)]
+def _table(rows_i, rows_j, direction, embeddings_a, embeddings_b, moments):
+    rows_i, rows_j = np.asarray(rows_i, int), np.asarray(rows_j, int)
+    sim, ids = [pair_cosine(embeddings, rows_i, rows_j)
+                for embeddings in (embeddings_a, embeddings_b)], embeddings_a.items.item_id.values
+    z_scores = [(cosines - mean) / std
+                for cosines, mean, std in zip(sim, moments.mean, moments.std)]
     return pd.DataFrame(dict(
-        i=i, j=j, item_id_i=ids[i], item_id_j=ids[j], sim_a=sim[0], sim_b=sim[1], z_a=z[0],
-        z_b=z[1], score=z[0] - z[1], similar_in=direction, rank=np.arange(1, len(i) + 1)))
+        i=rows_i, j=rows_j, item_id_i=ids[rows_i], item_id_j=ids[rows_j], sim_a=sim[0],
+        sim_b=sim[1], z_a=z_scores[0],
+        z_b=z_scores[1], score=z_scores[0] - z_scores[1], similar_in=direction,
+        rank=np.arange(1, len(rows_i) + 1)))
 
 # %% ../../nbs/library/comparison/03_search.ipynb #c01a0002
 def name_encoders(
@@ -275,56 +281,60 @@ class _RankScores:
     encoder's cosines."""
     unit = 1.0
 
-    def __init__(self,
-        a: Embeddings, b: Embeddings, where: torch.device,
+    def __init__(self, embeddings_a: Embeddings, embeddings_b: Embeddings, where: torch.device,
         sample: int = 2_000_000, # pairs from which F is estimated; all pairs where there are fewer
         bins: int = 1 << 16, # bins of the lookup table that approximates F in the search
     ):
-        self.a, self.b, self.bins = a, b, bins
-        i, j = _sample_pairs(len(a.items), sample)
-        self.known = [np.sort(pair_cosine(e, i, j)) for e in (a, b)]
-        self.right = torch.cat([_normalized_float32(e) for e in (a, b)], 1).to(where)
-        self.width = a.vectors.shape[1]
+        self.a, self.b, self.bins = embeddings_a, embeddings_b, bins
+        rows_i, rows_j = _sample_pairs(len(embeddings_a.items), sample)
+        self.known = [np.sort(pair_cosine(embeddings, rows_i, rows_j))
+                      for embeddings in (embeddings_a, embeddings_b)]
+        self.right = torch.cat([_normalized_float32(embeddings)
+                                for embeddings in (embeddings_a, embeddings_b)], 1).to(where)
+        self.width = embeddings_a.vectors.shape[1]
         edges = np.linspace(-1.001, 1.001, bins + 1)
-        f = [_ecdf(k, edges) for k in self.known]
+        curves = [_ecdf(known, edges) for known in self.known]
         # a rounded cosine may fall into the next bin
-        self.error = sum(float((v[3:] - v[:-3]).max()) for v in f) + 1e-6
+        self.error = sum(float((curve[3:] - curve[:-3]).max()) for curve in curves) + 1e-6
         middle = (edges[1:] + edges[:-1]) / 2
-        self.table = [torch.from_numpy(_ecdf(k, middle)).float().to(where) for k in self.known]
+        self.table = [torch.from_numpy(_ecdf(known, middle)).float().to(where)
+                      for known in self.known]
 
     def left(self, rows: slice) -> torch.Tensor: return self.right[rows]
 
     def tile(self, left: torch.Tensor, columns: slice) -> torch.Tensor: # [rows, columns]
-        right, w = self.right[columns], self.width
-        fa = self._look_up(self.table[0], left[:, :w] @ right[:, :w].T)
-        return fa - self._look_up(self.table[1], left[:, w:] @ right[:, w:].T)
+        right, width = self.right[columns], self.width
+        fa = self._look_up(self.table[0], left[:, :width] @ right[:, :width].T)
+        return fa - self._look_up(self.table[1], left[:, width:] @ right[:, width:].T)
 
-    def _look_up(self, table, s):
-        return table[((s + 1.001) * (self.bins / 2.002)).long().clamp_(0, self.bins - 1)]
+    def _look_up(self, table, cosines):
+        return table[((cosines + 1.001) * (self.bins / 2.002)).long().clamp_(0, self.bins - 1)]
 
     def exact(self, i: np.ndarray, j: np.ndarray) -> np.ndarray: # [m] in -1..1
-        fa, fb = (_ecdf(k, pair_cosine(e, i, j)) for k, e in zip(self.known, (self.a, self.b)))
+        fa, fb = (_ecdf(known, pair_cosine(embeddings, i, j))
+                  for known, embeddings in zip(self.known, (self.a, self.b)))
         return fa - fb
 
 # %% ../../nbs/library/comparison/03_search.ipynb #9fa97e83
-def _ecdf(known: np.ndarray, s: np.ndarray) -> np.ndarray: # [m] in 0..1
-    """Return the fraction of the sorted values `known` that are below each s; equal values count
-    half."""
-    below, upto = (np.searchsorted(known, s, side) for side in ("left", "right"))
+def _ecdf(known: np.ndarray, values: np.ndarray) -> np.ndarray: # [m] in 0..1
+    """Return the fraction of the sorted values `known` that are below each value; equal values
+    count half."""
+    below, upto = (np.searchsorted(known, values, side) for side in ("left", "right"))
     return (below + upto) / (2 * len(known))
 
 # %% ../../nbs/library/comparison/03_search.ipynb #a70e542e
-def _sample_pairs(n: int, most: int, seed: int = 0) -> tuple: # i < j
-    "Return all pairs of n rows, or `most` of them sampled at random."
-    if n * (n - 1) // 2 <= most: return np.triu_indices(n, 1)
+def _sample_pairs(n_rows: int, most: int, seed: int = 0) -> tuple: # i < j
+    "Return all pairs of rows, or `most` of them sampled at random."
+    if n_rows * (n_rows - 1) // 2 <= most: return np.triu_indices(n_rows, 1)
     rng = np.random.default_rng(seed)
-    i, j = rng.integers(0, n, most), rng.integers(0, n - 1, most)
-    j += j >= i
-    return np.minimum(i, j), np.maximum(i, j)
+    rows_i, rows_j = rng.integers(0, n_rows, most), rng.integers(0, n_rows - 1, most)
+    rows_j += rows_j >= rows_i
+    return np.minimum(rows_i, rows_j), np.maximum(rows_i, rows_j)
 
 # %% ../../nbs/library/comparison/03_search.ipynb #4f5b2aaf
-def _normalized_float32(e: Embeddings) -> torch.Tensor: # [n, d] float32
-    return torch.cat([_normalized_rows(e, s).float() for s in batched_slices(len(e.items))])
+def _normalized_float32(embeddings: Embeddings) -> torch.Tensor: # [n, d] float32
+    return torch.cat([_normalized_rows(embeddings, block).float()
+                      for block in batched_slices(len(embeddings.items))])
 
 # %% ../../nbs/library/comparison/03_search.ipynb #baa12927
 def search_faiss(
@@ -339,31 +349,32 @@ def search_faiss(
     """Return approximately the best `n_keep` pairs of each direction, found by an inverted file
     index (IVF) of faiss."""
     import faiss
-    n, wide = product.right.shape
-    cells = min(cells or int(4 * n**0.5), n // 4 or 1)
+    n_rows, wide = product.right.shape
+    cells = min(cells or int(4 * n_rows**0.5), n_rows // 4 or 1)
     right = np.ascontiguousarray(product.right.float().cpu().numpy())
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(wide), wide, cells, faiss.METRIC_INNER_PRODUCT)
     index.cp.min_points_per_centroid = 1 # no warning for few training rows
-    index.train(right[np.random.default_rng(0).permutation(n)[:64 * cells]]); index.add(right)
+    index.train(right[np.random.default_rng(0).permutation(n_rows)[:64 * cells]]); index.add(right)
     index.nprobe = probes
     best = [_TopPairs(product, sign, n_keep, group) for sign in (1, -1)]
-    for s in batched_slices(n):
-        left = product.left(s).float().cpu().numpy()
-        for b in best:
-            about, col = index.search(np.ascontiguousarray(b.sign * left), partners)
-            _offer_found(b, s.start, product.unit * about, col)
+    for block in batched_slices(n_rows):
+        left = product.left(block).float().cpu().numpy()
+        for top in best:
+            about, col = index.search(np.ascontiguousarray(top.sign * left), partners)
+            _offer_found(top, block.start, product.unit * about, col)
     return best
 
 # %% ../../nbs/library/comparison/03_search.ipynb #e4af9e42
 def _offer_found(best, first, about, col):
     row = np.repeat(np.arange(first, first + len(col)), col.shape[1])
-    i, j = np.minimum(row, col.ravel()), np.maximum(row, col.ravel())
-    ok = ((col.ravel() >= 0) & (best.group[i] != best.group[j])
+    rows_i, rows_j = np.minimum(row, col.ravel()), np.maximum(row, col.ravel())
+    ok = ((col.ravel() >= 0) & (best.group[rows_i] != best.group[rows_j])
           & (about.ravel() >= best.floor - best.product.error))
-    pairs = set(zip(i[ok].tolist(), j[ok].tolist())) - set(zip(best.i.tolist(), best.j.tolist()))
+    pairs = set(zip(rows_i[ok].tolist(),
+                    rows_j[ok].tolist())) - set(zip(best.i.tolist(), best.j.tolist()))
     if not pairs: return
-    i, j = np.array(sorted(pairs)).T
-    best.merge(i, j, best.sign * best.product.exact(i, j))
+    rows_i, rows_j = np.array(sorted(pairs)).T
+    best.merge(rows_i, rows_j, best.sign * best.product.exact(rows_i, rows_j))
 
 # %% ../../nbs/library/comparison/03_search.ipynb #3c264a83
 def _search_ray(
@@ -382,11 +393,11 @@ def _search_ray(
     if not ray.is_initialized(): ray.init(log_to_driver=False)
     tasks = min(tasks or int(4 * ray.cluster_resources()["CPU"]), -(-len(group) // _TILE[0]))
     work = ray.put((product, room, group))
-    def part(work, k):
-        found = _search_exact(*work, stripes=slice(k, None, tasks))
-        return [(b.i, b.j, b.score) for b in found]
+    def part(work, task):
+        found = _search_exact(*work, stripes=slice(task, None, tasks))
+        return [(top.i, top.j, top.score) for top in found]
     job = ray.remote(num_cpus=1)(part)
     best = [_TopPairs(product, sign, room, group) for sign in (1, -1)]
-    for parts in ray.get([job.remote(work, k) for k in range(tasks)]):
-        for b, found in zip(best, parts): b.merge(*found)
+    for parts in ray.get([job.remote(work, task) for task in range(tasks)]):
+        for top, found in zip(best, parts): top.merge(*found)
     return best

@@ -23,7 +23,7 @@ def _philox(
     """Return the output of Philox4x32-10.
 
     Source: Salmon et al. (2011), Parallel random numbers: as easy as 1, 2, 3."""
-    c0, c1, c2, c3 = (torch.as_tensor(c, dtype=torch.int64) for c in counter)
+    c0, c1, c2, c3 = (torch.as_tensor(word, dtype=torch.int64) for word in counter)
     k0, k1 = key
     for _ in range(10):
         p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2 # low 64 bits; int64 wraps
@@ -37,12 +37,12 @@ def _counter_uniform(
     seed: int, # seed of the run
     sample: Tensor, # [B] int64 index of each sample in training
     view: int, # index of the view
-    n: int, # random numbers per sample
+    count: int, # random numbers per sample
 ) -> Tensor: # [B, n] float32 in 0..1, 1 excluded
     "Return uniform random numbers that depend only on (seed, sample, view)."
-    s, block = sample[:, None], torch.arange((n + 3) // 4, device=sample.device)
-    words = _philox((s & _MASK, s >> 32, view, block), (seed & _MASK, seed >> 32))
-    return (torch.stack(words, -1).flatten(1)[:, :n] >> 8).float() / (1 << 24)
+    index, block = sample[:, None], torch.arange((count + 3) // 4, device=sample.device)
+    words = _philox((index & _MASK, index >> 32, view, block), (seed & _MASK, seed >> 32))
+    return (torch.stack(words, -1).flatten(1)[:, :count] >> 8).float() / (1 << 24)
 
 # %% ../../nbs/library/data/04_augment.ipynb #d1b521e4
 def _cubic(x): # Keys (1981), a = -1/2
@@ -62,9 +62,9 @@ def _resize_matrix(
     scale = (length / out)[:, None, None]
     center = (start[:, None, None]
               + (torch.arange(out, device=start.device)[:, None] + 0.5) * scale)
-    x = torch.arange(size, device=start.device) + 0.5
-    w = _cubic((x - center) / scale.clamp(min=1))
-    return w / w.sum(-1, keepdim=True)
+    pixel = torch.arange(size, device=start.device) + 0.5
+    weights = _cubic((pixel - center) / scale.clamp(min=1))
+    return weights / weights.sum(-1, keepdim=True)
 
 # %% ../../nbs/library/data/04_augment.ipynb #d30acbef
 def _crop(
@@ -81,18 +81,18 @@ def _crop(
     return (ry[:, None] @ images @ rx[:, None].transpose(-1, -2)).clamp(0, 1)
 
 # %% ../../nbs/library/data/04_augment.ipynb #4b0bbbca
-def _random_resized_crop_box(
-    u: Tensor, # [B, 4] uniform numbers
+def _random_resized_crop_box(uniform: Tensor, # [B, 4] uniform numbers
     size: int, # side of the image, px
     area: tuple[float, float], # smallest and largest fraction of the image area
     ratio: float = 4 / 3, # largest aspect ratio; the smallest is its inverse
 ) -> Tensor: # [B, 4] x, y, width, height, px
     "Return boxes of random area, aspect ratio and position, inside the image."
-    a = area[0] + (area[1] - area[0]) * u[:, 0]
-    most = torch.minimum(torch.full_like(a, math.log(ratio)), -torch.log(a))
-    aspect = torch.exp((2 * u[:, 1] - 1) * most)
-    w, h = (a * aspect).sqrt() * size, (a / aspect).sqrt() * size
-    return torch.stack([u[:, 2] * (size - w), u[:, 3] * (size - h), w, h], 1)
+    fraction = area[0] + (area[1] - area[0]) * uniform[:, 0]
+    most = torch.minimum(torch.full_like(fraction, math.log(ratio)), -torch.log(fraction))
+    aspect = torch.exp((2 * uniform[:, 1] - 1) * most)
+    width, height = (fraction * aspect).sqrt() * size, (fraction / aspect).sqrt() * size
+    return torch.stack([uniform[:, 2] * (size - width), uniform[:, 3] * (size - height), width,
+                        height], 1)
 
 # %% ../../nbs/library/data/04_augment.ipynb #0bff2b6f
 GRAY = (0.299, 0.587, 0.114) # luma weights, ITU-R BT.601
@@ -106,59 +106,58 @@ def _color_jitter_matrix(
     hue: Tensor, # [B] rotation, as a fraction of a full circle
 ) -> tuple[Tensor, Tensor]: # [B, 3, 3] matrix, [B, 3, 1] offset
     "Return the affine RGB map of brightness, contrast, saturation and hue, in this order."
-    g = torch.tensor(GRAY, device=mean.device)
+    gray = torch.tensor(GRAY, device=mean.device)
     eye, ones = torch.eye(3, device=mean.device), torch.ones(3, device=mean.device)
-    to_grey = ones[:, None] * g[None]
-    m = brightness[:, None, None] * contrast[:, None, None] * eye
-    level = (brightness * (1 - contrast) * (mean @ g))[:, None]
-    s = saturation[:, None, None]
-    turn = _hue_matrix(hue) @ (s * eye + (1 - s) * to_grey)
-    return turn @ m, (level * ones)[..., None]
+    to_grey = ones[:, None] * gray[None]
+    scaling = brightness[:, None, None] * contrast[:, None, None] * eye
+    level = (brightness * (1 - contrast) * (mean @ gray))[:, None]
+    chroma = saturation[:, None, None]
+    turn = _hue_matrix(hue) @ (chroma * eye + (1 - chroma) * to_grey)
+    return turn @ scaling, (level * ones)[..., None]
 
 # %% ../../nbs/library/data/04_augment.ipynb #2325dfc5
 def _hue_matrix(hue): # rotation in YIQ, whose first axis is gray
     yiq = torch.tensor([GRAY, (0.5959, -0.2746, -0.3213),
                         (0.2115, -0.5227, 0.3112)], device=hue.device)
-    c, s = torch.cos(2 * math.pi * hue), torch.sin(2 * math.pi * hue)
-    r = torch.zeros(len(hue), 3, 3, device=hue.device)
-    r[:, 0, 0] = 1
-    r[:, 1, 1], r[:, 1, 2], r[:, 2, 1], r[:, 2, 2] = c, -s, s, c
-    return torch.linalg.inv(yiq) @ r @ yiq
+    cosine, sine = torch.cos(2 * math.pi * hue), torch.sin(2 * math.pi * hue)
+    rotation = torch.zeros(len(hue), 3, 3, device=hue.device)
+    rotation[:, 0, 0] = 1
+    rotation[:, 1, 1], rotation[:, 1, 2], rotation[:, 2, 1], rotation[:, 2, 2] = (cosine, -sine,
+                                                                                  sine, cosine)
+    return torch.linalg.inv(yiq) @ rotation @ yiq
 
 # %% ../../nbs/library/data/04_augment.ipynb #daff8bc4
-def _color_jitter(
-    x: Tensor, # [B, 3, H, W] float in 0..1
-    u: Tensor, # [B, 6] uniform numbers
+def _color_jitter(images: Tensor, # [B, 3, H, W] float in 0..1
+    uniform: Tensor, # [B, 6] uniform numbers
     strength: float = 1.0, # 1 is the paper's: 0.4, 0.4, 0.2, 0.1
-    p: float = 0.8, # probability of color jitter
-    grey: float = 0.2, # probability of grayscale
+    p_jitter: float = 0.8, # probability of color jitter
+    gray: float = 0.2, # probability of grayscale
 ) -> Tensor: # [B, 3, H, W]
     """Apply color jitter and random grayscale.
 
     Source: Caron et al. (2021), after BYOL."""
-    on = (u[:, 4] < p).float() * strength
-    def factor(k, s): return 1 + on * s * (2 * u[:, k] - 1)
-    saturation = torch.where(u[:, 5] < grey, torch.zeros_like(on), factor(2, 0.2))
-    m, o = _color_jitter_matrix(x.mean((2, 3)), factor(0, 0.4), factor(1, 0.4), saturation,
-                     on * 0.1 * (2 * u[:, 3] - 1))
-    return (m @ x.flatten(2) + o).clamp(0, 1).view_as(x)
+    on = (uniform[:, 4] < p_jitter).float() * strength
+    def factor(column, scale): return 1 + on * scale * (2 * uniform[:, column] - 1)
+    saturation = torch.where(uniform[:, 5] < gray, torch.zeros_like(on), factor(2, 0.2))
+    matrix, offset = _color_jitter_matrix(images.mean((2, 3)), factor(0, 0.4), factor(1, 0.4),
+                                          saturation, on * 0.1 * (2 * uniform[:, 3] - 1))
+    return (matrix @ images.flatten(2) + offset).clamp(0, 1).view_as(images)
 
 # %% ../../nbs/library/data/04_augment.ipynb #31ce928d
-def _blur(
-    x: Tensor, # [B, 3, H, W], H = W
+def _blur(images: Tensor, # [B, 3, H, W], H = W
     sigma: Tensor, # [B] standard deviation, px; 0 for no blur
 ) -> Tensor: # [B, 3, H, W]
     "Apply a Gaussian blur of its own width to each image."
-    i = torch.arange(x.shape[-1], device=x.device, dtype=torch.float32)
-    d2 = (i[:, None] - i[None]) ** 2
-    g = torch.exp(-d2 / (2 * sigma.clamp(min=0.01)[:, None, None] ** 2))
-    g = (g / g.sum(-1, keepdim=True))[:, None]
-    return g @ x @ g.transpose(-1, -2)
+    position = torch.arange(images.shape[-1], device=images.device, dtype=torch.float32)
+    d2 = (position[:, None] - position[None]) ** 2
+    kernel = torch.exp(-d2 / (2 * sigma.clamp(min=0.01)[:, None, None] ** 2))
+    kernel = (kernel / kernel.sum(-1, keepdim=True))[:, None]
+    return kernel @ images @ kernel.transpose(-1, -2)
 
 # %% ../../nbs/library/data/04_augment.ipynb #e9b1de1e
-def _solarize(x: Tensor, on: Tensor) -> Tensor:
+def _solarize(images: Tensor, on: Tensor) -> Tensor:
     "Invert values of one half and more in the images where `on` [B] is True."
-    return torch.where(on[:, None, None, None] & (x >= 0.5), 1 - x, x)
+    return torch.where(on[:, None, None, None] & (images >= 0.5), 1 - images, images)
 
 # %% ../../nbs/library/data/04_augment.ipynb #8da0434d
 def to_float(images, device=None) -> Tensor: # [B, 3, S, S] float in 0..1
@@ -168,8 +167,8 @@ def to_float(images, device=None) -> Tensor: # [B, 3, S, S] float in 0..1
 # %% ../../nbs/library/data/04_augment.ipynb #abf679a7
 def normalize(x: Tensor, control: Control) -> Tensor:
     "Normalize pixels by the mean and standard deviation that all objectives share."
-    mean, std = (torch.tensor(v, device=x.device)[:, None, None]
-                 for v in (control.mean, control.std))
+    mean, std = (torch.tensor(channels, device=x.device)[:, None, None]
+                 for channels in (control.mean, control.std))
     return (x - mean) / std
 
 # %% ../../nbs/library/data/04_augment.ipynb #183c5abd
@@ -186,10 +185,9 @@ def base_view(
 # %% ../../nbs/library/data/04_augment.ipynb #2e6456dc
 def eval_view(images: Tensor, size: int) -> Tensor: # [B, 3, size, size]
     "Return the whole images, resized, for evaluation."
-    s = images.shape[-1]
-    box = torch.tensor([0.0, 0.0, s, s],
-                       device=images.device).expand(len(images), 4)
-    return images if s == size else _crop(images, box, size)
+    side = images.shape[-1]
+    box = torch.tensor([0.0, 0.0, side, side], device=images.device).expand(len(images), 4)
+    return images if side == size else _crop(images, box, size)
 
 # %% ../../nbs/library/data/04_augment.ipynb #f687dd15
 def dino_view(
@@ -204,19 +202,19 @@ def dino_view(
 
     Source: Caron et al. (2021), section 3."""
     local = view >= 2
-    u = _counter_uniform(control.seed, sample, 16 + view, 14)
+    uniform = _counter_uniform(control.seed, sample, 16 + view, 14)
     size = dino.local_size if local else control.vit.image_size
     area = dino.local_scale if local else dino.global_scale
-    flip = (u[:, 4] < dino.flip) & may_flip if may_flip is not None else None
+    flip = (uniform[:, 4] < dino.flip) & may_flip if may_flip is not None else None
     if dino.views == "light": area = control.base_crop
-    x = _crop(images, _random_resized_crop_box(u, images.shape[-1], area), size, flip)
-    if dino.views == "light": return x
-    x = _color_jitter(x, u[:, 5:11], dino.jitter)
+    crop = _crop(images, _random_resized_crop_box(uniform, images.shape[-1], area), size, flip)
+    if dino.views == "light": return crop
+    crop = _color_jitter(crop, uniform[:, 5:11], dino.jitter)
     p_blur = 0.5 if local else (1.0, 0.1)[view]
-    sigma = torch.where(u[:, 11] < p_blur, 0.1 + 1.9 * u[:, 12],
-                        torch.zeros_like(u[:, 11]))
-    x = _blur(x, sigma * size / (96 if local else 224))
-    return _solarize(x, u[:, 13] < 0.2) if view == 1 else x
+    sigma = torch.where(uniform[:, 11] < p_blur, 0.1 + 1.9 * uniform[:, 12],
+                        torch.zeros_like(uniform[:, 11]))
+    crop = _blur(crop, sigma * size / (96 if local else 224))
+    return _solarize(crop, uniform[:, 13] < 0.2) if view == 1 else crop
 
 # %% ../../nbs/library/data/04_augment.ipynb #68039169
 def alternating_view(
@@ -227,24 +225,24 @@ def alternating_view(
     may_flip: Tensor | None = None, # [B] bool, True where mirroring is allowed
 ) -> Tensor: # [B, 3, s, s] in 0..1
     "Return DINO's first global view for even samples, and the second for odd samples."
-    s = control.vit.image_size
-    x = images.new_empty(len(images), 3, s, s)
-    for v in (0, 1):
-        m = sample % 2 == v
-        flip = may_flip[m] if may_flip is not None else None
-        x[m] = dino_view(images[m], sample[m], v, control, dino, flip)
-    return x
+    size = control.vit.image_size
+    out = images.new_empty(len(images), 3, size, size)
+    for view in (0, 1):
+        chosen = sample % 2 == view
+        flip = may_flip[chosen] if may_flip is not None else None
+        out[chosen] = dino_view(images[chosen], sample[chosen], view, control, dino, flip)
+    return out
 
 # %% ../../nbs/library/data/04_augment.ipynb #0139bc3b
-def to_device(device, x): # x: tensor, or dict of tensors
+def to_device(device, x): # tensors: tensor, or dict of tensors
     "Move a tensor, or a dict of tensors, to a device."
-    return ({k: v.to(device) for k, v in x.items()} if isinstance(x, dict)
+    return ({key: tensor.to(device) for key, tensor in x.items()} if isinstance(x, dict)
             else x.to(device))
 
 # %% ../../nbs/library/data/04_augment.ipynb #8e27f44a
-def _n_smallest_mask(order: Tensor, n: Tensor) -> Tensor: # [B, N] bool
-    "Return where a value is among the `n` smallest of its row."
-    return order.argsort(1).argsort(1) < n[:, None]
+def _n_smallest_mask(order: Tensor, count: Tensor) -> Tensor: # [B, N] bool
+    "Return where a value is among the `count` smallest of its row."
+    return order.argsort(1).argsort(1) < count[:, None]
 
 # %% ../../nbs/library/data/04_augment.ipynb #6dcd048d
 def n_masked(patches: int, ratio: float) -> int:
@@ -261,8 +259,8 @@ def random_mask(
     """Return uniformly random masks with the same number of masked patches in each image.
 
     Source: He et al. (2022)."""
-    n = torch.full_like(sample, n_masked(patches, ratio))
-    return _n_smallest_mask(_counter_uniform(seed, sample, 255, patches), n)
+    masked = torch.full_like(sample, n_masked(patches, ratio))
+    return _n_smallest_mask(_counter_uniform(seed, sample, 255, patches), masked)
 
 # %% ../../nbs/library/data/04_augment.ipynb #938495c4
 # [B, blocks] -> [B, blocks, side] bool: positions within [start, start + length)
@@ -283,27 +281,31 @@ def block_mask(
     """Return masks of rectangles of 4 patches or more, with aspect ratios of 0.3 to 3.3.
 
     Source: Bao et al. (2022), algorithm 1."""
-    B, N = len(sample), side * side
-    u = _counter_uniform(seed, sample, 256 + view, 3 + 4 * blocks + N) # [B, 3 + 4 blocks + N]
-    has_mask, fraction, rest = u[:, 0] < probability, u[:, 1], u[:, 2:] # [B], [B], …
-    n = ((ratio[0] + (ratio[1] - ratio[0]) * fraction) * N).round().clamp(1, N) # [B] masked patches
+    n_samples, n_patches = len(sample), side * side
+    # [B, 3 + 4 blocks + N]
+    uniform = _counter_uniform(seed, sample, 256 + view, 3 + 4 * blocks + n_patches)
+    # [B], [B], …
+    has_mask, fraction, rest = uniform[:, 0] < probability, uniform[:, 1], uniform[:, 2:]
+    # [B] masked patches
+    masked = ((ratio[0] + (ratio[1] - ratio[0]) * fraction) * n_patches).round().clamp(1, n_patches)
     # sizes and corners of the rectangles, in patches
-    area, aspect, x, y = rest[:, :4 * blocks].view(B, blocks, 4).unbind(2) # [B, blocks] each
-    area = 4 + area * (n[:, None] - 4).clamp(min=0)
+    # [B, blocks] each
+    area, aspect, left_share, top_share = rest[:, :4 * blocks].view(n_samples, blocks, 4).unbind(2)
+    area = 4 + area * (masked[:, None] - 4).clamp(min=0)
     aspect = torch.exp((2 * aspect - 1) * math.log(0.3))
     width = (area * aspect).sqrt().round().clamp(1, side)
     height = (area * (1 / aspect)).sqrt().round().clamp(1, side)
-    left = (x * (side - width + 1)).floor()
-    top = (y * (side - height + 1)).floor()
+    left = (left_share * (side - width + 1)).floor()
+    top = (top_share * (side - height + 1)).floor()
     # the first rectangle that covers each patch
     column = _covered(left, width, side) # [B, blocks, side]
     row = _covered(top, height, side)
     covers = (row[..., None] & column[..., None, :]).flatten(2) # [B, blocks, N]
-    block = torch.arange(blocks, device=u.device)[:, None] # [blocks, 1]
+    block = torch.arange(blocks, device=uniform.device)[:, None] # [blocks, 1]
     first_cover = torch.where(covers, block, blocks).amin(1) # [B, N]; `blocks` where none covers it
     # within a rectangle: row by row, from the top or from the bottom; outside: at random
-    raster = torch.arange(N, device=u.device) / N # [N]
+    raster = torch.arange(n_patches, device=uniform.device) / n_patches # [N]
     from_top = rest[:, 4 * blocks, None] < 0.5 # [B, 1]
     within = torch.where(from_top, raster, raster.flip(0)) # [B, N]
-    order = first_cover + torch.where(first_cover < blocks, within, rest[:, -N:]) # [B, N]
-    return _n_smallest_mask(order, torch.where(has_mask, n, 0))
+    order = first_cover + torch.where(first_cover < blocks, within, rest[:, -n_patches:]) # [B, N]
+    return _n_smallest_mask(order, torch.where(has_mask, masked, 0))

@@ -24,9 +24,9 @@ from .augment import _counter_uniform
 
 # %% ../../nbs/library/data/05_batches.ipynb #7a202380
 @lru_cache(maxsize=2)
-def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray: # [n] rows
+def _epoch_order(n_rows: int, seed: int, epoch: int) -> np.ndarray: # [n] rows
     "Return the shuffled rows of one epoch."
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n)
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n_rows)
 
 # %% ../../nbs/library/data/05_batches.ipynb #7d2fe661
 def sample_rows(
@@ -37,13 +37,13 @@ def sample_rows(
     tars: tuple = (), # number of rows in each tar; () without shards
 ) -> np.ndarray: # [count] rows
     "Return the rows of the next samples; a batch may cross the end of an epoch."
-    out, s = [], first
-    while s < first + count:
-        k, epoch = s % n, s // n
+    out, seen = [], first
+    while seen < first + count:
+        offset, epoch = seen % n, seen // n
         order = (_shard_order(tars, seed, epoch) if tars
                  else _epoch_order(n, seed, epoch))
-        part = order[k:k + first + count - s]
-        out.append(part); s += len(part)
+        part = order[offset:offset + first + count - seen]
+        out.append(part); seen += len(part)
     return np.concatenate(out)
 
 # %% ../../nbs/library/data/05_batches.ipynb #78f02549
@@ -60,9 +60,9 @@ def _shard_order(
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     ends = np.cumsum(tars)
     chosen, out, at = rng.permutation(len(tars)), np.empty(ends[-1], np.int64), 0
-    for k in range(0, len(tars), _WINDOW):
-        rows = np.concatenate([np.arange(ends[t] - tars[t], ends[t])
-                               for t in chosen[k:k + _WINDOW]])
+    for start in range(0, len(tars), _WINDOW):
+        rows = np.concatenate([np.arange(ends[tar] - tars[tar], ends[tar])
+                               for tar in chosen[start:start + _WINDOW]])
         out[at:at + len(rows)] = rng.permutation(rows); at += len(rows)
     return out
 
@@ -76,8 +76,8 @@ def _tar_lengths(corpus) -> tuple: # () without shards
             runs = pa.compute.run_end_encode(chunk.field("tar"))
             names += runs.values.to_pylist()
             counts += np.diff(runs.run_ends.to_numpy(), prepend=0).tolist()
-    whole = itertools.groupby(zip(names, counts), lambda x: x[0])
-    return tuple(sum(n for _, n in run) for _, run in whole)
+    whole = itertools.groupby(zip(names, counts), lambda pair: pair[0])
+    return tuple(sum(count for _, count in run) for _, run in whole)
 
 # %% ../../nbs/library/data/05_batches.ipynb #5d4dcf10
 class Batch(NamedTuple):
@@ -96,17 +96,19 @@ _TEXT_COLUMNS = ("captions", "word", "relation", "chart", "name", "other_name")
 # %% ../../nbs/library/data/05_batches.ipynb #8390c5b0
 def _mirrors(row): # does mirroring keep the caption true?
     said = (row.get("name"), row.get("other_name"), " ".join(row.get("captions") or []))
-    return (not any(row.get(c) for c in ("word", "relation", "chart"))
+    return (not any(row.get(column) for column in ("word", "relation", "chart"))
             and not _DIRECTION.search(" ".join(filter(None, said))))
 
 # %% ../../nbs/library/data/05_batches.ipynb #63bacc00
 def _share(control, rank, processes): # the slice of the global batch
-    b = control.batch_size
-    if b % processes:
-        near = [n for n in (b // processes * processes, -(-b // processes) * processes) if n]
-        raise UserError(f"a batch of {b} cannot be shared equally by {processes} processes: "
-                        f"set --control.batch-size to {' or '.join(map(str, near))}")
-    return slice(rank * b // processes, (rank + 1) * b // processes)
+    size = control.batch_size
+    if size % processes:
+        near = [candidate
+                for candidate in (size // processes * processes, -(-size // processes) * processes)
+                if candidate]
+        raise UserError(f"a batch of {size} cannot be shared equally by {processes} processes: set "
+                        f"--control.batch-size to {' or '.join(map(str, near))}")
+    return slice(rank * size // processes, (rank + 1) * size // processes)
 
 # %% ../../nbs/library/data/05_batches.ipynb #937f0b22
 MIN_SAMPLES_FOR_LIMIT = 300 # samples before the fraction of corrupt ones is tested
@@ -121,7 +123,7 @@ class _BadSampleLog:
         self._reread()
 
     def add(self, step: int, met: list, n: int, whole: bool):
-        """Add the (item_id, reason) pairs of n samples.
+        """Add the (item_id, reason) pairs of samples.
 
         Raises `UserError` where there are too many."""
         self.seen += n; self.met += len(met)
@@ -136,26 +138,26 @@ class _BadSampleLog:
 
     def first(self): # a few items, for an error message
         some = itertools.islice(self.items.values(), 3)
-        return "; ".join(f"{f['item_id']} ({f['reason']})" for f in some)
+        return "; ".join(f"{entry['item_id']} ({entry['reason']})" for entry in some)
 
     def _reread(self): # after a restart, and items of other processes
         there = self.path and self.path.exists()
         lines = self.path.read_bytes().split(b"\n") if there else [b""]
-        for l in lines[:-1]:
-            try: self.items.setdefault((f := json.loads(l))["item_id"], f)
+        for line in lines[:-1]:
+            try: self.items.setdefault((entry := json.loads(line))["item_id"], entry)
             except ValueError: pass # truncated by a kill
         return lines[-1]
 
     def _write(self, step, met):
         torn = self._reread()
-        new = [dict(step=step, item_id=i, reason=why) for i, why in met.items()
-               if i not in self.items]
-        self.items |= {f["item_id"]: f for f in new}
+        new = [dict(step=step, item_id=item_id, reason=why) for item_id, why in met.items()
+               if item_id not in self.items]
+        self.items |= {entry["item_id"]: entry for entry in new}
         if not self.path or not new: return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "ab") as f:
-            f.write(b"\n" * bool(torn))
-            f.write(b"".join(json.dumps(x).encode() + b"\n" for x in new))
+        with open(self.path, "ab") as file:
+            file.write(b"\n" * bool(torn))
+            file.write(b"".join(json.dumps(entry).encode() + b"\n" for entry in new))
 
 # %% ../../nbs/library/data/05_batches.ipynb #2644a9cf
 class _Fed:
@@ -199,8 +201,8 @@ class BatchLoader(_Fed):
     def __getstate__(self): return self.__dict__ | dict(pool=None, ahead={})
 
     def rows(self, step: int) -> np.ndarray: # [batch size] rows for all processes
-        b = self.control.batch_size
-        return sample_rows(self.n, self.control.seed, step * b, b, self.tars)
+        size = self.control.batch_size
+        return sample_rows(self.n, self.control.seed, step * size, size, self.tars)
 
     def __call__(self, step: int) -> Batch:
         if self.workers: return self._take(step, _load(self, step))
@@ -227,8 +229,8 @@ def _classes(corpus, label): # value -> class index
         raise UserError(f"the images have no column {label!r} with classes to train on; their "
                         f"columns are {', '.join(corpus.column_names)}")
     if _many(corpus, label): return {}
-    found = set().union(*(p.unique().to_pylist() for p in _pieces(corpus, label))) - {None}
-    return {v: k for k, v in enumerate(sorted(found))}
+    found = set().union(*(part.unique().to_pylist() for part in _pieces(corpus, label))) - {None}
+    return {value: index for index, value in enumerate(sorted(found))}
 
 # %% ../../nbs/library/data/05_batches.ipynb #519b5eeb
 def _many(corpus, label): # does each row hold a list of classes?
@@ -237,48 +239,50 @@ def _many(corpus, label): # does each row hold a list of classes?
 
 # %% ../../nbs/library/data/05_batches.ipynb #3b52ac04
 def _load(feed, step): # batch or None, corrupt items, seconds
-    b = feed.control.batch_size
-    sample = torch.arange(step * b, (step + 1) * b)[feed.own]
+    size = feed.control.batch_size
+    sample = torch.arange(step * size, (step + 1) * size)[feed.own]
     clock = dict(storage=0.0, decoding=0.0)
     found, met = _read(feed, feed.rows(step)[feed.own], clock), []
-    for k in [k for k, f in enumerate(found) if f["fault"]]:
-        for row in _substitutes(feed, sample[k]):
-            met.append((found[k]["item_id"], found[k]["fault"]))
-            found[k] = _read(feed, [row], clock)[0]
-            if not found[k]["fault"]: break
-    if any(f["fault"] for f in found): return None, met, clock
-    labels = [f[feed.label] if feed.many else feed.classes.get(f.get(feed.label), -100)
-              for f in found]
+    for bad in [index for index, item in enumerate(found) if item["fault"]]:
+        for row in _substitutes(feed, sample[bad]):
+            met.append((found[bad]["item_id"], found[bad]["fault"]))
+            found[bad] = _read(feed, [row], clock)[0]
+            if not found[bad]["fault"]: break
+    if any(item["fault"] for item in found): return None, met, clock
+    labels = [item[feed.label] if feed.many else feed.classes.get(item.get(feed.label), -100)
+              for item in found]
     return _shown(feed.control.seed, found, sample, labels), met, clock
 
 # %% ../../nbs/library/data/05_batches.ipynb #c09ec8c9
 def _read(feed, rows, clock):
     found = feed.pixels.read(rows)
-    for f in found:
-        for k, seconds in zip(("storage", "decoding"), f["seconds"]): clock[k] += seconds
-        if feed.require_captions and not f.get("captions"): f["fault"] = f["fault"] or _NO_CAPTION
+    for item in found:
+        for stage, seconds in zip(("storage", "decoding"), item["seconds"]): clock[stage] += seconds
+        if feed.require_captions and not item.get("captions"):
+            item["fault"] = item["fault"] or _NO_CAPTION
     return found
 
 # %% ../../nbs/library/data/05_batches.ipynb #56bb252b
 def _substitutes(feed, sample): # substitute rows for a corrupt sample
-    u = _counter_uniform(feed.control.seed, sample[None], 9, 8)[0].tolist()
-    return [int(x * feed.n) for x in u]
+    draws = _counter_uniform(feed.control.seed, sample[None], 9, 8)[0].tolist()
+    return [int(draw * feed.n) for draw in draws]
 
 # %% ../../nbs/library/data/05_batches.ipynb #3108651e
 def _shown(seed, found, sample, labels):
-    u = _counter_uniform(seed, sample, 8, 1)[:, 0].tolist() # choice of the caption
-    said = [f.get("captions") or [] for f in found]
-    text = [c[int(x * len(c))] if c else "" for c, x in zip(said, u)]
-    images = torch.from_numpy(np.stack([f["pixels"] for f in found]).transpose(0, 3, 1, 2))
-    flip = torch.tensor([_mirrors(f) for f in found])
+    draws = _counter_uniform(seed, sample, 8, 1)[:, 0].tolist() # choice of the caption
+    said = [item.get("captions") or [] for item in found]
+    text = [captions[int(draw * len(captions))] if captions else ""
+            for captions, draw in zip(said, draws)]
+    images = torch.from_numpy(np.stack([item["pixels"] for item in found]).transpose(0, 3, 1, 2))
+    flip = torch.tensor([_mirrors(item) for item in found])
     return Batch(images, sample, text, flip, torch.tensor(labels))
 
 # %% ../../nbs/library/data/05_batches.ipynb #c3ddbebc
 def _taken(feed, step, shown, met, clock):
     "Return a batch to training, and count its seconds and corrupt items."
-    for k, seconds in clock.items(): feed.clock[k] += seconds
-    n = feed.own.stop - feed.own.start
-    feed.faults.add(step, met, n, shown is None or len(met) >= max(n, 8))
+    for stage, seconds in clock.items(): feed.clock[stage] += seconds
+    n_samples = feed.own.stop - feed.own.start
+    feed.faults.add(step, met, n_samples, shown is None or len(met) >= max(n_samples, 8))
     return shown
 
 # %% ../../nbs/library/data/05_batches.ipynb #459e27cc
@@ -292,7 +296,7 @@ def _loader(steps, workers, **more): # own generator, to keep the global one unc
                       worker_init_fn=_quiet, generator=torch.Generator(), **more)
 
 # %% ../../nbs/library/data/05_batches.ipynb #e5707283
-def _as_is(x): return x
+def _as_is(batch): return batch
 def _quiet(_): signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for the parent
 
 # %% ../../nbs/library/data/05_batches.ipynb #87f0c55d
@@ -302,9 +306,9 @@ def _alive(loader):
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, before) # torch would raise from its handler at any moment
     try: yield from found
-    except (RuntimeError, EOFError, OSError) as e: # EOFError, OSError: a batch sent by half
-        ours = not isinstance(e, RuntimeError) or "DataLoader worker (pid" in str(e)
-        if not ours or "Caught" in str(e): raise
+    except (RuntimeError, EOFError, OSError) as error: # EOFError, OSError: a batch sent by half
+        ours = not isinstance(error, RuntimeError) or "DataLoader worker (pid" in str(error)
+        if not ours or "Caught" in str(error): raise
         raise UserError("a process that decodes images was killed, most likely because memory (or "
                         "/dev/shm) ran out: nothing is lost; set a smaller --runtime.workers and "
-                        "start again") from e
+                        "start again") from error

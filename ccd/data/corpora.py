@@ -40,7 +40,7 @@ def open_corpus(
     opened = load_shards(rest, split) if kind == "shards" else load_folder(rest)
     keep = opened.corpus
     if kind == "folder":
-        keep = keep.select([i for i, s in enumerate(keep["split"]) if s == split])
+        keep = keep.select([i for i, row_split in enumerate(keep["split"]) if row_split == split])
     if not len(keep): raise UserError(f"{rest} has too few images for a {split} split: "
                                       "a tenth is kept for testing")
     return LoadResult(keep, opened.skipped)
@@ -50,20 +50,20 @@ def fingerprint(corpus) -> str: # 16 hex digits
     "Return a hash of the data: keys, pixels and captions, in order."
     if not hasattr(corpus, "__len__"): # a stream is not read to be hashed
         return content_hash([corpus.info.description, corpus.num_shards])
-    h = hashlib.sha256()
-    for k, c in enumerate(("item_id", "pixel_hash", "captions")):
-        h.update(b",[" if k else b"[[")
-        for i, part in enumerate(_pieces(corpus, c)):
+    digest = hashlib.sha256()
+    for index, column in enumerate(("item_id", "pixel_hash", "captions")):
+        digest.update(b",[" if index else b"[[")
+        for i, part in enumerate(_pieces(corpus, column)):
             text = json.dumps(part.to_pylist(), separators=(",", ":"))[1:-1]
-            h.update(("," * (i > 0) + text).encode())
-        h.update(b"]")
-    h.update(b"]")
-    return h.hexdigest()[:16]
+            digest.update(("," * (i > 0) + text).encode())
+        digest.update(b"]")
+    digest.update(b"]")
+    return digest.hexdigest()[:16]
 
 # %% ../../nbs/library/data/03_corpora.ipynb #e7e1c8e3
 def _pieces(corpus, column): # Arrow arrays
-    d = corpus.select_columns([column]).with_format("arrow")
-    return (t[column] for t in d.iter(batch_size=50_000))
+    table = corpus.select_columns([column]).with_format("arrow")
+    return (batch[column] for batch in table.iter(batch_size=50_000))
 
 # %% ../../nbs/library/data/03_corpora.ipynb #6541605f
 class _FilterRule(NamedTuple):
@@ -95,19 +95,18 @@ def _parse_filter_rule(text: str) -> _FilterRule: # `light`, `heavy`, `light@CUT
     return _FilterRule(score, at, name != score)
 
 # %% ../../nbs/library/data/03_corpora.ipynb #ad1e422c
-def _load_filtered(
-    world: DataSettings, # data settings whose source is `filter:KEEP:FOLDER`
+def _load_filtered(data: DataSettings, # data settings whose source is `filter:KEEP:FOLDER`
     split: str = "train", # train or test
 ) -> LoadResult:
     """Open the images that a filter rule keeps.
 
     Raises `UserError` where the scores are of other images."""
-    keep, _, home = world.source.partition(":")[2].partition(":")
+    keep, _, home = data.source.partition(":")[2].partition(":")
     chosen, (made, scores) = _parse_filter_rule(keep), _load_scores(home, split)
     check_fields(made["settings"], f"settings in {home}/{split}/manifest.json",
                  ("source", "split", "scorer"))
     source = made["settings"]["source"]
-    whole = replace(world, source=source)
+    whole = replace(data, source=source)
     opened = open_corpus(whole, split)
     if fingerprint(opened.corpus) != made["inputs"]["corpus"]:
         before = rename_fields(DataSettings, made.get("world") or made["data"])
@@ -146,8 +145,8 @@ def center_crop(
 ) -> np.ndarray: # [size, size, 3] uint8
     "Resize the shorter side (bicubic) and crop the center square."
     if im.size != (size, size):
-        w, h = im.size; s = min(w, h)
-        box = ((w - s) / 2, (h - s) / 2, (w + s) / 2, (h + s) / 2)
+        width, height = im.size; side = min(width, height)
+        box = ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
         im = im.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return np.asarray(im)
 
@@ -171,8 +170,8 @@ def _open(place, root, fit, draft): # pixels, reason of failure, seconds to read
         data = image_bytes(place, root)
         read = time.perf_counter()
         out = _seen(data, fit, draft), None
-    except Exception as e:
-        out = None, _why(e)
+    except Exception as error:
+        out = None, _why(error)
         if read == start: read = time.perf_counter()
     return *out, read - start, time.perf_counter() - read
 
@@ -199,19 +198,18 @@ class ImageDecoder:
         order = np.argsort(rows, kind="stable")
         found = self.table[rows[order].tolist()].to_pylist()
         lookup = (time.perf_counter() - start) / max(1, len(found))
-        opened = _open_all([r.pop("image") for r in found], self.root, self.fit, self.draft)
+        opened = _open_all([row.pop("image") for row in found], self.root, self.fit, self.draft)
         out = [None] * len(found)
-        for k, r, (pixels, fault, read, decoded) in zip(order, found, opened):
-            out[k] = r | dict(pixels=pixels, fault=fault,
-                              seconds=(lookup + read, decoded))
+        for index, row, (pixels, fault, read, decoded) in zip(order, found, opened):
+            out[index] = row | dict(pixels=pixels, fault=fault, seconds=(lookup + read, decoded))
         return out
 
     def __getitem__(self, rows):
         found = self.read(rows)
-        if bad := next((r for r in found if r["fault"]), None):
+        if bad := next((row for row in found if row["fault"]), None):
             raise UserError(f"the image {bad.get('item_id')!r} cannot be read: {bad['fault']}; "
                             "repair it or remove it")
-        return np.stack([r["pixels"] for r in found]).transpose(0, 3, 1, 2)
+        return np.stack([row["pixels"] for row in found]).transpose(0, 3, 1, 2)
 
 # %% ../../nbs/library/data/03_corpora.ipynb #b0062b02
 def drop_unreadable(
@@ -223,10 +221,10 @@ def drop_unreadable(
     Raises `UserError` where none can be decoded."""
     pixels, bad, keep = ImageDecoder(corpus, size), [], []
     with Progress("checking images", len(corpus)) as bar:
-        for a in range(0, len(corpus), 256):
-            part = pixels.read(range(a, min(len(corpus), a + 256)))
-            bad += [(r["item_id"], r["fault"]) for r in part if r["fault"]]
-            keep += [k for k, r in enumerate(part, a) if not r["fault"]]
+        for start in range(0, len(corpus), 256):
+            part = pixels.read(range(start, min(len(corpus), start + 256)))
+            bad += [(row["item_id"], row["fault"]) for row in part if row["fault"]]
+            keep += [index for index, row in enumerate(part, start) if not row["fault"]]
             bar.add(len(part))
     if not keep: raise UserError(f"none of {len(corpus)} images can be decoded; "
                                  f"the first: {bad[0][0]}: {bad[0][1]}")

@@ -60,19 +60,21 @@ def function_scorer(
                   partial(_each, f))
 
 # %% ../../nbs/library/data/07_filters.ipynb #9020afbe
-def _source(f): # Python 3.13 returns the program of `python -c` for everything evaluated in it
-    if getattr(unwrap(f), "__code__", None) and unwrap(f).__code__.co_filename == "<string>":
+# Python 3.13 returns the program of `python -c` for everything evaluated in it
+def _source(function):
+    if (getattr(unwrap(function), "__code__", None)
+        and unwrap(function).__code__.co_filename == "<string>"):
         raise OSError
-    return getsource(f)
+    return getsource(function)
 
 # %% ../../nbs/library/data/07_filters.ipynb #ee372297
-def _each(f, pictures, many=map): # exceptions become faults
-    def one(x):
+def _each(function, pictures, many=map): # exceptions become faults
+    def one(picture):
         try:
-            said = dict(f(x))
+            said = dict(function(picture))
             if said.keys() & {"light", "heavy"}: return said
             raise ValueError(f"neither light nor heavy in {said}")
-        except Exception as e: return dict(fault=f"not scored: {type(e).__name__}: {e}")
+        except Exception as error: return dict(fault=f"not scored: {type(error).__name__}: {error}")
     return list(many(one, pictures))
 
 # %% ../../nbs/library/data/07_filters.ipynb #89e8b64a
@@ -107,7 +109,7 @@ def score(
         _summary(table, scorer.card["cuts"],
                  len(_broken(lost))).to_csv(tmp / "summary.csv", index=False)
         lost.to_csv(tmp / "unreadable.csv", index=False)
-        write_manifest(tmp, settings, inputs, [p.name for p in sorted(tmp.iterdir())],
+        write_manifest(tmp, settings, inputs, [path.name for path in sorted(tmp.iterdir())],
                        time.time() - start, data=to_plain_dict(data), command=command)
     shutil.rmtree(parts)
     return folder
@@ -115,46 +117,46 @@ def score(
 # %% ../../nbs/library/data/07_filters.ipynb #0f497c41
 def _only_these(folder, settings, inputs): # never overwrite other scores
     require_own_folder(folder)
-    m = read_manifest(folder)
-    if m and (apart := [*settings_diff(m["settings"], settings),
-                        *settings_diff(m["inputs"], inputs, "inputs.")]):
+    manifest = read_manifest(folder)
+    if manifest and (apart := [*settings_diff(manifest["settings"], settings),
+                        *settings_diff(manifest["inputs"], inputs, "inputs.")]):
         raise UserError(f"{folder} holds other scores: {'; '.join(apart[:3])}. Nothing was "
                         "changed: choose another folder with --out")
 
 # %% ../../nbs/library/data/07_filters.ipynb #efd11b91
 def _score_all(scorer, corpus, parts, most, flush): # one row per image, in order
     parts.mkdir(parents=True, exist_ok=True)
-    done = [pd.read_parquet(p) for p in sorted(parts.glob("*.parquet"))]
-    n, at, new, saved = len(corpus), sum(map(len, done)), [], time.time()
-    bad, pixels = sum((t.fault != "").sum() for t in done), ImageDecoder(corpus, scorer.fit)
-    with Progress(f"scoring by {scorer.card['name']}", n, at, "pictures") as bar:
+    done = [pd.read_parquet(path) for path in sorted(parts.glob("*.parquet"))]
+    n_images, at, new, saved = len(corpus), sum(map(len, done)), [], time.time()
+    bad, pixels = sum((table.fault != "").sum() for table in done), ImageDecoder(corpus, scorer.fit)
+    with Progress(f"scoring by {scorer.card['name']}", n_images, at, "pictures") as bar:
         while True:
-            over = bad > most * max(n, MIN_SAMPLES_FOR_LIMIT) or bad == n
-            if new and (at == n or over or time.time() - saved > flush):
+            over = bad > most * max(n_images, MIN_SAMPLES_FOR_LIMIT) or bad == n_images
+            if new and (at == n_images or over or time.time() - saved > flush):
                 done.append(_kept(parts / f"{at:012d}.parquet", new)); new, saved = [], time.time()
-            if over: raise UserError(_too_many(scorer, pd.concat(done), most, n))
-            if at == n: return pd.concat(done, ignore_index=True)
-            found = pixels.read(range(at, min(n, at + scorer.batch)))
+            if over: raise UserError(_too_many(scorer, pd.concat(done), most, n_images))
+            if at == n_images: return pd.concat(done, ignore_index=True)
+            found = pixels.read(range(at, min(n_images, at + scorer.batch)))
             new.append(_scored(scorer, found)); at += len(found); bar.add(len(found))
             bad += (new[-1].fault != "").sum()
 
 # %% ../../nbs/library/data/07_filters.ipynb #52d473d2
 def _kept(path, tables):
-    t = pd.concat(tables, ignore_index=True)
-    with atomic_write(path) as tmp: t.to_parquet(tmp)
-    return t
+    table = pd.concat(tables, ignore_index=True)
+    with atomic_write(path) as tmp: table.to_parquet(tmp)
+    return table
 
 # %% ../../nbs/library/data/07_filters.ipynb #60630d85
 def _scored(scorer, found): # scores of a batch as a table
-    good = [f["pixels"] for f in found if not f["fault"]]
+    good = [item["pixels"] for item in found if not item["fault"]]
     said = list(scorer.score(good)) if good else []
     if len(said) != len(good):
         raise UserError(f"the scorer {scorer.card['name']} gave {len(said)} scores for {len(good)} "
                         "images: expected one of each")
     said = iter(said)
     rows = [dict(light=None, heavy=None,
-                 fault=f["fault"] or "") | ({} if f["fault"] else _checked(next(said)))
-            | dict(item_id=f["item_id"]) for f in found]
+                 fault=item["fault"] or "") | ({} if item["fault"] else _checked(next(said)))
+            | dict(item_id=item["item_id"]) for item in found]
     return pd.DataFrame(rows).astype(dict(light=float, heavy=float))
 
 # %% ../../nbs/library/data/07_filters.ipynb #eac54f62
@@ -162,35 +164,35 @@ def _checked(said): # valid scores of an image, or their fault
     if not isinstance(said, dict):
         return dict(fault=f"not scored: it gave {said!r:.80}, where a dict was expected")
     if said.get("fault"): return said
-    given = {k: said[k] for k in ("light", "heavy") if said.get(k) is not None}
-    wrong = [k for k, v in given.items() if not _is_number(v)]
+    given = {column: said[column] for column in ("light", "heavy") if said.get(column) is not None}
+    wrong = [column for column, value in given.items() if not _is_number(value)]
     if given and not wrong: return said
     why = (f"{wrong[0]} = {given[wrong[0]]!r:.80}" if wrong
            else f"neither light nor heavy in {said!r:.80}")
     return dict(fault=f"not scored: it gave {why}, where a finite number was expected")
 
 # %% ../../nbs/library/data/07_filters.ipynb #21f54666
-def _is_number(x): # strings are not numbers
-    try: return not isinstance(x, (str, bytes)) and math.isfinite(float(x))
+def _is_number(value): # strings are not numbers
+    try: return not isinstance(value, (str, bytes)) and math.isfinite(float(value))
     except (TypeError, ValueError, RuntimeError): return False
 
 # %% ../../nbs/library/data/07_filters.ipynb #3d904c4d
-def _too_many(scorer, t, most, n): # error message
-    bad = t[t.fault != ""]
-    some = "; ".join(f"{i} ({why})" for i, why in zip(bad.item_id[:3], bad.fault[:3]))
-    return (f"the scorer {scorer.card['name']}: {len(bad):,} of the first {len(t):,} images cannot "
-            f"be scored, and at most {most:.2%} of {n:,} are allowed: {some}. Nothing is lost: "
-            "repair the data, or raise --max-faults, and start again")
+def _too_many(scorer, table, most, n_images): # error message
+    bad = table[table.fault != ""]
+    some = "; ".join(f"{item_id} ({why})" for item_id, why in zip(bad.item_id[:3], bad.fault[:3]))
+    return (f"the scorer {scorer.card['name']}: {len(bad):,} of the first {len(table):,} images "
+            f"cannot be scored, and at most {most:.2%} of {n_images:,} are allowed: {some}. "
+            "Nothing is lost: repair the data, or raise --max-faults, and start again")
 
 # %% ../../nbs/library/data/07_filters.ipynb #f645adfd
-def _summary(t, cuts, lost): # number of images that each rule keeps
-    out, bad = [], t.fault != ""
+def _summary(table, cuts, lost): # number of images that each rule keeps
+    out, bad = [], table.fault != ""
     for name, cut in cuts.items():
-        if t[name].isna().all(): continue # the scorer has no such score
-        k = _parse_filter_rule(name)(t, cuts)
-        out.append(dict(rule=name, threshold=cut, kept=int(k.sum()),
-                        excluded=int((~k & ~bad).sum()),
-                        unreadable=lost, kept_share=float(k.mean())))
+        if table[name].isna().all(): continue # the scorer has no such score
+        mask = _parse_filter_rule(name)(table, cuts)
+        out.append(dict(rule=name, threshold=cut, kept=int(mask.sum()),
+                        excluded=int((~mask & ~bad).sum()),
+                        unreadable=lost, kept_share=float(mask.mean())))
     return pd.DataFrame(out)
 
 # %% ../../nbs/library/data/07_filters.ipynb #d8cebadc
@@ -198,6 +200,8 @@ _OCR = dict(name="ocr", reader="rapidocr",
     light="confidence of the surest line of two letters or digits or more",
     heavy="share of the picture under lines of confidence above 0.5, where there are two or more",
     cuts=dict(light=0.5, heavy=0.1))
+
+# %% ../../nbs/library/data/07_filters.ipynb #e887c331
 _READER = {"Global.text_score": 0.0, "Global.log_level": "error", # all lines, no warnings
            "EngineConfig.onnxruntime.intra_op_num_threads": 1,
            "EngineConfig.onnxruntime.inter_op_num_threads": 1}
@@ -211,14 +215,15 @@ def ocr_scorer() -> Scorer:
     try:
         make = import_module("rapidocr").RapidOCR
         import_module("onnxruntime") # RapidOCR loads it with the first image only
-    except ImportError as e:
-        raise UserError(f"the scorer ocr needs RapidOCR ({e}): pip install 'ccd[ocr]'") from None
+    except ImportError as error:
+        raise UserError(f"the scorer ocr needs RapidOCR ({error}): pip install "
+                        "'ccd[ocr]'") from None
     own = threading.local() # one engine per thread
-    def read(x): # RapidOCR expects BGR
+    def read(image): # RapidOCR expects BGR
         if not hasattr(own, "engine"): own.engine = make(params=_READER)
-        found = own.engine(np.ascontiguousarray(x[..., ::-1]))
+        found = own.engine(np.ascontiguousarray(image[..., ::-1]))
         return _ocr_scores(zip(found.boxes, found.txts, found.scores) if found.txts else (),
-                           x.shape[0] * x.shape[1])
+                           image.shape[0] * image.shape[1])
     return Scorer(_OCR | dict(version=version("rapidocr")),
                   partial(_each, read, many=ThreadPoolExecutor(n_cpus()).map))
 
@@ -230,26 +235,27 @@ def _ocr_scores(
     "Return the scores of an image from its lines of text."
     long = [(_area(np.asarray(box, float)) / area, text, float(sure)) for box, text, sure in found
             if sum(map(str.isalnum, text)) >= 2]
-    counted = [l for l in long if l[2] > 0.5]
-    heavy = min(1.0, sum(l[0] for l in counted)) if len(counted) > 1 else 0.0
-    return dict(light=max((l[2] for l in long), default=0.0), heavy=heavy, lines=len(counted),
-                text=" | ".join(l[1] for l in counted))
+    counted = [line for line in long if line[2] > 0.5]
+    heavy = min(1.0, sum(line[0] for line in counted)) if len(counted) > 1 else 0.0
+    return dict(light=max((line[2] for line in long), default=0.0), heavy=heavy, lines=len(counted),
+                text=" | ".join(line[1] for line in counted))
 
 # %% ../../nbs/library/data/07_filters.ipynb #315cff1f
-def _area(p): # area of a quadrangle, from its corners
-    x, y = p.T
+def _area(corners): # area of a quadrangle, from its corners
+    x, y = corners.T
     return abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
 
 # %% ../../nbs/library/data/07_filters.ipynb #3fd7f370
 def format_filter_summary(folder) -> str:
     "Format the numbers of kept and rejected images of a folder of scores as text."
     folder = Path(folder)
-    made, t = read_manifest(folder), load_table(folder / "summary.csv")
-    n, s = int(t[["kept", "excluded", "unreadable"]].iloc[0].sum()), made["settings"]
-    bad = int(t.unreadable.iloc[0])
-    lines = [f"{n:,} {s['split']} images of {s['source']}, scored by {s['scorer']['name']}"]
+    made, table = read_manifest(folder), load_table(folder / "summary.csv")
+    n_images, settings = (int(table[["kept", "excluded", "unreadable"]].iloc[0].sum()),
+                          made["settings"])
+    bad = int(table.unreadable.iloc[0])
+    lines = [f"{n_images:,} {settings['split']} images of {settings['source']}, scored by "
+             f"{settings['scorer']['name']}"]
     if bad: lines.append(f"{bad:,} could not be scored: {folder / 'unreadable.csv'}")
-    return "\n".join(lines
-                     + [f"{r.rule} above {r.threshold:g}: {r.kept:,} kept ({r.kept_share:.1%}), "
-                        f"{r.excluded:,} left out; --data.source filter:{r.rule}:{folder.parent}"
-                        for r in t.itertuples()])
+    return "\n".join(lines + [f"{row.rule} above {row.threshold:g}: {row.kept:,} kept "
+                              f"({row.kept_share:.1%}), {row.excluded:,} left out; --data.source "
+                              f"filter:{row.rule}:{folder.parent}" for row in table.itertuples()])

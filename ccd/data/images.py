@@ -28,11 +28,15 @@ from ..runs import Progress
 # %% ../../nbs/library/data/01_images.ipynb #b2ea57ce
 # Dataset; DataFrame with columns file, reason
 LoadResult = namedtuple("LoadResult", "corpus skipped")
+
+# %% ../../nbs/library/data/01_images.ipynb #083130f8
 _IMAGE_SUFFIXES = frozenset( # opened by Pillow; no video, vector graphics or data arrays
     ".jpg .jpeg .jpe .jfif .png .apng .webp .avif .avifs .gif .bmp .dib .tif .tiff .jp2 .j2k .j2c "
     ".jpc .jpf .jpx .mpo .ppm .pgm .pbm .pnm .pfm .tga .icb .vda .vst .ico .cur .icns .pcx .dcx "
     ".psd .qoi .sgi .rgb .rgba .bw .dds .blp .ftc .ftu .gbr .im .msp .pcd .pxr .ras .fli .flc .xbm "
     ".xpm .fit .fits".split())
+
+# %% ../../nbs/library/data/01_images.ipynb #80de51ed
 USUAL_SUFFIXES = ".jpg, .png, .webp, .tif or another that Pillow opens"
 
 # %% ../../nbs/library/data/01_images.ipynb #65a39f1d
@@ -48,7 +52,9 @@ def _broken(
     return skipped[~skipped.reason.str.startswith(_LEFT_OUT)]
 
 # %% ../../nbs/library/data/01_images.ipynb #a0854b1b
-def _why(e): return printable(str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}")
+def _why(error):
+    return printable(str(error) if type(error) is ValueError
+                     else f"{type(error).__name__}: {error}")
 
 def printable(text): # str
     "Escape invalid Unicode, as in a file name of another encoding, by backslashes."
@@ -108,23 +114,23 @@ def _upright(im): # the EXIF orientation may be corrupt where the pixels are val
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de03
 def _grey(im): # convert gray of 16 or 32 bits or floats to 8 bits
-    x = np.asarray(im)
-    y = np.rint(x.astype(np.float64) / _white(im, x) * 255)
-    if isinstance(clear := im.info.get("transparency"), int): y[x == clear] = 255
-    return Image.fromarray(y.astype(np.uint8))
+    pixels = np.asarray(im)
+    scaled = np.rint(pixels.astype(np.float64) / _white(im, pixels) * 255)
+    if isinstance(clear := im.info.get("transparency"), int): scaled[pixels == clear] = 255
+    return Image.fromarray(scaled.astype(np.uint8))
 
 # %% ../../nbs/library/data/01_images.ipynb #dfb92848
-def _white(im, x): # the largest value that the pixels could have
-    low, high = x.min(), x.max()
+def _white(im, pixels): # the largest value that the pixels could have
+    low, high = pixels.min(), pixels.max()
     tags = getattr(im, "tag_v2", {}) # TIFF tags: bits, sign
     bits, signed = np.ravel(tags.get(258, 16))[0], np.ravel(tags.get(339, 1))[0] == 2
     if im.mode == "F": whites = [1]
     elif bits < 32: whites = [2 ** int(bits - signed) - 1]
     else: whites = [65_535] + [2 ** 31 - 1] * bool(high >= 2 ** 23) # at least one level above black
-    white = next((w for w in whites if 0 <= low and high <= w), None)
+    white = next((value for value in whites if 0 <= low and high <= value), None)
     if white: return white
     raise ValueError(f"gray values from {low:g} to {high:g}, and the value of white is unknown: "
-                     f"expected 0 to {' or '.join(f'{w:,}' for w in whites)}")
+                     f"expected 0 to {' or '.join(f'{value:,}' for value in whites)}")
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de05
 _MOST_TEXT = 1 << 20 # maximal bytes of a caption file
@@ -134,7 +140,8 @@ def _text_of(
     data: bytes, # content of a text file
 ) -> str:
     "Decode UTF-8, UTF-16, UTF-32 or Latin-1 text, with normalized line ends, stripped."
-    codes = [c for mark, c in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+    codes = [code
+             for mark, code in ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
              (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
              if data.startswith(mark)]
     if data.count(0) > 0.4 * len(data):
@@ -151,7 +158,7 @@ def _captions_of(
 ) -> list: # of str
     "Return the captions in a string, a number, or a list of them; other values give none."
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [c for v in value for c in _captions_of(v)]
+        return [caption for part in value for caption in _captions_of(part)]
     if (isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
         and math.isfinite(value)):
         value = str(value)
@@ -197,15 +204,18 @@ def _walk(root): # yield (parts of the path below root, kind) of files and of fo
         try:
             state = os.stat(place := os.path.join(root, *parts))
             own = state.st_dev, state.st_ino
-            inside = sorted(os.scandir(place), key=lambda e: e.name) if own not in above else None
-        except OSError as e: yield parts, f"cannot be opened: {e.strerror}"; continue
+            inside = (sorted(os.scandir(place), key=lambda entry: entry.name) if own not in above
+                      else None)
+        except OSError as error:
+            yield parts, f"cannot be opened: {error.strerror}"
+            continue
         if inside is None:
             yield parts, _LEFT_OUT + "a link back to a folder that it lies in"
             continue
-        for e in inside:
-            kind = _kind(e)
-            if kind == "folder": todo.append(((*parts, e.name), above | {own}))
-            else: yield (*parts, e.name), kind
+        for entry in inside:
+            kind = _kind(entry)
+            if kind == "folder": todo.append(((*parts, entry.name), above | {own}))
+            else: yield (*parts, entry.name), kind
 
 # %% ../../nbs/library/data/01_images.ipynb #036053b3
 def _kind(entry): # kind of a directory entry
@@ -232,8 +242,8 @@ def files_below(
         name, suffix = parts[-1] if parts else "", _suffix(parts[-1]) if parts else ""
         if kind == "hidden file": count[".*", "hidden, or left by a system"] += 1
         elif kind == "hidden folder":
-            n = sum(len(files) for _, _, files in os.walk(os.path.join(root, *parts)))
-            count[f"{name}/", "a folder that is hidden, or left by a system"] += n
+            n_files = sum(len(files) for _, _, files in os.walk(os.path.join(root, *parts)))
+            count[f"{name}/", "a folder that is hidden, or left by a system"] += n_files
         elif kind != "file": skipped.append(("/".join(parts) or ".", kind))
         elif suffix in _IMAGE_SUFFIXES: images.append(parts)
         elif suffix in _CAPTION_SUFFIXES and suffix not in texts.setdefault(_stem(parts), {}):
@@ -242,14 +252,14 @@ def files_below(
     for key in texts.keys() - set(map(_stem, images)):
         for suffix in texts.pop(key): count[f"*{suffix}", _ALONE] += 1
     return _Files(sorted(images), texts,
-                  [(printable(f), why) for f, why in skipped] + _counted(count))
+                  [(printable(file), why) for file, why in skipped] + _counted(count))
 
 # %% ../../nbs/library/data/01_images.ipynb #5d6abd69
 def _stem(parts): return parts[:-1], os.path.splitext(parts[-1])[0]
 
 def _counted(count): # rows of `skipped`
-    return [(printable(name), f"{_LEFT_OUT}{what}, {n:,} file{'s' * (n != 1)}")
-            for (name, what), n in sorted(count.items())]
+    return [(printable(name), f"{_LEFT_OUT}{what}, {n_files:,} file{'s' * (n_files != 1)}")
+            for (name, what), n_files in sorted(count.items())]
 
 # %% ../../nbs/library/data/01_images.ipynb #ae29ba6f
 def load_folder(
@@ -264,10 +274,12 @@ def load_folder(
     if not files.images:
         raise UserError(f"{root} holds no image: expected files ending in "
                         f"{USUAL_SUFFIXES}{besides(files.skipped)}")
-    columns, bad = {c: [] for c in ("item_id", "image", "captions", "pixel_hash", "split")}, []
+    columns, bad = {column: []
+                    for column in ("item_id", "image", "captions", "pixel_hash", "split")}, []
     with Progress("opening images", len(files.images)) as bar:
         for parts in files.images:
-            for c, v in _folder_row(root, parts, files, bad).items(): columns[c].append(v)
+            for column, value in _folder_row(root, parts, files, bad).items():
+                columns[column].append(value)
             bar.add(1)
     if not columns["item_id"]:
         raise UserError(f"none of the {len(files.images)} images in {root} could be opened; the "
@@ -280,12 +292,12 @@ def load_folder(
 
 # %% ../../nbs/library/data/01_images.ipynb #92c8fb8c
 def _folder_row(root, parts, files, bad): # {} for a corrupt image
-    name, f = printable("/".join(parts)), root.joinpath(*parts)
-    try: mark = _pixel_hash(decode(f.read_bytes()))
-    except Exception as e:
-        bad.append((name, _why(e)))
+    name, file = printable("/".join(parts)), root.joinpath(*parts)
+    try: mark = _pixel_hash(decode(file.read_bytes()))
+    except Exception as error:
+        bad.append((name, _why(error)))
         return {}
-    return dict(item_id=name, image=dict(bytes=None, path=image_place(f)),
+    return dict(item_id=name, image=dict(bytes=None, path=image_place(file)),
                 captions=_captions_beside(root, parts, files), pixel_hash=mark, split=_split(name))
 
 # %% ../../nbs/library/data/01_images.ipynb #b2721296
@@ -300,8 +312,8 @@ def _captions_beside(root, parts, files):
             size = os.path.getsize(file := root.joinpath(*own))
             if size > _MOST_TEXT: raise ValueError(f"{size:,} bytes are no caption")
             said = said or _read_caption(suffix, file.read_bytes())[0]
-        except (OSError, ValueError) as e:
-            files.skipped.append((printable("/".join(own)), f"{_NO_TEXT}{_why(e)}"))
+        except (OSError, ValueError) as error:
+            files.skipped.append((printable("/".join(own)), f"{_NO_TEXT}{_why(error)}"))
     return said
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de0b
@@ -319,7 +331,7 @@ def warn_others(rows, where): # separate from the warning about corrupt images
     if rows: warnings.warn(f"skipped in {where}, beside the images: {_few(rows)}")
 
 def _few(rows):
-    return ("; ".join(f"{f} ({why.removeprefix(_LEFT_OUT)})" for f, why in rows[:20])
+    return ("; ".join(f"{file} ({why.removeprefix(_LEFT_OUT)})" for file, why in rows[:20])
             + "; …" * (len(rows) > 20))
 
 # %% ../../nbs/library/data/01_images.ipynb #7ff1abe6
@@ -340,7 +352,7 @@ def image_bytes(
         return Path(os.fsdecode(unquote_to_bytes(place["path"][7:]))).read_bytes()
     if "://" not in place["path"]: return Path(place["path"]).read_bytes()
     import fsspec
-    with fsspec.open(place["path"]) as f: return f.read()
+    with fsspec.open(place["path"]) as file: return file.read()
 
 # %% ../../nbs/library/data/01_images.ipynb #a1c0de0d
 @dataclass
@@ -369,18 +381,18 @@ def load_hf_dataset(
     Raises `UserError` where it cannot be opened."""
     here = user_path(name)
     try:
-        if here.exists(): d = dataset_on_disk(here)
+        if here.exists(): dataset = dataset_on_disk(here)
         else:
             path, _, config = name.partition(":")
-            d = load_dataset(path, config or None, split=split)
+            dataset = load_dataset(path, config or None, split=split)
     except UserError: raise
-    except Exception as e:
-        raise UserError(f"could not open the dataset {name!r}: {_cause(e)}") from e
-    if isinstance(d, dict):
-        if split not in d:
-            raise UserError(f"{name!r} has no split {split!r}: its splits are {', '.join(d)}")
-        d = d[split]
-    return as_corpus(d, name)
+    except Exception as error:
+        raise UserError(f"could not open the dataset {name!r}: {_cause(error)}") from error
+    if isinstance(dataset, dict):
+        if split not in dataset:
+            raise UserError(f"{name!r} has no split {split!r}: its splits are {', '.join(dataset)}")
+        dataset = dataset[split]
+    return as_corpus(dataset, name)
 
 # %% ../../nbs/library/data/01_images.ipynb #c242e24c
 def dataset_on_disk(
@@ -390,10 +402,11 @@ def dataset_on_disk(
 
     Raises `UserError` where there is no dataset."""
     path = Path(path)
-    if path.is_dir() and any((path / n).exists() for n in ("state.json", "dataset_dict.json")):
+    if (path.is_dir()
+        and any((path / name).exists() for name in ("state.json", "dataset_dict.json"))):
         return load_from_disk(str(path))
     kinds = ([path.suffix[1:]] if path.is_file()
-             else [k for k in ("parquet", "arrow") if any(path.rglob(f"*.{k}"))])
+             else [kind for kind in ("parquet", "arrow") if any(path.rglob(f"*.{kind}"))])
     if not {"parquet", "arrow"} & set(kinds):
         raise UserError(f"{path} holds no dataset: expected Parquet files, such as "
                         "data/train-00000-of-00001.parquet, or what save_to_disk writes. For "
@@ -402,21 +415,22 @@ def dataset_on_disk(
     return load_dataset(str(path))
 
 # %% ../../nbs/library/data/01_images.ipynb #1acb87b9
-def _cause(e): # `datasets` has the reason one level below
-    return f"{e} ({_why(e.__cause__)})" if e.__cause__ else str(e)
+def _cause(error): # `datasets` has the reason one level below
+    return f"{error} ({_why(error.__cause__)})" if error.__cause__ else str(error)
 
 # %% ../../nbs/library/data/01_images.ipynb #87757e6d
-def _find_image(d, name):
-    columns = [k for k, v in (d.features or {}).items() if isinstance(v, ImageFeature)]
+def _find_image(dataset, name):
+    columns = [column for column, feature in (dataset.features or {}).items()
+               if isinstance(feature, ImageFeature)]
     if not columns:
-        raise UserError(f"{name!r} has no image column; its columns are {d.column_names}")
+        raise UserError(f"{name!r} has no image column; its columns are {dataset.column_names}")
     found = "image" if "image" in columns else columns[0] # masks are images too
-    d = d.cast_column(found, ImageFeature(decode=False)) # without decoding
-    return d if found == "image" else d.rename_column(found, "image")
+    dataset = dataset.cast_column(found, ImageFeature(decode=False)) # without decoding
+    return dataset if found == "image" else dataset.rename_column(found, "image")
 
 # %% ../../nbs/library/data/01_images.ipynb #d3b12196
 def _said(row): # the captions of a row, under any of the usual column names
-    found = next((row[c] for c in _TEXT_COLUMNS if _captions_of(row.get(c))), None)
+    found = next((row[column] for column in _TEXT_COLUMNS if _captions_of(row.get(column))), None)
     if found is None and isinstance(row.get("json"), dict): found = row["json"].get("caption")
     return _captions_of(found)
 
@@ -431,33 +445,34 @@ def as_corpus(
     Raises `UserError` without an image column, or where no image can be opened."""
     d = _find_image(d, name)
     many = len(d) >= MAX_ROWS_TO_VERIFY if verify is None else not verify
-    def describe(row, k):
-        key, why, im = row.get("item_id") or f"{name}-{k:08d}", "", None
+    def describe(row, row_number):
+        key, why, im = row.get("item_id") or f"{name}-{row_number:08d}", "", None
         if not many:
             try: im = decode(image_bytes(row["image"]))
-            except Exception as e: why = _why(e)
-        mark = _pixel_hash(im) if im else content_hash([d._fingerprint, k])
+            except Exception as error: why = _why(error)
+        mark = _pixel_hash(im) if im else content_hash([d._fingerprint, row_number])
         return dict(item_id=key, captions=_said(row), pixel_hash=mark, reason=why)
     read = {*_TEXT_COLUMNS, "json", "item_id"} | ({"image"} if not many else set())
     spare = sorted(d.column_names, key="image".__eq__)[:1] # `map` needs at least one column
-    own = d.select_columns([c for c in d.column_names if c in read] or spare)
+    own = d.select_columns([column for column in d.column_names if column in read] or spare)
     new = own.map(describe, with_indices=True, remove_columns=own.column_names, desc=None)
-    bad = [(i, why) for i, why in zip(new["item_id"], new["reason"]) if why] if not many else []
+    bad = ([(item_id, why) for item_id, why in zip(new["item_id"], new["reason"]) if why]
+           if not many else [])
     new = new.remove_columns("reason")
     old = d.cast_column("image", AnyImage())
-    old = old.remove_columns([c for c in d.column_names if c in new.column_names])
+    old = old.remove_columns([column for column in d.column_names if column in new.column_names])
     return _without(concatenate_datasets([old, new], axis=1), bad, name)
 
 # %% ../../nbs/library/data/01_images.ipynb #de5c5372
-def _without(d, bad, name): # a corpus without its corrupt images
-    if not bad: return LoadResult(d, _skipped())
-    if len(bad) == len(d):
-        raise UserError(f"none of the {len(d)} images of {name!r} could be opened; "
-                        f"the first: {bad[0][0]}: {bad[0][1]}")
-    _warn(bad, f"of {len(d)} images in {name}")
-    lost = {i for i, _ in bad}
-    keep = [k for k, i in enumerate(d["item_id"]) if i not in lost]
-    return LoadResult(d.select(keep), _skipped(bad))
+def _without(dataset, bad, name): # a corpus without its corrupt images
+    if not bad: return LoadResult(dataset, _skipped())
+    if len(bad) == len(dataset):
+        raise UserError(f"none of the {len(dataset)} images of {name!r} could be opened; the "
+                        f"first: {bad[0][0]}: {bad[0][1]}")
+    _warn(bad, f"of {len(dataset)} images in {name}")
+    lost = {item_id for item_id, _ in bad}
+    keep = [index for index, item_id in enumerate(dataset["item_id"]) if item_id not in lost]
+    return LoadResult(dataset.select(keep), _skipped(bad))
 
 # %% ../../nbs/library/data/01_images.ipynb #b82897d5
 def _number(field): # a tar field: octal digits, or base 256 where the first bit is set
@@ -465,14 +480,14 @@ def _number(field): # a tar field: octal digits, or base 256 where the first bit
     return int(field.split(b"\0")[0].strip() or b"0", 8)
 
 # %% ../../nbs/library/data/01_images.ipynb #77ce01af
-def _is_header(h): # check the checksum, whose own field counts as spaces
-    try: return sum(h) - sum(h[148:156]) + 256 == _number(h[148:156])
+def _is_header(header): # check the checksum, whose own field counts as spaces
+    try: return sum(header) - sum(header[148:156]) + 256 == _number(header[148:156])
     except ValueError: return False
 
 # %% ../../nbs/library/data/01_images.ipynb #ffc07340
 def _tar_bytes(path, place): # checked against the tar header before them
-    f = _open_tar(path) # keep a reference, or another thread could close it
-    found = os.pread(f.fileno(), 512 + place["size"], place["offset"] - 512)
+    file = _open_tar(path) # keep a reference, or another thread could close it
+    found = os.pread(file.fileno(), 512 + place["size"], place["offset"] - 512)
     head, data = found[:512], found[512:]
     if len(data) == place["size"] and _is_header(head) and _number(head[124:136]) == len(data):
         return data

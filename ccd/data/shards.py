@@ -34,38 +34,42 @@ def tar_members(
     """Yield the files of a tar, from their headers.
 
     Raises `ValueError` where the tar is corrupt or truncated."""
-    return ((name, start, n) for name, start, n, kind in _members(f, size) if kind == "file")
+    return ((name, start, n_bytes)
+            for name, start, n_bytes, kind in _members(f, size) if kind == "file")
 
 # %% ../../nbs/library/data/02_shards.ipynb #c000e45d
-def _members(f, size): # files, and links as kind "link"
+def _members(file, size): # files, and links as kind "link"
     at, long = 0, None
     while True:
-        f.seek(at); h = f.read(512)
-        if len(h) == 512 and not any(h): return # a block of zeros ends a tar
-        if not at: _check_unpacked(h)
-        if len(h) < 512: raise ValueError(f"cut short after {size:,} bytes")
-        if not _is_header(h): raise ValueError(f"broken at byte {at:,}" if at else "this is no tar")
-        name = long or _text(h[345:500] if h[257:262] == b"ustar" else b"\0", h[:100])
-        n, kind = _number(h[124:136]), h[156:157]
-        start = at + 512; at = start + -(-n // 512) * 512
-        if start + n > size: raise ValueError(f"cut short inside {name}")
-        if kind in b"Lx": long = _long_name(kind, f.read(min(n, _MOST_TEXT))) or long
+        file.seek(at); header = file.read(512)
+        if len(header) == 512 and not any(header): return # a block of zeros ends a tar
+        if not at: _check_unpacked(header)
+        if len(header) < 512: raise ValueError(f"cut short after {size:,} bytes")
+        if not _is_header(header):
+            raise ValueError(f"broken at byte {at:,}" if at else "this is no tar")
+        name = (long
+                or _text(header[345:500] if header[257:262] == b"ustar" else b"\0", header[:100]))
+        n_bytes, kind = _number(header[124:136]), header[156:157]
+        start = at + 512; at = start + -(-n_bytes // 512) * 512
+        if start + n_bytes > size: raise ValueError(f"cut short inside {name}")
+        if kind in b"Lx": long = _long_name(kind, file.read(min(n_bytes, _MOST_TEXT))) or long
         elif kind not in b"gK": long = None
-        if kind in b"0\0" and not name.endswith("/"): yield name, start, n, "file"
-        elif kind not in b"05LxgK\0": yield name, start, n, "link"
+        if kind in b"0\0" and not name.endswith("/"): yield name, start, n_bytes, "file"
+        elif kind not in b"05LxgK\0": yield name, start, n_bytes, "link"
 
 # %% ../../nbs/library/data/02_shards.ipynb #7b2a2a90
 _PACKED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz",
            b"\x28\xb5\x2f\xfd": "unzstd"}
 
 def _check_unpacked(head):
-    unpack = next((u for mark, u in _PACKED.items() if head.startswith(mark)), None)
+    unpack = next((program for mark, program in _PACKED.items() if head.startswith(mark)), None)
     if unpack:
         raise ValueError(f"compressed, so that no image in it can be found: unpack it by {unpack}")
 
 # %% ../../nbs/library/data/02_shards.ipynb #4341ec9c
 def _text(*parts): # join prefix and name
-    return "/".join(p.split(b"\0")[0].decode("utf-8", "backslashreplace") for p in parts if p[0])
+    return "/".join(part.split(b"\0")[0].decode("utf-8", "backslashreplace")
+                    for part in parts if part[0])
 
 # %% ../../nbs/library/data/02_shards.ipynb #cb07311f
 def _long_name(kind, data): # a GNU long name, or the record `path` of a POSIX header
@@ -100,18 +104,18 @@ def _samples(path, tar):
     "Return the samples of a tar by key, its corrupt files, and the counts of other files."
     images, texts, bad, count, size = {}, {}, [], Counter(), path.stat().st_size
     if not size: return {}, [(tar, "empty: 0 bytes")], count
-    with open(path, "rb") as f:
+    with open(path, "rb") as file:
         try:
-            for name, at, n, kind in _members(f, size):
+            for name, at, n_bytes, kind in _members(file, size):
                 if any(map(_is_hidden, name.split("/"))):
                     count[".*", "hidden, or left by a system"] += 1
                 elif kind == "link": count["links", "a link or a special file within a tar"] += 1
                 elif (suffix := _suffix(name)) in _IMAGE_SUFFIXES:
-                    _add(images, name, (at, n), bad, tar)
+                    _add(images, name, (at, n_bytes), bad, tar)
                 elif suffix in _CAPTION_SUFFIXES:
-                    _add(texts, name, _member_caption(f, suffix, n), bad, tar)
+                    _add(texts, name, _member_caption(file, suffix, n_bytes), bad, tar)
                 else: count[f"*{suffix}", "no image by its suffix"] += 1
-        except ValueError as e: bad.append((tar, str(e)))
+        except ValueError as error: bad.append((tar, str(error)))
     return _grouped(images, texts, bad, count, tar), bad, count
 
 # %% ../../nbs/library/data/02_shards.ipynb #37e1153c
@@ -121,17 +125,18 @@ def _add(found, name, value, bad, tar): # the last file of a name wins, as in un
     found[name] = value
 
 # %% ../../nbs/library/data/02_shards.ipynb #c7ee40c4
-def _member_caption(f, suffix, n): # captions, sha256; or the reason of failure
-    if n > _MOST_TEXT: return f"{n:,} bytes are no caption"
-    try: return _read_caption(suffix, f.read(n))
-    except ValueError as e: return _why(e)
+def _member_caption(file, suffix, n_bytes): # captions, sha256; or the reason of failure
+    if n_bytes > _MOST_TEXT: return f"{n_bytes:,} bytes are no caption"
+    try: return _read_caption(suffix, file.read(n_bytes))
+    except ValueError as error: return _why(error)
 
 # %% ../../nbs/library/data/02_shards.ipynb #a1c0de0e
 def _grouped(images, texts, bad, count, tar): # key -> (position, captions, sha256)
     places = _places(images, bad, count, tar)
-    said, lone = {os.path.splitext(n)[0]: [] for n in images}, [] # includes corrupt images
+    said, lone = {os.path.splitext(name)[0]: [] for name in images}, [] # includes corrupt images
     for name, value in sorted(texts.items(),
-                              key=lambda t: (os.path.splitext(t[0])[1].lower() != ".txt", t[0])):
+                              key=lambda item: (os.path.splitext(item[0])[1].lower() != ".txt",
+                                                item[0])):
         if isinstance(value, str): bad.append((f"{tar}/{name}", f"{_NO_TEXT}{value}"))
         elif (key := os.path.splitext(name)[0]) in said: said[key].append(value)
         else: lone.append((name, value))
@@ -141,12 +146,13 @@ def _grouped(images, texts, bad, count, tar): # key -> (position, captions, sha2
         if keys := first.get(_first_dot(name), []):
             for key in keys: said[key].append((value[0], "")) # the sha256 is of another file
         else: count[f"*{_suffix(name)}", _ALONE] += 1
-    return {k: (place, next((c for c, _ in said[k] if c), []),
-                next((s for _, s in said[k] if s), "")) for k, place in places.items()}
+    return {key: (place, next((captions for captions, _ in said[key] if captions), []),
+                next((sha for _, sha in said[key] if sha), "")) for key, place in places.items()}
 
 # %% ../../nbs/library/data/02_shards.ipynb #ce1796f8
 def _places(images, bad, count, tar): # key -> position of the used images
-    keys, plain = {}, {k for k in (os.path.splitext(n)[0] for n in images) if _first_dot(k) == k}
+    keys, plain = ({}, {key for key in (os.path.splitext(name)[0] for name in images)
+                    if _first_dot(key) == key})
     for name, place in images.items():
         key = os.path.splitext(name)[0]
         if not place[1]: bad.append((f"{tar}/{name}", "empty: 0 bytes"))
@@ -165,9 +171,9 @@ def _first_dot(name):
 
 # %% ../../nbs/library/data/02_shards.ipynb #a1c0de0f
 def _shard_row(tar, key, place, captions, sha):
-    (at, n), item = place, f"{tar.removesuffix('.tar')}/{key}"
-    return dict(item_id=item, image=dict(tar=tar, offset=at, size=n), captions=captions,
-                split=_split(item), pixel_hash=(sha or content_hash([tar, at, n]))[:16])
+    (at, n_bytes), item = place, f"{tar.removesuffix('.tar')}/{key}"
+    return dict(item_id=item, image=dict(tar=tar, offset=at, size=n_bytes), captions=captions,
+                split=_split(item), pixel_hash=(sha or content_hash([tar, at, n_bytes]))[:16])
 
 # %% ../../nbs/library/data/02_shards.ipynb #4dcbf1e3
 def _known(root, tar, home): # current state of a tar; its record if it has this state
@@ -184,11 +190,12 @@ def _index(root, tar, home, schema): # write the rows and the record of one tar
     state, _ = _known(root, tar, home)
     found, bad, count = _samples(root / tar, tar)
     for split in ("train", "test"):
-        rows = (r for k, s in found.items() if (r := _shard_row(tar, k, *s))["split"] == split)
+        rows = (row for key, sample in found.items()
+                if (row := _shard_row(tar, key, *sample))["split"] == split)
         _write_arrow(_part(home, tar, f"{split}.arrow"), schema, _batches(rows, schema))
     write_json(_part(home, tar, "json"), dict(state=state, images=len(found), skipped=bad,
-        count=[[*what, n] for what, n in sorted(count.items())],
-        no_image=sum(n for (_, why), n in count.items() if why == _ALONE),
+        count=[[*what, n_files] for what, n_files in sorted(count.items())],
+        no_image=sum(n_files for (_, why), n_files in count.items() if why == _ALONE),
         no_caption=sum(not said for _, said, _ in found.values())))
 
 # %% ../../nbs/library/data/02_shards.ipynb #3d704e60
@@ -198,34 +205,34 @@ def _batches(rows, schema, size=10_000): # Arrow record batches
 # %% ../../nbs/library/data/02_shards.ipynb #0f1ed331
 def _write_arrow(path, schema, batches):
     with atomic_write(path) as tmp:
-        with pa.OSFile(str(tmp), "wb") as f, pa.ipc.new_stream(f, schema) as w:
-            for b in batches: w.write_batch(b)
+        with pa.OSFile(str(tmp), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for batch in batches: writer.write_batch(batch)
 
 # %% ../../nbs/library/data/02_shards.ipynb #3445426e
 def _read_arrow(paths): # record batches
-    for p in paths:
-        with pa.memory_map(str(p)) as m: yield from pa.ipc.open_stream(m)
+    for path in paths:
+        with pa.memory_map(str(path)) as file: yield from pa.ipc.open_stream(file)
 
 # %% ../../nbs/library/data/02_shards.ipynb #65e3f2d7
 def _index_all(root, tars, home, schema): # records of all tars, eight at a time
-    todo = [t for t in tars if not _known(root, t, home)[1]]
+    todo = [tar for tar in tars if not _known(root, tar, home)[1]]
     if todo:
         with ThreadPoolExecutor(8) as pool, \
              Progress("indexing shards", len(tars), len(tars) - len(todo), "tars") as bar:
-            jobs = {pool.submit(_index, root, t, home, schema): t for t in todo}
+            jobs = {pool.submit(_index, root, tar, home, schema): tar for tar in todo}
             try:
                 for job in as_completed(jobs): job.result(); bar.add(1)
-            except OSError as e:
-                raise UserError(f"{jobs[job]} in {root} cannot be read: {e}; what was "
-                                "indexed is kept: start again when it can") from e
+            except OSError as error:
+                raise UserError(f"{jobs[job]} in {root} cannot be read: {error}; what was indexed "
+                                "is kept: start again when it can") from error
             finally: pool.shutdown(cancel_futures=True)
-    return [read_json(_part(home, t, "json")) for t in tars]
+    return [read_json(_part(home, tar, "json")) for tar in tars]
 
 # %% ../../nbs/library/data/02_shards.ipynb #f8cac701
 def _join(home, tars, split, key, schema): # one file for all tars
     whole = home / f"{split}-{key}.arrow"
     if not whole.exists():
-        _write_arrow(whole, schema, _read_arrow(_part(home, t, f"{split}.arrow") for t in tars))
+        _write_arrow(whole, schema, _read_arrow(_part(home, tar, f"{split}.arrow") for tar in tars))
     for old in set(home.glob(f"{split}-*.arrow")) - {whole}: old.unlink(missing_ok=True)
     return whole
 
@@ -245,15 +252,15 @@ def load_shards(
     home = cache_dir("shards", content_hash(str(path)))
     facts = _index_all(root, tars, home, schema)
     _open_tar.cache_clear() # a tar may have been replaced
-    bad += [tuple(b) for f in facts for b in f["skipped"]]
-    others = [b for b in bad if b[1].startswith(_LEFT_OUT)] + _others(facts)
-    bad = [b for b in bad if not b[1].startswith(_LEFT_OUT)]
-    key = content_hash([tars, [f["state"] for f in facts]])
+    bad += [tuple(entry) for record in facts for entry in record["skipped"]]
+    others = [entry for entry in bad if entry[1].startswith(_LEFT_OUT)] + _others(facts)
+    bad = [entry for entry in bad if not entry[1].startswith(_LEFT_OUT)]
+    key = content_hash([tars, [record["state"] for record in facts]])
     said = _summary(root, facts, bad + others)
-    files = [_join(home, tars, s, key, schema) for s in ("train", "test")]
+    files = [_join(home, tars, part, key, schema) for part in ("train", "test")]
     info = DatasetInfo(description=said + _twice(home, key, files))
-    found = [Dataset.from_file(str(f), info=info)
-             for f, s in zip(files, ("train", "test")) if split in (None, s)]
+    found = [Dataset.from_file(str(file), info=info)
+             for file, part in zip(files, ("train", "test")) if split in (None, part)]
     _warn(bad, f"files in {root}")
     warn_others(others, root)
     return LoadResult(concatenate_datasets(found) if len(found) > 1 else found[0],
@@ -262,13 +269,14 @@ def load_shards(
 # %% ../../nbs/library/data/02_shards.ipynb #7215d579
 def _others(facts): # counts of other files, over all tars
     count = Counter()
-    for f in facts:
-        for *what, n in f["count"]: count[tuple(what)] += n
+    for record in facts:
+        for *what, n_files in record["count"]: count[tuple(what)] += n_files
     return _counted(count)
 
 # %% ../../nbs/library/data/02_shards.ipynb #89e622f2
 def _summary(root, facts, bad): # description of the dataset
-    images, mute, blind = (sum(f[k] for f in facts) for k in ("images", "no_caption", "no_image"))
+    images, mute, blind = (sum(record[key] for record in facts)
+                           for key in ("images", "no_caption", "no_image"))
     if images: return (f"{images:,} images in {len(facts):,} tars; without a caption: {mute:,}; "
                        f"samples without an image: {blind:,}")
     raise UserError(f"none of the {len(facts)} tars in {root} holds an image: expected files "
@@ -280,15 +288,16 @@ def _twice(home, key, files): # number of keys that several tars share, as text;
     if not seal.exists():
         write_json(seal, dict(keys=_repeats(files)))
         for old in set(home.glob("twice-*.json")) - {seal}: old.unlink(missing_ok=True)
-    n = read_json(seal)["keys"]
-    return f"; keys that another tar has too: {n:,}" if n else ""
+    n_keys = read_json(seal)["keys"]
+    return f"; keys that another tar has too: {n_keys:,}" if n_keys else ""
 
 # %% ../../nbs/library/data/02_shards.ipynb #c23cdc17
 def _repeats(files): # needs 8 bytes per key
     found = [np.zeros(0, np.uint64)]
     for batch in _read_arrow(files):
         names = zip(batch["item_id"].to_pylist(), batch["image"].field("tar").to_pylist())
-        keys = np.array([i[len(t.removesuffix('.tar')) + 1:] for i, t in names], object)
+        keys = np.array([item_id[len(tar.removesuffix('.tar')) + 1:] for item_id, tar in names],
+                        object)
         found.append(pd.util.hash_array(keys, categorize=False))
     keys = np.concatenate(found)
     return len(keys) - len(np.unique(keys))
@@ -297,16 +306,18 @@ def _repeats(files): # needs 8 bytes per key
 def _find_tars(path): # folder, its tars, and (file, reason) of skipped files
     root, found = ((path, [("/".join(parts), kind) for parts, kind in _walk(path)]) if path.is_dir()
                    else _matching(path))
-    own = sorted((n, kind) for n, kind in found if _suffix(n) == ".tar")
-    tars = [n for n, kind in own if kind == "file" and n == printable(n)]
-    bad = [(printable(n), "its name is not UTF-8: give it another")
-           for n, kind in own if kind == "file" and n != printable(n)]
-    bad += [(printable(n), _LEFT_OUT + "hidden") for n, kind in own if kind.startswith("hidden")]
-    bad += [(printable(n),
+    own = sorted((name, kind) for name, kind in found if _suffix(name) == ".tar")
+    tars = [name for name, kind in own if kind == "file" and name == printable(name)]
+    bad = [(printable(name), "its name is not UTF-8: give it another")
+           for name, kind in own if kind == "file" and name != printable(name)]
+    bad += [(printable(name), _LEFT_OUT + "hidden")
+            for name, kind in own if kind.startswith("hidden")]
+    bad += [(printable(name),
              "compressed, so that no image in it can be found: unpack it, as by gunzip")
-            for n, kind in sorted(found) if kind == "file"
-            and re.search(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", n, re.I)]
-    bad += [(printable(n), kind) for n, kind in found if kind.startswith((_LEFT_OUT, "cannot"))]
+            for name, kind in sorted(found) if kind == "file"
+            and re.search(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|z))$", name, re.I)]
+    bad += [(printable(name), kind)
+            for name, kind in found if kind.startswith((_LEFT_OUT, "cannot"))]
     if tars: return root, tars, bad
     raise UserError(f"{path} holds no tar: expected a folder of shards such as 00000.tar, or a "
                     f"pattern such as DATA/000*.tar{besides(bad)}")
@@ -314,14 +325,13 @@ def _find_tars(path): # folder, its tars, and (file, reason) of skipped files
 # %% ../../nbs/library/data/02_shards.ipynb #6820cb90
 def _matching(path): # folder before the first wildcard, and the files that match the pattern
     if path.is_file(): return path.parent, [(path.name, "file")]
-    parts = list(itertools.takewhile(lambda p: not re.search(r"[*?\[]", p), path.parts))
+    parts = list(itertools.takewhile(lambda part: not re.search(r"[*?\[]", part), path.parts))
     root = Path(*parts) if len(parts) < len(path.parts) else path.parent
     try: found = sorted(root.glob(str(path.relative_to(root))))
-    except (ValueError, NotImplementedError) as e:
-        raise UserError(f"{path} is no pattern: {e}") from e
-    return root, [(str(p.relative_to(root)),
-                   "file" if p.is_file() else _LEFT_OUT + "a link to nothing, or no regular file")
-                  for p in found]
+    except (ValueError, NotImplementedError) as error:
+        raise UserError(f"{path} is no pattern: {error}") from error
+    return root, [(str(file.relative_to(root)), "file" if file.is_file()
+                   else _LEFT_OUT + "a link to nothing, or no regular file") for file in found]
 
 # %% ../../nbs/library/data/02_shards.ipynb #af2cb4c6
 _STREAMED = dict(tar="webdataset", parquet="parquet", arrow="arrow")
@@ -338,19 +348,19 @@ def _load_stream(
     try:
         if here.is_dir():
             kind, files = _streamed(here, split)
-            said = [(f.name, f.stat().st_size) for f in files]
-            d = load_dataset(_STREAMED[kind], data_files=list(map(str, files)),
+            said = [(file.name, file.stat().st_size) for file in files]
+            dataset = load_dataset(_STREAMED[kind], data_files=list(map(str, files)),
                              streaming=True, split="train")
         else:
             said, (path, _, config) = name, name.partition(":")
-            d = load_dataset(path, config or None, streaming=True, split=split)
-        if d.features is None: d = d._resolve_features()
+            dataset = load_dataset(path, config or None, streaming=True, split=split)
+        if dataset.features is None: dataset = dataset._resolve_features()
     except UserError: raise
-    except Exception as e:
-        raise UserError(f"could not open the stream {name!r}: {e}") from e
-    d = _find_image(d, name)
-    d.info.description = f"stream {content_hash([said, split])}"
-    return LoadResult(d, _skipped())
+    except Exception as error:
+        raise UserError(f"could not open the stream {name!r}: {error}") from error
+    dataset = _find_image(dataset, name)
+    dataset.info.description = f"stream {content_hash([said, split])}"
+    return LoadResult(dataset, _skipped())
 
 # %% ../../nbs/library/data/02_shards.ipynb #cc439722
 def _streamed(root, split):

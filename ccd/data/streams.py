@@ -98,33 +98,33 @@ def _samples_from(stream, place, part): # endless (row, position after it, name)
     at = place["at"]
     for epoch in itertools.count(place["epoch"]):
         rng = np.random.default_rng([stream.control.seed, epoch])
-        d = stream.corpus.shuffle(buffer_size=_SHUFFLE_BUFFER, generator=rng)
-        d = split_dataset_by_node(d, *part, strategy="shards")
-        if at: d.load_state_dict(at)
-        n, stands = -1, lambda: dict(epoch=epoch, at=d.state_dict())
-        for n, row in enumerate(d.iter(1)): # unlike `iter`, it does not split by worker
-            yield {k: v[0] for k, v in row.items()}, stands, f"{epoch}:{n}"
-        if n < 0 and not at: return # an empty stream
+        dataset = stream.corpus.shuffle(buffer_size=_SHUFFLE_BUFFER, generator=rng)
+        dataset = split_dataset_by_node(dataset, *part, strategy="shards")
+        if at: dataset.load_state_dict(at)
+        index, stands = -1, lambda: dict(epoch=epoch, at=dataset.state_dict())
+        for index, row in enumerate(dataset.iter(1)): # unlike `iter`, it does not split by worker
+            yield {column: values[0] for column, values in row.items()}, stands, f"{epoch}:{index}"
+        if index < 0 and not at: return # an empty stream
         at = None
 
 # %% ../../nbs/library/data/06_streams.ipynb #ec688c7a
 def _fill(stream, step, samples): # a batch; corrupt samples are skipped
-    b, kept, met, where = stream.own.stop - stream.own.start, [], [], None
+    size, kept, met, where = stream.own.stop - stream.own.start, [], [], None
     clock = dict(storage=0.0, decoding=0.0)
-    while len(kept) < b and len(met) < max(MIN_SAMPLES_FOR_LIMIT, b):
+    while len(kept) < size and len(met) < max(MIN_SAMPLES_FOR_LIMIT, size):
         start = time.perf_counter()
-        try: took, why = list(itertools.islice(samples, b - len(kept))), "no sample"
-        except Exception as e: took, why = [], _why(e) # a broken file ends a stream
+        try: took, why = list(itertools.islice(samples, size - len(kept))), "no sample"
+        except Exception as error: took, why = [], _why(error) # a broken file ends a stream
         clock["storage"] += time.perf_counter() - start
         if not took: return (None, met + [("the stream", why)], clock), None
         where = took[-1][1]
         new = _opened([(row, name) for row, _, name in took], stream, clock)
-        kept += [f for f in new if not f["fault"]]
-        met += [(f["item_id"], f["fault"]) for f in new if f["fault"]]
-    if len(kept) < b: return (None, met, clock), where()
+        kept += [item for item in new if not item["fault"]]
+        met += [(item["item_id"], item["fault"]) for item in new if item["fault"]]
+    if len(kept) < size: return (None, met, clock), where()
     first = step * stream.control.batch_size + stream.own.start
-    labels = [-100 if (y := f.get(stream.label)) is None else y for f in kept]
-    shown = _shown(stream.control.seed, kept, torch.arange(first, first + b), labels)
+    labels = [-100 if (target := item.get(stream.label)) is None else target for item in kept]
+    shown = _shown(stream.control.seed, kept, torch.arange(first, first + size), labels)
     return (shown, met, clock), where()
 
 # %% ../../nbs/library/data/06_streams.ipynb #7bc03300
@@ -142,13 +142,13 @@ def _opened(rows, stream, clock): # rows with pixels, or the reason of failure
 # %% ../../nbs/library/data/06_streams.ipynb #e7737005
 def _stream_key(row, name):
     if "__key__" in row: return f"{Path(row['__url__']).stem}/{row['__key__']}"
-    return str(next((row[c] for c in ("item_id", "key", "url") if row.get(c)), name))
+    return str(next((row[column] for column in ("item_id", "key", "url") if row.get(column)), name))
 
 # %% ../../nbs/library/data/06_streams.ipynb #25d17dcb
 def _stream_classes(corpus, label):
     if label is None: return {}
     names = getattr((corpus.features or {}).get(label), "names", None)
-    if names: return {n: k for k, n in enumerate(names)}
+    if names: return {name: index for index, name in enumerate(names)}
     raise UserError(f"the classes of {label!r} are unknown before a stream is read: it needs a "
                     "column of type ClassLabel; or use hf:, shards: or folder:")
 

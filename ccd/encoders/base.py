@@ -57,25 +57,26 @@ class Encoder:
             raise UserError(f"{self.card.name} takes {size} px images, got "
                             f"{pixels.shape[-1]} x {pixels.shape[-2]}; "
                             f"resize them to {size}")
-        mean, std = (torch.tensor(v, device=pixels.device)[:, None, None]
-                     for v in (self.card.mean, self.card.std))
+        mean, std = (torch.tensor(values, device=pixels.device)[:, None, None]
+                     for values in (self.card.mean, self.card.std))
         return self._features((pixels - mean) / std)
 
     def vector(self, pixels: Tensor) -> Tensor: # [B, d] float32
         "Return the feature that the card names."
-        f = self.features(pixels)
-        return torch.cat([getattr(f, t) for t in self.card.tap.split("+")], 1).float()
+        features = self.features(pixels)
+        return torch.cat([getattr(features, field) for field in self.card.tap.split("+")],
+                         1).float()
 
     def tapped(self, tap: str) -> "Encoder":
         """Return the same encoder with another feature.
 
         Raises `UserError` for a feature it does not have."""
-        for t in tap.split("+"):
-            if t not in Features._fields:
-                raise UserError(f"unknown feature {t!r}: expected one of "
+        for field in tap.split("+"):
+            if field not in Features._fields:
+                raise UserError(f"unknown feature {field!r}: expected one of "
                                 f"{', '.join(Features._fields)}")
-            if t not in self.taps:
-                raise UserError(f"{self.card.name} has no feature {t!r}: it has "
+            if field not in self.taps:
+                raise UserError(f"{self.card.name} has no feature {field!r}: it has "
                                 f"{', '.join(self.taps)}")
         has, applied = self.card.projection != "none", tap == "projected"
         projection = "applied" if applied else "not applied" if has else "none"
@@ -88,7 +89,7 @@ def card_row(
 ) -> dict: # column of encoders.csv -> text
     "Return a card as a row of the table of encoders."
     column = renamed("column", "encoders")
-    return {column.get(k, k): str(v) for k, v in card.items()}
+    return {column.get(field, field): str(value) for field, value in card.items()}
 
 # %% ../../nbs/library/encoders/01_base.ipynb #17faf61b
 @dataclass(frozen=True)
@@ -114,8 +115,7 @@ class BackboneAdapter:
     opaque: bool = False # it is unknown whether the output is normalized
 
 # %% ../../nbs/library/encoders/01_base.ipynb #f9ff7f0c
-def _make_feature_fn(
-    a: BackboneAdapter, # parts of the network
+def _make_feature_fn(adapter: BackboneAdapter, # parts of the network
     depth: int, # number of blocks to run; later blocks are removed
     norm: bool, # apply the final norm
     projected: bool, # also return the projected feature
@@ -123,25 +123,26 @@ def _make_feature_fn(
     many: int = 1, # number of blocks whose CLS tokens are concatenated
 ): # function: normalized pixels [B, 3, H, W] -> Features
     "Return the function that computes all features of a network."
-    held, as_is = [], lambda t: t
+    held, as_is = [], lambda vectors: vectors
     def hold(module, seen, out): return held.append(out)
-    if a.blocks is not None:
-        del a.blocks[depth:]
-        for b in a.blocks[-many:]: b.register_forward_hook(hold)
-    normed = a.norm if norm and a.norm is not None else as_is
-    early, late = (as_is, normed) if a.norm_last else (normed, as_is)
-    def tokens(t):
-        if isinstance(t, tuple): t = t[0]
-        if t.ndim == 4: t = t.flatten(2).transpose(1, 2) # positions of a feature map
-        return early(t)
-    def read(x):
+    if adapter.blocks is not None:
+        del adapter.blocks[depth:]
+        for block in adapter.blocks[-many:]: block.register_forward_hook(hold)
+    normed = adapter.norm if norm and adapter.norm is not None else as_is
+    early, late = (as_is, normed) if adapter.norm_last else (normed, as_is)
+    def tokens(output):
+        if isinstance(output, tuple): output = output[0]
+        if output.ndim == 4: output = output.flatten(2).transpose(1, 2) # positions of a feature map
+        return early(output)
+    def read(pixels):
         held.clear()
-        end, shared = a.run(x.to(dtype))
-        each = [tokens(t) for t in held or [end]]
-        cls = torch.cat([late(t[:, 0]) for t in each], 1) if a.has_cls else None
-        patches = each[-1][:, a.prefix:]
+        end, shared = adapter.run(pixels.to(dtype))
+        each = [tokens(output) for output in held or [end]]
+        cls = (torch.cat([late(block_tokens[:, 0]) for block_tokens in each], 1) if adapter.has_cls
+               else None)
+        patches = each[-1][:, adapter.prefix:]
         taps = cls, patches, late(patches.mean(1)), shared if projected else None
-        return Features(*(v if v is None else v.float() for v in taps))
+        return Features(*(feature if feature is None else feature.float() for feature in taps))
     return read
 
 # %% ../../nbs/library/encoders/01_base.ipynb #5e84cf6e
@@ -158,15 +159,15 @@ def make_encoder(
 
     Raises `UserError` where it does not have that feature."""
     depth = 0 if a.blocks is None else len(a.blocks)
-    last, k = (feature.layer in (-1, depth),
+    last, block = (feature.layer in (-1, depth),
                feature.layer if feature.layer > 0 else depth + 1 + feature.layer)
-    if not last and not 1 <= k <= depth:
+    if not last and not 1 <= block <= depth:
         raise UserError(f"{card.name} has no layer {feature.layer}: " + (
             f"it has 1 to {depth}, or -1 (the last) to -{depth}" if depth else
             "only its end can be read; leave the layer out"))
-    if feature.blocks != 1 and not (a.has_cls and 1 <= feature.blocks <= k):
+    if feature.blocks != 1 and not (a.has_cls and 1 <= feature.blocks <= block):
         raise UserError(f"{card.name} has no CLS tokens of {feature.blocks} blocks to join: " + (
-            f"up to its layer there are {k}" if a.has_cls else "it has no CLS token"))
+            f"up to its layer there are {block}" if a.has_cls else "it has no CLS token"))
     if a.opaque and feature.norm == "before":
         raise UserError(f"{card.name} cannot be read before its final norm: where that is cannot "
                         f"be told of {card.architecture}; leave final_norm=false out")
@@ -175,11 +176,11 @@ def make_encoder(
     norm = ("as the network leaves it" if a.opaque else "none" if a.norm is None else
             f"{feature.norm} the final norm"
             + ", which follows the mean" * (a.norm_last and feature.norm == "after"))
-    layer = "last" if last else f"{k} of {depth}"
-    if feature.blocks > 1: layer = f"{k - feature.blocks + 1} to {k} of {depth}"
+    layer = "last" if last else f"{block} of {depth}"
+    if feature.blocks > 1: layer = f"{block - feature.blocks + 1} to {block} of {depth}"
     card = replace(card, layer=layer, norm=norm,
                    projection="not applied" if a.projects else "none")
-    read = _make_feature_fn(a, k, feature.norm == "after", shared, _DTYPES[card.precision],
+    read = _make_feature_fn(a, block, feature.norm == "after", shared, _DTYPES[card.precision],
                             feature.blocks)
     return Encoder(card, read, fit,
                    taps).tapped(feature.name or taps[0].replace("patches", "pooled"))
@@ -190,8 +191,8 @@ def _vit_adapter(
     projection: Tensor | None = None, # [e, d] projection of CLS
 ) -> BackboneAdapter:
     "Return the parts of a ViT trained by this project."
-    def run(x):
-        t = model.forward_features(x)
-        return t, None if projection is None else t[:, 0].float() @ projection.T
+    def run(pixels):
+        tokens = model.forward_features(pixels)
+        return tokens, None if projection is None else tokens[:, 0].float() @ projection.T
     return BackboneAdapter(run, True, model.num_prefix_tokens, projection is not None, model.blocks,
                            model.norm)

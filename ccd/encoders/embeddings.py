@@ -20,8 +20,8 @@ from .base import EncoderCard
 _BLOCK = 4096 # rows per block
 
 def batched_slices(n: int, size: int = _BLOCK):
-    "Yield slices that cover n rows."
-    return (slice(i, min(n, i + size)) for i in range(0, n, size))
+    "Yield slices that cover all rows."
+    return (slice(start, min(n, start + size)) for start in range(0, n, size))
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #5e99a897
 def scaled(
@@ -58,19 +58,19 @@ class Embeddings:
         "Return L2-normalized vectors; a zero vector stays zero."
         rows = np.arange(len(self.vectors))[rows]
         out = np.empty((len(rows), self.vectors.shape[1]), dtype)
-        for s in batched_slices(len(rows)):
-            x = scaled(self.vectors[rows[s]]).astype(np.float32)
-            length = np.linalg.norm(x, axis=1, keepdims=True)
-            out[s] = x / length.clip(1e-12)
+        for block in batched_slices(len(rows)):
+            vectors = scaled(self.vectors[rows[block]]).astype(np.float32)
+            length = np.linalg.norm(vectors, axis=1, keepdims=True)
+            out[block] = vectors / length.clip(1e-12)
         return out
 
     def unit_blocks(self): # blocks [m, d]
         "Yield L2-normalized vectors block by block; one block is in memory at a time."
-        return (self.unit(s) for s in batched_slices(len(self.vectors)))
+        return (self.unit(block) for block in batched_slices(len(self.vectors)))
 
     def zeros(self) -> np.ndarray: # [n] bool
         "Return a mask of the zero vectors, which have no direction."
-        found = [~np.any(self.vectors[s], 1) for s in batched_slices(len(self.vectors))]
+        found = [~np.any(self.vectors[block], 1) for block in batched_slices(len(self.vectors))]
         return np.concatenate(found or [np.empty(0, bool)])
 
     def where(self, mask) -> "Embeddings":
@@ -89,18 +89,18 @@ def _flattened(
 ) -> pd.DataFrame:
     """Return items with one value per cell: a list becomes one string, a mapping its JSON. Warns
     of such columns."""
-    for c in [c for c in items if items[c].dtype == object]:
-        if not set(map(type, items[c])) & {list, tuple, np.ndarray, dict}: continue
-        items = items.assign(**{c: [_one_value(v) for v in items[c]]})
-        warnings.warn(f"{file}: the column {c!r} holds lists or mappings: each is one value, such "
-                      f"as {items[c].dropna().iloc[:1].tolist()}")
+    for column in [column for column in items if items[column].dtype == object]:
+        if not set(map(type, items[column])) & {list, tuple, np.ndarray, dict}: continue
+        items = items.assign(**{column: [_one_value(value) for value in items[column]]})
+        warnings.warn(f"{file}: the column {column!r} holds lists or mappings: each is one value, "
+                      f"such as {items[column].dropna().iloc[:1].tolist()}")
     return items
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #d85652cf
-def _one_value(v):
-    if isinstance(v, dict): return json.dumps(v, sort_keys=True, default=str)
-    if isinstance(v, (list, tuple, np.ndarray)): return "; ".join(map(str, v)) or None
-    return v
+def _one_value(value):
+    if isinstance(value, dict): return json.dumps(value, sort_keys=True, default=str)
+    if isinstance(value, (list, tuple, np.ndarray)): return "; ".join(map(str, value)) or None
+    return value
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #7df23569
 def load_embeddings(folder) -> Embeddings:
@@ -116,8 +116,7 @@ def _allocate(path, dtype, shape):
     error, not a crash."""
     out = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
-        with open(path, "rb+") as f:
-            os.posix_fallocate(f.fileno(), 0, path.stat().st_size)
+        with open(path, "rb+") as file: os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return out
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #2b6f0a29
@@ -136,12 +135,12 @@ def load_vectors(
     if len(vectors) != len(items):
         raise UserError(f"{file} has {len(vectors):,} rows and its table "
                         f"{len(items):,}: expected one row for each vector")
-    e = Embeddings(vectors, items,
-                   {f.name: None for f in fields(EncoderCard)} | known | (card or {}), lost)
-    e = _without_faults(e, file)
-    if zeros := int(e.zeros().sum()):
-        warnings.warn(f"{zeros:,} of {len(e.items):,} vectors in {file} are zeros")
-    return e
+    embeddings = Embeddings(vectors, items,
+                   {field.name: None for field in fields(EncoderCard)} | known | (card or {}), lost)
+    embeddings = _without_faults(embeddings, file)
+    if zeros := int(embeddings.zeros().sum()):
+        warnings.warn(f"{zeros:,} of {len(embeddings.items):,} vectors in {file} are zeros")
+    return embeddings
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #2b6f0a30
 _SKIPPED = ["item_id", "reason"]
@@ -155,7 +154,7 @@ def _given(path, table):
     if not (path / "vectors.npy").exists():
         raise UserError(f"{path} holds no vectors.npy: expected a folder that `ccd embed` has "
                         "finished, or a file NAME.npy")
-    lost, card = (path / n for n in ("skipped.csv", "card.json"))
+    lost, card = (path / name for name in ("skipped.csv", "card.json"))
     return (path / "vectors.npy", Path(table).expanduser() if table else path / "items.parquet",
             _card_of(card) if card.exists()
             else dict(name=path.name, revision=_revision(path / "vectors.npy")),
@@ -163,7 +162,7 @@ def _given(path, table):
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #b03039e1
 def _card_of(file): # the fields of a card that the file has
-    check_fields(known := read_json(file), file, (), [f.name for f in fields(EncoderCard)])
+    check_fields(known := read_json(file), file, (), [field.name for field in fields(EncoderCard)])
     return known
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #6b539277
@@ -172,31 +171,34 @@ def _revision(file): return file_hash(file)[:16] if file.is_file() else None
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #b736ffe9
 def _beside(file, table):
     tried = ([Path(table).expanduser()] if table
-             else [file.with_suffix(s) for s in (".parquet", ".csv", ".tsv")])
-    found = next((t for t in tried if t.exists()), None)
+             else [file.with_suffix(suffix) for suffix in (".parquet", ".csv", ".tsv")])
+    found = next((candidate for candidate in tried if candidate.exists()), None)
     if found or not file.exists(): return found # a missing vector file is reported first
     raise UserError(f"{file} has no table: expected {' or '.join(map(str, tried))}, "
                     "with a row for each vector and a column item_id")
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #ac6c53c5
 def _open_npy(file):
-    try: x = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as e: raise UserError(f"{file} is no readable .npy file: {e}") from e
-    got = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else "an archive"
-    if isinstance(x, np.ndarray) and x.ndim == 2 and x.size and x.dtype.kind == "f":
-        return _native(x)
-    hint = ("; save them as numpy.float32" if getattr(x, "dtype", np.dtype("f4")).kind in "iubcVO"
-            else "")
+    try: vectors = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:
+        raise UserError(f"{file} is no readable .npy file: {error}") from error
+    got = (f"{vectors.dtype} of shape {vectors.shape}" if isinstance(vectors, np.ndarray)
+           else "an archive")
+    if (isinstance(vectors, np.ndarray) and vectors.ndim == 2 and vectors.size
+        and vectors.dtype.kind == "f"):
+        return _native(vectors)
+    hint = ("; save them as numpy.float32"
+            if getattr(vectors, "dtype", np.dtype("f4")).kind in "iubcVO" else "")
     raise UserError(f"{file} holds {got}: expected floats of shape (rows, dimensions), one row or "
                     f"more{hint}")
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #c4ce7318
-def _native(x): # copy floats that PyTorch cannot read into a temporary memory map
-    if x.dtype.isnative and x.dtype.itemsize <= 8: return x
-    kind = np.float64 if x.dtype.itemsize > 8 else x.dtype.newbyteorder("=")
+def _native(vectors): # copy floats that PyTorch cannot read into a temporary memory map
+    if vectors.dtype.isnative and vectors.dtype.itemsize <= 8: return vectors
+    kind = np.float64 if vectors.dtype.itemsize > 8 else vectors.dtype.newbyteorder("=")
     with tempfile.TemporaryDirectory() as room, np.errstate(over="ignore"):
-        out = _allocate(Path(room) / "vectors.npy", kind, x.shape)
-        for s in batched_slices(len(x)): out[s] = x[s]
+        out = _allocate(Path(room) / "vectors.npy", kind, vectors.shape)
+        for block in batched_slices(len(vectors)): out[block] = vectors[block]
     return out
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #424248d1
@@ -206,24 +208,25 @@ _LARGEST, _SMALLEST = 1e15, 1e-12
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #7fcae24c
 def _faults_of(vectors): # [n] defect of each row, or ""
     out = np.full(len(vectors), "", object)
-    for s in batched_slices(len(vectors)):
-        most = np.abs(vectors[s]).max(1).astype(np.float64) # NaN if any value is NaN
-        out[s][~np.isfinite(most)] = "NaN or infinity in its vector"
+    for block in batched_slices(len(vectors)):
+        most = np.abs(vectors[block]).max(1).astype(np.float64) # NaN if any value is NaN
+        out[block][~np.isfinite(most)] = "NaN or infinity in its vector"
         far = np.isfinite(most) & (most > 0) & ((most > _LARGEST) | (most < _SMALLEST))
-        out[s][far] = ("its vector is too large or too small for float32: its largest value is not "
-                       f"within {_SMALLEST:g} to {_LARGEST:g}")
+        out[block][far] = ("its vector is too large or too small for float32: its largest value is "
+                           f"not within {_SMALLEST:g} to {_LARGEST:g}")
     return out
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #5ebaf2f1
-def _without_faults(e, file):
-    why = _faults_of(e.vectors)
+def _without_faults(embeddings, file):
+    why = _faults_of(embeddings.vectors)
     bad = why != ""
-    if not bad.any(): return e
-    lost = pd.DataFrame(dict(item_id=e.items.item_id[bad], reason=why[bad]))
-    few = "; ".join(f"{i} ({r})" for i, r in lost.values[:3])
+    if not bad.any(): return embeddings
+    lost = pd.DataFrame(dict(item_id=embeddings.items.item_id[bad], reason=why[bad]))
+    few = "; ".join(f"{item_id} ({reason})" for item_id, reason in lost.values[:3])
     if bad.all(): raise UserError(f"{file} has no vector that can be used, of {len(bad):,}: {few}")
     warnings.warn(f"{bad.sum():,} of {len(bad):,} vectors in {file} are left out: {few}")
-    return replace(e.where(~bad), skipped=pd.concat([e.skipped, lost], ignore_index=True))
+    return replace(embeddings.where(~bad),
+                   skipped=pd.concat([embeddings.skipped, lost], ignore_index=True))
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #2a17e38c
 def _open_table(file):
@@ -232,18 +235,18 @@ def _open_table(file):
         with warnings.catch_warnings():
             # raised for a row longer than the header
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            t = load_table(file, None, rename=False) if text else pd.read_parquet(file)
-    except Exception as e:
-        raise UserError(f"{file} is no readable table, .csv, .tsv or .parquet: {e}") from e
-    if t.index.name == "item_id" and "item_id" not in t: t = t.reset_index()
-    if list(t.columns).count("item_id") != 1:
-        raise UserError(f"{file} has {'no' if 'item_id' not in t else 'more than one'} column "
-                        f"item_id; its columns are {', '.join(map(str, t.columns))}")
-    if t.item_id.isna().any():
-        raise UserError(f"{file} has no item_id in row {int(t.item_id.isna().argmax())}")
-    t = t.reset_index(drop=True).assign(item_id=t.item_id.astype(str).values)
-    twice = t.item_id[t.item_id.duplicated()]
-    if not len(twice): return _flattened(t, file)
+            table = load_table(file, None, rename=False) if text else pd.read_parquet(file)
+    except Exception as error:
+        raise UserError(f"{file} is no readable table, .csv, .tsv or .parquet: {error}") from error
+    if table.index.name == "item_id" and "item_id" not in table: table = table.reset_index()
+    if list(table.columns).count("item_id") != 1:
+        raise UserError(f"{file} has {'no' if 'item_id' not in table else 'more than one'} column "
+                        f"item_id; its columns are {', '.join(map(str, table.columns))}")
+    if table.item_id.isna().any():
+        raise UserError(f"{file} has no item_id in row {int(table.item_id.isna().argmax())}")
+    table = table.reset_index(drop=True).assign(item_id=table.item_id.astype(str).values)
+    twice = table.item_id[table.item_id.duplicated()]
+    if not len(twice): return _flattened(table, file)
     raise UserError(f"{file} names {len(twice):,} rows as others are named, first "
                     f"{twice.iloc[0]!r}: expected each item_id once")
 
@@ -254,20 +257,20 @@ Aligned = namedtuple("Aligned", "a b only_a only_b")
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #1627c6f0
 def align(
     a: Embeddings, b: Embeddings,
-) -> Aligned: # embeddings with the same rows, in the order of a
+) -> Aligned: # embeddings with the same rows, in the order of the first
     """Return two embeddings on their common items, and the items that only one of them has.
 
     Raises `UserError` where they have no common item, where an item_id occurs twice, and where an
     item has different pixels."""
-    ia, ib = (pd.Index(x.items.item_id) for x in (a, b))
-    for name, i in (("first", ia), ("second", ib)):
-        if i.has_duplicates:
-            raise UserError(f"the {name} embeddings have {i[i.duplicated()][0]!r} "
-                            "more than once: expected each item_id once")
+    ia, ib = (pd.Index(embeddings.items.item_id) for embeddings in (a, b))
+    for name, ids in (("first", ia), ("second", ib)):
+        if ids.has_duplicates:
+            raise UserError(f"the {name} embeddings have {ids[ids.duplicated()][0]!r} more than "
+                            "once: expected each item_id once")
     at = ib.get_indexer(ia)
     both = np.nonzero(at >= 0)[0]
     if not len(both):
-        some = [", ".join(map(str, i[:3])) for i in (ia, ib)]
+        some = [", ".join(map(str, ids[:3])) for ids in (ia, ib)]
         raise UserError(f"no item is in both: {some[0]} … in one, {some[1]} … in "
                         "the other; embed the same images, or use the same item_id")
     left, right = _moved(a, both), _moved(b, at[both])
@@ -276,16 +279,17 @@ def align(
                    list(ib.difference(ia, sort=False)))
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #2b6f0a36
-def _moved(e, rows): # the memory map itself where all rows stay in place
-    return e if np.array_equal(rows, np.arange(len(e.vectors))) else e.rows(rows)
+def _moved(embeddings, rows): # the memory map itself where all rows stay in place
+    return (embeddings if np.array_equal(rows, np.arange(len(embeddings.vectors)))
+            else embeddings.rows(rows))
 
 # %% ../../nbs/library/encoders/07_embeddings.ipynb #193260ee
-def _same_pixels(a, b):
-    if "pixel_hash" not in a or "pixel_hash" not in b: return
-    x, y = a.pixel_hash.values.astype(object), b.pixel_hash.values.astype(object)
-    apart = (x != y) & pd.notna(x) & pd.notna(y)
+def _same_pixels(left, right):
+    if "pixel_hash" not in left or "pixel_hash" not in right: return
+    one, two = left.pixel_hash.values.astype(object), right.pixel_hash.values.astype(object)
+    apart = (one != two) & pd.notna(one) & pd.notna(two)
     if not apart.any(): return
-    k = int(apart.argmax())
-    raise UserError(f"{a.item_id.iloc[k]!r} is not the same image in both: the hash of its pixels "
-                    f"is {x[k]} in one and {y[k]} in the other ({int(apart.sum()):,} such items); "
-                    "embed the same files with both")
+    row = int(apart.argmax())
+    raise UserError(f"{left.item_id.iloc[row]!r} is not the same image in both: the hash of its "
+                    f"pixels is {one[row]} in one and {two[row]} in the other "
+                    f"({int(apart.sum()):,} such items); embed the same files with both")

@@ -47,8 +47,8 @@ class _ExtractionJob:
     def todo(self) -> list: # first rows of batches
         "Return the first rows of the batches that are in no part."
         rows = range(0, self.n, self.batch)
-        done = {a for _, *span in _parts(self) for a in range(*span, self.batch)}
-        return [a for a in rows if a not in done]
+        done = {row for _, *span in _parts(self) for row in range(*span, self.batch)}
+        return [row for row in rows if row not in done]
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #4cc07cbf
 def _side_by_side(fit): return callable(fit) and device().type == "cpu"
@@ -57,78 +57,79 @@ def _side_by_side(fit): return callable(fit) and device().type == "cpu"
 # [k, d] vectors; [(row, item_id, reason)] of corrupt images
 _EmbeddedPart = namedtuple("_EmbeddedPart", "vectors faults")
 
-def _name(job, a, b): return job.parts / f"{a:010d}-{b:010d}.npz"
+def _name(job, first, end): return job.parts / f"{first:010d}-{end:010d}.npz"
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #ff5622f3
 def _parts(job): # (path, first row, end), in order
     found = sorted(job.parts.glob("[0-9]*.npz"))
-    return [(p, *map(int, p.stem.split("-"))) for p in found]
+    return [(path, *map(int, path.stem.split("-"))) for path in found]
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #9e3a0b75
-def _write_part(job, a, b, made): # of some batches
-    faults = [f for p in made for f in p.faults]
+def _write_part(job, first, end, made): # of some batches
+    faults = [fault for part in made for fault in part.faults]
     row, item, why = zip(*faults) if faults else ((), (), ())
-    vectors = [p.vectors for p in made if len(p.vectors)] or [np.empty((0, 0), job.dtype)]
-    with atomic_write(_name(job, a, b)) as tmp, open(tmp, "wb") as f:
-        np.savez(f, vectors=np.concatenate(vectors), row=np.array(row, np.int64),
+    vectors = [part.vectors for part in made if len(part.vectors)] or [np.empty((0, 0), job.dtype)]
+    with atomic_write(_name(job, first, end)) as tmp, open(tmp, "wb") as file:
+        np.savez(file, vectors=np.concatenate(vectors), row=np.array(row, np.int64),
                  item=np.array(item, str), why=np.array(why, str))
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #60249559
 def _faults(path): # without reading the vectors
-    with np.load(path) as z:
-        return list(zip(z["row"].tolist(), z["item"].tolist(), z["why"].tolist()))
+    with np.load(path) as archive:
+        return list(zip(archive["row"].tolist(), archive["item"].tolist(), archive["why"].tolist()))
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #3e905f58
 def _forget_mended(job): # delete parts whose corrupt images can be decoded now
     pixels = ImageDecoder(job.corpus, job.fit, draft=job.draft)
     for path, *_ in _parts(job):
         bad = [row for row, *_ in _faults(path)]
-        if bad and not all(f["fault"] for f in pixels.read(bad)): path.unlink()
+        if bad and not all(image["fault"] for image in pixels.read(bad)): path.unlink()
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a15
-def _ahead(pool, f, items, n):
-    "Yield f of each item in order, with n calls running ahead."
+def _ahead(pool, function, items, n_ahead):
+    "Yield the result of the function for each item in order, with `n_ahead` calls running ahead."
     soon = deque()
     try:
-        for x in items:
-            soon.append(pool.submit(f, x))
-            if len(soon) > n: yield soon.popleft().result()
+        for item in items:
+            soon.append(pool.submit(function, item))
+            if len(soon) > n_ahead: yield soon.popleft().result()
         while soon: yield soon.popleft().result()
     finally:
-        for s in soon: s.cancel()
+        for future in soon: future.cancel()
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #121bf8fb
-def _read(job, pixels, a): # a batch
-    found = pixels.read(range(a, min(job.n, a + job.batch)))
-    good = [f for f in found if not f["fault"]]
-    images = torch.from_numpy(np.stack([f["pixels"] for f in good])) if good else None
+def _read(job, pixels, first): # a batch
+    found = pixels.read(range(first, min(job.n, first + job.batch)))
+    good = [image for image in found if not image["fault"]]
+    images = torch.from_numpy(np.stack([image["pixels"] for image in good])) if good else None
     if good and device().type == "cuda": images = images.pin_memory()
-    bad = [(k, str(f.get("item_id", k)), f["fault"]) for k, f in enumerate(found, a) if f["fault"]]
-    return images, [f.get("item_id", "") for f in good], bad
+    bad = [(row, str(image.get("item_id", row)), image["fault"])
+           for row, image in enumerate(found, first) if image["fault"]]
+    return images, [image.get("item_id", "") for image in good], bad
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #778c0ece
 def _start(encoder, job, batch): # asynchronous on a GPU
     images, names, bad = batch
     if images is None: return None, None, names, bad
-    x = to_float(images.to(device(), non_blocking=True).permute(0, 3, 1, 2))
-    if not callable(job.fit): x = eval_view(x, encoder.card.size)
-    v = encoder.vector(x).to("cpu", non_blocking=True)
-    end = torch.cuda.Event() if x.is_cuda else None
+    pixels = to_float(images.to(device(), non_blocking=True).permute(0, 3, 1, 2))
+    if not callable(job.fit): pixels = eval_view(pixels, encoder.card.size)
+    vectors = encoder.vector(pixels).to("cpu", non_blocking=True)
+    end = torch.cuda.Event() if pixels.is_cuda else None
     if end: end.record()
-    return v, end, names, bad
+    return vectors, end, names, bad
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #13eb24cd
 def _finish(encoder, job, started):
-    v, end, names, bad = started
+    vectors, end, names, bad = started
     if end: end.synchronize()
-    if v is None: return _EmbeddedPart(np.empty((0, 0), job.dtype), bad)
-    return _EmbeddedPart(_stored(v.numpy(), job.dtype, names, encoder.card.name), bad)
+    if vectors is None: return _EmbeddedPart(np.empty((0, 0), job.dtype), bad)
+    return _EmbeddedPart(_stored(vectors.numpy(), job.dtype, names, encoder.card.name), bad)
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a16
 def _one_behind(start, finish, batches): # one batch computes while the previous one is fetched
     before = None
-    for b in batches:
-        now = start(b)
+    for batch in batches:
+        now = start(batch)
         if before: yield finish(before)
         before = now
     if before: yield finish(before)
@@ -141,21 +142,21 @@ def _vectors(encoder, job, todo): # yield one `_EmbeddedPart` per batch, in orde
         batches = _ahead(reading, partial(_read, job, pixels), todo, 2)
         if not _side_by_side(job.fit): yield from _one_behind(start, finish, batches); return
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as nets:
-            try: yield from _ahead(nets, lambda b: finish(start(b)), batches, cores)
+            try: yield from _ahead(nets, lambda batch: finish(start(batch)), batches, cores)
             finally: torch.set_num_threads(cores)
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #fc62f8a5
-def _stored(v, dtype, names, encoder): # vectors in the stored type, checked
-    bad = ~np.isfinite(v).all(1)
+def _stored(vectors, dtype, names, encoder): # vectors in the stored type, checked
+    bad = ~np.isfinite(vectors).all(1)
     if bad.any():
         raise UserError(f"{encoder} makes of {names[bad.argmax()]!r} a vector with NaN or "
                         "infinity; check its weights, its precision and its preprocessing")
-    most = np.abs(v).max(1)
+    most = np.abs(vectors).max(1)
     if dtype == "float16" and most.max() > 65504:
         raise UserError(f"{encoder} makes of {names[most.argmax()]!r} a vector with "
                         f"{most.max():.4g} in it, and float16 ends at 65504: store the vectors "
                         "with dtype float32")
-    return v.astype(dtype)
+    return vectors.astype(dtype)
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a18
 def embed(
@@ -180,30 +181,30 @@ def embed(
     and for too many corrupt images."""
     _check(encoder, dtype, engine)
     make = partial(load, encoder) if isinstance(encoder, str) else encoder
-    e = encoder if isinstance(encoder, Encoder) else make()
+    loaded = encoder if isinstance(encoder, Encoder) else make()
     images = corpus() if callable(corpus) else corpus
-    job, settings = _job(e, images, size, dtype, draft, batch)
+    job, settings = _job(loaded, images, size, dtype, draft, batch)
     start, folder = time.time(), Path(folder)
     inputs = dict(corpus=fingerprint(images))
     if up_to_date(folder, settings, inputs): return folder
     key = content_hash([settings, inputs])
     job = replace(job, parts=_parts_folder(folder, key))
     _forget_mended(job)
-    done = sum(b - a for _, a, b in _parts(job))
-    with Progress(f"embedding {e.card.name}", job.n, done) as bar:
+    done = sum(end - first for _, first, end in _parts(job))
+    with Progress(f"embedding {loaded.card.name}", job.n, done) as bar:
         count = _counter(job, bar, max_faults)
-        if engine == "ray": _on_ray(make, e.card, job, corpus, workers, count)
-        else: _locally(e, job, flush, count)
-    return _seal(e.card, job, folder, settings, inputs, start)
+        if engine == "ray": _on_ray(make, loaded.card, job, corpus, workers, count)
+        else: _locally(loaded, job, flush, count)
+    return _seal(loaded.card, job, folder, settings, inputs, start)
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a35
 def _locally(encoder, job, flush, count): # write a part every `flush` seconds
     todo, made, saved, written = job.todo(), [], time.time(), None
     with ThreadPoolExecutor(1) as writer: # while the next batch computes
-        for a, following, part in zip(todo, [*todo[1:], None], _vectors(encoder, job, todo)):
-            if not made: first = a
-            end = min(job.n, a + job.batch)
-            made.append(part); count(end - a, part.faults)
+        for row, following, part in zip(todo, [*todo[1:], None], _vectors(encoder, job, todo)):
+            if not made: first = row
+            end = min(job.n, row + job.batch)
+            made.append(part); count(end - row, part.faults)
             if following != end or time.time() - saved >= flush:
                 if written: written.result()
                 written = writer.submit(_write_part, job, first, end, made)
@@ -244,7 +245,7 @@ def _parts_folder(folder, key): # folder of the parts; parts of other settings a
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #6deafbda
 def _counter(job, bar, most):
-    bad = [f for path, *_ in _parts(job) for f in _faults(path)]
+    bad = [fault for path, *_ in _parts(job) for fault in _faults(path)]
     def count(rows, faults):
         bar.add(rows); bad.extend(faults)
         if len(bad) > most * max(job.n, MIN_SAMPLES_FOR_LIMIT):
@@ -259,14 +260,14 @@ def _few(bad): return "; ".join(f"{item} ({why})" for _, item, why in bad[:3])
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a20
 def _seal(card, job, folder, settings, inputs, start):
-    bad = [f for path, *_ in _parts(job) for f in _faults(path)]
+    bad = [fault for path, *_ in _parts(job) for fault in _faults(path)]
     if len(bad) == job.n:
         raise UserError(f"none of {job.n:,} images can be decoded: {_few(bad)}")
     zeros = _join(job, folder / "vectors.npy", job.n - len(bad))
-    keep = [c for c in job.corpus.column_names if c not in ("image", "captions")]
+    keep = [column for column in job.corpus.column_names if column not in ("image", "captions")]
     facts = job.corpus.select_columns(keep).with_format("arrow")
     # each selected row is a chunk of kilobytes until the chunks are combined
-    items = pa.concat_tables(t.combine_chunks() for t in facts.iter(1000)).to_pandas()
+    items = pa.concat_tables(table.combine_chunks() for table in facts.iter(1000)).to_pandas()
     if bad: items = items.drop(index=[row for row, *_ in bad]).reset_index(drop=True)
     with atomic_write(folder / "items.parquet") as tmp: items.to_parquet(tmp)
     write_json(folder / "card.json", asdict(card))
@@ -282,16 +283,16 @@ def _seal(card, job, folder, settings, inputs, start):
 # %% ../../nbs/library/encoders/08_extraction.ipynb #520bda83
 def _join(job, path, kept): # join the parts; number of zero vectors
     found, out, at, zeros = _parts(job), None, 0, 0
-    if [a for _, a, _ in found] + [job.n] != [0] + [b for *_, b in found]:
+    if [first for _, first, _ in found] + [job.n] != [0] + [end for *_, end in found]:
         raise UserError(f"the parts in {job.parts} do not fit together: remove that folder and "
                         "start again")
     with atomic_write(path) as tmp:
-        for p, *_ in found:
-            with np.load(p) as z: v = z["vectors"]
-            if not len(v): continue
-            if out is None: out = _allocate(tmp, job.dtype, (kept, v.shape[1]))
-            out[at:at + len(v)] = v
-            at += len(v); zeros += int((~v.any(1)).sum())
+        for part, *_ in found:
+            with np.load(part) as archive: vectors = archive["vectors"]
+            if not len(vectors): continue
+            if out is None: out = _allocate(tmp, job.dtype, (kept, vectors.shape[1]))
+            out[at:at + len(vectors)] = vectors
+            at += len(vectors); zeros += int((~vectors.any(1)).sum())
         out.flush(); del out
     return zeros
 
@@ -300,7 +301,8 @@ def _skipped(path, bad): # write the list of corrupt images; its name, if there 
     path.unlink(missing_ok=True)
     if not bad: return []
     with atomic_write(path) as tmp:
-        pd.DataFrame([f[1:] for f in bad], columns=["item_id", "reason"]).to_csv(tmp, index=False)
+        pd.DataFrame([fault[1:] for fault in bad],
+                     columns=["item_id", "reason"]).to_csv(tmp, index=False)
     return [path.name]
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a26
@@ -316,25 +318,27 @@ class _Worker: # returns a UserError instead of raising it: Ray would wrap the e
         self.job = replace(job, corpus=corpus() if callable(corpus) else corpus)
 
     def __call__(self, spans: dict) -> dict:
-        done = [self._make(int(a), int(b)) for a, b in zip(spans["start"], spans["stop"])]
-        return dict(rows=spans["stop"] - spans["start"], said=[json.dumps(d) for d in done])
+        done = [self._make(int(first), int(end))
+                for first, end in zip(spans["start"], spans["stop"])]
+        return dict(rows=spans["stop"] - spans["start"],
+                    said=[json.dumps(outcome) for outcome in done])
 
-    def _make(self, a, b):
-        path = _name(self.job, a, b)
+    def _make(self, first, end):
+        path = _name(self.job, first, end)
         if not path.exists(): # otherwise this is a retry
-            rows = range(a, b, self.job.batch)
-            try: _write_part(self.job, a, b, list(_vectors(self.encoder, self.job, rows)))
-            except UserError as e: return dict(error=str(e))
+            rows = range(first, end, self.job.batch)
+            try: _write_part(self.job, first, end, list(_vectors(self.encoder, self.job, rows)))
+            except UserError as error: return dict(error=str(error))
         return dict(faults=_faults(path))
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #ed307888
 def _spans(job): # adjacent batches of `_ROWS_PER_PART` rows at most
     out = []
-    for a in job.todo():
-        end = min(job.n, a + job.batch)
-        if out and out[-1]["stop"] == a and end - out[-1]["start"] <= _ROWS_PER_PART:
+    for row in job.todo():
+        end = min(job.n, row + job.batch)
+        if out and out[-1]["stop"] == row and end - out[-1]["start"] <= _ROWS_PER_PART:
             out[-1]["stop"] = end
-        else: out.append(dict(start=a, stop=end))
+        else: out.append(dict(start=row, stop=end))
     return out
 
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a27

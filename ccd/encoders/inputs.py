@@ -41,16 +41,16 @@ def open_source(source, settings): # the corpus, and the images that could not b
     from ccd.data.images import LoadResult, load_hf_dataset
     from ccd.data.shards import load_shards
     from ccd.data import images as data_images
-    w, (kind, _, rest) = settings.data, source.partition(":")
+    data, (kind, _, rest) = settings.data, source.partition(":")
     own = dict(gallery=single_drawings, signs=word_images, scenes=partial(scenes, split="test"))
-    if (name := stored_image_set(source)) in own: return LoadResult(own[name](w), ())
+    if (name := stored_image_set(source)) in own: return LoadResult(own[name](data), ())
     if kind == "hf": return load_hf_dataset(rest)
     if kind == "shards": return load_shards(rest)
     return _sorted(data_images.load_folder(rest if kind == "folder" else source))
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #238b1a29
 def _sorted(found): # use folders within a folder of images as categories
-    inside = [Path(i).parent.as_posix() for i in found.corpus["item_id"][:]]
+    inside = [Path(item_id).parent.as_posix() for item_id in found.corpus["item_id"][:]]
     if not 1 < len(set(inside)) <= len(inside) // 2: return found
     return found._replace(corpus=found.corpus.add_column("category", inside))
 
@@ -68,12 +68,13 @@ def embed_images(
     Raises `UserError` for unknown names."""
     from ccd.encoders.embeddings import load_embeddings
     from ccd.encoders.extraction import embed
-    e = load_encoder(encoder, settings)
+    loaded = load_encoder(encoder, settings)
     corpus = _open_images(source, settings) if corpus is None else corpus
-    size = None if e.fit else max(settings.data.size, e.card.size)
+    size = None if loaded.fit else max(settings.data.size, loaded.card.size)
     claim_folder(folder, dict(encoder=encoder, images=stored_image_set(source), size=size))
     # each worker loads the encoder
-    make = partial(load_encoder, encoder, settings) if embed_kwargs.get("engine") == "ray" else e
+    make = (partial(load_encoder, encoder, settings) if embed_kwargs.get("engine") == "ray"
+            else loaded)
     return load_embeddings(embed(make, corpus, folder, size, **embed_kwargs))
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #6c001e7a
@@ -93,7 +94,7 @@ class EncoderPair:
     keys: dict = field(default_factory=dict) # name -> hash of vectors and items
 
     @property
-    def two(self): return [self.vectors[n] for n in self.names]
+    def two(self): return [self.vectors[name] for name in self.names]
 
     @property
     def items(self) -> pd.DataFrame: return self.two[0].items
@@ -105,13 +106,14 @@ class EncoderPair:
         return Image.fromarray(center_crop(self.corpus[int(row)]["image"].convert("RGB"), size))
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #5b6cd67b
-def _roles(a, b, seed_replicate_a, seed_replicate_b, baselines): # role -> name of the encoder
-    wanted = dict(a=a, b=b)
+# role -> name of the encoder
+def _roles(encoder_a, encoder_b, seed_replicate_a, seed_replicate_b, baselines):
+    wanted = dict(a=encoder_a, b=encoder_b)
     if seed_replicate_a: wanted["reference_a"] = seed_replicate_a
     if seed_replicate_b: wanted["reference_b"] = seed_replicate_b
-    start = shared_init_spec(a, b)
-    for k, spec in enumerate([*baselines, start] if start else baselines):
-        wanted[f"beside_{k}"] = spec
+    start = shared_init_spec(encoder_a, encoder_b)
+    for index, spec in enumerate([*baselines, start] if start else baselines):
+        wanted[f"beside_{index}"] = spec
     return wanted
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #2ab918c3
@@ -134,12 +136,15 @@ def embed_pair(
         wanted = {role: spec for role, spec in wanted.items() if spec.startswith("npy:")}
     embedded, keys, tables = {}, {}, [] # role -> Embeddings; role -> hash
     for role, spec in wanted.items():
-        e, keys[role] = _vectors(spec, source, settings, out / "vectors" / role, corpus,
+        embeddings, keys[role] = _vectors(spec, source, settings, out / "vectors" / role, corpus,
                                  embed_kwargs)
-        embedded[role] = replace(e, items=_held_once(e.items, tables))
-    names = _names({role: e.card for role, e in embedded.items()}, wanted) # role -> display name
-    found, lost, doubts = _common({names[role]: e for role, e in embedded.items()})
-    skipped = [e.skipped for e in embedded.values() if e.skipped is not None]
+        embedded[role] = replace(embeddings, items=_held_once(embeddings.items, tables))
+    # role -> display name
+    names = _names({role: embeddings.card for role, embeddings in embedded.items()}, wanted)
+    found, lost, doubts = _common({names[role]: embeddings
+                                   for role, embeddings in embedded.items()})
+    skipped = [embeddings.skipped
+               for embeddings in embedded.values() if embeddings.skipped is not None]
     skipped = pd.concat([pd.DataFrame(columns=["item_id", "reason"]), *skipped])
     lost = pd.concat([skipped, lost[~lost.item_id.isin(skipped.item_id)]], ignore_index=True)
     if corpus is not None: corpus = _rows(corpus, found[names["a"]].items)
@@ -158,12 +163,12 @@ def shared_init_spec(
     from ccd.encoders.names import parse_encoder_spec
     from ccd.encoders.trained import find_release
     begun = []
-    if any(s.startswith("npy:") for s in (a, b)): return "" # a path may contain a #
+    if any(spec.startswith("npy:") for spec in (a, b)): return "" # a path may contain a #
     for kind, name, _ in map(parse_encoder_spec, (a, b)):
         about = Path(find_release(name) or name) / "encoder.json" if kind == "ccd" else None
         begun.append(read_json(about)["control"] if about and about.exists() else None)
-    same = (begun[0] and begun[1]
-            and all(begun[0][k] == begun[1][k] for k in ("vit", "seed", "mean", "std")))
+    same = (begun[0] and begun[1] and all(begun[0][setting] == begun[1][setting]
+                    for setting in ("vit", "seed", "mean", "std")))
     return f"first:{a}" if same else ""
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #19b4e609
@@ -179,7 +184,8 @@ def load_encoder(spec, settings): # by name, or the random initialization of a r
     _, name, options = parse_encoder_spec(rest)
     file = Path(find_release(name) or name) / "encoder.json"
     control = from_plain_dict(Control, read_json(file)["control"], file)
-    said = ",".join(f"{k}={v}" for k, v in options.items() if k != "precision")
+    said = ",".join(f"{option}={value}"
+                    for option, value in options.items() if option != "precision")
     return load(f"random:{control.seed}" + f"#{said}" * bool(said), control)
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #6d8af907
@@ -194,7 +200,7 @@ def check_known(spec, settings):
         return
     kind = parse_encoder_spec(spec)[0]
     if (kind not in ("hf", "timm", "open_clip")
-        and not any(k.startswith(f"{kind}:") for k in PUBLISHED)):
+        and not any(known.startswith(f"{kind}:") for known in PUBLISHED)):
         load_encoder(spec, settings)
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #a2c908ad
@@ -203,28 +209,29 @@ def _vectors(spec, source, settings, folder, corpus, how): # Embeddings, and a h
     if not spec.startswith("npy:"):
         return embed_images(spec, source, settings, folder, corpus, **how), outputs_hash(folder)
     path = user_path(spec.removeprefix("npy:"))
-    e = load_vectors(path)
+    embeddings = load_vectors(path)
     # labels too: they may be corrected later
-    table = pd.util.hash_pandas_object(e.items.astype(str), index=False).tolist()
-    return (e,
-            content_hash([file_hash(path / "vectors.npy") if path.is_dir() else e.card["revision"],
-                          table]))
+    table = pd.util.hash_pandas_object(embeddings.items.astype(str), index=False).tolist()
+    return (embeddings, content_hash([file_hash(path / "vectors.npy") if path.is_dir()
+                          else embeddings.card["revision"], table]))
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #f4052597
 def _held_once(items, tables): # keep one copy of equal tables of items
-    same = next((t for t in tables if t.equals(items)), None)
+    same = next((table for table in tables if table.equals(items)), None)
     if same is None: tables.append(items)
     return items if same is None else same
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #2f78dfd4
 def _names(cards, specs): # display name of each encoder, unique
-    named = {k: "raw pixels" if specs[k].startswith("pixels:") else c["name"]
-             for k, c in cards.items()}
-    twice = {n for n in named.values() if list(named.values()).count(n) > 1}
+    named = {role: "raw pixels" if specs[role].startswith("pixels:") else card["name"]
+             for role, card in cards.items()}
+    twice = {name for name in named.values() if list(named.values()).count(name) > 1}
     more = dict(a="A", b="B", reference_a="another seed", reference_b="another seed of B")
-    out = {k: f"{n} ({more.get(k, specs[k])})" if n in twice else n for k, n in named.items()}
-    for k, n in named.items(): # A and B keep their own names if only their references share them
-        if k in "ab" and n in twice and named["a"] != named["b"]: out[k] = n
+    out = {role: f"{name} ({more.get(role, specs[role])})" if name in twice else name
+           for role, name in named.items()}
+    # A and B keep their own names if only their references share them
+    for role, name in named.items():
+        if role in "ab" and name in twice and named["a"] != named["b"]: out[role] = name
     return out
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #acc55479
@@ -233,34 +240,37 @@ def _common(found):
     from ccd.encoders.embeddings import align
     first, *rest = found
     lost = []
-    for n in rest:
-        both = align(found[first], found[n])
-        lost += ([(i, f"no vector by {n}") for i in both.only_a]
-                 + [(i, f"no vector by {first}") for i in both.only_b])
+    for name in rest:
+        both = align(found[first], found[name])
+        lost += ([(item_id, f"no vector by {name}") for item_id in both.only_a]
+                 + [(item_id, f"no vector by {first}") for item_id in both.only_b])
         found[first] = both.a
-    for n in rest: found[n] = align(found[first], found[n]).b
+    for name in rest: found[name] = align(found[first], found[name]).b
     items, doubts, whose = found[first].items, [], {}
-    for n, e in found.items():
-        doubts += [_contradiction(c, items, e.items[c], whose.get(c, first), n)
-                   for c in (*_LABELS, "family") if c in items and c in e.items]
-        new = [c for c in e.items if c not in items]
-        items, whose = (items.assign(**{c: e.items[c].values for c in new}),
-                        whose | dict.fromkeys(new, n))
-    found = {n: replace(e, items=items) for n, e in found.items()}
+    for name, embeddings in found.items():
+        doubts += [_contradiction(column, items, embeddings.items[column], whose.get(column, first),
+                                  name) for column in (*_LABELS, "family") if column in items
+                   and column in embeddings.items]
+        new = [column for column in embeddings.items if column not in items]
+        items, whose = (items.assign(**{column: embeddings.items[column].values for column in new}),
+                        whose | dict.fromkeys(new, name))
+    found = {name: replace(embeddings, items=items) for name, embeddings in found.items()}
     if lost:
         warnings.warn(f"{len(lost)} items are not in all encoders and are left out; see "
                       "left_out.csv")
     doubts = list(filter(None, doubts))
-    for d in doubts: warnings.warn(d)
+    for doubt in doubts: warnings.warn(doubt)
     return found, pd.DataFrame(lost, columns=["item_id", "reason"]), doubts
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #d362972a
 def _contradiction(column, items, other, whose, by): # a sentence; "" where both tables agree
     from ccd.report.tables import label_text
     if np.array_equal(items[column].values, other.values): return ""
-    one, two = (np.array([label_text(v) for v in x], object) for x in (items[column], other))
+    one, two = (np.array([label_text(value) for value in values], object)
+                for values in (items[column], other))
     apart = np.flatnonzero(one != two)
-    some = "; ".join(f"{items.item_id.iloc[k]}: {one[k]!r} and {two[k]!r}" for k in apart[:3])
+    some = "; ".join(f"{items.item_id.iloc[row]}: {one[row]!r} and {two[row]!r}"
+                     for row in apart[:3])
     return "" if not len(apart) else (f"{column} of {len(apart):,} of {len(items):,} items differ "
                                       f"between the table of {whose} and that of {by} ({some}): "
                                       f"the values of {whose} are used")
@@ -280,5 +290,5 @@ _LABELS = ("concept", "category", "subcategory", "word", "style", "ground_color"
 
 def usable_labels(items: pd.DataFrame) -> list[str]:
     "Return the factors of the items in which some images differ and some agree."
-    known = [c for c in _LABELS if c in items]
-    return [c for c in known if 1 < items[c].nunique() < items[c].notna().sum()]
+    known = [column for column in _LABELS if column in items]
+    return [column for column in known if 1 < items[column].nunique() < items[column].notna().sum()]

@@ -7,11 +7,14 @@ __all__ = ['load']
 
 # %% ../../nbs/library/encoders/06_loading.ipynb #d64bac9a
 from dataclasses import replace
+from functools import lru_cache
 from ..files import UserError
-from ..settings import Control
+from ..settings import Control, DataSettings
+from ..data.corpora import ImageDecoder, open_corpus
 from .base import Encoder, FeatureSpec, _DTYPES
 from .preprocessing import refitted
-from .baselines import color_histogram, random_vit, raw_pixels
+from .baselines import (color_histogram, fit_patch_dictionary, hog_features,
+                                    patch_features, random_vit, raw_pixels)
 from .names import PUBLISHED, parse_encoder_spec
 from .trained import _load_run, _number, find_release
 from .adapters.transformers import hf_encoder
@@ -30,7 +33,7 @@ def _published_encoder(
     Raises `UserError` for an unknown name."""
     key, _, asked = name.partition("@")
     if key not in PUBLISHED:
-        family = [k for k in PUBLISHED if k.startswith(key.partition(":")[0] + ":")]
+        family = [known for known in PUBLISHED if known.startswith(key.partition(":")[0] + ":")]
         raise UserError(f"no published encoder {key!r}: expected one of {', '.join(family)}")
     about = PUBLISHED[key]
     return hf_encoder(about.repo + (f"@{asked}" if asked else ""), tap, options, precision, about,
@@ -44,19 +47,46 @@ def _take_feature(options): # the feature that the options ask for, whose option
         if option in options: values[field] = options.pop(option)
     return FeatureSpec(**values)
 
-# %% ../../nbs/library/encoders/06_loading.ipynb #6cfed5f1
-_OWN_KINDS = ("ccd", "random", "pixels", "colors")
+# %% ../../nbs/library/encoders/06_loading.ipynb #8d88a397
+_DICTIONARY_IMAGES = 2_000 # at most; of the training split
 
-def _own_encoder(spec, kind, name, tap, precision, control): # kind: one of `_OWN_KINDS`
-    if kind == "ccd": return _load_run(find_release(name) or name, tap, precision)
+@lru_cache(maxsize=4)
+def _patch_dictionary(k, size, source): # source: as of `DataSettings`
+    corpus = open_corpus(DataSettings(source=source, scenes=_DICTIONARY_IMAGES)).corpus
+    step = -(-len(corpus) // _DICTIONARY_IMAGES)
+    images = ImageDecoder(corpus, size)[range(0, len(corpus), step)] # [n, 3, size, size]
+    return fit_patch_dictionary(images.transpose(0, 2, 3, 1), k)
+
+# %% ../../nbs/library/encoders/06_loading.ipynb #a27869e3
+# kind of a baseline -> its options
+_HANDMADE = {"pixels": (), "colors": (), "hog": ("size",), "hog-colors": ("size",),
+             "patches": ("size", "images")}
+
+def _handmade_encoder(spec, kind, name, options, size): # kind: key of `_HANDMADE`
+    takes = _HANDMADE[kind]
+    if not takes and options:
+        raise UserError(f"encoder {spec!r}: {kind} have one vector and no options")
+    if set(options) - set(takes):
+        known = " and ".join(f"{option}=" for option in takes)
+        raise UserError(f"encoder {spec!r}: {kind} takes {known} and no other option")
+    size = options.get("size", size)
     if kind == "pixels": return raw_pixels(_number(spec, name or "16", 1))
     if kind == "colors": return color_histogram(_number(spec, name or "8", 1))
+    if kind != "patches":
+        return hog_features(_number(spec, name or "8", 2), size, kind == "hog-colors")
+    k, source = _number(spec, name or "400", 1), options.get("images", "emoji")
+    return patch_features(_patch_dictionary(k, size, source), size, f"k-means, images of {source}")
+
+# %% ../../nbs/library/encoders/06_loading.ipynb #6cfed5f1
+def _own_encoder(spec, kind, name, tap, precision, control): # kind: ccd or random
+    if kind == "ccd": return _load_run(find_release(name) or name, tap, precision)
     return random_vit(replace(control, seed=_number(spec, name or "0")), tap, precision)
 
 # %% ../../nbs/library/encoders/06_loading.ipynb #f2b8106a
 def load(
     spec: str, # name of an encoder: KIND:NAME#option=value,…
-    control: Control = Control(), # settings of a random-init ViT (`random:SEED`)
+    # settings of a random-init ViT (`random:SEED`), and input size of HOG and patches
+    control: Control = Control(),
     precision: str = "fp32", # precision of the weights, where the name has no such option
 ) -> Encoder:
     """Load an encoder by name.
@@ -64,6 +94,10 @@ def load(
     Raises `UserError` for an unknown name or option, and for a feature that the encoder does not
     have."""
     kind, name, options = parse_encoder_spec(spec)
+    if kind in _HANDMADE:
+        return _handmade_encoder(spec, kind, name, options, control.vit.image_size)
+    if "images" in options:
+        raise UserError(f"encoder {spec!r}: images= is an option of patches:K alone")
     tap = _take_feature(options)
     precision = options.pop("precision", precision)
     if precision not in _DTYPES: raise UserError(f"precision {precision!r}: expected fp32 or bf16")
@@ -72,14 +106,12 @@ def load(
         if not name:
             raise UserError(f"encoder {spec!r} has no name: expected {kind}:NAME or {kind}:FOLDER")
         return foreign[kind](name, tap, options, precision)
-    if any(k.startswith(f"{kind}:") for k in PUBLISHED):
+    if any(known.startswith(f"{kind}:") for known in PUBLISHED):
         return _published_encoder(f"{kind}:{name}", tap, options, precision)
-    if kind not in _OWN_KINDS:
+    if kind not in ("ccd", "random"):
         raise UserError(f"unknown encoder {spec!r}: expected ccd:FOLDER, hf:NAME, timm:NAME, "
                         "open_clip:ARCH/TAG, paper:NAME, webssl:NAME, dinov2:NAME, random:SEED, "
-                        "pixels:SIZE or colors:BINS")
-    if kind in ("pixels", "colors") and "#" in spec:
-        raise UserError(f"encoder {spec!r}: {kind} have one vector and no options")
+                        "pixels:SIZE, colors:BINS, hog:CELL, hog-colors:CELL or patches:K")
     way = options.pop("fit", "crop")
     own_options = ("feature", "layer", "final_norm", "n_last_blocks", "resize", "precision")
     if options:

@@ -33,6 +33,8 @@ def _color(known):
 
 # %% ../../nbs/library/encoders/04_names.ipynb #90dbb30b
 WAYS = ("crop", "squash", "pad") # ways to make an image square
+
+# %% ../../nbs/library/encoders/04_names.ipynb #9a77ca97
 _SPEC_OPTIONS = dict( # name -> parser of the value, expected values
     feature=(_one_of("cls", "pooled", "cls+pooled", "projected"),
              "cls, pooled or projected, or cls+pooled"),
@@ -44,7 +46,8 @@ _SPEC_OPTIONS = dict( # name -> parser of the value, expected values
     interpolation=(_one_of(*RESAMPLING), ", ".join(RESAMPLING)),
     mean=(_color(_MEANS), "imagenet, clip, half or three numbers such as 0.5/0.5/0.5"),
     std=(_color(_STDS), "imagenet, clip, half or three numbers such as 0.5/0.5/0.5"),
-    precision=(_one_of(*_DTYPES), "fp32 or bf16"))
+    precision=(_one_of(*_DTYPES), "fp32 or bf16"),
+    images=(lambda text: text or None, "a data source, as of --data.source"))
 
 # %% ../../nbs/library/encoders/04_names.ipynb #5d0c72c1
 # option -> argument
@@ -58,7 +61,9 @@ def current_spec(
     "Return the name of an encoder with the current names of its options."
     new, (head, sign, tail) = renamed("encoder", "spec"), spec.partition("#")
     parts = [part.partition("=") for part in tail.split(",")]
-    return head + sign + ",".join(new.get(k + s + v) or new.get(k, k) + s + v for k, s, v in parts)
+    return (head + sign
+            + ",".join(new.get(option + equals + value) or new.get(option, option) + equals + value
+                       for option, equals, value in parts))
 
 # %% ../../nbs/library/encoders/04_names.ipynb #8f59c8ef
 def parse_encoder_spec(
@@ -107,8 +112,8 @@ def _webssl(name, revision=None, network="Dinov2Model"):
     squash, crop = (ImageTransform(int(side), squash=True),
                     dict(crop=ImageTransform(224, 256)) if side == "224" else {})
     return _PublishedEncoder(f"facebook/webssl-{name}", network,
-                     f"{family}, {next(v for k, v in data.items() if k in name)}", revision,
-                             "CC-BY-NC-4.0",
+                     f"{family}, {next(text for subset, text in data.items() if subset in name)}",
+                             revision, "CC-BY-NC-4.0",
                      crop | dict(squash=squash), "crop: its README; squash: its demo")
 
 # %% ../../nbs/library/encoders/04_names.ipynb #90b619d1
@@ -144,8 +149,8 @@ PUBLISHED = {
     "webssl:dino-3b-light": _webssl("dino3b-light2b-224",
                                     "4d0160f60673805431f4ad14983e712ed88be5b8"),
     "webssl:dino-3b-heavy": _webssl("dino3b-heavy2b-224"),
-    **{f"webssl:mae-{n}": _webssl(f"mae{n}-full2b-224", network="ViTModel")
-       for n in ("300m", "700m", "1b", "2b", "3b")},
+    **{f"webssl:mae-{size}": _webssl(f"mae{size}-full2b-224", network="ViTModel")
+       for size in ("300m", "700m", "1b", "2b", "3b")},
     "dinov2:small": _dinov2("small", "ed25f3a31f01632728cabb09d1542f84ab7b0056"),
     "dinov2:base": _dinov2("base", "f9e44c814b77203eaa57a6bdbbd535f21ede1415"),
     "dinov2:large": _dinov2("large", "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c"),
@@ -179,8 +184,8 @@ def _record(repo, commit):
     kept = _recorded()
     if repo in kept: return
     try: write_json(_lock_file(), kept | {repo: commit})
-    except OSError as e:
-        _say(f"{repo}: revision {commit} is not recorded ({e}): name a file in CCD_LOCK")
+    except OSError as error:
+        _say(f"{repo}: revision {commit} is not recorded ({error}): name a file in CCD_LOCK")
     else: _say(f"{repo}: revision {commit} recorded in {_lock_file()}")
 
 # %% ../../nbs/library/encoders/04_names.ipynb #e7cf44bb

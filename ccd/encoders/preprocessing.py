@@ -15,7 +15,7 @@ from .base import Encoder
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #6ed70adf
 _THIN = 8 # ratio of longer to shorter side above which an image is cropped before it is resized
-RESAMPLING = {f.name.lower(): f for f in Image.Resampling}
+RESAMPLING = {method.name.lower(): method for method in Image.Resampling}
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #2c8c9c85
 @dataclass(frozen=True)
@@ -48,24 +48,25 @@ class ImageTransform:
         "Return the input pixels of the encoder."
         if self.pad: im = _padded(im, self.pad)
         to = self.resized(im.size)
-        half = (lambda v: round(v / 2)) if self.even else (lambda v: v // 2)
-        x, y = (half(side - self.size) for side in to)
-        box = (x, y, x + self.size, y + self.size)
+        half = (lambda margin: round(margin / 2)) if self.even else (lambda margin: margin // 2)
+        left, top = (half(side - self.size) for side in to)
+        box = (left, top, left + self.size, top + self.size)
         thin = max(to) > _THIN * (self.shorter or self.size)
         return np.array((_thin_middle if thin else _middle)(im, to, box, RESAMPLING[self.filter]))
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         "Return width and height before the center crop, px."
-        (w, h), n = size, self.shorter or self.size
-        long = int(n * max(w, h) / min(w, h)) # both libraries truncate
-        return (n, n) if self.squash or w == h else (n, long) if w < h else (long, n)
+        (width, height), short = size, self.shorter or self.size
+        long = int(short * max(width, height) / min(width, height)) # both libraries truncate
+        return ((short, short) if self.squash or width == height else (short, long)
+                if width < height else (long, short))
 
     def __str__(self):
-        n, s = self.shorter or self.size, self.size
-        cut = f", the middle {s} px cut out" if n > s or self.way == "crop" else ""
+        short, size = self.shorter or self.size, self.size
+        cut = f", the middle {size} px cut out" if short > size or self.way == "crop" else ""
         side = dict(crop="shorter side", squash="both sides",
                     pad=f"padded to a square with {self.pad}, both sides")
-        return f"{side[self.way]} to {n} px, {self.filter}{cut}"
+        return f"{side[self.way]} to {short} px, {self.filter}{cut}"
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #a8bccc63
 def _middle(im, to, box, resample): # resize, then crop a box
@@ -73,9 +74,9 @@ def _middle(im, to, box, resample): # resize, then crop a box
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #57bd8af4
 def _thin_middle(im, to, box, resample): # the same, but only the cropped part is resized
-    x, y, right, bottom = box
-    own = [v * side / new for v, side, new in zip(box, im.size * 2, to * 2)]
-    return im.resize((right - x, bottom - y), resample, own)
+    left, top, right, bottom = box
+    own = [edge * side / new for edge, side, new in zip(box, im.size * 2, to * 2)]
+    return im.resize((right - left, bottom - top), resample, own)
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #cc883ca1
 _LONGEST = 4096 # largest side of a padded square, px: 50 MB
@@ -99,7 +100,7 @@ def _pad_color(mean: tuple) -> tuple[int, int, int]: # 0..255
     nearly zero.
 
     Source: LLaVA-1.5's code."""
-    return tuple(int(255 * m) for m in mean)
+    return tuple(int(255 * channel) for channel in mean)
 
 # %% ../../nbs/library/encoders/02_preprocessing.ipynb #ea349573
 def refitted(e: Encoder, resize: str) -> Encoder:
@@ -121,18 +122,20 @@ def _resolve_preprocessing(
     """Return the preprocessing of an encoder.
 
     Raises `UserError` where neither configuration nor options specify a value."""
-    o = {k: options[k] for k in ("fit", "size", "shorter", "filter", "mean", "std") if k in options}
-    lacks = [k for k in ("fit", "size", "filter", "mean", "std") if k not in o]
+    chosen = {option: options[option]
+              for option in ("fit", "size", "shorter", "filter", "mean", "std")
+              if option in options}
+    lacks = [option for option in ("fit", "size", "filter", "mean", "std") if option not in chosen]
     if found is None and lacks:
         raise UserError(f"the preprocessing of {name} is unknown: {why}. Add what its training "
                         f"used, such as {name}#resize=crop,size=224,shorter=256,"
                         "interpolation=bicubic,mean=imagenet,std=imagenet "
                         f"(missing: {', '.join(lacks)})")
-    fit, mean, std = found or (ImageTransform(o["size"]), None, None)
-    mean, std = tuple(o.get("mean", mean)), tuple(o.get("std", std))
-    size, way = o.get("size", fit.size), o.get("fit", fit.way)
+    fit, mean, std = found or (ImageTransform(chosen["size"]), None, None)
+    mean, std = tuple(chosen.get("mean", mean)), tuple(chosen.get("std", std))
+    size, way = chosen.get("size", fit.size), chosen.get("fit", fit.way)
     same_part = 0 if way not in ("crop", fit.way) else int(fit.shorter * size / fit.size)
-    fit = replace(fit, size=size, shorter=o.get("shorter", same_part), squash=way == "squash",
-                  filter=o.get("filter", fit.filter),
+    fit = replace(fit, size=size, shorter=chosen.get("shorter", same_part), squash=way == "squash",
+                  filter=chosen.get("filter", fit.filter),
                   pad=_pad_color(mean) if way == "pad" else None)
     return fit, mean, std

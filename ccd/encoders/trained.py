@@ -38,14 +38,15 @@ def _load_run(
     about = read_json(file := folder / "encoder.json")
     check_fields(about, file, ("name", "control", "training"))
     control = from_plain_dict(Control, about["control"], file)
-    weights = {k: v.float() for k, v in load_file(folder / "encoder.safetensors").items()}
+    weights = {key: tensor.float()
+               for key, tensor in load_file(folder / "encoder.safetensors").items()}
     projection = weights.pop("projection.weight", None)
     model = build_vit(control.vit)
     try: model.load_state_dict(weights)
-    except RuntimeError as e: # its second line names the mismatch
+    except RuntimeError as error: # its second line names the mismatch
         raise UserError(f"{folder / 'encoder.safetensors'} is not of the network that {file} "
-                        f"describes: {str(e).splitlines()[1].strip():.200}. Copy the whole run "
-                        "again, or train it") from e
+                        f"describes: {str(error).splitlines()[1].strip():.200}. Copy the whole run "
+                        "again, or train it") from error
     card = _card(about["name"], control, about["training"], weights_hash(model))
     if projection is not None: projection = projection.to(device())
     return make_encoder(_vit_adapter(_placed(model, precision), projection),
@@ -59,8 +60,8 @@ class TextEncoder:
 
     @torch.no_grad()
     def __call__(self, captions: list[str], batch: int = 256) -> Tensor: # [n, e] unit vectors
-        d, parts = device(), [captions[i:i + batch] for i in range(0, len(captions), batch)]
-        out = [self.tower(to_device(d, self.tower.tokenize(p))).float() for p in parts]
+        target, parts = device(), [captions[i:i + batch] for i in range(0, len(captions), batch)]
+        out = [self.tower(to_device(target, self.tower.tokenize(part))).float() for part in parts]
         return nn.functional.normalize(torch.cat(out), dim=1).cpu()
 
 # %% ../../nbs/library/encoders/05_trained.ipynb #817f634e
@@ -74,13 +75,14 @@ def load_run_text_encoder(
     run, file = read_manifest(folder)["settings"], Path(folder) / "manifest.json"
     check_run(run, file)
     if run["objective"] not in ("clip", "siglip"): return None
-    c = from_plain_dict(dict(clip=Clip, siglip=Siglip)[run["objective"]], run["own"], file)
-    tower = build_text(c.text, c.embed_dim).eval()
+    objective = from_plain_dict(dict(clip=Clip, siglip=Siglip)[run["objective"]], run["own"], file)
+    tower = build_text(objective.text, objective.embed_dim).eval()
     kept = sorted(Path(folder).glob("checkpoints/step-*"))
     if not kept: raise UserError(f"{folder} holds no checkpoint, so no text tower: a release "
                                  "brings the encoder alone; train the run to have both")
     state = load_file(kept[-1] / "model.safetensors")
-    own = {k.removeprefix("text."): v for k, v in state.items() if k.startswith("text.")}
+    own = {key.removeprefix("text."): tensor
+           for key, tensor in state.items() if key.startswith("text.")}
     missing = set(dict(tower.named_parameters())) - set(own) - frozen_names(tower)
     if missing: raise UserError(f"{folder} lacks {sorted(missing)[0]} of its text tower")
     tower.load_state_dict(own, strict=False)
@@ -99,13 +101,13 @@ _RELEASES = ("emoji", "emoji-small") # the best first
 def _homes(): # folders that may contain releases
     homes = [user_path(os.environ["CCD_RESULTS"])] if "CCD_RESULTS" in os.environ else [
         Path("results"), Path(__file__).resolve().parents[2] / "results"]
-    return [h / r / "encoders" for h in homes for r in _RELEASES]
+    return [home / release / "encoders" for home in homes for release in _RELEASES]
 
 # %% ../../nbs/library/encoders/05_trained.ipynb #c36bee69
 def list_releases() -> list[Path]: # run folders
     """Return the folders of all encoders released on the synthetic emoji dataset, the best
     release first."""
-    return [p.parent for home in _homes() for p in sorted(home.glob("*/encoder.safetensors"))]
+    return [path.parent for home in _homes() for path in sorted(home.glob("*/encoder.safetensors"))]
 
 # %% ../../nbs/library/encoders/05_trained.ipynb #46209745
 def find_release(
@@ -114,14 +116,15 @@ def find_release(
     """Return the best release of a recipe on the synthetic emoji dataset.
 
     Raises `UserError` where there is none."""
-    world, _, recipe = name.partition("/")
-    if world != "emoji" or Path(name).exists(): return None
+    data, _, recipe = name.partition("/")
+    if data != "emoji" or Path(name).exists(): return None
     run = (recipe if recipe.rpartition("-")[2].isdecimal() and recipe not in RECIPES
            else f"{recipe}-0")
     tried = [home / run for home in _homes()]
-    found = next((t for t in tried if (t / "encoder.safetensors").exists()), None)
+    found = next((folder for folder in tried if (folder / "encoder.safetensors").exists()), None)
     if found: return found
-    have = sorted({p.parent.name for t in tried for p in t.parent.glob("*/encoder.safetensors")})
+    have = sorted({path.parent.name for folder in tried
+                   for path in folder.parent.glob("*/encoder.safetensors")})
     raise UserError(f"no release of {name!r}: looked for {', '.join(map(str, tried))}. "
                     + (f"There are {', '.join(have)}" if have else
                        "Clone the repository, or name its results folder in CCD_RESULTS"))

@@ -38,8 +38,9 @@ def _default_baselines(
 ) -> list[str]: # names of the baselines that are not among the encoders
     """Return the untrained baselines: the random initialization of the first run among the
     encoders, or a random-init ViT; raw pixels."""
-    start = next(filter(None, (shared_init_spec(e, e) for e in encoders)), "random:0")
-    kinds = {e.partition(":")[0] for e in encoders}
+    start = next(filter(None, (shared_init_spec(encoder, encoder) for encoder in encoders)),
+                 "random:0")
+    kinds = {encoder.partition(":")[0] for encoder in encoders}
     return [start] * ("random" not in kinds) + ["pixels:16"] * ("pixels" not in kinds)
 
 # %% ../../nbs/library/probing/09_command.ipynb #1ed7b34a
@@ -77,44 +78,44 @@ def _run_probe(
 ) -> _ProbeRun:
     "Embed the images, fit the probes and predict; skip what is up to date."
     home = out / "vectors" / slug(spec)
-    e = {} # key -> Embeddings
+    vectors = {} # key -> Embeddings
     for key, corpus in corpora.items():
-        e[key] = embed_images(spec, key, settings, home / slug(key), corpus, **how)
-    items = {key: embeddings.items for key, embeddings in e.items()}
+        vectors[key] = embed_images(spec, key, settings, home / slug(key), corpus, **how)
+    items = {key: embeddings.items for key, embeddings in vectors.items()}
     asked = [task for dataset in datasets for task in tasks(dataset, items)]
     few_shot_draws = settings.analysis.few_shot_draws
     def make(tmp):
-        answers, paths = predict_probes(e, asked)
+        answers, paths = predict_probes(vectors, asked)
         answers.to_parquet(tmp / "answers.parquet")
         paths.to_csv(tmp / "paths.csv", index=False)
-        few_shot = few_shot_rows(e, asked, seeds=few_shot_draws)
+        few_shot = few_shot_rows(vectors, asked, seeds=few_shot_draws)
         few_shot.to_csv(tmp / "few_shot.csv", index=False)
         zero_shot, retrieval = _zero_shot_rows(spec, datasets[0], corpora, settings, out, **how)
         if len(zero_shot): zero_shot.to_csv(tmp / "zero_shot.csv", index=False)
         if len(retrieval): retrieval.to_csv(tmp / "retrieval.csv", index=False)
-        if protocols: _eval_protocols(e, asked).to_csv(tmp / "protocols.csv", index=False)
+        if protocols: _eval_protocols(vectors, asked).to_csv(tmp / "protocols.csv", index=False)
         if cuts > 1:
-            splits = _eval_val_splits(e, datasets, cuts)
+            splits = _eval_val_splits(vectors, datasets, cuts)
             if len(splits): splits.to_csv(tmp / "cuts.csv", index=False)
     asked_for = dict(tasks=[task.name for task in asked], protocols=protocols)
     if cuts > 1: asked_for["cuts"] = cuts
     asked_for |= dict(draws=settings.analysis.n_resamples, shot_draws=few_shot_draws)
-    inputs = {key: outputs_hash(home / slug(key)) for key in e}
+    inputs = {key: outputs_hash(home / slug(key)) for key in vectors}
     folder = cached_stage(out / "answers" / slug(spec) / slug(datasets[0]), asked_for, inputs, make)
-    return _ProbeRun(spec, next(iter(e.values())).card, asked, folder)
+    return _ProbeRun(spec, next(iter(vectors.values())).card, asked, folder)
 
 # %% ../../nbs/library/probing/09_command.ipynb #f4cb609b
 def display_names(
     cards: dict, # spec -> card
 ) -> dict: # spec -> display name, unique
     "Return display names of encoders: the names of their cards, made unique."
-    def seeded(spec, c):
-        seed = re.search(r"seed (\d+)$", c["training"])
+    def seeded(spec, card):
+        seed = re.search(r"seed (\d+)$", card["training"])
         return ("raw pixels" if spec.startswith("pixels:")
-                else c["name"] + (f" seed {seed[1]}" if seed and seed[1] != "0" else ""))
-    found = {spec: seeded(spec, c) for spec, c in cards.items()}
-    twice = {n for n in found.values() if list(found.values()).count(n) > 1}
-    return {spec: f"{n} ({spec})" if n in twice else n for spec, n in found.items()}
+                else card["name"] + (f" seed {seed[1]}" if seed and seed[1] != "0" else ""))
+    found = {spec: seeded(spec, card) for spec, card in cards.items()}
+    twice = {name for name in found.values() if list(found.values()).count(name) > 1}
+    return {spec: f"{name} ({spec})" if name in twice else name for spec, name in found.items()}
 
 # %% ../../nbs/library/probing/09_command.ipynb #ff55a2f2
 def _read_of_all(done, read, file): # a file of all runs as one table, with a column `encoder`
@@ -139,10 +140,12 @@ def _classification_tables(
         own = score_probes(answers[answers.encoder == name], paths[paths.encoder == name],
                            own_tasks, n_resamples)
         scores.append(own.assign(encoder=name))
-    differences = [compare_probes(answers, a, b, n_resamples) for a, b in combinations(done, 2)]
+    differences = [compare_probes(answers, one, other, n_resamples)
+                   for one, other in combinations(done, 2)]
     classes = []
-    for (name, task), t in answers.groupby(["encoder", "task"], sort=False):
-        classes.append(_per_class(t.label.values, t.linear.values).assign(encoder=name, task=task))
+    for (name, task), group in answers.groupby(["encoder", "task"], sort=False):
+        classes.append(_per_class(group.label.values,
+                                  group.linear.values).assign(encoder=name, task=task))
     first = next(iter(done.values())) # all encoders have the same tasks
     left = [task.left_out.assign(task=task.name) for run in first for task in run.tasks]
     tables = dict(accuracy=pd.concat(scores), differences=pd.concat(differences), paths=paths,
@@ -185,9 +188,10 @@ def _tables_stage(out, cards, probed, segmented, skipped, n_resamples):
     "Write all tables of a probe, unless they are up to date."
     names = display_names(cards)
     made = {run.folder: outputs_hash(run.folder) for runs in probed.values() for run in runs}
-    made |= {f: outputs_hash(f) for folders in segmented.values() for f in folders.values()}
+    made |= {folder: outputs_hash(folder) for folders in segmented.values()
+             for folder in folders.values()}
     own = dict(draws=n_resamples, names=names) | (dict(skipped=skipped) if skipped else {})
-    inputs = {str(folder.relative_to(out)): h for folder, h in made.items()}
+    inputs = {str(folder.relative_to(out)): digest for folder, digest in made.items()}
     cached_stage(out / "tables", own, inputs, partial(
         _write_tables, cards=cards, probed=probed, segmented=segmented, skipped=skipped,
         n_resamples=n_resamples))
@@ -195,10 +199,9 @@ def _tables_stage(out, cards, probed, segmented, skipped, n_resamples):
 # %% ../../nbs/library/probing/09_command.ipynb #5d0c7403
 def _write_tables(folder, cards, probed, segmented, skipped, n_resamples):
     names = display_names(cards)
-    found = {d: {names.get(encoder, encoder): read_segmentation(f)
-                 for encoder, f in folders.items()}
-             for d, folders in segmented.items()}
-    majority = {d: results.pop("majority") for d, results in found.items()}
+    found = {dataset: {names.get(encoder, encoder): read_segmentation(path)
+                 for encoder, path in folders.items()} for dataset, folders in segmented.items()}
+    majority = {dataset: results.pop("majority") for dataset, results in found.items()}
     labels = {}
     if any(probed.values()):
         runs = {name: probed[encoder] for encoder, name in names.items()}
@@ -212,7 +215,7 @@ def _write_tables(folder, cards, probed, segmented, skipped, n_resamples):
         if name == "differences": table = add_holm(table)
         if len(table): table.to_csv(folder / f"{name}.csv", index=False)
     rows = [dict(encoder=names[encoder], spec=encoder)
-            | card_row({k: v for k, v in card.items() if k != "name"})
+            | card_row({field: value for field, value in card.items() if field != "name"})
             for encoder, card in cards.items()]
     pd.DataFrame(rows).to_csv(folder / "encoders.csv", index=False)
 
@@ -233,16 +236,17 @@ def probe(
     require_own_folder(out / "tables")
     every = [*dict.fromkeys(encoders), *_default_baselines(encoders)]
     probed, skipped = {encoder: [] for encoder in every}, []
-    labeled = [d for d in datasets if d not in _SEGMENTATION_DATASETS]
+    labeled = [dataset for dataset in datasets if dataset not in _SEGMENTATION_DATASETS]
     for group in _group_by_source_dataset(labeled).values():
-        opened = {d: _open_dataset(d, settings) for d in group}
-        skipped += [(*row, d) for d, corpora in opened.items() for row in corpora.skipped]
-        corpora = {k: corpus for found in opened.values() for k, corpus in found.items()}
+        opened = {dataset: _open_dataset(dataset, settings) for dataset in group}
+        skipped += [(*row, dataset) for dataset, corpora in opened.items()
+                    for row in corpora.skipped]
+        corpora = {key: corpus for found in opened.values() for key, corpus in found.items()}
         for encoder in every:
             probed[encoder].append(_run_probe(encoder, group, corpora, settings, out, protocols,
                                               val_splits, **embed_kwargs))
-    segmented = {d: _run_segmentation_probes(every, d, settings, out)
-                 for d in datasets if d in _SEGMENTATION_DATASETS}
+    segmented = {dataset: _run_segmentation_probes(every, dataset, settings, out)
+                 for dataset in datasets if dataset in _SEGMENTATION_DATASETS}
     cards = _cards_of(every, probed, segmented)
     if encoders[0] not in cards:
         raise UserError(f"{encoders[0]} has none of the features that {join_words(datasets)} need: "
@@ -260,20 +264,22 @@ def _run_segmentation_probes(
 ) -> dict: # encoder -> folder of its Segmentation; `majority`: that of the baseline
     """Fit a segmentation head for each encoder; skip what is up to date. The raw-pixel baseline
     uses pixel patches."""
-    parts, v = segmentation_splits(dataset, settings), settings.control.vit
-    about = dict(about=parts[0].about, sizes=[len(p) for p in parts])
-    marks = {k: fingerprint(p.corpus) for k, p in zip(("train", "val", "test"), parts)}
-    def kept(s, more, make):
-        return cached_stage(out / "answers" / slug(s) / dataset, about | more, marks,
+    parts, vit = segmentation_splits(dataset, settings), settings.control.vit
+    about = dict(about=parts[0].about, sizes=[len(part) for part in parts])
+    marks = {split: fingerprint(part.corpus)
+             for split, part in zip(("train", "val", "test"), parts)}
+    def kept(name, more, make):
+        return cached_stage(out / "answers" / slug(name) / dataset, about | more, marks,
                             lambda tmp: save_segmentation(make(), tmp))
     found = {}
-    for s in every:
-        e = (pixel_patches(v.image_size, v.patch_size) if s.startswith("pixels:")
-             else load_encoder(s, settings))
-        if "patches" not in e.taps:
-            log_line(f"{s} has no patch tokens and is excluded from {dataset}")
+    for spec in every:
+        encoder = (pixel_patches(vit.image_size, vit.patch_size) if spec.startswith("pixels:")
+             else load_encoder(spec, settings))
+        if "patches" not in encoder.taps:
+            log_line(f"{spec} has no patch tokens and is excluded from {dataset}")
             continue
-        found[s] = kept(s, dict(card=to_plain_dict(e.card)), partial(segmentation_probe, e, *parts))
+        found[spec] = kept(spec, dict(card=to_plain_dict(encoder.card)),
+                           partial(segmentation_probe, encoder, *parts))
     return (found
             | dict(majority=kept("majority", {}, partial(majority_baseline, parts[0], parts[2]))))
 
@@ -283,28 +289,30 @@ def _summary_text(
     names: list[str], # names of the encoders; the first is compared with the second
 ) -> str:
     "Return a summary of the differences in a few sentences."
-    a, b = names[:2]
-    d = differences[(differences.a == a) & (differences.b == b) & (differences.probe == "linear")]
-    sides = {a: d[(d.p_holm < 0.05) & (d.difference > 0)],
-             b: d[(d.p_holm < 0.05) & (d.difference < 0)]}
+    first, second = names[:2]
+    tests = differences[(differences.a == first) & (differences.b == second)
+                        & (differences.probe == "linear")]
+    sides = {first: tests[(tests.p_holm < 0.05) & (tests.difference > 0)],
+             second: tests[(tests.p_holm < 0.05) & (tests.difference < 0)]}
     said = []
-    for (better, t), other in zip(sides.items(), (b, a)):
-        gains = [f"{r.task} (by {100 * abs(r.difference):.1f} points)" for r in t.itertuples()]
+    for (better, wins), other in zip(sides.items(), (second, first)):
+        gains = [f"{row.task} (by {100 * abs(row.difference):.1f} points)"
+                 for row in wins.itertuples()]
         if gains: said.append(f"{better} is more accurate than {other} on {join_words(gains)}")
-    rest = d[d.p_holm >= 0.05].task.tolist()
+    rest = tests[tests.p_holm >= 0.05].task.tolist()
     if rest: said.append(f"There is no significant difference on {join_words(rest)}")
     said.append("Paired tests of the linear probe on the same images, Holm-corrected over "
-                f"{len(d)} task{'s' * (len(d) != 1)}, significance level 0.05.")
+                f"{len(tests)} task{'s' * (len(tests) != 1)}, significance level 0.05.")
     return ". ".join(said)
 
 # %% ../../nbs/library/probing/09_command.ipynb #6a34d590
 def _write_report(out: Path, names: list[str], datasets: list[str]) -> Path: # path of report.html
     "Write the report from the tables."
-    table, apart, cards = (load_table(out / "tables" / f"{n}.csv")
-                           for n in ("accuracy", "differences", "encoders"))
-    more = {n: load_table(p)
-            for n in ("few_shot", "zero_shot", "retrieval", "per_class", "protocols", "cuts",
-                      "left_out") if (p := out / "tables" / f"{n}.csv").exists()}
+    table, apart, cards = (load_table(out / "tables" / f"{name}.csv")
+                           for name in ("accuracy", "differences", "encoders"))
+    more = {name: load_table(path)
+            for name in ("few_shot", "zero_shot", "retrieval", "per_class", "protocols", "cuts",
+                      "left_out") if (path := out / "tables" / f"{name}.csv").exists()}
     said, left = _summary_text(apart, names), more.get("left_out", ())
     with distinct_colors(tuple(names[:2])):
         sections = [_accuracy_section(table, apart, names), _shots_section(more.get("few_shot")),
@@ -317,7 +325,7 @@ def _write_report(out: Path, names: list[str], datasets: list[str]) -> Path: # p
                          note=f"Excluded items: {len(left):,} rows of left_out.csv, with the "
                               "reasons.")]
         write_report(out / "report.html", "Linear and kNN probes on frozen features", said,
-                     [s for s in sections if s])
+                     [section for section in sections if section])
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     return out / "report.html"
 
@@ -326,9 +334,10 @@ def _accuracy_section(table, apart, names):
     others = dict(balanced="Class-balanced accuracy",
                   group_mean="Macro average over families or other groups",
                   knn="Nearest neighbors")
-    more = "".join(f"<h3>{html.escape(title)}</h3>{table_tag(t)}" for title, t in (
+    more = "".join(f"<h3>{html.escape(title)}</h3>{table_tag(frame)}" for title, frame in (
         # segmentation has no such tables
-        *((title, accuracy_table(table, v)) for v, title in others.items() if v in table),
+        *((title, accuracy_table(table, column))
+          for column, title in others.items() if column in table),
         (f"{names[0]} minus each other encoder, in points",
          difference_table(apart[apart.a == names[0]]))))
     return dict(title="Linear probes",
@@ -345,7 +354,7 @@ def _accuracy_section(table, apart, names):
 def _coverage_note(table): # a note on groups of very unequal size
     few = table[table.n_effective_groups < table.n_groups / 2].drop_duplicates("task")
     if not len(few): return ""
-    sizes = [f"{r.n_groups:,} as {r.n_effective_groups:.0f}" for r in few.itertuples()]
+    sizes = [f"{row.n_groups:,} as {row.n_effective_groups:.0f}" for row in few.itertuples()]
     return (f" On {join_words(few.task.tolist())} the groups have very unequal sizes, so their "
             f"effective number is smaller: {join_words(sizes)}. There a 95 % interval of the plain "
             "mean covers the true value less often: 91 to 94 times in 100 in simulations. That of "
@@ -362,11 +371,12 @@ def _shots_section(shots):
                 note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #52d27df1
-def _protocol_section(t, table):
-    if t is None: return None
-    ours = table[table.task.isin(t.task)][["encoder", "task", "linear"]]
+def _protocol_section(protocols, table):
+    if protocols is None: return None
+    ours = table[table.task.isin(protocols.task)][["encoder", "task", "linear"]]
     ours = ours.rename(columns=dict(linear="top1")).assign(protocol="converged, L2 by validation")
-    wide = pd.concat([t, ours]).pivot(index=["task", "encoder"], columns="protocol", values="top1")
+    wide = pd.concat([protocols,
+                      ours]).pivot(index=["task", "encoder"], columns="protocol", values="top1")
     return dict(title="Published protocols",
                 text="The same features and test images. As written: the paper's code, which "
                      "selects on the test images. Corrected: the schedule and the selection that "
@@ -374,15 +384,16 @@ def _protocol_section(t, table):
                 body=table_tag((100 * wide).round(1).reset_index(), index=False), note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #d1158d9a
-def _cut_section(t):
-    if t is None: return None
-    of = t.groupby(["task", "encoder"], sort=False)
+def _cut_section(cuts):
+    if cuts is None: return None
+    of = cuts.groupby(["task", "encoder"], sort=False)
     wide = pd.DataFrame({"splits": of.val_split_seed.nunique(),
                          "top-1, mean": (100 * of.top1.mean()).round(1),
                          "SD": (100 * of.top1.std()).round(2),
                          "min": (100 * of.top1.min()).round(1),
                          "max": (100 * of.top1.max()).round(1),
-                         "L2 strengths": of.l2.agg(lambda r: f"{r.min():g} to {r.max():g}")})
+                         "L2 strengths": of.l2.agg(lambda strengths: f"{strengths.min():g} to "
+                                                                     f"{strengths.max():g}")})
     return dict(title="Other validation splits",
                 text="The same probe with other random validation splits to select its L2 strength "
                      "(and other test splits, where the data set has none). In percent.",
@@ -391,15 +402,15 @@ def _cut_section(t):
 # %% ../../nbs/library/probing/09_command.ipynb #632cd6e4
 def _text_section(named, found):
     if named is None: return None
-    def cell(t, v): return [percent(*r) for r in t[[v, "ci_low", "ci_high"]].values]
+    def cell(table, column):
+        return [percent(*row) for row in table[[column, "ci_low", "ci_high"]].values]
     shown = ["encoder", "dataset", "k", "accuracy", "n_classes", "n_test", "templates"]
     body = table_tag(named.assign(accuracy=cell(named, "accuracy"))[shown], index=False)
     if found is not None:
         columns = ["encoder", "dataset", "direction", "k", "found", "chance", "median_rank",
                    "n_queries", "n_candidates"]
-        body += table_tag(found.assign(found=cell(found, "recall"),
-                                       chance=[percent(c) for c in found.chance])[columns],
-                          index=False)
+        body += table_tag(found.assign(found=cell(found, "recall"), chance=[percent(chance)
+                                               for chance in found.chance])[columns], index=False)
     return dict(title="Zero-shot classification and retrieval",
                 text="Top-k accuracy of the nearest class names, then recall of text-to-image and "
                 "image-to-text retrieval. In percent, for encoders with a text encoder.", body=body,
@@ -414,8 +425,8 @@ def _class_section(classes, names):
     wide["gap"] = wide[names[0]] - wide[names[1]]
     wide = wide.loc[
         wide.gap.abs().sort_values(ascending=False).index].reset_index().query("n >= 10").head(20)
-    shown = wide.assign(**{c: (100 * wide[c]).round(1)
-                           for c in (*names[:2], "gap")})[["task", "label", "n", *names[:2], "gap"]]
+    shown = wide.assign(**{column: (100 * wide[column]).round(1) for column in (*names[:2],
+                                          "gap")})[["task", "label", "n", *names[:2], "gap"]]
     return dict(title="Classes with the largest differences",
                 text="Accuracy of linear probes in percent, for classes with ten or more test "
                      "images. The largest of many differences are overestimates: a replication "

@@ -30,11 +30,11 @@ class Dataset:
     images: dict = field(default_factory=dict) # split -> published number of images
     classes: int = 0 # published number of classes
     source: str = "" # publication of the data set and of these sizes
-    licence: str = "" # license; "not stated" where the page of the data set has none
+    license: str = "" # license; "not stated" where the page of the data set has none
     label: str = "" # column of the label; "": the usual one
     test: str = "" # name of the test split; "": the usual one
     parent: str = "" # for a robustness set: the data set whose classes and whose probe are used
-    look: bool | None = None # decode every image when opened; None: below 100,000 images
+    decode_all: bool | None = None # decode every image when opened; None: below 100,000 images
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #f7da6e8b
 _SPLITS = dict(train=("train", "training"), val=("val", "valid", "validation", "dev"),
@@ -47,21 +47,21 @@ def _part_of(
     """Return the split that a name stands for, in any case and usual spelling: `Training`,
     `test_set`, `Valid`."""
     plain = re.sub(r"[\W_]+", "", name.lower())
-    return next((p for p, names in _SPLITS.items()
+    return next((part for part, names in _SPLITS.items()
                  if re.sub("(?<=.)(set|data|images|split)$", "", plain) in names), "")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #c14cf4dd
 _CIFAR101 = ("https://raw.githubusercontent.com/modestyachts/CIFAR-10.1/"
              "d9982abb0bfc4846b8d13a11e66b887d946205d0/datasets/")
+
+# %% ../../nbs/library/probing/03_datasets.ipynb #245c8d13
 DATASETS = {
     "emoji": Dataset(
         "emoji", "emoji", source="eleven design teams; see the credits",
-        licence="open licences, see the credits"),
-    "imagenet": Dataset(
+        license="open licenses, see the credits"), "imagenet": Dataset(
         "hf:ILSVRC/imagenet-1k", "general", dict(train=1_281_167, test=50_000), 1000,
         "Russakovsky et al. (2015)", "research and education, terms to be accepted",
-        test="validation", look=False),
-    "imagenetv2": Dataset(
+        test="validation", decode_all=False), "imagenetv2": Dataset(
         "tar:vaishaal/ImageNetV2/imagenetv2-matched-frequency.tar.gz", "robustness",
         dict(test=10_000), 1000, "Recht et al. (2019), matched frequency", "MIT",
         parent="imagenet"),
@@ -86,8 +86,7 @@ DATASETS = {
         "not stated"),
     "stamps": Dataset(
         "/usr/share/tuxpaint/stamps", "general",
-        source="Debian tuxpaint-stamps-default 2022.06.04", licence="GPL-2"),
-    "ade20k": Dataset(
+        source="Debian tuxpaint-stamps-default 2022.06.04", license="GPL-2"), "ade20k": Dataset(
         "hf://datasets/zhoubolei/scene_parse_150@refs/convert/parquet/scene_parsing",
         "segmentation", dict(train=20_210, test=2_000), 150, "Zhou et al. (2017)",
         "BSD-3-Clause", test="validation")}
@@ -119,8 +118,8 @@ def _parse_dataset_name(name: str) -> _DatasetRequest:
         return _DatasetRequest(plain, rest if head == "folder" else text,
                      Dataset(text, "general"), label)
     if head in DATASETS and (rest or text == head):
-        d = DATASETS[head]
-        return _DatasetRequest(head, rest or d.where, d, label or d.label)
+        spec = DATASETS[head]
+        return _DatasetRequest(head, rest or spec.where, spec, label or spec.label)
     known = [*DATASETS, "folder:PATH", "hf:NAME#label=COLUMN"]
     near = difflib.get_close_matches(head, [*DATASETS, "folder", "hf"], 1)
     raise UserError(f"unknown data set {name!r}: "
@@ -138,22 +137,22 @@ def _class_map(
     """Return the label and the class name of each raw label.
 
     Raises `UserError` for a label that is not in `known`."""
-    said = {v: names[v] if names else v for v in raw}
+    said = {value: names[value] if names else value for value in raw}
     if known is None:
         # 01 and 1 are two classes
-        numbers = names and all(n.isdecimal() and str(int(n)) == n for n in names)
-        return {v: (int(s) if numbers else v, _label_to_text(s))
-                for v, s in said.items()}
+        numbers = names and all(name.isdecimal() and str(int(name)) == name for name in names)
+        return {value: (int(text) if numbers else value, _label_to_text(text))
+                for value, text in said.items()}
     number = _number_of(list(names or said.values()), known)
     if not number and names and len(names) == len(known):
-        number = {n: k for k, n in enumerate(names)} # such as "tench, Tinca tinca"
+        number = {name: index for index, name in enumerate(names)} # such as "tench, Tinca tinca"
     last = len(known) - 1
-    lost = [s for s in said.values() if not 0 <= number.get(s, -1) <= last]
+    lost = [text for text in said.values() if not 0 <= number.get(text, -1) <= last]
     if lost:
         raise UserError(f"class {lost[0]!r} is none of the {len(known)} known: "
                         f"expected numbers from 0 to {last}, WordNet ids, or names "
                         f"such as {known[0]!r}")
-    return {v: (number[s], known[number[s]]) for v, s in said.items()}
+    return {value: (number[text], known[number[text]]) for value, text in said.items()}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #b8311141
 def _label_to_text(label) -> str:
@@ -165,14 +164,15 @@ def _label_to_text(label) -> str:
 # %% ../../nbs/library/probing/03_datasets.ipynb #a23b320c
 # word -> class index; {} unless all words are indices, WordNet ids or names
 def _number_of(words, known):
-    if all(isinstance(w, (int, np.integer)) or str(w).isdecimal() for w in words):
-        return {w: int(w) for w in words}
-    if all(re.fullmatch(r"n\d{8}", str(w)) for w in words):
+    if all(isinstance(word, (int, np.integer)) or str(word).isdecimal() for word in words):
+        return {word: int(word) for word in words}
+    if all(re.fullmatch(r"n\d{8}", str(word)) for word in words):
         from timm.data import ImageNetInfo
-        order = {w: k for k, w in enumerate(ImageNetInfo("imagenet-1k").label_names())}
-        return {w: order.get(w, -1) for w in words}
-    found = {w.lower(): k for k, w in enumerate(map(_label_to_text, known))}
-    number = {w: found.get(_label_to_text(w).lower(), -1) for w in words}
+        order = {word: index
+                 for index, word in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+        return {word: order.get(word, -1) for word in words}
+    found = {name.lower(): index for index, name in enumerate(map(_label_to_text, known))}
+    number = {word: found.get(_label_to_text(word).lower(), -1) for word in words}
     return number if min(number.values()) >= 0 and len(set(number.values())) == len(number) else {}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #d4affe83
@@ -192,121 +192,126 @@ class _Corpora(dict):
         self.skipped = [*skipped]
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #e13ff5fa
-def _splits(a): # split -> datasets.Dataset
-    if a.name == "stamps": return _stamps(user_path(a.where))
-    if a.where.startswith("hf://"): return _from_hub(a, "parquet", data_files=_parquet(a.where))
-    if a.where.startswith("hf:"):
-        name, _, config = a.where[3:].partition(":")
-        if user_path(name).exists(): return _on_disk(user_path(name), a)
-        return _from_hub(a, name, config or None)
-    if a.where.startswith("tar:"): return _folders(_unpacked(_downloaded(a)))
-    if a.where.startswith("https:"): return _arrays(_cifar101(a.where))
-    return _on_disk(user_path(a.where), a)
+def _splits(request): # split -> datasets.Dataset
+    if request.name == "stamps": return _stamps(user_path(request.where))
+    if request.where.startswith("hf://"):
+        return _from_hub(request, "parquet", data_files=_parquet(request.where))
+    if request.where.startswith("hf:"):
+        name, _, config = request.where[3:].partition(":")
+        if user_path(name).exists(): return _on_disk(user_path(name), request)
+        return _from_hub(request, name, config or None)
+    if request.where.startswith("tar:"): return _folders(_unpacked(_downloaded(request)))
+    if request.where.startswith("https:"): return _arrays(_cifar101(request.where))
+    return _on_disk(user_path(request.where), request)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #c6621b39
 # output of save_to_disk, or the Parquet or Arrow files of a dataset of the Hugging Face Hub
 def _tables(path):
-    d = dataset_on_disk(path)
-    return dict(d) if isinstance(d, dict) else {"all": d}
+    dataset = dataset_on_disk(path)
+    return dict(dataset) if isinstance(dataset, dict) else {"all": dataset}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #66616aec
-def _on_disk(path, a):
+def _on_disk(path, request):
     if not path.exists():
-        raise UserError(f"{path} does not exist: expected a copy of {a.name} on disk")
+        raise UserError(f"{path} does not exist: expected a copy of {request.name} on disk")
     if path.is_file():
         return _tables(path) if path.suffix in (".parquet", ".arrow") else _folders(_unpacked(path))
-    if any((path / n).exists() for n in ("dataset_dict.json", "state.json")): return _tables(path)
+    if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+        return _tables(path)
     if any(path.glob("*_data.npy")): return _arrays(path)
     files = files_below(path)
     packed = {"*.parquet", "*.arrow"} & {name for name, _ in files.skipped}
     return _tables(path) if packed and not files.images else _folders(path, files)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #3fb694f1
-def _from_hub(a, path, config=None, **more):
+def _from_hub(request, path, config=None, **more):
     try: return dict(hf.load_dataset(path, config, **more))
-    except Exception as e: raise UserError(_no_hub(a, e)) from e
+    except Exception as error: raise UserError(_no_hub(request, error)) from error
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #8193d82b
 def _parquet(where): # split -> files
-    return {s: f"{where}/{s}/*.parquet" for s in ("train", "validation")}
+    return {split: f"{where}/{split}/*.parquet" for split in ("train", "validation")}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #5ee4839b
-def _no_hub(a, e): # error text with advice for the user
-    said, page = str(e), "/".join(re.findall(r"[\w.-]+", a.where.removeprefix("hf:"))[:2])
+def _no_hub(request, error): # error text with advice for the user
+    said, page = str(error), "/".join(re.findall(r"[\w.-]+", request.where.removeprefix("hf:"))[:2])
     if re.search(r"gated|\b40[13]\b", said, re.I):
-        return (f"{a.name} is gated: accept its terms at https://huggingface.co/datasets/{page}, "
-                f"log in with `hf auth login`, and start again ({said})")
-    if a.name not in DATASETS: return f"could not open the data set {a.where!r}: {said}"
-    return (f"could not open {a.name} from {a.where}: {said}; name another copy of it by "
-            f"{a.name}=hf:OWNER/NAME, or one on disk by {a.name}:PATH")
+        return (f"{request.name} is gated: accept its terms at "
+                f"https://huggingface.co/datasets/{page}, log in with `hf auth login`, and start "
+                f"again ({said})")
+    if request.name not in DATASETS: return f"could not open the data set {request.where!r}: {said}"
+    return (f"could not open {request.name} from {request.where}: {said}; name another copy of it "
+            f"by {request.name}=hf:OWNER/NAME, or one on disk by {request.name}:PATH")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #ddd7b6b6
-def _downloaded(a): # a file of the Hugging Face Hub
+def _downloaded(request): # a file of the Hugging Face Hub
     from huggingface_hub import hf_hub_download
-    owner, name, file = a.where.removeprefix("tar:").split("/", 2)
+    owner, name, file = request.where.removeprefix("tar:").split("/", 2)
     try: return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset"))
-    except Exception as e: raise UserError(_no_hub(a, e)) from e
+    except Exception as error: raise UserError(_no_hub(request, error)) from error
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #632366c6
 def _unpacked(path): # extract a tar into a folder of the cache
     try: path, state = path.resolve(), path.stat()
-    except OSError as e: raise UserError(f"{path} cannot be read: {e}") from e
+    except OSError as error: raise UserError(f"{path} cannot be read: {error}") from error
     home = cache_dir("unpacked", content_hash([str(path), state.st_size, state.st_mtime_ns]))
     def unpack(tmp):
-        with tarfile.open(path) as t: t.extractall(tmp, filter="data")
+        with tarfile.open(path) as archive: archive.extractall(tmp, filter="data")
     try: return once(home, unpack)
-    except (tarfile.TarError, EOFError, zlib.error) as e:
-        raise UserError(f"{path} is no whole tar ({str(e).splitlines()[0].rstrip(':')}): expected "
-                        "a folder, or a tar of a folder per class") from e
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is no whole tar ({str(error).splitlines()[0].rstrip(':')}): "
+                        "expected a folder, or a tar of a folder per class") from error
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #904a0bb8
 def _folders(path, files=None): # the classes are the folders
     files = files or files_below(path)
     images, skipped = files.images, files.skipped
     outer = _outer(images) # a tar often has a single outer folder
-    root, images = path.joinpath(*outer), [p[len(outer):] for p in images]
-    if not any(len(p) > 1 for p in images):
+    root, images = path.joinpath(*outer), [image[len(outer):] for image in images]
+    if not any(len(image) > 1 for image in images):
         raise UserError(f"{path} holds no image in a folder of its class: expected "
                         "PATH/CLASS/IMAGE or PATH/train/CLASS/IMAGE, with files ending in "
                         f"{USUAL_SUFFIXES}{besides(skipped)}")
     splits = _splits_among(images, path)
     if not splits: return _Corpora({"all": _of_classes(root, images, 0)}, skipped)
-    found = {part: [p for p in images if p[0] == name] for part, name in splits.items()}
-    flat = {part: splits[part] for part, own in found.items() if all(len(p) == 2 for p in own)}
+    found = {part: [image for image in images if image[0] == name] for part, name in splits.items()}
+    flat = {part: splits[part]
+            for part, own in found.items() if all(len(image) == 2 for image in own)}
     _check_flat(flat, found, splits, path)
     nowhere = f"it lies in no folder of a split ({', '.join(splits.values())})"
-    skipped += [(_item(p), nowhere) for p in images if p[0] not in splits.values()]
-    skipped += [(_item(p), "it lies in no class folder") for part in flat for p in found[part]]
+    skipped += [(_item(image), nowhere) for image in images if image[0] not in splits.values()]
+    skipped += [(_item(image), "it lies in no class folder") for part in flat
+                for image in found[part]]
     return _Corpora({part: _of_classes(root, own, 1)
                      for part, own in found.items() if part not in flat}, skipped)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #72ffe76f
 def _outer(images): # folders that all images share, if there are class folders within
-    n = 0
-    while (images and min(map(len, images)) > n + 1 and max(map(len, images)) > n + 2
-           and len({p[n] for p in images}) == 1):
-        n += 1
-    return images[0][:n] if images else ()
+    depth = 0
+    while (images and min(map(len, images)) > depth + 1 and max(map(len, images)) > depth + 2
+           and len({image[depth] for image in images}) == 1):
+        depth += 1
+    return images[0][:depth] if images else ()
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #14c0b411
 def _splits_among(images, path): # part -> name of its folder; {} where the folders are classes
-    names = list(dict.fromkeys(p[0] for p in images if len(p) > 1))
-    deep = {p[0] for p in images if len(p) > 2}
-    parts = {n: _part_of(n) for n in names}
-    if not all(parts.values()) and not any(parts[n] == "train" for n in deep): return {}
+    names = list(dict.fromkeys(image[0] for image in images if len(image) > 1))
+    deep = {image[0] for image in images if len(image) > 2}
+    parts = {name: _part_of(name) for name in names}
+    if not all(parts.values()) and not any(parts[name] == "train" for name in deep): return {}
     for part in _SPLITS:
-        own = [n for n in names if parts[n] == part]
+        own = [name for name in names if parts[name] == part]
         if len(own) > 1:
             raise UserError(f"{path} has several folders of {part} images: {', '.join(own)}; "
                             "expected one, so merge them or rename the others")
-    return {p: n for p in _SPLITS for n in names if parts[n] == p}
+    return {part_name: name for part_name in _SPLITS for name in names if parts[name] == part_name}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #0246ec4d
 def _check_flat(flat, found, splits, path): # splits without class folders
-    others = [p for p in ("test", "val") if p in found and p not in flat]
+    others = [other for other in ("test", "val") if other in found and other not in flat]
     for part, name in flat.items():
         if part != "train" and others and "train" not in flat: continue # the other one is tested
-        known = sorted({p[1] for p in found.get("train", ()) if len(p) > 2})
+        known = sorted({image[1] for image in found.get("train", ()) if len(image) > 2})
         few = (f" with the classes of {splits['train']} "
                f"({', '.join(known[:5])}{' …' * (len(known) > 5)})" if known else "")
         or_else = (f", or move {name} elsewhere: a data set without a test split is cut into folds"
@@ -317,18 +322,19 @@ def _check_flat(flat, found, splits, path): # splits without class folders
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #a47f3e6a
 def _of_classes(root, images, at): # the class is this part of the path
-    return _table([_item(p) for p in images], [image_place(root.joinpath(*p)) for p in images],
-                  [printable(p[at]) if len(p) > at + 1 else None for p in images])
+    return _table([_item(image) for image in images],
+                  [image_place(root.joinpath(*image)) for image in images],
+                  [printable(image[at]) if len(image) > at + 1 else None for image in images])
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #1f77226a
 def _item(parts): return printable("/".join(parts))
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #b228480a
 def _table(ids, images, labels): # a label may be None
-    number = any(isinstance(x, int) for x in labels)
-    f = Features(item_id=Value("string"), image=ImageFeature(),
+    number = any(isinstance(label, int) for label in labels)
+    features = Features(item_id=Value("string"), image=ImageFeature(),
                  label=Value("int64" if number else "string"))
-    return hf.Dataset.from_dict(dict(item_id=ids, image=images, label=labels), features=f)
+    return hf.Dataset.from_dict(dict(item_id=ids, image=images, label=labels), features=features)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #e6325382
 _BLOBS = {"cifar10.1_v6_data.npy": "24349cc5f3fb59648d75cd8015b5a184b1f5c250",
@@ -340,10 +346,11 @@ def _cifar101(address): # download into a folder of the cache
     for name, blob in _BLOBS.items():
         if (home / name).exists(): continue
         try:
-            with urllib.request.urlopen(address + name, timeout=60) as r: data = r.read()
-        except OSError as e:
-            raise UserError(f"could not download {address + name}: {e}; put it and its like into a "
-                            "folder and ask for cifar10.1:FOLDER") from e
+            with urllib.request.urlopen(address + name, timeout=60) as response:
+                data = response.read()
+        except OSError as error:
+            raise UserError(f"could not download {address + name}: {error}; put it and its like "
+                            "into a folder and ask for cifar10.1:FOLDER") from error
         if hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != blob: # git's hash of a file
             raise UserError(f"{address + name} is not the file that was published: try again "
                             "later, or get it elsewhere and ask for cifar10.1:FOLDER")
@@ -355,13 +362,14 @@ def _arrays(path): # NAME_data.npy [n, h, w, 3] and NAME_labels.npy [n]
     found = sorted(path.glob("*_v6_data.npy")) or sorted(path.glob("*_data.npy"))
     if len(found) > 1:
         raise UserError(f"{path} holds {len(found)} files *_data.npy: expected one, or one of v6")
-    x, y = np.load(found[0]), np.load(str(found[0]).replace("_data.npy", "_labels.npy"))
-    if x.ndim != 4 or x.dtype != np.uint8 or y.shape != x.shape[:1]:
-        raise UserError(f"{found[0]} holds {x.dtype} {list(x.shape)} and its labels "
-                        f"{list(y.shape)}: expected uint8 [n, height, width, 3] and [n]")
+    images, labels = np.load(found[0]), np.load(str(found[0]).replace("_data.npy", "_labels.npy"))
+    if images.ndim != 4 or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+        raise UserError(f"{found[0]} holds {images.dtype} {list(images.shape)} and its labels "
+                        f"{list(labels.shape)}: expected uint8 [n, height, width, 3] and [n]")
     name = found[0].name.removesuffix("_data.npy")
-    return {"test": _table([f"{name}-{k:05d}" for k in range(len(x))],
-                           [dict(bytes=png(i), path=None) for i in x], y.tolist())}
+    return {"test": _table([f"{name}-{index:05d}" for index in range(len(images))],
+                           [dict(bytes=png(image), path=None) for image in images],
+                           labels.tolist())}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #e54187d5
 _STAMP_FOLDERS = ("animals", "food", "hobbies", "household", "plants", "space", "sports",
@@ -371,8 +379,8 @@ _STAMP_FOLDERS = ("animals", "food", "hobbies", "household", "plants", "space", 
 def _is_photo(im, share: float = 0.3) -> bool:
     """Return whether an image is a photograph: whether the fraction of different colors among
     its opaque pixels is above `share`."""
-    x = np.asarray(im.convert("RGBA")).astype(np.uint32)
-    colour = (x @ np.uint32([1 << 16, 1 << 8, 1, 0]))[x[..., 3] > 200]
+    pixels = np.asarray(im.convert("RGBA")).astype(np.uint32)
+    colour = (pixels @ np.uint32([1 << 16, 1 << 8, 1, 0]))[pixels[..., 3] > 200]
     return len(np.unique(colour)) > share * max(1, len(colour))
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #35db0caf
@@ -380,119 +388,126 @@ def _stamps(root): # the photographs, without splits
     if not root.is_dir():
         raise UserError(f"{root} is not there: install it (apt install tuxpaint-stamps-default), "
                         "or ask for stamps:PATH, where PATH holds animals, food, plants …")
-    files = sorted(f for c in _STAMP_FOLDERS for f in (root / c).rglob("*.png"))
-    twin = [f.stem.endswith("_mirror") for f in files]
-    drawn = ["cartoon" in f.parts or not _is_photo(Image.open(f)) for f in files]
-    keep = [f for f, t, d in zip(files, twin, drawn) if not t and not d]
+    files = sorted(file for folder in _STAMP_FOLDERS for file in (root / folder).rglob("*.png"))
+    twin = [file.stem.endswith("_mirror") for file in files]
+    drawn = ["cartoon" in file.parts or not _is_photo(Image.open(file)) for file in files]
+    keep = [file
+            for file, is_twin, is_drawn in zip(files, twin, drawn) if not is_twin and not is_drawn]
     if not keep: raise UserError(f"{root} holds no photograph below {', '.join(_STAMP_FOLDERS)}")
     warnings.warn(f"stamps: {len(keep)} photographs; left out: {sum(drawn)} drawings and "
-                  f"{sum(t and not d for t, d in zip(twin, drawn))} mirror images")
-    ids = [str(f.relative_to(root)) for f in keep]
-    return {"all": _table(ids, [str(f) for f in keep], [i.split("/")[0] for i in ids])}
+                  f"{sum(is_twin and not is_drawn for is_twin, is_drawn in zip(twin, drawn))} "
+                  "mirror images")
+    ids = [str(file.relative_to(root)) for file in keep]
+    return {"all": _table(ids, [str(file) for file in keep],
+                          [item_id.split("/")[0] for item_id in ids])}
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #c01674ff
 _USUAL = ("label", "labels", "fine_label", "cls", "class", "category", "target")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #176c0792
-def _label_column(d, a):
-    f, want = d.features, a.label
-    if want in f: found = want
-    elif want and a.label != a.spec.label: found = None # the column that the user named
+def _label_column(dataset, request):
+    features, want = dataset.features, request.label
+    if want in features: found = want
+    elif want and request.label != request.spec.label: found = None # the column that the user named
     else:
-        named = [c for c, t in f.items() if isinstance(t, ClassLabel)]
-        usual = [c for c in _USUAL if c in f]
-        found = ("label" if "label" in f else named[0] if len(named) == 1 else
-                 usual[0] if usual and not named else "__key__" if "__key__" in f else None)
+        named = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
+        usual = [column for column in _USUAL if column in features]
+        found = ("label" if "label" in features else named[0] if len(named) == 1 else
+                 usual[0] if usual and not named else "__key__" if "__key__" in features else None)
     if found is None:
-        raise UserError(f"{a.name} has no column {want or 'label'!r}: its columns are "
-                        f"{', '.join(f)}; choose one by #label=COLUMN")
-    kind = getattr(f[found], "dtype", "")
-    if (isinstance(f[found], ClassLabel)
+        raise UserError(f"{request.name} has no column {want or 'label'!r}: its columns are "
+                        f"{', '.join(features)}; choose one by #label=COLUMN")
+    kind = getattr(features[found], "dtype", "")
+    if (isinstance(features[found], ClassLabel)
         or re.fullmatch(r"u?int\d+|bool|string|large_string", str(kind))):
         return found
-    raise UserError(f"column {found!r} of {a.name} holds {kind or f[found]}, which is no class: "
-                    f"expected whole numbers or strings; its columns are {', '.join(f)}; choose "
-                    "one by #label=COLUMN")
+    raise UserError(f"column {found!r} of {request.name} holds {kind or features[found]}, which is "
+                    "no class: expected whole numbers or strings; its columns are "
+                    f"{', '.join(features)}; choose one by #label=COLUMN")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #0ec3ec9b
-def _raw_labels(d, column): # [n] objects, None where there is none
-    y = d.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    if column == "__key__": y = [Path(k).parent.name or None for k in y] # web shards: the folder
-    none = [v is None or isinstance(v, int) and v < 0 for v in y]
-    if isinstance(d.features[column], ClassLabel) or all(none):
-        y = [None if n else v for v, n in zip(y, none)]
-    return np.array([*y, None], object)[:-1]
+def _raw_labels(dataset, column): # [n] objects, None where there is none
+    labels = dataset.select_columns([column]).with_format("arrow")[:][column].to_pylist()
+    # web shards: the folder
+    if column == "__key__": labels = [Path(key).parent.name or None for key in labels]
+    none = [label is None or isinstance(label, int) and label < 0 for label in labels]
+    if isinstance(dataset.features[column], ClassLabel) or all(none):
+        labels = [None if is_missing else label for label, is_missing in zip(labels, none)]
+    return np.array([*labels, None], object)[:-1]
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #d519cf09
-def _ids(d, mask, part): # of items
+def _ids(dataset, mask, part): # of items
     rows = np.flatnonzero(mask)
-    return (d.select_columns(["item_id"])[rows]["item_id"] if "item_id" in d.column_names
-            else [f"row {k} of {part}" for k in rows])
+    return (dataset.select_columns(["item_id"])[rows]["item_id"]
+            if "item_id" in dataset.column_names else [f"row {row} of {part}" for row in rows])
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #a0df46be
 # add label, class_name and split; images without a label are moved to `skipped`
-def _labeled(d, a, part, skipped):
-    new = dict(split=[part] * len(d))
-    if a.spec.group != "segmentation":
-        column = _label_column(d, a)
-        y = _raw_labels(d, column)
-        has = np.array([v is not None for v in y])
+def _labeled(dataset, request, part, skipped):
+    new = dict(split=[part] * len(dataset))
+    if request.spec.group != "segmentation":
+        column = _label_column(dataset, request)
+        labels = _raw_labels(dataset, column)
+        has = np.array([label is not None for label in labels])
         if not has.any():
-            raise UserError(f"no image of {a.name} ({part}) has a label in column {column!r}")
+            raise UserError(f"no image of {request.name} ({part}) has a label in column {column!r}")
         if not has.all():
-            warnings.warn(f"{a.name} ({part}): {(~has).sum():,} of {len(d):,} images have no label "
-                          "and are left out")
-            skipped += [(i, f"it has no class folder, or no label in column {column!r}")
-                        for i in _ids(d, ~has, part)]
-            d, y = d.select(np.nonzero(has)[0]), y[has]
-        codes, raw = pd.factorize(y)
-        if part in ("train", "all"): _check_classes(raw, len(y), column, a)
-        meant = _class_map(raw.tolist(), getattr(d.features[column], "names", None), _known(a.name))
-        for k, name in enumerate(("label", "class_name")):
-            new[name] = [meant[v][k] for v in raw[codes]]
-        new["split"] = new["split"][:len(y)]
-    d = d.remove_columns([c for c in new if c in d.column_names])
-    for name, values in new.items(): d = d.add_column(name, values)
-    return d
+            warnings.warn(f"{request.name} ({part}): {(~has).sum():,} of {len(dataset):,} images "
+                          "have no label and are left out")
+            skipped += [(item_id, f"it has no class folder, or no label in column {column!r}")
+                        for item_id in _ids(dataset, ~has, part)]
+            dataset, labels = dataset.select(np.nonzero(has)[0]), labels[has]
+        codes, raw = pd.factorize(labels)
+        if part in ("train", "all"): _check_classes(raw, len(labels), column, request)
+        meant = _class_map(raw.tolist(), getattr(dataset.features[column], "names", None),
+                           _known(request.name))
+        for index, name in enumerate(("label", "class_name")):
+            new[name] = [meant[label][index] for label in raw[codes]]
+        new["split"] = new["split"][:len(labels)]
+    dataset = dataset.remove_columns([old_column
+                                      for old_column in new if old_column in dataset.column_names])
+    for name, values in new.items(): dataset = dataset.add_column(name, values)
+    return dataset
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #6b7f20c7
-def _check_classes(raw, n, column, a):
+def _check_classes(raw, n_images, column, request):
     if len(raw) == 1:
-        raise UserError(f"every image of {a.name} has the label {raw[0]!r}: there is nothing to "
-                        "classify; choose another column by #label=COLUMN")
-    if n > 20 and len(raw) == n:
-        raise UserError(f"each of the {n:,} images of {a.name} has a {column!r} of its own "
-                        f"({raw[0]!r}, {raw[1]!r} …): that is a name or a measure, no class; "
-                        "choose another by #label=COLUMN")
+        raise UserError(f"every image of {request.name} has the label {raw[0]!r}: there is nothing "
+                        "to classify; choose another column by #label=COLUMN")
+    if n_images > 20 and len(raw) == n_images:
+        raise UserError(f"each of the {n_images:,} images of {request.name} has a {column!r} of "
+                        f"its own ({raw[0]!r}, {raw[1]!r} …): that is a name or a measure, no "
+                        "class; choose another by #label=COLUMN")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #ad9908df
-def _parts(splits, a): # train, val, test or all -> name of the split
+def _parts(splits, request): # train, val, test or all -> name of the split
     """Return which splits are used for training, validation and testing.
 
     Raises `UserError` where there are none to use."""
-    train, val, test = (next((s for s in splits if _part_of(s) == p), None) for p in _SPLITS)
-    if a.spec.test in splits: test = a.spec.test
-    elif test and _secret(splits[test], a):
+    train, val, test = (next((split for split in splits if _part_of(split) == part), None)
+                        for part in _SPLITS)
+    if request.spec.test in splits: test = request.spec.test
+    elif test and _secret(splits[test], request):
         if not val:
-            raise UserError(f"{a.name}: no image of its split {test!r} has a label, so there is no "
-                            "test set; expected labels there, or a validation split")
+            raise UserError(f"{request.name}: no image of its split {test!r} has a label, so there "
+                            "is no test set; expected labels there, or a validation split")
         test = None
     if not test: test, val = val, None
     if val == test: val = None
-    if len(splits) == 1 and not a.spec.parent: return {"all": next(iter(splits))}
-    if a.spec.parent: # a test split only, whatever its name
+    if len(splits) == 1 and not request.spec.parent: return {"all": next(iter(splits))}
+    if request.spec.parent: # a test split only, whatever its name
         test = test or (next(iter(splits)) if len(splits) == 1 else None)
         train = val = None
-    if test and (train or a.spec.parent):
+    if test and (train or request.spec.parent):
         found = dict(train=train, val=val, test=test)
-        return {p: s for p, s in found.items() if s}
-    raise UserError(f"{a.name} has the splits {', '.join(splits)}: expected train "
-                    "and test, train and validation, or one alone")
+        return {part: split for part, split in found.items() if split}
+    raise UserError(f"{request.name} has the splits {', '.join(splits)}: expected train and test, "
+                    "train and validation, or one alone")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #dd629268
-def _secret(d, a): # whether all labels are missing
-    if a.spec.group == "segmentation": return False
-    return all(v is None for v in _raw_labels(d, _label_column(d, a)))
+def _secret(dataset, request): # whether all labels are missing
+    if request.spec.group == "segmentation": return False
+    return all(label is None for label in _raw_labels(dataset, _label_column(dataset, request)))
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #4a90827a
 def _open_dataset(
@@ -506,51 +521,53 @@ def _open_dataset(
 
     Raises `UserError` where the data set cannot be opened or has no labels. Warns of images that
     are left out, and of sizes that differ from the published ones."""
-    a = _parse_dataset_name(name)
-    if a.name == "emoji":
-        world = settings.data if settings else DataSettings()
-        return _Corpora(dict(gallery=scenes.single_drawings(world),
-                             signs=scenes.word_images(world)))
-    splits = _splits(a)
-    parts, found = _parts(splits, a), _Corpora(skipped=getattr(splits, "skipped", ()))
+    request = _parse_dataset_name(name)
+    if request.name == "emoji":
+        data = settings.data if settings else DataSettings()
+        return _Corpora(dict(gallery=scenes.single_drawings(data), signs=scenes.word_images(data)))
+    splits = _splits(request)
+    parts, found = _parts(splits, request), _Corpora(skipped=getattr(splits, "skipped", ()))
     for part, split in parts.items():
-        d = _labeled(splits[split], a, part, found.skipped)
-        d, bad = as_corpus(d, f"{a.key}-{part}", a.spec.look)
+        dataset = _labeled(splits[split], request, part, found.skipped)
+        dataset, bad = as_corpus(dataset, f"{request.key}-{part}", request.spec.decode_all)
         found.skipped += bad.values.tolist()
-        key = f"{a.key}-{'train' if part == 'val' else part}"
-        both = [found[key], d] if key in found else [d]
+        key = f"{request.key}-{'train' if part == 'val' else part}"
+        both = [found[key], dataset] if key in found else [dataset]
         found[key] = hf.concatenate_datasets(both)
-    _say_skipped(splits, parts, a)
-    for d in found.values(): _check_ids(d["item_id"][:], a)
-    if a.name in DATASETS: _check_size(found, a)
+    _say_skipped(splits, parts, request)
+    for dataset in found.values(): _check_ids(dataset["item_id"][:], request)
+    if request.name in DATASETS: _check_size(found, request)
     return found
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #bfae04e7
-def _check_ids(ids, a): # predictions of two encoders are joined by item_id
+def _check_ids(ids, request): # predictions of two encoders are joined by item_id
     twice = pd.Index(ids)[pd.Index(ids).duplicated()]
     if len(twice):
-        raise UserError(f"{a.name} has {len(twice):,} images called as others are, first "
+        raise UserError(f"{request.name} has {len(twice):,} images called as others are, first "
                         f"{twice[0]!r}: expected each item_id once; rename them, or leave the "
                         "column out")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #850c7396
-def _say_skipped(splits, parts, a): # warn of splits and files that are not used
-    for s in splits.keys() - parts.values():
-        if a.name not in DATASETS:
-            warnings.warn(f"{a.name}: its split {s!r} is not used, {len(splits[s]):,} images")
-    warn_others(getattr(splits, "skipped", ()), a.name)
+def _say_skipped(splits, parts, request): # warn of splits and files that are not used
+    for split in splits.keys() - parts.values():
+        if request.name not in DATASETS:
+            warnings.warn(f"{request.name}: its split {split!r} is not used, "
+                          f"{len(splits[split]):,} images")
+    warn_others(getattr(splits, "skipped", ()), request.name)
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #e6b87f30
-def _check_size(found, a): # warn where sizes differ from the published ones
-    n = pd.concat([d.select_columns(["split"]).to_pandas()
-                   for d in found.values()]).split.value_counts()
-    off = [f"{n.get(p, 0):,} images in {p} where {want:,} were published"
-           for p, want in a.spec.images.items() if n.get(p, 0) != want]
-    classes = {v for d in found.values() if "label" in d.column_names for v in d.unique("label")}
-    if a.spec.images and classes and len(classes) != a.spec.classes:
-        off.append(f"{len(classes):,} classes where {a.spec.classes:,} were published")
+def _check_size(found, request): # warn where sizes differ from the published ones
+    counts = pd.concat([dataset.select_columns(["split"]).to_pandas()
+                   for dataset in found.values()]).split.value_counts()
+    off = [f"{counts.get(part, 0):,} images in {part} where {want:,} were published"
+           for part, want in request.spec.images.items() if counts.get(part, 0) != want]
+    classes = {label for dataset in found.values() if "label" in dataset.column_names
+               for label in dataset.unique("label")}
+    if request.spec.images and classes and len(classes) != request.spec.classes:
+        off.append(f"{len(classes):,} classes where {request.spec.classes:,} were published")
     if off:
-        warnings.warn(f"{a.name} has {'; '.join(off)} ({a.spec.source}): is this the whole set?")
+        warnings.warn(f"{request.name} has {'; '.join(off)} ({request.spec.source}): is this the "
+                      "whole set?")
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #9578fb85
 def _class_names(
@@ -560,15 +577,16 @@ def _class_names(
     label: str = "label", # column of the label
 ) -> dict: # label -> class name
     "Return the class names of a data set. Raises `UserError` where they are unknown without items."
-    a = _parse_dataset_name(name)
-    if (known := _known(a.name)) and label == "label": return dict(enumerate(known))
+    request = _parse_dataset_name(name)
+    if (known := _known(request.name)) and label == "label": return dict(enumerate(known))
     if not items:
-        raise UserError(f"the classes of {a.name} are known from its items: "
-                        "give those of its corpora")
-    d = pd.concat([d for d in items.values() if label in d]).dropna(subset=label)
-    named = d["class_name"] if label == "label" else d[label].map(_label_to_text)
-    found = dict(sorted(set(zip(d[label].tolist(), named.tolist()))))
-    if a.name != "flowers" or any(str(k) != v for k, v in found.items()):
+        raise UserError(f"the classes of {request.name} are known from its items: give those of "
+                        "its corpora")
+    frame = pd.concat([frame for frame in items.values() if label in frame]).dropna(subset=label)
+    named = frame["class_name"] if label == "label" else frame[label].map(_label_to_text)
+    found = dict(sorted(set(zip(frame[label].tolist(), named.tolist()))))
+    if (request.name != "flowers"
+        or any(str(value) != class_name for value, class_name in found.items())):
         return found
     from torchvision.datasets import Flowers102 # where the data have numbers only
-    return {k: Flowers102.classes[k] for k in found}
+    return {value: Flowers102.classes[value] for value in found}

@@ -24,7 +24,7 @@ _CACHE_BYTES = 1 << 30 # maximum bytes of standardized rows cached in memory, pe
 # %% ../../nbs/library/probing/01_linear.ipynb #3e377e29
 def _as_indices(
     rows: np.ndarray, # [n] bool mask, or row indices
-    n: int, # number of rows of features
+    n_rows: int, # number of rows of features
     name: str, # name of the split, for the error
 ) -> np.ndarray: # row indices, ascending
     """Return the indices of the selected rows.
@@ -32,20 +32,19 @@ def _as_indices(
     Raises `UserError` for none, and for a mask of the wrong length."""
     rows = np.asarray(rows)
     if rows.dtype == bool:
-        if len(rows) != n:
-            raise UserError(f"{name}: a mask of {len(rows)} for {n} rows of features")
+        if len(rows) != n_rows:
+            raise UserError(f"{name}: a mask of {len(rows)} for {n_rows} rows of features")
         rows = np.flatnonzero(rows)
     if not len(rows):
         raise UserError(f"{name} has no rows: a probe needs some to train, validate and test on")
     return np.sort(rows.astype(np.int64))
 
 # %% ../../nbs/library/probing/01_linear.ipynb #77d59851
-def _read_rows(
-    x: np.ndarray, # [n, d] float16 or float32, memory-mapped or not
+def _read_rows(features: np.ndarray, # [n, d] float16 or float32, memory-mapped or not
     rows: np.ndarray, # row indices
 ) -> torch.Tensor: # [len(rows), d] float32, on the device
     "Return a copy of some rows. Raises `UserError` for NaN and infinity."
-    part = torch.from_numpy(np.array(x[_span(rows)])).to(device()).float() # a copy
+    part = torch.from_numpy(np.array(features[_span(rows)])).to(device()).float() # a copy
     good = part.sum(1).isfinite()
     if not good.all():
         bad = rows[int((~good).nonzero()[0, 0])]
@@ -59,12 +58,13 @@ def _span(rows): # consecutive indices as a slice, which is read faster from a m
     return slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
 
 # %% ../../nbs/library/probing/01_linear.ipynb #efdc5239
-def _moments(x, rows): # mean and standard deviation, [d] float32; infinite for a constant column
-    first = _read_rows(x, rows[:1])[0]
+# mean and standard deviation, [d] float32; infinite for a constant column
+def _moments(features, rows):
+    first = _read_rows(features, rows[:1])[0]
     total = square = torch.zeros_like(first, dtype=torch.float64)
-    for a in range(0, len(rows), _BLOCK):
-        z = _read_rows(x, rows[a:a + _BLOCK]).sub_(first)
-        total, square = total + z.sum(0).double(), square + (z * z).sum(0).double()
+    for start in range(0, len(rows), _BLOCK):
+        block = _read_rows(features, rows[start:start + _BLOCK]).sub_(first)
+        total, square = total + block.sum(0).double(), square + (block * block).sum(0).double()
     mean = total / len(rows)
     std = (square / len(rows) - mean**2).clamp(min=0).sqrt()
     mean += first.double()
@@ -74,16 +74,16 @@ def _moments(x, rows): # mean and standard deviation, [d] float32; infinite for 
 # %% ../../nbs/library/probing/01_linear.ipynb #e5fe8ffc
 class _StandardizedRows:
     "Read some rows of a matrix, standardized, one block at a time; cache them where they fit."
-    def __init__(self, x, rows, mean, std):
-        self.x, self.rows, self.kept = x, rows, {}
-        self.mean, self.std = (torch.from_numpy(v).to(device()) for v in (mean, std))
+    def __init__(self, features, rows, mean, std):
+        self.x, self.rows, self.kept = features, rows, {}
+        self.mean, self.std = (torch.from_numpy(moment).to(device()) for moment in (mean, std))
 
     def __len__(self): return len(self.rows)
 
     def blocks(self, dtype=torch.float32):
-        for a in range(0, len(self), _BLOCK):
-            s = slice(a, min(a + _BLOCK, len(self)))
-            yield s, self.take(s, dtype)
+        for start in range(0, len(self), _BLOCK):
+            span = slice(start, min(start + _BLOCK, len(self)))
+            yield span, self.take(span, dtype)
 
     def take(self, s, dtype=torch.float32) -> torch.Tensor: # slice, or positions among the rows
         held = self.keep(dtype)
@@ -98,13 +98,14 @@ class _StandardizedRows:
         size = len(self) * self.x.shape[1] * key.itemsize
         if key not in self.kept and size <= room:
             held = torch.empty(len(self), self.x.shape[1], dtype=key, device=device())
-            for a in range(0, len(self), _BLOCK):
-                rows = self.rows[a:a + _BLOCK]
-                held[a:a + _BLOCK] = _read_rows(self.x, rows) if stored else self._read(rows)
+            for start in range(0, len(self), _BLOCK):
+                rows = self.rows[start:start + _BLOCK]
+                held[start:start + _BLOCK] = (_read_rows(self.x, rows) if stored
+                                              else self._read(rows))
             self.kept[key] = held
         return self.kept.get(key)
 
-    def _norm(self, x): return x.sub_(self.mean).div_(self.std) # a copy, so in place
+    def _norm(self, block): return block.sub_(self.mean).div_(self.std) # a copy, so in place
     def _read(self, rows): return self._norm(_read_rows(self.x, rows))
 
 # %% ../../nbs/library/probing/01_linear.ipynb #4c82698e
@@ -118,9 +119,10 @@ _TOL = 1e-6 # estimated suboptimality, relative to the loss, at which a fit stop
 # %% ../../nbs/library/probing/01_linear.ipynb #8fdb57f9
 class _FitState:
     "Hold the state of a fit: weights, loss and gradient of the data term."
-    def __init__(self, rows: _StandardizedRows, y: np.ndarray, n_classes: int, dtype=torch.float32):
-        self.rows, self.y = rows, torch.from_numpy(y).to(device())
-        self.some = slice(None, None, max(1, len(y) // (2 * _BLOCK)))
+    def __init__(self, rows: _StandardizedRows, codes: np.ndarray, n_classes: int,
+                 dtype=torch.float32):
+        self.rows, self.y = rows, torch.from_numpy(codes).to(device())
+        self.some = slice(None, None, max(1, len(codes) // (2 * _BLOCK)))
         self.many = self.some.step >= _HESSIAN_SUBSAMPLE_RATIO
         self.axes, self.basis = _spread(rows.take(self.some))
         self.memory = deque(maxlen=_LBFGS_HISTORY)
@@ -137,13 +139,14 @@ class _FitState:
 
     def loss_and_slope(self, w): # one pass over the data: cross-entropy and its gradient [d + 1, c]
         loss, slope, weights = 0.0, torch.zeros_like(w), w[:-1].to(self.dtype)
-        for s, z in self.rows.blocks(self.dtype):
-            y = self.y[s, None]
-            log_p = ((z @ weights).float() + w[-1]).log_softmax(1) # [m, c]
-            loss -= log_p.gather(1, y).double().sum()
+        for span, block in self.rows.blocks(self.dtype):
+            codes = self.y[span, None]
+            log_p = ((block @ weights).float() + w[-1]).log_softmax(1) # [m, c]
+            loss -= log_p.gather(1, codes).double().sum()
             ones = torch.ones_like(log_p[:, :1])
-            residual = log_p.exp_().scatter_add_(1, y, -ones) # [m, c] p - y
-            slope[:-1] += (z.T @ residual.to(self.dtype)).float()
+            # [m, c] probabilities minus one-hot labels
+            residual = log_p.exp_().scatter_add_(1, codes, -ones)
+            slope[:-1] += (block.T @ residual.to(self.dtype)).float()
             slope[-1] += residual.sum(0)
         return float(loss) / len(self.rows), slope / len(self.rows)
 
@@ -156,46 +159,46 @@ class _FitState:
 class _CurvedFit(_FitState):
     "Estimate the curvature of the loss: by a Kronecker product, and from a subsample of rows."
     def set_class_covariance(self): # eigenvalues and eigenvectors of A, of the predicted classes
-        p = self.probabilities() # [m, c]
-        self.class_values, self.class_axes = torch.linalg.eigh(p.mean(0).diag() - _gram(p))
+        probs = self.probabilities() # [m, c]
+        self.class_values, self.class_axes = torch.linalg.eigh(probs.mean(0).diag() - _gram(probs))
 
     # The methods take and return weights [d + 1, c]; p is [m, c].
 
     def precondition(self, g, ridge): # inverse of the Kronecker estimate of the curvature, times g
-        a = self.class_values.clamp(min=0) # [c]
-        curvature = self.axes.clamp(min=0)[:, None] * a + ridge # [k, c], in both eigenbases
+        values = self.class_values.clamp(min=0) # [c]
+        curvature = self.axes.clamp(min=0)[:, None] * values + ridge # [k, c], in both eigenbases
         along = self.basis.T @ g[:-1] # [k, c]
         w = self.basis @ (along @ self.class_axes / curvature) # [d, c]
         if len(curvature) < len(w): # outside the principal axes, the L2 term alone is curved
             w += (g[:-1] - self.basis @ along) @ self.class_axes / ridge
         # a constant added to all biases changes nothing
-        inverse = torch.where(a > 1e-6 * a.max(), 1 / a, 0) # [c]
+        inverse = torch.where(values > 1e-6 * values.max(), 1 / values, 0) # [c]
         return torch.cat([w, g[-1:] @ self.class_axes * inverse]) @ self.class_axes.T
 
     def hessian_product(self, v, p, ridge): # Hessian of the subsample, times v
-        u = self.logits(v) # [m, c]
-        u = p * (u - (p * u).sum(1, keepdim=True)) # (diag(p) - p p') u
-        low = (self.part.T @ u.to(self.dtype)).float() / len(u) # [d, c]
-        return _ridged(torch.cat([low, u.mean(0, keepdim=True)]), v, ridge)
+        change = self.logits(v) # [m, c]
+        change = p * (change - (p * change).sum(1, keepdim=True)) # (diag(p) - p p') change
+        low = (self.part.T @ change.to(self.dtype)).float() / len(change) # [d, c]
+        return _ridged(torch.cat([low, change.mean(0, keepdim=True)]), v, ridge)
 
     def solve(self, g, ridge):
         """Return the inverse Hessian of the subsample, times g, by a few steps of preconditioned
         conjugate gradients.
 
         Source: Nocedal and Wright (2006), algorithm 5.3."""
-        p = self.probabilities() # [m, c]
+        probs = self.probabilities() # [m, c]
         ridge = ridge + _CG_DAMPING * float(self.axes.mean() * self.class_values.mean())
-        x, residual = torch.zeros_like(g), g.clone() # [d + 1, c] each
+        solution, residual = torch.zeros_like(g), g.clone() # [d + 1, c] each
         direction = preconditioned = self.precondition(residual, ridge)
         for _ in range(_CG_STEPS):
-            product = self.hessian_product(direction, p, ridge)
+            product = self.hessian_product(direction, probs, ridge)
             squared, curvature = (residual * preconditioned).sum(), (direction * product).sum()
             if not curvature > 0: break
             step = squared / curvature
-            x, residual = x + step * direction, residual - step * product
+            solution, residual = solution + step * direction, residual - step * product
             preconditioned = self.precondition(residual, ridge)
             direction = preconditioned + (residual * preconditioned).sum() / squared * direction
-        return x
+        return solution
 
 # %% ../../nbs/library/probing/01_linear.ipynb #99eed431
 class _LogisticSolver(_CurvedFit):
@@ -204,17 +207,19 @@ class _LogisticSolver(_CurvedFit):
     Source: Liu and Nocedal (1989); subsampled Hessian of Byrd et al. (2011)."""
     def direction(self, g, ridge):
         "Return the search direction by the two-loop recursion of L-BFGS."
-        # steps s and changes y of the gradient, [d + 1, c] each
-        pairs = [(s, _ridged(y, s, ridge)) for s, y in self.memory]
+        # steps and changes of the gradient, [d + 1, c] each
+        pairs = [(step, _ridged(change, step, ridge)) for step, change in self.memory]
         q, done, scale = g.clone(), [], 1.0
-        for s, y in reversed(pairs): # from the newest
-            sy = (s * y).sum()
-            if not done and not self.many: scale = sy / (y * self.precondition(y, ridge)).sum()
-            a = (s * q).sum() / sy
-            q -= a * y
-            done.append((s, y, sy, a))
+        for step, change in reversed(pairs): # from the newest
+            sy = (step * change).sum()
+            if not done and not self.many:
+                scale = sy / (change * self.precondition(change, ridge)).sum()
+            factor = (step * q).sum() / sy
+            q -= factor * change
+            done.append((step, change, sy, factor))
         q = self.solve(q, ridge) if self.many else scale * self.precondition(q, ridge)
-        for s, y, sy, a in reversed(done): q += s * (a - (y * q).sum() / sy)
+        for step, change, sy, factor in reversed(done):
+            q += step * (factor - (change * q).sum() / sy)
         return -q
 
     def run(self, ridge: float, tol=_TOL, most=500) -> int: # number of passes over the data
@@ -222,16 +227,16 @@ class _LogisticSolver(_CurvedFit):
         self.set_class_covariance()
         while looks < most:
             g = _ridged(self.slope, self.w, ridge)
-            p = self.direction(g, ridge)
-            down, t = float((g * p).sum()), 1.0
+            direction = self.direction(g, ridge)
+            down, step = float((g * direction).sum()), 1.0
             if -down / 2 <= tol * self.total(ridge): break
-            for _ in range(20): # line search: until the slope along p has halved
-                w = self.w + t * p
+            for _ in range(20): # line search: until the slope along `direction` has halved
+                w = self.w + step * direction
                 loss, slope = self.loss_and_slope(w)
                 looks += 1
-                now = float((_ridged(slope, w, ridge) * p).sum())
+                now = float((_ridged(slope, w, ridge) * direction).sum())
                 if now <= -down / 2: break
-                t *= down / (down - now)
+                step *= down / (down - now)
             self.memory.append((w - self.w, slope - self.slope))
             self.w, self.loss, self.slope = w, loss, slope
         return looks
@@ -240,10 +245,10 @@ class _LogisticSolver(_CurvedFit):
 def _gram(x): return x.T @ x / len(x)
 
 # %% ../../nbs/library/probing/01_linear.ipynb #44b27474
-def _spread(z): # variances and principal axes, at most as many as rows
-    if len(z) >= z.shape[1]: return torch.linalg.eigh(_gram(z))
-    _, s, axes = torch.linalg.svd(z, full_matrices=False)
-    return s**2 / len(z), axes.T
+def _spread(sample): # variances and principal axes, at most as many as rows
+    if len(sample) >= sample.shape[1]: return torch.linalg.eigh(_gram(sample))
+    _, singular, axes = torch.linalg.svd(sample, full_matrices=False)
+    return singular**2 / len(sample), axes.T
 
 # %% ../../nbs/library/probing/01_linear.ipynb #957f5655
 # add the gradient of the L2 term; the bias (the last row) is not penalized
@@ -261,8 +266,9 @@ def fit_logistic(
     """Return the weights of L2-penalized multinomial logistic regression, fitted to convergence.
 
     Source: L-BFGS of Liu and Nocedal (1989)."""
-    d = x.shape[1]
-    rows = _StandardizedRows(x, np.arange(len(x)), np.zeros(d, np.float32), np.ones(d, np.float32))
+    n_features = x.shape[1]
+    rows = _StandardizedRows(x, np.arange(len(x)), np.zeros(n_features, np.float32),
+                             np.ones(n_features, np.float32))
     fit = _LogisticSolver(rows, y, n_classes)
     if init is not None: fit.begin(torch.from_numpy(np.float32(init)).to(device()))
     fit.run(ridge, tol)
@@ -287,28 +293,29 @@ class LinearProbe:
     path: pd.DataFrame # settings that were tried, one row each; `chosen` marks the selected one
 
     def logits(self, x) -> np.ndarray: # [n, c] float32
-        "Return the logits of features x [n, d]."
-        found = [b.cpu().numpy() for b in self._blocks(x)]
+        "Return the logits of features [n, d]."
+        found = [block.cpu().numpy() for block in self._blocks(x)]
         return np.concatenate(found or [np.empty((0, len(self.classes)), np.float32)])
 
     def predict(self, x,
         among=None, # classes that may be predicted; None: all
     ) -> np.ndarray: # [n] labels
-        """Return the predicted labels of features x [n, d].
+        """Return the predicted labels of features [n, d].
 
         Raises `UserError` where no class of `among` was in train."""
         may = np.ones(len(self.classes), bool) if among is None else np.isin(self.classes, among)
         if not may.any():
             raise UserError(f"none of the {len(among)} candidate classes was in train: expected "
                             "some of the probe's own")
-        best = [b[:, may].argmax(1).cpu().numpy() for b in self._blocks(x)]
+        best = [block[:, may].argmax(1).cpu().numpy() for block in self._blocks(x)]
         return self.classes[may][np.concatenate(best or [np.empty(0, int)])]
 
-    def _blocks(self, x):
-        w = torch.from_numpy(self.weights).to(device())
-        rows = _StandardizedRows(x, np.arange(len(x)), self.mean, self.std)
-        for a in range(0, len(x), _BLOCK):
-            yield torch.addmm(w[-1], rows._read(rows.rows[a:a + _BLOCK]), w[:-1])
+    def _blocks(self, features):
+        weights = torch.from_numpy(self.weights).to(device())
+        rows = _StandardizedRows(features, np.arange(len(features)), self.mean, self.std)
+        for start in range(0, len(features), _BLOCK):
+            yield torch.addmm(weights[-1], rows._read(rows.rows[start:start + _BLOCK]),
+                              weights[:-1])
 
 # %% ../../nbs/library/probing/01_linear.ipynb #51d3772d
 def linear_probe(
@@ -346,34 +353,35 @@ def linear_probe(
     for dtype in dict.fromkeys((quick, torch.float32)):
         fit.begin(best[2] if dtype == quick else fit.w, dtype)
         fit.run(best[1], 1e-5)
-    path = pd.DataFrame(path).assign(chosen=[p["l2"] == best[1] for p in path])
+    path = pd.DataFrame(path).assign(chosen=[row["l2"] == best[1] for row in path])
     _warn_of_edges(path)
     return LinearProbe(classes, fit.w.cpu().numpy(), mean, std, best[1], path)
 
 # %% ../../nbs/library/probing/01_linear.ipynb #b32af974
 # row indices of both splits; classes of train, and class indices of its rows
-def _parts(x, y, train, val):
-    if x.ndim != 2 or x.dtype.kind != "f":
-        raise UserError(f"features of shape {x.shape} and type {x.dtype}: "
-                        "expected [n, d] floating-point numbers")
-    y = np.asarray(y)
-    if len(y) != len(x):
-        raise UserError(f"{len(y)} labels for {len(x)} rows of features: expected one each")
-    train, val = _as_indices(train, len(x), "train"), _as_indices(val, len(x), "val")
-    classes, code = np.unique(y[train], return_inverse=True)
+def _parts(features, labels, train, val):
+    if features.ndim != 2 or features.dtype.kind != "f":
+        raise UserError(f"features of shape {features.shape} and type {features.dtype}: expected "
+                        "[n, d] floating-point numbers")
+    labels = np.asarray(labels)
+    if len(labels) != len(features):
+        raise UserError(f"{len(labels)} labels for {len(features)} rows of features: expected one "
+                        "each")
+    train, val = _as_indices(train, len(features), "train"), _as_indices(val, len(features), "val")
+    classes, code = np.unique(labels[train], return_inverse=True)
     if len(classes) < 2:
         raise UserError(f"train has one class only, {classes[0]!r}: a probe needs two or more")
     return train, val, classes, code
 
 # %% ../../nbs/library/probing/01_linear.ipynb #0ee7aab7
-def _code(classes, y): # class index of each label; -1 for a label that is not in train
-    at = np.searchsorted(classes, y).clip(max=len(classes) - 1)
-    return np.where(classes[at] == y, at, -1)
+def _code(classes, labels): # class index of each label; -1 for a label that is not in train
+    at = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    return np.where(classes[at] == labels, at, -1)
 
 # %% ../../nbs/library/probing/01_linear.ipynb #8c9247e9
-def _answers(rows, w): # [n] predicted class indices
-    return np.concatenate([torch.addmm(w[-1], z, w[:-1]).argmax(1).cpu().numpy()
-                           for _, z in rows.blocks()])
+def _answers(rows, weights): # [n] predicted class indices
+    return np.concatenate([torch.addmm(weights[-1], block, weights[:-1]).argmax(1).cpu().numpy()
+                           for _, block in rows.blocks()])
 
 # %% ../../nbs/library/probing/01_linear.ipynb #695977ef
 def _scores(truth, answers): # top-1 accuracy, and balanced accuracy over the classes present
@@ -408,19 +416,19 @@ def accuracy(
     from scipy.sparse import csr_matrix
     right, classes, of = _right(y, predicted)
     own = np.arange(len(right)) if cluster is None else np.asarray(cluster)
-    groups, g = np.unique(own, return_inverse=True)
+    groups, group = np.unique(own, return_inverse=True)
     shape = len(groups), len(classes)
-    all_of, right_of = (csr_matrix((v.astype(float), (g, of)), shape).T
-                        for v in (np.ones(len(g)), right))
+    all_of, right_of = (csr_matrix((values.astype(float), (group, of)), shape).T
+                        for values in (np.ones(len(group)), right))
     own_mean = np.asarray(right_of.sum(0) / all_of.sum(0)).ravel() # accuracy within each cluster
     rng, found = np.random.default_rng(seed), []
-    for k in range(0, n_resamples, 32):
+    for start in range(0, n_resamples, 32):
         drawn = np.stack([np.bincount(rng.integers(0, len(groups), len(groups)),
                                       minlength=len(groups))
-                          for _ in range(min(32, n_resamples - k))], 1).astype(float)
+                          for _ in range(min(32, n_resamples - start))], 1).astype(float)
         found.append(np.vstack([_both(right_of @ drawn, all_of @ drawn),
                                 own_mean @ drawn / len(groups)]))
-    top1, balanced = (float(v[0]) for v in _both(right_of.sum(1), all_of.sum(1)))
+    top1, balanced = (float(scores[0]) for scores in _both(right_of.sum(1), all_of.sum(1)))
     (lo, hi), of_classes, of_families = np.quantile(np.concatenate(found, 1), (0.025, 0.975),
                                                 axis=1).T.tolist()
     return dict(top1=top1, ci_low=lo, ci_high=hi, balanced=balanced, balanced_ci_low=of_classes[0],
@@ -428,7 +436,7 @@ def accuracy(
                 group_mean=float(own_mean.mean()), group_mean_ci_low=of_families[0],
                 group_mean_ci_high=of_families[1],
                 n=len(right), n_classes=len(classes), n_groups=len(groups),
-                n_effective_groups=effective_groups(g))
+                n_effective_groups=effective_groups(group))
 
 # %% ../../nbs/library/probing/01_linear.ipynb #b21306a4
 # [classes, resamples] each -> [2, resamples]; a class that is not resampled is left out
@@ -438,25 +446,25 @@ def _both(right, count):
     return np.stack([right.sum(0) / count.sum(0), within])
 
 # %% ../../nbs/library/probing/01_linear.ipynb #b1971382
-def _right(y, predicted):
-    y, predicted = np.asarray(y), np.asarray(predicted)
-    if len(y) != len(predicted) or not len(y):
-        raise UserError(f"{len(predicted)} answers to {len(y)} questions: "
-                        "expected one answer each, and one question or more")
-    classes, of = np.unique(y, return_inverse=True)
-    return y == predicted, classes, of
+def _right(labels, predicted):
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    if len(labels) != len(predicted) or not len(labels):
+        raise UserError(f"{len(predicted)} answers to {len(labels)} questions: expected one answer "
+                        "each, and one question or more")
+    classes, of = np.unique(labels, return_inverse=True)
+    return labels == predicted, classes, of
 
 # %% ../../nbs/library/probing/01_linear.ipynb #8ca1d6dd
-def _per_class(
-    y: np.ndarray, # [n] labels
+def _per_class(labels: np.ndarray, # [n] labels
     predicted: np.ndarray, # [n] predicted labels
     # label, n, n_correct, accuracy, most_confused_with: most frequent confusion ("" where all are
     # correct)
 ) -> pd.DataFrame:
     "Return the accuracy within each class, and its most frequent confusion."
-    right, classes, of = _right(y, predicted)
-    n, hits = np.bincount(of), np.bincount(of, right).astype(int)
+    right, classes, of = _right(labels, predicted)
+    counts, hits = np.bincount(of), np.bincount(of, right).astype(int)
     wrong = pd.DataFrame(dict(label=of, taken=np.asarray(predicted)))[~right]
-    mostly = wrong.groupby("label").taken.agg(lambda t: t.value_counts().sort_index().idxmax())
-    return pd.DataFrame(dict(label=classes, n=n, n_correct=hits, accuracy=hits / n,
-        most_confused_with=[mostly.get(k, "") for k in range(len(classes))]))
+    mostly = wrong.groupby(
+        "label").taken.agg(lambda answers: answers.value_counts().sort_index().idxmax())
+    return pd.DataFrame(dict(label=classes, n=counts, n_correct=hits, accuracy=hits / counts,
+        most_confused_with=[mostly.get(index, "") for index in range(len(classes))]))

@@ -52,21 +52,20 @@ class SegmentationDataset:
 _SCENE_TYPES_USED = ("drawing", "group") # scene types without words
 
 # %% ../../nbs/library/probing/06_patches.ipynb #c1dbb961
-def _emoji_segments(
-    world: DataSettings, # settings of the synthetic emoji dataset
+def _emoji_segments(data: DataSettings, # settings of the synthetic emoji dataset
     split: str, # `train`, `val` or `test`, with disjoint families
     pictures: int = 0, # number of images; 0: all
     # column of the catalog of emoji, or `drawing` for a single class of all emoji
     label: str = "category",
 ) -> SegmentationDataset:
     "Return scenes of emoji, with the label of the emoji at each pixel."
-    corpus, table = scenes(world, split), drawings()[0]
+    corpus, table = scenes(data, split), drawings()[0]
     rows = np.nonzero(np.isin(corpus["kind"][:], _SCENE_TYPES_USED))[0][:pictures or None]
     names, code = np.unique(table.assign(drawing="drawing")[label],
                             return_inverse=True)
     number = np.append(code + 1, 0).astype(np.uint8) # the last entry is for -1, the background
     @lru_cache(maxsize=20_000) # every encoder requests the masks again
-    def mask(k): return number[instance_mask(world, split, int(rows[k]))]
+    def mask(row): return number[instance_mask(data, split, int(rows[row]))]
     chosen = corpus.select(rows)
     return SegmentationDataset(chosen, mask, ["ground", *names], np.array(chosen["family"]),
                      f"{label} where alpha is above 1/2")
@@ -82,19 +81,20 @@ def _from_mask_images(
     """Return images whose masks are images of class indices. A mask of wrong shape or with an
     unknown class raises `UserError` when read."""
     labels = corpus.select_columns([column])
-    def mask(k):
-        m = np.asarray(labels[k][column])
-        if m.ndim != 2:
-            raise UserError(f"the {column} of {corpus[k]['item_id']} has the shape "
-                            f"{m.shape}: expected one number a pixel, [H, W]")
-        m = m.astype(np.int64)
+    def mask(row):
+        indices = np.asarray(labels[row][column])
+        if indices.ndim != 2:
+            raise UserError(f"the {column} of {corpus[row]['item_id']} has the shape "
+                            f"{indices.shape}: expected one number a pixel, [H, W]")
+        indices = indices.astype(np.int64)
         if reduce_zero_label:
-            m = np.where((m == 0) | (m == _IGNORE_INDEX), _IGNORE_INDEX, m - 1)
-        if (top := m[m != _IGNORE_INDEX].max(initial=0)) >= len(classes):
-            raise UserError(f"the {column} of {corpus[k]['item_id']} has the class "
-                            f"{top}, and there are {len(classes)} from 0: give all "
-                            "names, or set reduce_zero_label where 0 is no class")
-        return m.astype(np.uint8)
+            indices = np.where((indices == 0) | (indices == _IGNORE_INDEX), _IGNORE_INDEX,
+                               indices - 1)
+        if (top := indices[indices != _IGNORE_INDEX].max(initial=0)) >= len(classes):
+            raise UserError(f"the {column} of {corpus[row]['item_id']} has the class {top}, and "
+                            f"there are {len(classes)} from 0: give all names, or set "
+                            "reduce_zero_label where 0 is no class")
+        return indices.astype(np.uint8)
     zero = ", 0 is not counted" if reduce_zero_label else ""
     return SegmentationDataset(corpus, mask, list(classes), np.array(corpus[cluster][:]),
                      f"{column}{zero}")
@@ -111,8 +111,8 @@ def _window_offsets(length: int, size: int) -> list: # px
     """Return the offsets of windows with an overlap of one third; the last window ends at the
     border."""
     step = max(1, 2 * size // 3)
-    n = math.ceil((length - size) / step) + 1
-    return [min(k * step, length - size) for k in range(n)]
+    n_windows = math.ceil((length - size) / step) + 1
+    return [min(index * step, length - size) for index in range(n_windows)]
 
 # %% ../../nbs/library/probing/06_patches.ipynb #bce1fd4f
 def _sliding_windows(shape, size: int, ratio: float = 1.0, flip: bool = False) -> WindowLayout:
@@ -120,7 +120,7 @@ def _sliding_windows(shape, size: int, ratio: float = 1.0, flip: bool = False) -
     short, least = round(size * ratio), min(shape[:2])
     frame = tuple(max(short, round(side * short / least)) for side in shape[:2])
     rows, columns = (_window_offsets(side, size) for side in frame)
-    corners = [(y, x) for y in rows for x in columns]
+    corners = [(top, left) for top in rows for left in columns]
     return WindowLayout(frame, corners, flip)
 
 # %% ../../nbs/library/probing/06_patches.ipynb #77f2889c
@@ -131,27 +131,27 @@ def _crop_windows(
     filter: str = "bicubic", # interpolation of the resize; `nearest` for a mask
 ) -> np.ndarray: # [k, size, size, ...] uint8
     "Return the windows of an image, as inputs of the encoder."
-    x = picture
-    if x.shape[:2] != look.frame:
-        x = np.asarray(Image.fromarray(x).resize(look.frame[::-1], RESAMPLING[filter]))
-    if look.flip: x = x[:, ::-1]
-    return np.stack([x[a:a + size, b:b + size] for a, b in look.corners])
+    pixels = picture
+    if pixels.shape[:2] != look.frame:
+        pixels = np.asarray(Image.fromarray(pixels).resize(look.frame[::-1], RESAMPLING[filter]))
+    if look.flip: pixels = pixels[:, ::-1]
+    return np.stack([pixels[top:top + size, left:left + size] for top, left in look.corners])
 
 # %% ../../nbs/library/probing/06_patches.ipynb #594a6edc
 def _last_layers(
     spec: str, # name of an encoder, see `ccd.encoders`
-    n: int = 4, # number of blocks
+    n_blocks: int = 4, # number of blocks
 ) -> list[Encoder]: # one encoder per block, the last block first
-    "Load an encoder once per block, with the features of each of its last n blocks."
+    "Load an encoder once per block, with the features of each of its last blocks."
     sign = "," if "#" in spec else "#"
-    return [load(f"{spec}{sign}layer={-k}") for k in range(1, n + 1)]
+    return [load(f"{spec}{sign}layer={-layer}") for layer in range(1, n_blocks + 1)]
 
 # %% ../../nbs/library/probing/06_patches.ipynb #85e94b45
 def pixel_patches(size: int = 48, patch: int = 8) -> Encoder: # px
     "Return the raw-pixel baseline: an encoder whose token of a patch is the pixels of the patch."
-    def read(x): # [B, 3, size, size]
-        t = F.unfold(x, patch, stride=patch).transpose(1, 2)
-        return Features(patches=t, pooled=t.mean(1))
+    def read(images): # [B, 3, size, size]
+        tokens = F.unfold(images, patch, stride=patch).transpose(1, 2)
+        return Features(patches=tokens, pooled=tokens.mean(1))
     name = f"pixel patches, {patch} px"
     card = EncoderCard(name, f"RGB of {patch} x {patch} px", "none", f"{name} of {size} px",
                 "pooled", size=size, norm="none")
@@ -164,31 +164,31 @@ def _patch_features(
     images: np.ndarray, # [k, size, size, 3] uint8
 ) -> Tensor: # [k, n, d] float32
     "Return the patch tokens of all encoders, concatenated."
-    x = to_float(torch.from_numpy(images).to(device()).permute(0, 3, 1, 2))
-    found = [e.features(x).patches for e in encoders]
-    return torch.cat([t.float() for t in found], -1)
+    batch = to_float(torch.from_numpy(images).to(device()).permute(0, 3, 1, 2))
+    found = [encoder.features(batch).patches for encoder in encoders]
+    return torch.cat([tokens.float() for tokens in found], -1)
 
 # %% ../../nbs/library/probing/06_patches.ipynb #14b3d4b2
 def _feature_grid(encoders: list) -> tuple[int, int]: # px; patches along one side
     """Return input size and grid of the encoders.
 
     Raises `UserError` unless their patches tile one square on the same grid."""
-    sizes, shapes = {e.card.size for e in encoders}, set()
-    for e in encoders:
-        blank = torch.zeros(1, 3, e.card.size, e.card.size, device=device())
-        t = e.features(blank).patches if "patches" in e.taps else None
-        if t is None:
-            raise UserError(f"{e.card.name} has no patch tokens: segmentation needs an encoder "
-                            "with patches; for a raw-pixel baseline use pixel_patches")
-        shapes.add(t.shape[1])
-    names = ", ".join(e.card.name for e in encoders)
+    sizes, shapes = {encoder.card.size for encoder in encoders}, set()
+    for encoder in encoders:
+        blank = torch.zeros(1, 3, encoder.card.size, encoder.card.size, device=device())
+        tokens = encoder.features(blank).patches if "patches" in encoder.taps else None
+        if tokens is None:
+            raise UserError(f"{encoder.card.name} has no patch tokens: segmentation needs an "
+                            "encoder with patches; for a raw-pixel baseline use pixel_patches")
+        shapes.add(tokens.shape[1])
+    names = ", ".join(encoder.card.name for encoder in encoders)
     if len(sizes) > 1 or len(shapes) > 1:
         raise UserError(f"{names}: their tokens cannot stand side by side: sizes {sorted(sizes)} "
                         f"px, {sorted(shapes)} patches; expected one size and one grid")
-    (size,), (n,) = sizes, shapes
-    side = math.isqrt(n)
-    if side * side != n or size % side:
-        raise UserError(f"{names}: {n} patches do not tile a square of {size} px")
+    (size,), (n_patches,) = sizes, shapes
+    side = math.isqrt(n_patches)
+    if side * side != n_patches or size % side:
+        raise UserError(f"{names}: {n_patches} patches do not tile a square of {size} px")
     return size, side
 
 # %% ../../nbs/library/probing/06_patches.ipynb #28d84189
@@ -199,49 +199,49 @@ def _whole(im): return np.asarray(im) # the image without preprocessing
 # %% ../../nbs/library/probing/06_patches.ipynb #db878154
 def _pictures(data: SegmentationDataset): # row, [H, W, 3] uint8
     reader = ImageDecoder(data.corpus, _whole)
-    for a in range(0, len(data), _WINDOWS):
-        rows = range(a, min(a + _WINDOWS, len(data)))
-        for k, r in zip(rows, reader.read(rows)):
-            if r["fault"]:
-                raise UserError(f"the image {r.get('item_id')!r} cannot be read: {r['fault']}; "
-                                "repair it or remove it (`ccd.data.corpora.drop_unreadable` sets "
-                                "such images aside)")
-            yield k, r["pixels"]
+    for start in range(0, len(data), _WINDOWS):
+        rows = range(start, min(start + _WINDOWS, len(data)))
+        for row, record in zip(rows, reader.read(rows)):
+            if record["fault"]:
+                raise UserError(f"the image {record.get('item_id')!r} cannot be read: "
+                                f"{record['fault']}; repair it or remove it "
+                                "(`ccd.data.corpora.drop_unreadable` sets such images aside)")
+            yield row, record["pixels"]
 
 # %% ../../nbs/library/probing/06_patches.ipynb #1a8c9f2f
-def _mask(data, k, shape): # mask of an image, checked against its shape
-    m = data.mask(k)
-    if m.shape != shape[:2]:
-        raise UserError(f"the mask of {data.corpus[k]['item_id']} is {m.shape[1]} x {m.shape[0]} "
-                        f"px and its image {shape[1]} x {shape[0]} px: expected a class for each "
-                        "pixel, upright")
-    return m
+def _mask(data, row, shape): # mask of an image, checked against its shape
+    mask = data.mask(row)
+    if mask.shape != shape[:2]:
+        raise UserError(f"the mask of {data.corpus[row]['item_id']} is {mask.shape[1]} x "
+                        f"{mask.shape[0]} px and its image {shape[1]} x {shape[0]} px: expected a "
+                        "class for each pixel, upright")
+    return mask
 
 # %% ../../nbs/library/probing/06_patches.ipynb #f21a44b7
 def _looks(shape, size, ratios, flip):
-    return [_sliding_windows(shape, size, r, f) for r in ratios
-            for f in ((False, True) if flip else (False,))]
+    return [_sliding_windows(shape, size, ratio, flipped) for ratio in ratios
+            for flipped in ((False, True) if flip else (False,))]
 
 # %% ../../nbs/library/probing/06_patches.ipynb #6259db5b
 # yield row, shape, layouts, [k, n, d] tokens of all windows
 def _seen(encoders, data, size, ratios=(1.0,), flip=False):
     filter = getattr(encoders[0].fit, "filter", "bicubic")
     held, count = [], 0
-    for k, picture in _pictures(data):
+    for row, picture in _pictures(data):
         looks = _looks(picture.shape, size, ratios, flip)
-        cut = np.concatenate([_crop_windows(picture, l, size, filter) for l in looks])
-        held.append((k, picture.shape, looks, cut)); count += len(cut)
+        cut = np.concatenate([_crop_windows(picture, look, size, filter) for look in looks])
+        held.append((row, picture.shape, looks, cut)); count += len(cut)
         if count >= _WINDOWS: yield from _run(encoders, held); held, count = [], 0
     yield from _run(encoders, held)
 
 # %% ../../nbs/library/probing/06_patches.ipynb #5ecea955
 def _run(encoders, held):
     if not held: return
-    every = np.concatenate([h[-1] for h in held])
-    tokens = torch.cat([_patch_features(encoders, every[a:a + _WINDOWS])
-                        for a in range(0, len(every), _WINDOWS)])
-    parts = tokens.split([len(h[-1]) for h in held])
-    for (k, shape, looks, _), t in zip(held, parts): yield k, shape, looks, t
+    every = np.concatenate([entry[-1] for entry in held])
+    tokens = torch.cat([_patch_features(encoders, every[start:start + _WINDOWS])
+                        for start in range(0, len(every), _WINDOWS)])
+    parts = tokens.split([len(entry[-1]) for entry in held])
+    for (row, shape, looks, _), part in zip(held, parts): yield row, shape, looks, part
 
 # %% ../../nbs/library/probing/06_patches.ipynb #b3215011
 class _Tokens(NamedTuple):
@@ -264,39 +264,39 @@ def _training_tokens(
 
     Raises `UserError` where every pixel is ignored, and for tokens beyond float16."""
     size, side = _feature_grid(encoders)
-    settings = dict(cards=[to_plain_dict(e.card) for e in encoders], per_picture=per_picture,
-                    seed=seed, classes=data.classes, masks=data.about)
+    settings = dict(cards=[to_plain_dict(encoder.card) for encoder in encoders],
+                    per_picture=per_picture, seed=seed, classes=data.classes, masks=data.about)
     def make(tmp): _write_tokens(tmp, encoders, data, size, side, per_picture, seed)
     folder = cached_stage(folder, settings, dict(corpus=fingerprint(data.corpus)), make)
-    n, d = read_json(folder / "shape.json")
-    x = np.memmap(folder / "tokens.f16", np.float16, "r", shape=(n, d))
-    y = np.memmap(folder / "classes.u8", np.uint8, "r", shape=(n, (size // side) ** 2))
-    return _Tokens(x, y, side, len(data.classes), not per_picture)
+    n_tokens, dim = read_json(folder / "shape.json")
+    features = np.memmap(folder / "tokens.f16", np.float16, "r", shape=(n_tokens, dim))
+    labels = np.memmap(folder / "classes.u8", np.uint8, "r", shape=(n_tokens, (size // side) ** 2))
+    return _Tokens(features, labels, side, len(data.classes), not per_picture)
 
 # %% ../../nbs/library/probing/06_patches.ipynb #ff7020bc
 def _write_tokens(tmp, encoders, data, size, side, per_picture, seed):
-    rng, n, counted = np.random.default_rng(seed), 0, False
+    rng, n_tokens, counted = np.random.default_rng(seed), 0, False
     with Progress("reading patches", len(data)) as bar, open(tmp / "tokens.f16", "wb") as fx, \
          open(tmp / "classes.u8", "wb") as fy:
-        for k, shape, (look,), tokens in _seen(encoders, data, size):
-            x, y = _half(tokens.flatten(0, 1).cpu().numpy(), encoders), _patch_labels(
-                _crop_windows(_mask(data, k, shape), look, size, "nearest"), side)
+        for row, shape, (look,), tokens in _seen(encoders, data, size):
+            features, labels = _half(tokens.flatten(0, 1).cpu().numpy(), encoders), _patch_labels(
+                _crop_windows(_mask(data, row, shape), look, size, "nearest"), side)
             if per_picture:
-                keep = np.nonzero((y != _IGNORE_INDEX).any(1))[0]
+                keep = np.nonzero((labels != _IGNORE_INDEX).any(1))[0]
                 keep = np.sort(rng.choice(keep, min(per_picture, len(keep)), replace=False))
-                x, y = x[keep], y[keep]
-            fx.write(x.tobytes()); fy.write(y.tobytes())
-            n, counted = n + len(x), counted or (y != _IGNORE_INDEX).any()
+                features, labels = features[keep], labels[keep]
+            fx.write(features.tobytes()); fy.write(labels.tobytes())
+            n_tokens, counted = n_tokens + len(features), counted or (labels != _IGNORE_INDEX).any()
             bar.add(1)
     if not counted:
         raise UserError(f"no pixel of {len(data)} images has a class: all are marked "
                         f"{_IGNORE_INDEX}")
-    write_json(tmp / "shape.json", [n, x.shape[1]])
+    write_json(tmp / "shape.json", [n_tokens, features.shape[1]])
 
 # %% ../../nbs/library/probing/06_patches.ipynb #a4845e53
-def _half(x, encoders):
-    with np.errstate(over="ignore"): h = x.astype(np.float16)
-    if np.isfinite(h).all(): return h
+def _half(tokens, encoders):
+    with np.errstate(over="ignore"): half = tokens.astype(np.float16)
+    if np.isfinite(half).all(): return half
     raise UserError(f"{encoders[0].card.name} makes patch tokens that float16 cannot hold (NaN, "
                     "infinity or above 65504); check its weights, its precision and its "
                     "preprocessing")
@@ -305,25 +305,24 @@ def _half(x, encoders):
 # [k, S, S] -> [k * side * side, patch * patch]
 def _patch_labels(masks: np.ndarray, side: int) -> np.ndarray:
     "Return the classes of the pixels of each patch."
-    k, size = masks.shape[:2]
-    p = size // side
-    return masks.reshape(k, side, p, side,
-                         p).transpose(0, 1, 3, 2, 4).reshape(k * side * side, p * p)
+    n_windows, size = masks.shape[:2]
+    patch = size // side
+    return masks.reshape(n_windows, side, patch, side, patch).transpose(0, 1, 3, 2,
+                                          4).reshape(n_windows * side * side, patch * patch)
 
 # %% ../../nbs/library/probing/06_patches.ipynb #7bb72c81
-def _class_counts(
-    y: Tensor, # [B, patch * patch] uint8 classes of pixels
+def _class_counts(labels: Tensor, # [B, patch * patch] uint8 classes of pixels
     side: int, # patches along one side of a window
     cells: int, # cells along one side of a patch
     classes: int, # number of classes
 ) -> Tensor: # [B, classes] for one cell, else [k, classes, side * cells, side * cells]
     "Return the number of pixels of each class in each cell."
-    p = math.isqrt(y.shape[1])
-    q = p // cells
-    y = y.view(-1, cells, q, cells, q).transpose(2, 3).reshape(-1, q * q)
-    at = y.long().clamp(max=classes) # ignored pixels go into the last column
-    n = torch.zeros(len(at), classes + 1, device=y.device)
-    n = n.scatter_add_(1, at, torch.ones_like(at, dtype=n.dtype))[:, :-1]
-    if cells == 1: return n
-    n = n.view(-1, side, side, cells, cells, classes).permute(0, 5, 1, 3, 2, 4)
-    return n.reshape(-1, classes, side * cells, side * cells)
+    patch = math.isqrt(labels.shape[1])
+    cell = patch // cells
+    labels = labels.view(-1, cells, cell, cells, cell).transpose(2, 3).reshape(-1, cell * cell)
+    at = labels.long().clamp(max=classes) # ignored pixels go into the last column
+    counts = torch.zeros(len(at), classes + 1, device=labels.device)
+    counts = counts.scatter_add_(1, at, torch.ones_like(at, dtype=counts.dtype))[:, :-1]
+    if cells == 1: return counts
+    counts = counts.view(-1, side, side, cells, cells, classes).permute(0, 5, 1, 3, 2, 4)
+    return counts.reshape(-1, classes, side * cells, side * cells)

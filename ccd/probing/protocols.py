@@ -35,33 +35,34 @@ def knn_probe(
                         "expected a label each, a row or more, and k of one or more")
     classes, code = np.unique(y_train, return_inverse=True)
     found = {k: [] for k in ks}
-    for a in range(0, len(x_test), 4 * _BLOCK):
-        rows = np.arange(a, min(a + 4 * _BLOCK, len(x_test)))
+    for start in range(0, len(x_test), 4 * _BLOCK):
+        rows = np.arange(start, min(start + 4 * _BLOCK, len(x_test)))
         cos, near = _nearest(_unit(x_test, rows), x_train, min(max(ks), len(x_train)))
         weight, vote = np.exp(cos / temperature, dtype=np.float64), code[near]
         for k in ks:
             to = np.arange(len(rows))[:, None] * len(classes) + vote[:, :k]
             votes = np.bincount(to.ravel(), weight[:, :k].ravel(), len(rows) * len(classes))
             found[k].append(classes[votes.reshape(len(rows), -1).argmax(1)])
-    return {k: np.concatenate(v or [classes[:0]]) for k, v in found.items()}
+    return {k: np.concatenate(predicted or [classes[:0]]) for k, predicted in found.items()}
 
 # %% ../../nbs/library/probing/02_protocols.ipynb #750e7175
-def _unit(x, rows): # [len(rows), d] float32
-    return torch.nn.functional.normalize(_read_rows(x, rows), eps=1e-12)
+def _unit(features, rows): # [len(rows), d] float32
+    return torch.nn.functional.normalize(_read_rows(features, rows), eps=1e-12)
 
 # %% ../../nbs/library/probing/02_protocols.ipynb #819fb350
-def _nearest(q, x, k, block=16 * _BLOCK): # [m, k] cosines, descending, and row indices
+def _nearest(queries, features, k, block=16 * _BLOCK): # [m, k] cosines, descending, and row indices
     import faiss
-    best = faiss.ResultHeap(len(q), k, keep_max=True)
-    for a in range(0, len(x), block):
-        u = _unit(x, np.arange(a, min(a + block, len(x))))
-        few = min(k, len(u))
-        if u.is_cuda: cos, near = (v.cpu().numpy() for v in (q @ u.T).topk(few))
-        else: cos, near = faiss.knn(q.numpy(), u.numpy(), few, faiss.METRIC_INNER_PRODUCT)
+    best = faiss.ResultHeap(len(queries), k, keep_max=True)
+    for start in range(0, len(features), block):
+        unit = _unit(features, np.arange(start, min(start + block, len(features))))
+        few = min(k, len(unit))
+        if unit.is_cuda:
+            cos, near = (tensor.cpu().numpy() for tensor in (queries @ unit.T).topk(few))
+        else: cos, near = faiss.knn(queries.numpy(), unit.numpy(), few, faiss.METRIC_INNER_PRODUCT)
         if few < k: # the heap expects k results
             pad = ((0, 0), (0, k - few))
             cos, near = np.pad(cos, pad, constant_values=-np.inf), np.pad(near, pad)
-        best.add_result(cos, near + a)
+        best.add_result(cos, near + start)
     best.finalize()
     return best.D, best.I
 
@@ -88,14 +89,15 @@ def few_shot(
         mixed = np.random.default_rng(seed).permutation(len(train))
         mixed = mixed[np.argsort(code[mixed], kind="stable")]
         place = np.arange(len(train)) - np.repeat(np.cumsum(count) - count, count)
-        for k in shots:
-            some = np.sort(mixed[place < k])
+        for n_shots in shots:
+            some = np.sort(mixed[place < n_shots])
             fit = _LogisticSolver(_StandardizedRows(x, train[some], mean, std), code[some],
                                   len(classes))
             fit.run(ridge, 1e-4)
             top1, balanced = _scores(truth, _answers(judge, fit.w))
-            out.append(dict(shots=k, seed=seed, top1=top1, balanced=balanced, n_train=len(some),
-                            n_classes=len(classes), n_classes_below_shots=int((count < k).sum())))
+            out.append(dict(shots=n_shots, seed=seed, top1=top1, balanced=balanced,
+                            n_train=len(some), n_classes=len(classes),
+                            n_classes_below_shots=int((count < n_shots).sum())))
     return pd.DataFrame(out)
 
 # %% ../../nbs/library/probing/02_protocols.ipynb #68caeda8
@@ -103,36 +105,39 @@ def few_shot(
 class Protocol:
     "Hold the hyperparameters of a linear probe trained by gradient descent."
     optimizer: Literal["adamw", "sgd"]
-    rates: tuple # learning rates to try
-    decays: tuple # weight decays, each tried with each learning rate
-    trial: int # epochs of a trial; no trials where there is one setting only
+    lrs: tuple # learning rates to try
+    weight_decays: tuple # weight decays, each tried with each learning rate
+    trial_epochs: int # epochs of a trial; no trials where there is one setting only
     epochs: int # epochs of the final training
-    batch: int # batch size in rows
-    warmup: int # epochs of linear warm-up
-    counts: Literal["batch", "epoch", "batch in epoch"] # step that the schedule receives
-    judge: Literal["val", "test"] # split used for model selection
-    standardise: bool # standardize features, with 1e-5 added to the standard deviation
+    batch_size: int # batch size in rows
+    warmup_epochs: int # epochs of linear warm-up
+    schedule_step: Literal["batch", "epoch", "batch in epoch"] # step that the schedule receives
+    selection_split: Literal["val", "test"] # split used for model selection
+    standardize: bool # standardize features, with 1e-5 added to the standard deviation
     best_epoch: bool # keep the best epoch; False: the last one
     init: Literal["kaiming", "small"] # initialization of the weights; the bias is 0
 
 # %% ../../nbs/library/probing/02_protocols.ipynb #00b00e32
-_GRID = dict(rates=(1e-6, 1e-5, 1e-4, 1e-3), decays=(0, 1e-6, 1e-3), trial=5, epochs=50,
-             warmup=10, standardise=True, best_epoch=True, init="kaiming")
-PROTOCOLS = {
-    "as written": Protocol("adamw", batch=1024, counts="batch in epoch", judge="test", **_GRID),
-    "corrected": Protocol("adamw", batch=2048, counts="batch", judge="val", **_GRID),
+_GRID = dict(lrs=(1e-6, 1e-5, 1e-4, 1e-3), weight_decays=(0, 1e-6, 1e-3), trial_epochs=5, epochs=50,
+             warmup_epochs=10, standardize=True, best_epoch=True, init="kaiming")
+
+# %% ../../nbs/library/probing/02_protocols.ipynb #c825f401
+PROTOCOLS = {"as written": Protocol("adamw", batch_size=1024, schedule_step="batch in epoch",
+                           selection_split="test", **_GRID),
+    "corrected": Protocol("adamw", batch_size=2048, schedule_step="batch", selection_split="val",
+                          **_GRID),
     "dino": Protocol("sgd", (0.001 * 1024 / 256,), (0,), 0, 100, 1024, 0, "epoch", "val",
-                     standardise=False, best_epoch=False, init="small")}
+                     standardize=False, best_epoch=False, init="small")}
 
 # %% ../../nbs/library/probing/02_protocols.ipynb #be2d53bd
-def _lr_schedule(
-    p: Protocol, # hyperparameters of the probe
+def _lr_schedule(protocol: Protocol, # hyperparameters of the probe
     batches: int, # batches per epoch
 ) -> np.ndarray: # [epochs * batches] factor of the learning rate
     "Return linear warm-up followed by cosine decay, at the step that the protocol uses."
-    step, end, warm = np.arange(p.epochs * batches), p.epochs * batches, p.warmup * batches
-    if p.counts == "batch in epoch": step = step % batches
-    if p.counts == "epoch": step = step // batches * batches
+    step, end, warm = (np.arange(protocol.epochs * batches), protocol.epochs * batches,
+                       protocol.warmup_epochs * batches)
+    if protocol.schedule_step == "batch in epoch": step = step % batches
+    if protocol.schedule_step == "epoch": step = step // batches * batches
     cosine = (1 + np.cos(np.pi * (step - warm) / (end - warm))) / 2
     return np.where(step < warm, step / max(warm, 1), cosine)
 
@@ -151,42 +156,52 @@ def sgd_probe(
     """Return a linear probe trained by gradient descent with the hyperparameters of a protocol.
 
     Source: the code of leo1oel/ViT-linear-probing and facebookresearch/dino."""
-    p = protocol
-    train, chosen, classes, code = _parts(x, y, train, dict(val=val, test=test)[p.judge])
+    train, chosen, classes, code = _parts(x, y, train,
+                                          dict(val=val, test=test)[protocol.selection_split])
     mean, std = _moments(x, train)
-    mean, std = (mean, std + np.float32(1e-5)) if p.standardise else (0 * mean, np.ones_like(std))
-    rows, judge = (_StandardizedRows(x, r, mean, std) for r in (train, chosen))
+    mean, std = ((mean, std + np.float32(1e-5)) if protocol.standardize
+                 else (0 * mean, np.ones_like(std)))
+    rows, judge = (_StandardizedRows(x, split, mean, std) for split in (train, chosen))
     truth, target = _code(classes, np.asarray(y)[chosen]), torch.from_numpy(code).to(device())
-    def score(w): return _scores(truth, _answers(judge, w))[0]
-    tries = [(r, d) for r in p.rates for d in p.decays]
-    path = [dict(rate=r, decay=d, epoch=k + 1, score=score(w)) for r, d in tries
-            for k, w in enumerate(_epochs(rows, target, len(classes), p, r, d, p.trial, seed))
-            if k == p.trial - 1] if len(tries) > 1 else []
-    rate, decay = tries[int(np.argmax([t["score"] for t in path]))] if path else tries[0]
+    def score(weights): return _scores(truth, _answers(judge, weights))[0]
+    tries = [(trial_rate, trial_decay) for trial_rate in protocol.lrs
+             for trial_decay in protocol.weight_decays]
+    path = [dict(rate=trial_rate, decay=trial_decay, epoch=epoch + 1, score=score(weights))
+            for trial_rate, trial_decay in tries for epoch, weights
+            in enumerate(_epochs(rows, target, len(classes), protocol, trial_rate, trial_decay,
+                                 protocol.trial_epochs, seed))
+            if epoch == protocol.trial_epochs - 1] if len(tries) > 1 else []
+    rate, decay = tries[int(np.argmax([trial["score"] for trial in path]))] if path else tries[0]
     best = (-1.0, 0, None)
-    for k, w in enumerate(_epochs(rows, target, len(classes), p, rate, decay, p.epochs, seed)):
-        now = score(w)
-        path.append(dict(rate=rate, decay=decay, epoch=k + 1, score=now))
-        if now > best[0] or not p.best_epoch: best = now, len(path) - 1, w.clone()
+    for epoch, weights in enumerate(_epochs(rows, target, len(classes), protocol, rate, decay,
+                                            protocol.epochs, seed)):
+        now = score(weights)
+        path.append(dict(rate=rate, decay=decay, epoch=epoch + 1, score=now))
+        if now > best[0] or not protocol.best_epoch: best = now, len(path) - 1, weights.clone()
     path = pd.DataFrame(path).assign(chosen=np.arange(len(path)) == best[1])
     return LinearProbe(classes, best[2].cpu().numpy(), mean, std, np.nan, path)
 
 # %% ../../nbs/library/probing/02_protocols.ipynb #48e383e4
-def _epochs(rows, y, c, p, rate, decay, epochs, seed): # weights [d + 1, c] after each epoch
-    g = torch.Generator().manual_seed(seed)
-    d, size = rows.x.shape[1], dict(kaiming=(2 / c) ** 0.5, small=0.01)[p.init]
-    w = torch.cat([size * torch.randn(d, c, generator=g), torch.zeros(1, c)]).to(device())
-    w.requires_grad_()
-    opt = (torch.optim.AdamW([w], rate, weight_decay=decay) if p.optimizer == "adamw"
-           else torch.optim.SGD([w], rate, momentum=0.9, weight_decay=decay))
-    batches = -(-len(rows) // p.batch)
-    factor = _lr_schedule(p, batches) if epochs == p.epochs else np.ones(epochs * batches)
-    for k in range(epochs):
-        order = torch.randperm(len(rows), generator=g)
-        for b, s in enumerate(order.split(p.batch)):
-            opt.param_groups[0]["lr"] = rate * factor[k * batches + b]
-            z = rows.take(s.numpy())
-            loss = torch.nn.functional.cross_entropy(torch.addmm(w[-1], z, w[:-1]),
-                                                     y[s.to(y.device)])
+# weights [d + 1, c] after each epoch
+def _epochs(rows, target, n_classes, protocol, rate, decay, epochs, seed):
+    generator = torch.Generator().manual_seed(seed)
+    n_features, size = (rows.x.shape[1],
+                        dict(kaiming=(2 / n_classes) ** 0.5, small=0.01)[protocol.init])
+    weights = torch.cat([size * torch.randn(n_features, n_classes, generator=generator),
+                         torch.zeros(1, n_classes)]).to(device())
+    weights.requires_grad_()
+    opt = (torch.optim.AdamW([weights], rate, weight_decay=decay) if protocol.optimizer == "adamw"
+           else torch.optim.SGD([weights], rate, momentum=0.9, weight_decay=decay))
+    batches = -(-len(rows) // protocol.batch_size)
+    factor = (_lr_schedule(protocol, batches) if epochs == protocol.epochs
+              else np.ones(epochs * batches))
+    for epoch in range(epochs):
+        order = torch.randperm(len(rows), generator=generator)
+        for batch, positions in enumerate(order.split(protocol.batch_size)):
+            opt.param_groups[0]["lr"] = rate * factor[epoch * batches + batch]
+            features = rows.take(positions.numpy())
+            loss = torch.nn.functional.cross_entropy(torch.addmm(weights[-1], features,
+                                                                 weights[:-1]),
+                                                     target[positions.to(target.device)])
             opt.zero_grad(); loss.backward(); opt.step()
-        yield w.detach()
+        yield weights.detach()

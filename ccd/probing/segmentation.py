@@ -56,33 +56,36 @@ def _fit_heads(
     # [d, classes] curvature, by a Kronecker product
     variance = tokens.variances[:, None] * tokens.class_variance
     # [d + 1, classes]
-    v = torch.zeros(len(mean) + 1, data.classes, device=device(), requires_grad=True)
-    start, heads, steps = v.detach().clone(), [], 0
-    def loss_and_slope(w): # mean cross-entropy in the principal axes, and its gradient
+    params = torch.zeros(len(mean) + 1, data.classes, device=device(), requires_grad=True)
+    start, heads, steps = params.detach().clone(), [], 0
+    def loss_and_slope(solution): # mean cross-entropy in the principal axes, and its gradient
         nonlocal steps; steps += 1
-        weights, total, slope, bias_slope = axes @ w[:-1], 0.0, 0.0, 0.0
-        for x, y in tokens.blocks():
-            part, residual = _residual(torch.addmm(w[-1], x, weights), y, data.side, cells)
+        weights, total, slope, bias_slope = axes @ solution[:-1], 0.0, 0.0, 0.0
+        for block, fractions in tokens.blocks():
+            part, residual = _residual(torch.addmm(solution[-1], block, weights), fractions,
+                                       data.side, cells)
             total = total + part
-            slope = slope + x.T @ residual # [d, classes]
+            slope = slope + block.T @ residual # [d, classes]
             bias_slope = bias_slope + residual.sum(0) # [classes]
         return total, torch.cat([axes.T @ slope, bias_slope[None]])
     for ridge in ridges:
         # [d + 1, classes]
         scale = torch.cat([variance + ridge, tokens.class_variance[None] + 1e-9]).rsqrt()
-        v.data = start / scale
-        search = torch.optim.LBFGS([v], max_iter=iterations, history_size=10, tolerance_grad=1e-6,
+        params.data = start / scale
+        search = torch.optim.LBFGS([params], max_iter=iterations, history_size=10,
+                                   tolerance_grad=1e-6,
                                    tolerance_change=1e-7, line_search_fn="strong_wolfe")
         def loss():
-            w = v.detach() * scale
-            value, g = loss_and_slope(w)
-            g[:-1] += ridge * w[:-1]
-            v.grad = g * scale
-            return value + ridge / 2 * float(w[:-1].double().square().sum())
+            solution = params.detach() * scale
+            value, gradient = loss_and_slope(solution)
+            gradient[:-1] += ridge * solution[:-1]
+            params.grad = gradient * scale
+            return value + ridge / 2 * float(solution[:-1].double().square().sum())
         search.step(loss)
-        start = v.detach() * scale
-        w = axes @ start[:-1]
-        heads.append(_LinearHead(w, start[-1] - mean @ w, ridge, loss_and_slope(start)[0], steps))
+        start = params.detach() * scale
+        head_weights = axes @ start[:-1]
+        heads.append(_LinearHead(head_weights, start[-1] - mean @ head_weights, ridge,
+                                 loss_and_slope(start)[0], steps))
     return heads
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #2c9940f6
@@ -99,61 +102,64 @@ class _TokenMoments:
 # %% ../../nbs/library/probing/07_segmentation.ipynb #9959c253
 def _pixels_per_class(data, starts, step): # [classes]
     parts = (data.y[start:start + step].ravel() for start in starts)
-    return sum(np.bincount(p, minlength=256)[:data.classes] for p in parts)
+    return sum(np.bincount(part, minlength=256)[:data.classes] for part in parts)
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #de85f577
 def _moments(data, cells) -> _TokenMoments:
     _check_cells(data, cells)
-    n, d = data.x.shape
+    n_tokens, dim = data.x.shape
     # blocks hold whole windows where labels are upsampled
-    per_token = d + cells ** 2 * data.classes # numbers in a block
+    per_token = dim + cells ** 2 * data.classes # numbers in a block
     window = data.side ** 2 if cells > 1 else 1 # tokens
     step = max(1, _BLOCK // per_token // window) * window
-    starts = range(0, n, step)
+    starts = range(0, n_tokens, step)
     pixels = _pixels_per_class(data, starts, step) # [classes]
     def tokens(start): # [m, d]
         return torch.from_numpy(np.array(data.x[start:start + step])).to(device()).float()
     def fractions(start): # [m, …] of all pixels
-        y = torch.from_numpy(np.array(data.y[start:start + step])).to(device())
-        return _class_counts(y, data.side, cells, data.classes) / pixels.sum()
-    mean = (sum(tokens(a).double().sum(0) for a in starts) / n).float() # [d]
+        labels = torch.from_numpy(np.array(data.y[start:start + step])).to(device())
+        return _class_counts(labels, data.side, cells, data.classes) / pixels.sum()
+    mean = (sum(tokens(offset).double().sum(0) for offset in starts) / n_tokens).float() # [d]
     second = 0 # [d, d] covariance
-    for a in starts:
-        x = tokens(a) - mean
-        second = second + (x.T @ x).double()
-    second = second / n
+    for offset in starts:
+        centered = tokens(offset) - mean
+        second = second + (centered.T @ centered).double()
+    second = second / n_tokens
     # principal axes of the standardized tokens
     std = second.diag().clamp(min=1e-12).sqrt() # [d]
     values, basis = torch.linalg.eigh(second / std[:, None] / std) # [d], [d, d]
-    p = torch.as_tensor(pixels / pixels.sum(), dtype=torch.float32, device=device()) # [classes]
-    def read(): return ((tokens(a) - mean, fractions(a)) for a in starts)
-    kept = list(read()) if n * per_token * 4 <= _CACHE_BYTES else None
+    share = torch.as_tensor(pixels / pixels.sum(), dtype=torch.float32, device=device()) # [classes]
+    def read(): return ((tokens(offset) - mean, fractions(offset)) for offset in starts)
+    kept = list(read()) if n_tokens * per_token * 4 <= _CACHE_BYTES else None
     blocks = read if kept is None else lambda: kept
-    return _TokenMoments(blocks, p * (1 - p), mean, (basis / std[:, None]).float(),
+    return _TokenMoments(blocks, share * (1 - share), mean, (basis / std[:, None]).float(),
                          values.clamp(min=0).float())
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #bbf2f632
 def _check_cells(data, cells):
-    p = math.isqrt(data.y.shape[1])
-    if not 1 <= cells <= p or p % cells:
-        raise UserError(f"a patch of {p} px cannot be split into {cells} x {cells} cells: expected "
-                        f"one of {', '.join(str(c) for c in range(1, p + 1) if p % c == 0)}")
+    patch = math.isqrt(data.y.shape[1])
+    if not 1 <= cells <= patch or patch % cells:
+        divisors = [str(count) for count in range(1, patch + 1) if patch % count == 0]
+        raise UserError(f"a patch of {patch} px cannot be split into {cells} x {cells} cells: "
+                        f"expected one of {', '.join(divisors)}")
     if cells > 1 and not data.windows:
         raise UserError("patches drawn at random have no neighbors to upsample with: leave "
                         "per_picture at 0, or set cells=1")
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #605e9b11
-def _residual(logits, y, side, cells): # contribution of a block to the loss, and its gradient
+# contribution of a block to the loss, and its gradient
+def _residual(logits, fractions, side, cells):
     if cells == 1:
         log_p = logits.log_softmax(1)
-        return -float((y * log_p).sum()), log_p.exp_() * y.sum(1, keepdim=True) - y
+        return (-float((fractions * log_p).sum()),
+                log_p.exp_() * fractions.sum(1, keepdim=True) - fractions)
     with torch.enable_grad():
         low = logits.requires_grad_(True)
         wide = F.interpolate(low.view(-1, side, side, low.shape[1]).permute(0, 3, 1, 2),
                              scale_factor=cells, mode="bilinear")
     log_p = wide.detach().log_softmax(1)
-    return (-float((y * log_p).sum()),
-            torch.autograd.grad(wide, low, log_p.exp() * y.sum(1, keepdim=True) - y)[0])
+    return (-float((fractions * log_p).sum()), torch.autograd.grad(wide, low,
+                                log_p.exp() * fractions.sum(1, keepdim=True) - fractions)[0])
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #a3cb8ad4
 _SCALES = (1.0, 1.32, 1.73, 2.28, 3.0) # test scales of DINOv2's +ms
@@ -170,15 +176,15 @@ def _stitch_windows(
     "Return the class probabilities of every pixel for each head, averaged over all layouts."
     side, first, out = math.isqrt(tokens.shape[1]), 0, 0
     for look in looks:
-        t = tokens[first:first + len(look.corners)]; first += len(t)
-        low = torch.cat([h.logits(t) for h in heads], -1).transpose(1, 2)
+        part = tokens[first:first + len(look.corners)]; first += len(part)
+        low = torch.cat([head.logits(part) for head in heads], -1).transpose(1, 2)
         wide = F.interpolate(low.unflatten(2, (side, side)), (size, size),
                              mode="bilinear")
         total = wide.new_zeros(wide.shape[1], *look.frame)
         count = wide.new_zeros(look.frame)
-        for w, (y, x) in zip(wide, look.corners):
-            total[:, y:y + size, x:x + size] += w
-            count[y:y + size, x:x + size] += 1
+        for window, (top, left) in zip(wide, look.corners):
+            total[:, top:top + size, left:left + size] += window
+            count[top:top + size, left:left + size] += 1
         whole = (total / count)[None]
         if look.flip: whole = whole.flip(-1)
         whole = F.interpolate(whole, shape[:2], mode="bilinear")[0]
@@ -235,11 +241,12 @@ def segmentation_summary(
     total, drawn = (segmentation.counts.sum(0),
                     bootstrap_counts(segmentation.counts, segmentation.cluster, n_resamples))
     ends = [(1 - level) / 2, (1 + level) / 2]
-    def right(c): return c[..., 0, :].sum(-1) / c[..., 1, :].sum(-1)
-    (lo, hi), (a, b) = (np.quantile(f(drawn), ends) for f in (miou, right))
+    def right(counts): return counts[..., 0, :].sum(-1) / counts[..., 1, :].sum(-1)
+    (lo, hi), (accuracy_low,
+               accuracy_high) = (np.quantile(statistic(drawn), ends) for statistic in (miou, right))
     return dict(miou=float(miou(total)), ci_low=float(lo), ci_high=float(hi),
-                accuracy=float(right(total)), accuracy_ci_low=float(a),
-                accuracy_ci_high=float(b), n_images=len(segmentation.counts),
+                accuracy=float(right(total)), accuracy_ci_low=float(accuracy_low),
+                accuracy_ci_high=float(accuracy_high), n_images=len(segmentation.counts),
                 n_groups=len(set(np.asarray(segmentation.cluster).astype(str))))
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #2cf8b112
@@ -247,14 +254,15 @@ def miou_difference(
     a: Segmentation, b: Segmentation, # predictions of two encoders on the same images
     n_resamples: int = 1_000, # number of bootstrap resamples
     level: float = 0.95, # confidence level
-) -> tuple[float, float, float]: # a - b, lower and upper end of the interval
+) -> tuple[float, float, float]: # first minus second, lower and upper end of the interval
     """Return the difference in mIoU of two encoders, by a paired bootstrap.
 
     Raises `UserError` for different images."""
     if not np.array_equal(a.counts[:, 1], b.counts[:, 1]):
         raise UserError("two segmentations are compared on the same images only")
-    x, y = (miou(bootstrap_counts(s.counts, s.cluster, n_resamples)) for s in (a, b))
-    lo, hi = np.quantile(x - y, [(1 - level) / 2, (1 + level) / 2])
+    first_miou, second_miou = (miou(bootstrap_counts(segmentation.counts, segmentation.cluster,
+                                                     n_resamples)) for segmentation in (a, b))
+    lo, hi = np.quantile(first_miou - second_miou, [(1 - level) / 2, (1 + level) / 2])
     apart = miou(a.counts.sum(0)) - miou(b.counts.sum(0))
     return float(apart), float(lo), float(hi)
 
@@ -271,13 +279,14 @@ def miou_test(
     """
     names, at = np.unique(np.asarray(a.cluster).astype(str), return_inverse=True)
     own = np.zeros((2, len(names), a.counts[0].size))
-    for side, s in zip(own, (a, b)): np.add.at(side, at, s.counts.reshape(len(at), -1))
+    for side, segmentation in zip(own, (a, b)):
+        np.add.at(side, at, segmentation.counts.reshape(len(at), -1))
     def apart(swap):
         return np.subtract(*(miou((swap @ x + (1 - swap) @ y).reshape(-1, *a.counts.shape[1:]))
                                            for x, y in (own[::-1], own)))
     seen, rng, far = abs(apart(np.zeros((1, len(names))))[0]), np.random.default_rng(seed), 0
-    for k in range(0, n_permutations, 1_000):
-        swap = rng.integers(0, 2, (min(1_000, n_permutations - k), len(names))).astype(float)
+    for done in range(0, n_permutations, 1_000):
+        swap = rng.integers(0, 2, (min(1_000, n_permutations - done), len(names))).astype(float)
         far += int((abs(apart(swap)) >= seen * (1 - 1e-9)).sum())
     return (far + 1) / (n_permutations + 1)
 
@@ -288,7 +297,7 @@ def per_class_iou(
     "Return IoU, recall and the most frequent confusion of each class."
     hit, truth, _ = segmentation.counts.sum(0)
     wrong = segmentation.confusion - np.diag(np.diag(segmentation.confusion))
-    taken = [segmentation.classes[w.argmax()] if w.any() else "" for w in wrong]
+    taken = [segmentation.classes[row.argmax()] if row.any() else "" for row in wrong]
     share = np.divide(hit, truth, out=np.full(len(hit), np.nan), where=truth > 0)
     return pd.DataFrame({"class": segmentation.classes, "iou": _iou(segmentation.counts.sum(0)),
                          "recall": share, "pixels": truth, "most_confused_with": taken})
@@ -296,24 +305,25 @@ def per_class_iou(
 # %% ../../nbs/library/probing/07_segmentation.ipynb #32ad521c
 # counts of each image and confusion matrix, for each head
 def _score(heads, encoders, data, size, ratios, flip, what):
-    n = len(data.classes)
-    counts = np.zeros((len(heads), len(data), 3, n), np.int64)
-    confusion = np.zeros((len(heads), n, n), np.int64)
+    n_classes = len(data.classes)
+    counts = np.zeros((len(heads), len(data), 3, n_classes), np.int64)
+    confusion = np.zeros((len(heads), n_classes, n_classes), np.int64)
     with Progress(what, len(data)) as bar:
-        for k, shape, looks, tokens in _seen(encoders, data, size, ratios, flip):
-            truth = _mask(data, k, shape)
+        for row, shape, looks, tokens in _seen(encoders, data, size, ratios, flip):
+            truth = _mask(data, row, shape)
             said = _stitch_windows(heads, tokens, looks, shape, size).argmax(1).cpu().numpy()
             for j, one in enumerate(said):
-                c = _confusion(truth, one, n)
-                counts[j, k] = np.diag(c), c.sum(1), c.sum(0)
-                confusion[j] += c
+                matrix = _confusion(truth, one, n_classes)
+                counts[j, row] = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+                confusion[j] += matrix
             bar.add(1)
     return counts, confusion
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #8dabb0f1
-def _confusion(truth, said, n): # [n, n] pixels, ignored ones left out
+def _confusion(truth, said, n_classes): # [n, n] pixels, ignored ones left out
     ok = truth != _IGNORE_INDEX
-    return np.bincount(truth[ok].astype(np.int64) * n + said[ok], minlength=n * n).reshape(n, n)
+    return np.bincount(truth[ok].astype(np.int64) * n_classes + said[ok],
+                       minlength=n_classes * n_classes).reshape(n_classes, n_classes)
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #f5ebd96a
 def segmentation_probe(
@@ -344,17 +354,17 @@ def segmentation_probe(
     with tempfile.TemporaryDirectory() as spare:
         tokens = _training_tokens(folder or Path(spare) / "tokens", encoders, train,
                                  patches_per_image, seed)
-        heads, (n, d) = _fit_heads(tokens, ridges, cells), tokens.x.shape
+        heads, (n_tokens, dim) = _fit_heads(tokens, ridges, cells), tokens.x.shape
         del tokens
     found, _ = _score(heads, encoders, val, size, (1.0,), False, "choosing")
     scores = miou(found.sum(1))
     best = heads[int(scores.argmax())]
     counts, confusion = _score([best], encoders, test, size, ratios, flip, "test")
-    path = pd.DataFrame(dict(l2=ridges, train_loss=[h.loss for h in heads],
-                             val_miou=scores, steps=[h.steps for h in heads],
-                             chosen=[h is best for h in heads]))
-    cards = [to_plain_dict(e.card) for e in encoders]
-    protocol = dict(cards=cards, grid=side, dim=d, patches=n, train=len(train),
+    path = pd.DataFrame(dict(l2=ridges, train_loss=[head.loss for head in heads],
+                             val_miou=scores, steps=[head.steps for head in heads],
+                             chosen=[head is best for head in heads]))
+    cards = [to_plain_dict(member.card) for member in encoders]
+    protocol = dict(cards=cards, grid=side, dim=dim, patches=n_tokens, train=len(train),
                     val=len(val), test=len(test), per_picture=patches_per_image,
                     cells=cells, ratios=list(ratios), flip=flip, seed=seed)
     return Segmentation(test.classes, counts[0], confusion[0], test.cluster, best, path, protocol)
@@ -362,16 +372,16 @@ def segmentation_probe(
 # %% ../../nbs/library/probing/07_segmentation.ipynb #978eb35a
 def _encoders(encoder):
     found = encoder if isinstance(encoder, (list, tuple)) else [encoder]
-    return [load(e) if isinstance(e, str) else e for e in found]
+    return [load(member) if isinstance(member, str) else member for member in found]
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #ea9401f0
 def _same_classes(*parts):
-    if any(p.classes != parts[0].classes for p in parts):
+    if any(part.classes != parts[0].classes for part in parts):
         raise UserError("train, val and test must have the same classes, in order; got "
-                        f"{[p.classes for p in parts]}")
-    if not all(len(p) for p in parts):
-        raise UserError(f"train, val and test hold {[len(p) for p in parts]} images: expected some "
-                        "in each")
+                        f"{[part.classes for part in parts]}")
+    if not all(len(part) for part in parts):
+        raise UserError(f"train, val and test hold {[len(part) for part in parts]} images: "
+                        "expected some in each")
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #29ab0e6d
 def majority_baseline(
@@ -379,21 +389,23 @@ def majority_baseline(
     test: SegmentationDataset, # test images
 ) -> Segmentation: # predictions of the baseline on the test images
     """Return the majority-class baseline: every pixel gets the most frequent class of the
-    training pixels."""
+    training pixels.
+
+    Raises `UserError` for images with other classes than the training images."""
     _same_classes(train, test)
-    n = len(test.classes)
-    pixels = sum(np.bincount(train.mask(k).ravel(), minlength=256)[:n] for k in range(len(train)))
-    said, confusion, counts = int(pixels.argmax()), np.zeros((n, n), np.int64), []
-    for k in range(len(test)):
-        truth = test.mask(k)
-        c = _confusion(truth, np.full(truth.shape, said), n)
-        confusion += c; counts.append((np.diag(c), c.sum(1), c.sum(0)))
+    n_classes = len(test.classes)
+    pixels = sum(np.bincount(train.mask(row).ravel(), minlength=256)[:n_classes]
+                 for row in range(len(train)))
+    said, confusion, counts = int(pixels.argmax()), np.zeros((n_classes, n_classes), np.int64), []
+    for row in range(len(test)):
+        truth = test.mask(row)
+        matrix = _confusion(truth, np.full(truth.shape, said), n_classes)
+        confusion += matrix; counts.append((np.diag(matrix), matrix.sum(1), matrix.sum(0)))
     return Segmentation(test.classes, np.array(counts), confusion, test.cluster,
                         protocol=dict(said=test.classes[said], train=len(train), test=len(test)))
 
 # %% ../../nbs/library/probing/07_segmentation.ipynb #86340029
-def _predict_mask(
-    s: Segmentation, # segmentation whose head predicts
+def _predict_mask(segmentation: Segmentation, # segmentation whose head predicts
     encoder, # encoder with which the head was fitted
     data: SegmentationDataset, # images and masks
     row: int, # row of the image
@@ -403,7 +415,7 @@ def _predict_mask(
     size, _ = _feature_grid(encoders)
     one = replace(data, corpus=data.corpus.select([row]), mask=lambda _: data.mask(row),
                   cluster=data.cluster[[row]])
-    (_, shape, looks, tokens), = _seen(encoders, one, size, s.protocol["ratios"],
-                                       s.protocol["flip"])
-    return _stitch_windows([s.head], tokens, looks, shape,
+    (_, shape, looks, tokens), = _seen(encoders, one, size, segmentation.protocol["ratios"],
+                                       segmentation.protocol["flip"])
+    return _stitch_windows([segmentation.head], tokens, looks, shape,
                            size)[0].argmax(0).cpu().numpy().astype(np.uint8)

@@ -49,21 +49,20 @@ class _FittedProbes:
     commonest: str # majority class of the training rows
 
 # %% ../../nbs/library/probing/08_tables.ipynb #fc60d73b
-def _fit_probes(
-    e: Embeddings, # embeddings of training and validation rows
+def _fit_probes(embeddings: Embeddings, # embeddings of training and validation rows
     label: str, # column of the label
     train: np.ndarray, # indices of the training rows
     val: np.ndarray, # indices of the validation rows
 ) -> _FittedProbes:
     "Fit the linear and the kNN probe."
-    y = e.items[label].astype(str).values
-    x, seen = e.vectors[train], y[train]
-    said = knn_probe(x, seen, e.vectors[val], _KNN_KS)
+    labels = embeddings.items[label].astype(str).values
+    features, seen = embeddings.vectors[train], labels[train]
+    said = knn_probe(features, seen, embeddings.vectors[val], _KNN_KS)
     with warnings.catch_warnings(): # the path is reported in a table
         warnings.filterwarnings("ignore", "the selected L2 strength")
-        linear = linear_probe(e.vectors, y, train, val)
-    best = max(said, key=lambda k: (said[k] == y[val]).mean())
-    return _FittedProbes(linear, x, seen, best, pd.Series(seen).mode()[0])
+        linear = linear_probe(embeddings.vectors, labels, train, val)
+    best = max(said, key=lambda n_neighbors: (said[n_neighbors] == labels[val]).mean())
+    return _FittedProbes(linear, features, seen, best, pd.Series(seen).mode()[0])
 
 # %% ../../nbs/library/probing/08_tables.ipynb #6d15ac4b
 def predict_probes(
@@ -75,33 +74,35 @@ def predict_probes(
     """Return the predictions of one encoder's probes for every test item, and the regularization
     paths."""
     done, last, answers, paths = {}, {}, [], []
-    for t in sorted(tasks, key=lambda t: bool(t.parent)):
-        for f in t.folds:
-            if f.train: # two tasks may have the same training rows and different test rows
-                key = t.label, f.train.corpus, f.train.rows.tobytes(), f.val.rows.tobytes()
-                if key not in done: done[key] = _fit_probes(vectors[f.train.corpus], t.label,
-                                                      f.train.rows, f.val.rows)
-                last[t.name] = done[key]
-                paths.append(done[key].linear.path.assign(task=t.name, k=done[key].k))
-            answers.append(_answers(t, vectors[f.test.corpus], f.test.rows,
-                                    last[t.parent or t.name]))
+    for task in sorted(tasks, key=lambda task: bool(task.parent)):
+        for fold in task.folds:
+            if fold.train: # two tasks may have the same training rows and different test rows
+                key = (task.label, fold.train.corpus, fold.train.rows.tobytes(),
+                       fold.val.rows.tobytes())
+                if key not in done: done[key] = _fit_probes(vectors[fold.train.corpus], task.label,
+                                                      fold.train.rows, fold.val.rows)
+                last[task.name] = done[key]
+                paths.append(done[key].linear.path.assign(task=task.name, k=done[key].k))
+            answers.append(_answers(task, vectors[fold.test.corpus], fold.test.rows,
+                                    last[task.parent or task.name]))
     return pd.concat(answers, ignore_index=True), pd.concat(paths, ignore_index=True)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #a45425dd
-def _answers(t, e, rows, learnt):
-    items, x = e.items.iloc[rows], e.vectors[rows]
-    own = learnt if t.classes is None else _among(learnt, t.classes)
+def _answers(task, embeddings, rows, learned):
+    items, features = embeddings.items.iloc[rows], embeddings.vectors[rows]
+    own = learned if task.classes is None else _among(learned, task.classes)
     return pd.DataFrame(dict(
-        task=t.name, item_id=items.item_id.values, label=items[t.label].astype(str).values,
-        cluster=items[t.cluster].astype(str).values, linear=own.linear.predict(x, t.classes),
-        knn=knn_probe(own.x, own.y, x, (own.k,))[own.k], majority=own.commonest))
+        task=task.name, item_id=items.item_id.values, label=items[task.label].astype(str).values,
+        cluster=items[task.cluster].astype(str).values,
+        linear=own.linear.predict(features, task.classes),
+        knn=knn_probe(own.x, own.y, features, (own.k,))[own.k], majority=own.commonest))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #6e18e71d
 # restrict the kNN vote and the majority class to classes that may be predicted
-def _among(learnt, classes):
-    keep = np.isin(learnt.y, classes)
-    return replace(learnt, x=learnt.x[keep], y=learnt.y[keep],
-                   commonest=pd.Series(learnt.y[keep]).mode()[0])
+def _among(learned, classes):
+    keep = np.isin(learned.y, classes)
+    return replace(learned, x=learned.x[keep], y=learned.y[keep],
+                   commonest=pd.Series(learned.y[keep]).mode()[0])
 
 # %% ../../nbs/library/probing/08_tables.ipynb #8d2816c4
 _PROBES = ("linear", "knn")
@@ -116,24 +117,25 @@ def score_probes(
     n_resamples: int = 1_000, # number of bootstrap resamples
 ) -> pd.DataFrame: # one row per task
     "Return the accuracy of both probes of one encoder, with confidence intervals."
-    rows, about = [], {t.name: t for t in tasks}
-    for name, a in answers.groupby("task", sort=False):
-        t, row = (about[name],
+    rows, about = [], {task.name: task for task in tasks}
+    for name, group in answers.groupby("task", sort=False):
+        task, row = (about[name],
                   dict(dataset=about[name].dataset, task=name, task_group=about[name].group))
         for probe in _PROBES:
-            s = accuracy(a.label.values, a[probe].values, a.cluster.values, n_resamples)
+            scores = accuracy(group.label.values, group[probe].values, group.cluster.values,
+                              n_resamples)
             keys = (probe, f"{probe}_ci_low", f"{probe}_ci_high")
-            row |= dict(zip(keys, (s["top1"], s["ci_low"], s["ci_high"])))
+            row |= dict(zip(keys, (scores["top1"], scores["ci_low"], scores["ci_high"])))
             if probe == "linear":
-                row |= {k: s[k]
-                        for k in ("balanced", "balanced_ci_low", "balanced_ci_high", *FAMILY)}
-        chosen = paths[paths.chosen & (paths.task == (t.parent or name))]
-        rows.append(row | dict(majority=float((a.majority == a.label).mean()),
+                row |= {column: scores[column]
+                        for column in ("balanced", "balanced_ci_low", "balanced_ci_high", *FAMILY)}
+        chosen = paths[paths.chosen & (paths.task == (task.parent or name))]
+        rows.append(row | dict(majority=float((group.majority == group.label).mean()),
                                l2=float(chosen.l2.median()),
-                               k=int(chosen.k.median()), n_classes=a.label.nunique(), n_test=len(a),
-                               n_groups=a.cluster.nunique(),
-                               n_effective_groups=effective_groups(a.cluster),
-                               probe_from=t.parent, n_excluded=len(t.left_out)))
+                               k=int(chosen.k.median()), n_classes=group.label.nunique(),
+                               n_test=len(group), n_groups=group.cluster.nunique(),
+                               n_effective_groups=effective_groups(group.cluster),
+                               probe_from=task.parent, n_excluded=len(task.left_out)))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #96df65ca
@@ -150,19 +152,23 @@ def compare_probes(
     permutation test over clusters otherwise; `p_holm` is corrected by `add_holm`. Raises
     `UserError` for different test items."""
     out = []
-    for task, t in answers.groupby("task", sort=False):
-        x, y = (t[t.encoder == n].set_index("item_id") for n in (a, b))
-        if not len(x) or not len(y): continue
-        if set(x.index) != set(y.index):
+    for task, group in answers.groupby("task", sort=False):
+        first_rows, second_rows = (group[group.encoder == name].set_index("item_id")
+                                   for name in (a, b))
+        if not len(first_rows) or not len(second_rows): continue
+        if set(first_rows.index) != set(second_rows.index):
             raise UserError(f"{a} and {b} were not tested on the same items of {task}: probe them "
                             "together")
         for probe in _PROBES:
-            right = [(e[probe] == e.label).reindex(x.index).values for e in (x, y)]
-            one, two = (r.astype(float) for r in right)
-            d, lo, hi = paired_bootstrap(one, two, x.cluster.values, n_resamples)
-            out.append(dict(a=a, b=b, task=task, probe=probe, difference=d, ci_low=lo, ci_high=hi,
-                            p=paired_test(*right, x.cluster.values), **dict(zip(FAMILY,
-                                       group_mean(one - two, x.cluster.values, n_resamples)))))
+            right = [(rows[probe] == rows.label).reindex(first_rows.index).values
+                     for rows in (first_rows, second_rows)]
+            one, two = (correct.astype(float) for correct in right)
+            difference, lo, hi = paired_bootstrap(one, two, first_rows.cluster.values, n_resamples)
+            out.append(dict(a=a, b=b, task=task, probe=probe, difference=difference, ci_low=lo,
+                            ci_high=hi,
+                            p=paired_test(*right, first_rows.cluster.values), **dict(zip(FAMILY,
+                                       group_mean(one - two, first_rows.cluster.values,
+                                                  n_resamples)))))
     return add_holm(pd.DataFrame(out))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #af940ffd
@@ -172,7 +178,7 @@ def add_holm(
     "Add p-values after Holm's correction over tasks, for each pair of encoders and each probe."
     if not len(differences): return differences
     p_values = differences.groupby(["a", "b", "probe"]).p
-    return differences.assign(p_holm=p_values.transform(lambda p: holm(p.values)))
+    return differences.assign(p_holm=p_values.transform(lambda group: holm(group.values)))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #f939456a
 def tasks_where_better(
@@ -182,11 +188,11 @@ def tasks_where_better(
     probe: str = "linear", # `linear` or `knn`
 ) -> list[str]: # names of tasks
     "Return the tasks in which an encoder is above all others, by 95 % intervals that exclude zero."
-    d = differences[(differences.a == encoder) & differences.b.isin(others)
+    selected = differences[(differences.a == encoder) & differences.b.isin(others)
                     & (differences.probe == probe)]
-    return [t
-            for t, g in d.groupby("task", sort=False) if len(g) == len(others)
-            and (g.ci_low > 0).all()]
+    return [task
+            for task, group in selected.groupby("task", sort=False) if len(group) == len(others)
+            and (group.ci_low > 0).all()]
 
 # %% ../../nbs/library/probing/08_tables.ipynb #62aded22
 def _eval_protocols(
@@ -196,18 +202,21 @@ def _eval_protocols(
 ) -> pd.DataFrame: # one row per task and protocol: the accuracy that the protocol would report
     "Return the accuracy of one encoder's linear probes by the published protocols."
     rows = []
-    for t in tasks:
-        if len(t.folds) > 1 or t.parent: continue
-        f = t.folds[0]
-        e, on = vectors[f.train.corpus], vectors[f.test.corpus]
-        x, y, test = e.vectors, e.items[t.label].astype(str).values, f.test.rows
-        if on is not e: # both corpora in memory
-            x, test = np.concatenate([x, on.vectors]), test + len(e.items)
-            y = np.concatenate([y, on.items[t.label].astype(str).values])
-        for name, p in PROTOCOLS.items():
-            said = sgd_probe(x, y, f.train.rows, f.val.rows, test, p, seed).predict(x[test])
-            rows.append(dict(task=t.name, protocol=name, top1=float((said == y[test]).mean()),
-                             selected_on=p.judge))
+    for task in tasks:
+        if len(task.folds) > 1 or task.parent: continue
+        fold = task.folds[0]
+        embeddings, on = vectors[fold.train.corpus], vectors[fold.test.corpus]
+        features, labels, test = (embeddings.vectors,
+                                  embeddings.items[task.label].astype(str).values, fold.test.rows)
+        if on is not embeddings: # both corpora in memory
+            features, test = np.concatenate([features, on.vectors]), test + len(embeddings.items)
+            labels = np.concatenate([labels, on.items[task.label].astype(str).values])
+        for name, protocol in PROTOCOLS.items():
+            said = sgd_probe(features, labels, fold.train.rows, fold.val.rows, test, protocol,
+                             seed).predict(features[test])
+            rows.append(dict(task=task.name, protocol=name,
+                             top1=float((said == labels[test]).mean()),
+                             selected_on=protocol.selection_split))
     return pd.DataFrame(rows, columns=["task", "protocol", "top1", "selected_on"])
 
 # %% ../../nbs/library/probing/08_tables.ipynb #d7df95cf
@@ -223,17 +232,17 @@ def _eval_val_splits(
     if "emoji" in datasets:
         log_line("emoji: its validation families are given, so there is one split")
         return pd.DataFrame()
-    rows, items = [], {k: e.items for k, e in vectors.items()}
+    rows, items = [], {key: embeddings.items for key, embeddings in vectors.items()}
     for cut in range(cuts):
         with warnings.catch_warnings(): # warn once, for the first split
             if cut: warnings.simplefilter("ignore")
-            asked = [t for d in datasets for t in tasks(d, items, cut)]
+            asked = [task for dataset in datasets for task in tasks(dataset, items, cut)]
         answers, paths = predict_probes(vectors, asked)
         ridge = paths[paths.chosen].groupby("task").l2.median()
-        for t in asked:
-            a = answers[answers.task == t.name]
-            rows.append(dict(task=t.name, val_split_seed=cut, l2=ridge[t.parent or t.name],
-                             top1=float((a.linear == a.label).mean())))
+        for task in asked:
+            group = answers[answers.task == task.name]
+            rows.append(dict(task=task.name, val_split_seed=cut, l2=ridge[task.parent or task.name],
+                             top1=float((group.linear == group.label).mean())))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #e6d3e97c
@@ -242,19 +251,21 @@ def segmentation_splits(
     settings: Settings, # settings of the synthetic emoji dataset and of the number of images
 ) -> tuple: # train, val and test split, each a `SegmentationDataset`
     "Return the training, validation and test images of a segmentation data set, with masks."
-    n = settings.analysis.segmentation_images
+    n_images = settings.analysis.segmentation_images
+    def part(divisor): return n_images and max(1, n_images // divisor) # 0: all
     if name == "emoji-masks":
-        return tuple(_emoji_segments(settings.data, s, k)
-                     for s, k in (("train", n), ("val", n // 6), ("test", n // 3)))
-    c = _open_dataset(name, settings)
-    classes = [f"class {k}" for k in range(1, _parse_dataset_name(name).spec.classes + 1)]
-    own = {k.rpartition("-")[2]: _from_mask_images(v, classes, reduce_zero_label=True)
-           for k, v in c.items()}
+        return tuple(_emoji_segments(settings.data, split, count)
+                     for split, count in (("train", n_images), ("val", part(6)), ("test", part(3))))
+    corpora = _open_dataset(name, settings)
+    classes = [f"class {number}" for number in range(1, _parse_dataset_name(name).spec.classes + 1)]
+    own = {key.rpartition("-")[2]: _from_mask_images(corpus, classes, reduce_zero_label=True)
+           for key, corpus in corpora.items()}
     whole, last = own["train"], len(own["train"]) // 10
-    def part(rows):
-        return replace(whole, corpus=whole.corpus.select(rows), mask=lambda k: whole.mask(rows[k]),
-                       cluster=whole.cluster[list(rows)])
-    return part(range(len(whole) - last)), part(range(len(whole) - last, len(whole))), own["test"]
+    def chosen(rows):
+        return replace(whole, corpus=whole.corpus.select(rows),
+                       mask=lambda row: whole.mask(rows[row]), cluster=whole.cluster[list(rows)])
+    split = len(whole) - last
+    return chosen(range(split)), chosen(range(split, len(whole))), own["test"]
 
 # %% ../../nbs/library/probing/08_tables.ipynb #5aaad149
 def save_segmentation(segmentation: Segmentation, folder: Path):
@@ -266,9 +277,11 @@ def save_segmentation(segmentation: Segmentation, folder: Path):
 # %% ../../nbs/library/probing/08_tables.ipynb #2d2fded8
 def read_segmentation(folder: Path) -> Segmentation:
     "Read the files that `save_segmentation` writes."
-    with np.load(Path(folder) / "counts.npz") as z:
-        s = Segmentation(list(z["classes"]), z["counts"], z["confusion"], z["cluster"])
-    return replace(s, path=load_table(p)) if (p := Path(folder) / "path.csv").exists() else s
+    with np.load(Path(folder) / "counts.npz") as archive:
+        segmentation = Segmentation(list(archive["classes"]), archive["counts"],
+                                    archive["confusion"], archive["cluster"])
+    return (replace(segmentation, path=load_table(path))
+            if (path := Path(folder) / "path.csv").exists() else segmentation)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #7639b7ac
 def segmentation_rows(
@@ -280,15 +293,16 @@ def segmentation_rows(
 ) -> pd.DataFrame: # one row per encoder, with columns as of `score_probes`
     "Return mean intersection over union, as rows of the table of accuracies."
     rows = []
-    for name, s in segmentations.items():
-        m = segmentation_summary(s, n_resamples)
+    for name, segmentation in segmentations.items():
+        summary = segmentation_summary(segmentation, n_resamples)
         rows.append(dict(dataset=dataset, task=f"{dataset}, mIoU", task_group="segmentation",
-                         encoder=name, linear=m["miou"], linear_ci_low=m["ci_low"],
-                         linear_ci_high=m["ci_high"],
+                         encoder=name, linear=summary["miou"], linear_ci_low=summary["ci_low"],
+                         linear_ci_high=summary["ci_high"],
                          majority=float(miou(majority.counts.sum(0))),
-                         l2=float(s.path.l2[s.path.chosen].iloc[0]),
-                         n_classes=len(s.classes), n_test=m["n_images"], n_groups=m["n_groups"],
-                         n_effective_groups=effective_groups(np.asarray(s.cluster).astype(str))))
+                         l2=float(segmentation.path.l2[segmentation.path.chosen].iloc[0]),
+                         n_classes=len(segmentation.classes), n_test=summary["n_images"],
+                         n_groups=summary["n_groups"],
+                         n_effective_groups=effective_groups(np.asarray(segmentation.cluster).astype(str))))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #fcf09dbc
@@ -301,11 +315,11 @@ def segmentation_differences(
 ) -> pd.DataFrame:
     """Return differences in mIoU, with intervals of a paired bootstrap and the p-value of a
     permutation test."""
-    return pd.DataFrame([dict(a=a, b=b, task=f"{dataset}, mIoU", probe="linear",
-             p=miou_test(segmentations[a], segmentations[b]),
+    return pd.DataFrame([dict(a=first, b=second, task=f"{dataset}, mIoU", probe="linear",
+             p=miou_test(segmentations[first], segmentations[second]),
                               **dict(zip(("difference", "ci_low", "ci_high"),
-                        miou_difference(segmentations[a], segmentations[b], n_resamples))))
-        for a, b in pairs if a in segmentations and b in segmentations])
+                        miou_difference(segmentations[first], segmentations[second], n_resamples))))
+        for first, second in pairs if first in segmentations and second in segmentations])
 
 # %% ../../nbs/library/probing/08_tables.ipynb #7f0ff203
 _SHOTS = (1, 2, 4, 8, 16)
@@ -319,13 +333,14 @@ def few_shot_rows(
 ) -> pd.DataFrame: # one row per task, number of shots and seed
     "Return the few-shot accuracy of one encoder's linear probe."
     rows = []
-    for t in tasks:
-        if len(t.folds) > 1 or t.parent: continue
-        train, test = t.folds[0].train, t.folds[0].test
-        e, on = vectors[train.corpus], vectors[test.corpus]
-        y, yt = (x.items[t.label].astype(str).values for x in (e, on))
-        rows.append(few_shot(e.vectors, y, train.rows, on.vectors[test.rows], yt[test.rows], shots,
-                             seeds).assign(task=t.name))
+    for task in tasks:
+        if len(task.folds) > 1 or task.parent: continue
+        train, test = task.folds[0].train, task.folds[0].test
+        embeddings, on = vectors[train.corpus], vectors[test.corpus]
+        train_labels, test_labels = (part.items[task.label].astype(str).values
+                                     for part in (embeddings, on))
+        rows.append(few_shot(embeddings.vectors, train_labels, train.rows, on.vectors[test.rows],
+                             test_labels[test.rows], shots, seeds).assign(task=task.name))
     return (pd.concat(rows, ignore_index=True) if rows
             else pd.DataFrame(columns=["task", "shots", "seed", "top1", "balanced"]))
 
@@ -341,30 +356,33 @@ def _zero_shot_rows(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Return zero-shot accuracy and retrieval of one encoder; empty where it has no text tower."
     try: speak = load_text_encoder(spec)
-    except UserError as e:
-        log_line(f"no naming: {e}")
+    except UserError as error:
+        log_line(f"no naming: {error}")
         return pd.DataFrame(), pd.DataFrame()
-    key = next((k for k in corpora if k == "gallery" or k.endswith(("-test", "-all"))))
+    key = next((candidate for candidate in corpora if candidate == "gallery"
+                or candidate.endswith(("-test", "-all"))))
     projected = spec + ("," if "#" in spec else "#") + "feature=projected"
-    e = embed_images(projected, key, settings,
-                     out / "vectors" / slug(spec) / f"{slug(key)}-projected", corpora[key], **how)
-    rows, draws = np.flatnonzero(e.items.split != "train"), settings.analysis.n_resamples
+    embeddings = embed_images(projected, key, settings,
+                              out / "vectors" / slug(spec) / f"{slug(key)}-projected",
+                              corpora[key], **how)
+    items, draws = embeddings.items, settings.analysis.n_resamples
+    rows = np.flatnonzero(items.split != "train")
     if dataset == "emoji":
-        rows = np.flatnonzero(e.items.split == "test")
-        y, group = e.items.name.values[rows], e.items.family.values[rows]
-        names, words, texts = (sorted(set(y)),) * 2 + ("emoji",)
+        rows = np.flatnonzero(items.split == "test")
+        labels, group = items.name.values[rows], items.family.values[rows]
+        names, words, texts = (sorted(set(labels)),) * 2 + ("emoji",)
     else:
-        known = _class_names(dataset, {key: e.items})
-        y, group = e.items.label.values[rows], e.items.item_id.values[rows]
+        known = _class_names(dataset, {key: items})
+        labels, group = items.label.values[rows], items.item_id.values[rows]
         names, words, texts = (list(known), list(known.values()),
                                "imagenet" if dataset.startswith("imagenet") else "simple")
-    x = e.vectors[rows]
-    named = _topk_accuracy(y,
-                           _zero_shot_predict(x, _build_zero_shot_classifier(speak, words, texts),
-                                              names), group, n_resamples=draws)
-    where = pd.Index(corpora[key]["item_id"][:]).get_indexer(e.items.item_id.values[rows])
+    features = embeddings.vectors[rows]
+    classifier = _build_zero_shot_classifier(speak, words, texts)
+    named = _topk_accuracy(labels, _zero_shot_predict(features, classifier, names), group,
+                           n_resamples=draws)
+    where = pd.Index(corpora[key]["item_id"][:]).get_indexer(items.item_id.values[rows])
     said, owner = _captions_of(corpora[key].select(where))
-    found = (retrieval(x, speak(said), owner, said, group, n_resamples=draws) if len(said)
+    found = (retrieval(features, speak(said), owner, said, group, n_resamples=draws) if len(said)
              else pd.DataFrame())
     return (named.assign(dataset=dataset, n_classes=len(names), templates=texts),
             found.assign(dataset=dataset))
@@ -387,21 +405,22 @@ def knn_callback(
 ): # function, called with (step, model) after each step
     "Return a callback that runs a kNN probe of the encoder during training."
     steps, path = control.steps, Path(path)
-    due = {round(steps * n / n_checks) for n in range(1, n_checks + 1)}
-    pixels, y, train = _some_of(corpus, label, max_images, control.vit.image_size)
+    due = {round(steps * check / n_checks) for check in range(1, n_checks + 1)}
+    pixels, labels, train = _some_of(corpus, label, max_images, control.vit.image_size)
     net = build_vit(control.vit, control.seed, patches=False).eval().to(device())
     def see(part):
         with torch.no_grad(), autocast():
             return net(normalize(to_float(torch.from_numpy(part), device()), control)).float().cpu()
     def probe(step):
-        x = np.concatenate([see(p) for p in np.array_split(pixels, -(-len(pixels) // 256))])
-        said = knn_probe(x[train], y[train], x[~train], (k,))[k]
+        features = np.concatenate([see(part)
+                                   for part in np.array_split(pixels, -(-len(pixels) // 256))])
+        said = knn_probe(features[train], labels[train], features[~train], (k,))[k]
         _note(path, dict(step=step, samples=step * control.batch_size,
-                         knn=float((said == y[~train]).mean())))
+                         knn=float((said == labels[~train]).mean())))
     def watch(step, model):
         if step not in due: return
         # all processes take part
-        state = {n: full_tensor(w) for n, w in model.encoder_state().items()}
+        state = {name: full_tensor(tensor) for name, tensor in model.encoder_state().items()}
         if not is_main_process(): return
         if not path.exists(): probe(0)
         state.pop("projection.weight", None)
@@ -422,6 +441,6 @@ def _some_of(corpus, label, most, size):
 # %% ../../nbs/library/probing/08_tables.ipynb #fa7e66f2
 def _note(path, row): # add a row, and delete rows of the same and later steps
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [l for l in lines if json.loads(l)["step"] < row["step"]]
+    kept = [line for line in lines if json.loads(line)["step"] < row["step"]]
     with atomic_write(path) as tmp:
         tmp.write_text("\n".join([*kept, json.dumps(row)]) + "\n", encoding="utf-8")

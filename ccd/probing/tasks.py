@@ -19,11 +19,11 @@ from .datasets import DATASETS, _parse_dataset_name
 def _left(rows=()): return pd.DataFrame(list(rows), columns=["item_id", "reason"])
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #20eaeeb3
-def _say_unknown(t, train, test): # labels
+def _say_unknown(task, train, test): # labels
     new = test[~test.isin(train)]
     if len(new):
-        t.notes.append("classes of test that are not in train, so that no prediction can be "
-                       f"correct: {new.nunique():,}, with {len(new):,} images")
+        task.notes.append("classes of test that are not in train, so that no prediction can be "
+                          f"correct: {new.nunique():,}, with {len(new):,} images")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #6aa714dc
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Task:
 # %% ../../nbs/library/probing/04_tasks.ipynb #1b1486bb
 def _shares_word(name: str, label: str) -> bool:
     "Return whether the name shares a word (or its plural) with the label."
-    def words(s): return {w.rstrip("s") for w in re.findall(r"[a-z]+", s.lower())}
+    def words(text): return {word.rstrip("s") for word in re.findall(r"[a-z]+", text.lower())}
     return bool((words(name) & words(label)) - {"and"})
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #dd8d4be7
@@ -74,11 +74,11 @@ def _emoji_tasks(
     """Return the probe tasks of the synthetic emoji dataset.
 
     Warn of tasks that a small subset of it has no items for."""
-    sides = [gallery.split.values == s for s in ("train", "val", "test")]
-    fair = ~np.array([_shares_word(n, c) for n, c in
+    sides = [gallery.split.values == split for split in ("train", "val", "test")]
+    fair = ~np.array([_shares_word(name, category) for name, category in
                       zip(gallery.name, gallery.category)], bool)
     own = np.isin(signs.font, _VAL_FONTS)
-    learnt, kept = signs.split.values == "train", signs.split.values == "test"
+    learned, kept = signs.split.values == "train", signs.split.values == "test"
     teams = _across_styles(gallery, sides[2])
     drawn = gallery["style"].values == held_out_style
     asked = [
@@ -88,36 +88,36 @@ def _emoji_tasks(
         ("style", "style", [sides]),
         ("concept across styles", "concept", teams),
         ("concept in the held-out style", "concept",
-         [[a, b, c & drawn] for a, b, c in teams if (c & drawn).any()])]
-    found = [_emoji_task(n, label, "family", "gallery", gallery, folds)
-             for n, label, folds in asked]
+         [[train, val, test & drawn] for train, val, test in teams if (test & drawn).any()])]
+    found = [_emoji_task(name, label, "family", "gallery", gallery, folds)
+             for name, label, folds in asked]
     found.append(_emoji_task("word in new fonts", "word", "word", "signs", signs,
-                             [[learnt & ~own, learnt & own, kept]]))
-    empty = [t.name for t in found if not t.folds]
+                             [[learned & ~own, learned & own, kept]]))
+    empty = [task.name for task in found if not task.folds]
     if empty: warnings.warn("excluded, since this data set has no items for them: "
                             f"{', '.join(empty)}")
-    return [t for t in found if t.folds]
+    return [task for task in found if task.folds]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #11af1c34
 def _emoji_task(name, label, cluster, corpus, items, folds):
-    folds = [f for f in folds if all(m.any() for m in f)]
-    rows = [[_Subset(corpus, np.nonzero(m)[0]) for m in f] for f in folds]
-    t = Task("emoji", name, "emoji", label, cluster, [Fold(*r) for r in rows])
-    for train, _, test in folds: _say_unknown(t, items[label][train], items[label][test])
-    return t
+    folds = [fold for fold in folds if all(mask.any() for mask in fold)]
+    rows = [[_Subset(corpus, np.nonzero(mask)[0]) for mask in fold] for fold in folds]
+    task = Task("emoji", name, "emoji", label, cluster, [Fold(*row) for row in rows])
+    for train, _, test in folds: _say_unknown(task, items[label][train], items[label][test])
+    return task
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #bffb1867
 def _across_styles(items, held_out): # [train, val, test] masks of each fold
     """Return folds in which each style family in turn is the test split, and the next one the
     validation split."""
     teams, folds = sorted(items.style_family[held_out].unique()), []
-    for k, team in enumerate(teams):
-        own, other = (held_out & (items.style_family.values == t)
-                      for t in (team, teams[(k + 1) % len(teams)]))
+    for index, team in enumerate(teams):
+        own, other = (held_out & (items.style_family.values == family)
+                      for family in (team, teams[(index + 1) % len(teams)]))
         rest = held_out & ~own & ~other
         known = items.concept.isin(items.concept[rest]).values
         folds.append([rest, other & known, own & known])
-    return [f for f in folds if all(m.any() for m in f)]
+    return [fold for fold in folds if all(mask.any() for mask in fold)]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #3ffc748b
 def _within_class_rank(
@@ -126,15 +126,15 @@ def _within_class_rank(
     seed: int = 0,
 ) -> np.ndarray: # [n] from 0 (first) to below 1; NaN where a class has one image
     "Return the relative rank of each image in the shuffled order of its class."
-    d = pd.DataFrame(dict(pixels=np.asarray(pixels, object), label=labels))
-    g = d.groupby("pixels", sort=False).label.agg(["first", "size"])
-    names, key = g.index.to_numpy(object), f"{seed:016d}"
-    g = g.iloc[np.argsort(pd.util.hash_array(names, hash_key=key), kind="stable")]
-    own = g.groupby("first", sort=False)["size"]
-    place = (own.cumsum() - g["size"] / 2) / own.transform("sum")
-    first, last = (~g["first"].duplicated(keep=k) for k in ("first", "last"))
+    frame = pd.DataFrame(dict(pixels=np.asarray(pixels, object), label=labels))
+    groups = frame.groupby("pixels", sort=False).label.agg(["first", "size"])
+    names, key = groups.index.to_numpy(object), f"{seed:016d}"
+    groups = groups.iloc[np.argsort(pd.util.hash_array(names, hash_key=key), kind="stable")]
+    own = groups.groupby("first", sort=False)["size"]
+    place = (own.cumsum() - groups["size"] / 2) / own.transform("sum")
+    first, last = (~groups["first"].duplicated(keep=kept) for kept in ("first", "last"))
     place[first], place[last], place[first & last] = 0.0, 1 - 1e-9, np.nan
-    return place.reindex(d.pixels).to_numpy()
+    return place.reindex(frame.pixels).to_numpy()
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #ee9b9d17
 _VAL, _MAX_VAL = 0.1, 50_000
@@ -154,62 +154,63 @@ def tasks(
     A robustness set is checked for duplicates of the train corpus of its parent, where
     `items` includes that corpus. Raises `UserError` for a segmentation data set, missing
     items, and too few images for the splits."""
-    a = _parse_dataset_name(name)
-    if a.name == "emoji": return _emoji_tasks(items["gallery"], items["signs"])
-    if a.spec.group == "segmentation":
-        raise UserError(f"{a.name} has a label for each pixel, not for each image: "
-                        "ask ccd.probing.segmentation")
-    make = (_robustness if a.spec.parent else
-            _divided if f"{a.key}-test" in items else _undivided)
-    t = Task(a.name, a.name, a.spec.group, "label", "item_id", [], a.spec.parent)
-    make(t, a, items, seed)
-    if t.notes: warnings.warn(f"{t.name}: {'; '.join(t.notes)}")
-    return [t]
+    request = _parse_dataset_name(name)
+    if request.name == "emoji": return _emoji_tasks(items["gallery"], items["signs"])
+    if request.spec.group == "segmentation":
+        raise UserError(f"{request.name} has a label for each pixel, not for each image: ask "
+                        "ccd.probing.segmentation")
+    make = (_robustness if request.spec.parent else
+            _divided if f"{request.key}-test" in items else _undivided)
+    task = Task(request.name, request.name, request.spec.group, "label", "item_id", [],
+                request.spec.parent)
+    make(task, request, items, seed)
+    if task.notes: warnings.warn(f"{task.name}: {'; '.join(task.notes)}")
+    return [task]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #0e0c826a
-def _divided(t, a, items, seed): # data sets with published train and test splits
-    train, test = (_items(items, f"{a.key}-{p}") for p in ("train", "test"))
+def _divided(task, request, items, seed): # data sets with published train and test splits
+    train, test = (_items(items, f"{request.key}-{part}") for part in ("train", "test"))
     given = train.split.values == "val"
-    val = given if given.any() else _seeded_val(t, train, seed)
-    fit, keep = ~val, _without_copies(t, a, train, test)
-    if given.any(): val = _without_copies(t, a, train[fit], train, given, "val")
-    _say_twins(t, a, train, test)
-    _say_unknown(t, train.label[fit], test.label[keep])
-    t.folds = [Fold(*(_Subset(f"{a.key}-{p}", np.nonzero(m)[0]) for p, m in
+    val = given if given.any() else _seeded_val(task, train, seed)
+    fit, keep = ~val, _without_copies(task, request, train, test)
+    if given.any(): val = _without_copies(task, request, train[fit], train, given, "val")
+    _say_twins(task, request, train, test)
+    _say_unknown(task, train.label[fit], test.label[keep])
+    task.folds = [Fold(*(_Subset(f"{request.key}-{part}", np.nonzero(mask)[0]) for part, mask in
                       (("train", fit), ("train", val), ("test", keep))))]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #6c89038a
-def _robustness(t, a, items, seed): # data sets with a test split only
-    test = _items(items, f"{a.key}-test")
+def _robustness(task, request, items, seed): # data sets with a test split only
+    test = _items(items, f"{request.key}-test")
     keep = np.ones(len(test), bool)
-    if (parent := f"{a.spec.parent}-train") in items:
-        keep = _without_copies(t, a, items[parent], test)
-    _say_twins(t, a, test)
+    if (parent := f"{request.spec.parent}-train") in items:
+        keep = _without_copies(task, request, items[parent], test)
+    _say_twins(task, request, test)
     found = sorted(test.label.unique().tolist())
-    if len(found) < DATASETS[a.spec.parent].classes: t.classes = found
-    t.folds = [Fold(None, None, _Subset(f"{a.key}-test", np.nonzero(keep)[0]))]
+    if len(found) < DATASETS[request.spec.parent].classes: task.classes = found
+    task.folds = [Fold(None, None, _Subset(f"{request.key}-test", np.nonzero(keep)[0]))]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #42797060
 _FOLDS, _LARGE = 5, 20_000
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #9a6a3a6f
-def _undivided(t, a, items, seed): # data sets without splits: five folds, or the first one
-    key = f"{a.key}-all"
-    d = _items(items, key)
-    label, pixels = d.label.values, d.pixel_hash.values
+def _undivided(task, request, items, seed): # data sets without splits: five folds, or the first one
+    key = f"{request.key}-all"
+    frame = _items(items, key)
+    label, pixels = frame.label.values, frame.pixel_hash.values
     place = _within_class_rank(label, pixels, seed)
     fold = np.where(np.isnan(place), -1, np.nan_to_num(place) * _FOLDS).astype(int)
-    used = range(1 if len(d) > _LARGE else _FOLDS)
-    t.notes.append(f"it has no test split: {len(used)} of {_FOLDS} folds are tested")
-    _say_alone(t, d[fold < 0])
-    _say_twins(t, a, d)
-    for k in used:
-        rest, test = np.nonzero(fold != k)[0], np.nonzero(fold == k)[0]
+    used = range(1 if len(frame) > _LARGE else _FOLDS)
+    task.notes.append(f"it has no test split: {len(used)} of {_FOLDS} folds are tested")
+    _say_alone(task, frame[fold < 0])
+    _say_twins(task, request, frame)
+    for index in used:
+        rest, test = np.nonzero(fold != index)[0], np.nonzero(fold == index)[0]
         val = _val_mask(label[rest], pixels[rest], seed)
         if len(test) and val.any():
-            t.folds.append(Fold(_Subset(key, rest[~val]), _Subset(key, rest[val]),
+            task.folds.append(Fold(_Subset(key, rest[~val]), _Subset(key, rest[val]),
                                 _Subset(key, test)))
-    if not t.folds: raise UserError(_too_few(a, d))
+    if not task.folds: raise UserError(_too_few(request, frame))
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #7e0574a3
 def _items(items, key):
@@ -220,46 +221,49 @@ def _items(items, key):
     return items[key]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #a37db3b6
-def _seeded_val(t, train, seed):
+def _seeded_val(task, train, seed):
     val = _val_mask(train.label.values, train.pixel_hash.values, seed)
     alone = train.label[~val].nunique() - train.label[val].nunique()
-    if alone: t.notes.append(f"classes with one image in train, and none in val: {alone:,}")
+    if alone: task.notes.append(f"classes with one image in train, and none in val: {alone:,}")
     if val.any(): return val
-    raise UserError(f"{t.name} has one image in each class of train: no image is left for "
+    raise UserError(f"{task.name} has one image in each class of train: no image is left for "
                     "validation; give it a val split")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #08ef2dae
 # [n] bool, rows of `among` whose pixels are not in train
-def _without_copies(t, a, train, d, among=None, called="test"):
-    among = np.ones(len(d), bool) if among is None else among
-    if len(train) >= MAX_ROWS_TO_VERIFY or a.spec.look is False:
-        t.notes.append(f"copies of {called} images in train are not searched for: its "
-                       f"{len(train):,} images are too many to decode")
+def _without_copies(task, request, train, frame, among=None, called="test"):
+    among = np.ones(len(frame), bool) if among is None else among
+    if len(train) >= MAX_ROWS_TO_VERIFY or request.spec.decode_all is False:
+        task.notes.append(f"copies of {called} images in train are not searched for: its "
+                          f"{len(train):,} images are too many to decode")
         return among
-    copy = among & d.pixel_hash.isin(train.pixel_hash).values
+    copy = among & frame.pixel_hash.isin(train.pixel_hash).values
     if copy.sum() == among.sum():
-        raise UserError(f"every {called} image of {t.name} is also in train: nothing is left")
+        raise UserError(f"every {called} image of {task.name} is also in train: nothing is left")
     if copy.any():
-        t.notes.append(f"{called} images that are also in train, left out: {copy.sum():,} of "
-                       f"{among.sum():,}")
-    new = _left((i, f"of {called}: its pixels are also in train") for i in d.item_id[copy])
-    t.left_out = pd.concat([t.left_out, new], ignore_index=True)
+        task.notes.append(f"{called} images that are also in train, left out: {copy.sum():,} of "
+                          f"{among.sum():,}")
+    new = _left((item_id, f"of {called}: its pixels are also in train")
+                for item_id in frame.item_id[copy])
+    task.left_out = pd.concat([task.left_out, new], ignore_index=True)
     return among & ~copy
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #08b391ba
-def _too_few(a, d):
-    return (f"{a.name} has too few images to train, validate and test: {len(d)} of "
-            f"{d.label.nunique()} classes; expected three or more of a class")
+def _too_few(request, frame):
+    return (f"{request.name} has too few images to train, validate and test: {len(frame)} of "
+            f"{frame.label.nunique()} classes; expected three or more of a class")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #bb9a3971
-def _say_alone(t, d): # note classes of one image
-    t.left_out = _left((i, "the only image of its class: never tested") for i in d.item_id)
-    if len(d):
-        t.notes.append(f"classes with one image, which is never tested: {d.label.nunique():,}")
+def _say_alone(task, frame): # note classes of one image
+    task.left_out = _left((item_id, "the only image of its class: never tested")
+                          for item_id in frame.item_id)
+    if len(frame):
+        task.notes.append("classes with one image, which is never tested: "
+                          f"{frame.label.nunique():,}")
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #ec84435e
-def _say_twins(t, a, *parts): # note exact duplicates with different labels
-    if a.spec.look is False: return
-    d = pd.concat([p[["pixel_hash", "label"]] for p in parts])
-    twins = (d.groupby("pixel_hash").label.nunique() > 1).sum()
-    if twins: t.notes.append(f"images under two labels: {twins:,}")
+def _say_twins(task, request, *parts): # note exact duplicates with different labels
+    if request.spec.decode_all is False: return
+    frame = pd.concat([part[["pixel_hash", "label"]] for part in parts])
+    twins = (frame.groupby("pixel_hash").label.nunique() > 1).sum()
+    if twins: task.notes.append(f"images under two labels: {twins:,}")

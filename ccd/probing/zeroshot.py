@@ -57,19 +57,19 @@ def _build_zero_shot_classifier(
     if not len(texts) or not len(names):
         raise UserError(f"{len(names)} names and {len(texts)} templates: "
                         "expected at least one of each")
-    total = sum(np.asarray(speak([_format_template(t, n) for n in names]), np.float32)
-                for t in texts) / len(texts)
+    total = sum(np.asarray(speak([_format_template(template, name) for name in names]), np.float32)
+                for template in texts) / len(texts)
     if not unit: return total
     return total / np.linalg.norm(total, axis=1, keepdims=True).clip(1e-12)
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #77e23794
 _ROWS = 8192 # images per block
 
-def _l2_normalize(x, what: str = "vectors") -> np.ndarray: # [n, d] float32
+def _l2_normalize(vectors, what: str = "vectors") -> np.ndarray: # [n, d] float32
     "Return L2-normalized rows; zero rows stay zero. Raises `UserError` for NaN or infinity."
-    x = np.asarray(x, np.float32)
-    if not np.isfinite(x).all(): raise UserError(f"the {what} hold NaN or infinity")
-    return x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
+    vectors = np.asarray(vectors, np.float32)
+    if not np.isfinite(vectors).all(): raise UserError(f"the {what} hold NaN or infinity")
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #3c1aca07
 def _zero_shot_predict(
@@ -85,14 +85,13 @@ def _zero_shot_predict(
         raise UserError(f"images have {images.shape[1]} dimensions and captions "
                         f"{classes.shape[1]}: read the encoder at feature=projected")
     names, found = np.asarray(names), []
-    for a in range(0, len(images), _ROWS):
-        sim = _l2_normalize(images[a:a + _ROWS], "vectors of images") @ classes.T
+    for start in range(0, len(images), _ROWS):
+        sim = _l2_normalize(images[start:start + _ROWS], "vectors of images") @ classes.T
         found.append(np.argsort(-sim, axis=1, kind="stable")[:, :k])
     return names[np.concatenate(found)]
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #4fb87ed6
-def _topk_accuracy(
-    y: np.ndarray, # [n] labels
+def _topk_accuracy(labels: np.ndarray, # [n] labels
     answers: np.ndarray, # [n, k] predictions from `_zero_shot_predict`
     # [n] cluster of each image in the bootstrap; None: each image is its own
     cluster: np.ndarray | None = None,
@@ -101,11 +100,11 @@ def _topk_accuracy(
 ) -> pd.DataFrame: # k, accuracy, ci_low, ci_high, n_test, n_groups
     """Return the top-k accuracy: the fraction of images whose label is among the first k
     predictions."""
-    group = np.arange(len(y)) if cluster is None else np.asarray(cluster)
-    rows, hit = [], np.asarray(answers) == np.asarray(y)[:, None]
+    group = np.arange(len(labels)) if cluster is None else np.asarray(cluster)
+    rows, hit = [], np.asarray(answers) == np.asarray(labels)[:, None]
     for k in (k for k in ks if k <= hit.shape[1]):
         right, lo, hi = cluster_bootstrap(hit[:, :k].any(1), group, n_resamples)
-        rows.append(dict(k=k, accuracy=right, ci_low=lo, ci_high=hi, n_test=len(y),
+        rows.append(dict(k=k, accuracy=right, ci_low=lo, ci_high=hi, n_test=len(labels),
                          n_groups=len(np.unique(group))))
     return pd.DataFrame(rows)
 
@@ -119,15 +118,16 @@ def zero_shot(
 ) -> dict: # top1: top-1 accuracy, ci_low, ci_high, chance, n_classes, n_test
     """Return the zero-shot accuracy on emoji of held-out concepts.
 
-    Source: Radford et al. (2021), section 3.1."""
+    Raises `UserError` for embeddings that hold NaN or infinity. Source: Radford et al. (2021),
+    section 3.1."""
     items = images.remove_columns(["image", "captions"]).to_pandas()
     test = np.nonzero((items.split == "test").values)[0]
     names = sorted(set(items.name[test]))
     text = _build_zero_shot_classifier(text_encoder, names, unit=False)
     pixels, said = ImageDecoder(images, size), []
     for rows in np.array_split(test, max(1, len(test) // 256)):
-        x = eval_view(to_float(pixels[rows], device()), encoder.card.size)
-        said.append(_zero_shot_predict(encoder.vector(x).cpu().numpy(), text, names, 1))
+        batch = eval_view(to_float(pixels[rows], device()), encoder.card.size)
+        said.append(_zero_shot_predict(encoder.vector(batch).cpu().numpy(), text, names, 1))
     right = np.concatenate(said)[:, 0] == items.name[test].values
     share, lo, hi = cluster_bootstrap(right, items.family[test].values, n_resamples)
     return dict(top1=share, ci_low=lo, ci_high=hi, chance=1 / len(names), n_classes=len(names),
@@ -147,7 +147,7 @@ def _expected_topk_hit(
     "Return the probability of a correct result among the first k, with ties broken at random."
     from scipy.special import gammaln
     left = np.clip(k - nearer, 0, wrong + right) # places left for tied results
-    def log_choose(n): return gammaln(n + 1) - gammaln(np.maximum(n - left, 0) + 1)
+    def log_choose(count): return gammaln(count + 1) - gammaln(np.maximum(count - left, 0) + 1)
     miss = np.exp(log_choose(wrong) - log_choose(wrong + right))
     return 1 - np.where(left > wrong, 0.0, miss)
 
@@ -157,8 +157,8 @@ _MAX_CELLS = 1 << 23 # similarities per block
 def _captions_of(corpus) -> tuple[list, np.ndarray]: # [m] captions; [m] rows
     "Return all captions of a corpus, and the row of the image of each caption."
     each = corpus["captions"][:]
-    said = [c for captions in each for c in captions]
-    return said, np.repeat(np.arange(len(each)), [len(c) for c in each])
+    said = [caption for captions in each for caption in captions]
+    return said, np.repeat(np.arange(len(each)), [len(captions) for captions in each])
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #719352e4
 def retrieval(
@@ -175,18 +175,18 @@ def retrieval(
 
     Raises `UserError` where `owner` or `texts` does not fit the captions or the images, and for NaN
     or infinity."""
-    n, owner = len(images), np.asarray(owner)
-    _check_owner(n, len(captions), owner, texts)
-    group = np.arange(n) if cluster is None else np.asarray(cluster)
-    x = _l2_normalize(images, "vectors of images")
-    t = _l2_normalize(captions, "vectors of captions")
-    has, wording = _meant(n, owner, texts)
+    n_images, owner = len(images), np.asarray(owner)
+    _check_owner(n_images, len(captions), owner, texts)
+    group = np.arange(n_images) if cluster is None else np.asarray(cluster)
+    image_vectors = _l2_normalize(images, "vectors of images")
+    text_vectors = _l2_normalize(captions, "vectors of captions")
+    has, wording = _meant(n_images, owner, texts)
     whose = has.T.tocsr()
     asked = np.unique(owner) # an image without caption is no query
     def of_image(rows): return has[asked[rows]].toarray()[:, wording]
     def of_caption(rows): return whose[wording[rows]].toarray()
-    ways = {"image to text": (x[asked], t, of_image, group[asked]),
-            "text to image": (t, x, of_caption, group[owner])}
+    ways = {"image to text": (image_vectors[asked], text_vectors, of_image, group[asked]),
+            "text to image": (text_vectors, image_vectors, of_caption, group[owner])}
     rows = []
     for way, (queries, others, right, own) in ways.items():
         place = _places(queries, others, right)
@@ -200,35 +200,36 @@ def retrieval(
                              chance=float(lot.mean()),
                              median_rank=float(np.median(rank)),
                              n_queries=len(queries), n_candidates=len(others),
-                             n_groups=len(np.unique(own)), without_caption=n - len(asked)))
+                             n_groups=len(np.unique(own)), without_caption=n_images - len(asked)))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #e2a80dec
-def _check_owner(n, m, owner, said):
-    if len(owner) != m or (said is not None and len(said) != m):
-        raise UserError(f"{m} captions have {len(owner)} owners"
+def _check_owner(n_images, n_captions, owner, said):
+    if len(owner) != n_captions or (said is not None and len(said) != n_captions):
+        raise UserError(f"{n_captions} captions have {len(owner)} owners"
                         + (f" and {len(said)} wordings" if said is not None else "")
                         + ": expected one for each")
-    if not m: raise UserError("there are no captions to be found")
-    if owner.min() < 0 or owner.max() >= n:
+    if not n_captions: raise UserError("there are no captions to be found")
+    if owner.min() < 0 or owner.max() >= n_images:
         raise UserError("a caption belongs to image "
-                        f"{owner.max() if owner.max() >= n else owner.min()}, and there are {n}, "
-                        "from 0: `owner` holds rows of `images`")
+                        f"{owner.max() if owner.max() >= n_images else owner.min()}, and there are "
+                        f"{n_images}, from 0: `owner` holds rows of `images`")
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #46fa79b5
 # sparse [n, wordings] wordings of each image; [m] wording of each caption
-def _meant(n, owner, said):
+def _meant(n_images, owner, said):
     from scipy.sparse import csr_matrix
     wording = (np.arange(len(owner)) if said is None
                else np.unique(np.asarray(said, str), return_inverse=True)[1])
     pairs = np.unique(np.stack([owner, wording], 1), axis=0)
-    return csr_matrix((np.ones(len(pairs), bool), pairs.T), shape=(n, wording.max() + 1)), wording
+    return (csr_matrix((np.ones(len(pairs), bool), pairs.T), shape=(n_images, wording.max() + 1)),
+            wording)
 
 # %% ../../nbs/library/probing/05_zeroshot.ipynb #780ab277
 def _places(queries, others, right_of): # rank counts of the best correct result, per query
     step, parts = max(1, _MAX_CELLS // len(others)), []
-    for a in range(0, len(queries), step):
-        rows = np.arange(a, min(a + step, len(queries)))
+    for start in range(0, len(queries), step):
+        rows = np.arange(start, min(start + step, len(queries)))
         sim, right = queries[rows] @ others.T, right_of(rows)
         best = np.where(right, sim, -np.inf).max(1, keepdims=True)
         tied, wrong = np.abs(sim - best) <= _TIE_TOLERANCE, ~right

@@ -18,39 +18,39 @@ def loss_curves(
     chance: dict, # encoder name -> chance-level loss
 ):
     "Return a figure of training losses, with one panel per objective."
-    p = styled_pyplot()
+    plt = styled_pyplot()
     columns, rows = min(_PANELS_PER_ROW, len(curves)), -(-len(curves) // _PANELS_PER_ROW)
-    fig, axes = p.subplots(rows, columns, squeeze=False,
+    fig, axes = plt.subplots(rows, columns, squeeze=False,
                            figsize=(max(3, min(_FIG_WIDTH, 2.6 * columns)), 2.2 * rows))
     for ax in axes.flat[len(curves):]: ax.axis("off")
-    for ax, (name, m) in zip(axes.flat, curves.items()):
-        ax.plot(m.samples, m.loss, color=color_of(name), alpha=0.25, lw=0.8)
-        ax.plot(m.samples, m.loss.rolling(9, min_periods=1, center=True).mean(),
+    for ax, (name, metrics) in zip(axes.flat, curves.items()):
+        ax.plot(metrics.samples, metrics.loss, color=color_of(name), alpha=0.25, lw=0.8)
+        ax.plot(metrics.samples, metrics.loss.rolling(9, min_periods=1, center=True).mean(),
                 color=color_of(name))
         ax.axhline(chance[name], color="#777", lw=0.8, ls=":")
-        ax.text(m.samples.iloc[-1], chance[name], "chance level", ha="right", va="bottom",
+        ax.text(metrics.samples.iloc[-1], chance[name], "chance level", ha="right", va="bottom",
                 fontsize=_MIN_FONT, color="#555")
         ax.set(title=fill(name, 18), xlabel="training images", ylabel="loss",
-               ylim=(0, max(m.loss.max(), chance[name]) * 1.08))
+               ylim=(0, max(metrics.loss.max(), chance[name]) * 1.08))
         ax.locator_params(axis="x", nbins=3)
-        ax.xaxis.set_major_formatter(lambda v, _: _short(v))
+        ax.xaxis.set_major_formatter(lambda count, _: _short(count))
     return fig
 
 # %% ../../nbs/library/report/03_accuracy.ipynb #1f5fee62
 def dino_diagnostics(m: pd.DataFrame):
     """Return a figure of DINO's collapse diagnostics over training: entropy of the teacher and rank
     of the features."""
-    p, m = styled_pyplot(), m.dropna(subset=["teacher_entropy"])
-    fig, (a, b) = p.subplots(1, 2, figsize=(_FIG_WIDTH, 2.6))
-    a.plot(m.samples, m.teacher_entropy, color=_COLORS["DINO"], label="per image")
-    a.plot(m.samples, m.mean_entropy, color=_COLORS["DINO"], ls="--", label="of the batch mean")
-    a.set(title="Teacher entropy,\nnormalized by ln K", xlabel="training images", ylim=(0, 1.05))
-    a.legend(fontsize=_MIN_FONT)
-    b.plot(m.samples, m.feature_rank, color=_COLORS["DINO"])
-    b.set(title="Effective rank\nof the features", xlabel="training images", ylim=(0, None))
-    for ax in (a, b):
+    plt, m = styled_pyplot(), m.dropna(subset=["teacher_entropy"])
+    fig, (left, right) = plt.subplots(1, 2, figsize=(_FIG_WIDTH, 2.6))
+    left.plot(m.samples, m.teacher_entropy, color=_COLORS["DINO"], label="per image")
+    left.plot(m.samples, m.mean_entropy, color=_COLORS["DINO"], ls="--", label="of the batch mean")
+    left.set(title="Teacher entropy,\nnormalized by ln K", xlabel="training images", ylim=(0, 1.05))
+    left.legend(fontsize=_MIN_FONT)
+    right.plot(m.samples, m.feature_rank, color=_COLORS["DINO"])
+    right.set(title="Effective rank\nof the features", xlabel="training images", ylim=(0, None))
+    for ax in (left, right):
         ax.locator_params(axis="x", nbins=4)
-        ax.xaxis.set_major_formatter(lambda v, _: _short(v))
+        ax.xaxis.set_major_formatter(lambda count, _: _short(count))
         if len(m) == 1: ax.lines[0].set_marker("o") # a single point is drawn as a marker
     return fig
 
@@ -61,11 +61,11 @@ def knn_during_training(
     "Return a figure of kNN accuracy on held-out emoji during training."
     fig = styled_pyplot().figure(figsize=(4.8, 2.6))
     ax = fig.subplots()
-    for name, m in curves.items():
-        ax.plot(m.samples, m.knn, color=color_of(name), marker="o", ms=2.5, label=name)
+    for name, metrics in curves.items():
+        ax.plot(metrics.samples, metrics.knn, color=color_of(name), marker="o", ms=2.5, label=name)
     ax.set(xlabel="training images", ylabel="kNN accuracy", ylim=(0, None))
-    ax.xaxis.set_major_formatter(lambda v, _: _short(v))
-    ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    ax.xaxis.set_major_formatter(lambda count, _: _short(count))
+    ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     ax.legend(fontsize=8)
     return fig
 
@@ -76,24 +76,24 @@ def probe_dots(
 ):
     """Return a figure of accuracies with 95 % confidence intervals, one panel per task and one dot
     per encoder; dotted: majority class."""
-    p, low, high = styled_pyplot(), f"{value}_ci_low", f"{value}_ci_high"
+    plt, low, high = styled_pyplot(), f"{value}_ci_low", f"{value}_ci_high"
     table = table.dropna(subset=[value])
     tasks, names = list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))[::-1]
     rows = -(-len(tasks) // _PANELS_PER_ROW)
-    fig, axes = p.subplots(rows, _PANELS_PER_ROW, squeeze=False, sharey=True,
+    fig, axes = plt.subplots(rows, _PANELS_PER_ROW, squeeze=False, sharey=True,
                            figsize=(_FIG_WIDTH, rows * (0.75 + 0.19 * len(names))))
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     for ax, task in zip(axes.flat, tasks):
-        t = table[table.task == task].set_index("encoder").reindex(names)
-        y, colors = np.arange(len(names)), [color_of(n) for n in names]
-        ax.hlines(y, t[low], t[high], color=colors, lw=2)
-        ax.scatter(t[value], y, color=colors, zorder=3, s=22)
-        ax.axvline(t.majority.dropna().iloc[0], color="#777", lw=0.8, ls=":")
-        ax.set(yticks=y, xlim=(0, max(0.05, t[high].max() * 1.12)))
+        own = table[table.task == task].set_index("encoder").reindex(names)
+        positions, colors = np.arange(len(names)), [color_of(name) for name in names]
+        ax.hlines(positions, own[low], own[high], color=colors, lw=2)
+        ax.scatter(own[value], positions, color=colors, zorder=3, s=22)
+        ax.axvline(own.majority.dropna().iloc[0], color="#777", lw=0.8, ls=":")
+        ax.set(yticks=positions, xlim=(0, max(0.05, own[high].max() * 1.12)))
         ax.set_title(fill(task, 16), fontsize=9)
         ax.set_yticklabels(names)
         ax.locator_params(axis="x", nbins=3)
-        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
+        ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
     return fig
 
 # %% ../../nbs/library/report/03_accuracy.ipynb #e48dfc4b
@@ -104,16 +104,16 @@ def difference_dots(
 ):
     """Return a figure of differences to a reference encoder in points, with 95 % confidence
     intervals, one panel per task."""
-    p, t = styled_pyplot(), differences[differences.probe == value]
-    tasks, names = list(dict.fromkeys(t.task)), list(dict.fromkeys(t.a))[::-1]
+    plt, table = styled_pyplot(), differences[differences.probe == value]
+    tasks, names = list(dict.fromkeys(table.task)), list(dict.fromkeys(table.a))[::-1]
     across = _PANELS_PER_ROW if max(map(len, names)) < 20 else 2 # long names need wider panels
     rows = -(-len(tasks) // across)
-    fig, axes = p.subplots(rows, across, sharey=True, squeeze=False,
+    fig, axes = plt.subplots(rows, across, sharey=True, squeeze=False,
                            figsize=(_FIG_WIDTH, rows * (0.75 + 0.19 * len(names))))
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     for ax, task in zip(axes.flat, tasks):
-        own = t[t.task == task].set_index("a").reindex(names)
-        colors = [color_of(n) for n in names]
+        own = table[table.task == task].set_index("a").reindex(names)
+        colors = [color_of(name) for name in names]
         ax.hlines(range(len(names)), own.ci_low, own.ci_high, color=colors, lw=2)
         ax.scatter(own.difference, range(len(names)), color=colors, s=20, zorder=3)
         ax.axvline(0, color="#777", lw=0.8)
@@ -121,7 +121,9 @@ def difference_dots(
         ax.set_title(fill(task, 16), fontsize=9)
         ax.set_yticklabels(names)
         ax.locator_params(axis="x", nbins=4)
-        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:+.0f}".replace("-", "−") if v else "0")
+        ax.xaxis.set_major_formatter(lambda difference, _: f"{100 * difference:+.0f}".replace("-",
+                                                                                              "−")
+                                     if difference else "0")
     return fig
 
 # %% ../../nbs/library/report/03_accuracy.ipynb #e88eaf31
@@ -131,24 +133,25 @@ def few_shot_curves(
     """Return a figure of few-shot accuracy, one panel per task, up to the shots that nine in ten
     classes have; error bars: standard deviation over training sets."""
     table = table[table.n_classes_below_shots <= table.n_classes / 10]
-    p, tasks, names = (styled_pyplot(), list(dict.fromkeys(table.task)),
+    plt, tasks, names = (styled_pyplot(), list(dict.fromkeys(table.task)),
                        list(dict.fromkeys(table.encoder)))
     columns = min(_PANELS_PER_ROW, len(tasks))
     rows = -(-len(tasks) // columns)
-    fig, axes = p.subplots(rows, columns, squeeze=False,
+    fig, axes = plt.subplots(rows, columns, squeeze=False,
                            figsize=(max(3, _FIG_WIDTH / _PANELS_PER_ROW * columns),
                                     1.75 * rows + 0.6))
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     for ax, task in zip(axes.flat, tasks):
         for name in names:
-            g = table[(table.task == task) & (table.encoder == name)].groupby("shots").top1
-            m, s = g.mean(), g.std().fillna(0)
-            ax.errorbar(m.index, m, s, color=color_of(name), marker="o", ms=3, lw=1.4, label=name)
-        ax.set(xscale="log", ylim=(0, None), xticks=m.index)
+            groups = table[(table.task == task) & (table.encoder == name)].groupby("shots").top1
+            mean, std = groups.mean(), groups.std().fillna(0)
+            ax.errorbar(mean.index, mean, std, color=color_of(name), marker="o", ms=3, lw=1.4,
+                        label=name)
+        ax.set(xscale="log", ylim=(0, None), xticks=mean.index)
         ax.set_title(fill(task, 16), fontsize=9)
         ax.locator_params(axis="y", nbins=4)
-        ax.set_xticklabels(m.index); ax.minorticks_off()
-        ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
+        ax.set_xticklabels(mean.index); ax.minorticks_off()
+        ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
     fig.supxlabel("images of each class", fontsize=9)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=9, loc="outside upper center",
                ncols=_PANELS_PER_ROW)

@@ -25,67 +25,70 @@ def scaling_curves(
 ):
     """Return a figure of curves over logarithmic axes with confidence intervals, one block per axis
     and one panel per quantity."""
-    t, names = table.sort_values("x"), list(dict.fromkeys(table[lines]))
+    ordered, names = table.sort_values("x"), list(dict.fromkeys(table[lines]))
     axis, panel = (rows, columns) if set(table[rows]) <= set(xlabels) else (columns, rows)
-    blocks = {a: list(dict.fromkeys(table[panel][table[axis] == a]))
-              for a in xlabels if (table[axis] == a).any()}
+    blocks = {axis_name: list(dict.fromkeys(table[panel][table[axis] == axis_name]))
+              for axis_name in xlabels if (table[axis] == axis_name).any()}
     across = min(_PANELS_PER_ROW, max(map(len, blocks.values())))
-    high = [0.75 + 1.35 * -(-len(k) // across) for k in blocks.values()]
+    high = [0.75 + 1.35 * -(-len(panels) // across) for panels in blocks.values()]
     fig = styled_pyplot().figure(figsize=(max(3.6, 2 * across), 0.3 + sum(high)))
     drawn = {}
-    for sub, (a,
+    for sub, (axis_name,
               quantities) in zip(np.atleast_1d(fig.subfigures(len(blocks), 1, height_ratios=high)),
                                  blocks.items()):
-        sub.suptitle(f"By {a}", x=0.01, ha="left", fontsize=12, fontweight="bold")
-        sub.supxlabel(xlabels[a], fontsize=11)
+        sub.suptitle(f"By {axis_name}", x=0.01, ha="left", fontsize=12, fontweight="bold")
+        sub.supxlabel(xlabels[axis_name], fontsize=11)
         axes = sub.subplots(-(-len(quantities) // across), across, squeeze=False)
-        for ax, q in zip(axes.flat, quantities):
-            own = t[(t[axis] == a) & (t[panel] == q)]
-            _growth_panel(ax, [own[own[lines] == n] for n in names], names, percent)
-            ax.set_title(fill(str(q), 17), fontsize=11, fontweight="normal")
-            drawn.setdefault(q, []).append(ax)
+        for ax, quantity in zip(axes.flat, quantities):
+            own = ordered[(ordered[axis] == axis_name) & (ordered[panel] == quantity)]
+            _growth_panel(ax, [own[own[lines] == name] for name in names], names, percent)
+            ax.set_title(fill(str(quantity), 17), fontsize=11, fontweight="normal")
+            drawn.setdefault(quantity, []).append(ax)
         for ax in axes.flat[len(quantities):]: ax.remove()
     for same in drawn.values(): # a quantity has the same scale for all axes
         low, top = zip(*(ax.get_ylim() for ax in same))
         edge = 0.1 * (max(top) - min(low)) # keeps tick labels out of the corner
         for ax in same: ax.set_ylim(min(low) - edge, max(top) + edge)
-    handles = {h.get_label(): h for ax in fig.axes for h in ax.get_legend_handles_labels()[0]}
-    fig.legend(handles=[handles[n] for n in names if n in handles], fontsize=11,
+    handles = {handle.get_label(): handle for ax in fig.axes
+               for handle in ax.get_legend_handles_labels()[0]}
+    fig.legend(handles=[handles[name] for name in names if name in handles], fontsize=11,
                loc="outside upper center", ncols=_PANELS_PER_ROW)
     fig.draw_without_rendering() # a second layout then uses the tick labels of the first
     return fig
 
 # %% ../../nbs/library/report/06_growth.ipynb #4af29322
 def _growth_panel(ax, curves, names, percent):
-    for n, (own, name) in enumerate(zip(curves, names)):
-        _growth(ax, own, name, 1 + 0.025 * (n - (len(names) - 1) / 2))
+    for index, (own, name) in enumerate(zip(curves, names)):
+        _growth(ax, own, name, 1 + 0.025 * (index - (len(names) - 1) / 2))
     ax.set_xscale("log", base=2)
     ax.margins(x=0.11)
     ax.minorticks_off()
-    ticks = sorted(set(x for own in curves for x in own.x))
-    ax.set_xticks(ticks, _apart(np.log2(ticks), [_short(v) for v in ticks]))
+    ticks = sorted(set(position for own in curves for position in own.x))
+    ax.set_xticks(ticks, _apart(np.log2(ticks), [_short(tick) for tick in ticks]))
     ax.locator_params(axis="y", nbins=4)
     ax.tick_params(labelsize=10.5)
-    if percent: ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
+    if percent: ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
 
 # %% ../../nbs/library/report/06_growth.ipynb #12285e21
-def _growth(ax, t, name, aside): # one line; lines are shifted slightly, so that they do not overlap
-    if not len(t): return
-    color, x = color_of(name), t.x.values * aside
-    ax.plot(x, t.value, color=color, lw=1.3, marker="o", ms=3.5, label=name)
-    ax.vlines(x, t.ci_low, t.ci_high, color=color, lw=2.8, alpha=0.6)
-    if "total_ci_low" in t: ax.vlines(x, t.total_ci_low, t.total_ci_high, color=color, lw=1)
+# one line; lines are shifted slightly, so that they do not overlap
+def _growth(ax, points, name, aside):
+    if not len(points): return
+    color, positions = color_of(name), points.x.values * aside
+    ax.plot(positions, points.value, color=color, lw=1.3, marker="o", ms=3.5, label=name)
+    ax.vlines(positions, points.ci_low, points.ci_high, color=color, lw=2.8, alpha=0.6)
+    if "total_ci_low" in points:
+        ax.vlines(positions, points.total_ci_low, points.total_ci_high, color=color, lw=1)
 
 # %% ../../nbs/library/report/06_growth.ipynb #aaf1feb8
 # labels that do not overlap; the first and last are kept if possible
 def _apart(at, labels, character=0.07):
     if len(at) < 2: return labels
     at, kept = (at - at[0]) / (at[-1] - at[0]), []
-    for k in [len(at) - 1, *range(len(at) - 1)]:
-        if all(abs(at[k] - at[j]) > character * (2 + len(labels[k]) + len(labels[j])) / 2
-               for j in kept):
-            kept.append(k)
-    return [x if k in kept else "" for k, x in enumerate(labels)]
+    for index in [len(at) - 1, *range(len(at) - 1)]:
+        if all(abs(at[index] - at[other])
+               > character * (2 + len(labels[index]) + len(labels[other])) / 2 for other in kept):
+            kept.append(index)
+    return [label if index in kept else "" for index, label in enumerate(labels)]
 
 # %% ../../nbs/library/report/06_growth.ipynb #adb11936
 def compute_plot(
@@ -98,26 +101,27 @@ def compute_plot(
     across, down = min(_PANELS_PER_ROW, len(metrics)), -(-len(metrics) // _PANELS_PER_ROW)
     fig = styled_pyplot().figure(figsize=(max(3.6, 2 * across), 0.9 + 1.5 * down))
     axes = fig.subplots(down, across, squeeze=False).flat
-    for ax, m in zip(axes, metrics):
+    for ax, metric in zip(axes, metrics):
         for recipe, name in names.items():
-            t = table[(table.metric == m) & (table.recipe == recipe)].sort_values("flops")
-            if not len(t): continue
-            ax.vlines(t.flops, t.total_ci_low, t.total_ci_high, color=color_of(name), lw=0.8,
-                      alpha=0.6)
-            ax.scatter(t.flops, t.value, color=color_of(name), s=11, label=name)
-            b = t[t.best]
-            ax.step([*b.flops, t.flops.max()], [*b.value, b.value.iloc[-1]], where="post",
-                    color=color_of(name), lw=1.1)
+            points = table[(table.metric == metric) & (table.recipe == recipe)].sort_values("flops")
+            if not len(points): continue
+            ax.vlines(points.flops, points.total_ci_low, points.total_ci_high, color=color_of(name),
+                      lw=0.8, alpha=0.6)
+            ax.scatter(points.flops, points.value, color=color_of(name), s=11, label=name)
+            best = points[points.best]
+            ax.step([*best.flops, points.flops.max()], [*best.value, best.value.iloc[-1]],
+                    where="post", color=color_of(name), lw=1.1)
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(lambda v, _: _power_of_ten(v))
+        ax.xaxis.set_major_formatter(lambda value, _: _power_of_ten(value))
         ax.xaxis.set_minor_formatter("")
-        ax.set_title(fill(m, 17), fontsize=11, fontweight="normal")
+        ax.set_title(fill(metric, 17), fontsize=11, fontweight="normal")
         ax.locator_params(axis="y", nbins=4)
         ax.tick_params(labelsize=10.5)
-        ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+        ax.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
     for ax in axes[len(metrics):]: ax.remove()
     fig.supxlabel("FLOPs", fontsize=11)
-    handles = {h.get_label(): h for ax in fig.axes for h in ax.get_legend_handles_labels()[0]}
+    handles = {handle.get_label(): handle for ax in fig.axes
+               for handle in ax.get_legend_handles_labels()[0]}
     fig.legend(handles.values(), handles, fontsize=11, loc="outside upper center",
                ncols=_PANELS_PER_ROW)
     return fig
@@ -136,24 +140,26 @@ def supervision_plot(
     rows = -(-len(metrics) // _PANELS_PER_ROW)
     fig = styled_pyplot().figure(figsize=(_FIG_WIDTH, 0.5 + rows * (0.65 + 0.28 * len(names))))
     axes = fig.subplots(rows, _PANELS_PER_ROW, squeeze=False, sharey=True).ravel()
-    for ax, m in zip(axes, metrics):
+    for ax, metric in zip(axes, metrics):
         for few, up in ((False, 0.14), (True, -0.14)):
-            t = table[(table.metric == m) & (table.few == few)]
-            y = t.name.map(names.index) + up
-            colors = [color_of(n) for n in t.name]
-            ax.hlines(y, t.total_ci_low, t.total_ci_high, color=colors, lw=1)
-            ax.scatter(t.value, y, s=16, color=["white" if few else c for c in colors],
+            points = table[(table.metric == metric) & (table.few == few)]
+            heights = points.name.map(names.index) + up
+            colors = [color_of(name) for name in points.name]
+            ax.hlines(heights, points.total_ci_low, points.total_ci_high, color=colors, lw=1)
+            ax.scatter(points.value, heights, s=16,
+                       color=["white" if few else color for color in colors],
                        edgecolor=colors, zorder=3)
-        if m in baselines: ax.axvline(baselines[m], color="#888888", lw=0.8, ls=":")
-        ax.set_title(fill(m, 14), fontsize=9, fontweight="normal")
-        ax.set_yticks(range(len(names)), [fill(n, 16) for n in names], fontsize=_MIN_FONT,
+        if metric in baselines: ax.axvline(baselines[metric], color="#888888", lw=0.8, ls=":")
+        ax.set_title(fill(metric, 14), fontsize=9, fontweight="normal")
+        ax.set_yticks(range(len(names)), [fill(name, 16) for name in names], fontsize=_MIN_FONT,
                       linespacing=0.95)
         ax.set_ylim(-0.5, len(names) - 0.5)
         ax.locator_params(axis="x", nbins=3)
         ax.tick_params(axis="x", labelsize=_MIN_FONT)
-        ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.3g} %")
+        ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     for ax in axes[len(metrics):]: ax.remove()
-    dots = [styled_pyplot().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=c, label=n)
-            for c, n in zip(("#555555", "white"), labels)]
+    dots = [styled_pyplot().Line2D([], [], marker="o", ls="", ms=4, color="#555555", mfc=color,
+                                   label=label)
+            for color, label in zip(("#555555", "white"), labels)]
     fig.legend(handles=dots, fontsize=9, loc="outside upper center", ncols=2)
     return fig

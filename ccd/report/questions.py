@@ -15,17 +15,19 @@ from .similarity import _ladder
 # %% ../../nbs/library/report/05_questions.ipynb #d2b75f38
 # macro averages and their names in order: overall, then each category with its subsets
 def _in_order(table, categories):
-    order = ["overall", *(n for c, leaves in categories.items() for n in (c, *leaves))]
-    t = table[((table.level == "subset") | (table.average == "macro")) & table.name.isin(order)]
-    return t, [n for n in order if n in set(t.name)]
+    order = ["overall",
+             *(name for category, leaves in categories.items() for name in (category, *leaves))]
+    averages = table[((table.level == "subset") | (table.average == "macro"))
+                     & table.name.isin(order)]
+    return averages, [name for name in order if name in set(averages.name)]
 
 # %% ../../nbs/library/report/05_questions.ipynb #65039050
 # macro averages by seed and their names in order; `shown` is the label of an encoder
 def _by_seed(summary, categories):
-    t, rows = _in_order(summary, categories)
-    many = t.seed.nunique() > 1
-    return t.assign(shown=[f"{e} seed {s}" if s and many else e
-                           for e, s in zip(t.encoder, t.seed)]), rows
+    averages, rows = _in_order(summary, categories)
+    many = averages.seed.nunique() > 1
+    return averages.assign(shown=[f"{encoder} seed {seed}" if seed and many else encoder
+                           for encoder, seed in zip(averages.encoder, averages.seed)]), rows
 
 # %% ../../nbs/library/report/05_questions.ipynb #42ff7948
 def subset_accuracy_plot(
@@ -39,26 +41,29 @@ def subset_accuracy_plot(
 ):
     """Return a figure of accuracy by category and subset, with 95 % confidence intervals; cross:
     no-image baseline, ring: oracle."""
-    t, rows = _by_seed(summary, categories)
-    value = t.set_index(["shown", "name"])[["score", "ci_low", "ci_high"]]
-    shown = [s for s in dict.fromkeys(t.shown) if t[t.shown == s].encoder.iloc[0] in names]
+    averages, rows = _by_seed(summary, categories)
+    value = averages.set_index(["shown", "name"])[["score", "ci_low", "ci_high"]]
+    shown = [encoder for encoder in dict.fromkeys(averages.shown)
+             if averages[averages.shown == encoder].encoder.iloc[0] in names]
     fig = styled_pyplot().figure(figsize=(4.8, 1.1 + (0.08 + 0.065 * len(shown)) * len(rows)))
-    label = {l: f"   {labels.get(l, l)}" for ls in categories.values() for l in ls}
-    _ladder(rows, shown, lambda n, r: value.loc[(n, r)], label, "accuracy", fig=fig)
-    ax, y = fig.axes[0], np.arange(len(rows))[::-1]
+    label = {subset: f"   {labels.get(subset, subset)}" for ls in categories.values()
+             for subset in ls}
+    _ladder(rows, shown, lambda encoder, row: value.loc[(encoder, row)], label, "accuracy", fig=fig)
+    ax, positions = fig.axes[0], np.arange(len(rows))[::-1]
     marks = [(oracle, dict(marker="o", fc="none", ec="#222", s=34)),
-             *((n + no_image, dict(marker="x", c="#888", s=14, lw=0.9)) for n in shown if no_image)]
+             *((encoder + no_image, dict(marker="x", c="#888", s=14, lw=0.9))
+               for encoder in shown if no_image)]
     for name, how in marks:
         if (name, rows[0]) in value.index:
-            ax.scatter(value.score.loc[[(name, r) for r in rows]], y, zorder=2, **how)
+            ax.scatter(value.score.loc[[(name, row) for row in rows]], positions, zorder=2, **how)
     if chance: ax.axvline(chance, color="#777", lw=0.8, ls=":")
-    gone = set(t.name[t.note == "not informative"])
-    for text, n in zip(ax.get_yticklabels(), rows):
-        text.set(fontweight="bold" if n == "overall" or n in categories else "normal",
-                 color="#999" if n in gone else "#111", ha="left")
+    gone = set(averages.name[averages.note == "not informative"])
+    for text, row in zip(ax.get_yticklabels(), rows):
+        text.set(fontweight="bold" if row == "overall" or row in categories else "normal",
+                 color="#999" if row in gone else "#111", ha="left")
     ax.tick_params(axis="y", pad=78, length=0)
     ax.set_xlim(0, 1.02)
-    ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     return fig
 
 # %% ../../nbs/library/report/05_questions.ipynb #d2b75f39
@@ -69,15 +74,16 @@ def question_table(
 ) -> pd.DataFrame: # one row per category and subset, one column per encoder
     """Return a table of accuracy by category, subset and encoder, in percent with 95 % confidence
     intervals."""
-    t, rows = _by_seed(summary[summary.encoder.isin(list(names))], categories)
-    t = t.assign(cell=[percent(*r) for r in t[["score", "ci_low", "ci_high"]].values])
-    wide = t.pivot(index="name", columns="shown",
-                   values="cell").loc[rows, list(dict.fromkeys(t.shown))]
-    first = t.drop_duplicates("name").set_index("name").loc[rows]
-    wide["questions in groups"] = [f"{a:,} in {b:,}"
-                                   for a, b in zip(first.n_questions, first.n_groups)]
-    note = ["excluded from averages: not informative" if n == "not informative" else ""
-            for n in first.note]
+    averages, rows = _by_seed(summary[summary.encoder.isin(list(names))], categories)
+    averages = averages.assign(cell=[percent(*row)
+                                     for row in averages[["score", "ci_low", "ci_high"]].values])
+    wide = averages.pivot(index="name", columns="shown",
+                   values="cell").loc[rows, list(dict.fromkeys(averages.shown))]
+    first = averages.drop_duplicates("name").set_index("name").loc[rows]
+    wide["questions in groups"] = [f"{n_questions:,} in {n_groups:,}" for n_questions, n_groups
+                                   in zip(first.n_questions, first.n_groups)]
+    note = ["excluded from averages: not informative" if remark == "not informative" else ""
+            for remark in first.note]
     return (wide.assign(note=note) if any(note) else wide).rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/report/05_questions.ipynb #2f192cfd
@@ -92,17 +98,18 @@ def vqa_difference_table(
     An interval is over questions and seeds where the variance of seeds is known, otherwise over
     questions alone. A star marks a difference that is significant over both, for encoders that were
     trained more than once."""
-    t, rows = _in_order(differences, categories)
-    pairs = list(dict.fromkeys(t.a + " − " + t.b))
-    t = t.assign(pair=t.a + " − " + t.b, cell=[_gap(r) for r in t.to_dict("records")])
-    wide = t.pivot(index="name", columns="pair", values="cell")
+    averages, rows = _in_order(differences, categories)
+    pairs = list(dict.fromkeys(averages.a + " − " + averages.b))
+    averages = averages.assign(pair=averages.a + " − " + averages.b,
+                               cell=[_gap(row) for row in averages.to_dict("records")])
+    wide = averages.pivot(index="name", columns="pair", values="cell")
     return wide.loc[rows, pairs].rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/report/05_questions.ipynb #6de4aebf
-def _gap(r): # one cell of the table
-    if r["difference"] != r["difference"]: return "–"
-    if not r["n_discordant"]: return "+0.0, no discordant items" # its variance is unknown
-    lo, hi = ((r["total_ci_low"], r["total_ci_high"]) if r["seed_variance_known"]
-              else (r["ci_low"], r["ci_high"]))
-    star = "*" if r["p_total_holm"] < 0.05 and r.get("above_baseline") != "neither" else ""
-    return f"{100 * r['difference']:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){star}"
+def _gap(row): # one cell of the table
+    if row["difference"] != row["difference"]: return "–"
+    if not row["n_discordant"]: return "+0.0, no discordant items" # its variance is unknown
+    lo, hi = ((row["total_ci_low"], row["total_ci_high"]) if row["seed_variance_known"]
+              else (row["ci_low"], row["ci_high"]))
+    star = "*" if row["p_total_holm"] < 0.05 and row.get("above_baseline") != "neither" else ""
+    return f"{100 * row['difference']:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f}){star}"

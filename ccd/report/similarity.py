@@ -27,17 +27,17 @@ def pair_grid(
     fig=None, # existing figure to draw in
 ):
     "Return a figure of the most extreme pairs of one direction."
-    p, top = styled_pyplot(), pairs.nsmallest(n_pairs, "rank")
+    plt, top = styled_pyplot(), pairs.nsmallest(n_pairs, "rank")
     rows = -(-len(top) // columns)
-    fig = fig or p.figure(figsize=(_FIG_WIDTH / 3 * columns, 1.4 * rows))
+    fig = fig or plt.figure(figsize=(_FIG_WIDTH / 3 * columns, 1.4 * rows))
     axes = fig.subplots(rows, columns, squeeze=False)
     for ax in axes.flat: ax.axis("off")
-    for ax, r in zip(axes.flat, top.itertuples()):
-        a, b = np.asarray(images(r.i)), np.asarray(images(r.j))
-        gap = np.full((a.shape[0], max(2, a.shape[0] // 16), 3), 255, np.uint8)
-        ax.imshow(np.hstack([a, gap, b]), interpolation="nearest")
-        ax.set_title("\n".join(f"{n} {z:+.1f} σ"
-                               for n, z in zip(names, (r.z_a, r.z_b))).replace("-", "−"),
+    for ax, pair in zip(axes.flat, top.itertuples()):
+        left, right = np.asarray(images(pair.i)), np.asarray(images(pair.j))
+        gap = np.full((left.shape[0], max(2, left.shape[0] // 16), 3), 255, np.uint8)
+        ax.imshow(np.hstack([left, gap, right]), interpolation="nearest")
+        ax.set_title("\n".join(f"{name} {score:+.1f} σ" for name, score
+                               in zip(names, (pair.z_a, pair.z_b))).replace("-", "−"),
                      fontsize=_MIN_FONT, loc="center", fontweight="normal", pad=2)
     return fig
 
@@ -55,20 +55,22 @@ def agreement_dots(
     fig=None, # existing figure to draw in
 ):
     "Return a figure of how often extreme pairs share each attribute, compared with all pairs."
-    p, table = styled_pyplot(), table[table.pairs >= MIN_PAIRS]
-    factors = [f for f in FACTOR_NAMES if f in set(table.factor)]
-    fig = fig or p.figure(figsize=(_FIG_WIDTH, 0.36 * len(factors) + 1.0))
+    plt, table = styled_pyplot(), table[table.pairs >= MIN_PAIRS]
+    factors = [factor for factor in FACTOR_NAMES if factor in set(table.factor)]
+    fig = fig or plt.figure(figsize=(_FIG_WIDTH, 0.36 * len(factors) + 1.0))
     ax = fig.subplots()
-    for k, (d, name) in enumerate(zip(("a", "b"), names)):
-        t = table[table.similar_in == d].set_index("factor").reindex(factors)
-        y = np.arange(len(factors))[::-1] + (0.14 if k == 0 else -0.14)
-        ax.hlines(y, t.ci_low, t.ci_high, color=color_of(name), lw=2)
-        ax.scatter(t.share, y, color=color_of(name), s=24, zorder=3, label=f"{name}-similar pairs")
-    c = table.drop_duplicates("factor").set_index("factor").reindex(factors).chance
-    ax.scatter(c, np.arange(len(factors))[::-1], marker="|", s=160, color="#333", label="all pairs")
+    for index, (direction, name) in enumerate(zip(("a", "b"), names)):
+        rows = table[table.similar_in == direction].set_index("factor").reindex(factors)
+        positions = np.arange(len(factors))[::-1] + (0.14 if index == 0 else -0.14)
+        ax.hlines(positions, rows.ci_low, rows.ci_high, color=color_of(name), lw=2)
+        ax.scatter(rows.share, positions, color=color_of(name), s=24, zorder=3,
+                   label=f"{name}-similar pairs")
+    chance = table.drop_duplicates("factor").set_index("factor").reindex(factors).chance
+    ax.scatter(chance, np.arange(len(factors))[::-1], marker="|", s=160, color="#333",
+               label="all pairs")
     ax.set(yticks=np.arange(len(factors))[::-1], xlim=(-0.01, 1.01), xlabel="fraction of pairs")
-    ax.set_yticklabels([FACTOR_NAMES[f] for f in factors])
-    ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    ax.set_yticklabels([FACTOR_NAMES[factor] for factor in factors])
+    ax.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     fig.legend(fontsize=_MIN_FONT, columnspacing=1, handletextpad=0.2, loc="outside upper center",
                ncols=3)
     return fig
@@ -84,10 +86,12 @@ def summary_figure(
     share."""
     fig = styled_pyplot().figure(figsize=(_FIG_WIDTH, 7))
     top, low = fig.subfigures(2, 1, height_ratios=(1.2, 1))
-    for part, d, a, b in zip(top.subfigures(1, 2, wspace=0.04), ("a", "b"), names, names[::-1]):
-        pair_grid(pairs[pairs.similar_in == d], images, names, n_pairs=6, columns=2, fig=part)
-        part.suptitle(f"similar for {a}, dissimilar for {b}", color=color_of(a), fontsize=10,
-                      fontweight="bold")
+    for part, direction, name, other in zip(top.subfigures(1, 2, wspace=0.04), ("a", "b"), names,
+                                            names[::-1]):
+        pair_grid(pairs[pairs.similar_in == direction], images, names, n_pairs=6, columns=2,
+                  fig=part)
+        part.suptitle(f"similar for {name}, dissimilar for {other}", color=color_of(name),
+                      fontsize=10, fontweight="bold")
     agreement_dots(table, names, fig=low)
     return fig
 
@@ -99,17 +103,18 @@ def neighbor_grid(
     k: int = 5,
 ):
     "Return a figure of query images, with the nearest neighbors of each encoder beside them."
-    p = styled_pyplot()
-    fig, axes = p.subplots(len(rows), 1 + len(neighbors) * k + len(neighbors) - 1,
+    plt = styled_pyplot()
+    fig, axes = plt.subplots(len(rows), 1 + len(neighbors) * k + len(neighbors) - 1,
         figsize=(0.72 * (1 + len(neighbors) * k), 0.78 * len(rows) + 0.2), squeeze=False)
     for ax in axes.flat: ax.axis("off")
-    for line, r in zip(axes, rows):
-        line[0].imshow(images(r))
-        for e, (name, f) in enumerate(neighbors.items()):
-            for c in range(k): line[1 + e * (k + 1) + c].imshow(images(f[r, c]))
+    for line, row in zip(axes, rows):
+        line[0].imshow(images(row))
+        for index, (name, nearest) in enumerate(neighbors.items()):
+            for rank in range(k):
+                line[1 + index * (k + 1) + rank].imshow(images(nearest[row, rank]))
     axes[0, 0].set_title("query", fontsize=8)
-    for e, name in enumerate(neighbors):
-        axes[0, 1 + e * (k + 1)].set_title(name, fontsize=8, color=color_of(name))
+    for index, name in enumerate(neighbors):
+        axes[0, 1 + index * (k + 1)].set_title(name, fontsize=8, color=color_of(name))
     return fig
 
 # %% ../../nbs/library/report/04_similarity.ipynb #3cf082f8
@@ -120,19 +125,18 @@ def atlas_plot(
     seed: int = 0,
 ):
     "Return a figure with the same images at their map coordinates for each encoder."
-    p = styled_pyplot()
-    fig, axes = p.subplots(1, len(maps), figsize=(5.2 * len(maps), 5.2), squeeze=False)
-    n = len(next(iter(maps.values())))
-    rows = np.random.default_rng(seed).permutation(n)[:n_images]
+    plt = styled_pyplot()
+    fig, axes = plt.subplots(1, len(maps), figsize=(5.2 * len(maps), 5.2), squeeze=False)
+    n_rows = len(next(iter(maps.values())))
+    rows = np.random.default_rng(seed).permutation(n_rows)[:n_images]
     for ax, (name, xy) in zip(axes[0], maps.items()):
         lo, hi = np.percentile(xy, [1, 99], axis=0)
         at = np.clip((xy - lo) / (hi - lo), 0, 1)
-        for r in rows:
-            x, y = at[r]
-            ax.imshow(images(r), extent=(x - 0.018, x + 0.018, y - 0.018, y + 0.018), zorder=1)
-        ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[], yticks=[], title=name,
-               aspect="equal")
-        for s in ax.spines.values(): s.set_visible(False)
+        for row in rows:
+            x, y = at[row]
+            ax.imshow(images(row), extent=(x - 0.018, x + 0.018, y - 0.018, y + 0.018), zorder=1)
+        ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), title=name, aspect="equal")
+        ax.set_axis_off()
     return fig
 
 # %% ../../nbs/library/report/04_similarity.ipynb #ce3fb450
@@ -145,15 +149,15 @@ def score_vs_seed_noise(
     fig = styled_pyplot().figure(figsize=(4.8, 3.0))
     ax = fig.subplots()
     for name in names:
-        t = table[table.similar_in == name]
-        ax.plot(t["rank"], t.score, color=color_of(name), label=f"{name}-similar pairs")
+        rows = table[table.similar_in == name]
+        ax.plot(rows["rank"], rows.score, color=color_of(name), label=f"{name}-similar pairs")
     for name in names:
-        t = table[table.similar_in == names[0]]
-        if TWO_SEEDS + name in t:
-            ax.plot(t["rank"], t[TWO_SEEDS + name], color=color_of(name), ls=":",
+        rows = table[table.similar_in == names[0]]
+        if TWO_SEEDS + name in rows:
+            ax.plot(rows["rank"], rows[TWO_SEEDS + name], color=color_of(name), ls=":",
                     label=f"{name}, two seeds")
     ax.set(xscale="log", xlabel="rank of the pair", ylabel="score, σ", ylim=(0, None))
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+    ax.xaxis.set_major_formatter(lambda rank, _: f"{rank:,.0f}")
     fig.legend(fontsize=8, loc="outside upper center", ncols=2)
     return fig
 
@@ -166,18 +170,18 @@ def overlap_curves(
     dotted: chance."""
     fig = styled_pyplot().figure(figsize=(4.8, 2.6))
     ax = fig.subplots()
-    for (a, b), t in table.groupby(["a", "b"], sort=False):
-        two = (a, b) == tuple(names)
-        color = "#333333" if two else color_of(a)
-        ax.fill_between(t.k, t.ci_low, t.ci_high, color=color, alpha=0.25, lw=0)
-        ax.plot(t.k, t.overlap, color=color, marker="o", ms=3,
-                label=f"{a} and {b}" if two else f"{a}, two seeds")
-    t = table.drop_duplicates("k")
-    ax.plot(t.k, t.chance, color="#777", ls=":", label="chance")
-    ax.set(xscale="log", xlabel="number of neighbors", ylim=(0, None), xticks=t.k,
+    for (first, second), curve in table.groupby(["a", "b"], sort=False):
+        two = (first, second) == tuple(names)
+        color = "#333333" if two else color_of(first)
+        ax.fill_between(curve.k, curve.ci_low, curve.ci_high, color=color, alpha=0.25, lw=0)
+        ax.plot(curve.k, curve.overlap, color=color, marker="o", ms=3,
+                label=f"{first} and {second}" if two else f"{first}, two seeds")
+    curve = table.drop_duplicates("k")
+    ax.plot(curve.k, curve.chance, color="#777", ls=":", label="chance")
+    ax.set(xscale="log", xlabel="number of neighbors", ylim=(0, None), xticks=curve.k,
            ylabel="mutual kNN overlap")
-    ax.set_xticklabels(t.k); ax.minorticks_off()
-    ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+    ax.set_xticklabels(curve.k); ax.minorticks_off()
+    ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     ax.legend(fontsize=8)
     return fig
 
@@ -191,15 +195,19 @@ TERM_LABELS = {"both have a concept": "both contain an object",
                "near mean": "mean color distance (−)",
     "near layout": "layout distance (−)", "near sharpness": "sharpness distance (−)",
                "near edges": "edge distance (−)", "near histogram": "color histogram distance (−)",
-               "near brightness": "brightness distance (−)"} | {
-    f"same {k}": v for k, v in FACTOR_NAMES.items() if k not in ("category", "subcategory")}
+               "near brightness": "brightness distance (−)"} | {f"same {factor}": label
+    for factor, label in FACTOR_NAMES.items() if factor not in ("category", "subcategory")}
+
+# %% ../../nbs/library/report/04_similarity.ipynb #7ae3385d
 _GROUP_NAMES = dict(concept="object, subcategory, category", style="style", kind="scene type",
     presence="both contain an object, a word", colour="color, all three") | {
-    k: v.removesuffix(" distance (−)") for k, v in TERM_LABELS.items() if k.startswith("near ")}
+    term: label.removesuffix(" distance (−)")
+    for term, label in TERM_LABELS.items() if term.startswith("near ")}
 
 # %% ../../nbs/library/report/04_similarity.ipynb #1f57eb30
 _MINUS = " distance (−)" # suffix of terms in which a smaller distance is a larger value
 
+# %% ../../nbs/library/report/04_similarity.ipynb #3ecd7bf7
 def term_name(
     # term of `ccd.comparison.attribution.similarity_regression`; collinear terms are joined by + or
     # -
@@ -207,10 +215,10 @@ def term_name(
     names: dict = TERM_LABELS, # labels: `TERM_LABELS` or `_GROUP_NAMES`
 ) -> str:
     "Return the label of a term."
-    words = [names.get(w, w) for w in re.split(r" [+-] ", term)]
-    if len(words) > 1 and all(w.endswith(_MINUS) for w in words):
-        words = [w.removesuffix(_MINUS) for w in words[:-1]] + words[-1:]
-    return "".join(a + b for a, b in zip(words, [*re.findall(r" [+-] ", term), ""]))
+    words = [names.get(word, word) for word in re.split(r" [+-] ", term)]
+    if len(words) > 1 and all(word.endswith(_MINUS) for word in words):
+        words = [word.removesuffix(_MINUS) for word in words[:-1]] + words[-1:]
+    return "".join(word + sign for word, sign in zip(words, [*re.findall(r" [+-] ", term), ""]))
 
 # %% ../../nbs/library/report/04_similarity.ipynb #18bd44e3
 CHANGE_NAMES = {"hue": "hue rotated", "grey": "grayscale", "brightness": "darkened",
@@ -222,31 +230,34 @@ CHANGE_NAMES = {"hue": "hue rotated", "grey": "grayscale", "brightness": "darken
     "concept, other category": "different object, different category",
                 "ground, exactly": "background replaced",
     "word on a sign": "different word on a sign"}
+
+# %% ../../nbs/library/report/04_similarity.ipynb #294b4c1f
 BASELINES = ("random ViT", "raw pixels")
 
 # %% ../../nbs/library/report/04_similarity.ipynb #abfaf7e3
 def _ladder(rows, names, point, shown, xlabel, reach=None, fig=None):
     "Return a figure of points with intervals, one row per term and one color per encoder."
     fig = fig or styled_pyplot().figure(figsize=(4.8, 1.0 + (0.12 + 0.09 * len(names)) * len(rows)))
-    ax, y = fig.subplots(), np.arange(len(rows))[::-1]
-    for k, name in enumerate(names):
+    ax, positions = fig.subplots(), np.arange(len(rows))[::-1]
+    for index, name in enumerate(names):
         floor = name.startswith(BASELINES)
-        at, color = y + min(0.17, 0.84 / len(names)) * ((len(names) - 1) / 2 - k), color_of(name)
-        value, lo, hi = (np.array(v, float) for v in zip(*(point(name, r) for r in rows)))
-        if reach:
-            ax.hlines(at, *zip(*(reach(name, r) for r in rows)), color=color, lw=0.8, alpha=0.45)
+        at = positions + min(0.17, 0.84 / len(names)) * ((len(names) - 1) / 2 - index)
+        color, wide = color_of(name), [reach(name, row) for row in rows] if reach else []
+        value, lo, hi = np.array([point(name, row) for row in rows], float).T
+        if wide: ax.hlines(at, *zip(*wide), color=color, lw=0.8, alpha=0.45)
         ax.hlines(at, lo, hi, color=color, lw=1.2 if floor else 2.2)
         ax.scatter(value, at, color=color, s=9 if floor else 20, zorder=3, label=name)
-    for edge in y[:-1] - 0.5: ax.axhline(edge, color="#eee", lw=0.6, zorder=0)
+    for edge in positions[:-1] - 0.5: ax.axhline(edge, color="#eee", lw=0.6, zorder=0)
     ax.axvline(0, color="#777", lw=0.8)
-    ax.set(yticks=y, ylim=(-0.6, len(rows) - 0.4), xlabel=xlabel)
-    ax.set_yticklabels([term_name(r, shown) for r in rows], fontsize=8)
+    ax.set(yticks=positions, ylim=(-0.6, len(rows) - 0.4), xlabel=xlabel)
+    ax.set_yticklabels([term_name(row, shown) for row in rows], fontsize=8)
     fig.legend(fontsize=8, loc="outside upper center", ncols=2 if len(names) > 3 else 3)
     return fig
 
 # %% ../../nbs/library/report/04_similarity.ipynb #55dc329e
 def _encoders(table, names): # the given encoders, or all without differences
-    return list(names) if names else [e for e in dict.fromkeys(table.encoder) if " − " not in e]
+    return (list(names) if names
+            else [encoder for encoder in dict.fromkeys(table.encoder) if " − " not in encoder])
 
 # %% ../../nbs/library/report/04_similarity.ipynb #6b176538
 def attribution_plot(
@@ -257,12 +268,12 @@ def attribution_plot(
 ):
     """Return a figure of the regression of similarity on shared attributes: slopes or unique R²
     with 95 % confidence intervals."""
-    t = table[table.quantity
+    rows = table[table.quantity
               == quantity].set_index(["encoder", "term"])[["value", "ci_low", "ci_high"]]
-    terms, names = list(dict.fromkeys(t.index.get_level_values(1))), _encoders(table, names)
+    terms, names = list(dict.fromkeys(rows.index.get_level_values(1))), _encoders(table, names)
     shown, xlabel = ((_GROUP_NAMES, "unique R²") if quantity == "unique" else
                      (TERM_LABELS, "standardized coefficient (SD of similarity)"))
-    return _ladder(terms, names, lambda n, r: t.loc[(n, r)], shown, xlabel, fig=fig)
+    return _ladder(terms, names, lambda name, term: rows.loc[(name, term)], shown, xlabel, fig=fig)
 
 # %% ../../nbs/library/report/04_similarity.ipynb #b912b8a9
 def sensitivity_plot(
@@ -274,11 +285,13 @@ def sensitivity_plot(
     """Return a figure of the sensitivity of each encoder to each perturbation, with 95 % confidence
     intervals."""
     low, high = f"{value}_ci_low", f"{value}_ci_high"
-    t = table.dropna(subset=[value])
-    own = {k: g for k, g in t.groupby(["encoder", "perturbation"], sort=False)}
-    rows, names = list(dict.fromkeys(t.perturbation)), _encoders(table, names)
-    def middle(n, r): return own[n, r].iloc[len(own[n, r]) // 2][[value, low, high]]
-    def reach(n, r): return (own[n, r][value].iloc[0], own[n, r][value].iloc[-1])
+    known = table.dropna(subset=[value])
+    own = {key: group for key, group in known.groupby(["encoder", "perturbation"], sort=False)}
+    rows, names = list(dict.fromkeys(known.perturbation)), _encoders(table, names)
+    def middle(name, change):
+        return own[name, change].iloc[len(own[name, change]) // 2][[value, low, high]]
+    def reach(name, change):
+        return (own[name, change][value].iloc[0], own[name, change][value].iloc[-1])
     xlabel = ("embedding shift (SD of similarity)" if value == "shift_sd"
               else "embedding shift / mean pairwise distance")
     return _ladder(rows, names, middle, CHANGE_NAMES, xlabel, reach, fig)
@@ -295,8 +308,8 @@ def intervention_examples(
     fig = styled_pyplot().figure(figsize=(_FIG_WIDTH / 5 * columns, 1.5 * rows))
     axes = fig.subplots(rows, columns, squeeze=False)
     for ax in axes.flat: ax.axis("off")
-    for ax, (name, x) in zip(axes.flat, images.items()):
-        if x is not None: ax.imshow(x, interpolation="nearest")
+    for ax, (name, image) in zip(axes.flat, images.items()):
+        if image is not None: ax.imshow(image, interpolation="nearest")
         else:
             ax.text(0.5, 0.5, "no uniform\nbackground", ha="center", va="center",
                     fontsize=_MIN_FONT, transform=ax.transAxes)

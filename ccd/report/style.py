@@ -19,7 +19,8 @@ _COLORS = {"CLIP": "#D55E00", "DINOv2": "#56B4E9", "DINO": "#0072B2", "SigLIP": 
 def color_of(name: str) -> str:
     "Return the color of an encoder, which is equal for all its seeds."
     return (_COLORS.get(name)
-            or next((c for k, c in _COLORS.items() if name.startswith(k)), "#555555"))
+            or next((color for prefix, color in _COLORS.items() if name.startswith(prefix)),
+                    "#555555"))
 
 # %% ../../nbs/library/report/01_style.ipynb #8ffe31bd
 @contextmanager
@@ -51,13 +52,13 @@ def styled_pyplot():
 # %% ../../nbs/library/report/01_style.ipynb #efdf9494
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-def _power_of_ten(v: float) -> str: # e.g. 10¹⁴, without math markup
-    return "10" + str(round(np.log10(v))).translate(_SUPERSCRIPTS)
+def _power_of_ten(value: float) -> str: # e.g. 10¹⁴, without math markup
+    return "10" + str(round(np.log10(value))).translate(_SUPERSCRIPTS)
 
 # %% ../../nbs/library/report/01_style.ipynb #0e775417
-def _short(v): # 12,582,912 -> 12.6M; 0.125 -> 1/8
-    if 0 < v < 1 and 1 / v == round(1 / v): return f"1/{1 / v:.0f}"
-    if not v: return "0"
+def _short(value): # 12,582,912 -> 12.6M; 0.125 -> 1/8
+    if 0 < value < 1 and 1 / value == round(1 / value): return f"1/{1 / value:.0f}"
+    if not value: return "0"
     for unit, mark in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if v >= unit: return f"{v / unit:.3g}{mark}"
-    return f"{v:.{2 if v < 10 else 3}g}"
+        if value >= unit: return f"{value / unit:.3g}{mark}"
+    return f"{value:.{2 if value < 10 else 3}g}"

@@ -40,19 +40,20 @@ def accuracy_table(
     """Return a table of accuracies by task and encoder, in percent with 95 % confidence intervals,
     followed by the majority baseline and the number of items."""
     low, high = f"{value}_ci_low", f"{value}_ci_high"
-    t = table.assign(cell=[percent(*r) for r in table[[value, low, high]].values])
-    wide = t.pivot(index="task", columns="encoder", values="cell")
+    cells = table.assign(cell=[percent(*row) for row in table[[value, low, high]].values])
+    wide = cells.pivot(index="task", columns="encoder", values="cell")
     wide = wide.loc[list(dict.fromkeys(table.task)), list(dict.fromkeys(table.encoder))]
     first = table.drop_duplicates("task").set_index("task")
-    wide["majority"] = [percent(v) for v in first.majority.reindex(wide.index)]
-    wide["items in groups"] = [_in_groups(r) for r in first.reindex(wide.index).to_dict("records")]
+    wide["majority"] = [percent(fraction) for fraction in first.majority.reindex(wide.index)]
+    wide["items in groups"] = [_in_groups(row)
+                               for row in first.reindex(wide.index).to_dict("records")]
     return wide.rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/report/02_tables.ipynb #e8560391
-def _in_groups(r): # number of items, of groups, and the effective number of groups
-    effective = round(r.get("n_effective_groups", r["n_groups"]))
-    return (f"{r['n_test']:,} in {r['n_groups']:,}"
-            + (f" (effective {effective:,})" if effective < r["n_groups"] else ""))
+def _in_groups(row): # number of items, of groups, and the effective number of groups
+    effective = round(row.get("n_effective_groups", row["n_groups"]))
+    return (f"{row['n_test']:,} in {row['n_groups']:,}"
+            + (f" (effective {effective:,})" if effective < row["n_groups"] else ""))
 
 # %% ../../nbs/library/report/02_tables.ipynb #a24fef0b
 def difference_table(
@@ -62,13 +63,13 @@ def difference_table(
 ) -> pd.DataFrame: # one row per task, one column per pair
     """Return a table of differences by task and pair of encoders, in percentage points with 95 %
     confidence intervals."""
-    t = table[table.probe == value]
-    cell = [f"{100 * d:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f})"
-            for d, lo, hi in t[["difference", "ci_low", "ci_high"]].values]
-    t = t.assign(pair=t.a + " − " + t.b, cell=cell)
-    wide = t.pivot(index="task", columns="pair", values="cell")
-    return wide.loc[list(dict.fromkeys(t.task)),
-                    list(dict.fromkeys(t.pair))].rename_axis(index=None, columns=None)
+    rows = table[table.probe == value]
+    cell = [f"{100 * difference:+.1f} ({100 * lo:+.1f} to {100 * hi:+.1f})"
+            for difference, lo, hi in rows[["difference", "ci_low", "ci_high"]].values]
+    rows = rows.assign(pair=rows.a + " − " + rows.b, cell=cell)
+    wide = rows.pivot(index="task", columns="pair", values="cell")
+    return wide.loc[list(dict.fromkeys(rows.task)),
+                    list(dict.fromkeys(rows.pair))].rename_axis(index=None, columns=None)
 
 # %% ../../nbs/library/report/02_tables.ipynb #087a830a
 def figure_html(fig, alt: str, width: str = "100%") -> str: # HTML of the image
@@ -82,11 +83,11 @@ def figure_html(fig, alt: str, width: str = "100%") -> str: # HTML of the image
 # %% ../../nbs/library/report/02_tables.ipynb #f913986b
 def license_html(lines: list[str]) -> Markup:
     "Return lines of Markdown, which may have links, as an HTML list."
-    def item(l):
+    def item(line):
         return re.sub(r"\[([^]]+)\]\((https?://[^)]+)\)", r'<a href="\2">\1</a>',
-                      html.escape(l.lstrip("*- "), quote=False))
-    return Markup("<ul>" + "".join(f"<li>{item(l)}</li>" for l in lines if l.strip()) + "</ul>"
-                  if lines else "")
+                      html.escape(line.lstrip("*- "), quote=False))
+    return Markup("<ul>" + "".join(f"<li>{item(line)}</li>"
+                                   for line in lines if line.strip()) + "</ul>" if lines else "")
 
 # %% ../../nbs/library/report/02_tables.ipynb #d7344c4b
 def table_tag(

@@ -32,16 +32,17 @@ def study(
                         f"dataset; got {settings.data.source!r}. Train on it with `ccd train`, "
                         "compare with `ccd compare`")
     start = time.time()
-    own = {k: v for k, v in to_plain_dict(settings).items() if k not in ("analysis", "runtime")}
+    own = {name: value for name, value in to_plain_dict(settings).items()
+           if name not in ("analysis", "runtime")}
     claim_folder(out, own, rename=partial(rename_fields, Settings))
-    world = _build_data(out, settings)
-    _train_all(out, settings, world)
-    hashes = _embed_all(out, settings, world)
-    _probe_stage(out, settings, hashes, _segmentation_stage(out, settings, world))
-    for s in (_zero_shot_stage, _neighbor_stage, _pair_stage): s(out, settings, hashes)
+    data = _build_data(out, settings)
+    _train_all(out, settings, data)
+    hashes = _embed_all(out, settings, data)
+    _probe_stage(out, settings, hashes, _segmentation_stage(out, settings, data))
+    for stage in (_zero_shot_stage, _neighbor_stage, _pair_stage): stage(out, settings, hashes)
     page = _report_stage(out, settings, _vlm_stage(out, settings))
-    with open(out / "timing.jsonl", "a", encoding="utf-8") as t:
-        t.write(json.dumps(dict(study=round(time.time() - start, 1))) + "\n")
+    with open(out / "timing.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(study=round(time.time() - start, 1))) + "\n")
     log_line(f"{page} ({(time.time() - start) / 60:.1f} min)")
     return page
 
@@ -61,51 +62,55 @@ def export_study(
     require_own_folder(folder)
     with atomic_write(folder) as tmp:
         tmp.mkdir(parents=True)
-        for f in _RESULT_FILES: shutil.copy(out / f, tmp / Path(f).name)
-        for f in sorted(
+        for file in _RESULT_FILES: shutil.copy(out / file, tmp / Path(file).name)
+        for file in sorted(
             (out / "vlm/EmojiVMC/tables").glob("*.csv")) if settings.analysis.vlm else ():
-            shutil.copy(f, tmp / f"vlm-{f.name}")
-        for r in sorted((out / "train").glob("*/manifest.json")):
-            _publish_run(r.parent, tmp, weights, settings)
+            shutil.copy(file, tmp / f"vlm-{file.name}")
+        for path in sorted((out / "train").glob("*/manifest.json")):
+            _publish_run(path.parent, tmp, weights, settings)
         pairs = name_encoders(load_table(out / "pairs/pairs.parquet"), tuple(_NAMES.values()))
         pairs.drop(columns=["i", "j"]).to_csv(
             tmp / "pairs.csv", index=False, float_format="%.5g")
-        runs_of = {p.parent.name: read_json(p)
-                   for p in sorted((out / "train").glob("*/manifest.json"))}
-        stages = sum(read_json(p)["wall_seconds"] for p in out.rglob("manifest.json"))
-        calls = [json.loads(l)["study"]
-                 for l in (out / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
+        runs_of = {path.parent.name: read_json(path)
+                   for path in sorted((out / "train").glob("*/manifest.json"))}
+        stages = sum(read_json(path)["wall_seconds"] for path in out.rglob("manifest.json"))
+        calls = [json.loads(line)["study"]
+                 for line in (out / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
         seconds = dict(study=max(stages, *calls), # a call that ran all stages also filled the cache
-                       **{r: m["wall_seconds"] for r, m in runs_of.items()})
-        write_manifest(tmp, settings, {r: m["outputs_hash"] for r, m in runs_of.items()},
-            [p.relative_to(tmp) for p in sorted(tmp.rglob("*")) if p.is_file()], seconds["study"],
-                       command=_command_of(settings),
-            minutes={k: round(s / 60, 1) for k, s in seconds.items()})
+                       **{run: manifest["wall_seconds"] for run, manifest in runs_of.items()})
+        write_manifest(tmp, settings,
+                       {run: manifest["outputs_hash"] for run, manifest in runs_of.items()},
+            [path.relative_to(tmp) for path in sorted(tmp.rglob("*")) if path.is_file()],
+                       seconds["study"], command=_command_of(settings),
+            minutes={name: round(duration / 60, 1) for name, duration in seconds.items()})
 
 # %% ../../nbs/library/study/03_command.ipynb #8f8b2e29
 def _publish_run(run, folder, weights, settings):
-    name, _, k = run.name.rpartition("-")
+    name, _, seed = run.name.rpartition("-")
     shutil.copy(run / "metrics.jsonl",
-                folder / (f"{name}.jsonl" if k == "0" else f"{run.name}.jsonl"))
+                folder / (f"{name}.jsonl" if seed == "0" else f"{run.name}.jsonl"))
     if (run / "neighbors.jsonl").exists():
         shutil.copy(run / "neighbors.jsonl", folder / f"{run.name}-neighbors.jsonl")
     if not weights: return
     from safetensors.torch import load_file, save_file
-    home, m = folder / "encoders" / run.name, read_json(run / "manifest.json")
+    home, manifest = folder / "encoders" / run.name, read_json(run / "manifest.json")
     home.mkdir(parents=True)
-    for f in ("encoder.json", "facts.json", "metrics.jsonl"): shutil.copy(run / f, home / f)
-    save_file({k: v.half() for k, v in load_file(run / "encoder.safetensors").items()},
+    for file in ("encoder.json", "facts.json", "metrics.jsonl"):
+        shutil.copy(run / file, home / file)
+    save_file({key: tensor.half()
+               for key, tensor in load_file(run / "encoder.safetensors").items()},
               home / "encoder.safetensors")
     write_json(home / "zero_shot.json", _zero_shot_result(run, settings))
-    made = write_manifest(home, m["settings"], m["inputs"],
-                          [p.name for p in sorted(home.iterdir())], m["wall_seconds"])
-    write_json(home / "manifest.json", made | {k: m[k] for k in ("facts", "code", "machine")}
+    made = write_manifest(home, manifest["settings"], manifest["inputs"],
+                          [path.name for path in sorted(home.iterdir())], manifest["wall_seconds"])
+    write_json(home / "manifest.json",
+               made | {key: manifest[key] for key in ("facts", "code", "machine")}
                | dict(weights="half precision"))
 
 # %% ../../nbs/library/study/03_command.ipynb #73d51be9
 def _output_hashes(out) -> dict: # path -> SHA-256
     "Return the hash of every output of a study, equal for uninterrupted and resumed runs."
-    return {f"{m.parent.relative_to(out)}/{o}": v["sha256"]
-            for m in sorted(Path(out).rglob("manifest.json"))
-            if not any(part.startswith(".") for part in m.relative_to(out).parts)
-            for o, v in read_json(m)["outputs"].items()}
+    return {f"{manifest.parent.relative_to(out)}/{output}": record["sha256"]
+            for manifest in sorted(Path(out).rglob("manifest.json"))
+            if not any(part.startswith(".") for part in manifest.relative_to(out).parts)
+            for output, record in read_json(manifest)["outputs"].items()}

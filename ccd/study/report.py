@@ -24,9 +24,10 @@ from .stages import _NAMES, _eval_corpora, runs
 
 # %% ../../nbs/library/study/02_report.ipynb #c9e18f89
 def _report_stage(out, settings, asked):
-    inputs = {s: outputs_hash(out / s) for s in ("probes", "zero_shot", "neighbors", "pairs")}
+    inputs = {stage: outputs_hash(out / stage)
+              for stage in ("probes", "zero_shot", "neighbors", "pairs")}
     if asked: inputs["vlm"] = outputs_hash(asked)
-    inputs |= {r: outputs_hash(out / "train" / r) for r in runs(settings)}
+    inputs |= {run: outputs_hash(out / "train" / run) for run in runs(settings)}
     page = out / "report.html"
     def make(tmp):
         from ccd.training.audit import audit
@@ -48,19 +49,31 @@ _CRITERION_NAMES = {"teacher entropy per picture / ln K": "teacher entropy per i
     "neighbours of the same style, against its first "
     "weights": "kNN agreement on the style, above random initialization"}
 
+# %% ../../nbs/library/study/02_report.ipynb #fc471f61
 def _learning_checks(out: Path, settings: Settings) -> dict: # name -> dict(value, sign, bound, ok)
     "Return the checks that DINO has not collapsed, and is better than its random initialization."
     from ccd.training.loop import metrics
-    m = metrics(out / "train" / "dino-0").dropna(subset=["teacher_entropy"]).iloc[-1]
-    p = load_table(out / "neighbors" / "purity.csv").set_index(["encoder", "label"]).label_agreement
-    out_ = {"teacher entropy per picture / ln K": (float(m.teacher_entropy), "<", 0.8),
-            "entropy of the mean answer / ln K": (float(m.mean_entropy), ">", 0.5),
-            "effective rank of the features": (float(m.feature_rank), ">", 10.0)}
+    final = metrics(out / "train" / "dino-0").dropna(subset=["teacher_entropy"]).iloc[-1]
+    purity = load_table(out / "neighbors" / "purity.csv").set_index(["encoder",
+                                                                     "label"]).label_agreement
+    out_ = {"teacher entropy per picture / ln K": (float(final.teacher_entropy), "<", 0.8),
+            "entropy of the mean answer / ln K": (float(final.mean_entropy), ">", 0.5),
+            "effective rank of the features": (float(final.feature_rank), ">", 10.0)}
     for label in ("category", "style"):
         out_[f"neighbours of the same {label}, against its first weights"] = (
-            float(p["DINO", label]), ">", float(p["random ViT", label]))
-    return {k: dict(value=v, sign=s, bound=b, ok=v < b if s == "<" else v > b)
-            for k, (v, s, b) in out_.items()}
+            float(purity["DINO", label]), ">", float(purity["random ViT", label]))
+    return {name: dict(value=value, sign=sign, bound=bound,
+                       ok=value < bound if sign == "<" else value > bound)
+            for name, (value, sign, bound) in out_.items()}
+
+# %% ../../nbs/library/study/02_report.ipynb #eecefeaa
+def _section_neighbors(grid, purity, overlap, settings):
+    k = settings.analysis.neighbors
+    return dict(title="Nearest neighbors", text=_overlap_text(overlap, k),
+        body=figure_html(grid, "nearest neighbors") + table_tag(purity_table(purity)),
+        note=f"Percentage of the {k} nearest images with the same label, with 95 % confidence "
+             "intervals from resampled concept families. Neighbors of the same family are "
+             "excluded. Images without an emoji have no concept.")
 
 # %% ../../nbs/library/study/02_report.ipynb #b6492951
 def _write_page(out: Path, settings: Settings, page: Path, mark: str):
@@ -71,7 +84,7 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
     from ccd.training.loop import metrics
     import numpy as np
     scenes = _eval_corpora(settings)["scenes"]
-    def picture(r): return scenes[int(r)]["image"]
+    def picture(row): return scenes[int(row)]["image"]
     probes, diff = (load_table(out / "probes/probes.csv"),
                     load_table(out / "probes/differences.csv"))
     if (more := out / "probes/families.csv").exists():
@@ -81,42 +94,41 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
                                     tuple(_NAMES.values())))
     purity, lap = (load_table(out / "neighbors/purity.csv"),
                    load_table(out / "neighbors/overlap.csv"))
-    curves = {n: metrics(out / "train" / f"{k}-0") for k, n in _NAMES.items()}
+    curves = {name: metrics(out / "train" / f"{recipe}-0") for recipe, name in _NAMES.items()}
     blind = dict(CLIP=math.log(settings.control.batch_size), DINO=math.log(settings.dino.out_dim))
-    maps = {n: np.load(out / f"neighbors/atlas-{n}.npy") for n in _NAMES.values()}
-    near = {n: np.load(out / f"neighbors/neighbors-{n}.npy") for n in _NAMES.values()}
-    drawn = [i for i, k in enumerate(scenes["kind"][:]) if k in ("drawing", "sign")][:8]
+    maps = {name: np.load(out / f"neighbors/atlas-{name}.npy") for name in _NAMES.values()}
+    near = {name: np.load(out / f"neighbors/neighbors-{name}.npy") for name in _NAMES.values()}
+    drawn = [index
+             for index, kind in enumerate(scenes["kind"][:]) if kind in ("drawing", "sign")][:8]
     table = audit(out / "train/clip-0", out / "train/dino-0", timed=True)
-    watched = {n: pd.read_json(p, lines=True)
-               for k, n in _NAMES.items() if (p := out / f"train/{k}-0/neighbors.jsonl").exists()}
-    s = [_section_curves(curves, blind, _learning_checks(out, settings), watched),
+    watched = {name: pd.read_json(path, lines=True) for recipe, name in _NAMES.items()
+               if (path := out / f"train/{recipe}-0/neighbors.jsonl").exists()}
+    sections = [_section_curves(curves, blind, _learning_checks(out, settings), watched),
          _section_probes(probes, diff), *_section_vlm(out / "vlm/EmojiVMC/tables", settings),
          _section_pairs(pairs, agree, picture),
-         dict(title="Nearest neighbors", text=_overlap_text(lap, settings.analysis.neighbors),
-              body=figure_html(neighbor_grid(drawn, near, picture), "nearest neighbors") +
-              table_tag(purity_table(purity)),
-              note=f"Percentage of the {settings.analysis.neighbors} nearest images with the same "
-                   "label, with 95 % confidence intervals from resampled concept families. "
-                   "Neighbors of the same family are excluded. Images without an emoji have no "
-                   "concept."), dict(title="UMAP of both encoders",
+         _section_neighbors(neighbor_grid(drawn, near, picture), purity, lap, settings),
+         dict(title="UMAP of both encoders",
               text="UMAP of the held-out scenes: images that are close together are similar for "
                    "the encoder.",
               body=figure_html(atlas_plot(maps, picture), "two maps of the same images"), note=""),
          dict(title="Settings and cost of both runs", text=_audit_text(table),
               body=table_tag(table.drop(columns="equal"), index=False, prose=True), note=""),
          _section_made(settings, hardware_info(), license_notice())]
-    write_report(page, "CLIP and DINO, trained on the same images", _lead(settings, diff, agree), s)
+    write_report(page, "CLIP and DINO, trained on the same images", _lead(settings, diff, agree),
+                 sections)
     with atomic_write(page) as tmp:
         tmp.write_text(page.read_text(encoding="utf-8") + mark, encoding="utf-8")
 
 # %% ../../nbs/library/study/02_report.ipynb #3443a3b8
 def _lead(settings, diff, agree):
     from ccd.probing.tables import tasks_where_better
-    c, d = (tasks_where_better(diff, a, (b,)) for a, b in (("CLIP", "DINO"), ("DINO", "CLIP")))
+    clip_tasks, dino_tasks = (tasks_where_better(diff, title, (other,))
+                              for title, other in (("CLIP", "DINO"), ("DINO", "CLIP")))
     def top(side): return _most(agree[agree.similar_in == side])
     text = (f"Both encoders were trained on the same {settings.control.samples:,} images in the "
             "same order, from the same initial weights. CLIP is more accurate in a linear probe on "
-            f"{join_words(c) or 'no task'}, and DINO on {join_words(d) or 'no task'} (differences "
+            f"{join_words(clip_tasks) or 'no task'}, and DINO on "
+            f"{join_words(dino_tasks) or 'no task'} (differences "
             "whose 95 % confidence interval excludes 0). Pairs that are similar for CLIP and "
             f"dissimilar for DINO share {top('a')}. Pairs that are similar for DINO and dissimilar "
             f"for CLIP share {top('b')}.")
@@ -125,21 +137,24 @@ def _lead(settings, diff, agree):
               "meaningful, not the accuracies.")
 
 # %% ../../nbs/library/study/02_report.ipynb #fa1260f5
-def _most(t):
+def _most(factors):
     "Return the factors shared most above chance, if their confidence intervals exclude chance."
     from ccd.report.similarity import FACTOR_NAMES, MIN_PAIRS
-    t = t[(t.ci_low > t.chance) & (t.pairs >= MIN_PAIRS)]
-    t = t.assign(gain=t.share - t.chance).sort_values("gain", ascending=False).head(2)
-    return join_words([f"the {FACTOR_NAMES[r.factor]} ({100 * r.share:.0f} % of them, "
-                       f"{100 * r.chance:.0f} % of all pairs)"
-                  for r in t.itertuples()]) or "no factor above chance"
+    factors = factors[(factors.ci_low > factors.chance) & (factors.pairs >= MIN_PAIRS)]
+    factors = factors.assign(gain=factors.share
+                             - factors.chance).sort_values("gain", ascending=False).head(2)
+    return join_words([f"the {FACTOR_NAMES[row.factor]} ({100 * row.share:.0f} % of them, "
+                       f"{100 * row.chance:.0f} % of all pairs)"
+                  for row in factors.itertuples()]) or "no factor above chance"
 
 # %% ../../nbs/library/study/02_report.ipynb #e070a42e
 def _section_curves(curves, blind, facts, watched):
-    rows = pd.DataFrame([dict(criterion=_CRITERION_NAMES.get(k, k), value=f"{v['value']:.3g}",
-                              bound=f"{v['sign']} {v['bound']:.3g}",
-                              met="yes" if v["ok"] else "no") for k, v in facts.items()])
-    met = sum(v["ok"] for v in facts.values())
+    rows = pd.DataFrame([dict(criterion=_CRITERION_NAMES.get(criterion, criterion),
+                              value=f"{fact['value']:.3g}",
+                              bound=f"{fact['sign']} {fact['bound']:.3g}",
+                              met="yes" if fact["ok"] else "no")
+                         for criterion, fact in facts.items()])
+    met = sum(fact["ok"] for fact in facts.values())
     return dict(title="Training curves",
                 text="The paper's Figure 4. CLIP's loss measures its progress. DINO's loss does "
                      "not, since its target changes, so the report shows collapse diagnostics of "
@@ -157,18 +172,19 @@ def _section_curves(curves, blind, facts, watched):
 # %% ../../nbs/library/study/02_report.ipynb #23363e00
 def _section_probes(probes, diff):
     from ccd.probing.tables import tasks_where_better
-    cleared = " ".join(f"In {how}, {n} is above both baselines on "
-                       f"{join_words(tasks_where_better(diff, n, BASELINES, probe)) or 'no task'}."
+    def above(name, probe):
+        return join_words(tasks_where_better(diff, name, BASELINES, probe)) or "no task"
+    cleared = " ".join(f"In {how}, {name} is above both baselines on {above(name, probe)}."
                        for how, probe in (("the linear probe", "linear"), ("the kNN probe", "knn"))
-                       for n in _NAMES.values())
+                       for name in _NAMES.values())
     return dict(title="Probes on frozen features",
         text="Each probe is trained on some concept families, fonts or styles and tested on "
              "others. A random ViT and raw pixels are the baselines: their accuracy needs no "
              f"training. {cleared}",
         body=figure_html(probe_dots(probes), "linear probes") + table_tag(accuracy_table(probes)) +
              "<details><summary>kNN probes, means over families, and paired differences</summary>" +
-             "".join(table_tag(accuracy_table(probes, v))
-                     for v in ("knn", "group_mean") if v in probes) +
+             "".join(table_tag(accuracy_table(probes, column))
+                     for column in ("knn", "group_mean") if column in probes) +
              table_tag(difference_table(diff)) + "</details>",
         note="Top-1 accuracy in percent with 95 % bootstrap intervals. The groups of the last "
              "column, concept families or words, are resampled as clusters.")
@@ -179,9 +195,9 @@ def _section_vlm(tables, settings): # empty where the settings name no language 
     from ccd.vqa.command import summary_text
     from ccd.data.emoji.materials import CATEGORIES, SUBSET_LABELS, SUBSETS_SAID
     from ccd.vqa.llava.answering import CONDITION_SUFFIXES as SIGHTS
-    t, apart = load_table(tables / "summary.csv"), load_table(tables / "differences.csv")
+    summary, apart = load_table(tables / "summary.csv"), load_table(tables / "differences.csv")
     return [dict(title="Visual question answering", text=summary_text(apart, *_NAMES.values()),
-                 body=figure_html(subset_accuracy_plot(t, CATEGORIES, list(_NAMES.values()),
+                 body=figure_html(subset_accuracy_plot(summary, CATEGORIES, list(_NAMES.values()),
                                                        SIGHTS["none"], labels=SUBSET_LABELS),
                                   "answers to questions"),
                  note="A small language model is trained on the tokens of each encoder, with the "
@@ -191,10 +207,10 @@ def _section_vlm(tables, settings): # empty where the settings name no language 
 # %% ../../nbs/library/study/02_report.ipynb #5b084080
 def _section_pairs(pairs, agree, picture):
     body = ""
-    for d, text in (("a", "Similar for CLIP, dissimilar for DINO"),
+    for direction, text in (("a", "Similar for CLIP, dissimilar for DINO"),
                     ("b", "Similar for DINO, dissimilar for CLIP")):
         body += (f"<h3>{text}</h3>"
-                 + figure_html(pair_grid(pairs[pairs.similar_in == d], picture), text))
+                 + figure_html(pair_grid(pairs[pairs.similar_in == direction], picture), text))
     return dict(title="Pairs with the largest disagreement",
         text="Of all pairs of held-out scenes, these have the largest difference in standardized "
              "similarity (the paper's Figure 2; σ is the standard deviation of an encoder's "
@@ -206,21 +222,21 @@ def _section_pairs(pairs, agree, picture):
              "among all pairs. Factors with n < 20 pairs are omitted.")
 
 # %% ../../nbs/library/study/02_report.ipynb #565fad74
-def _overlap_text(lap, k):
-    r = lap.iloc[0]
-    return (f"CLIP and DINO share {100 * r.overlap:.1f} % "
-            f"({100 * r.ci_low:.1f}–{100 * r.ci_high:.1f}) of their {k} nearest neighbors; chance "
-            f"is {100 * r.chance:.2f} %.")
+def _overlap_text(lap, n_neighbors):
+    row = lap.iloc[0]
+    return (f"CLIP and DINO share {100 * row.overlap:.1f} % "
+            f"({100 * row.ci_low:.1f}–{100 * row.ci_high:.1f}) of their {n_neighbors} nearest "
+            f"neighbors; chance is {100 * row.chance:.2f} %.")
 
 # %% ../../nbs/library/study/02_report.ipynb #43dd9afb
-def _audit_text(t):
-    n = int(t.equal.sum())
-    return (f"{n} of the {len(t)} lines are equal. The others are settings of the objective, or "
-            "its cost.")
+def _audit_text(table):
+    n_equal = int(table.equal.sum())
+    return (f"{n_equal} of the {len(table)} lines are equal. The others are settings of the "
+            "objective, or its cost.")
 
 # %% ../../nbs/library/study/02_report.ipynb #96bb0a05
 def _section_made(settings, machine, art):
-    rows = pd.DataFrame([dict(what=k, value=str(v)) for k, v in
+    rows = pd.DataFrame([dict(what=what, value=str(value)) for what, value in
                          dict(preset=settings.preset, seeds=settings.analysis.seeds,
                               **machine).items()])
     from ccd.report.tables import license_html, table_tag

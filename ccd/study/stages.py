@@ -23,17 +23,18 @@ _NAMES = dict(clip="CLIP", dino="DINO") # the two encoders of the main compariso
 # %% ../../nbs/library/study/01_stages.ipynb #606d3d7c
 def runs(settings: Settings) -> dict: # "clip-0" -> (recipe, settings with the seed of the run)
     "Return every training run of a study."
-    a, c, out = settings.analysis, settings.control, {}
-    for k in range(a.seeds):
-        seeded = replace(settings, control=replace(c, seed=c.seed + k))
-        for name in _NAMES: out[f"{name}-{k}"] = (name, apply_recipe(name, seeded))
-    return out | {f"{v}-0": (v, apply_recipe(v, settings)) for v in a.variants}
+    analysis, control, out = settings.analysis, settings.control, {}
+    for seed_index in range(analysis.seeds):
+        seeded = replace(settings, control=replace(control, seed=control.seed + seed_index))
+        for name in _NAMES: out[f"{name}-{seed_index}"] = (name, apply_recipe(name, seeded))
+    return (out | {f"{variant}-0": (variant, apply_recipe(variant, settings))
+               for variant in analysis.variants})
 
 # %% ../../nbs/library/study/01_stages.ipynb #30b74b81
 def display_name(run: str) -> str: # "clip-0" -> "CLIP", "clip-1" -> "CLIP seed 1"
     "Return the display name of a training run."
-    name, _, k = run.rpartition("-")
-    return RECIPES[name].title + (f" seed {k}" if k != "0" else "")
+    name, _, seed = run.rpartition("-")
+    return RECIPES[name].title + (f" seed {seed}" if seed != "0" else "")
 
 # %% ../../nbs/library/study/01_stages.ipynb #6c8b1e51
 def _random_init_name(vit, settings: Settings) -> str:
@@ -44,28 +45,31 @@ def _random_init_name(vit, settings: Settings) -> str:
 # %% ../../nbs/library/study/01_stages.ipynb #59f776f8
 def _compared_pairs(settings: Settings) -> list: # pairs of encoder titles
     "Return the pairs of encoders that are compared on the same items."
-    two = [(a, b) for a in _NAMES.values() for b in (*_NAMES.values(), *BASELINES) if a != b]
-    return two + [(RECIPES[v].title, b) for v in settings.analysis.variants for b in (
-        *_NAMES.values(), _random_init_name(apply_recipe(v, settings).control.vit, settings),
+    two = [(title, other) for title in _NAMES.values()
+           for other in (*_NAMES.values(), *BASELINES) if title != other]
+    return two + [(RECIPES[variant].title, other) for variant in settings.analysis.variants
+                  for other in (
+        *_NAMES.values(), _random_init_name(apply_recipe(variant, settings).control.vit, settings),
         BASELINES[1])]
 
 # %% ../../nbs/library/study/01_stages.ipynb #15a89427
 _CORPORA = ("gallery", "signs", "scenes")
 
+# %% ../../nbs/library/study/01_stages.ipynb #9e4f9ddd
 def _eval_corpora(settings: Settings) -> dict: # name -> evaluation corpus
     "Return emoji images and signs for probes, and held-out scenes for neighbors and pairs."
     from ccd.data.emoji.scenes import single_drawings, word_images
     from ccd.data.emoji import scenes as emoji_scenes
-    w = settings.data
-    return dict(gallery=single_drawings(w), signs=word_images(w),
-                scenes=emoji_scenes.scenes(w, "test"))
+    data = settings.data
+    return dict(gallery=single_drawings(data), signs=word_images(data),
+                scenes=emoji_scenes.scenes(data, "test"))
 
 # %% ../../nbs/library/study/01_stages.ipynb #43df589e
 def _build_data(out: Path, settings: Settings) -> dict: # name -> fingerprint
     "Build the synthetic emoji dataset, and store the fingerprints of its corpora."
     def make(tmp):
         from ccd.data.corpora import fingerprint
-        found = {k: fingerprint(c) for k, c in _eval_corpora(settings).items()}
+        found = {name: fingerprint(corpus) for name, corpus in _eval_corpora(settings).items()}
         write_json(tmp / "fingerprints.json",
                    found | dict(train=fingerprint(_train_corpus(settings))))
     return read_json(cached_stage(out / "world", settings.data, {}, make) / "fingerprints.json")
@@ -76,9 +80,9 @@ def _train_corpus(settings: Settings):
     return scenes(settings.data, "train")
 
 # %% ../../nbs/library/study/01_stages.ipynb #d03da965
-def _training_data(out: Path, settings: Settings, world: dict, own: Settings) -> str: # fingerprint
-    "Build the training data of a run: that of the study, or that of a variant."
-    if own.data == settings.data: return world["train"]
+def _training_data(out: Path, settings: Settings, fingerprints: dict, own: Settings) -> str:
+    "Build the training data of a run (the study's, or a variant's) and return its fingerprint."
+    if own.data == settings.data: return fingerprints["train"]
     def make(tmp):
         from ccd.data.corpora import fingerprint
         write_json(tmp / "fingerprints.json", dict(train=fingerprint(_train_corpus(own))))
@@ -86,26 +90,26 @@ def _training_data(out: Path, settings: Settings, world: dict, own: Settings) ->
     return read_json(home / "fingerprints.json")["train"]
 
 # %% ../../nbs/library/study/01_stages.ipynb #bb0d394d
-def _train_all(out: Path, settings: Settings, world: dict):
+def _train_all(out: Path, settings: Settings, fingerprints: dict):
     "Train every run, or resume it from its last checkpoint."
-    def due(run, recipe, own):
+    def is_due(run, recipe, own):
         wanted = run_settings(RECIPES[recipe].objective, own)
-        data = dict(corpus=_training_data(out, settings, world, own))
+        data = dict(corpus=_training_data(out, settings, fingerprints, own))
         return not (up_to_date(out / "train" / run, wanted, data) or
                     _reuse_release(Path("results") / settings.preset / "encoders" / run,
                                    out / "train" / run, wanted, data))
-    todo = {r: x for r, x in runs(settings).items() if due(r, *x)}
+    todo = {run: job for run, job in runs(settings).items() if is_due(run, *job)}
     if not todo: return
     from ccd.training.loop import estimate_seconds, train
-    cost = {n: estimate_seconds(RECIPES[n].objective, s, _train_corpus(s)) / 60
-            for n, s in {n: s for n, s in todo.values()}.items()}
-    parts = [f"{display_name(r)} {cost[n]:.1f}" for r, (n, _) in todo.items()]
-    log_line(f"training takes about {sum(cost[n] for n, _ in todo.values()):.0f} min on this "
-             f"machine ({', '.join(parts)}), minus completed stages; the evaluation takes a few "
-             "more")
-    for r, (name, own) in todo.items():
-        train(RECIPES[name].objective, own, _train_corpus(own), out / "train" / r,
-              _knn_callback(own, out / "train" / r), RECIPES[name].title)
+    cost = {recipe: estimate_seconds(RECIPES[recipe].objective, own, _train_corpus(own)) / 60
+            for recipe, own in {recipe: own for recipe, own in todo.values()}.items()}
+    parts = [f"{display_name(run)} {cost[recipe]:.1f}" for run, (recipe, _) in todo.items()]
+    total = sum(cost[recipe] for recipe, _ in todo.values())
+    log_line(f"training takes about {total:.0f} min on this machine ({', '.join(parts)}), minus "
+             "completed stages; the evaluation takes a few more")
+    for run, (recipe, own) in todo.items():
+        train(RECIPES[recipe].objective, own, _train_corpus(own), out / "train" / run,
+              _knn_callback(own, out / "train" / run), RECIPES[recipe].title)
 
 # %% ../../nbs/library/study/01_stages.ipynb #1cbe0532
 def _knn_callback(own: Settings, run: Path): # called after each step; None without kNN checks
@@ -126,14 +130,17 @@ def _reuse_release(release: Path, run: Path, wanted: dict, data: dict) -> bool: 
 # %% ../../nbs/library/study/01_stages.ipynb #426e093a
 def _encoders(out: Path, settings: Settings) -> dict: # title -> (folder, function to load it)
     "Return the trained encoders, then the baselines."
-    def load(spec, control): from ccd.encoders.loading import load as l; return l(spec, control)
-    c, every = settings.control, runs(settings)
-    found = {display_name(r): (r, partial(load, f"ccd:{out / 'train' / r}", c)) for r in every}
-    for vit in dict.fromkeys(s.control.vit for _, s in every.values()):
+    def load(spec, control): # imported when an encoder is loaded
+        from ccd.encoders import loading
+        return loading.load(spec, control)
+    control, every = settings.control, runs(settings)
+    found = {display_name(run): (run, partial(load, f"ccd:{out / 'train' / run}", control))
+             for run in every}
+    for vit in dict.fromkeys(own.control.vit for _, own in every.values()):
         name = _random_init_name(vit, settings)
         folder = "random" + name.removeprefix(BASELINES[0]).replace(", patch ", "-patch-")
-        found[name] = (folder, partial(load, f"random:{c.seed}", replace(c, vit=vit)))
-    return found | {BASELINES[1]: ("pixels", partial(load, "pixels:16", c))}
+        found[name] = (folder, partial(load, f"random:{control.seed}", replace(control, vit=vit)))
+    return found | {BASELINES[1]: ("pixels", partial(load, "pixels:16", control))}
 
 # %% ../../nbs/library/study/01_stages.ipynb #126064b9
 def _encoder_hash(out: Path, folder: str, settings: Settings) -> str: # hash
@@ -142,29 +149,32 @@ def _encoder_hash(out: Path, folder: str, settings: Settings) -> str: # hash
             else content_hash(to_plain_dict(settings.control)))
 
 # %% ../../nbs/library/study/01_stages.ipynb #b8f5b760
-def _embed_all(out: Path, settings: Settings, world: dict) -> dict: # folder -> corpus -> hash
+# folder -> corpus -> hash
+def _embed_all(out: Path, settings: Settings, fingerprints: dict) -> dict:
     "Compute the embeddings of every encoder on every corpus."
     done, loaded = {}, None
     for name, (folder, load) in _encoders(out, settings).items():
-        key = content_hash([_encoder_hash(out, folder, settings), world, settings.data.size])
+        key = content_hash([_encoder_hash(out, folder, settings), fingerprints, settings.data.size])
         mark = out / "embed" / folder / "all.json"
         if not (mark.exists() and read_json(mark)["key"] == key and
-                all((out / "embed" / folder / c / "manifest.json").exists() for c in _CORPORA)):
+                all((out / "embed" / folder / corpus / "manifest.json").exists()
+                    for corpus in _CORPORA)):
             from ccd.encoders.extraction import embed
             loaded = loaded or _eval_corpora(settings)
             encoder = load()
-            for c in _CORPORA:
-                embed(encoder, loaded[c], out / "embed" / folder / c, settings.data.size)
+            for corpus in _CORPORA:
+                embed(encoder, loaded[corpus], out / "embed" / folder / corpus, settings.data.size)
             write_json(mark, dict(key=key))
-        done[folder] = {c: outputs_hash(out / "embed" / folder / c) for c in _CORPORA}
+        done[folder] = {corpus: outputs_hash(out / "embed" / folder / corpus)
+                        for corpus in _CORPORA}
     return done
 
 # %% ../../nbs/library/study/01_stages.ipynb #f8b30c06
 def _load_all_embeddings(out: Path, settings: Settings, corpus: str) -> dict: # title -> Embeddings
     "Load the embeddings of all encoders on one corpus."
     from ccd.encoders.embeddings import load_embeddings
-    return {n: load_embeddings(out / "embed" / f / corpus)
-            for n, (f, _) in _encoders(out, settings).items()}
+    return {name: load_embeddings(out / "embed" / folder / corpus)
+            for name, (folder, _) in _encoders(out, settings).items()}
 
 # %% ../../nbs/library/study/01_stages.ipynb #0221452e
 _LABELS = ["category", "subcategory", "style", "ground_color", "object_color", "kind"]
@@ -172,20 +182,21 @@ _FACTORS = ["concept", "category", "word", "style", "ground_color", "object_colo
 
 # %% ../../nbs/library/study/01_stages.ipynb #48b9b47c
 # title -> folder of the Segmentation; with `majority_baseline`
-def _segmentation_stage(out: Path, settings: Settings, world: dict) -> dict:
+def _segmentation_stage(out: Path, settings: Settings, fingerprints: dict) -> dict:
     "Train a segmentation head on the patch tokens of every encoder, and on raw-pixel patches."
     from ccd.probing.tables import save_segmentation, segmentation_splits
     from ccd.probing.patches import pixel_patches
     from ccd.probing.segmentation import majority_baseline, segmentation_probe
-    parts, v = cache(lambda: segmentation_splits("emoji-masks", settings)), settings.control.vit
-    def head(e): return segmentation_probe(e, *parts())
+    parts, vit = cache(lambda: segmentation_splits("emoji-masks", settings)), settings.control.vit
+    def head(encoder): return segmentation_probe(encoder, *parts())
     def kept(folder, own, make):
         return cached_stage(out / "segmentation" / folder,
                             dict(pictures=settings.analysis.segmentation_images),
-                            world | dict(encoder=own), lambda tmp: save_segmentation(make(), tmp))
+                            fingerprints | dict(encoder=own),
+                            lambda tmp: save_segmentation(make(), tmp))
     found = {}
     for name, (folder, load) in _encoders(out, settings).items():
-        if name == BASELINES[1]: load = partial(pixel_patches, v.image_size, v.patch_size)
+        if name == BASELINES[1]: load = partial(pixel_patches, vit.image_size, vit.patch_size)
         found[name] = kept(folder, _encoder_hash(out, folder, settings), lambda: head(load()))
     return (found | dict(majority=kept("majority", "majority",
                                  lambda: majority_baseline(parts()[0], parts()[2]))))
@@ -197,22 +208,24 @@ def _probe_stage(out, settings, hashes, segmented):
                                         predict_probes, read_segmentation, score_probes,
                                         segmentation_differences, segmentation_rows)
         from ccd.probing.tasks import tasks
-        g, s = (_load_all_embeddings(out, settings, "gallery"),
+        gallery, signs = (_load_all_embeddings(out, settings, "gallery"),
                 _load_all_embeddings(out, settings, "signs"))
-        asked, draws = (tasks("emoji", dict(gallery=g["CLIP"].items, signs=s["CLIP"].items)),
+        asked, draws = (tasks("emoji",
+                              dict(gallery=gallery["CLIP"].items, signs=signs["CLIP"].items)),
                         settings.analysis.n_resamples)
         table, answers, shots = [], [], []
-        with Progress("probing", len(g), unit="encoders") as bar:
-            for n in g:
-                e = dict(gallery=g[n], signs=s[n])
-                said, paths = predict_probes(e, asked)
-                table.append(score_probes(said, paths, asked, draws).assign(encoder=n))
-                answers.append(said.assign(encoder=n))
-                shots.append(few_shot_rows(e, asked, seeds=settings.analysis.few_shot_draws).assign(
-                                               encoder=n))
-                bar.add(1, n)
+        with Progress("probing", len(gallery), unit="encoders") as bar:
+            for name in gallery:
+                embeddings = dict(gallery=gallery[name], signs=signs[name])
+                said, paths = predict_probes(embeddings, asked)
+                table.append(score_probes(said, paths, asked, draws).assign(encoder=name))
+                answers.append(said.assign(encoder=name))
+                shots.append(few_shot_rows(embeddings, asked,
+                                           seeds=settings.analysis.few_shot_draws).assign(
+                                               encoder=name))
+                bar.add(1, name)
         answers = pd.concat(answers, ignore_index=True)
-        heads = {n: read_segmentation(f) for n, f in segmented.items()}
+        heads = {name: read_segmentation(folder) for name, folder in segmented.items()}
         table.append(segmentation_rows(heads, heads.pop("majority"), "emoji-masks", draws))
         # written separately, since published studies lack these columns
         table, more = pd.concat(table), [*FAMILY, "n_effective_groups"]
@@ -220,34 +233,39 @@ def _probe_stage(out, settings, hashes, segmented):
         table[["encoder", "task", *more]].to_csv(tmp / "families.csv", index=False)
         answers.to_parquet(tmp / "answers.parquet")
         pd.concat(shots).to_csv(tmp / "few_shot.csv", index=False)
-        apart = [compare_probes(answers, a, b, draws) for a, b in _compared_pairs(settings)]
+        apart = [compare_probes(answers, title, other, draws)
+                 for title, other in _compared_pairs(settings)]
         apart = pd.concat([*apart,
                            segmentation_differences(heads, _compared_pairs(settings), "emoji-masks",
                                                     draws)])
         add_holm(apart).drop(columns=[*FAMILY]).to_csv(tmp / "differences.csv", index=False)
     return cached_stage(out / "probes", settings.analysis,
-                        {f"{e}/{c}": h for e, d in hashes.items() for c, h in d.items()} |
-                 {f"{n} heads": outputs_hash(f) for n, f in segmented.items()}, make)
+                        {f"{folder}/{corpus}": digest for folder, by_corpus in hashes.items()
+                         for corpus, digest in by_corpus.items()} |
+                 {f"{name} heads": outputs_hash(folder) for name, folder in segmented.items()},
+                        make)
 
 # %% ../../nbs/library/study/01_stages.ipynb #4b04b017
 def _zero_shot_stage(out, settings, hashes):
     "Evaluate zero-shot naming of held-out concepts, for encoders with a text tower."
     def make(tmp):
-        found = {display_name(r): _zero_shot_result(out / "train" / r, settings)
-                 for r in runs(settings)}
-        table = pd.DataFrame([dict(encoder=n, **z) for n, z in found.items() if z],
+        found = {display_name(run): _zero_shot_result(out / "train" / run, settings)
+                 for run in runs(settings)}
+        table = pd.DataFrame([dict(encoder=name, **result)
+                              for name, result in found.items() if result],
                              columns=["encoder", "top1", "ci_low", "ci_high", "chance", "n_classes",
                                       "n_test"])
         table.to_csv(tmp / "zero_shot.csv", index=False)
     return cached_stage(out / "zero_shot", settings.analysis,
-                        {r: outputs_hash(out / "train" / r) for r in runs(settings)}, make)
+                        {run: outputs_hash(out / "train" / run) for run in runs(settings)}, make)
 
 # %% ../../nbs/library/study/01_stages.ipynb #94aecd4a
 def _zero_shot_result(run: Path, settings: Settings) -> dict: # empty for a run without a text tower
     "Return the zero-shot results of a run, which a release without text tower stores as numbers."
     if (run / "zero_shot.json").exists():
         new = renamed("column", "zero_shot")
-        return {new.get(k, k): v for k, v in read_json(run / "zero_shot.json").items()}
+        return {new.get(column, column): value
+                for column, value in read_json(run / "zero_shot.json").items()}
     from ccd.encoders.trained import load_run_text_encoder
     from ccd.encoders.loading import load
     from ccd.data.emoji.scenes import single_drawings
@@ -262,21 +280,24 @@ def _neighbor_stage(out, settings, hashes):
         import numpy as np
         from ccd.comparison.neighbors import mutual_knn, nearest_neighbors, neighbor_table, umap_2d
         from ccd.stats import cluster_bootstrap
-        e, a = _load_all_embeddings(out, settings, "scenes"), settings.analysis
-        neighbor_table(e, _LABELS, a.neighbors,
-                       a.n_resamples).to_csv(tmp / "purity.csv", index=False)
-        found = {n: nearest_neighbors(e[n], a.neighbors) for n in ("CLIP", "DINO", "random ViT")}
-        family = e["CLIP"].items.family.fillna(e["CLIP"].items.item_id).values
-        rows = [dict(a=x, b=y, chance=a.neighbors / (len(family) - 1),
+        embeddings, analysis = _load_all_embeddings(out, settings, "scenes"), settings.analysis
+        neighbor_table(embeddings, _LABELS, analysis.neighbors,
+                       analysis.n_resamples).to_csv(tmp / "purity.csv", index=False)
+        found = {name: nearest_neighbors(embeddings[name], analysis.neighbors)
+                 for name in ("CLIP", "DINO", "random ViT")}
+        family = embeddings["CLIP"].items.family.fillna(embeddings["CLIP"].items.item_id).values
+        rows = [dict(a=name, b=other, chance=analysis.neighbors / (len(family) - 1),
                      **dict(zip(("overlap", "ci_low", "ci_high"),
-                cluster_bootstrap(mutual_knn(found[x], found[y]), family, a.n_resamples))))
-                for x, y in (("CLIP", "DINO"), ("CLIP", "random ViT"), ("DINO", "random ViT"))]
+                cluster_bootstrap(mutual_knn(found[name], found[other]), family,
+                                  analysis.n_resamples))))
+                for name, other in (("CLIP", "DINO"), ("CLIP", "random ViT"),
+                                    ("DINO", "random ViT"))]
         pd.DataFrame(rows).to_csv(tmp / "overlap.csv", index=False)
-        for n in ("CLIP", "DINO"):
-            np.save(tmp / f"neighbors-{n}.npy", found[n])
-            np.save(tmp / f"atlas-{n}.npy", umap_2d(e[n]))
+        for name in ("CLIP", "DINO"):
+            np.save(tmp / f"neighbors-{name}.npy", found[name])
+            np.save(tmp / f"atlas-{name}.npy", umap_2d(embeddings[name]))
     return cached_stage(out / "neighbors", settings.analysis,
-                        {f: d["scenes"] for f, d in hashes.items()}, make)
+                        {folder: by_corpus["scenes"] for folder, by_corpus in hashes.items()}, make)
 
 # %% ../../nbs/library/study/01_stages.ipynb #d73922b3
 def _vlm_stage(out, settings): # folder of the tables, or None
@@ -284,7 +305,7 @@ def _vlm_stage(out, settings): # folder of the tables, or None
     if not settings.analysis.vlm: return None
     from ccd.vqa.command import vlm
     from ccd.vqa.llava.settings import vlm_preset
-    page = vlm([f"ccd:{out / 'train' / f'{k}-0'}" for k in _NAMES], settings,
+    page = vlm([f"ccd:{out / 'train' / f'{recipe}-0'}" for recipe in _NAMES], settings,
                vlm_preset(settings.analysis.vlm), out / "vlm")
     return page.parent / "tables"
 
@@ -293,10 +314,11 @@ def _pair_stage(out, settings, hashes):
     def make(tmp):
         from ccd.comparison.search import mine_pairs, name_encoders
         from ccd.comparison.agreement import factor_agreement
-        e, a = _load_all_embeddings(out, settings, "scenes"), settings.analysis
-        pairs = mine_pairs(e["CLIP"], e["DINO"], a.pairs, a.per_image)
+        embeddings, analysis = _load_all_embeddings(out, settings, "scenes"), settings.analysis
+        pairs = mine_pairs(embeddings["CLIP"], embeddings["DINO"], analysis.pairs,
+                           analysis.per_image)
         pairs.to_parquet(tmp / "pairs.parquet")
-        shared = factor_agreement(pairs, e["CLIP"].items, _FACTORS, a.n_resamples)
+        shared = factor_agreement(pairs, embeddings["CLIP"].items, _FACTORS, analysis.n_resamples)
         name_encoders(shared, ("CLIP", "DINO")).to_csv(tmp / "agreement.csv", index=False)
     return cached_stage(out / "pairs", settings.analysis,
-                        {f: hashes[f]["scenes"] for f in ("clip-0", "dino-0")}, make)
+                        {folder: hashes[folder]["scenes"] for folder in ("clip-0", "dino-0")}, make)

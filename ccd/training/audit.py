@@ -16,7 +16,7 @@ from ..runs import check_run, read_manifest, run_settings
 # %% ../../nbs/library/training/05_audit.ipynb #defcd434
 def _describe_augmentation(objective: str, control: dict, own: dict, dino: dict) -> str:
     "Describe the augmentation of the trained tower in words."
-    def area(a): return f"crops of {a[0]:g} to {a[1]:g} of the area"
+    def area(bounds): return f"crops of {bounds[0]:g} to {bounds[1]:g} of the area"
     light = "local_crops" not in own and own.get("views", "base") == "base"
     if light or own.get("views") == "light": return area(control["base_crop"])
     local = dino["local_crops"] if "local_crops" in own else 0
@@ -34,24 +34,25 @@ def _describe_schedule(first, last, unit="") -> str:
 # %% ../../nbs/library/training/05_audit.ipynb #f589a423
 def _describe_settings(run: dict) -> dict: # line -> text; run: from `ccd.runs.run_settings`
     "Describe the effective settings of a run."
-    c, own, objective = run["control"], run["own"], run["objective"]
-    v = dict(c["vit"]); drop = v.pop("drop_path", 0.0)
+    control, own, objective = run["control"], run["own"], run["objective"]
+    vit = dict(control["vit"]); drop = vit.pop("drop_path", 0.0)
     dino = own if "local_crops" in own else run.get("dino") or to_plain_dict(Settings().dino)
-    return {"architecture": ", ".join(f"{k.replace('_', ' ')} {x}"
-                                      for k, x in sorted(v.items())),
-        "drop path": f"{drop:g}", "samples seen": f"{c['samples']:,}",
-        "batch": str(c["batch_size"]), "peak learning rate": f"{c['lr']:g}",
-        "warm-up": f"{100 * c['warmup']:g} % of training",
-        "final learning rate": f"{c['final_lr']:g}",
-        "weight decay": _describe_schedule(c["weight_decay"], c.get("final_weight_decay")),
-        "AdamW betas": "{:g}, {:g}".format(*c["betas"]),
-        "gradient clip": f"{c['grad_clip']:g}, "
-            + ("each tensor" if c.get("clip_each") else "all together"),
-        "base crop, area": "{:g} to {:g}".format(*c["base_crop"]),
-        "augmentation": _describe_augmentation(objective, c, own, dino),
-        "input mean": ", ".join(map("{:g}".format, c["mean"])),
-        "input deviation": ", ".join(map("{:g}".format, c["std"])),
-        "seed": str(c["seed"])}
+    return {"architecture": ", ".join(f"{name.replace('_', ' ')} {value}"
+                                      for name, value in sorted(vit.items())),
+        "drop path": f"{drop:g}", "samples seen": f"{control['samples']:,}",
+        "batch": str(control["batch_size"]), "peak learning rate": f"{control['lr']:g}",
+        "warm-up": f"{100 * control['warmup']:g} % of training",
+        "final learning rate": f"{control['final_lr']:g}",
+        "weight decay": _describe_schedule(control["weight_decay"],
+                                           control.get("final_weight_decay")),
+        "AdamW betas": "{:g}, {:g}".format(*control["betas"]),
+        "gradient clip": f"{control['grad_clip']:g}, "
+            + ("each tensor" if control.get("clip_each") else "all together"),
+        "base crop, area": "{:g} to {:g}".format(*control["base_crop"]),
+        "augmentation": _describe_augmentation(objective, control, own, dino),
+        "input mean": ", ".join(map("{:g}".format, control["mean"])),
+        "input deviation": ", ".join(map("{:g}".format, control["std"])),
+        "seed": str(control["seed"])}
 
 # %% ../../nbs/library/training/05_audit.ipynb #86ca6de2
 def _describe_run(
@@ -62,37 +63,34 @@ def _describe_run(
 
     Raises `UserError` where it is not finished."""
     run = user_path(run)
-    m = read_manifest(run)
-    if not m or "facts" not in m:
-        inside = sorted(str(p.parent) for p in Path(run).glob("train/*/manifest.json"))
+    manifest = read_manifest(run)
+    if not manifest or "facts" not in manifest:
+        inside = sorted(str(path.parent) for path in Path(run).glob("train/*/manifest.json"))
         raise UserError(f"{run} is a study: name one of its runs, {' or '.join(inside)}" if inside
                         else
                         f"{run} is not a finished run: expected a folder with manifest.json; train "
                         "it first")
     file = run / "manifest.json"
-    check_run(m["settings"], file)
-    f = m["facts"]
-    sheet = {"objective": f["objective"],
-             **({"images and captions": f["data"]} if "data" in f else {}),
-        "training data": m["inputs"]["corpus"],
-        "order of samples": f["order"],
-        "first weights of the ViT": f["first_weights"],
-        **({"language model": ", ".join(f["language"])}
-           if f.get("language") else {}),
-        "precision": f["precision"], **_describe_settings(m["settings"]),
-        **({"started from": "{run}, {samples:,} samples at {image_size} px".format(**s)}
-           if (s := m["settings"].get("start")) else {}),
-        "weights evaluated": f["evaluated_weights"],
-        "views per sample, student": str(f["views"]["student"]),
-        "views per sample, teacher": str(f["views"]["teacher"]),
-        "trained parameters": f"{f['parameters']:,}",
-        "GFLOP per sample": f"{f['flops_per_sample'] / 1e9:.3g}",
-        "PFLOP in all": f"{f['flops'] / 1e15:.3g}"}
-    if timed: sheet["minutes"] = f"{m['wall_seconds'] / 60:.1f}"
-    own = _flatten_dict(_own_settings(m["settings"], file))
-    return sheet | {
-        f"own: {k}": " to ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
-        for k, v in own.items()}
+    check_run(manifest["settings"], file)
+    facts = manifest["facts"]
+    sheet = {"objective": facts["objective"],
+             **({"images and captions": facts["data"]} if "data" in facts else {}),
+        "training data": manifest["inputs"]["corpus"], "order of samples": facts["order"],
+        "first weights of the ViT": facts["first_weights"],
+        **({"language model": ", ".join(facts["language"])} if facts.get("language") else {}),
+        "precision": facts["precision"], **_describe_settings(manifest["settings"]),
+        **({"started from": "{run}, {samples:,} samples at {image_size} px".format(**start)}
+           if (start := manifest["settings"].get("start")) else {}),
+        "weights evaluated": facts["evaluated_weights"],
+        "views per sample, student": str(facts["views"]["student"]),
+        "views per sample, teacher": str(facts["views"]["teacher"]),
+        "trained parameters": f"{facts['parameters']:,}",
+        "GFLOP per sample": f"{facts['flops_per_sample'] / 1e9:.3g}",
+        "PFLOP in all": f"{facts['flops'] / 1e15:.3g}"}
+    if timed: sheet["minutes"] = f"{manifest['wall_seconds'] / 60:.1f}"
+    own = _flatten_dict(_own_settings(manifest["settings"], file))
+    return sheet | {f"own: {name}": " to ".join(map(str, value)) if isinstance(value, (list, tuple))
+        else str(value) for name, value in own.items()}
 
 # %% ../../nbs/library/training/05_audit.ipynb #bd7da38b
 def _own_settings(run, file): # of the objective; settings newer than the run get their old behavior
@@ -100,10 +98,11 @@ def _own_settings(run, file): # of the objective; settings newer than the run ge
     return asdict(from_plain_dict(type(kind), run["own"], file)) if kind else run["own"]
 
 # %% ../../nbs/library/training/05_audit.ipynb #ed7be2a4
-def _flatten_dict(d: dict, at="") -> dict: # nested -> dotted
+def _flatten_dict(nested: dict, at="") -> dict: # nested -> dotted
     out = {}
-    for k, v in d.items():
-        out |= _flatten_dict(v, f"{at}{k}.") if isinstance(v, dict) else {f"{at}{k}": v}
+    for name, value in nested.items():
+        out |= (_flatten_dict(value, f"{at}{name}.") if isinstance(value, dict)
+                else {f"{at}{name}": value})
     return out
 
 # %% ../../nbs/library/training/05_audit.ipynb #521cd5d4
@@ -114,9 +113,10 @@ def cli_overrides(
 ) -> list[str]: # options and values
     "Return the command-line options that change `usual` into `settings`."
     said, before = _flatten_dict(asdict(settings)), _flatten_dict(asdict(defaults))
-    def words(v): return map(str, v if isinstance(v, tuple) else [v])
-    return [x for k, v in said.items() if v != before.get(k) and k.partition(".")[0] not in skip
-            for x in (f"--{k.replace('_', '-')}", *words(v))]
+    def words(value): return map(str, value if isinstance(value, tuple) else [value])
+    return [part for name, value in said.items() if value != before.get(name)
+            and name.partition(".")[0] not in skip
+            for part in (f"--{name.replace('_', '-')}", *words(value))]
 
 # %% ../../nbs/library/training/05_audit.ipynb #d6c7163b
 @dataclass(frozen=True)
@@ -175,10 +175,10 @@ _NOT_REPORTED = "not published"
 # %% ../../nbs/library/training/05_audit.ipynb #02c582ed
 def _published_sheet(name: str) -> dict: # line -> text
     "Return the published settings of a recipe."
-    p = _published_recipes()[name]
-    sheet = {"objective": RECIPES[p.objective].title,
-             **_describe_settings(run_settings(p.objective, p.settings))}
-    return sheet | {k: _NOT_REPORTED for k in p.unsaid} | dict(p.more)
+    recipe = _published_recipes()[name]
+    sheet = {"objective": RECIPES[recipe.objective].title,
+             **_describe_settings(run_settings(recipe.objective, recipe.settings))}
+    return sheet | {line: _NOT_REPORTED for line in recipe.unsaid} | dict(recipe.more)
 
 # %% ../../nbs/library/training/05_audit.ipynb #8db7be5e
 def _load_description(what, timed=False) -> dict:
@@ -195,24 +195,26 @@ def audit(
     """Compare the settings and the costs of two runs, line by line.
 
     Raises `UserError` where a run is not finished."""
-    a, b = _load_description(run_a, timed), _load_description(run_b, timed)
-    def blank(k): return "" if k.startswith("own: ") else _NOT_REPORTED
-    lines = sorted({**a, **b}, key=lambda k: k.startswith("own: "))
-    rows = [(k, a.get(k, blank(k)), b.get(k, blank(k))) for k in lines]
-    costs = [_cost(r) for r in (run_a, run_b)]
+    sheet_a, sheet_b = _load_description(run_a, timed), _load_description(run_b, timed)
+    def blank(line): return "" if line.startswith("own: ") else _NOT_REPORTED
+    lines = sorted({**sheet_a, **sheet_b}, key=lambda line: line.startswith("own: "))
+    rows = [(line, sheet_a.get(line, blank(line)), sheet_b.get(line, blank(line)))
+            for line in lines]
+    costs = [_cost(run) for run in (run_a, run_b)]
     if all(costs):
         at = lines.index("PFLOP in all") + 1
         rows.insert(at, ("samples at the compute of the other", *(
             f"{other / each:,.0f}" for (each, _), (_, other) in zip(costs, costs[::-1]))))
-    names = [a["objective"], b["objective"]] if a["objective"] != b["objective"] else ["A", "B"]
-    t = pd.DataFrame(rows, columns=["setting", *names])
-    t["equal"] = t.iloc[:, 1] == t.iloc[:, 2]
-    return t
+    names = ([sheet_a["objective"], sheet_b["objective"]]
+             if sheet_a["objective"] != sheet_b["objective"] else ["A", "B"])
+    table = pd.DataFrame(rows, columns=["setting", *names])
+    table["equal"] = table.iloc[:, 1] == table.iloc[:, 2]
+    return table
 
 # %% ../../nbs/library/training/05_audit.ipynb #2569315d
 def _cost(run): # FLOPs of one sample, and in total; None for a published recipe
-    m = str(run) not in _published_recipes() and read_manifest(run)
-    return (m["facts"]["flops_per_sample"], m["facts"]["flops"]) if m else None
+    manifest = str(run) not in _published_recipes() and read_manifest(run)
+    return (manifest["facts"]["flops_per_sample"], manifest["facts"]["flops"]) if manifest else None
 
 # %% ../../nbs/library/training/05_audit.ipynb #d9a06792
 def match_compute(
@@ -221,10 +223,10 @@ def match_compute(
     corpus, # corpus of training images
 ) -> Settings: # our settings, with another number of samples
     "Return settings under which our recipe needs the same FLOPs as theirs."
-    cost, budget = (_flops(r, s, corpus) for r, s in (ours, theirs))
-    b = ours[1].control.batch_size
+    cost, budget = (_flops(recipe, settings, corpus) for recipe, settings in (ours, theirs))
+    batch_size = ours[1].control.batch_size
     wanted = theirs[1].control.samples * budget / cost
-    return override(ours[1], **{"control.samples": max(1, round(wanted / b)) * b})
+    return override(ours[1], **{"control.samples": max(1, round(wanted / batch_size)) * batch_size})
 
 # %% ../../nbs/library/training/05_audit.ipynb #89ffee54
 def _flops(recipe, settings, corpus): # of one sample, equal in every process

@@ -51,11 +51,10 @@ class _Gather(torch.autograd.Function):
         return g.chunk(world_size())[rank()]
 
 # %% ../../nbs/library/training/02_distributed.ipynb #1da714f0
-def _all_gather_with_grad(
-    x: Tensor, # [b, ...] rows of this process
+def _all_gather_with_grad(rows: Tensor, # [b, ...] rows of this process
 ) -> Tensor: # [P b, ...] rows of all, in order
     "Gather the rows of all processes; gradients flow back to the sending process."
-    return _Gather.apply(x) if world_size() > 1 else x
+    return _Gather.apply(rows) if world_size() > 1 else rows
 
 # %% ../../nbs/library/training/02_distributed.ipynb #601955b1
 def all_reduce_mean(x: Tensor) -> Tensor:
@@ -67,17 +66,17 @@ def all_reduce_mean(x: Tensor) -> Tensor:
     return x
 
 # %% ../../nbs/library/training/02_distributed.ipynb #914906c5
-def _all_reduce_sum(x: Tensor) -> Tensor:
+def _all_reduce_sum(tensor: Tensor) -> Tensor:
     "Return the sum of a tensor over processes, without gradient."
-    return all_reduce_mean(x) * world_size()
+    return all_reduce_mean(tensor) * world_size()
 
 # %% ../../nbs/library/training/02_distributed.ipynb #3b1940ea
 def _any_process(yes: bool) -> bool:
     "Return whether `yes` is true in any process; a collective call of all processes."
     if world_size() == 1: return yes
-    x = torch.tensor(float(yes), device=device())
-    dist.all_reduce(x, dist.ReduceOp.MAX)
-    return bool(x)
+    flag = torch.tensor(float(yes), device=device())
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag)
 
 # %% ../../nbs/library/training/02_distributed.ipynb #2d69b814
 def check_equal_across_processes(x: int, what: str) -> int:
@@ -114,22 +113,23 @@ def full_tensor(x: Tensor) -> Tensor:
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 # %% ../../nbs/library/training/02_distributed.ipynb #03387333
-def _local_tensor(x: Tensor) -> Tensor:
+def _local_tensor(tensor: Tensor) -> Tensor:
     "Return the shard of a tensor in this process; in-place changes change the tensor."
-    return x.to_local() if hasattr(x, "to_local") else x
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 # %% ../../nbs/library/training/02_distributed.ipynb #731b3a7f
-def _distribute_like(full: Tensor, x: Tensor) -> Tensor:
-    "Shard the tensor `full` like `x`."
-    if not hasattr(x, "device_mesh"): return full.to(x.device)
+def _distribute_like(full: Tensor, reference: Tensor) -> Tensor:
+    "Shard the tensor `full` like `reference`."
+    if not hasattr(reference, "device_mesh"): return full.to(reference.device)
     from torch.distributed.tensor import distribute_tensor
-    return distribute_tensor(full.to(x.device), x.device_mesh, x.placements)
+    return distribute_tensor(full.to(reference.device), reference.device_mesh, reference.placements)
 
 # %% ../../nbs/library/training/02_distributed.ipynb #e82d75e6
-def _is_peer_failure(e: Exception) -> bool:
+def _is_peer_failure(error: Exception) -> bool:
     "Return whether an error indicates the failure of another process."
-    kinds = tuple(k for n in ("DistBackendError", "DistNetworkError", "DistStoreError")
-                  if (k := getattr(dist, n, None)))
-    said = str(e).lower()
-    return world_size() > 1 and (isinstance(e, kinds) or isinstance(e, RuntimeError) and any(
-        w in said for w in ("gloo", "nccl", "connection closed", "connection reset", "timed out")))
+    kinds = tuple(kind for name in ("DistBackendError", "DistNetworkError", "DistStoreError")
+                  if (kind := getattr(dist, name, None)))
+    said = str(error).lower()
+    return world_size() > 1 and (isinstance(error, kinds) or isinstance(error, RuntimeError)
+                                 and any(word in said
+        for word in ("gloo", "nccl", "connection closed", "connection reset", "timed out")))

@@ -54,13 +54,13 @@ def _train(objective, settings, corpus, folder, wanted, inputs, on_step, title, 
     done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer),
                                         "the checkpoint to resume from")
     try: training_loop(trainer, folder, done, on_step)
-    except Exception as e:
-        if not _is_peer_failure(e): raise
+    except Exception as error:
+        if not _is_peer_failure(error): raise
         raise UserError("another process of this training has ended, so this one stops too "
-                        f"({str(e).splitlines()[0]}). Its own message says why. Nothing before the "
-                        "last checkpoint is lost: the same command resumes from there, with any "
-                        "number of processes that divides the batch of "
-                        f"{settings.control.batch_size}") from e
+                        f"({str(error).splitlines()[0]}). Its own message says why. Nothing before "
+                        "the last checkpoint is lost: the same command resumes from there, with "
+                        "any number of processes that divides the batch of "
+                        f"{settings.control.batch_size}") from error
     return _save_run(trainer, folder, wanted, inputs, title or trainer.model.name)
 
 # %% ../../nbs/library/training/04_loop.ipynb #e95e603d
@@ -71,12 +71,13 @@ class _StopSignal:
     def __enter__(self):
         main = threading.current_thread() is threading.main_thread()
         normal = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-        self.before = {s: h for s, h in normal.items() if main and signal.getsignal(s) is h}
-        for s in self.before: signal.signal(s, self._ask)
+        self.before = {number: handler for number, handler in normal.items() if main
+                       and signal.getsignal(number) is handler}
+        for number in self.before: signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_):
-        for s, h in self.before.items(): signal.signal(s, h)
+        for number, handler in self.before.items(): signal.signal(number, handler)
 
     def _ask(self, *_):
         if self.asked: raise KeyboardInterrupt
@@ -90,43 +91,44 @@ def training_loop(trainer: Trainer, folder: Path, done: int, on_step=None):
     """Run all steps after the first `done`, with a log, checkpoints and warnings.
 
     Raises `UserError` on a stop signal, a loss that is not finite, or too many corrupt samples."""
-    s, c, model = trainer.settings, trainer.c, trainer.model
+    settings, control, model = trainer.settings, trainer.c, trainer.model
     diary, saved, said = (_MetricsLogger(trainer, folder, done) if is_main_process() else None,
                           time.time(), "")
-    with Progress(f"training {model.name}", c.samples, done * c.batch_size,
+    with Progress(f"training {model.name}", control.samples, done * control.batch_size,
                   quiet=not is_main_process()) as bar, _StopSignal() as stop:
-        batches = _timed_batches(trainer.feed.batches(done, c.steps), diary)
-        while done < c.steps:
+        batches = _timed_batches(trainer.feed.batches(done, control.steps), diary)
+        while done < control.steps:
             try: shown = next(batches)
             except UserError: # too many corrupt samples
                 if world_size() == 1: _save_checkpoint(folder / "checkpoints", trainer, done)
                 raise
             loss, info = trainer.step(done, shown)
             done += 1
-            last, note = done == c.steps, done % _LOG_EVERY == 0 or done == c.steps
+            last, note = done == control.steps, done % _LOG_EVERY == 0 or done == control.steps
             if note:
-                _check_finite(loss, model, c)
+                _check_finite(loss, model, control)
                 loss = all_reduce_mean(loss)
                 if diary: diary.note(done, loss, info, last)
             if on_step: on_step(done, model)
-            asked, due = stop.asked, time.time() - saved > 60 * s.runtime.checkpoint_minutes
+            asked, due = stop.asked, time.time() - saved > 60 * settings.runtime.checkpoint_minutes
             if world_size() > 1:
-                asked, due = (_any_process(x) if note else False for x in (asked, due))
+                asked, due = (_any_process(flag) if note else False for flag in (asked, due))
             if last or due or asked:
-                _check_finite(loss, model, c)
+                _check_finite(loss, model, control)
                 _save_checkpoint(folder / "checkpoints", trainer, done)
                 saved = time.time()
             if note: said = f"loss {float(loss):.3f}"
-            bar.add(c.batch_size, said)
+            bar.add(control.batch_size, said)
             if asked:
-                raise UserError(f"stopped after {done:,} of {c.steps:,} steps of {model.name}; "
+                raise UserError(f"stopped after {done:,} of {control.steps:,} steps of "
+                                f"{model.name}; "
                                 "nothing is lost: the same command resumes from here")
 
 # %% ../../nbs/library/training/04_loop.ipynb #09be07ec
-def _check_finite(loss, model, c):
+def _check_finite(loss, model, control):
     if not math.isfinite(float(loss)):
-        raise UserError(f"the loss of {model.name} is {float(loss)}: lower control.lr "
-                        f"(now {c.lr}), or lengthen control.warmup")
+        raise UserError(f"the loss of {model.name} is {float(loss)}: lower control.lr (now "
+                        f"{control.lr}), or lengthen control.warmup")
 
 # %% ../../nbs/library/training/04_loop.ipynb #b847a9c6
 class _MetricsLogger:
@@ -138,16 +140,17 @@ class _MetricsLogger:
         self._write(started_at=done)
 
     def note(self, done, loss, info, last):
-        t, c, model = (done - 1) / self.trainer.c.steps, self.trainer.c, self.trainer.model
-        info = {k: float(v.detach()) for k, v in info.items()}
+        progress, control, model = ((done - 1) / self.trainer.c.steps, self.trainer.c,
+                                    self.trainer.model)
+        info = {name: float(value.detach()) for name, value in info.items()}
         if done % _HEALTH_EVERY == 0 or last: info |= model.health()
-        self.log(step=done, samples=done * c.batch_size, loss=float(loss), lr=learning_rate(t, c),
-                 **info)
+        self.log(step=done, samples=done * control.batch_size, loss=float(loss),
+                 lr=learning_rate(progress, control), **info)
         views, clock = self.trainer.views.seconds(), self.trainer.feed.clock
         self._write(step=done, waited=round(self.waited, 3), views=round(views, 3),
-                    **{k: round(v, 3) for k, v in clock.items()})
+                    **{stage: round(seconds, 3) for stage, seconds in clock.items()})
         if "teacher_entropy" in info:
-            self._warn(_check_collapse(info, t, getattr(model, "own", "dino")))
+            self._warn(_check_collapse(info, progress, getattr(model, "own", "dino")))
         passed = time.time() - self.begun
         if passed > 60:
             self._warn(input_bottleneck_warning(passed, self.waited, views, clock,
@@ -179,9 +182,9 @@ def estimate_seconds(
 ) -> float: # seconds
     "Estimate the time of a run on this machine from a few steps, whose result is discarded."
     trainer = Trainer(objective, settings, corpus)
-    for k, shown in enumerate(trainer.feed.batches(0, steps + 1)):
-        if k == 1: begun = time.time()
-        trainer.step(k, shown)
+    for step, shown in enumerate(trainer.feed.batches(0, steps + 1)):
+        if step == 1: begun = time.time()
+        trainer.step(step, shown)
     if device().type == "cuda": torch.cuda.synchronize()
     return (time.time() - begun) / steps * settings.control.steps
 
@@ -189,17 +192,19 @@ def estimate_seconds(
 def _save_run(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title: str) -> Path:
     "Write the encoder, its facts and the manifest."
     from safetensors.torch import save_file
-    c, model, feed = trainer.c, trainer.model, trainer.feed
-    weights = {k: full_tensor(v).cpu().contiguous() for k, v in model.encoder_state().items()}
+    control, model, feed = trainer.c, trainer.model, trainer.feed
+    weights = {name: full_tensor(tensor).cpu().contiguous()
+               for name, tensor in model.encoder_state().items()}
     if not is_main_process(): return folder
     with atomic_write(folder / "encoder.safetensors") as tmp: save_file(weights, tmp)
-    samples = c.steps * c.batch_size
-    write_json(folder / "encoder.json", dict(name=title, control=to_plain_dict(c),
-        training=f"{title}, {samples:,} samples, seed {c.seed}"
+    samples = control.steps * control.batch_size
+    write_json(folder / "encoder.json", dict(name=title, control=to_plain_dict(control),
+        training=f"{title}, {samples:,} samples, seed {control.seed}"
                                              + _describe_init(wanted.get("start"))))
     facts = dict(objective=title, data=_describe_data(trainer.settings.data),
-                 first_weights=trainer.first_weights, order=_order_hash(feed, c), samples=samples,
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+                 first_weights=trainer.first_weights, order=_order_hash(feed, control),
+                 samples=samples, parameters=sum(parameter.numel()
+                       for parameter in model.parameters() if parameter.requires_grad),
                  faults=len(feed.faults.items),
         views=model.views_per_sample, flops_per_sample=trainer.flops, flops=trainer.flops * samples,
         precision=precision(), language=trainer.language, evaluated_weights=model.evaluated,
@@ -210,12 +215,12 @@ def _save_run(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title:
     return folder
 
 # %% ../../nbs/library/training/04_loop.ipynb #f7bd7f7d
-def _describe_data(world: DataSettings) -> str: # without paths of this machine
+def _describe_data(data: DataSettings) -> str: # without paths of this machine
     "Describe the training data, for the audit."
-    kind, _, rest = world.source.partition(":")
+    kind, _, rest = data.source.partition(":")
     if kind != "emoji": return f"{kind}:{Path(rest).name}"
-    return (f"{world.source}, {world.scenes:,} scenes, seed {world.seed}, without "
-            f"{world.held_out_style}, captions: {world.caption_policy}")
+    return (f"{data.source}, {data.scenes:,} scenes, seed {data.seed}, without "
+            f"{data.held_out_style}, captions: {data.caption_policy}")
 
 # %% ../../nbs/library/training/04_loop.ipynb #233a3dc7
 def _describe_init(start: dict | None) -> str: # start: from `_init_from`
@@ -223,22 +228,22 @@ def _describe_init(start: dict | None) -> str: # start: from `_init_from`
     return start and f", after {start['samples']:,} samples at {start['image_size']} px" or ""
 
 # %% ../../nbs/library/training/04_loop.ipynb #1e8f40dd
-def _order_hash(feed, c: Control) -> str: # 16 hex digits
+def _order_hash(feed, control: Control) -> str: # 16 hex digits
     "Return a hash of the order of samples."
     if not feed.exact: return "streamed"
-    h = hashlib.sha256()
-    for s in range(c.steps): h.update(feed.rows(s).tobytes())
-    return h.hexdigest()[:16]
+    digest = hashlib.sha256()
+    for step in range(control.steps): digest.update(feed.rows(step).tobytes())
+    return digest.hexdigest()[:16]
 
 # %% ../../nbs/library/training/04_loop.ipynb #3c5db03c
 def seconds_spent(folder) -> float:
     "Return the training time, over all restarts, from `timing.jsonl`."
     spent, last = 0.0, None
     for line in (Path(folder) / "timing.jsonl").read_text(encoding="utf-8").splitlines():
-        try: t = json.loads(line)
+        try: record = json.loads(line)
         except ValueError: continue # truncated by a kill
-        if "started_at" not in t and last: spent += t["time"] - last
-        last = t["time"]
+        if "started_at" not in record and last: spent += record["time"] - last
+        last = record["time"]
     return spent
 
 # %% ../../nbs/library/training/04_loop.ipynb #e5e0c463
@@ -255,15 +260,16 @@ def _init_from(
     """Describe the finished run that initializes a new one.
 
     Raises `UserError` where more than image size and drop path differs, or without a checkpoint."""
-    m = read_manifest(origin)
-    if not m or "facts" not in m:
+    manifest = read_manifest(origin)
+    if not manifest or "facts" not in manifest:
         raise UserError(f"{origin} is not a finished run, so nothing can start from it: "
                         "expected a folder with manifest.json; train it first")
-    check_run(m["settings"], file := Path(origin) / "manifest.json")
-    if m["settings"]["objective"] != objective:
-        raise UserError(f"{origin} is a run of {m['settings']['objective']}, and {objective} "
-                        "cannot start from it: name a run of the same objective")
-    old, new = (asdict(v) for v in (from_plain_dict(ViT, m["settings"]["control"]["vit"], file),
+    check_run(manifest["settings"], file := Path(origin) / "manifest.json")
+    if manifest["settings"]["objective"] != objective:
+        raise UserError(f"{origin} is a run of {manifest['settings']['objective']}, and "
+                        f"{objective} cannot start from it: name a run of the same objective")
+    old, new = (asdict(vit)
+                for vit in (from_plain_dict(ViT, manifest["settings"]["control"]["vit"], file),
                           settings.control.vit))
     free = dict(image_size=0, drop_path=0)
     apart = list(settings_diff(old | free, new | free))
@@ -273,4 +279,5 @@ def _init_from(
     if not any(Path(origin).glob("checkpoints/step-*")):
         raise UserError(f"{origin} holds no checkpoint, so no heads and no teacher: a release "
                         "brings the encoder alone; train the run to start from it")
-    return dict(run=m["outputs_hash"], samples=m["facts"]["samples"], image_size=old["image_size"])
+    return dict(run=manifest["outputs_hash"], samples=manifest["facts"]["samples"],
+                image_size=old["image_size"])

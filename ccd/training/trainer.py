@@ -27,18 +27,18 @@ def make_optimizer(model, control: Control):
     """Return AdamW with weight decay on parameters of two or more dimensions.
 
     Source: Loshchilov and Hutter (2019)."""
-    own = [p for p in model.parameters() if p.requires_grad]
-    groups = [dict(params=[p for p in own if p.ndim >= 2],
+    own = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [dict(params=[parameter for parameter in own if parameter.ndim >= 2],
                    weight_decay=control.weight_decay),
-              dict(params=[p for p in own if p.ndim < 2], weight_decay=0.0)]
+              dict(params=[parameter for parameter in own if parameter.ndim < 2], weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=control.lr, betas=control.betas, fused=True)
 
 # %% ../../nbs/library/training/03_trainer.ipynb #19069cec
-def _cosine_schedule(a: float, b: float, t: float) -> float: # a at t = 0, b at t = 1
-    return b + (a - b) * (1 + math.cos(math.pi * t)) / 2
+def _cosine_schedule(start: float, end: float, progress: float) -> float: # `start` at 0, `end` at 1
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 # %% ../../nbs/library/training/03_trainer.ipynb #a5601b82
-def learning_rate(t: float, control: Control) -> float: # t: fraction of training, 0..1
+def learning_rate(t: float, control: Control) -> float: # progress: fraction of training, 0..1
     "Return the learning rate: linear warm-up, then a cosine to `final_lr`."
     if t < control.warmup: return control.lr * t / control.warmup
     return _cosine_schedule(control.lr, control.final_lr,
@@ -47,8 +47,8 @@ def learning_rate(t: float, control: Control) -> float: # t: fraction of trainin
 # %% ../../nbs/library/training/03_trainer.ipynb #b3adf33b
 def clip_gradients(model, control: Control):
     "Clip gradients in place, by their global norm or each tensor by its own norm."
-    own = [p for p in model.parameters() if p.grad is not None]
-    for ps in ([p] for p in own) if control.clip_each else [own]:
+    own = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    for ps in ([parameter] for parameter in own) if control.clip_each else [own]:
         nn.utils.clip_grad_norm_(ps, control.grad_clip)
 
 # %% ../../nbs/library/training/03_trainer.ipynb #14b0299d
@@ -56,32 +56,36 @@ class _InParts:
     """Compute the gradients of a batch, whole or with gradient caching over micro-batches.
 
     Source: Gao et al. (2021), GradCache."""
-    def _gradients(self, batch, t, k):
-        n, m = _batch_size_of(batch), self.settings.runtime.micro_batch
-        self._random(k)
-        if not m or m >= n: return self._backward(batch, t)
-        cut = [tree_map(lambda x: x[i:i + m], batch) for i in range(0, n, m)]
-        if self.model.couples: return self._pulled(cut, t, k)
-        done = [self._backward(x, t, x is cut[-1], _batch_size_of(x) / n) for x in cut]
+    def _gradients(self, batch, progress, step):
+        batch_size, micro_batch = _batch_size_of(batch), self.settings.runtime.micro_batch
+        self._random(step)
+        if not micro_batch or micro_batch >= batch_size: return self._backward(batch, progress)
+        cut = [tree_map(lambda tensor: tensor[start:start + micro_batch], batch)
+               for start in range(0, batch_size, micro_batch)]
+        if self.model.couples: return self._pulled(cut, progress, step)
+        done = [self._backward(part, progress, part is cut[-1], _batch_size_of(part) / batch_size)
+                for part in cut]
         return sum(loss for loss, _ in done), done[-1][1]
 
-    def _backward(self, batch, t, last=True, share=1.0):
-        with self._synced(last), autocast(): loss, info = self.net(batch, t)
+    def _backward(self, batch, progress, last=True, share=1.0):
+        with self._synced(last), autocast(): loss, info = self.net(batch, progress)
         (loss * share).backward()
         return loss.detach() * share, info
 
-    def _pulled(self, cut, t, k):
-        with torch.no_grad(), autocast(): parts = [self.net(x, t, "encode") for x in cut]
+    def _pulled(self, cut, progress, step):
+        with torch.no_grad(), autocast():
+            parts = [self.net(part, progress, "encode") for part in cut]
         leaves, spec, sizes = _concat_encodings(parts)
-        with autocast(): loss, info = self.model.loss(tree_unflatten(leaves, spec), t)
+        with autocast(): loss, info = self.model.loss(tree_unflatten(leaves, spec), progress)
         loss.backward()
-        self._random(k)
-        def share(g, n):
-            return ([None] * len(cut) if g is None else g.split(n) if g.ndim
-                    else [g / len(cut)] * len(cut))
-        pulls = zip(*(share(l.grad, n) for l, n in zip(leaves, sizes)))
-        for x, pull in zip(cut, pulls):
-            with self._synced(x is cut[-1]), autocast(): self.net(x, t, pull).backward()
+        self._random(step)
+        def share(gradient, counts):
+            return ([None] * len(cut) if gradient is None else gradient.split(counts)
+                    if gradient.ndim else [gradient / len(cut)] * len(cut))
+        pulls = zip(*(share(leaf.grad, counts) for leaf, counts in zip(leaves, sizes)))
+        for part, pull in zip(cut, pulls):
+            with self._synced(part is cut[-1]), autocast():
+                self.net(part, progress, pull).backward()
         return loss.detach(), info
 
     def _synced(self, last): # gradients are all-reduced once, after the last micro-batch
@@ -91,8 +95,9 @@ class _InParts:
         self.net.set_requires_gradient_sync(last)
         return contextlib.nullcontext()
 
-    def _random(self, k): # randomness outside of augmentation: drop path
-        if self.c.vit.drop_path: torch.manual_seed((self.c.seed << 32) + k * world_size() + rank())
+    def _random(self, step): # randomness outside of augmentation: drop path
+        if self.c.vit.drop_path:
+            torch.manual_seed((self.c.seed << 32) + step * world_size() + rank())
 
 # %% ../../nbs/library/training/03_trainer.ipynb #97183f52
 class Trainer(_InParts):
@@ -100,36 +105,38 @@ class Trainer(_InParts):
     def __init__(self, objective: str, settings: Settings, corpus, folder=None, init_from=None):
         init_distributed()
         disable_malloc_trim()
-        self.settings, self.c, r = settings, settings.control, settings.runtime
+        self.settings, self.c, runtime = settings, settings.control, settings.runtime
         self.model = build_objective(objective, settings)
         if init_from: _load_initial_weights(self.model, init_from)
         self.first_weights = weights_hash(self.model.vision)
-        self.language = [weights_hash(m.net)
-                         for m in self.model.modules() if isinstance(m, LanguageTower)]
-        self.feed = make_loader(corpus, self.c, settings.data.size, workers=r.workers, rank=rank(),
-                             processes=world_size(), max_faults=r.max_faults, folder=folder,
+        self.language = [weights_hash(module.net)
+                         for module in self.model.modules() if isinstance(module, LanguageTower)]
+        self.feed = make_loader(corpus, self.c, settings.data.size, workers=runtime.workers,
+                                rank=rank(),
+                             processes=world_size(), max_faults=runtime.max_faults, folder=folder,
                                 **self.model.needs())
         self.flops = flops_per_sample(self.model, self.feed) if is_main_process() else 0.0
         self.model.to(device())
-        if r.compile: [b.compile() for b in _all_transformer_blocks(self.model)]
-        self.net = wrap_model(self.model, _all_transformer_blocks(self.model), r.sharding)
+        for block in _all_transformer_blocks(self.model) if runtime.compile else ():
+            block.compile()
+        self.net = wrap_model(self.model, _all_transformer_blocks(self.model), runtime.sharding)
         self.optimizer = make_optimizer(self.model, self.c)
         self.model.train()
         self.views = Stopwatch()
 
     def step(self, k: int, shown): # index of the step, batch -> loss, numbers to log
-        t = k / self.c.steps
+        progress = k / self.c.steps
         with self.views: batch = self.model.batch(on_device(shown))
-        for g in self.optimizer.param_groups:
-            g["lr"] = learning_rate(t, self.c)
-            if g["weight_decay"] and self.c.final_weight_decay is not None:
-                g["weight_decay"] = _cosine_schedule(self.c.weight_decay, self.c.final_weight_decay,
-                                                     t)
-        loss, info = self._gradients(batch, t, k)
-        self.model.before_step(t)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(progress, self.c)
+            if group["weight_decay"] and self.c.final_weight_decay is not None:
+                group["weight_decay"] = _cosine_schedule(self.c.weight_decay,
+                                                         self.c.final_weight_decay, progress)
+        loss, info = self._gradients(batch, progress, k)
+        self.model.before_step(progress)
         clip_gradients(self.model, self.c)
         self.optimizer.step(); self.optimizer.zero_grad()
-        self.model.after_step(t)
+        self.model.after_step(progress)
         return loss, info
 
 # %% ../../nbs/library/training/03_trainer.ipynb #8958d108
@@ -137,17 +144,18 @@ def _batch_size_of(batch) -> int: return len(tree_flatten(batch)[0][0])
 
 # %% ../../nbs/library/training/03_trainer.ipynb #1770fede
 def _concat_encodings(parts): # micro-batch encodings -> leaves with grad, structure, rows each
-    flat, spec = [tree_flatten(e)[0] for e in parts], tree_flatten(parts[0])[1]
-    leaves = [torch.cat(x) if x[0].ndim else x[0] for x in zip(*flat)]
-    sizes = [[len(y) for y in x] if x[0].ndim else None for x in zip(*flat)]
-    return [x.detach().requires_grad_(x.is_floating_point()) for x in leaves], spec, sizes
+    flat, spec = [tree_flatten(part)[0] for part in parts], tree_flatten(parts[0])[1]
+    leaves = [torch.cat(pieces) if pieces[0].ndim else pieces[0] for pieces in zip(*flat)]
+    sizes = [[len(piece) for piece in pieces] if pieces[0].ndim else None for pieces in zip(*flat)]
+    return [leaf.detach().requires_grad_(leaf.is_floating_point()) for leaf in leaves], spec, sizes
 
 # %% ../../nbs/library/training/03_trainer.ipynb #c5bf0fba
 def on_device(shown): # Batch
     "Move a batch to the device, with pixels as floats in 0..1."
-    d = device()
-    return shown._replace(images=to_float(shown.images, d), **{k: v.to(d)
-        for k in ("sample", "may_flip", "labels") if (v := getattr(shown, k)) is not None})
+    target = device()
+    return shown._replace(images=to_float(shown.images, target), **{name: tensor.to(target)
+        for name in ("sample", "may_flip",
+                     "labels") if (tensor := getattr(shown, name)) is not None})
 
 # %% ../../nbs/library/training/03_trainer.ipynb #e571f97f
 def _trainer_state(
@@ -156,10 +164,10 @@ def _trainer_state(
     "Return all tensors that a step changes, by name."
     model, fixed = trainer.model, frozen_names(trainer.model)
     named = [*model.named_parameters(), *model.named_buffers()]
-    def keep(x): return full_tensor(x).cpu().contiguous()
-    weights = {n: keep(x) for n, x in named if n not in fixed}
-    moments = {f"{n}.{k}": keep(v) for n, p in model.named_parameters()
-               for k, v in trainer.optimizer.state.get(p, {}).items()}
+    def keep(tensor): return full_tensor(tensor).cpu().contiguous()
+    weights = {name: keep(tensor) for name, tensor in named if name not in fixed}
+    moments = {f"{name}.{key}": keep(tensor) for name, parameter in model.named_parameters()
+               for key, tensor in trainer.optimizer.state.get(parameter, {}).items()}
     return weights, moments
 
 # %% ../../nbs/library/training/03_trainer.ipynb #37b7a50a
@@ -173,12 +181,13 @@ def _load_state(trainer, weights: dict, moments: dict):
     if missing := set(weights) ^ (set(own) - frozen_names(model)):
         raise UserError(f"the checkpoint is of another model: {sorted(missing)[:3]} … are in one "
                         "of them only; choose another folder with --out")
-    for n, x in weights.items(): own[n].copy_(_distribute_like(x, own[n]))
-    for name, v in moments.items():
-        n, _, k = name.rpartition(".")
-        p = own[n]
-        trainer.optimizer.state[p][k] = (_distribute_like(v, p) if v.ndim
-                                         else v.to(p.device))
+    for weight_name, tensor in weights.items():
+        own[weight_name].copy_(_distribute_like(tensor, own[weight_name]))
+    for name, moment in moments.items():
+        weight_name, _, key = name.rpartition(".")
+        parameter = own[weight_name]
+        trainer.optimizer.state[parameter][key] = (_distribute_like(moment, parameter)
+                                                   if moment.ndim else moment.to(parameter.device))
 
 # %% ../../nbs/library/training/03_trainer.ipynb #959dd76f
 def _save_checkpoint(folder, trainer, step: int):
@@ -200,11 +209,12 @@ def load_checkpoint(folder, trainer) -> int: # steps done, 0 without a checkpoin
     Raises `UserError` where it is of another model."""
     from safetensors.torch import load_file
     # left by a kill
-    if is_main_process(): [shutil.rmtree(d) for d in sorted(Path(folder).glob(".step-*"))]
+    if is_main_process():
+        for leftover in sorted(Path(folder).glob(".step-*")): shutil.rmtree(leftover)
     found = sorted(Path(folder).glob("step-*"))
     if not found: return 0
-    _load_state(trainer, *(load_file(found[-1] / f"{k}.safetensors")
-                       for k in ("model", "optimizer")))
+    _load_state(trainer, *(load_file(found[-1] / f"{part}.safetensors")
+                       for part in ("model", "optimizer")))
     state = read_json(file := found[-1] / "state.json")
     check_fields(state, file, ("step", "feed"))
     trainer.feed.restore(state["feed"])
@@ -216,16 +226,16 @@ class _Log:
     def __init__(self, path, step: int): # keep the lines up to `step`
         self.path = Path(path)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [l for l in lines if _step_of(l) <= step]
+        kept = [line for line in lines if _step_of(line) <= step]
         with atomic_write(self.path) as tmp:
-            tmp.write_text("".join(l + "\n" for l in kept), encoding="utf-8")
+            tmp.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.file, self.board = (open(self.path, "a", encoding="utf-8"),
                                  _board(self.path.parent, step))
 
     def __call__(self, **numbers):
         self.file.write(json.dumps(numbers) + "\n"); self.file.flush()
-        for k, v in numbers.items():
-            if self.board and k != "step": self.board.add_scalar(k, v, numbers["step"])
+        for name, number in numbers.items():
+            if self.board and name != "step": self.board.add_scalar(name, number, numbers["step"])
 
 # %% ../../nbs/library/training/03_trainer.ipynb #ea74a229
 def _board(folder, step): # also log to TensorBoard where it is installed
@@ -247,14 +257,16 @@ def flops_per_sample(
     "Return the FLOPs (2 x multiply-adds) of one training sample in its towers, counted on `meta`."
     from torch.utils.flop_counter import FlopCounterMode
     shown = loader(0)
-    few = shown._replace(**{k: v[:images] for k, v in shown._asdict().items() if v is not None})
-    def meta(x): return x.detach().to("meta").requires_grad_(x.requires_grad)
+    few = shown._replace(**{name: value[:images]
+                            for name, value in shown._asdict().items() if value is not None})
+    def meta(tensor): return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
     batch = tree_map(meta, model.batch(few._replace(images=to_float(few.images))))
-    weights = {k: meta(v) for k, v in [*model.named_parameters(), *model.named_buffers()]}
+    weights = {name: meta(tensor)
+               for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     counter = FlopCounterMode(display=False)
     with counter:
         out = torch.func.functional_call(model, weights, (batch, 0.0, "encode"), tie_weights=False)
-        sum(x.sum() for x in tree_flatten(out)[0] if x.requires_grad).backward()
+        sum(tensor.sum() for tensor in tree_flatten(out)[0] if tensor.requires_grad).backward()
     return counter.get_total_flops() / images
 
 # %% ../../nbs/library/training/03_trainer.ipynb #aefca29b
@@ -264,17 +276,17 @@ class Stopwatch:
 
     def _now(self):
         if device().type != "cuda": return time.perf_counter()
-        e = torch.cuda.Event(enable_timing=True); e.record()
-        return e
+        event = torch.cuda.Event(enable_timing=True); event.record()
+        return event
 
     def __enter__(self): self.begun = self._now()
     def __exit__(self, *_): self.open.append((self.begun, self._now()))
 
     def seconds(self) -> float: # total so far; synchronizes with open intervals
-        for a, b in self.open:
-            if device().type == "cuda": b.synchronize()
-            self.done += (a.elapsed_time(b) / 1000 if device().type == "cuda"
-                          else b - a)
+        for begin, end in self.open:
+            if device().type == "cuda": end.synchronize()
+            self.done += (begin.elapsed_time(end) / 1000 if device().type == "cuda"
+                          else end - begin)
         self.open.clear()
         return self.done
 
@@ -308,16 +320,17 @@ def _load_initial_weights(model, origin):
     from timm.layers import resample_abs_pos_embed
     theirs = load_file(max(Path(origin).glob("checkpoints/step-*")) / "model.safetensors")
     own = dict([*model.named_parameters(), *model.named_buffers()])
-    for n, x in theirs.items():
-        if n.endswith("pos_embed") and n in own:
-            theirs[n] = resample_abs_pos_embed(x, [math.isqrt(own[n].shape[1] - 1)] * 2)
-    wanted = {n: own[n].shape for n in set(own) - frozen_names(model)}
-    odd = sorted(n for n in set(theirs) | set(wanted) if n not in theirs
-                 or theirs[n].shape != wanted.get(n))
+    for name, tensor in theirs.items():
+        if name.endswith("pos_embed") and name in own:
+            theirs[name] = resample_abs_pos_embed(tensor, [math.isqrt(own[name].shape[1] - 1)] * 2)
+    wanted = {name: own[name].shape for name in set(own) - frozen_names(model)}
+    odd = sorted(name for name in set(theirs) | set(wanted) if name not in theirs
+                 or theirs[name].shape != wanted.get(name))
     if odd:
-        def shape(x): return "missing" if x is None else " x ".join(map(str, x)) or "a number"
+        def shape(sizes):
+            return "missing" if sizes is None else " x ".join(map(str, sizes)) or "a number"
         raise UserError(f"{origin} has other settings: {odd[0]} is "
                         f"{shape(getattr(theirs.get(odd[0]), 'shape', None))} there, "
                         f"{shape(wanted.get(odd[0]))} here ({len(odd)} differ); give the same "
                         "options")
-    for n, x in theirs.items(): own[n].copy_(x)
+    for name, tensor in theirs.items(): own[name].copy_(tensor)

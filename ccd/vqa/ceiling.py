@@ -33,21 +33,24 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #0728e326
 @lru_cache
 def _classes(): # factor -> label of each value, factor -> label of each emoji, word -> label
-    t, _ = drawings()
-    named = dict(concept=t.concept.where(t.split == "train"), # a held-out concept has no label
-                 kind=object_class(t.subcategory, t.concept), category=t.category,
-                 subcategory=t.subcategory)
-    numbers = {f: {v: k + 1 for k, v in enumerate(sorted(set(x.dropna())))}
-               for f, x in named.items()}
-    rows = {f: x.map(numbers[f]).fillna(-100).astype(int).values for f, x in named.items()}
-    return numbers, rows, {w: k + 1 for k, w in enumerate(words()[0])}
+    table, _ = drawings()
+    # a held-out concept has no label
+    named = dict(concept=table.concept.where(table.split == "train"),
+                 kind=object_class(table.subcategory, table.concept), category=table.category,
+                 subcategory=table.subcategory)
+    numbers = {factor: {value: index + 1
+                        for index, value in enumerate(sorted(set(column.dropna())))}
+               for factor, column in named.items()}
+    rows = {factor: column.map(numbers[factor]).fillna(-100).astype(int).values
+            for factor, column in named.items()}
+    return numbers, rows, {word: index + 1 for index, word in enumerate(words()[0])}
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #ce23fe53
 def _patch_label_sizes() -> dict: # factor -> number of classes, with one class for empty patches
     "Return the number of patch labels of each factor of EmojiVMC."
     numbers, _, known = _classes()
-    return {f: len(n) + 1
-            for f, n in numbers.items()} | dict(word=len(known) + 1, left=27, right=27, number=10,
+    return {factor: len(labels) + 1 for factor, labels
+            in numbers.items()} | dict(word=len(known) + 1, left=27, right=27, number=10,
                                                          ground=len(PALETTE) + 1)
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #91bdc7bc
@@ -58,30 +61,32 @@ def _patch_labels(
 ) -> np.ndarray: # [factors, side, side] int16; 0: empty patch, -100: no label
     "Return the label of each factor for each patch."
     _, rows, known = _classes()
-    edge, p = np.arange(side) * size / side, size / side
-    out = {f: np.zeros((side, side), np.int16) for f in _patch_label_sizes()}
+    edge, patch = np.arange(side) * size / side, size / side
+    out = {factor: np.zeros((side, side), np.int16) for factor in _patch_label_sizes()}
     for row, (x0, y0, x1, y1) in facts.get("things", ()):
-        mid = edge + p / 2
+        mid = edge + patch / 2
         at = np.ix_((mid >= y0) & (mid < y1), (mid >= x0) & (mid < x1))
-        for f in rows: out[f][at] = rows[f][row]
-    def covers(lo, hi): return np.minimum(edge + p, hi) - np.maximum(edge, lo)
-    def line(y0, y1): return covers(y0, y1) >= 0.45 * min(p, y1 - y0)
+        for factor in rows: out[factor][at] = rows[factor][row]
+    def covers(lo, hi): return np.minimum(edge + patch, hi) - np.maximum(edge, lo)
+    def line(y0, y1): return covers(y0, y1) >= 0.45 * min(patch, y1 - y0)
     for text, (x0, y0, x1, y1) in facts.get("written", ()):
-        at = np.ix_(line(y0, y1), covers(x0, x1) >= p / 5)
+        at = np.ix_(line(y0, y1), covers(x0, x1) >= patch / 5)
         if text.isdigit(): out["number"][at] = int(text); continue
         out["word"][at] = known.get(text, -100)
-        for f, x in (("left", edge + p / 4), ("right", edge + 3 * p / 4)):
-            out[f][line(y0, y1)] = _letters(text, facts["font"], facts["px"], x0, x1, x)
-    for n, (x0, y0, x1, y1) in facts.get("bars", ()):
-        out["number"][np.ix_(line(y0, y1), edge + p > x0)] = n
+        for factor, positions in (("left", edge + patch / 4), ("right", edge + 3 * patch / 4)):
+            out[factor][line(y0,
+                             y1)] = _letters(text, facts["font"], facts["px"], x0, x1, positions)
+    for number, (x0, y0, x1, y1) in facts.get("bars", ()):
+        out["number"][np.ix_(line(y0, y1), edge + patch > x0)] = number
     out["ground"][:] = 1 + list(PALETTE).index(facts["ground_color"])
     return np.stack(list(out.values()))
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #501977d7
-def _letters(text, name, px, x0, x1, x): # label of the letter at each x; 0 outside the word
-    ends = np.array([font(name, px).getlength(text[:k]) for k in range(len(text) + 1)])
-    k = np.searchsorted(x0 + ends * (x1 - x0) / ends[-1], x, side="right") - 1
-    return [1 + _LETTERS.index(text[i]) if 0 <= i < len(text) else 0 for i in k]
+# label of the letter at each position; 0 outside the word
+def _letters(text, name, px, x0, x1, positions):
+    ends = np.array([font(name, px).getlength(text[:length]) for length in range(len(text) + 1)])
+    indices = np.searchsorted(x0 + ends * (x1 - x0) / ends[-1], positions, side="right") - 1
+    return [1 + _LETTERS.index(text[index]) if 0 <= index < len(text) else 0 for index in indices]
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #796a9d0e
 class _PatchLabelObjective(Objective):
@@ -101,8 +106,8 @@ class _PatchLabelObjective(Objective):
     def needs(self): return dict(label="factors")
 
     def batch(self, shown):
-        x = base_view(shown.images, shown.sample, self.control)
-        return dict(image=normalize(x, self.control),
+        images = base_view(shown.images, shown.sample, self.control)
+        return dict(image=normalize(images, self.control),
                     label=shown.labels.unflatten(1, (len(self.sizes), -1)))
 
     def encode(self, batch, t):
@@ -111,14 +116,15 @@ class _PatchLabelObjective(Objective):
 
     def loss(self, e, t):
         total, right = 0, {}
-        for k, (f,
-                x) in enumerate(zip(self.sizes, e["logits"].split(list(self.sizes.values()), -1))):
-            x, y = x.flatten(0, 1), e["label"][:, k].flatten()
-            wrong = F.cross_entropy(x, y, ignore_index=-100, reduction="none")
-            for of in (y > 0, y == 0):
+        for index, (factor, logits) in enumerate(zip(self.sizes,
+                                         e["logits"].split(list(self.sizes.values()), -1))):
+            logits, label = logits.flatten(0, 1), e["label"][:, index].flatten()
+            wrong = F.cross_entropy(logits, label, ignore_index=-100, reduction="none")
+            for of in (label > 0, label == 0):
                 total = total + wrong[of].sum() / all_reduce_mean(of.float().sum()).clamp(min=1)
-            right[f] = ((x.argmax(-1) == y) & (y
-                           > 0)).float().sum() / all_reduce_mean((y > 0).float().sum()).clamp(min=1)
+            right[factor] = ((logits.argmax(-1) == label) & (label
+                           > 0)).float().sum() / all_reduce_mean((label
+                                                                  > 0).float().sum()).clamp(min=1)
         return total, right
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #dd8fa5b5
@@ -133,7 +139,8 @@ def _oracle_dataset(settings: Settings, pictures: int): # `datasets.Dataset` wit
     from datasets import Sequence, Value
     side = settings.control.vit.image_size // settings.control.vit.patch_size
     made = as_corpus(emoji_questions.instructions(settings.data, pictures), "factors").corpus
-    told = [_patch_labels(json.loads(f), settings.data.size, side).ravel() for f in made["facts"]]
+    told = [_patch_labels(json.loads(facts), settings.data.size, side).ravel()
+            for facts in made["facts"]]
     return made.add_column("factors", told).cast_column("factors", Sequence(Value("int16")))
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #526ce337

@@ -59,13 +59,13 @@ def load_training_data(settings: Settings, v: VlmSettings, captions="", instruct
         raise UserError("a model is trained on captions and on instructions, two JSON files in "
                         "LLaVA's format, about the images of one folder; got captions "
                         f"{captions!r}, instructions {instructions!r}, images {images!r}")
-    learnt = _VlmTrainingData(_load_llava_json(captions, images),
+    learned = _VlmTrainingData(_load_llava_json(captions, images),
                               _load_llava_json(instructions, images))
-    for file, talks in zip((captions, instructions), learnt):
+    for file, talks in zip((captions, instructions), learned):
         if (talks.picture < 0).all():
             raise UserError(f"no conversation of {file} names an image: expected some with "
                             f"\"image\", a file in {images}")
-    return learnt
+    return learned
 
 # %% ../../nbs/library/vqa/03_command.ipynb #5cfbeb85
 def encoder_for_vlm(
@@ -77,28 +77,27 @@ def encoder_for_vlm(
     vit, (kind, *_) = settings.control.vit, parse_encoder_spec(spec)
     if kind == "pixels":
         return refitted(pixel_patches(vit.image_size, vit.patch_size), v.fit or "crop")
-    e = load_encoder(spec if kind == "colors" else _spec_with_layer(spec, v), settings)
-    if "patches" not in e.taps:
+    encoder = load_encoder(spec if kind == "colors" else _spec_with_layer(spec, v), settings)
+    if "patches" not in encoder.taps:
         raise UserError(f"{spec} has no patch tokens, which the language model needs")
-    return e
+    return encoder
 
 # %% ../../nbs/library/vqa/03_command.ipynb #f6fe4c20
 def _train_and_evaluate(
     spec: str, # encoder name
-    settings: Settings,
-    v: VlmSettings,
-    learnt: _VlmTrainingData, # training data
+    settings: Settings, vlm_settings: VlmSettings, learned: _VlmTrainingData, # training data
     questions, # a `datasets.Dataset` with the Questions columns
     benchmark: str, # name of the benchmark
     form: str, # answer format, key of `ccd.vqa.llava.conversations._ANSWER_FORMATS`
     out: Path, # output folder
 ) -> Path: # folder with answers.parquet
     "Train and evaluate the model around one encoder, unless it is up to date."
-    e, home = encoder_for_vlm(spec, settings, v), out / "models" / slug(spec)
-    train_vlm(e, v, *learnt, home)
+    encoder, home = encoder_for_vlm(spec, settings, vlm_settings), out / "models" / slug(spec)
+    train_vlm(encoder, vlm_settings, *learned, home)
     def make(tmp):
-        return _keep(tmp, evaluate(home, questions, encoder=e, benchmark=benchmark, form=form),
-                     to_plain_dict(e.card))
+        return _keep(tmp,
+                     evaluate(home, questions, encoder=encoder, benchmark=benchmark, form=form),
+                     to_plain_dict(encoder.card))
     return cached_stage(out / benchmark / "answers" / slug(spec), _about(spec, questions, form),
                         dict(model=outputs_hash(home / "tune")), make)
 
@@ -116,32 +115,30 @@ def _keep(tmp, answers, card):
 # %% ../../nbs/library/vqa/03_command.ipynb #ba0c3796
 def _is_same_experiment(
     stored: dict, # settings in the manifest of an earlier run
-    settings: Settings,
-    v: VlmSettings,
-    form: str, # answer format
+    settings: Settings, vlm_settings: VlmSettings, form: str, # answer format
     results, # folder of the earlier run, for errors
 ) -> bool:
     "Return whether models, training data and format of an earlier run are those of the settings."
     if "learnt" in stored: return False # it was trained on other files
-    wanted = json.loads(json.dumps(to_plain_dict(settings) | dict(vlm=to_plain_dict(v))))
+    wanted = json.loads(json.dumps(to_plain_dict(settings) | dict(vlm=to_plain_dict(vlm_settings))))
     earlier = rename_fields(Settings, stored)
     earlier["vlm"] = rename_fields(VlmSettings, earlier.get("vlm", {}))
     if any(earlier.get(part) != wanted[part] for part in ("data", "control", "vlm")): return False
     check_fields(earlier, f"settings in {results}/manifest.json", (),
                  [*Settings.__dataclass_fields__, "vlm", "form"])
-    return stored.get("form", v.forms[0]) == form # older results lack the format
+    return stored.get("form", vlm_settings.forms[0]) == form # older results lack the format
 
 # %% ../../nbs/library/vqa/03_command.ipynb #ea50b511
 def _load_cached_answers(
     results, # folder of an earlier `export_vlm`, or ""
-    settings: Settings,
-    v: VlmSettings,
+    settings: Settings, vlm_settings: VlmSettings,
     questions, # a `datasets.Dataset` with the Questions columns
     form: str, # answer format, key of `ccd.vqa.llava.conversations._ANSWER_FORMATS`
 ) -> list: # of (card, answers); empty if models, training data, questions or format differ
     "Return the stored answers of the same models from an earlier run."
     manifest = read_manifest(results) if results else None
-    if not manifest or not _is_same_experiment(manifest["settings"], settings, v, form, results):
+    if (not manifest
+        or not _is_same_experiment(manifest["settings"], settings, vlm_settings, form, results)):
         return []
     stored = pd.read_parquet(Path(results) / "answers.parquet")
     field = {new: old for old, new in renamed("column", "encoders").items()} # of the card
@@ -168,7 +165,7 @@ def _load_cached_answers(
 def _reuse_cached_answers(spec: str, before: list, card: dict, questions, form: str,
                           out: Path) -> Path | None:
     "Reuse the stored answers of the encoder with this card, unless it is being trained here."
-    alike = [(c, t) for c, t in before if card.items() <= c.items()]
+    alike = [(known, table) for known, table in before if card.items() <= known.items()]
     if not alike or (out.parent / "models" / slug(spec)).exists(): return None
     (card, answers), = alike
     home = out / "answers" / slug(spec)
@@ -181,13 +178,14 @@ def _reuse_cached_answers(spec: str, before: list, card: dict, questions, form: 
 # folders: spec -> folder; returns all answers, and spec -> (name, seed)
 def _collect_answers(folders: dict) -> tuple:
     "Collect all answers, with the name and seed of each encoder."
-    cards = {s: read_json(f / "card.json") for s, f in folders.items()}
-    named = {s: n.partition(" seed ")[::2] for s, n in display_names(cards).items()}
-    def own(s, f):
-        t, (name, seed) = pd.read_parquet(f / "answers.parquet"), named[s]
-        return t.assign(encoder=name + t.encoder.str.removeprefix(cards[s]["name"]),
+    cards = {spec: read_json(folder / "card.json") for spec, folder in folders.items()}
+    named = {spec: title.partition(" seed ")[::2] for spec, title in display_names(cards).items()}
+    def own(spec, folder):
+        answers, (name, seed) = pd.read_parquet(folder / "answers.parquet"), named[spec]
+        return answers.assign(encoder=name + answers.encoder.str.removeprefix(cards[spec]["name"]),
                         seed=int(seed or 0))
-    return pd.concat([own(s, f) for s, f in folders.items()], ignore_index=True), named
+    return (pd.concat([own(spec, folder) for spec, folder in folders.items()], ignore_index=True),
+            named)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #d8681eb2
 def _result_tables(
@@ -197,29 +195,33 @@ def _result_tables(
     n_resamples: int = 10_000, # bootstrap resamples
 ) -> dict: # name -> table
     "Return scores, comparisons and baselines; averages exclude uninformative subsets."
-    blind, own = CONDITION_SUFFIXES["none"], [n for n in names if n != ORACLE]
+    blind, own = CONDITION_SUFFIXES["none"], [name for name in names if name != ORACLE]
     told = (informative_subsets(answers, ORACLE, ORACLE + blind, categories) if ORACLE in names
             else pd.DataFrame())
     how = dict(excluded=tuple(told.subset[~told.informative]) if len(told) else ())
-    above = [_above_baseline(answers, {n: n + CONDITION_SUFFIXES[f] for n in names}, categories,
-                             n_resamples=n_resamples, **how) for f in ("none", "other")]
+    above = [_above_baseline(answers,
+                             {name: name + CONDITION_SUFFIXES[condition] for name in names},
+                             categories,
+                             n_resamples=n_resamples, **how) for condition in ("none", "other")]
     spread = _spreads(answers, own, categories, **how) # pooled over all encoders with several seeds
-    apart = [compare_scores(answers, a, b, categories, variances=spread, n_resamples=n_resamples,
-                            **how) for a, b in combinations(own, 2)]
+    apart = [compare_scores(answers, first, second, categories, variances=spread,
+                            n_resamples=n_resamples,
+                            **how) for first, second in combinations(own, 2)]
     apart = _with_baselines(pd.concat(apart), above[0]) if apart else pd.DataFrame()
     out = dict(summary=bootstrap_summary(answers, categories, n_resamples=n_resamples, **how),
                informative=told, coverage=_answer_coverage(answers),
                differences=apart, floors=pd.concat(above))
-    return {k: t for k, t in out.items() if len(t)}
+    return {name: table for name, table in out.items() if len(table)}
 
 # %% ../../nbs/library/vqa/03_command.ipynb #a27f9ae3
 def summary_text(differences: pd.DataFrame, a: str, b: str) -> str:
     "Return the verdicts on two encoders by category, or one sentence where there is none."
-    d = differences[(differences.a == a) & (differences.b == b)
+    rows = differences[(differences.a == a) & (differences.b == b)
                     & (differences.average == "macro")]
-    name = d.name.where(d.level == "category", "Overall")
-    none = d.above_baseline == "neither"
-    said = [f"{n}: {v}." for n, v in zip(name[~none], d.verdict[~none])]
+    name = rows.name.where(rows.level == "category", "Overall")
+    none = rows.above_baseline == "neither"
+    said = [f"{category}: {verdict}."
+            for category, verdict in zip(name[~none], rows.verdict[~none])]
     if none.all():
         said = [f"No verdict: neither {a} nor {b} is above its own no-image baseline in any "
                 "category."]
@@ -260,36 +262,38 @@ def vlm(
     out, draws = Path(out), 10 * settings.analysis.n_resamples
     require_own_folder(out / benchmark / "tables")
     # raises for a wrong name before any training
-    cards = {s: encoder_for_vlm(s, settings, v).card for s in dict.fromkeys(encoders)}
+    cards = {spec: encoder_for_vlm(spec, settings, v).card for spec in dict.fromkeys(encoders)}
     if benchmark != "EmojiVMC": _find_benchmark(benchmark)
     form = _form_of(benchmark, v, form)
-    learnt = load_training_data(settings, v, captions, instructions, images)
+    learned = load_training_data(settings, v, captions, instructions, images)
     questions = _check_options(_load_benchmark(benchmark, settings, source))
     if not captions and form not in v.forms:
         log_line(f"{benchmark} is asked by {form}, and these models are trained on "
                  f"{' and '.join(v.forms)}: add --override forms={','.join([*v.forms, form])}")
     before = (_load_cached_answers(results, settings, v, questions, form) if benchmark == "EmojiVMC"
               and not captions else [])
-    known = {s: {k: str(x) for k, x in to_plain_dict(c).items()} for s, c in cards.items()}
+    known = {spec: {name: str(value) for name, value in to_plain_dict(card).items()}
+             for spec, card in cards.items()}
     if with_oracle: known[f"ccd:{out / 'ceiling'}"] = dict(name=ORACLE)
-    def train_and_ask(s):
-        if s not in cards: train_oracle(settings, out / "ceiling")
-        return _train_and_evaluate(s, settings, v, learnt, questions, benchmark, form, out)
-    folders = {s: _reuse_cached_answers(s, before, c, questions, form, out / benchmark)
-               or train_and_ask(s) for s, c in known.items()}
+    def train_and_ask(spec):
+        if spec not in cards: train_oracle(settings, out / "ceiling")
+        return _train_and_evaluate(spec, settings, v, learned, questions, benchmark, form, out)
+    folders = {spec: _reuse_cached_answers(spec, before, card, questions, form, out / benchmark)
+               or train_and_ask(spec) for spec, card in known.items()}
     cached_stage(out / benchmark / "tables", dict(draws=draws, tables=_TABLES, form=form),
-                 {slug(s): outputs_hash(f) for s, f in folders.items()},
-          lambda tmp: _keep_tables(tmp, folders, learnt, draws))
+                 {slug(spec): outputs_hash(folder) for spec, folder in folders.items()},
+          lambda tmp: _keep_tables(tmp, folders, learned, draws))
     return _write_page(out / benchmark, v, form)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #45150d1a
-def _keep_skipped(tmp, learnt): # skipped samples of LLaVA files
-    parts = [t.skipped.assign(file=k)
-             for k, t in learnt._asdict().items() if t.skipped is not None and len(t.skipped)]
+def _keep_skipped(tmp, learned): # skipped samples of LLaVA files
+    parts = [talks.skipped.assign(file=kind)
+             for kind, talks in learned._asdict().items() if talks.skipped is not None
+             and len(talks.skipped)]
     if parts: pd.concat(parts).to_csv(tmp / "left_out.csv", index=False)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #da52f354
-def _keep_tables(tmp, folders, learnt, n_resamples): # tables of all answers
+def _keep_tables(tmp, folders, learned, n_resamples): # tables of all answers
     answers, named = _collect_answers(folders)
     (categories, _), = category_maps(answers).values()
     # the most likely option, without any parsing
@@ -297,13 +301,14 @@ def _keep_tables(tmp, folders, learnt, n_resamples): # tables of all answers
                  errors="ignore").to_parquet(tmp / "answers.parquet")
     pd.Series(categories,
               name="subset").explode().rename_axis("category").to_csv(tmp / "categories.csv")
-    for k, t in _result_tables(answers, list(dict.fromkeys(n for n, _ in named.values())),
+    for stem, table in _result_tables(answers,
+                                      list(dict.fromkeys(encoder for encoder, _ in named.values())),
                                categories, n_resamples).items():
-        t.to_csv(tmp / f"{k}.csv", index=False)
-    rows = [dict(encoder=n, seed=s or 0) | card_row(read_json(folders[spec] / "card.json"))
-            for spec, (n, s) in named.items()]
+        table.to_csv(tmp / f"{stem}.csv", index=False)
+    rows = [dict(encoder=encoder, seed=seed or 0) | card_row(read_json(folders[spec] / "card.json"))
+            for spec, (encoder, seed) in named.items()]
     pd.DataFrame(rows).to_csv(tmp / "encoders.csv", index=False)
-    _keep_skipped(tmp, learnt)
+    _keep_skipped(tmp, learned)
 
 # %% ../../nbs/library/vqa/03_command.ipynb #131e376c
 _ASKED_BY = dict(texts="the prompt lists no options, and the likeliest of their texts is the "
@@ -311,15 +316,16 @@ _ASKED_BY = dict(texts="the prompt lists no options, and the likeliest of their 
                 letters="the prompt lists the options, and the likeliest letter is the answer")
 
 # %% ../../nbs/library/vqa/03_command.ipynb #5059798d
-def _write_page(out: Path, v: VlmSettings, form: str) -> Path: # report.html
+def _write_page(out: Path, vlm_settings: VlmSettings, form: str) -> Path: # report.html
     "Write the report from the tables."
-    t = {p.stem: load_table(p) for p in sorted((out / "tables").glob("*.csv"))}
-    m = {c: x.subset.tolist() for c, x in t["categories"].groupby("category", sort=False)}
-    names = [n for n in dict.fromkeys(t["encoders"].encoder) if n != ORACLE]
-    said = (summary_text(t["differences"], *names[:2]) if len(names) > 1
+    tables = {path.stem: load_table(path) for path in sorted((out / "tables").glob("*.csv"))}
+    categories = {category: group.subset.tolist()
+                  for category, group in tables["categories"].groupby("category", sort=False)}
+    names = [name for name in dict.fromkeys(tables["encoders"].encoder) if name != ORACLE]
+    said = (summary_text(tables["differences"], *names[:2]) if len(names) > 1
             else f"The tables below compare {names[0]} with its baselines.")
     with distinct_colors(tuple(names[:2])):
-        figure = figure_html(subset_accuracy_plot(t["summary"], m, names,
+        figure = figure_html(subset_accuracy_plot(tables["summary"], categories, names,
                                                   CONDITION_SUFFIXES["none"], ORACLE,
             labels=SUBSET_LABELS if out.name == "EmojiVMC" else {}),
                              "accuracy by subset and category")
@@ -327,26 +333,28 @@ def _write_page(out: Path, v: VlmSettings, form: str) -> Path: # report.html
              text="Accuracy with four options, by subset and category, with 95 % confidence "
                   "intervals from resampled "
              "groups. Cross: no image. Ring: oracle, an encoder trained on the factors that the "
-             "answers depend on. " + SUBSETS_SAID * (out.name == "EmojiVMC"),
-             body=figure + table_tag(question_table(t["summary"], m, t["encoders"].encoder))),
+             "answers depend on. " + SUBSETS_SAID * (out.name == "EmojiVMC"), body=figure
+                     + table_tag(question_table(tables["summary"], categories,
+                                                tables["encoders"].encoder))),
         dict(title=f"{names[0]} minus each other encoder, in points",
-             text="Both models answered the same questions. " + over_runs(t["differences"]),
-             body=table_tag(vqa_difference_table(t["differences"][t["differences"].a == names[0]],
-                                                 m))) if "differences" in t else None,
+             text="Both models answered the same questions. " + over_runs(tables["differences"]),
+             body=table_tag(vqa_difference_table(tables["differences"][tables["differences"].a
+                                                                       == names[0]],
+                                                 categories))) if "differences" in tables else None,
         dict(title="Differences to the baselines",
              text="Accuracy with the image minus accuracy without it, or with the image of another "
-                  "question. " + over_runs(t["floors"]),
-             body=table_tag(vqa_difference_table(t["floors"], m))),
+                  "question. " + over_runs(tables["floors"]),
+             body=table_tag(vqa_difference_table(tables["floors"], categories))),
         dict(title="Informative subsets",
              text="Subsets in which the oracle is less than 20 points above its no-image baseline "
                   "are not informative, and are excluded from averages.",
-             body=table_tag(t["informative"].round(3), index=False)) if "informative" in t
+             body=table_tag(tables["informative"].round(3), index=False)) if "informative" in tables
         else None, dict(title="How it was made",
-             text=f"Preset {v.preset}: see settings.json of each model. Answer format {form}: "
-                  f"{_ASKED_BY[form]}.",
-             body=table_tag(t["encoders"].astype(object).fillna("").set_index("encoder").T))]
+             text=f"Preset {vlm_settings.preset}: see settings.json of each model. Answer format "
+                  f"{form}: {_ASKED_BY[form]}.",
+             body=table_tag(tables["encoders"].astype(object).fillna("").set_index("encoder").T))]
     write_report(out / "report.html", "Visual question answering with each encoder", said,
-                 [s | dict(note="") for s in sections if s])
+                 [section | dict(note="") for section in sections if section])
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     return out / "report.html"
 
@@ -372,7 +380,7 @@ def export_vlm(
     captions="", instructions="", images="", # training files of `load_training_data`
 ):
     "Copy tables and answers with a manifest that records the answer format."
-    learnt = dict(learnt=[str(captions), str(instructions), str(images)]) if captions else {}
+    learned = dict(learnt=[str(captions), str(instructions), str(images)]) if captions else {}
     form = read_manifest(Path(out) / "tables")["settings"]["form"]
     export_stage(Path(out) / "tables", folder,
-                 dict(to_plain_dict(settings), vlm=to_plain_dict(v), form=form) | learnt, command)
+                 dict(to_plain_dict(settings), vlm=to_plain_dict(v), form=form) | learned, command)

@@ -32,7 +32,8 @@ def _vlm_scorer(
     batch: int = 16, # number of images per batch
 ) -> Scorer:
     "Return a scorer of text in images by `_FILTER_PROMPTS`. Raises `UserError` for long prompts."
-    rows = [dict(zip("ABCD", _ANSWERS), question=q, answer="A") for q in _FILTER_PROMPTS.values()]
+    rows = [dict(zip("ABCD", _ANSWERS), question=prompt, answer="A")
+            for prompt in _FILTER_PROMPTS.values()]
     asked = _build_prompts(vlm, rows)
     if None in asked:
         raise UserError(f"the questions are longer than the {vlm.settings.context} tokens of "
@@ -43,16 +44,17 @@ def _vlm_scorer(
 
 # %% ../../nbs/library/vqa/02_text_scorers.ipynb #cee67887
 def _ask(vlm, asked, pictures): # list of dicts with the scores light and heavy
-    x = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2))
-    tokens = _tokens_of(vlm.encoder, x, vlm.settings.tokens).to(next(vlm.parameters()))
-    yes = [[_share(q, p) for p in _log_likelihoods(vlm, [q] * len(x), tokens)] for q in asked]
+    images = torch.from_numpy(np.stack(pictures).transpose(0, 3, 1, 2))
+    tokens = _tokens_of(vlm.encoder, images, vlm.settings.tokens).to(next(vlm.parameters()))
+    yes = [[_share(prompt, logp) for logp in _log_likelihoods(vlm, [prompt] * len(images), tokens)]
+           for prompt in asked]
     return [dict(zip(_FILTER_PROMPTS, pair)) for pair in zip(*yes)]
 
 # %% ../../nbs/library/vqa/02_text_scorers.ipynb #94e00eb8
 def _share(asked, logp): # fraction of the probability on the first two answers
-    x = _option_scores(asked, logp, mean=False)
-    p = np.exp(x - x.max())
-    return float(p[:2].sum() / p.sum())
+    scores = _option_scores(asked, logp, mean=False)
+    weights = np.exp(scores - scores.max())
+    return float(weights[:2].sum() / weights.sum())
 
 # %% ../../nbs/library/vqa/02_text_scorers.ipynb #8bf474eb
 def get_scorer(
@@ -70,6 +72,6 @@ def get_scorer(
 def _function(path): # module.function
     module, _, name = path.rpartition(".")
     try: return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise UserError(f"there is no function {path}: {e}; expected python:MODULE.FUNCTION, of a "
-                        "module that Python finds from here") from e
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"there is no function {path}: {error}; expected python:MODULE.FUNCTION, "
+                        "of a module that Python finds from here") from error

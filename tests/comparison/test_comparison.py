@@ -13,7 +13,7 @@ from ccd.files import UserError, file_hash, load_table
 from conftest import OPTIONS, finish, signal_when, start
 from schemas import RESULTS, differences
 
-FAST = ["--skip", "factors", "interventions", "maps", "--baselines"]
+FAST = ["--skip", "attributes", "perturbations", "maps", "--baselines"]
 
 def said(out): return (out / "summary.txt").read_text()
 
@@ -38,9 +38,9 @@ def test_a_whole_comparison(whole_comparison, whole):
             and "src=\"http" not in page)
     tables = {p.parent.name + "/" + p.name: pd.read_csv(p) for part in _STAGES
               for p in (out / part).glob("*.csv") if p.stat().st_size > 2}
-    assert (set(tables["factors/attribution.csv"].encoder)
+    assert (set(tables["attributes/attribution.csv"].encoder)
             >= {"CLIP", "DINO", "random ViT", "raw pixels", "CLIP − DINO"})
-    assert (set(tables["interventions/sensitivity.csv"].encoder)
+    assert (set(tables["perturbations/sensitivity.csv"].encoder)
             >= {"CLIP", "DINO", "random ViT", "raw pixels"})
     first = json.loads((out / "vectors/beside_1/card.json").read_text())
     study = json.loads((whole / "embed/random/scenes/card.json").read_text())
@@ -128,15 +128,26 @@ def test_two_local_models_on_a_folder(local_models, folder, tmp_path):
     items = pd.read_parquet(out / "vectors/a/items.parquet").item_id.tolist()
     assert np.allclose(np.load(out / "vectors/a/vectors.npy")[items.index("p07.png")], want,
                        atol=2e-3)
-    assert ((out / "interventions/sensitivity.csv").exists()
+    assert ((out / "perturbations/sensitivity.csv").exists()
             and len(pd.read_csv(out / "pairs/pairs.csv")))
 
 def test_an_encoder_against_itself(folder, tmp_path):
     out = tmp_path / "out"
     main(["compare", "pixels:8", "pixels:8", *OPTIONS, "--images", str(folder), "--out", str(out),
-          "--baselines", "--skip", "interventions"])
+          "--baselines", "--skip", "perturbations"])
     assert ("100.0 %" in said(out) and "all scores are 0" in said(out)
             and (out / "atlas.html").exists())
+
+def test_stages_of_version_0_0_1_keep_their_results(folder, tmp_path):
+    out = tmp_path / "out"
+    given = ["compare", "pixels:8", "pixels:4", *OPTIONS, "--images", str(folder), "--out",
+             str(out), "--baselines", "--skip"]
+    main([*given, "interventions", "maps"]) # an old name of a stage is read too
+    made = out / "attributes/lift.csv"
+    before = made.stat().st_mtime_ns
+    (out / "attributes").rename(out / "factors")
+    main([*given, "perturbations", "maps"])
+    assert made.stat().st_mtime_ns == before and not (out / "factors").exists()
 
 def own_vectors(home, name, ids, d, seed, **columns):
     np.save(home / f"{name}.npy",
@@ -168,7 +179,7 @@ def test_vectors_from_elsewhere_with_their_pictures(folder, tmp_path, capsys):
     a, b = (own_vectors(tmp_path, n, ids, 16, k) for k, n in enumerate(("mine", "yours")))
     main(["compare", a, b, *OPTIONS, "--images", str(folder), "--out", str(tmp_path / "out"),
           "--skip", "maps"])
-    assert ((tmp_path / "out/factors/attribution.csv").exists()
+    assert ((tmp_path / "out/attributes/attribution.csv").exists()
             and "nearest neighbors" in (tmp_path / "out/report.html").read_text())
     c, d = (own_vectors(tmp_path, n, [*ids, "gone.png"], 16, k) for k, n in enumerate("cd"))
     with pytest.raises(SystemExit):
@@ -340,10 +351,10 @@ def test_colours_are_lent(names):
 def test_killed_in_the_middle(folder, tmp_path):
     import signal
     args = ["compare", "pixels:8", "colors:4", *OPTIONS, "--images", folder, "--baselines",
-            "--skip", "interventions", "maps", "--out"]
+            "--skip", "perturbations", "maps", "--out"]
     text, code = finish(start(*args, tmp_path / "calm"))
     assert code == 0, text
-    for part in ("neighbors", "pairs", "factors"):
+    for part in ("neighbors", "pairs", "attributes"):
         signal_when(start(*args, tmp_path / "killed"),
                     lambda: any((tmp_path / "killed").glob(f".{part}.tmp-*")), signal.SIGKILL,
                     group=True)

@@ -410,7 +410,7 @@ def test_no_pairs_are_refused(items, shown):
     with pytest.raises(UserError, match="no pairs"):
         attribution.enrichment(pd.DataFrame(columns=["i", "j"]), made, made, shown)
 
-# --- interventions
+# --- perturbations
 
 def strengths(): return [(n, s) for n, (_, ss) in perturbations.PERTURBATIONS.items() for s in ss]
 
@@ -494,7 +494,7 @@ def test_no_uniform_ground_is_skipped():
     framed = noise.copy(); framed[[0, -1]] = 200; framed[:, [0, -1]] = 200 # a hairline is no ground
     assert perturbations.background_mask(framed) is None
 
-def test_unknown_interventions_are_refused(pictures):
+def test_unknown_perturbations_are_refused(pictures):
     with pytest.raises(UserError, match="expected one of hue"):
         perturbations.apply_perturbation(pictures[0], "melt", 1)
 
@@ -559,7 +559,7 @@ def test_encoders_are_moved_by_what_they_see_and_by_nothing_else(scenes):
 def test_sensitivity_is_the_mean_drop_in_both_units(scenes, pictures):
     e = raw_pixels(16)
     t = perturbations.sensitivity({"raw": e}, scenes, n=240, n_resamples=100,
-                                  interventions=dict(grey=perturbations.PERTURBATIONS["grey"]))
+                                  perturbations=dict(grey=perturbations.PERTURBATIONS["grey"]))
     def see(p):
         return torch.nn.functional.normalize(e.vector(eval_view(torch.from_numpy(p.transpose(0, 3,
                                                                                              1,
@@ -581,12 +581,12 @@ def test_an_encoder_may_fit_pictures_itself(scenes):
         return np.asarray(im.resize((8, 8)))
     e.fit = fit
     t = perturbations.sensitivity({"own": e}, scenes, n=5, n_resamples=5,
-                                  interventions=dict(grey=perturbations.PERTURBATIONS["grey"]))
+                                  perturbations=dict(grey=perturbations.PERTURBATIONS["grey"]))
     assert set(seen) == {(64, 64)} and len(seen) == 10 and np.isfinite(t["shift_sd"]).all()
 
 def test_a_world_adds_scenes_composed_again():
     t = perturbations.sensitivity({"raw": raw_pixels(16)}, WORLD, n=8, n_resamples=10,
-                                  interventions={})
+                                  perturbations={})
     assert (t.perturbation.tolist()
             == ["style", "concept, same category", "concept, other category", "ground, exactly",
                 "word on a sign"])

@@ -20,7 +20,7 @@ def cosines(e):
     return x @ x.T
 
 def brute(a, b, sign, per_image, k):
-    "(i, j) by their definition: standardise, sort all pairs, take greedily."
+    "(i, j) by their definition: standardize, sort all pairs, take greedily."
     n, hashes = len(a.items), a.items.pixel_hash.values
     upper = np.triu_indices(n, 1)
     def z(e):

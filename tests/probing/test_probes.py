@@ -400,7 +400,7 @@ def test_only_the_protocol_as_written_looks_at_the_test_labels():
     x, y = problem(240, 6, 3, 13, gap=0.6)
     train, val, test = thirds(240)
     def short(n):
-        return replace(PROTOCOLS[n], epochs=3, trial=1, warmup=1)
+        return replace(PROTOCOLS[n], epochs=3, trial_epochs=1, warmup_epochs=1)
     for name, looks in (("as written", True), ("corrected", False), ("dino", False)):
         a, b = (sgd_probe(x, np.where(test, (y + k) % 3, y), train, val, test, short(name))
                 for k in (0, 1))
@@ -412,7 +412,8 @@ def test_only_the_protocol_as_written_looks_at_the_test_labels():
 def test_the_grid_is_tried_and_the_best_of_it_trained():
     x, y = problem(240, 6, 3, 13, gap=0.6)
     p = sgd_probe(x, y, *thirds(240),
-                  replace(PROTOCOLS["corrected"], batch=16, epochs=4, trial=2, warmup=1)).path
+                  replace(PROTOCOLS["corrected"], batch_size=16, epochs=4, trial_epochs=2,
+                          warmup_epochs=1)).path
     tries, run = p[:12], p[12:]
     assert (set(zip(tries.rate, tries.decay))
             == {(r, d) for r in (1e-6, 1e-5, 1e-4, 1e-3) for d in (0, 1e-6, 1e-3)})
@@ -425,9 +426,9 @@ def test_one_step_of_dinos_protocol_is_written_out():
     x, y = problem(30, 4, 3, 14)
     rows = np.arange(30)
     # a batch holds all: the order does not matter
-    one = replace(PROTOCOLS["dino"], epochs=1, batch=64)
+    one = replace(PROTOCOLS["dino"], epochs=1, batch_size=64)
     got = sgd_probe(x, y, rows, rows, rows, one).weights
     w = np.vstack([0.01 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).numpy(),
                    np.zeros((1, 3))])
     r = (chances(w, x) - np.eye(3)[y]) / 30
-    assert np.allclose(got, w - one.rates[0] * np.vstack([x.T @ r, r.sum(0)]), atol=1e-6)
+    assert np.allclose(got, w - one.lrs[0] * np.vstack([x.T @ r, r.sum(0)]), atol=1e-6)

@@ -59,7 +59,7 @@ def test_centre_and_ends_come_first():
 
 def test_arms_stand_at_the_centre_and_at_the_lowest_value():
     found, low = scaling_grid._points(EMOJI), min(EMOJI.axes["drawings"])
-    for arm in EMOJI.arms["drawings"]:
+    for arm in EMOJI.extra_recipes["drawings"]:
         own = {(p.drawings, p.seed) for p in found if p.recipe == arm}
         assert own == {(x, k) for x in (1.0, low) for k in range(EMOJI.seeds)}
         for p in found: # what the arm changes, and nothing else
@@ -72,7 +72,7 @@ def test_arms_stand_at_the_centre_and_at_the_lowest_value():
                         == (set() if arm == "supervised" else {"data.caption_policy"}))
 
 def test_recipes_that_do_not_exist_are_not_in_it(monkeypatch):
-    grid = replace(EMOJI, also=("not there yet",))
+    grid = replace(EMOJI, center_recipes=("not there yet",))
     before = scaling_grid._points(grid)
     monkeypatch.setitem(RECIPES, "not there yet", replace(RECIPES["dino"], title="new"))
     assert [p.recipe for p in scaling_grid._points(grid) if p not in before] == ["not there yet"]
@@ -85,7 +85,7 @@ def test_reckoned_flops_are_those_that_training_counts(results):
 
 def test_flops_grow_with_the_model_and_the_samples():
     cost = {r.point: r.flops for r in scaling_grid._grid_runs(EMOJI)}
-    c = scaling_grid.RunSpec("clip", **EMOJI.centre)
+    c = scaling_grid.RunSpec("clip", **EMOJI.center)
     assert cost[replace(c, size=96)] < cost[c] < cost[replace(c, size=384)]
     assert (cost[replace(c, samples=10_240)] == pytest.approx(cost[c] / 4)
             and cost[replace(c, drawings=0.25)] == cost[c])
@@ -296,7 +296,7 @@ def test_a_release_of_the_same_settings_is_taken(monkeypatch):
     run = next(r
                for r in scaling_grid._grid_runs(EMOJI)
                if r.point
-               == scaling_grid.RunSpec("dino", **EMOJI.centre | dict(samples=300_000), seed=1))
+               == scaling_grid.RunSpec("dino", **EMOJI.center | dict(samples=300_000), seed=1))
     corpus = read_manifest(next(p
                                 for p in list_releases() if p.name == "dino-1"))["inputs"]["corpus"]
     assert scaling_runs._find_released_run(run, corpus) is None # its last layer started otherwise
@@ -373,7 +373,7 @@ def made_up(truth, seed_sd=0.004, sampling=0.01, rng=None, grid=EMOJI, only=lamb
                                        * (3 if p.recipe == "dino" else 1)))
     return pd.DataFrame(rows)
 
-C = EMOJI.centre
+C = EMOJI.center
 def by(p, a):
     return math.log2(getattr(p, a) / C[a])
 
@@ -437,7 +437,7 @@ def test_seeds_are_pooled_over_places():
     for (recipe, _), (v, df) in scaling_curves.seed_variance(t).items():
         runs = t[t.recipe == recipe].groupby(list(scaling_grid._AXES)).estimate.agg(["var", "size"])
         twice = runs[runs["size"] > 1]
-        assert (df == (6 if recipe in EMOJI.recipes else 0 if recipe in EMOJI.also else 2)
+        assert (df == (6 if recipe in EMOJI.recipes else 0 if recipe in EMOJI.center_recipes else 2)
                 and (df == 0 or v == pytest.approx(twice["var"].mean())))
 
 def test_shared_test_items_cancel():
@@ -559,7 +559,7 @@ def test_results_are_read_with_what_is_missing(results, tmp_path):
         scaling_curves._read_results(tmp_path)
 
 def test_runs_of_another_grid_are_left_out(results):
-    m = scaling_curves.analyze_grid(replace(TINY, recipes=("dino",), also=()), results)
+    m = scaling_curves.analyze_grid(replace(TINY, recipes=("dino",), center_recipes=()), results)
     assert set(m.table.recipe) == {"dino"} and len(m.missing) == 1
 
 # --- published

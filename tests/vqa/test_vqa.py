@@ -287,7 +287,7 @@ def loaded(name, folder, **how):
 def test_every_benchmark_loads_asks_and_scores(name, published, tmp_path):
     assert set(SCHEMAS) == set(BENCHMARKS)
     got = loaded(name, tmp_path, published=published)
-    q, b = _check_questions(got.questions, BENCHMARKS[name].most), BENCHMARKS[name]
+    q, b = _check_questions(got.questions, BENCHMARKS[name].max_options), BENCHMARKS[name]
     assert len(q) + len(got.skipped) == 8
     assert q[0]["image"].size == (8, 8)
     rows = q.remove_columns("image").to_list()

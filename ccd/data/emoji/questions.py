@@ -22,265 +22,268 @@ from .materials import (SUBSETS, _CELLS, _LARGEST, _MIN_CONTRAST, _OBJECT_CLASSE
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #6ae99955
 _OPTION_LETTERS = "ABCD"
 
-def _whole(rng, m, size, pick): # one large object
-    canvas, facts, (drawing,) = _contrasting_background(rng, m, size, [pick])
+def _whole(rng, assets, size, pick): # one large object
+    canvas, facts, (drawing,) = _contrasting_background(rng, assets, size, [pick])
     box = _place_drawing(canvas, drawing, rng, 0, 0, size, (0.62, 0.95))
-    return canvas, facts | dict(things=_laid(m, [pick], [box]))
+    return canvas, facts | dict(things=_laid(assets, [pick], [box]))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #4c84fc40
-def _of(m, pick, *others): # factors of the objects in an image and its options
-    t = m.table
-    return dict(cluster=t["family"][pick], style=t["style"][pick],
-                concept=t["concept"][pick],
-                families=sorted({t["family"][i] for i in (pick, *others)}))
+def _of(assets, pick, *others): # factors of the objects in an image and its options
+    table = assets.table
+    return dict(cluster=table["family"][pick], style=table["style"][pick],
+                concept=table["concept"][pick],
+                families=sorted({table["family"][position] for position in (pick, *others)}))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #7172f511
-def _name(rng, m, size, k, picks):
-    canvas, facts = _whole(rng, m, size, picks[k])
-    return (canvas, "What is in the picture?", [m.table["name"][i] for i in picks],
-            facts | _of(m, picks[k], *picks))
+def _name(rng, assets, size, answer, picks):
+    canvas, facts = _whole(rng, assets, size, picks[answer])
+    return (canvas, "What is in the picture?", [assets.table["name"][pick] for pick in picks],
+            facts | _of(assets, picks[answer], *picks))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #dfe2db74
-def _ask_object(rng, m, size, k):
+def _ask_object(rng, assets, size, answer):
     "Ask for the name of an object, among concepts of any category."
-    style = _style(rng, m)
-    picks = _until_told_apart(m, lambda: [_any(rng, m, style) for _ in range(4)])
-    return _name(rng, m, size, k, picks)
+    style = _style(rng, assets)
+    picks = _until_told_apart(assets, lambda: [_any(rng, assets, style) for _ in range(4)])
+    return _name(rng, assets, size, answer, picks)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #c2ea9396
-def _ask_object_hard(rng, m, size, k):
+def _ask_object_hard(rng, assets, size, answer):
     "Ask for the name of an object, among concepts of the same subcategory."
-    style = _style(rng, m)
-    near = [f for (c, _, s), f in m.by.items()
-            if c == "subcategory" and s == style and len(f) > 3]
+    style = _style(rng, assets)
+    near = [families for (column, _, style_name), families in assets.by.items()
+            if column == "subcategory" and style_name == style and len(families) > 3]
     def draw():
         pool = _some(rng, near)
-        return [_some(rng, pool[i]) for i in rng.permutation(len(pool))[:4]]
-    return _name(rng, m, size, k, _until_told_apart(m, draw))
+        return [_some(rng, pool[index]) for index in rng.permutation(len(pool))[:4]]
+    return _name(rng, assets, size, answer, _until_told_apart(assets, draw))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #d1329a91
-def _ask_category(rng, m, size, k):
+def _ask_category(rng, assets, size, answer):
     "Ask for the class of an object."
-    kinds = [str(v) for v in rng.permutation(list(_OBJECT_CLASSES))[:4]]
-    pick = _pick(rng, m, "kind", kinds[k], _style(rng, m, "kind", kinds))
-    canvas, facts = _whole(rng, m, size, pick)
-    return canvas, "What kind of thing is it?", kinds, facts | _of(m, pick)
+    kinds = [str(kind) for kind in rng.permutation(list(_OBJECT_CLASSES))[:4]]
+    pick = _pick(rng, assets, "kind", kinds[answer], _style(rng, assets, "kind", kinds))
+    canvas, facts = _whole(rng, assets, size, pick)
+    return canvas, "What kind of thing is it?", kinds, facts | _of(assets, pick)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #d293405d
-def _ask_background_color(rng, m, size, k):
+def _ask_background_color(rng, assets, size, answer):
     "Ask for the color of the background behind an object with enough contrast."
-    options = [str(v) for v in rng.permutation(list(PALETTE))[:4]]
-    canvas, facts = draw_background(rng, size, "plain", options[k])
+    options = [str(color) for color in rng.permutation(list(PALETTE))[:4]]
+    canvas, facts = draw_background(rng, size, "plain", options[answer])
     behind, seen = canvas[0, 0], 0
     while seen < _MIN_CONTRAST: # any style, since one style is all black
-        pick = _any(rng, m, _style(rng, m))
-        drawing = drawings()[1][m.table["row"][pick]]
+        pick = _any(rng, assets, _style(rng, assets))
+        drawing = drawings()[1][assets.table["row"][pick]]
         seen = _color_contrast(drawing, behind)
     box = _place_drawing(canvas, drawing, rng, 0, 0, size, (0.62, 0.95))
-    facts |= dict(things=_laid(m, [pick], [box]))
-    return canvas, "What colour is behind the thing?", options, facts | _of(m, pick)
+    facts |= dict(things=_laid(assets, [pick], [box]))
+    return canvas, "What colour is behind the thing?", options, facts | _of(assets, pick)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #7947e92e
 _NUMBERS = dict(one=1, two=2, three=3, four=4)
 
-def _deal(rng): return [str(c) for c in rng.permutation(list(_CELLS))]
+def _deal(rng): return [str(cell) for cell in rng.permutation(list(_CELLS))]
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #c94a493e
-def _ask_count(rng, m, size, k):
+def _ask_count(rng, assets, size, answer):
     "Ask for the number of objects, one to four copies of one drawing."
-    options = [str(v) for v in rng.permutation(list(_NUMBERS))]
-    n = _NUMBERS[options[k]]
-    pick = _any(rng, m, _style(rng, m))
-    canvas, facts = _place_grid(rng, m, size, {c: pick for c in _deal(rng)[:n]})
-    return canvas, "How many things are there?", options, facts | _of(m, pick)
+    options = [str(number) for number in rng.permutation(list(_NUMBERS))]
+    count = _NUMBERS[options[answer]]
+    pick = _any(rng, assets, _style(rng, assets))
+    canvas, facts = _place_grid(rng, assets, size, {cell: pick for cell in _deal(rng)[:count]})
+    return canvas, "How many things are there?", options, facts | _of(assets, pick)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #f80a95e2
-def _ask_relation(rng, m, size, k):
+def _ask_relation(rng, assets, size, answer):
     "Ask for the position of one of two objects relative to the other."
-    a, b = kinds = [str(v) for v in rng.permutation(list(_OBJECT_CLASSES))[:2]]
-    style = _style(rng, m, "kind", kinds)
-    one, other = (_pick(rng, m, "kind", v, style) for v in kinds)
-    way = [str(r) for r in rng.permutation(list(_RELATIONS))]
-    canvas, facts, shown = _contrasting_background(rng, m, size, (one, other))
-    half, quarter, across = size // 2, size // 4, "of" in way[k]
+    target, reference = kinds = [str(kind) for kind in rng.permutation(list(_OBJECT_CLASSES))[:2]]
+    style = _style(rng, assets, "kind", kinds)
+    one, other = (_pick(rng, assets, "kind", kind, style) for kind in kinds)
+    way = [str(relation) for relation in rng.permutation(list(_RELATIONS))]
+    canvas, facts, shown = _contrasting_background(rng, assets, size, (one, other))
+    half, quarter, across = size // 2, size // 4, "of" in way[answer]
     def spot(first): return (first * half, quarter)[::1 if across else -1]
     boxes = [_place_drawing(canvas, drawing, rng, *spot(first), half)
-             for drawing, first in zip(shown, _RELATIONS[way[k]])]
-    facts |= dict(things=_laid(m, (one, other), boxes))
-    return (canvas, f"Where is the {a}?", [f"{w} the {b}" for w in way],
-            facts | _of(m, one, other))
+             for drawing, first in zip(shown, _RELATIONS[way[answer]])]
+    facts |= dict(things=_laid(assets, (one, other), boxes))
+    return (canvas, f"Where is the {target}?", [f"{relation} the {reference}" for relation in way],
+            facts | _of(assets, one, other))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #ad873ca4
-def _ask_position(rng, m, size, k):
+def _ask_position(rng, assets, size, answer):
     "Ask for the position of one of four objects."
-    kinds = [str(v) for v in rng.permutation(list(_OBJECT_CLASSES))[:4]]
-    style = _style(rng, m, "kind", kinds)
-    picks = [_pick(rng, m, "kind", v, style) for v in kinds]
+    kinds = [str(kind) for kind in rng.permutation(list(_OBJECT_CLASSES))[:4]]
+    style = _style(rng, assets, "kind", kinds)
+    picks = [_pick(rng, assets, "kind", kind, style) for kind in kinds]
     cells = _deal(rng)
-    where = dict(zip([cells[k], *(c for c in cells if c != cells[k])], picks))
-    canvas, facts = _place_grid(rng, m, size, where)
-    return canvas, f"Where is the {kinds[0]}?", cells, facts | _of(m, *picks)
+    where = dict(zip([cells[answer], *(cell for cell in cells if cell != cells[answer])], picks))
+    canvas, facts = _place_grid(rng, assets, size, where)
+    return canvas, f"Where is the {kinds[0]}?", cells, facts | _of(assets, *picks)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #60f7a512
-def _odd(rng, m, size, k, question, odd, others):
+def _odd(rng, assets, size, answer, question, odd, others):
     cells = _deal(rng)
-    rest = [c for c in cells if c != cells[k]]
-    where = {cells[k]: odd} | dict(zip(rest, others))
-    canvas, facts = _place_grid(rng, m, size, where)
-    return canvas, question, cells, facts | _of(m, odd, *others)
+    rest = [cell for cell in cells if cell != cells[answer]]
+    where = {cells[answer]: odd} | dict(zip(rest, others))
+    canvas, facts = _place_grid(rng, assets, size, where)
+    return canvas, question, cells, facts | _of(assets, odd, *others)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #61189464
-def _ask_odd_object(rng, m, size, k):
+def _ask_odd_object(rng, assets, size, answer):
     "Ask for the odd one: three copies of one drawing, and another concept."
-    style = _style(rng, m)
-    def two(): return [_any(rng, m, style) for _ in range(2)]
-    odd, same = _until_told_apart(m, two)
-    return _odd(rng, m, size, k, "Where is the odd one out?", odd, [same] * 3)
+    style = _style(rng, assets)
+    def two(): return [_any(rng, assets, style) for _ in range(2)]
+    odd, same = _until_told_apart(assets, two)
+    return _odd(rng, assets, size, answer, "Where is the odd one out?", odd, [same] * 3)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #97bbb6cc
-def _odd_category(rng, m, size, k):
+def _odd_category(rng, assets, size, answer):
     "Ask for the odd one: three objects of one class, and one of another."
-    kinds = [str(v) for v in rng.permutation(list(_OBJECT_CLASSES))[:2]]
-    able = [s for s in m.styles if len(m.by.get(("kind", kinds[1], s), ())) > 2
-            and ("kind", kinds[0], s) in m.by]
+    kinds = [str(kind) for kind in rng.permutation(list(_OBJECT_CLASSES))[:2]]
+    able = [style_name for style_name in assets.styles
+            if len(assets.by.get(("kind", kinds[1], style_name), ())) > 2
+            and ("kind", kinds[0], style_name) in assets.by]
     style = _some(rng, able)
-    pool = m.by["kind", kinds[1], style]
-    others = [_some(rng, pool[i]) for i in rng.permutation(len(pool))[:3]]
-    odd = _pick(rng, m, "kind", kinds[0], style)
-    return _odd(rng, m, size, k, "Which is of another kind?", odd, others)
+    pool = assets.by["kind", kinds[1], style]
+    others = [_some(rng, pool[index]) for index in rng.permutation(len(pool))[:3]]
+    odd = _pick(rng, assets, "kind", kinds[0], style)
+    return _odd(rng, assets, size, answer, "Which is of another kind?", odd, others)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #94cb8fbf
-def _sign(rng, m, size, text, options, asked, x_height=(_SMALLEST, _LARGEST)):
-    canvas, facts = m.ground(rng, size)
-    name, edge = _some(rng, m.fonts), size // 32
+def _sign(rng, assets, size, text, options, asked, x_height=(_SMALLEST, _LARGEST)):
+    canvas, facts = assets.ground(rng, size)
+    name, edge = _some(rng, assets.fonts), size // 32
     px = round(rng.uniform(*x_height) * size / 64 / _x_height_ratio(name))
     def width(): return np.subtract(*font(name, px).getbbox(text)[2::-2])
     while width() > size - 2 * edge: px -= 1
-    x = rng.integers(edge, size - edge - width() + 1)
-    y = rng.integers(edge, size - edge - int(1.2 * px) + 1)
-    box = _place_text(canvas, text, name, px, int(x), int(y), text_color_for(canvas, rng))
+    left = rng.integers(edge, size - edge - width() + 1)
+    top = rng.integers(edge, size - edge - int(1.2 * px) + 1)
+    box = _place_text(canvas, text, name, px, int(left), int(top), text_color_for(canvas, rng))
     facts |= dict(cluster=text, words=options, font=name, px=px,
                   written=[[text, box]])
     return canvas, asked, options, facts
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #b9d27dce
-def _ask_word(rng, m, size, k):
+def _ask_word(rng, assets, size, answer):
     "Ask which of four words is written."
-    options = [m.words[i] for i in rng.permutation(len(m.words))[:4]]
-    return _sign(rng, m, size, options[k], options, "Which word is it?")
+    options = [assets.words[index] for index in rng.permutation(len(assets.words))[:4]]
+    return _sign(rng, assets, size, options[answer], options, "Which word is it?")
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #1392816c
-def _ask_word_hard(rng, m, size, k):
+def _ask_word_hard(rng, assets, size, answer):
     "Ask which of four similar words of the same length is written."
-    one = _some(rng, m.words)
-    same = [w for w in m.words if len(w) == len(one) and w != one]
-    shared = np.array([sum(a == b for a, b in zip(w, one)) for w in same])
+    one = _some(rng, assets.words)
+    same = [word for word in assets.words if len(word) == len(one) and word != one]
+    shared = np.array([sum(letter == wanted for letter, wanted in zip(word, one)) for word in same])
     near = np.lexsort((rng.random(len(same)), -shared))[:3]
-    options = [one, *(same[i] for i in near)]
-    options = [options[i] for i in rng.permutation(4)]
-    return _sign(rng, m, size, options[k], options, "Which word is it?")
+    options = [one, *(same[index] for index in near)]
+    options = [options[index] for index in rng.permutation(4)]
+    return _sign(rng, assets, size, options[answer], options, "Which word is it?")
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #bc56ce77
-def _four_letters(rng, m): # initial letters are equally likely
-    return [str(v) for v in rng.permutation(sorted({w[0] for w in m.words}))[:4]]
+def _four_letters(rng, assets): # initial letters are equally likely
+    return [str(letter)
+            for letter in rng.permutation(sorted({word[0] for word in assets.words}))[:4]]
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #c2c75013
-def _ask_first_letter(rng, m, size, k):
+def _ask_first_letter(rng, assets, size, answer):
     "Ask for the first letter of a word."
-    options = _four_letters(rng, m)
-    text = _some(rng, [w for w in m.words if w[0] == options[k]])
-    return _sign(rng, m, size, text, options, "Which letter does the word begin with?")
+    options = _four_letters(rng, assets)
+    text = _some(rng, [word for word in assets.words if word[0] == options[answer]])
+    return _sign(rng, assets, size, text, options, "Which letter does the word begin with?")
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #183c1871
-def _ask_letter(rng, m, size, k):
+def _ask_letter(rng, assets, size, answer):
     "Ask for a single large letter."
-    options = _four_letters(rng, m)
-    return _sign(rng, m, size, options[k], options, "Which letter is it?", (14, 21))
+    options = _four_letters(rng, assets)
+    return _sign(rng, assets, size, options[answer], options, "Which letter is it?", (14, 21))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #f7f029ec
-def _three_rows(rng, k, options): # three options, the right one first
-    rest = [o for j, o in enumerate(options) if j != k]
-    return [options[k], *(rest[i] for i in rng.permutation(3)[:2])]
+def _three_rows(rng, answer, options): # three options, the right one first
+    rest = [option for index, option in enumerate(options) if index != answer]
+    return [options[answer], *(rest[index] for index in rng.permutation(3)[:2])]
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #bb5d49e8
-def _labels(rng, m, n): # short words
-    short = [w for w in m.words if len(w) < 5]
-    return [short[i] for i in rng.permutation(len(short))[:n]]
+def _labels(rng, assets, count): # short words
+    short = [word for word in assets.words if len(word) < 5]
+    return [short[index] for index in rng.permutation(len(short))[:count]]
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #fb434573
-def _chart(rng, m, size, labels, values, form, rows=3):
+def _chart(rng, assets, size, labels, values, form, rows=3):
     canvas, facts = draw_background(rng, size, "plain")
-    name, ink, unit = _some(rng, m.fonts), text_color_for(canvas, rng), size / 64
+    name, ink, unit = _some(rng, assets.fonts), text_color_for(canvas, rng), size / 64
     edge, high, start = round(2 * unit), size // rows, round(40 * unit)
     px = min(round(8 * unit / _x_height_ratio(name)), high)
-    def widest(): return max(font(name, px).getlength(w) for w in labels)
+    def widest(): return max(font(name, px).getlength(label) for label in labels)
     while widest() > start - 2 * edge: px -= 1
     def away(rgb): return np.sqrt(np.mean(((canvas[0, 0] - rgb) / 255) ** 2))
-    color = _some(rng, [c for c in PALETTE.values() if away(c) > _MIN_CONTRAST])
-    bars, written, text = [], [], lambda said, x, y: written.append(
-        [said, _place_text(canvas, said, name, px, x, y, ink)])
-    for row, i in enumerate(rng.permutation(rows)):
-        if i >= len(labels): continue
+    color = _some(rng,
+                  [candidate for candidate in PALETTE.values() if away(candidate) > _MIN_CONTRAST])
+    bars, written, text = [], [], lambda said, start_x, start_y: written.append(
+        [said, _place_text(canvas, said, name, px, start_x, start_y, ink)])
+    for row, index in enumerate(rng.permutation(rows)):
+        if index >= len(labels): continue
         top = row * high
-        y = top + (high - px) // 2
-        text(labels[i], edge, y)
+        line_top = top + (high - px) // 2
+        text(labels[index], edge, line_top)
         if form == "table":
-            text(str(values[i]), round(50 * unit), y)
+            text(str(values[index]), round(50 * unit), line_top)
             if row: canvas[top, :] = ink
         else:
-            end = start + round((size - edge - start) * values[i] / 9)
+            end = start + round((size - edge - start) * values[index] / 9)
             box = [start, top + 2 * edge, end, top + high - edge]
             canvas[box[1]:box[3], box[0]:box[2]] = color
-            bars.append([int(values[i]), box])
+            bars.append([int(values[index]), box])
     return canvas, facts | dict(cluster="", words=labels, font=name, px=px, bars=bars,
-                                written=written, values=[int(v) for v in values])
+                                written=written, values=[int(value) for value in values])
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #f5baae8f
-def _bars(rng, m, size, k, what): # values a < b < c that differ by at least two
-    options = _labels(rng, m, 4)
-    a, b, c = np.sort(rng.permutation(7)[:3]) + [1, 2, 3]
-    mid = [a, b] if what == "largest" else [b, c]
-    values = [c if what == "largest" else a, *rng.permutation(mid)]
-    rows = _three_rows(rng, k, options)
-    canvas, facts = _chart(rng, m, size, rows, values, "bars")
+def _bars(rng, assets, size, answer, what): # three rising values that differ by at least two
+    options = _labels(rng, assets, 4)
+    lowest, between, highest = np.sort(rng.permutation(7)[:3]) + [1, 2, 3]
+    mid = [lowest, between] if what == "largest" else [between, highest]
+    values = [highest if what == "largest" else lowest, *rng.permutation(mid)]
+    rows = _three_rows(rng, answer, options)
+    canvas, facts = _chart(rng, assets, size, rows, values, "bars")
     return (canvas, f"Which word has the {what} bar?", options,
             facts | dict(words=options))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #b635ad5a
-def _largest_bar(rng, m, size, k): return _bars(rng, m, size, k, "largest")
-def _smallest_bar(rng, m, size, k): return _bars(rng, m, size, k, "smallest")
+def _largest_bar(rng, assets, size, answer): return _bars(rng, assets, size, answer, "largest")
+def _smallest_bar(rng, assets, size, answer): return _bars(rng, assets, size, answer, "smallest")
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #183e7faa
-def _ask_chart_value(rng, m, size, k):
+def _ask_chart_value(rng, assets, size, answer):
     "Ask for the number beside a word in a table."
-    options = [str(v + 1) for v in rng.permutation(9)[:4]]
-    rows, labels = _three_rows(rng, k, options), _labels(rng, m, 3)
-    canvas, facts = _chart(rng, m, size, labels, [int(v) for v in rows], "table")
+    options = [str(digit + 1) for digit in rng.permutation(9)[:4]]
+    rows, labels = _three_rows(rng, answer, options), _labels(rng, assets, 3)
+    canvas, facts = _chart(rng, assets, size, labels, [int(row) for row in rows], "table")
     return canvas, f"What is the value of {labels[0]}?", options, facts
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #dbca14a2
-def _ask_chart_label(rng, m, size, k):
+def _ask_chart_label(rng, assets, size, answer):
     "Ask for the word beside a number in a table."
-    options, values = _labels(rng, m, 4), rng.permutation(9)[:3] + 1
-    rows = _three_rows(rng, k, options)
-    canvas, facts = _chart(rng, m, size, rows, values, "table")
+    options, values = _labels(rng, assets, 4), rng.permutation(9)[:3] + 1
+    rows = _three_rows(rng, answer, options)
+    canvas, facts = _chart(rng, assets, size, rows, values, "table")
     return (canvas, f"Which word has the value {values[0]}?", options, facts | dict(words=options))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #93560d52
-def _ask_table_entry(rng, m, size, k):
+def _ask_table_entry(rng, assets, size, answer):
     "Ask which of four words is in a table."
-    words, values = _labels(rng, m, 6), rng.permutation(9)[:3] + 1
+    words, values = _labels(rng, assets, 6), rng.permutation(9)[:3] + 1
     options = words[:4]
-    canvas, facts = _chart(rng, m, size, [words[k], *words[4:]], values, "table")
+    canvas, facts = _chart(rng, assets, size, [words[answer], *words[4:]], values, "table")
     return canvas, "Which word is in the table?", options, facts | dict(words=options)
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #23153100
-def _ask_row_count(rng, m, size, k):
+def _ask_row_count(rng, assets, size, answer):
     "Ask for the number of rows of a table, one to four."
-    options = [str(v) for v in rng.permutation(list(_NUMBERS))]
-    n = _NUMBERS[options[k]]
-    canvas, facts = _chart(rng, m, size, _labels(rng, m, n), rng.permutation(9)[:n] + 1,
-                           "table", rows=4)
+    options = [str(number) for number in rng.permutation(list(_NUMBERS))]
+    count = _NUMBERS[options[answer]]
+    canvas, facts = _chart(rng, assets, size, _labels(rng, assets, count),
+                           rng.permutation(9)[:count] + 1, "table", rows=4)
     return canvas, "How many rows has the table?", options, facts
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #ded878a8
@@ -308,30 +311,30 @@ def question(
     """Compose a question and its image.
 
     Raises `UserError` for an unknown subset or split, or another data source."""
-    s = _get_subset(subset)
+    spec = _get_subset(subset)
     _check(data, split)
-    m = _question_assets(split, s.held_out, data.held_out_style)
+    assets = _question_assets(split, spec.held_out, data.held_out_style)
     key = int(content_hash([_VERSION, stream, split, subset, data.seed]), 16)
-    def rng(n): return np.random.Generator(np.random.Philox(key=[key, n]))
-    k = int(rng((1 << 63) + index // 4).permutation(4)[index % 4])
-    canvas, asked, options, facts = _TASKS[s.task](rng(index), m, data.size, k)
+    def rng(counter): return np.random.Generator(np.random.Philox(key=[key, counter]))
+    answer = int(rng((1 << 63) + index // 4).permutation(4)[index % 4])
+    canvas, asked, options, facts = _TASKS[spec.task](rng(index), assets, data.size, answer)
     item = f"{stream}-{split}-{subset.replace(' ', '-')}-{index:06d}"
     number = list(SUBSETS).index(subset) * 1_000_000 + index
     row = dict(index=number, question=asked, **dict(zip(_OPTION_LETTERS, options)),
-               answer=_OPTION_LETTERS[k], category=subset, item_id=item, pair_id="",
+               answer=_OPTION_LETTERS[answer], category=subset, item_id=item, pair_id="",
                cluster=facts.pop("cluster") or item, split=split,
                facts=json.dumps(facts))
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), row
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #f8922681
-def _check(world, split):
+def _check(data, split):
     if split not in ("train", "test"):
         raise UserError(f"no questions for split {split!r}: expected train or test")
-    if world.source != "emoji":
+    if data.source != "emoji":
         raise UserError("questions are composed from the synthetic emoji dataset, not from "
-                        f"{world.source!r}: give a world whose source is `emoji`")
-    if world.held_out_style not in _STYLES:
-        raise UserError(f"unknown style {world.held_out_style!r} to hold out: "
+                        f"{data.source!r}: give a world whose source is `emoji`")
+    if data.held_out_style not in _STYLES:
+        raise UserError(f"unknown style {data.held_out_style!r} to hold out: "
                         "expected one of " + ", ".join(_STYLES))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #2bc009b2
@@ -347,35 +350,35 @@ def _features(more=()):
     texts = ("question", *_OPTION_LETTERS, "answer", "category", "item_id", "cluster",
              "pair_id", "split", "facts", *more)
     return Features(dict(index=Value("int64"), image=ImageFeature(),
-                         **{k: Value("string") for k in texts}))
+                         **{column: Value("string") for column in texts}))
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #3b06bfe2
-def _composed(world, todo, split, stream): # todo: [(subset, index)]
+def _composed(data, todo, split, stream): # todo: [(subset, index)]
     out = []
     for subset, index in todo:
-        image, row = question(world, subset, index, split, stream)
+        image, row = question(data, subset, index, split, stream)
         out.append(row | dict(image=dict(bytes=png(image), path=None)))
     return out
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #a734d1ce
-def _kept(what, world, todo, split, stream, finish=lambda row: row, more=()):
+def _kept(what, data, todo, split, stream, finish=lambda row: row, more=()):
     "Compose questions in parallel as a dataset on disk, or load it where it exists."
     from datasets import (Dataset, disable_progress_bars, enable_progress_bars,
         load_from_disk)
     from joblib import delayed
-    _check(world, split)
-    key = content_hash([_VERSION, _FACTS, [s.sha512 for s in _STYLES.values()], todo, stream,
-                        split, world.size, world.seed, world.held_out_style, *more])
+    _check(data, split)
+    key = content_hash([_VERSION, _FACTS, [style.sha512 for style in _STYLES.values()], todo,
+                        stream, split, data.size, data.seed, data.held_out_style, *more])
     home = cache_dir("corpora", f"{what}-{key}")
     def make(tmp):
         drawings() # made once, before workers start
-        parts = [todo[i:i + 1000] for i in range(0, len(todo), 1000)]
-        jobs = (delayed(_worker)("questions", "_composed", world, p, split, stream)
-                for p in parts)
+        parts = [todo[start:start + 1000] for start in range(0, len(todo), 1000)]
+        jobs = (delayed(_worker)("questions", "_composed", data, part, split, stream)
+                for part in parts)
         rows = []
-        with Progress(f"composing {what}", len(todo), unit="questions") as p:
+        with Progress(f"composing {what}", len(todo), unit="questions") as bar:
             for part in _parallel(jobs):
-                rows += map(finish, part); p.add(len(part))
+                rows += map(finish, part); bar.add(len(part))
         Dataset.from_list(rows, features=_features(more)).save_to_disk(str(tmp))
     disable_progress_bars()
     try: return load_from_disk(str(once(home, make)))
@@ -392,7 +395,7 @@ def emoji_questions(
     Raises `UserError` for less than one question per subset."""
     if per_subset < 1:
         raise UserError(f"{per_subset} questions a subset: expected one or more")
-    todo = [(s, i) for s in SUBSETS for i in range(per_subset)]
+    todo = [(subset, index) for subset in SUBSETS for index in range(per_subset)]
     return _kept("questions", data, todo, split, "questions")
 
 # %% ../../../nbs/library/data/emoji/04_questions.ipynb #57944a82
@@ -406,7 +409,7 @@ def instructions(
     Raises `UserError` for less than one question."""
     if n < 1: raise UserError(f"{n} instructions: expected one or more")
     names = list(SUBSETS)
-    todo = [(names[i % len(names)], i // len(names)) for i in range(n)]
+    todo = [(names[index % len(names)], index // len(names)) for index in range(n)]
     def text(row): return row | dict(answer_text=row[row["answer"]])
     return _kept("instructions", data, todo, "train", f"instructions-{seed}", text,
                  ("answer_text",))

@@ -21,10 +21,14 @@ from .drawings import PALETTE, _concepts, _parallel, _worker, _world_key, drawin
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #052f476a
 _SCENE_TYPES = dict(drawing=0.70, group=0.12, sign=0.12, chart=0.06)
+
+# %% ../../../nbs/library/data/emoji/02_scenes.ipynb #1ded0238
 _TRAIN_FONTS = ("DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOblique "
                "DejaVuSerif DejaVuSerif-Bold DejaVuSerif-Italic DejaVuSerif-BoldItalic "
                "STIXGeneral STIXGeneralBol STIXGeneralItalic STIXGeneralBolIta "
                "cmb10 cmss10").split()
+
+# %% ../../../nbs/library/data/emoji/02_scenes.ipynb #f1f9224b
 TEST_FONTS = ("DejaVuSansMono DejaVuSansMono-Bold DejaVuSansMono-Oblique "
               "DejaVuSansMono-BoldOblique cmr10 cmtt10").split()
 
@@ -32,9 +36,9 @@ TEST_FONTS = ("DejaVuSansMono DejaVuSansMono-Bold DejaVuSansMono-Oblique "
 @lru_cache
 def words() -> tuple[list, list]: # training words, held-out words
     "Return words of three to five letters from the concept names, split by their hash."
-    found = {w for n in _concepts().name for w in re.findall(r"\b[a-z]{3,5}\b", n)}
+    found = {word for name in _concepts().name for word in re.findall(r"\b[a-z]{3,5}\b", name)}
     found -= {"and", "the", "but", "not", "with", "for", "from"}
-    held = {w for w in found if int(hashlib.sha256(w.encode()).hexdigest(), 16) % 5 == 0}
+    held = {word for word in found if int(hashlib.sha256(word.encode()).hexdigest(), 16) % 5 == 0}
     return sorted(found - held), sorted(held)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #91e78dbc
@@ -58,18 +62,18 @@ def draw_background(
     base = np.clip(np.array(PALETTE[color]) + rng.uniform(-14, 14, 3), 0, 255)
     shade = np.clip(base + rng.choice([-1, 1]) * rng.uniform(18, 40), 0, 255)
     y, x = np.mgrid[:size, :size] / size
-    if kind == "plain": t = np.zeros((size, size))
+    if kind == "plain": blend = np.zeros((size, size))
     elif kind == "gradient":
-        a = rng.uniform(0, 2 * np.pi)
-        t = np.clip(0.5 + (x - 0.5) * np.cos(a) + (y - 0.5) * np.sin(a), 0, 1)
+        angle = rng.uniform(0, 2 * np.pi)
+        blend = np.clip(0.5 + (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle), 0, 1)
     else:
-        n, a = rng.integers(3, 8), rng.uniform(0, np.pi)
-        u = (x * np.cos(a) + y * np.sin(a)) * n
-        v = (y * np.cos(a) - x * np.sin(a)) * n
-        t = {0: u % 1 < 0.5, 1: (u % 1 < 0.5) ^ (v % 1 < 0.5),
-             2: (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.07}[int(rng.integers(3))]
-        t = np.asarray(t, float)
-    return base + (shade - base) * t[..., None], dict(ground=str(kind), ground_color=str(color))
+        repeats, angle = rng.integers(3, 8), rng.uniform(0, np.pi)
+        along = (x * np.cos(angle) + y * np.sin(angle)) * repeats
+        across = (y * np.cos(angle) - x * np.sin(angle)) * repeats
+        blend = {0: along % 1 < 0.5, 1: (along % 1 < 0.5) ^ (across % 1 < 0.5),
+             2: (along % 1 - 0.5) ** 2 + (across % 1 - 0.5) ** 2 < 0.07}[int(rng.integers(3))]
+        blend = np.asarray(blend, float)
+    return base + (shade - base) * blend[..., None], dict(ground=str(kind), ground_color=str(color))
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #e6eb8e79
 def paste(
@@ -81,7 +85,7 @@ def paste(
     "Paste a drawing onto the canvas."
     rgba = drawing.astype(np.float32)
     rgba[..., :3] *= rgba[..., 3:] / 255
-    rgba = np.stack([_sized(rgba[..., c], size) for c in range(4)], -1)
+    rgba = np.stack([_sized(rgba[..., channel], size) for channel in range(4)], -1)
     spot = canvas[y:y + size, x:x + size]
     spot *= 1 - rgba[..., 3:] / 255
     spot += rgba[..., :3]
@@ -104,21 +108,21 @@ def draw_text(
     "Write text, as large as fits in a box."
     x0, y0, x1, y1 = box
     for size in range(min(max_size, y1 - y0 + 6), 4, -1):
-        l, t, r, b = font(name, size).getbbox(text)
-        if r - l <= x1 - x0 and b - t <= y1 - y0: break
-    x = x0 - l if align == "left" else x0 - l + (x1 - x0 - (r - l)) // 2
-    y = y0 - t + (y1 - y0 - (b - t)) // 2
+        left, top, right, bottom = font(name, size).getbbox(text)
+        if right - left <= x1 - x0 and bottom - top <= y1 - y0: break
+    start_x = x0 - left if align == "left" else x0 - left + (x1 - x0 - (right - left)) // 2
+    start_y = y0 - top + (y1 - y0 - (bottom - top)) // 2
     mask = Image.new("L", canvas.shape[1::-1])
-    ImageDraw.Draw(mask).text((x, y), text, 255, font=font(name, size))
-    m = np.asarray(mask, np.float32)[..., None] / 255
-    canvas *= 1 - m
-    canvas += m * np.array(color, np.float32)
+    ImageDraw.Draw(mask).text((start_x, start_y), text, 255, font=font(name, size))
+    opacity = np.asarray(mask, np.float32)[..., None] / 255
+    canvas[:] = canvas * (1 - opacity) + opacity * np.array(color, np.float32)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #ea331323
 def text_color_for(canvas, rng):
     "Return a dark or a light random color, whichever contrasts with the canvas."
     dark = canvas.mean() > 120
-    return tuple(int(v) for v in (rng.integers(0, 60, 3) if dark else rng.integers(205, 256, 3)))
+    return tuple(int(level)
+                 for level in (rng.integers(0, 60, 3) if dark else rng.integers(205, 256, 3)))
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #9af8035f
 @dataclass
@@ -148,17 +152,19 @@ def asset_pool(
         if fraction < 1:
             keep &= _first(table.drawing_id[keep], fraction,
                            seed).reindex(keep.index, fill_value=False)
-    t = table[keep]
-    w, f = (words()[0], _TRAIN_FONTS) if split == "train" else (words()[1], TEST_FONTS)
-    by = {s: np.nonzero((t["style"] == s).values)[0] for s in t["style"].unique()}
+    subset = table[keep]
+    vocabulary, fonts = (words()[0], _TRAIN_FONTS) if split == "train" else (words()[1], TEST_FONTS)
+    by = {style: np.nonzero((subset["style"] == style).values)[0]
+          for style in subset["style"].unique()}
     if min(map(len, by.values())) < 2: # a group needs two drawings of one style
-        raise UserError(f"emoji:{fraction:g} leaves {len(t)} drawings, too few for a scene of two "
-                        "objects of one style: take a larger fraction")
-    return _AssetPool(t.reset_index(drop=True), np.nonzero(keep.values)[0], by, w, f)
+        raise UserError(f"emoji:{fraction:g} leaves {len(subset)} drawings, too few for a scene of "
+                        "two objects of one style: take a larger fraction")
+    return _AssetPool(subset.reset_index(drop=True), np.nonzero(keep.values)[0], by, vocabulary,
+                      fonts)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #66d8c96e
 def _first(names, share, seed): # mask of a subset, by an order that depends on names and seed
-    rank = names.map(lambda n: content_hash([n, seed])).rank()
+    rank = names.map(lambda name: content_hash([name, seed])).rank()
     return rank <= round(share * len(names))
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #bb6d827b
@@ -168,23 +174,23 @@ _FACTORS = ["drawing_id", "concept", "name", "family", "category", "subcategory"
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #f382c5af
 def _pick(rng, st, style=None):
     pool = st.by_style[style] if style else None
-    k = int(rng.choice(pool)) if style else int(rng.integers(len(st.table)))
-    return st.rows[k], {f: st.table[f].iat[k] for f in _FACTORS}
+    index = int(rng.choice(pool)) if style else int(rng.integers(len(st.table)))
+    return st.rows[index], {factor: st.table[factor].iat[index] for factor in _FACTORS}
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #9bfa1cd8
 def _drawing(rng, st, size):
     canvas, facts = draw_background(rng, size)
-    row, d = _pick(rng, st)
+    row, factors = _pick(rng, st)
     placed = [_place(canvas, row, rng)]
-    return canvas, {**facts, **d, "count": 1, "placed": placed}
+    return canvas, {**facts, **factors, "count": 1, "placed": placed}
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #81fc33c1
 def _place(canvas, row, rng): # at a random position, at 62 to 95 % of the canvas
     size = len(canvas)
-    s = int(rng.uniform(0.62, 0.95) * size)
-    x, y = rng.integers(0, size - s + 1, 2)
-    paste(canvas, drawings()[1][row], s, x, y)
-    return row, s, x, y
+    side = int(rng.uniform(0.62, 0.95) * size)
+    left, top = rng.integers(0, size - side + 1, 2)
+    paste(canvas, drawings()[1][row], side, left, top)
+    return row, side, left, top
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #9167a54e
 _RELATIONS = {"left of": (0, 1), "right of": (1, 0),
@@ -193,32 +199,33 @@ _RELATIONS = {"left of": (0, 1), "right of": (1, 0),
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #5003037b
 def _group(rng, st, size):
     canvas, facts = draw_background(rng, size)
-    row, d = _pick(rng, st)
+    row, factors = _pick(rng, st)
     half = size // 2
-    cells = [(x, y) for y in (0, half) for x in (0, half)]
+    cells = [(left, top) for top in (0, half) for left in (0, half)]
     if rng.random() < 0.5:
-        n = int(rng.integers(2, 5))
-        placed = [_cell(canvas, row, half, *cells[c], rng)
-                  for c in rng.permutation(4)[:n]]
-        return canvas, {**facts, **d, "count": n, "placed": placed}
-    other, e = _pick(rng, st, d["style"])
-    while e["concept"] == d["concept"]: other, e = _pick(rng, st, d["style"])
+        count = int(rng.integers(2, 5))
+        placed = [_cell(canvas, row, half, *cells[index], rng)
+                  for index in rng.permutation(4)[:count]]
+        return canvas, {**facts, **factors, "count": count, "placed": placed}
+    other, other_factors = _pick(rng, st, factors["style"])
+    while other_factors["concept"] == factors["concept"]:
+        other, other_factors = _pick(rng, st, factors["style"])
     relation = str(rng.choice(list(_RELATIONS)))
     first, second = _RELATIONS[relation]
     across, placed = "of" in relation, []
-    for r, k in ((row, first), (other, second)):
-        spot = (k * half, size // 4) if across else (size // 4, k * half)
-        placed.append(_cell(canvas, r, half, *spot, rng))
-    return canvas, {**facts, **d, "count": 2, "relation": relation,
-                    "other_name": e["name"], "other_concept": e["concept"],
+    for drawn, slot in ((row, first), (other, second)):
+        spot = (slot * half, size // 4) if across else (size // 4, slot * half)
+        placed.append(_cell(canvas, drawn, half, *spot, rng))
+    return canvas, {**facts, **factors, "count": 2, "relation": relation,
+                    "other_name": other_factors["name"], "other_concept": other_factors["concept"],
                     "placed": placed}
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #119ad3f8
-def _cell(canvas, row, half, x, y, rng):
-    s = int(rng.uniform(0.8, 0.98) * half)
-    dx, dy = rng.integers(0, half - s + 1, 2)
-    paste(canvas, drawings()[1][row], s, x + dx, y + dy)
-    return row, s, x + dx, y + dy
+def _cell(canvas, row, half, left, top, rng):
+    side = int(rng.uniform(0.8, 0.98) * half)
+    dx, dy = rng.integers(0, half - side + 1, 2)
+    paste(canvas, drawings()[1][row], side, left + dx, top + dy)
+    return row, side, left + dx, top + dy
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #d602fdd8
 def _sign(rng, st, size, word=None, name=None, plain=False):
@@ -226,17 +233,17 @@ def _sign(rng, st, size, word=None, name=None, plain=False):
     word = word or str(rng.choice(st.words))
     name = name or str(rng.choice(st.fonts))
     facts |= dict(word=word, font=name)
-    m = size // 16
+    margin = size // 16
     if not plain and rng.random() < 0.5:
-        row, d = _pick(rng, st)
-        s = size // 2
-        x = int(rng.integers(0, size - s + 1))
-        paste(canvas, drawings()[1][row], s, x, 0)
-        facts |= {**d, "count": 1, "placed": [(row, s, x, 0)]}
-        box = (m, s, size - m, size - m)
+        row, factors = _pick(rng, st)
+        side = size // 2
+        left = int(rng.integers(0, size - side + 1))
+        paste(canvas, drawings()[1][row], side, left, 0)
+        facts |= {**factors, "count": 1, "placed": [(row, side, left, 0)]}
+        box = (margin, side, size - margin, size - margin)
     else:
-        y = int(rng.integers(m, size // 3))
-        box = (m, y, size - m, y + size // 2)
+        top = int(rng.integers(margin, size // 3))
+        box = (margin, top, size - margin, top + size // 2)
     draw_text(canvas, word, name, box, text_color_for(canvas, rng))
     return canvas, facts
 
@@ -244,24 +251,28 @@ def _sign(rng, st, size, word=None, name=None, plain=False):
 def _chart(rng, st, size):
     canvas, facts = draw_background(rng, size, "plain")
     ink, name = text_color_for(canvas, rng), str(rng.choice(st.fonts))
-    n = int(rng.integers(2, 4))
-    labels = [str(w) for w in rng.choice(st.words, n, replace=False)]
-    values = [int(v) for v in rng.integers(1, 10, n)]
+    n_rows = int(rng.integers(2, 4))
+    labels = [str(word) for word in rng.choice(st.words, n_rows, replace=False)]
+    values = [int(value) for value in rng.integers(1, 10, n_rows)]
     form = str(rng.choice(["bar chart", "table"]))
-    h, m = size // n, size // 16
-    bar = np.array(PALETTE[str(rng.choice([c for c in PALETTE if c != facts["ground_color"]]))])
-    for k, (label, v) in enumerate(zip(labels, values)):
-        y = k * h
-        draw_text(canvas, label, name, (m, y + m, size // 2, y + h - m), ink, "left", size // 4)
+    height, margin = size // n_rows, size // 16
+    bar = np.array(PALETTE[str(rng.choice([color for color in PALETTE
+                                           if color != facts["ground_color"]]))])
+    for index, (label, value) in enumerate(zip(labels, values)):
+        top = index * height
+        draw_text(canvas, label, name, (margin, top + margin, size // 2, top + height - margin),
+                  ink, "left", size // 4)
         if form == "table":
-            draw_text(canvas, str(v), name, (size * 3 // 4, y + m, size - m, y + h - m), ink,
+            draw_text(canvas, str(value), name,
+                      (size * 3 // 4, top + margin, size - margin, top + height - margin), ink,
                   max_size=size // 4)
-            canvas[y + h - 1, :] = ink
+            canvas[top + height - 1, :] = ink
         else:
-            x0, x1 = size // 2 + m // 2, size - m
-            canvas[y + 2 * m:y + h - m, x0:x0 + max(1, (x1 - x0) * v // 9)] = bar
+            x0, x1 = size // 2 + margin // 2, size - margin
+            canvas[top + 2 * margin:top + height - margin,
+                   x0:x0 + max(1, (x1 - x0) * value // 9)] = bar
     facts |= dict(font=name, chart=form,
-                  values=", ".join(f"{l} {v}" for l, v in zip(labels, values)))
+                  values=", ".join(f"{label} {value}" for label, value in zip(labels, values)))
     return canvas, facts
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #adf08926
@@ -281,16 +292,15 @@ def scene(
     return image, facts
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #f046fcd6
-def _part(world, split): # fraction, seed; test splits use all drawings
-    return data_fraction(world.source) if split == "train" else (1.0, 0)
+def _part(data, split): # fraction, seed; test splits use all drawings
+    return data_fraction(data.source) if split == "train" else (1.0, 0)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #1b3cefff
-def _composed(world, split, index): # image, factors, placed drawings (row, size, x, y)
-    rng = np.random.Generator(
-        np.random.Philox(key=[world.seed * 4 + _SPLIT[split], index]))
+def _composed(data, split, index): # image, factors, placed drawings (row, size, x, y)
+    rng = np.random.Generator(np.random.Philox(key=[data.seed * 4 + _SPLIT[split], index]))
     kind = str(rng.choice(list(_SCENE_TYPES), p=list(_SCENE_TYPES.values())))
-    st = asset_pool(split, world.held_out_style, *_part(world, split))
-    canvas, facts = _DRAW[kind](rng, st, world.size)
+    st = asset_pool(split, data.held_out_style, *_part(data, split))
+    canvas, facts = _DRAW[kind](rng, st, data.size)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     placed = facts.pop("placed", [])
     return image, dict(item_id=f"scene-{split}-{index:07d}", kind=kind, split=split,
@@ -304,9 +314,9 @@ def instance_mask(
 ) -> np.ndarray: # [size, size] row of `drawings()`, -1 for the background
     "Return the drawing that each pixel of a scene belongs to."
     out = np.full((data.size, data.size), -1)
-    for row, size, x, y in _composed(data, split, index)[2]:
+    for row, size, left, top in _composed(data, split, index)[2]:
         alpha = _sized(drawings()[1][row, ..., 3].astype(np.float32), size)
-        out[y:y + size, x:x + size][alpha > 127.5] = row
+        out[top:top + size, left:left + size][alpha > 127.5] = row
     return out
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #d83ab706
@@ -315,7 +325,7 @@ def _captions(
     policy: str = "name", # see `ccd.settings._CaptionPolicy`
 ) -> list[str]:
     "Return several wordings of the true caption that a policy allows."
-    word, name, n = facts.get("word"), facts.get("name"), facts.get("count")
+    word, name, count = facts.get("word"), facts.get("name"), facts.get("count")
     if facts.get("chart"):
         out = [f"a {facts['chart']}: {facts['values']}",
                f"{facts['chart']} with {facts['values']}"]
@@ -325,17 +335,17 @@ def _captions(
     elif word:
         out = [f'the word "{word}"', f'a sign that says "{word}"', f'"{word}"']
     elif facts.get("relation"):
-        a, b = name, facts["other_name"]
-        out = [f"{a} {facts['relation']} {b}",
-               f"a picture of {a} {facts['relation']} {b}",
-               f"two things: {a} {facts['relation']} {b}"]
-    elif n > 1:
-        many = {2: "two", 3: "three", 4: "four"}[n]
+        first, second = name, facts["other_name"]
+        out = [f"{first} {facts['relation']} {second}",
+               f"a picture of {first} {facts['relation']} {second}",
+               f"two things: {first} {facts['relation']} {second}"]
+    elif count > 1:
+        many = {2: "two", 3: "three", 4: "four"}[count]
         out = [f"{many} times {name}", f"a group of {many}: {name}",
                f"{many} of the same: {name}"]
     else:
         out = [name, f"a picture of {name}", f"this is {name}"]
-    return [c + _extra(facts, policy) for c in out]
+    return [caption + _extra(facts, policy) for caption in out]
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #1a6daaf7
 def _extra(facts, policy):
@@ -360,18 +370,18 @@ def png(image: np.ndarray) -> bytes:
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #e19c9311
 def _row(image, facts, policy):
-    row = {k: facts.get(k) for k in _TEXT} | dict(count=int(facts.get("count", 0)))
+    row = {column: facts.get(column) for column in _TEXT} | dict(count=int(facts.get("count", 0)))
     return row | dict(image=dict(bytes=png(image), path=None), captions=_captions(facts, policy),
                       pixel_hash=hashlib.sha1(image.tobytes()).hexdigest()[:16])
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #a91047c1
-def _scene_rows(world, split, start, stop):
-    return [_row(*scene(world, split, i), world.caption_policy) for i in range(start, stop)]
+def _scene_rows(data, split, start, stop):
+    return [_row(*scene(data, split, index), data.caption_policy) for index in range(start, stop)]
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #745e5c62
 def _features():
     from datasets import Features, Image as ImageFeature, List, Value
-    return Features({k: Value("string") for k in _TEXT} | dict(count=Value("int32"),
+    return Features({column: Value("string") for column in _TEXT} | dict(count=Value("int32"),
         image=ImageFeature(), captions=List(Value("string")), pixel_hash=Value("string")))
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #14d9868b
@@ -382,9 +392,9 @@ def _corpus(key, what, jobs, total):
     home = cache_dir("corpora", key)
     def make(tmp):
         rows = []
-        with Progress(f"composing {what}", total) as p:
+        with Progress(f"composing {what}", total) as bar:
             for part in _parallel(jobs):
-                rows += part; p.add(len(part))
+                rows += part; bar.add(len(part))
         if "shuffled" in key: _shuffle_captions(rows)
         Dataset.from_list(rows, features=_features()).save_to_disk(str(tmp))
     disable_progress_bars()
@@ -397,8 +407,8 @@ def _corpus(key, what, jobs, total):
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #8dc29863
 def _shuffle_captions(rows):
     order = np.random.default_rng(0).permutation(len(rows))
-    said = [rows[i]["captions"] for i in order]
-    for r, c in zip(rows, said): r["captions"] = c
+    said = [rows[index]["captions"] for index in order]
+    for row, captions in zip(rows, said): row["captions"] = captions
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #0da4e6a0
 def scenes(
@@ -407,25 +417,25 @@ def scenes(
 ): # `datasets.Dataset` with the columns of a corpus
     "Return the composed scenes of a split."
     from joblib import delayed
-    n, part = data.scenes if split == "train" else data.test_scenes, _part(data, split)
-    key = content_hash([_world_key("scenes 2", _SCENE_TYPES), split, n, data.size,
+    n_scenes, part = data.scenes if split == "train" else data.test_scenes, _part(data, split)
+    key = content_hash([_world_key("scenes 2", _SCENE_TYPES), split, n_scenes, data.size,
                         data.held_out_style, data.seed,
                         data.caption_policy, *([part] if part[0] < 1 else [])])
     if data.caption_policy == "shuffled": key = f"shuffled-{key}"
-    jobs = (delayed(_worker)("scenes", "_scene_rows", data, split, i, min(n, i + 500))
-            for i in range(0, n, 500))
-    return _corpus(f"scenes-{key}", f"{split} scenes", jobs, n)
+    jobs = (delayed(_worker)("scenes", "_scene_rows", data, split, start,
+                             min(n_scenes, start + 500)) for start in range(0, n_scenes, 500))
+    return _corpus(f"scenes-{key}", f"{split} scenes", jobs, n_scenes)
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #a743890b
-def _gallery_rows(world, rows):
+def _gallery_rows(data, rows):
     table, out = drawings()[0], []
-    for k in rows:
-        rng = np.random.Generator(np.random.Philox(key=[world.seed * 4 + 3, int(k)]))
-        canvas, facts = draw_background(rng, world.size, "plain")
-        _place(canvas, k, rng)
-        d = {f: table[f].iat[k] for f in _FACTORS}
-        facts |= d | dict(item_id=f"drawing-{d['drawing_id']}", kind="drawing", count=1,
-                          split=table.split.iat[k])
+    for row in rows:
+        rng = np.random.Generator(np.random.Philox(key=[data.seed * 4 + 3, int(row)]))
+        canvas, facts = draw_background(rng, data.size, "plain")
+        _place(canvas, row, rng)
+        factors = {factor: table[factor].iat[row] for factor in _FACTORS}
+        facts |= factors | dict(item_id=f"drawing-{factors['drawing_id']}", kind="drawing", count=1,
+                          split=table.split.iat[row])
         out.append(_row(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), facts, "name"))
     return out
 
@@ -438,21 +448,21 @@ def single_drawings(
     table, _ = drawings()
     rows = np.arange(len(table))
     if data.max_emoji_images: # whole families, in an order independent of `max_emoji_images`
-        order = np.array([content_hash(f) for f in table.family]).argsort(kind="stable")
+        order = np.array([content_hash(family) for family in table.family]).argsort(kind="stable")
         rows = np.sort(order[:data.max_emoji_images])
     key = content_hash([_world_key(), "gallery 2", len(rows), data.size, data.seed])
-    jobs = (delayed(_worker)("scenes", "_gallery_rows", data, rows[i:i + 500])
-            for i in range(0, len(rows), 500))
+    jobs = (delayed(_worker)("scenes", "_gallery_rows", data, rows[start:start + 500])
+            for start in range(0, len(rows), 500))
     return _corpus(f"gallery-{key}", "drawings", jobs, len(rows))
 
 # %% ../../../nbs/library/data/emoji/02_scenes.ipynb #41ccb8f4
-def _sign_rows(world, todo):
+def _sign_rows(data, todo):
     out = []
-    for i, word, name in todo:
-        rng = np.random.Generator(np.random.Philox(key=[world.seed * 4 + 3, (1 << 32) + i]))
-        canvas, facts = _sign(rng, asset_pool("train", world.held_out_style), world.size, word,
+    for index, word, name in todo:
+        rng = np.random.Generator(np.random.Philox(key=[data.seed * 4 + 3, (1 << 32) + index]))
+        canvas, facts = _sign(rng, asset_pool("train", data.held_out_style), data.size, word,
                               name, True)
-        facts |= dict(item_id=f"sign-{i:05d}", kind="sign",
+        facts |= dict(item_id=f"sign-{index:05d}", kind="sign",
                       split="test" if name in TEST_FONTS else "train")
         out.append(_row(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), facts, "name"))
     return out
@@ -467,10 +477,11 @@ def word_images(
     "Return the same words in all fonts; `split` is `test` for fonts held out from training."
     from joblib import delayed
     n_backgrounds = n_backgrounds or (1 if data.max_emoji_images else 4)
-    chosen = [w for part in words() for w in part[::2 * len(part) // n_words][:n_words // 2]]
-    todo = [(i, w, f) for i, (w, f, _) in enumerate(
-        (w, f, e) for w in chosen for f in _TRAIN_FONTS + TEST_FONTS for e in range(n_backgrounds))]
+    chosen = [word for part in words() for word in part[::2 * len(part) // n_words][:n_words // 2]]
+    todo = [(index, word, font_name) for index, (word, font_name, _) in enumerate(
+        (word, font_name, background) for word in chosen for font_name in _TRAIN_FONTS + TEST_FONTS
+        for background in range(n_backgrounds))]
     key = content_hash([_world_key(), "signs", n_words, n_backgrounds, data.size, data.seed])
-    jobs = (delayed(_worker)("scenes", "_sign_rows", data, todo[i:i + 400])
-            for i in range(0, len(todo), 400))
+    jobs = (delayed(_worker)("scenes", "_sign_rows", data, todo[start:start + 400])
+            for start in range(0, len(todo), 400))
     return _corpus(f"signs-{key}", "signs", jobs, len(todo))

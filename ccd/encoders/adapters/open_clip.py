@@ -26,18 +26,20 @@ def _open_clip_adapter(
     Raises `UserError` for an unknown type of tower."""
     if hasattr(visual, "trunk"): # a timm network and a projection
         return _timm_adapter(visual.trunk, size,
-                             lambda t: visual.head(visual.trunk.forward_head(t)))
+                             lambda output: visual.head(visual.trunk.forward_head(output)))
     if hasattr(visual, "attnpool"): # a ResNet
-        def run(x):
-            t = visual.stem(x)
-            for part in (visual.layer1, visual.layer2, visual.layer3, visual.layer4): t = part(t)
-            return t, visual.attnpool(t)
+        def run(pixels):
+            output = visual.stem(pixels)
+            for part in (visual.layer1, visual.layer2, visual.layer3, visual.layer4):
+                output = part(output)
+            return output, visual.attnpool(output)
         return BackboneAdapter(run, False, 0, True, opaque=True)
     if not hasattr(visual, "ln_post"):
         raise UserError(f"open_clip's {type(visual).__name__} is not supported: expected a ViT, a "
                         "ResNet or a timm tower")
     late = visual.attn_pool is not None # CoCa applies no norm to its tokens before it pools them
-    return BackboneAdapter(lambda x: (None, visual(x)), True, 1, True, visual.transformer.resblocks,
+    return BackboneAdapter(lambda pixels: (None, visual(pixels)), True, 1, True,
+                           visual.transformer.resblocks,
                    None if late else visual.ln_post, visual.final_ln_after_pool and not late)
 
 # %% ../../../nbs/library/encoders/adapters/03_open_clip.ipynb #5a0aeb84
@@ -61,23 +63,25 @@ def open_clip_encoder(
         try:
             model = open_clip.create_model(arch, tag or None, require_pretrained=True,
                                            force_image_size=size)
-        except UserWarning as e:
+        except UserWarning as error:
             raise UserError(f"open_clip:{name} was trained with QuickGELU, which {arch} is built "
                             "without, or the "
-                            f"other way round: try open_clip:{arch}-quickgelu/{tag}") from e
-    visual, p = model.visual, model.visual.preprocess_cfg
-    side = (p["size"],) * 2 if isinstance(p["size"], int) else p["size"]
-    if side[0] != side[1] or p["resize_mode"] == "longest":
-        raise UserError(f"{title} takes {side[1]} x {side[0]} px images, {p['resize_mode']}: only "
-                        "square crops or squashed squares are supported")
+                            f"other way round: try open_clip:{arch}-quickgelu/{tag}") from error
+    visual, config = model.visual, model.visual.preprocess_cfg
+    side = (config["size"],) * 2 if isinstance(config["size"], int) else config["size"]
+    if side[0] != side[1] or config["resize_mode"] == "longest":
+        raise UserError(f"{title} takes {side[1]} x {side[0]} px images, {config['resize_mode']}: "
+                        "only square crops or squashed squares are supported")
     # as open_clip interprets it
-    filter = "bilinear" if p["interpolation"] == "bilinear" else "bicubic"
-    fit = ImageTransform(side[0], 0, p["resize_mode"] == "squash", filter, even=True)
-    fit, mean, std = _resolve_preprocessing(title, (fit, p["mean"], p["std"]),
-                                            {k: v for k, v in options.items() if k != "size"})
+    filter = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+    fit = ImageTransform(side[0], 0, config["resize_mode"] == "squash", filter, even=True)
+    fit, mean, std = _resolve_preprocessing(title, (fit, config["mean"], config["std"]),
+                                            {option: value for option, value in options.items()
+                                             if option != "size"})
     card = EncoderCard(title, f"open_clip {type(visual).__name__}" + f" {arch}" * (not folder),
                        tag or "not stated",
                 weights_hash(visual), size=fit.size, mean=mean, std=std, resize=str(fit),
                        license="not stated", precision=precision)
-    with _loading(f"open_clip:{name}"): a = _open_clip_adapter(_placed(visual, precision), fit.size)
-    return make_encoder(a, card, feature, fit)
+    with _loading(f"open_clip:{name}"):
+        adapter = _open_clip_adapter(_placed(visual, precision), fit.size)
+    return make_encoder(adapter, card, feature, fit)

@@ -81,9 +81,10 @@ def _hf_text(
     if commit and not asked: _record(repo, commit)
     full, clip = text.max_position_embeddings, kind == "clip"
     def tokenize(captions):
-        t = tokenizer(captions, padding=True if clip else "max_length", truncation=True,
+        encoded = tokenizer(captions, padding=True if clip else "max_length", truncation=True,
                       max_length=full, return_tensors="pt")
-        return {k: t[k] for k in (("input_ids", "attention_mask") if clip else ("input_ids",))}
+        return {key: encoded[key]
+                for key in (("input_ids", "attention_mask") if clip else ("input_ids",))}
     def read(net, tokens): return net(**tokens).text_embeds if clip else net(**tokens).pooler_output
     return _TextSide(_still(net), tokenize, read)
 

@@ -30,33 +30,34 @@ def _timm_adapter(
 
     Raises `UserError` for a network without tokens or feature map."""
     if "siglip" in model.pretrained_cfg.get("architecture", "") and project is None:
-        def project(t): return model.forward_head(t, pre_logits=True) # SigLIP's attention pooling
-    def run(x):
-        t = model.forward_features(x)
-        if not torch.is_tensor(t):
+        def project(output): # SigLIP's attention pooling
+            return model.forward_head(output, pre_logits=True)
+    def run(pixels):
+        output = model.forward_features(pixels)
+        if not torch.is_tensor(output):
             raise UserError(f"timm's {type(model).__name__} gives no tokens and no map")
-        shared = project(t) if project else None
-        nhwc = t.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NHWC"
-        return t.permute(0, 3, 1, 2) if nhwc else t, shared
+        shared = project(output) if project else None
+        nhwc = output.ndim == 4 and getattr(model, "output_fmt", "NCHW") == "NHWC"
+        return output.permute(0, 3, 1, 2) if nhwc else output, shared
     has_cls, like = getattr(model, "cls_token", None) is not None, next(model.parameters())
     with torch.no_grad(): end = run(_noise(size, like))[0]
     if end.ndim == 4:
         return BackboneAdapter(run, False, 0, project is not None, **_after_mean(model, end))
     norm, late = _real(getattr(model, "norm", None)), _real(getattr(model, "fc_norm", None))
-    a = BackboneAdapter(run, has_cls, getattr(model, "num_prefix_tokens", int(has_cls)),
+    adapter = BackboneAdapter(run, has_cls, getattr(model, "num_prefix_tokens", int(has_cls)),
                         project is not None, getattr(model, "blocks", None), norm or late,
                         norm_last=norm is None and late is not None)
-    return _verify_adapter(a, size, like)
+    return _verify_adapter(adapter, size, like)
 
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #8f59e28a
 def _after_mean(model, end): # final norm of ConvNeXt, which is part of its head
     norm = _real(_first(model, "head.norm"))
     if not isinstance(norm, nn.LayerNorm): return dict(opaque=True)
-    def f(v):
+    def final_norm(v):
         return nn.functional.layer_norm(v, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
-    same = torch.allclose(f(end.mean((2, 3))), model.forward_head(end, pre_logits=True), rtol=1e-3,
-                          atol=1e-4)
-    return dict(norm=f, norm_last=True) if same else dict(opaque=True)
+    same = torch.allclose(final_norm(end.mean((2, 3))), model.forward_head(end, pre_logits=True),
+                          rtol=1e-3, atol=1e-4)
+    return dict(norm=final_norm, norm_last=True) if same else dict(opaque=True)
 
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #6527481b
 def _timm_preprocessing(
@@ -66,13 +67,13 @@ def _timm_preprocessing(
     """Return the preprocessing of a timm network.
 
     Raises `UserError` for inputs that are not square, and for cropping with a border."""
-    _, h, w = config["input_size"]
-    if h != w or config["crop_mode"] == "border":
-        raise UserError(f"{name} takes {w} x {h} px images, {config['crop_mode']}: only square "
-                        "crops or squashed squares are supported")
-    shorter, squash = math.floor(h / config["crop_pct"]), config["crop_mode"] == "squash"
-    return (ImageTransform(h, shorter, squash, config["interpolation"], even=True), config["mean"],
-            config["std"])
+    _, height, width = config["input_size"]
+    if height != width or config["crop_mode"] == "border":
+        raise UserError(f"{name} takes {width} x {height} px images, {config['crop_mode']}: only "
+                        "square crops or squashed squares are supported")
+    shorter, squash = math.floor(height / config["crop_pct"]), config["crop_mode"] == "squash"
+    return (ImageTransform(height, shorter, squash, config["interpolation"], even=True),
+            config["mean"], config["std"])
 
 # %% ../../../nbs/library/encoders/adapters/02_timm.ipynb #94dac7a4
 def timm_encoder(
@@ -96,13 +97,14 @@ def timm_encoder(
     asked = dict(input_size=(3, size, size)) if size else {}
     found = _timm_preprocessing(resolve_data_config(asked, pretrained_cfg=model.pretrained_cfg),
                                 title)
-    fit, mean, std = _resolve_preprocessing(title, found,
-                                            {k: v for k, v in options.items() if k != "size"})
+    fit, mean, std = _resolve_preprocessing(title, found, {option: value
+                                             for option, value in options.items()
+                                             if option != "size"})
     license = model.pretrained_cfg.get("license") or "not stated"
     _show_license(title, license)
     arch = f"timm {type(model).__name__} {model.pretrained_cfg.get('architecture', '')}"
     card = EncoderCard(title, arch, model.pretrained_cfg.get("tag") or "not stated",
                        weights_hash(model), size=fit.size,
                 mean=mean, std=std, resize=str(fit), license=license, precision=precision)
-    with _loading(f"timm:{name}"): a = _timm_adapter(_placed(model, precision), fit.size)
-    return make_encoder(a, card, feature, fit)
+    with _loading(f"timm:{name}"): adapter = _timm_adapter(_placed(model, precision), fit.size)
+    return make_encoder(adapter, card, feature, fit)

@@ -34,12 +34,12 @@ def _loading(name):
     try:
         with torch.random.fork_rng(devices=[]): yield
     except UserError: raise
-    except Exception as e:
-        why = " ".join(str(e).split())
-        raise UserError(f"{name} could not be loaded ({type(e).__name__}: {why[:300]}). Expected a "
-                        "name that its library knows and a hub that this machine reaches; or copy "
-                        "its files and give the folder in place of the name, "
-                        f"{name.partition(':')[0]}:FOLDER") from e
+    except Exception as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{name} could not be loaded ({type(error).__name__}: {why[:300]}). "
+                        "Expected a name that its library knows and a hub that this machine "
+                        "reaches; or copy its files and give the folder in place of the name, "
+                        f"{name.partition(':')[0]}:FOLDER") from error
     finally:
         logging.set_verbosity(level)
         if bar: logging.enable_progress_bar()
@@ -79,7 +79,7 @@ def _vision_tower(repo, revision, about):
                                           dtype=torch.float32,
                                           output_loading_info=True, trust_remote_code=False)
     # the pooler is not used here
-    missing = sorted(k for k in info["missing_keys"] if "pooler." not in k)
+    missing = sorted(key for key in info["missing_keys"] if "pooler." not in key)
     if missing:
         raise UserError(f"{repo} has no weights for {missing[0]} of a {type(model).__name__} "
                         f"({len(missing)} are missing): it is a different network from that of its "
@@ -95,40 +95,44 @@ def _hf_preprocessing(
 
     Raises `UserError` where it is no `ImageTransform`."""
     from transformers import AutoImageProcessor
-    p = AutoImageProcessor.from_pretrained(repo, revision=revision, backend="pil",
+    processor = AutoImageProcessor.from_pretrained(repo, revision=revision, backend="pil",
                                            trust_remote_code=False)
-    def part(name, side): return dict(getattr(p, name, None) or {}).get(side)
-    h, w, side = part("size", "height"), part("size", "width"), part("size", "shortest_edge")
-    crop = part("crop_size", "height") if getattr(p, "do_center_crop", False) else None
-    odd = [f"{k}={v}"
-           for k in ("do_resize", "do_rescale") if (v := getattr(p, k, None)) is not True]
-    if h != w or not (h or (side and crop)) or part("size", "longest_edge"):
-        odd.append(f"size={getattr(p, 'size', None)}")
-    if crop and crop != part("crop_size", "width"): odd.append(f"crop_size={p.crop_size}")
-    if abs(p.rescale_factor * 255 - 1) > 1e-6: odd.append(f"rescale_factor={p.rescale_factor}")
+    def part(name, side): return dict(getattr(processor, name, None) or {}).get(side)
+    height, width, side = (part("size", "height"), part("size", "width"),
+                           part("size", "shortest_edge"))
+    crop = part("crop_size", "height") if getattr(processor, "do_center_crop", False) else None
+    odd = [f"{setting}={value}" for setting in ("do_resize", "do_rescale")
+           if (value := getattr(processor, setting, None)) is not True]
+    if height != width or not (height or (side and crop)) or part("size", "longest_edge"):
+        odd.append(f"size={getattr(processor, 'size', None)}")
+    if crop and crop != part("crop_size", "width"): odd.append(f"crop_size={processor.crop_size}")
+    if abs(processor.rescale_factor * 255 - 1) > 1e-6:
+        odd.append(f"rescale_factor={processor.rescale_factor}")
     if odd:
-        raise UserError(f"{type(p).__name__} of {repo} does not make one square of every image: "
-                        + ", ".join(odd))
-    fit = ImageTransform(crop or h, h or side, h is not None,
-                         Image.Resampling(int(p.resample)).name.lower())
-    _try(p, fit, repo)
-    return (fit, *((p.image_mean, p.image_std) if p.do_normalize else ((0.0,) * 3, (1.0,) * 3)))
+        raise UserError(f"{type(processor).__name__} of {repo} does not make one square of every "
+                        "image: " + ", ".join(odd))
+    fit = ImageTransform(crop or height, height or side, height is not None,
+                         Image.Resampling(int(processor.resample)).name.lower())
+    _try(processor, fit, repo)
+    return (fit, *((processor.image_mean, processor.image_std) if processor.do_normalize
+              else ((0.0,) * 3, (1.0,) * 3)))
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #4849eea0
 # some processors do more than their configuration states: other sizes, BGR channels
-def _try(p, fit, repo):
+def _try(processor, fit, repo):
     few = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     im = Image.fromarray(few).resize((2 * fit.size + 37, fit.size + 51), Image.Resampling.BICUBIC)
-    got = p(images=im, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    got = processor(images=im, do_rescale=False, do_normalize=False,
+                    return_tensors="np")["pixel_values"][0]
     got = np.asarray(got, np.float32).transpose(1, 2, 0)
     # 2 of 255 levels: resized tensors are rounded
     if got.shape != (fit.size, fit.size, 3) or np.abs(got - fit(im)).max() > 2:
-        raise UserError(f"{type(p).__name__} of {repo} differs from its configuration ({fit})")
+        raise UserError(f"{type(processor).__name__} of {repo} differs from its configuration "
+                        f"({fit})")
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #befdd4df
 @torch.no_grad()
-def _verify_adapter(
-    a: BackboneAdapter, # parts of the network, found by their names
+def _verify_adapter(adapter: BackboneAdapter, # parts of the network, found by their names
     size: int, # input size, px
     like: Tensor, # a weight of the network, for device and precision
     late: bool = False, # the network may normalize only the pooled token, as CLIP does
@@ -136,17 +140,18 @@ def _verify_adapter(
     """Return the parts if they reproduce the output of the network; otherwise return its output
     alone."""
     held = []
-    hooks = [b.register_forward_hook(lambda m, seen, out: held.append(out))
-             for b in (a.blocks if a.blocks is not None else ())]
-    end = a.run(_noise(size, like))[0]
-    for h in hooks: h.remove()
-    held = [t[0] if isinstance(t, tuple) else t for t in held]
-    if held and all(torch.is_tensor(t) and t.shape == end.shape for t in held):
-        inside = a.norm is not None and not a.norm_last
-        ends = [a.norm(held[-1])] if inside else []
+    hooks = [block.register_forward_hook(lambda module, seen, out: held.append(out))
+             for block in (adapter.blocks if adapter.blocks is not None else ())]
+    end = adapter.run(_noise(size, like))[0]
+    for hook in hooks: hook.remove()
+    held = [output[0] if isinstance(output, tuple) else output for output in held]
+    if held and all(torch.is_tensor(output) and output.shape == end.shape for output in held):
+        inside = adapter.norm is not None and not adapter.norm_last
+        ends = [adapter.norm(held[-1])] if inside else []
         if not inside or late: ends.append(held[-1])
-        if any(torch.allclose(t, end, rtol=1e-3, atol=1e-4) for t in ends): return a
-    return replace(a, blocks=None, norm=None, norm_last=False, opaque=True)
+        if any(torch.allclose(candidate, end, rtol=1e-3, atol=1e-4) for candidate in ends):
+            return adapter
+    return replace(adapter, blocks=None, norm=None, norm_last=False, opaque=True)
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #bb60b894
 def _noise(size, like): # one image of noise; the caller's random state is kept
@@ -158,16 +163,18 @@ def _real(norm): return None if isinstance(norm, nn.Identity) else norm
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #5bc57b5a
 def _first(model, *paths):
-    for p in paths:
-        with contextlib.suppress(AttributeError): return attrgetter(p)(model)
+    for path in paths:
+        with contextlib.suppress(AttributeError): return attrgetter(path)(model)
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #46ed3d56
-def _pieces(x, patch): # inputs of SigLIP 2: patches as rows, a mask without padding, the grid
-    b, c, n = len(x), x.shape[1], x.shape[-1] // patch
-    rows = x.view(b, c, n, patch, n, patch).permute(0, 2, 4, 3, 5, 1).reshape(b, n * n, -1)
+def _pieces(pixels, patch): # inputs of SigLIP 2: patches as rows, a mask without padding, the grid
+    batch, channels, grid = len(pixels), pixels.shape[1], pixels.shape[-1] // patch
+    rows = pixels.view(batch, channels, grid, patch, grid,
+                       patch).permute(0, 2, 4, 3, 5, 1).reshape(batch, grid * grid, -1)
     return dict(pixel_values=rows,
-                pixel_attention_mask=torch.ones(b, n * n, dtype=torch.long, device=x.device),
-                spatial_shapes=torch.full((b, 2), n, device=x.device))
+                pixel_attention_mask=torch.ones(batch, grid * grid, dtype=torch.long,
+                                                device=pixels.device),
+                spatial_shapes=torch.full((batch, 2), grid, device=pixels.device))
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #51227b18
 def _native(config): # input size of the position embeddings, px; None where there are none
@@ -187,31 +194,34 @@ def hf_adapter(
     """Return the verified parts of a vision tower.
 
     Raises `UserError` where patch tokens cannot be distinguished from other tokens."""
-    c, kind = model.config, model.config.model_type
-    more = dict(interpolate_pos_encoding=True) if _stretchable(model) and size != _native(c) else {}
-    def run(x):
+    config, kind = model.config, model.config.model_type
+    more = (dict(interpolate_pos_encoding=True) if _stretchable(model) and size != _native(config)
+            else {})
+    def run(pixels):
         if kind == "vit_mae": # MAE shuffles patches even where it masks none: fix their order
-            more["noise"] = torch.arange((size // c.patch_size) ** 2,
-                                         device=x.device).expand(len(x), -1)
-        o = model(**(_pieces(x, c.patch_size) if kind.startswith("siglip2")
-                     else dict(pixel_values=x)), **more)
-        shared = getattr(o, "image_embeds", o.pooler_output if kind.startswith("siglip") else None)
-        return o.last_hidden_state, shared
-    names = {n.rpartition(".")[2] for n, _ in model.named_parameters()}
+            more["noise"] = torch.arange((size // config.patch_size) ** 2,
+                                         device=pixels.device).expand(len(pixels), -1)
+        outputs = model(**(_pieces(pixels, config.patch_size) if kind.startswith("siglip2")
+                     else dict(pixel_values=pixels)), **more)
+        shared = getattr(outputs, "image_embeds",
+                         outputs.pooler_output if kind.startswith("siglip") else None)
+        return outputs.last_hidden_state, shared
+    names = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
     has_cls, body = (bool(names & {"cls_token", "class_embedding"}),
                      getattr(model, "vision_model", model))
-    prefix = has_cls + (getattr(c, "num_register_tokens", 0) or 0) + ("distillation_token" in names)
-    a = BackboneAdapter(run, has_cls, prefix, hasattr(model, "visual_projection")
+    prefix = (has_cls + (getattr(config, "num_register_tokens", 0) or 0)
+              + ("distillation_token" in names))
+    adapter = BackboneAdapter(run, has_cls, prefix, hasattr(model, "visual_projection")
                         or (kind.startswith("siglip") and hasattr(body, "head")),
                 _first(body, "encoder.layers", "encoder.layer", "layers", "layer", "model.layer",
                        "blocks"), _real(_first(body, "post_layernorm", "layernorm", "norm")))
     like = next(model.parameters())
-    with torch.no_grad(): n = run(_noise(size, like))[0].shape[1]
-    if has_cls and n != prefix + (size // c.patch_size) ** 2:
-        raise UserError(f"a {type(model).__name__} gives {n} tokens for {size} px: not {prefix} "
-                        f"and one for each patch of {c.patch_size} px; its patches cannot be told "
-                        "from the rest")
-    return _verify_adapter(a, size, like, late=hasattr(body, "post_layernorm"))
+    with torch.no_grad(): n_tokens = run(_noise(size, like))[0].shape[1]
+    if has_cls and n_tokens != prefix + (size // config.patch_size) ** 2:
+        raise UserError(f"a {type(model).__name__} gives {n_tokens} tokens for {size} px: not "
+                        f"{prefix} and one for each patch of {config.patch_size} px; its patches "
+                        "cannot be told from the rest")
+    return _verify_adapter(adapter, size, like, late=hasattr(body, "post_layernorm"))
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #2e6695fd
 def hf_encoder(
@@ -232,30 +242,32 @@ def hf_encoder(
     with _loading(f"hf:{name}"):
         commit = None if folder else _commit(repo, asked)
         model = _vision_tower(repo, commit, about)
-    license = next((p.license for p in PUBLISHED.values() if p.repo == repo), "not stated")
+    license = next((entry.license for entry in PUBLISHED.values() if entry.repo == repo),
+                   "not stated")
     _show_license(title, license)
     known = _known_fit(about, options.get("fit", "crop"))
     found, why = (((known, _MEANS["imagenet"], _STDS["imagenet"]), "") if known
                   else _processor(repo, commit))
     fit, mean, std = _resolve_preprocessing(title, found, options, why)
-    c, native = model.config, _native(model.config)
+    config, native = model.config, _native(model.config)
     if native and fit.size != native and _stretchable(model) and "size" not in options:
         raise UserError(f"{title} was trained with position embeddings at {native} px, but its "
                         f"image processor makes {fit.size} px: add #size={native}, or "
                         f"#size={fit.size} to interpolate them")
-    if fit.size != native and isinstance(getattr(c, "patch_size", None), int):
-        check_size(fit.size, c.patch_size)
-    arch = f"transformers {type(model).__name__}" + "".join(f" {word}{getattr(c, k)}"
-        for word, k in (("d", "hidden_size"), ("depth ", "num_hidden_layers"),
-                                                  ("patch ", "patch_size")) if hasattr(c, k))
+    if fit.size != native and isinstance(getattr(config, "patch_size", None), int):
+        check_size(fit.size, config.patch_size)
+    arch = f"transformers {type(model).__name__}" + "".join(f" {word}{getattr(config, field)}"
+        for word, field in (("d", "hidden_size"), ("depth ", "num_hidden_layers"),
+                                                  ("patch ", "patch_size"))
+                                                            if hasattr(config, field))
     card = EncoderCard(title, arch, about.training if about else "not stated",
                        commit or weights_hash(model), size=fit.size, mean=mean, std=std,
                        resize=f"{fit} ({about.note})" if known else str(fit),
                 license=license, precision=precision)
-    with _loading(f"hf:{name}"): a = hf_adapter(_placed(model, precision), fit.size)
-    e = make_encoder(a, card, feature, fit)
+    with _loading(f"hf:{name}"): adapter = hf_adapter(_placed(model, precision), fit.size)
+    encoder = make_encoder(adapter, card, feature, fit)
     if commit and not asked: _record(repo, commit)
-    return e
+    return encoder
 
 # %% ../../../nbs/library/encoders/adapters/01_transformers.ipynb #fd8f868d
 # preprocessing of a published encoder; `pad` uses the size of `crop` or `squash`
@@ -267,6 +279,6 @@ def _known_fit(about, way):
 def _processor(repo, revision): # preprocessing, or the reason why there is none
     try:
         with _loading(f"hf:{repo}"): return _hf_preprocessing(repo, revision), ""
-    except UserError as e:
+    except UserError as error:
         lone = Path(repo).is_dir() and not any(Path(repo).glob("p*processor_config.json"))
-        return None, f"{repo} has no preprocessor_config.json" if lone else str(e)
+        return None, f"{repo} has no preprocessor_config.json" if lone else str(error)

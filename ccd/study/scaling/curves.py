@@ -24,7 +24,7 @@ from .measures import _EVALUATIONS, _PROBE_TASKS
 @lru_cache(maxsize=64)
 def _vision_size(vit):
     from ccd.training.towers import build_vit
-    return sum(p.numel() for p in build_vit(vit, 0).parameters())
+    return sum(parameter.numel() for parameter in build_vit(vit, 0).parameters())
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #3f625bb2
 # columns of `RunSpec`; metric, estimate, draws, n_test, n_groups, parameters, flops
@@ -32,22 +32,24 @@ def _read_results(results) -> pd.DataFrame:
     "Read all measurements of a folder. Raises `UserError` where there are none."
     rows = []
     from ccd.data.emoji.materials import CATEGORIES
-    turn, shown = ([*_EVALUATIONS].index,
-                   [*_PROBE_TASKS.values(), "masks", *(f"asked: {c}" for c in CATEGORIES)])
-    def place(m): return shown.index(m) if m in shown else len(shown)
-    for f in sorted(Path(results).glob("*/*/measured.json"),
-                    key=lambda f: (f.parts[-3], turn(f.parts[-2]))):
-        x, about = read_json(f), read_manifest(f.parent)["settings"]
-        file = f.parent / "manifest.json"
-        check_fields(x, f, ("metrics", "run"))
-        for m, v in x["metrics"].items():
-            check_fields(v, f"{m!r} in {f}", ("estimate", "draws", "tests", "clusters"))
+    turn, shown = ([*_EVALUATIONS].index, [*_PROBE_TASKS.values(), "masks",
+                    *(f"asked: {category}" for category in CATEGORIES)])
+    def place(metric): return shown.index(metric) if metric in shown else len(shown)
+    for path in sorted(Path(results).glob("*/*/measured.json"),
+                    key=lambda path: (path.parts[-3], turn(path.parts[-2]))):
+        measured, about = read_json(path), read_manifest(path.parent)["settings"]
+        file = path.parent / "manifest.json"
+        check_fields(measured, path, ("metrics", "run"))
+        for metric, entry in measured["metrics"].items():
+            check_fields(entry, f"{metric!r} in {path}", ("estimate", "draws", "tests", "clusters"))
         from_plain_dict(RunSpec, about["point"], file)
         vit = from_plain_dict(Control, about["run"]["control"], file).vit
-        more = about["point"] | dict(parameters=_vision_size(vit), flops=x["run"]["flops"])
-        rows += [more | dict(metric=m, estimate=v["estimate"], draws=np.array(v["draws"]),
-                             n_test=v["tests"], n_groups=v["clusters"])
-                 for m, v in sorted(x["metrics"].items(), key=lambda mv: place(mv[0]))]
+        more = about["point"] | dict(parameters=_vision_size(vit), flops=measured["run"]["flops"])
+        rows += [more | dict(metric=metric, estimate=entry["estimate"],
+                             draws=np.array(entry["draws"]),
+                             n_test=entry["tests"], n_groups=entry["clusters"])
+                 for metric, entry in sorted(measured["metrics"].items(),
+                                             key=lambda mv: place(mv[0]))]
     if not rows:
         raise UserError(f"no measurements in {results}: expected RUN/MEASURE/measured.json; `ccd "
                         f"scale GRID --measurements {results}`")
@@ -57,10 +59,10 @@ def _read_results(results) -> pd.DataFrame:
 # number of measured runs; names of the other runs
 def _progress(grid: Grid, results) -> tuple[int, list[str]]:
     "Count the measured runs of a grid, and list the missing ones."
-    there = {r.name for r in map(Path, Path(results).glob("*"))
-             if all((r / m / "measured.json").exists() for m in grid.measures)}
-    names = [p.name for p in _points(grid)]
-    return sum(n in there for n in names), [n for n in names if n not in there]
+    there = {folder.name for folder in map(Path, Path(results).glob("*"))
+             if all((folder / measure / "measured.json").exists() for measure in grid.measures)}
+    names = [point.name for point in _points(grid)]
+    return sum(name in there for name in names), [name for name in names if name not in there]
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b005
 def seed_variance(
@@ -71,8 +73,8 @@ def seed_variance(
     squares = (runs["var"] * (runs["size"] - 1)).fillna(0) # a single run has no variance
     pooled = pd.DataFrame(dict(squares=squares,
                                df=runs["size"] - 1)).groupby(["recipe", "metric"]).sum()
-    return {r.Index: (r.squares / r.df if r.df else math.nan, int(r.df))
-            for r in pooled.itertuples()}
+    return {row.Index: (row.squares / row.df if row.df else math.nan, int(row.df))
+            for row in pooled.itertuples()}
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #b3dd3a19
 class _GridPoint(NamedTuple):
@@ -91,9 +93,9 @@ def aggregate_seeds(
     runs: pd.DataFrame, axis: str = "samples",
 ) -> _GridPoint: # runs: rows of one grid point and metric, one per seed
     "Return the grid point of all seeds at one position."
-    r = runs.iloc[0]
-    return _GridPoint(r.recipe, r.metric, float(r["parameters" if axis == "size" else axis]),
-                      r[axis], len(runs), runs.estimate.values,
+    row = runs.iloc[0]
+    return _GridPoint(row.recipe, row.metric, float(row["parameters" if axis == "size" else axis]),
+                      row[axis], len(runs), runs.estimate.values,
                 np.mean(np.stack(runs.draws.values), 0), float(runs.flops.mean()))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #8dbfd965
@@ -101,16 +103,18 @@ def runs_at(
     table: pd.DataFrame, recipe: str, metric: str, place: dict,
 ) -> pd.DataFrame: # place: axis -> value
     "Return the rows of one recipe and metric at a grid point."
-    t = table[(table.recipe == recipe) & (table.metric == metric)]
-    return t[np.logical_and.reduce([t[a] == v for a, v in place.items()])] if place else t
+    rows = table[(table.recipe == recipe) & (table.metric == metric)]
+    return (rows[np.logical_and.reduce([rows[axis] == value for axis, value in place.items()])]
+            if place else rows)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #d144d70a
 # in increasing order
-def _curve_points(table: pd.DataFrame, axis: str, centre: dict, recipe: str,
+def _curve_points(table: pd.DataFrame, axis: str, center: dict, recipe: str,
                   metric: str) -> list[_GridPoint]:
     "Return the grid points of one curve, with all other axes at the center."
-    t = runs_at(table, recipe, metric, {a: v for a, v in centre.items() if a != axis})
-    return [aggregate_seeds(g, axis) for _, g in t.groupby(axis)]
+    rows = runs_at(table, recipe, metric,
+                   {name: value for name, value in center.items() if name != axis})
+    return [aggregate_seeds(group, axis) for _, group in rows.groupby(axis)]
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #4238395e
 def _curve_sum(
@@ -119,9 +123,9 @@ def _curve_sum(
     df: int, # degrees of freedom of that variance
 ) -> Estimate:
     "Return a weighted sum of grid points; each mean over k seeds adds w² / k of the variance."
-    value = sum(w * c.estimate.mean() for c, w in points)
-    draws = sum(w * c.draws for c, w in points) # [draws]
-    share = sum(w * w / c.seeds for c, w in points)
+    value = sum(weight * cell.estimate.mean() for cell, weight in points)
+    draws = sum(weight * cell.draws for cell, weight in points) # [draws]
+    share = sum(weight * weight / cell.seeds for cell, weight in points)
     return Estimate(value, draws, variance * share, df)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #d775ac8b
@@ -130,7 +134,8 @@ def linear_contrast(
 ) -> Estimate: # seed: from `seed_variance`
     "Return a weighted sum of grid points, with its error from items and seeds."
     curves = {} # (recipe, metric) -> grid points and their weights; seeds are shared within a curve
-    for c, w in zip(cells, weights): curves.setdefault((c.recipe, c.metric), []).append((c, w))
+    for cell, weight in zip(cells, weights):
+        curves.setdefault((cell.recipe, cell.metric), []).append((cell, weight))
     return weighted([(1.0, _curve_sum(points, *seed[curve])) for curve, points in curves.items()])
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b007
@@ -149,14 +154,14 @@ def _plateau_verdict(row: dict, margin: float = _EQUIVALENCE_MARGIN) -> str:
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b008
 # axis, recipe, metric, x, at, n_seeds, flops; columns of `Estimate.row`
-def _curves(table: pd.DataFrame, centre: dict) -> pd.DataFrame:
+def _curves(table: pd.DataFrame, center: dict) -> pd.DataFrame:
     "Return every measured curve with its confidence intervals."
     seed, rows = seed_variance(table), []
     for axis, recipe, metric in _every(table):
-        cells = _curve_points(table, axis, centre, recipe, metric)
-        rows += [dict(axis=axis, recipe=recipe, metric=metric, x=c.x, at=c.value, n_seeds=c.seeds,
-                      flops=c.flops) |
-                 linear_contrast([c], [1.0], seed).row() for c in cells if len(cells) > 1]
+        cells = _curve_points(table, axis, center, recipe, metric)
+        rows += [dict(axis=axis, recipe=recipe, metric=metric, x=cell.x, at=cell.value,
+                      n_seeds=cell.seeds, flops=cell.flops) |
+                 linear_contrast([cell], [1.0], seed).row() for cell in cells if len(cells) > 1]
     return pd.DataFrame(rows, columns=_CURVE if not rows else None)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5cdb813b
@@ -171,11 +176,11 @@ def _every(table):
             for metric in table.metric.unique(): yield axis, recipe, metric
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #060254ce
-def _log2_ratio(a: _GridPoint, b: _GridPoint) -> float: # number of doublings from a to b
-    return math.log2(b.x / a.x)
+def _log2_ratio(low: _GridPoint, high: _GridPoint) -> float: # number of doublings from low to high
+    return math.log2(high.x / low.x)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #305c045c
-def _gain_per_doubling(table: pd.DataFrame, centre: dict,
+def _gain_per_doubling(table: pd.DataFrame, center: dict,
                        margin: float = _EQUIVALENCE_MARGIN) -> pd.DataFrame:
     """Return the gain per doubling over every whole curve and over its last interval.
 
@@ -183,59 +188,60 @@ def _gain_per_doubling(table: pd.DataFrame, centre: dict,
     """
     seed, rows = seed_variance(table), []
     for axis, recipe, metric in _every(table):
-        cells = _curve_points(table, axis, centre, recipe, metric)
-        for stretch, k in (("whole", 0), ("last", -2)) if len(cells) > 1 else ():
-            a, b = cells[k], cells[-1]
-            d = _log2_ratio(a, b)
-            r = linear_contrast([a, b], [-1 / d, 1 / d], seed).row()
-            rows.append(dict(axis=axis, recipe=recipe, metric=metric, stretch=stretch, low=a.value,
-                             high=b.value, doublings=d) | r |
-                        dict(min_detectable_diff=could_show(r),
-                             plateau=_plateau_verdict(r, margin)))
+        cells = _curve_points(table, axis, center, recipe, metric)
+        for stretch, index in (("whole", 0), ("last", -2)) if len(cells) > 1 else ():
+            low, high = cells[index], cells[-1]
+            doublings = _log2_ratio(low, high)
+            row = linear_contrast([low, high], [-1 / doublings, 1 / doublings], seed).row()
+            rows.append(dict(axis=axis, recipe=recipe, metric=metric, stretch=stretch,
+                             low=low.value, high=high.value, doublings=doublings) | row |
+                        dict(min_detectable_diff=could_show(row),
+                             plateau=_plateau_verdict(row, margin)))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b010
 # one row per value; one row per axis
-def _difference_curves(table: pd.DataFrame, centre: dict, a: str = "clip",
-                       b: str = "dino") -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Return a minus b along each axis, and its change per doubling."
+def _difference_curves(table: pd.DataFrame, center: dict, first: str = "clip",
+                       second: str = "dino") -> tuple[pd.DataFrame, pd.DataFrame]:
+    "Return the first recipe minus the second along each axis, and its change per doubling."
     seed, rows, trends = seed_variance(table), [], []
     for axis in _AXES:
         for metric in table.metric.unique():
-            x, y = ({c.value: c for c in _curve_points(table, axis, centre, r, metric)}
-                    for r in (a, b))
-            both = sorted(set(x) & set(y))
+            first_cells, second_cells = ({cell.value: cell for cell
+                                          in _curve_points(table, axis, center, recipe, metric)}
+                    for recipe in (first, second))
+            both = sorted(set(first_cells) & set(second_cells))
             if len(both) < 2: continue
-            rows += [dict(axis=axis, metric=metric, x=x[v].x,
-                          at=v) | linear_contrast([x[v], y[v]], [1, -1], seed).row() for v in both]
+            rows += [dict(axis=axis, metric=metric, x=first_cells[value].x, at=value)
+                     | linear_contrast([first_cells[value], second_cells[value]], [1, -1],
+                                       seed).row() for value in both]
             low, high = both[0], both[-1]
-            d = _log2_ratio(x[low], x[high])
-            r = linear_contrast([x[high], y[high], x[low], y[low]], [1 / d, -1 / d, -1 / d, 1 / d],
+            doublings = _log2_ratio(first_cells[low], first_cells[high])
+            row = linear_contrast([first_cells[high], second_cells[high], first_cells[low],
+                                   second_cells[low]],
+                                  [1 / doublings, -1 / doublings, -1 / doublings, 1 / doublings],
                                 seed).row()
-            trends.append(dict(axis=axis, metric=metric, low=low,
-                               high=high) | r
-                          | dict(min_detectable_diff=could_show(r), verdict=_caught(r, a, b)))
+            trends.append(dict(axis=axis, metric=metric, low=low, high=high) | row
+                          | dict(min_detectable_diff=could_show(row),
+                                 verdict=_caught(row, first, second)))
     return pd.DataFrame(rows), pd.DataFrame(trends)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #c136c4e4
-def _caught(r, a, b):
-    def n(k): return RECIPES[k].title
-    said = (f"{n(a)} pulls away" if r["total_ci_low"] > 0 else f"{n(b)} gains on it"
-            if r["total_ci_high"] < 0
-            else "cannot be told")
-    return (said
-            + (", by one seed" if said != "cannot be told" and not r["seed_variance_known"]
+def _caught(row, first, second):
+    def title(recipe): return RECIPES[recipe].title
+    said = (f"{title(first)} pulls away" if row["total_ci_low"] > 0
+            else f"{title(second)} gains on it" if row["total_ci_high"] < 0 else "cannot be told")
+    return (said + (", by one seed" if said != "cannot be told" and not row["seed_variance_known"]
                else ""))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1e005
 # (weight, recipe, dict axis -> value that differs from the center)
-def _linear_effect(
-    table: pd.DataFrame, centre: dict, metric: str, parts: list[tuple],
+def _linear_effect(table: pd.DataFrame, center: dict, metric: str, parts: list[tuple],
 ) -> dict | None: # `Estimate.row` and p; None where a grid point is not measured
     "Return a weighted sum over grid points of one metric, with its p-value."
-    at = [runs_at(table, r, metric, centre | where) for _, r, where in parts]
-    if not all(len(t) for t in at): return None
-    row = linear_contrast([aggregate_seeds(t) for t in at], [w for w, *_ in parts],
+    at = [runs_at(table, recipe, metric, center | where) for _, recipe, where in parts]
+    if not all(len(runs) for runs in at): return None
+    row = linear_contrast([aggregate_seeds(runs) for runs in at], [weight for weight, *_ in parts],
                           seed_variance(table)).row()
     return row | dict(p=t_test(row))
 
@@ -255,19 +261,19 @@ def effects_table(
     few = dict(drawings=min(grid.axes["drawings"]))
     share, times = format_fraction(grid)
     lead, low = [(1, "clip", {}), (-1, "dino", {})], [(1, "clip", few), (-1, "dino", few)]
-    def more(r): return [(1, r, {}), (-1, r, few)]
+    def more(recipe): return [(1, recipe, {}), (-1, recipe, few)]
     asked = {"CLIP − DINO": lead, f"CLIP − DINO, {share}": low, f"CLIP, {times}": more("clip"),
-             f"DINO, {times}": more("dino"),
-             f"CLIP − DINO, change with {times}": lead + [(-w, r, at) for w, r, at in low],
+             f"DINO, {times}": more("dino"), f"CLIP − DINO, change with {times}": lead
+             + [(-weight, recipe, at) for weight, recipe, at in low],
              f"CLIP with {share} − DINO with all": [(1, "clip", few), (-1, "dino", {})],
              "CLIP − shuffled captions": [(1, "clip", {}), (-1, "clip-shuffled", {})],
              "CLIP − classifier on concepts": [(1, "clip", {}), (-1, "supervised", {})],
              "captions with background − without": [(1, "clip-ground", {}), (-1, "clip", {})],
              "captions with style − without": [(1, "clip-style", {}), (-1, "clip", {})]}
-    rows = [dict(effect=name, metric=m) | e for name, parts in asked.items()
-            for m in dict.fromkeys(table.metric)
-            if (e := _linear_effect(table, grid.centre, m, parts))]
-    return (pd.DataFrame(rows).assign(p_holm=holm(np.array([r["p"] for r in rows]))) if rows
+    rows = [dict(effect=name, metric=metric) | effect for name, parts in asked.items()
+            for metric in dict.fromkeys(table.metric)
+            if (effect := _linear_effect(table, grid.center, metric, parts))]
+    return (pd.DataFrame(rows).assign(p_holm=holm(np.array([row["p"] for row in rows]))) if rows
             else pd.DataFrame())
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5fab341c
@@ -280,24 +286,28 @@ def sample_efficiency_ratio(
     seeds. Where `b` starts above `a`, the ratio is an upper bound. Where `b` never reaches `a`, the
     ratio is infinite."""
     seed, rng, rows = seed_variance(table), np.random.default_rng(0), []
-    x, y = ([(c.x, _shaken(c, seed, rng))
-             for c in _curve_points(table, "samples", center, r, metric)] for r in (a, b))
-    if len(y) < 2:
+    targets, points = ([(cell.x, _shaken(cell, seed, rng))
+             for cell in _curve_points(table, "samples", center, recipe, metric)]
+                       for recipe in (a, b))
+    if len(points) < 2:
         return pd.DataFrame(columns=["samples", "times", "ci_low", "ci_high", "least", "most"])
-    at, curve = np.log2([n for n, _ in y]), np.stack([v for _, v in y])
-    for n, level in x:
-        times = np.array([2 ** (_first_reach(at, curve[:, k], level[k]) - math.log2(n))
-                          for k in range(len(level))])
+    at, curve = (np.log2([n_samples for n_samples, _ in points]),
+                 np.stack([values for _, values in points]))
+    for n_samples, level in targets:
+        times = np.array([2 ** (_first_reach(at, curve[:, index],
+                                             level[index]) - math.log2(n_samples))
+                          for index in range(len(level))])
         lo, hi = np.quantile(times[1:], [0.025, 0.975], method="inverted_cdf")
-        rows.append(dict(samples=n, times=times[0], ci_low=lo, ci_high=hi, least=2 ** at[0] / n,
-                         most=2 ** at[-1] / n))
+        rows.append(dict(samples=n_samples, times=times[0], ci_low=lo, ci_high=hi,
+                         least=2 ** at[0] / n_samples, most=2 ** at[-1] / n_samples))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #8e161893
-def _shaken(c, seed, rng): # the estimate, then its resamples with added variance over seeds
-    v, df = seed[c.recipe, c.metric]
-    return np.concatenate([[c.estimate.mean()], c.draws + (math.sqrt(v / c.seeds) if df
-                              else 0.0) * rng.normal(size=len(c.draws))])
+def _shaken(cell, seed, rng): # the estimate, then its resamples with added variance over seeds
+    variance, df = seed[cell.recipe, cell.metric]
+    return np.concatenate([[cell.estimate.mean()],
+                           cell.draws + (math.sqrt(variance / cell.seeds) if df
+                              else 0.0) * rng.normal(size=len(cell.draws))])
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #fd9fb23b
 def _first_reach(x, y, level): # first x where the interpolated curve reaches the level, or infinity
@@ -316,21 +326,20 @@ def _fit_power_law(
     draws: np.ndarray, # [draws, n] bootstrap resamples
 ) -> pd.DataFrame: # curve, quantity, value, ci_low, ci_high, found; empty for too few points
     "Fit a line and a saturating power law, with confidence intervals from the resamples."
-    rows, n, z = [], len(x), np.log2(x / x[-1])
-    if n > 3:
-        (_, slope), _ = _least_squares(z, np.vstack([y, draws]))
+    rows, n_points, doublings = [], len(x), np.log2(x / x[-1])
+    if n_points > 3:
+        (_, slope), _ = _least_squares(doublings, np.vstack([y, draws]))
         rows.append(_fitted("line", "gain a doubling", slope))
-    if n > 4:
-        tried = [_least_squares(-2.0 ** (-b * z), np.vstack([y, draws]))
-                 for b in _EXPONENTS]
-        best = np.argmin([r for _, r in tried], 0)
-        top = np.array([tried[k][0][0, i] for i, k in enumerate(best)])
+    if n_points > 4:
+        tried = [_least_squares(-2.0 ** (-exponent * doublings), np.vstack([y, draws]))
+                 for exponent in _EXPONENTS]
+        best = np.argmin([residuals for _, residuals in tried], 0)
+        top = np.array([tried[choice][0][0, index] for index, choice in enumerate(best)])
         inside = (best > 0) & (best < len(_EXPONENTS) - 1)
         found = bool(inside[0] and inside[1:].mean() > 0.95)
         rows += [_fitted("power law", "plateau", top, found),
                  _fitted("power law", "exponent", _EXPONENTS[best], found)]
-    columns = ["curve", "quantity", "value", "ci_low", "ci_high", "found"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns="curve quantity value ci_low ci_high found".split())
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #7cbee99a
 def _least_squares(z, y): # z [n], y [m, n] -> [2, m] intercept and slope, [m] squared residuals
@@ -339,24 +348,25 @@ def _least_squares(z, y): # z [n], y [m, n] -> [2, m] intercept and slope, [m] s
     return found, ((y.T - design @ found) ** 2).sum(0)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #3f528857
-def _fitted(curve, quantity, v, found=True): # v: value for the data, then for each resample
-    lo, hi = np.quantile(v[1:], [0.025, 0.975])
-    return dict(curve=curve, quantity=quantity, value=float(v[0]), ci_low=float(lo),
+# values: value for the data, then for each resample
+def _fitted(curve, quantity, values, found=True):
+    lo, hi = np.quantile(values[1:], [0.025, 0.975])
+    return dict(curve=curve, quantity=quantity, value=float(values[0]), ci_low=float(lo),
                 ci_high=float(hi), found=found)
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b015
 # axis, recipe, metric, columns of `_fit_power_law`
-def _fit_curves(table: pd.DataFrame, centre: dict) -> pd.DataFrame:
+def _fit_curves(table: pd.DataFrame, center: dict) -> pd.DataFrame:
     "Fit every curve with enough points; the resamples include the seed variance where known."
     seed, rows = seed_variance(table), []
     for axis, recipe, metric in _every(table):
-        cells = _curve_points(table, axis, centre, recipe, metric)
+        cells = _curve_points(table, axis, center, recipe, metric)
         if len(cells) < 4: continue
         rng = np.random.default_rng(0)
-        shaken = np.stack([_shaken(c, seed, rng)[1:] for c in cells], 1)
-        rows.append(_fit_power_law(np.array([c.x for c in cells]),
-                                   np.array([c.estimate.mean() for c in cells]), shaken).assign(
-            axis=axis, recipe=recipe, metric=metric))
+        shaken = np.stack([_shaken(cell, seed, rng)[1:] for cell in cells], 1)
+        rows.append(_fit_power_law(np.array([cell.x for cell in cells]),
+                                   np.array([cell.estimate.mean() for cell in cells]),
+                                   shaken).assign(axis=axis, recipe=recipe, metric=metric))
     return (pd.concat(rows, ignore_index=True) if rows
             else pd.DataFrame(columns=["axis", "recipe", "metric", "curve", "quantity", "value",
                                        "ci_low", "ci_high", "found"]))
@@ -366,14 +376,15 @@ def _fit_curves(table: pd.DataFrame, centre: dict) -> pd.DataFrame:
 def _compute_frontier(table: pd.DataFrame) -> pd.DataFrame:
     "Return every grid point with its FLOPs: `best` where no cheaper one of the recipe is better."
     seed, rows = seed_variance(table), []
-    for (recipe, metric, *place), g in table.groupby(["recipe", "metric", *_AXES]):
-        c = aggregate_seeds(g)
-        rows.append(dict(recipe=recipe, metric=metric, **dict(zip(_AXES, place)), n_seeds=c.seeds,
-                         flops=c.flops) | linear_contrast([c], [1.0], seed).row())
-    t = pd.DataFrame(rows).sort_values(["recipe", "metric", "flops", "value"],
+    for (recipe, metric, *place), group in table.groupby(["recipe", "metric", *_AXES]):
+        cell = aggregate_seeds(group)
+        rows.append(dict(recipe=recipe, metric=metric, **dict(zip(_AXES, place)),
+                         n_seeds=cell.seeds,
+                         flops=cell.flops) | linear_contrast([cell], [1.0], seed).row())
+    frontier = pd.DataFrame(rows).sort_values(["recipe", "metric", "flops", "value"],
                                        ascending=[True, True, True, False], ignore_index=True)
-    t["best"] = t.value >= t.groupby(["recipe", "metric"]).value.cummax()
-    return t
+    frontier["best"] = frontier.value >= frontier.groupby(["recipe", "metric"]).value.cummax()
+    return frontier
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b019
 class _ScalingResults(NamedTuple):
@@ -390,21 +401,26 @@ class _ScalingResults(NamedTuple):
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #82e04222
 def analyze_grid(grid: Grid, results, margin: float = _EQUIVALENCE_MARGIN) -> _ScalingResults:
-    "Analyze all measurements of a grid, complete or not."
+    """Analyze all measurements of a grid, complete or not.
+
+    Raises `UserError` for a damaged measurement."""
     done, missing = _progress(grid, results)
     if not any(Path(results).glob("*/*/measured.json")):
         return _ScalingResults(0, missing, *[pd.DataFrame()] * 7)
-    every, c, own = _read_results(results), grid.centre, {p: 0 for p in _points(grid)}
-    every = every[[RunSpec(**{k: r[k] for k in RunSpec.__dataclass_fields__}) in own
-                   for r in every.to_dict("records")]]
-    t = every[every.recipe.isin([*grid.recipes, *grid.also])]
-    return _ScalingResults(done, missing, every, _curves(t, c), _gain_per_doubling(t, c, margin),
-                           *_difference_curves(t, c), _fit_curves(t, c), _compute_frontier(t))
+    every, center, own = _read_results(results), grid.center, {point: 0 for point in _points(grid)}
+    every = every[[RunSpec(**{field: row[field] for field in RunSpec.__dataclass_fields__}) in own
+                   for row in every.to_dict("records")]]
+    table = every[every.recipe.isin([*grid.recipes, *grid.center_recipes])]
+    return _ScalingResults(done, missing, every, _curves(table, center),
+                           _gain_per_doubling(table, center, margin),
+                           *_difference_curves(table, center), _fit_curves(table, center),
+                           _compute_frontier(table))
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #5ca1b020
 def machines_used(results) -> str: # such as `2 cores of … (bf16)`; empty without measurements
     "Return the machines that trained the measured runs, as text."
-    runs = [read_json(f)["run"] for f in sorted(Path(results).glob("*/*/measured.json"))]
-    return "; ".join(
-        dict.fromkeys(f"{', '.join(m['gpus']) or str(m['cores']) + ' cores of ' + m['cpu']} "
-                      f"({m['precision']})" for m in (r["machine"] for r in runs)))
+    runs = [read_json(path)["run"] for path in sorted(Path(results).glob("*/*/measured.json"))]
+    def title(machine):
+        cores = f"{machine['cores']} cores of {machine['cpu']}"
+        return f"{', '.join(machine['gpus']) or cores} ({machine['precision']})"
+    return "; ".join(dict.fromkeys(title(run["machine"]) for run in runs))

@@ -36,13 +36,13 @@ _AXES = ("size", "drawings", "samples", "pixels")
 class Grid:
     "Declare the runs of a grid around a center."
     base: str # preset of the settings
-    centre: dict # axis -> center value
+    center: dict # axis -> center value
     axes: dict # axis -> other values of the axis
     recipes: tuple = ("clip", "dino") # recipes that are run on all axes
-    also: tuple = () # recipes that are run at the center only, if they exist
-    arms: dict = None # axis -> recipes that are run at the center and at its lowest value
+    center_recipes: tuple = () # recipes that are run at the center only, if they exist
+    extra_recipes: dict = None # axis -> recipes that are run at the center and at its lowest value
     seeds: int = 1 # number of seeds at the center and at the ends of axes
-    ends: tuple = ("size", "drawings", "samples") # axes whose ends are run with all seeds
+    seeded_axes: tuple = ("size", "drawings", "samples") # axes whose ends are run with all seeds
     changes: dict = None # overrides of the preset, with dotted names
     measures: tuple = ("probes", "masks") # evaluations: keys of `_EVALUATIONS`
     reader: str = "" # preset of the shared language model of the measure `answers`
@@ -56,8 +56,8 @@ GRIDS = {
     "emoji": Grid("mini", dict(size=192, drawings=1.0, samples=40_960, pixels=48),
                   dict(size=(96, 384), drawings=(0.5, 0.25, 0.125),
                        samples=(10_240, 20_480, 300_000), pixels=(64,)),
-                  also=("dinov2",), seeds=2, changes={"analysis.knn_checks": 0},
-                  arms={"drawings": ("clip-ground", "clip-style", "clip-shuffled",
+                  center_recipes=("dinov2",), seeds=2, changes={"analysis.knn_checks": 0},
+                  extra_recipes={"drawings": ("clip-ground", "clip-style", "clip-shuffled",
                                      "supervised")},
                   measures=("probes", "masks", "answers"), reader="emoji-small")}
 
@@ -73,38 +73,42 @@ def _points(grid: Grid) -> list[RunSpec]: # without duplicates
     "Return the runs of a grid: center, axes, then further seeds of center and ends."
     found = []
     for recipe in grid.recipes:
-        c = RunSpec(recipe, **grid.centre)
-        found += [c, *(replace(c, **{a: v}) for a, values in grid.axes.items() for v in values)]
-        found += [replace(p, seed=k) for k in range(1, grid.seeds) for p in (c, *_ends(grid, c))]
-    found += [RunSpec(r, **grid.centre) for r in grid.also if r in RECIPES]
-    found += [replace(p, seed=k) for axis, recipes in (grid.arms or {}).items() for r in recipes
-              for k in range(grid.seeds) for c in [RunSpec(r, **grid.centre)]
-              for p in (c, replace(c, **{axis: min(grid.axes[axis])}))]
+        center = RunSpec(recipe, **grid.center)
+        found += [center, *(replace(center, **{axis: value}) for axis, values in grid.axes.items()
+                    for value in values)]
+        found += [replace(point, seed=seed) for seed in range(1, grid.seeds)
+                  for point in (center, *_ends(grid, center))]
+    found += [RunSpec(recipe, **grid.center) for recipe in grid.center_recipes if recipe in RECIPES]
+    found += [replace(point, seed=seed) for axis, recipes in (grid.extra_recipes or {}).items()
+              for recipe in recipes
+              for seed in range(grid.seeds) for center in [RunSpec(recipe, **grid.center)]
+              for point in (center, replace(center, **{axis: min(grid.axes[axis])}))]
     return list(dict.fromkeys(found))
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #54bad606
-def _ends(grid, c): # lowest and highest value of each axis with seeds, except the center
-    for a in grid.ends:
-        values = (grid.centre[a], *grid.axes.get(a, ()))
-        for v in {min(values), max(values)} - {grid.centre[a]}: yield replace(c, **{a: v})
+def _ends(grid, center): # lowest and highest value of each axis with seeds, except the center
+    for axis in grid.seeded_axes:
+        values = (grid.center[axis], *grid.axes.get(axis, ()))
+        for value in {min(values), max(values)} - {grid.center[axis]}:
+            yield replace(center, **{axis: value})
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #43006df3
-def _settings_of(grid: Grid, p: RunSpec) -> Settings:
+def _settings_of(grid: Grid, point: RunSpec) -> Settings:
     "Return the settings of one run: preset, overrides of the grid, values of the run, recipe."
-    source = ("emoji" if p.drawings == 1
-              else f"emoji:{p.drawings:g}" + (f":{p.seed}" if p.seed else ""))
-    where = {"control.vit.width": p.size, "control.vit.heads": max(2, p.size // 64),
-             "data.source": source, "control.samples": p.samples, "control.seed": p.seed}
-    if p.pixels != preset(grid.base).control.vit.image_size:
-        where |= {"control.vit.image_size": p.pixels, "dino.local_size": p.pixels // 2}
-    return apply_recipe(p.recipe, override(preset(grid.base), **(grid.changes or {}), **where))
+    source = ("emoji" if point.drawings == 1
+              else f"emoji:{point.drawings:g}" + (f":{point.seed}" if point.seed else ""))
+    where = {"control.vit.width": point.size, "control.vit.heads": max(2, point.size // 64),
+             "data.source": source, "control.samples": point.samples, "control.seed": point.seed}
+    if point.pixels != preset(grid.base).control.vit.image_size:
+        where |= {"control.vit.image_size": point.pixels, "dino.local_size": point.pixels // 2}
+    return apply_recipe(point.recipe, override(preset(grid.base), **(grid.changes or {}), **where))
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a013
-def _estimate_flops(p: RunSpec, settings: Settings) -> float: # FLOPs of the whole run
+def _estimate_flops(point: RunSpec, settings: Settings) -> float: # FLOPs of the whole run
     "Return 2 x the multiply-adds of the towers before training, for captions of typical length."
-    return _sample_flops(p.recipe, replace(settings, control=replace(settings.control, seed=0,
+    return _sample_flops(point.recipe, replace(settings, control=replace(settings.control, seed=0,
                                                  samples=settings.control.batch_size),
-                                           data=preset("mini").data)) * p.samples
+                                           data=preset("mini").data)) * point.samples
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #67ee187b
 @lru_cache(maxsize=64)
@@ -113,12 +117,12 @@ def _sample_flops(recipe, settings):
     from ccd.training.objectives.registry import build_objective
     from ccd.data.batches import Batch
     from ccd.training.trainer import flops_per_sample
-    n, size = 4, settings.data.size
-    shown = Batch(torch.zeros(n, 3, size, size, dtype=torch.uint8), torch.arange(n),
-                  ["a picture of a grinning face"] * n,
-                  torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.long))
+    n_images, size = 4, settings.data.size
+    shown = Batch(torch.zeros(n_images, 3, size, size, dtype=torch.uint8), torch.arange(n_images),
+                  ["a picture of a grinning face"] * n_images,
+                  torch.zeros(n_images, dtype=torch.bool), torch.zeros(n_images, dtype=torch.long))
     return flops_per_sample(build_objective(RECIPES[recipe].objective, settings),
-                            lambda step: shown, n)
+                            lambda step: shown, n_images)
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #d983c6de
 class _GridRun(NamedTuple):
@@ -133,16 +137,18 @@ class _GridRun(NamedTuple):
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #c3bcc648
 def _grid_runs(grid: Grid) -> list[_GridRun]:
     "Return all runs, the most informative and the cheapest first."
-    found = [_GridRun(p, s, _estimate_flops(p, s)) for p in _points(grid)
-             for s in [_settings_of(grid, p)]]
-    def place(r): return replace(r.point, recipe="")
-    cheapest = {place(r): min(x.flops for x in found if place(x) == place(r)) for r in found}
-    return sorted(found, key=lambda r: (_turn(grid, r.point), cheapest[place(r)], r.point.drawings,
-                                 r.flops))
+    found = [_GridRun(point, settings, _estimate_flops(point, settings)) for point in _points(grid)
+             for settings in [_settings_of(grid, point)]]
+    def place(run): return replace(run.point, recipe="")
+    cheapest = {place(run): min(other.flops for other in found if place(other) == place(run))
+                for run in found}
+    return sorted(found,
+                  key=lambda run: (_turn(grid, run.point), cheapest[place(run)], run.point.drawings,
+                                 run.flops))
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #dc47722b
-def _turn(grid, p): # 0: center, 1: ends, 2: further seeds of the center, 3: the rest
-    centre = all(getattr(p, a) == v for a, v in grid.centre.items())
-    end = replace(p, seed=0) in {*_ends(grid, RunSpec(p.recipe, **grid.centre))}
-    return (3 if p.recipe not in grid.recipes else 2 * bool(p.seed) if centre else 1 if end
-            and not p.seed else 3)
+def _turn(grid, point): # 0: center, 1: ends, 2: further seeds of the center, 3: the rest
+    center = all(getattr(point, axis) == value for axis, value in grid.center.items())
+    end = replace(point, seed=0) in {*_ends(grid, RunSpec(point.recipe, **grid.center))}
+    return (3 if point.recipe not in grid.recipes else 2 * bool(point.seed) if center else 1 if end
+            and not point.seed else 3)

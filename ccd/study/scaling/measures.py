@@ -39,12 +39,14 @@ def _eval_probes(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
     from ccd.probing.tables import predict_probes
     from ccd.encoders.inputs import embed_images
     from ccd.probing.tasks import tasks
-    e = {k: embed_images(spec, k, settings, home / k) for k in ("gallery", "signs")}
-    asked = [t for t in tasks("emoji", {k: x.items for k, x in e.items()})
-             if t.name in _PROBE_TASKS]
-    said, _ = predict_probes(e, asked)
-    return pd.DataFrame([_metric(_PROBE_TASKS[name], a.linear == a.label, a.cluster)
-                         for name, a in said.groupby("task", sort=False)])
+    embeddings = {corpus: embed_images(spec, corpus, settings, home / corpus)
+                  for corpus in ("gallery", "signs")}
+    asked = [task for task in tasks("emoji",
+                               {corpus: encoded.items for corpus, encoded in embeddings.items()})
+             if task.name in _PROBE_TASKS]
+    said, _ = predict_probes(embeddings, asked)
+    return pd.DataFrame([_metric(_PROBE_TASKS[name], group.linear == group.label, group.cluster)
+                         for name, group in said.groupby("task", sort=False)])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #128d3c56
 def _metric(name, right, cluster):
@@ -58,12 +60,12 @@ def _eval_segmentation(spec: str, settings: Settings, home: Path) -> pd.DataFram
     from ccd.probing.tables import segmentation_splits
     from ccd.encoders.inputs import load_encoder
     from ccd.probing.segmentation import bootstrap_counts, miou, segmentation_probe
-    s = segmentation_probe(load_encoder(spec, settings),
+    segmented = segmentation_probe(load_encoder(spec, settings),
                            *segmentation_splits("emoji-masks", settings))
     return pd.DataFrame([dict(
-        metric="masks", estimate=float(miou(s.counts.sum(0))), n_test=len(s.counts),
-        n_groups=len(np.unique(s.cluster.astype(str))),
-        draws=miou(bootstrap_counts(s.counts, s.cluster, _DRAWS)))])
+        metric="masks", estimate=float(miou(segmented.counts.sum(0))), n_test=len(segmented.counts),
+        n_groups=len(np.unique(segmented.cluster.astype(str))),
+        draws=miou(bootstrap_counts(segmented.counts, segmented.cluster, _DRAWS)))])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e002
 _INFORMATIVE_SUBSETS = ("category", "color", "count", "relation", "font", "ground", "initial",
@@ -75,8 +77,9 @@ _PROJECTOR_LR = 2e-3
 def _informative_questions(settings: Settings): # a `datasets.Dataset` with the Questions columns
     "Return the questions of EmojiVMC in its informative subsets."
     from ccd.data.emoji.questions import emoji_questions
-    q = emoji_questions(settings.data, per_subset=settings.analysis.vqa_questions)
-    return q.select([k for k, c in enumerate(q["category"]) if c in _INFORMATIVE_SUBSETS])
+    questions = emoji_questions(settings.data, per_subset=settings.analysis.vqa_questions)
+    return questions.select([index for index, category in enumerate(questions["category"])
+                             if category in _INFORMATIVE_SUBSETS])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #642231ba
 def _by_category(answers: pd.DataFrame) -> pd.DataFrame: # answers of one model
@@ -84,15 +87,17 @@ def _by_category(answers: pd.DataFrame) -> pd.DataFrame: # answers of one model
     from ccd.data.emoji.materials import CATEGORIES
     from ccd.vqa.statistics.aggregation import (aggregate, aligned_scores, bootstrap_sums,
                                                 point_estimates)
-    there = {c: [x for x in xs if x in _INFORMATIVE_SUBSETS] for c, xs in CATEGORIES.items()}
-    s = aligned_scores(answers, there)
-    one, many = (aggregate(*x, s.cells, there)
-                 for x in (point_estimates(s), bootstrap_sums(s, _DRAWS)))
+    there = {category: [subset for subset in xs if subset in _INFORMATIVE_SUBSETS]
+             for category, xs in CATEGORIES.items()}
+    scores = aligned_scores(answers, there)
+    one, many = (aggregate(*estimates, scores.cells, there)
+                 for estimates in (point_estimates(scores), bootstrap_sums(scores, _DRAWS)))
     rows = []
-    for c, subsets in there.items():
-        t, key = answers[answers.subset.isin(subsets)], ("category", c, "macro")
-        rows.append(dict(metric=f"asked: {c}", estimate=float(one[key][0]), n_test=len(t),
-                         n_groups=t.cluster.nunique(), draws=many[key][:, 0]))
+    for category, subsets in there.items():
+        own_answers, key = answers[answers.subset.isin(subsets)], ("category", category, "macro")
+        rows.append(dict(metric=f"asked: {category}", estimate=float(one[key][0]),
+                         n_test=len(own_answers),
+                         n_groups=own_answers.cluster.nunique(), draws=many[key][:, 0]))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e003
@@ -104,21 +109,25 @@ def _shared_language_model(name: str, home: Path, results: Path) -> Path:
     from ccd.vqa.llava.settings import vlm_preset
     from ccd.vqa.llava.training import load_vlm, train_vlm
     from ccd.vqa.llava.answering import answer_questions
-    settings, v = preset(name), vlm_preset(name)
+    settings, vlm_settings = preset(name), vlm_preset(name)
     def make(tmp):
-        e = encoder_for_vlm(f"ccd:{train_oracle(settings, home / 'ceiling')}", settings, v)
-        m = load_vlm(train_vlm(e, v, *load_training_data(settings, v), home / "model"), e)
+        encoder = encoder_for_vlm(f"ccd:{train_oracle(settings, home / 'ceiling')}", settings,
+                                  vlm_settings)
+        model = load_vlm(train_vlm(encoder, vlm_settings,
+                                   *load_training_data(settings, vlm_settings), home / "model"),
+                         encoder)
         # before rounding to half precision
-        blind = _by_category(answer_questions(m, _informative_questions(settings), image="none"))
-        _language_alone(m.net).half().save_pretrained(tmp)
-        m.tokenizer.save_pretrained(tmp)
+        blind = _by_category(answer_questions(model, _informative_questions(settings),
+                                              image="none"))
+        _language_alone(model.net).half().save_pretrained(tmp)
+        model.tokenizer.save_pretrained(tmp)
         baseline = {}
-        for r in blind.itertuples():
-            low, high = (round(float(np.quantile(r.draws, q)), 5) for q in (0.025, 0.975))
-            baseline[r.metric] = dict(estimate=round(r.estimate, 5), lo=low, hi=high)
+        for row in blind.itertuples():
+            low, high = (round(float(np.quantile(row.draws, level)), 5) for level in (0.025, 0.975))
+            baseline[row.metric] = dict(estimate=round(row.estimate, 5), lo=low, hi=high)
         write_json(tmp / "floor.json", baseline)
     about = dict(reader=name, control=settings.control, world=settings.data,
-                 asked=settings.analysis.vqa_questions, vlm=v)
+                 asked=settings.analysis.vqa_questions, vlm=vlm_settings)
     return cached_stage(results / "reader", about, {}, make)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #1aecd50e
@@ -138,14 +147,16 @@ def _eval_vqa(spec: str, settings: Settings, home: Path, reader: Path) -> pd.Dat
     from ccd.vqa.llava.conversations import question_conversations
     from ccd.vqa.llava.training import load_vlm, train_vlm
     from ccd.vqa.llava.answering import answer_questions
-    v = vlm_preset(read_manifest(reader)["settings"]["reader"])
-    n = min(_N_PROJECTOR_QUESTIONS, v.questions)
-    v = replace(v, language=str(reader), adapt="frozen", questions=n,
-                tune=replace(v.tune, samples=n, lr=_PROJECTOR_LR))
-    e, tokens = encoder_for_vlm(spec, settings, v), home / "tokens"
-    out = train_vlm(e, v, None, question_conversations(instructions(settings.data, n), v),
+    vlm_settings = vlm_preset(read_manifest(reader)["settings"]["reader"])
+    n_questions = min(_N_PROJECTOR_QUESTIONS, vlm_settings.questions)
+    vlm_settings = replace(vlm_settings, language=str(reader), adapt="frozen",
+                           questions=n_questions,
+                tune=replace(vlm_settings.tune, samples=n_questions, lr=_PROJECTOR_LR))
+    encoder, tokens = encoder_for_vlm(spec, settings, vlm_settings), home / "tokens"
+    out = train_vlm(encoder, vlm_settings, None,
+                    question_conversations(instructions(settings.data, n_questions), vlm_settings),
                     home / "projector", tokens)
-    said = _by_category(answer_questions(load_vlm(out, e), _informative_questions(settings),
+    said = _by_category(answer_questions(load_vlm(out, encoder), _informative_questions(settings),
                                          cache=tokens))
     shutil.rmtree(tokens)
     return said

@@ -16,12 +16,15 @@ from .curves import _EQUIVALENCE_MARGIN, _fit_power_law, _plateau_verdict
 _PARAMETERS = {"1B": 1.135, "2B": 2.084, "3B": 2.948, "5B": 4.938, "7B": 6.450}
 # in billions, computed from width, depth and MLP in Web-SSL's Table 1
 
+# %% ../../../nbs/library/study/scaling/05_published.ipynb #88c164f5
 _WEB_SSL = { # (axis, name) -> table, pattern of the value in the name of a row
     ("size", "CLIP"): (12, r"(\dB)$"), ("size", "Web-DINO"): (6, r"(\dB)$"),
     ("size", "Web-MAE"): (11, r"(\dB)$"),
     ("size", "Web-DINO, ImageNet"): (10, r"(\dB),"),
     ("samples", "Web-DINO"): (8, r"(\d)B seen|$"),
     ("pixels", "Web-DINO"): (15, r"(\d+) px|$")}
+
+# %% ../../../nbs/library/study/scaling/05_published.ipynb #b27ff8fa
 _DEFAULTS = dict(samples=2.0, pixels=224.0) # for rows without the value
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #5ca1c003
@@ -32,13 +35,14 @@ def published_curves() -> pd.DataFrame:
     from ccd.vqa.published.claims import Z_95
     every, rows = load_published_table("webssl_vqa"), []
     for (axis, name), (table, pattern) in _WEB_SSL.items():
-        for r in check(every[every.table == table]).to_dict("records"):
-            said = re.search(pattern, r["model"])[1]
-            x = _PARAMETERS[said] if axis == "size" else float(said or _DEFAULTS[axis])
-            rows += [dict(axis=axis, name=name, x=x, model=r["model"], quantity=q, value=r[q],
-                          se=r[f"{q}_se"],
-                          ci_low=r[q] - Z_95 * r[f"{q}_se"], ci_high=r[q] + Z_95 * r[f"{q}_se"])
-                     for q in ("average", *categories())]
+        for row in check(every[every.table == table]).to_dict("records"):
+            said = re.search(pattern, row["model"])[1]
+            position = _PARAMETERS[said] if axis == "size" else float(said or _DEFAULTS[axis])
+            rows += [dict(axis=axis, name=name, x=position, model=row["model"], quantity=quantity,
+                          value=row[quantity], se=row[f"{quantity}_se"],
+                          ci_low=row[quantity] - Z_95 * row[f"{quantity}_se"],
+                          ci_high=row[quantity] + Z_95 * row[f"{quantity}_se"])
+                     for quantity in ("average", *categories())]
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #605b6304
@@ -48,33 +52,33 @@ def published_gains(
     "Return the gain per doubling over each whole published curve and over its last interval."
     from ccd.vqa.published.tables import load_published_table
     from ccd.vqa.published.claims import test_differences
-    rows, t = [], load_published_table("webssl_vqa")
-    for (axis, name, q), c in published_curves().groupby(["axis", "name", "quantity"], sort=False):
-        for stretch, low in (("whole", c.iloc[0]), ("last", c.iloc[-2])):
-            high = c.iloc[-1]
-            d, per = (test_differences(t, [(high.model, low.model, q)]).iloc[0],
-                      math.log2(high.x / low.x))
-            gain = dict(gain=d["diff"] / per, total_ci_low=d.ci_low / per,
-                        total_ci_high=d.ci_high / per,
-                        seed_variance_known=False)
-            rows.append(dict(axis=axis, name=name, quantity=q, stretch=stretch, low=low.model,
-                             high=high.model, difference=d["diff"],
-                             tie=d.verdict, **gain, plateau=_plateau_verdict(gain, margin)))
-    return pd.DataFrame(rows).rename(columns=dict(total_ci_low="ci_low",
-                                                  total_ci_high="ci_high")).drop(
-                                                      columns="seed_variance_known")
+    rows, table = [], load_published_table("webssl_vqa")
+    curves = published_curves().groupby(["axis", "name", "quantity"], sort=False)
+    for (axis, name, quantity), curve in curves:
+        for stretch, low in (("whole", curve.iloc[0]), ("last", curve.iloc[-2])):
+            high = curve.iloc[-1]
+            tested = test_differences(table, [(high.model, low.model, quantity)]).iloc[0]
+            per = math.log2(high.x / low.x)
+            gain = dict(gain=tested["diff"] / per, total_ci_low=tested.ci_low / per,
+                        total_ci_high=tested.ci_high / per, seed_variance_known=False)
+            rows.append(dict(axis=axis, name=name, quantity=quantity, stretch=stretch,
+                             low=low.model, high=high.model, difference=tested["diff"],
+                             tie=tested.verdict, **gain, plateau=_plateau_verdict(gain, margin)))
+    columns = dict(total_ci_low="ci_low", total_ci_high="ci_high")
+    return pd.DataFrame(rows).rename(columns=columns).drop(columns="seed_variance_known")
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #cc5ef8e1
 def published_fits(
     name: str = "Web-DINO", axis: str = "size", quantity: str = "average",
 ) -> pd.DataFrame: # columns of `_fit_power_law`
     "Fit a published curve with its sampling error. Raises `UserError` for an unknown curve."
-    c = published_curves().query("axis == @axis and name == @name and quantity == @quantity")
-    if not len(c):
+    curve = published_curves().query("axis == @axis and name == @name and quantity == @quantity")
+    if not len(curve):
         raise UserError(f"no published curve of {quantity} of {name} along {axis}: there are "
-                        f"{'; '.join(' along '.join(k[::-1]) for k in _WEB_SSL)}")
-    drawn = c.value.values + c.se.values * np.random.default_rng(0).normal(size=(1_000, len(c)))
-    return _fit_power_law(c.x.values, c.value.values, drawn)
+                        f"{'; '.join(' along '.join(key[::-1]) for key in _WEB_SSL)}")
+    drawn = (curve.value.values
+             + curve.se.values * np.random.default_rng(0).normal(size=(1_000, len(curve))))
+    return _fit_power_law(curve.x.values, curve.value.values, drawn)
 
 # %% ../../../nbs/library/study/scaling/05_published.ipynb #5ca1c008
 _TRADEOFF_METRICS = ("average", "OCR & Chart", "Vision-Centric", "ImageNet", "ADE20K", "ADE20K_ms",
@@ -91,15 +95,17 @@ def published_tradeoffs(
                                           test_differences)
     vqa, classic, rows = (check(load_published_table("webssl_vqa")),
                           load_published_table("webssl_classic"), [])
-    for q in _TRADEOFF_METRICS:
-        t = classic if q in classic else vqa
-        a, b = (float(t[q].iloc[find_row(t, m)]) for m in (low, high))
-        d = (difference(b, a, benchmark_suite("images").n.get(q, np.nan)) if t is classic else
+    for quantity in _TRADEOFF_METRICS:
+        table = classic if quantity in classic else vqa
+        before, after = (float(table[quantity].iloc[find_row(table, model)])
+                         for model in (low, high))
+        tested = (difference(after, before, benchmark_suite("images").n.get(quantity, np.nan))
+                  if table is classic else
              test_differences(load_published_table("webssl_vqa"),
-                              [(high, low, q)]).to_dict("records")[0])
-        rows.append(dict(quantity=q, low=a, high=b, change=b - a,
-                         better=(b < a) == q.startswith("NYUd"),
-                         verdict=judged(d).replace("cannot be told",
+                              [(high, low, quantity)]).to_dict("records")[0])
+        rows.append(dict(quantity=quantity, low=before, high=after, change=after - before,
+                         better=(after < before) == quantity.startswith("NYUd"),
+                         verdict=judged(tested).replace("cannot be told",
                                                    "its standard error is unknown")))
     return pd.DataFrame(rows)
 
@@ -111,9 +117,9 @@ def above_text_only(quantity: str = "OCR & Chart") -> pd.DataFrame: # table, mod
     points of each other there (Cambrian-1, Table 13: 17.2 to 19.4), so the lowest of 41 rows is an
     upper bound of the baseline."""
     from ccd.vqa.published.tables import check, load_published_table
-    t = check(load_published_table("webssl_vqa")).drop_duplicates("model")
-    low = t.loc[t[quantity].idxmin()]
-    return pd.DataFrame(dict(table=t.table, model=t.model, value=t[quantity],
-                             over=t[quantity] - low[quantity],
-                             se=np.hypot(t[f"{quantity}_se"], low[f"{quantity}_se"]))
+    rows = check(load_published_table("webssl_vqa")).drop_duplicates("model")
+    low = rows.loc[rows[quantity].idxmin()]
+    return pd.DataFrame(dict(table=rows.table, model=rows.model, value=rows[quantity],
+                             over=rows[quantity] - low[quantity],
+                             se=np.hypot(rows[f"{quantity}_se"], low[f"{quantity}_se"]))
                         ).sort_values("value", ignore_index=True)

@@ -27,12 +27,13 @@ def _full_data_settings(settings: Settings) -> Settings:
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #638bab2f
 def _fingerprint_of(run: _GridRun, measure: str) -> dict:
     "Return the settings that a measurement depends on, without the shared language model."
-    own, a = run_settings(RECIPES[run.point.recipe].objective, run.settings), run.settings.analysis
+    own, analysis = (run_settings(RECIPES[run.point.recipe].objective, run.settings),
+                     run.settings.analysis)
     return dict(point=to_plain_dict(run.point), run=to_plain_dict(own),
                 data=to_plain_dict(run.settings.data), measure=measure,
                 version=_EVALUATIONS[measure].version, draws=_DRAWS,
-                pictures=a.segmentation_images if measure == "masks" else 0) | (
-                dict(learnt=_N_PROJECTOR_QUESTIONS, lr=_PROJECTOR_LR, asked=a.vqa_questions)
+                pictures=analysis.segmentation_images if measure == "masks" else 0) | (
+                dict(learnt=_N_PROJECTOR_QUESTIONS, lr=_PROJECTOR_LR, asked=analysis.vqa_questions)
                 if _EVALUATIONS[measure].reads else {})
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5e9bcc76
@@ -40,11 +41,11 @@ def _is_measured(results, run: _GridRun, measure: str) -> bool: # True where the
     "Return whether a run was measured. Raises `UserError` for a folder of different settings."
     folder = Path(results) / run.name / measure
     # a field that is newer than the measurement had its default value
-    m, wanted = read_manifest(folder), to_plain_dict(_fingerprint_of(run, measure))
-    if not m:
+    manifest, wanted = read_manifest(folder), to_plain_dict(_fingerprint_of(run, measure))
+    if not manifest:
         require_own_folder(folder)
         return False
-    stored = rename_fields("measurement", m["settings"])
+    stored = rename_fields("measurement", manifest["settings"])
     check_fields(stored, f"settings in {(file := folder / 'manifest.json')}", list(wanted))
     if apart := list(settings_diff(_with_defaults(stored, file), wanted)):
         raise UserError(f"{folder} is of another experiment: {'; '.join(apart[:3])}. Nothing was "
@@ -77,14 +78,14 @@ def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, h
     "Evaluate one run by one measure, and store the result."
     shared = [reader] if _EVALUATIONS[measure].reads else []
     def make(tmp):
-        t = _EVALUATIONS[measure].of(f"ccd:{trained}", _full_data_settings(run.settings), home,
+        table = _EVALUATIONS[measure].of(f"ccd:{trained}", _full_data_settings(run.settings), home,
                                      *shared)
         facts = read_manifest(trained)
         write_json(tmp / "measured.json", dict(
-            metrics={r.metric: dict(estimate=round(r.estimate, 5), tests=int(r.n_test),
-                                    clusters=int(r.n_groups),
-                                    draws=[round(float(x), 5) for x in r.draws])
-                     for r in t.itertuples()}, run=facts["facts"]
+            metrics={row.metric: dict(estimate=round(row.estimate, 5), tests=int(row.n_test),
+                                    clusters=int(row.n_groups),
+                                    draws=[round(float(draw), 5) for draw in row.draws])
+                     for row in table.itertuples()}, run=facts["facts"]
             | dict(encoder=outputs_hash(trained), minutes=round(facts["wall_seconds"] / 60, 1),
                    code=facts["code"], machine=facts["machine"])))
     return cached_stage(results / run.name / measure, _fingerprint_of(run, measure),
@@ -94,10 +95,11 @@ def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, h
 def _select_runs(grid: Grid, only: str = "") -> list[_GridRun]:
     "Return the runs whose names contain or match a pattern. Raises `UserError` for no match."
     every = _grid_runs(grid)
-    found = [r for r in every if not only or only in r.name or fnmatch.fnmatch(r.name, only)]
+    found = [run
+             for run in every if not only or only in run.name or fnmatch.fnmatch(run.name, only)]
     if not found:
         raise UserError(f"no run matches {only!r}: there are "
-                        f"{', '.join(r.name for r in every[:4])} …; `ccd scale GRID --dry-run` "
+                        f"{', '.join(run.name for run in every[:4])} …; `ccd scale GRID --dry-run` "
                         "lists them")
     return found
 
@@ -109,11 +111,11 @@ def _find_released_run(run: _GridRun, corpus) -> Path | None:
     from ccd.data.corpora import fingerprint
     wanted = to_plain_dict(run_settings(RECIPES[run.point.recipe].objective, run.settings))
     for folder in list_releases():
-        m = read_manifest(folder)
-        if not m or m["settings"].get("objective") != wanted["objective"]: continue
-        same = not list(settings_diff(_run_with_defaults(m["settings"], folder / "manifest.json"),
-                                      wanted))
-        if same and m["inputs"]["corpus"] == fingerprint(corpus): return folder
+        manifest = read_manifest(folder)
+        if not manifest or manifest["settings"].get("objective") != wanted["objective"]: continue
+        same = not list(settings_diff(_run_with_defaults(manifest["settings"],
+                                                         folder / "manifest.json"), wanted))
+        if same and manifest["inputs"]["corpus"] == fingerprint(corpus): return folder
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #8f526d56
 def scale(
@@ -128,24 +130,24 @@ def scale(
     from ccd.data.corpora import open_corpus
     from ccd.training.loop import train
     out, results = Path(out), Path(results or Path(out) / "results")
-    todo = [(r, [m for m in grid.measures if not _is_measured(results, r, m)])
-            for r in _select_runs(grid, only)]
+    todo = [(run, [measure for measure in grid.measures if not _is_measured(results, run, measure)])
+            for run in _select_runs(grid, only)]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("`ccd scale` is one process: `ccd scale GRID --commands torchrun` writes "
                         "what trains each run with many")
     done = sum(not ms for _, ms in todo)
     log_line(f"{done} of {len(todo)} runs are measured in {results}")
-    for k, (r, missing) in enumerate((x for x in todo if x[1]), done + 1):
-        log_line(f"{k} of {len(todo)}: {r.name}, {r.flops / 1e12:.3g} TFLOP")
-        recipe, corpus = RECIPES[r.point.recipe], open_corpus(r.settings.data).corpus
-        with alone(out / r.name):
-            folder = (_find_released_run(r, corpus)
-                      or train(recipe.objective, r.settings, corpus, out / r.name,
+    for number, (run, missing) in enumerate((job for job in todo if job[1]), done + 1):
+        log_line(f"{number} of {len(todo)}: {run.name}, {run.flops / 1e12:.3g} TFLOP")
+        recipe, corpus = RECIPES[run.point.recipe], open_corpus(run.settings.data).corpus
+        with alone(out / run.name):
+            folder = (_find_released_run(run, corpus)
+                      or train(recipe.objective, run.settings, corpus, out / run.name,
                                title=recipe.title))
-            for m in missing:
+            for measure in missing:
                 reader = (_shared_language_model(grid.reader, out / "reader", results)
-                          if _EVALUATIONS[m].reads else None)
-                _run_evaluation(r, m, folder, results, out / "measuring" / r.name, reader)
+                          if _EVALUATIONS[measure].reads else None)
+                _run_evaluation(run, measure, folder, results, out / "measuring" / run.name, reader)
         _write_grid_manifest(grid, results)
     return results
 
@@ -154,30 +156,32 @@ def _write_grid_manifest(grid: Grid, results: Path):
     "Write one manifest over all measurements, each of which has its own manifest."
     parts = [*sorted(results.glob("*/*/manifest.json")),
              *sorted(results.glob("reader/manifest.json"))]
-    made = {p: read_json(p) for p in parts}
-    files = [f.relative_to(results) for p, m in made.items()
-             for f in (p, *(p.parent / o for o in m["outputs"]))]
-    name = next((n for n, g in GRIDS.items() if g == grid), "GRID")
+    made = {path: read_json(path) for path in parts}
+    files = [file.relative_to(results) for path, manifest in made.items()
+             for file in (path, *(path.parent / output for output in manifest["outputs"]))]
+    name = next((name for name, candidate in GRIDS.items() if candidate == grid), "GRID")
     write_manifest(results, to_plain_dict(grid), {}, files,
-                   sum(m["wall_seconds"] for m in made.values()), command=f"ccd scale {name}")
+                   sum(manifest["wall_seconds"] for manifest in made.values()),
+                   command=f"ccd scale {name}")
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5ca1a022
 def dry_run(grid: Grid, results=None, only: str = "") -> pd.DataFrame: # one row per run
-    "Return the runs with their cost, and whether each is done."
-    rows = [asdict(r.point) | dict(TFLOP=round(r.flops / 1e12, 3), done=bool(results)
-                                   and all(_is_measured(results, r, m) for m in grid.measures))
-            for r in _select_runs(grid, only)]
+    """Return the runs with their cost, and whether each is done.
+
+    Raises `UserError` where `only` selects no run."""
+    rows = [asdict(run.point) | dict(TFLOP=round(run.flops / 1e12, 3), done=bool(results)
+                                   and all(_is_measured(results, run, measure)
+                                           for measure in grid.measures))
+            for run in _select_runs(grid, only)]
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #0dc12107
 def format_plan(t: pd.DataFrame) -> str: # table of `dry_run`
     "Return the runs and their total cost as text."
-    left = t[~t.done]
-    return (
-        f"{t.assign(done=['done' if d else '' for d in t.done]).to_string(index=False)}\n{len(t)} "
-        f"runs, {t.done.sum()} of them done; "
-            f"to do: {len(left)} runs, {left.samples.sum():,} samples, {left.TFLOP.sum():,.0f} "
-            "TFLOP in the towers")
+    left, shown = t[~t.done], t.assign(done=["done" if done else "" for done in t.done])
+    return (f"{shown.to_string(index=False)}\n{len(t)} runs, {t.done.sum()} of them done; to do: "
+            f"{len(left)} runs, {left.samples.sum():,} samples, {left.TFLOP.sum():,.0f} TFLOP in "
+            "the towers")
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #206839f3
 def _cli_options(run: _GridRun) -> list[str]:
@@ -205,14 +209,14 @@ def commands(
                         f"{', '.join(_LAUNCHERS)}")
     results = results or f"{out}/results"
     lines = []
-    for r in _select_runs(find_grid(name), only):
+    for run in _select_runs(find_grid(name), only):
         train = ["torchrun", f"--nproc-per-node={processes}", "-m", "ccd.cli", "train",
-                 *_cli_options(r), "--out", f"{out}/{r.name}"]
-        then = ["ccd", "scale", name, "--only", r.name, "--out", str(out), "--measurements",
+                 *_cli_options(run), "--out", f"{out}/{run.name}"]
+        then = ["ccd", "scale", name, "--only", run.name, "--out", str(out), "--measurements",
                 str(results)]
         lines.append(f"{shlex.join(train)} && {shlex.join(then)}")
     if kind == "torchrun": return "\n".join(lines)
-    jobs = "\n".join(f"  {shlex.quote(l)}" for l in lines)
+    jobs = "\n".join(f"  {shlex.quote(line)}" for line in lines)
     return (f"#!/bin/bash\n#SBATCH --job-name=ccd-{name}\n#SBATCH "
             f"--array=0-{len(lines) - 1}\n#SBATCH --gpus-per-node={processes}\n"
             f"#SBATCH --requeue\nruns=(\n{jobs}\n)\neval \"${{runs[$SLURM_ARRAY_TASK_ID]}}\"")

@@ -14,9 +14,9 @@ from ...settings import Settings
 from ..distributed import _local_tensor
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #d9d697bb
-def _no_autocast(x: Tensor):
-    "Return a context without autocast, on the device of `x`."
-    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+def _no_autocast(tensor: Tensor):
+    "Return a context without autocast, on the device of the tensor."
+    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #3bed3ae3
 class Objective(nn.Module):
@@ -41,29 +41,33 @@ class Objective(nn.Module):
         if pull is None: return self.loss(encoded, t)
         return encoded if pull == "encode" else _surrogate_loss(encoded, pull)
 
-    def parts(self): return [m for m in self.children() if isinstance(m, Objective)]
-    def before_step(self, t): [p.before_step(t) for p in self.parts()]
-    def after_step(self, t): [p.after_step(t) for p in self.parts()]
+    def parts(self): return [child for child in self.children() if isinstance(child, Objective)]
+    def before_step(self, t):
+        for part in self.parts(): part.before_step(t)
+    def after_step(self, t):
+        for part in self.parts(): part.after_step(t)
     def health(self):
-        return {k: v for p in self.parts() for k, v in p.health().items()}
+        return {name: value for part in self.parts() for name, value in part.health().items()}
     def encoder_state(self): return self.vision.state_dict()
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #74c36f6d
 def _surrogate_loss(encoded, pull) -> Tensor:
     "Return a scalar whose gradient is `pull`: one tensor, or None, for each leaf of `encoded`."
     leaves = tree_flatten(encoded)[0]
-    return sum((x.float() * g).sum() for x, g in zip(leaves, pull) if g is not None)
+    return sum((leaf.float() * gradient).sum()
+               for leaf, gradient in zip(leaves, pull) if gradient is not None)
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #dc834297
-def _ema_momentum(first: float, t: float) -> float:
-    """Return the EMA momentum at fraction `t` of training: a cosine from `first` to 1.
+def _ema_momentum(first: float, progress: float) -> float:
+    """Return the EMA momentum at a fraction of training: a cosine from `first` to 1.
 
     Source: Caron et al. (2021)."""
-    return 1 - (1 - first) * (math.cos(math.pi * t) + 1) / 2
+    return 1 - (1 - first) * (math.cos(math.pi * progress) + 1) / 2
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #463683ab
 @torch.no_grad()
-def _ema_update(average: nn.Module, model: nn.Module, m: float):
-    "Update `average` in place: m * average + (1 - m) * model."
-    theirs, ours = ([_local_tensor(p) for p in x.parameters()] for x in (average, model))
-    torch._foreach_lerp_(theirs, ours, 1 - m)
+def _ema_update(average: nn.Module, model: nn.Module, momentum: float):
+    "Update `average` in place: momentum * average + (1 - momentum) * model."
+    theirs, ours = ([_local_tensor(parameter) for parameter in network.parameters()]
+                    for network in (average, model))
+    torch._foreach_lerp_(theirs, ours, 1 - momentum)

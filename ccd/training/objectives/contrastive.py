@@ -38,7 +38,7 @@ class _Sigmoid(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, v, scale, bias, first, chunk):
         # u [B, e]: images of this process, whose captions begin at `first`; v [N, e]: all captions
-        n, loss = len(u), torch.zeros((), device=u.device)
+        n_images, loss = len(u), torch.zeros((), device=u.device)
         u_grad, v_grad = torch.zeros_like(u), torch.empty_like(v)
         scale_grad, bias_grad = torch.zeros_like(loss), torch.zeros_like(loss)
         for start in range(0, len(v), chunk):
@@ -47,7 +47,7 @@ class _Sigmoid(torch.autograd.Function):
             logit = scale * dot + bias
             # eq. 1: softplus(-z logit), z = 1 for pairs, else -1; softplus(-x) = softplus(x) - x
             image = torch.arange(len(captions), device=u.device) + start - first # [c] of a caption
-            paired = (image >= 0) & (image < n) # [c] that image is of this process
+            paired = (image >= 0) & (image < n_images) # [c] that image is of this process
             pairs = image[paired], paired.nonzero()[:, 0]
             loss += F.softplus(logit).sum() - logit[pairs].sum()
             # the slope of the loss by the logit: sigmoid, minus 1 for pairs
@@ -57,13 +57,12 @@ class _Sigmoid(torch.autograd.Function):
             v_grad[start:start + chunk] = logit_grad.T @ u
             scale_grad += (logit_grad * dot).sum()
             bias_grad += logit_grad.sum()
-        ctx.save_for_backward(u_grad * (scale / n), v_grad * (scale / n),
-                              scale_grad / n, bias_grad / n)
-        return loss / n
+        ctx.save_for_backward(u_grad * (scale / n_images), v_grad * (scale / n_images),
+                              scale_grad / n_images, bias_grad / n_images)
+        return loss / n_images
 
     @staticmethod
-    def backward(ctx, up):
-        return *(up * g for g in ctx.saved_tensors), None, None
+    def backward(ctx, up): return *(up * gradient for gradient in ctx.saved_tensors), None, None
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #454d2d83
 def siglip_loss(
@@ -99,9 +98,9 @@ class ClipObjective(Objective):
 
     def batch(self, shown):
         _expect_captions(self.name, shown.captions)
-        x = augment.normalize(self._view(shown), self.control)
+        images = augment.normalize(self._view(shown), self.control)
         tokens = self.text.tokenize(shown.captions)
-        return dict(image=x, tokens=to_device(x.device, tokens))
+        return dict(image=images, tokens=to_device(images.device, tokens))
 
     def _view(self, shown):
         if self.c.views == "base": return base_view(shown.images, shown.sample, self.control)
@@ -109,9 +108,9 @@ class ClipObjective(Objective):
                                       self.settings.dino, shown.may_flip)
 
     def encode(self, batch, t):
-        u = F.normalize(self.projection(self.vision(batch["image"])).float(), dim=1)
-        v = F.normalize(self.text(batch["tokens"]).float(), dim=1)
-        return dict(image=u, text=v, scale=self.logit_scale[0].exp())
+        image = F.normalize(self.projection(self.vision(batch["image"])).float(), dim=1)
+        text = F.normalize(self.text(batch["tokens"]).float(), dim=1)
+        return dict(image=image, text=text, scale=self.logit_scale[0].exp())
 
     def loss(self, e, t):
         with _no_autocast(e["image"]): loss = clip_loss(e["image"], e["text"], e["scale"])
@@ -131,9 +130,9 @@ class ClipObjective(Objective):
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #e0982bd6
 @torch.no_grad()
 def _batch_accuracy(image, text, most=1024, **_): # top-1 accuracy of image to caption
-    u, v = image[:most], text[:most]
-    with _no_autocast(u): best = (u @ v.T).argmax(1)
-    return (best == torch.arange(len(u), device=u.device)).float().mean()
+    images, captions = image[:most], text[:most]
+    with _no_autocast(images): best = (images @ captions.T).argmax(1)
+    return (best == torch.arange(len(images), device=images.device)).float().mean()
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #1af0e443
 class SiglipObjective(ClipObjective):
@@ -155,11 +154,12 @@ class SiglipObjective(ClipObjective):
                      logit_bias=e["bias"]))
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #0f029a0f
-def _text_side(c, width, seed): # the text tower, and the projection of image features to its size
+# the text tower, and the projection of image features to its size
+def _text_side(settings, width, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        text = build_text(c.text, c.embed_dim)
-        projection = nn.Linear(width, c.embed_dim, bias=False)
+        text = build_text(settings.text, settings.embed_dim)
+        projection = nn.Linear(width, settings.embed_dim, bias=False)
         nn.init.normal_(projection.weight, std=width**-0.5)
     return text, projection
 
@@ -172,7 +172,7 @@ def _averages(vit, seed, projection): # EMA copies of vision tower and projectio
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #8e9de13b
 def _expect_captions(name, captions):
-    missing = sum(not c for c in captions)
+    missing = sum(not caption for caption in captions)
     if missing:
         raise UserError(f"{name} needs a caption for every image; {missing} of "
                         f"{len(captions)} in this batch have none: give each image a "

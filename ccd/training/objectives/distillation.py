@@ -29,16 +29,15 @@ def dino_loss(
     """Return the cross-entropy between teacher and student over different views.
 
     Source: Caron et al. (2021), eq. 3."""
-    p = ((teacher - center) / teacher_temp).softmax(-1)
-    return _cross_view_loss(p, (student / student_temp).log_softmax(-1))
+    target = ((teacher - center) / teacher_temp).softmax(-1)
+    return _cross_view_loss(target, (student / student_temp).log_softmax(-1))
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #fbdfc61d
-def _cross_view_loss(
-    p: Tensor, # [2, B, K] teacher probabilities for the global views
+def _cross_view_loss(target: Tensor, # [2, B, K] teacher probabilities for the global views
     log_q: Tensor, # [V, B, K] student log probabilities for all views, the global ones first
 ) -> Tensor: # []
     "Return the mean cross-entropy over pairs of different views."
-    ce = -torch.einsum("ibk,jbk->ij", p, log_q) / log_q.shape[1]
+    ce = -torch.einsum("ibk,jbk->ij", target, log_q) / log_q.shape[1]
     same = torch.eye(*ce.shape, dtype=torch.bool, device=ce.device)
     return ce[~same].mean()
 
@@ -47,21 +46,22 @@ class _DinoHead(nn.Module):
     """Map features to cosine similarities with K prototypes, by an MLP with a bottleneck.
 
     Source: Caron et al. (2021), appendix C."""
-    def __init__(self, width: int, d: Dino):
+    def __init__(self, width: int, dino: Dino):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(width, d.hidden), nn.GELU(),
-                                 nn.Linear(d.hidden, d.hidden), nn.GELU(),
-                                 nn.Linear(d.hidden, d.bottleneck))
-        self.prototypes = nn.Parameter(torch.empty(d.out_dim, d.bottleneck))
-        for p in self.parameters():
-            nn.init.trunc_normal_(p, std=0.02) if p.ndim > 1 else nn.init.zeros_(p)
-        if d.head_init == "linear":
-            nn.init.uniform_(self.prototypes, -d.bottleneck**-0.5, d.bottleneck**-0.5)
+        self.mlp = nn.Sequential(nn.Linear(width, dino.hidden), nn.GELU(),
+                                 nn.Linear(dino.hidden, dino.hidden), nn.GELU(),
+                                 nn.Linear(dino.hidden, dino.bottleneck))
+        self.prototypes = nn.Parameter(torch.empty(dino.out_dim, dino.bottleneck))
+        for parameter in self.parameters():
+            nn.init.trunc_normal_(parameter,
+                                  std=0.02) if parameter.ndim > 1 else nn.init.zeros_(parameter)
+        if dino.head_init == "linear":
+            nn.init.uniform_(self.prototypes, -dino.bottleneck**-0.5, dino.bottleneck**-0.5)
 
     def forward(self, x):
-        z = self.mlp(x)
+        embedding = self.mlp(x)
         with _no_autocast(x):
-            return (F.normalize(z.float(), dim=-1)
+            return (F.normalize(embedding.float(), dim=-1)
                     @ F.normalize(self.prototypes, dim=-1).T)
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #b861d4a5
@@ -70,37 +70,36 @@ def entropy(p: Tensor) -> Tensor: # nats
     return -(p * p.clamp(min=1e-12).log()).sum(-1)
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #8c47f1c9
-def _effective_rank(x: Tensor) -> Tensor: # x: [n, d] features
+def _effective_rank(features: Tensor) -> Tensor: # features: [n, d]
     """Return the effective rank of the centered rows.
 
     Source: Roy and Vetterli (2007)."""
-    s = torch.linalg.svdvals(x.float() - x.float().mean(0))
-    return entropy(s / s.sum().clamp(min=1e-12)).exp()
+    spectrum = torch.linalg.svdvals(features.float() - features.float().mean(0))
+    return entropy(spectrum / spectrum.sum().clamp(min=1e-12)).exp()
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #d76c59d3
-def _check_collapse(
-    h: dict, # from `DinoObjective.health`
-    t: float, # fraction of training done, 0..1
+def _check_collapse(health: dict, # from `DinoObjective.health`
+    progress: float, # fraction of training done, 0..1
     own: str = "dino", # settings group named in the advice
 ) -> str | None: # None without signs of collapse
     "Return a warning where the diagnostics show a collapse, with the setting to change."
-    if h["mean_entropy"] < 0.3:
+    if health["mean_entropy"] < 0.3:
         return ("teacher assigns nearly all images to one prototype: raise center momentum's "
                 f"effect ({own}.center_momentum 0.9), or lower control.lr")
-    if h["feature_rank"] < 3:
+    if health["feature_rank"] < 3:
         return ("features use fewer than 3 directions: lower control.lr, "
                 f"or raise {own}.momentum")
-    if t > 0.5 and h["teacher_entropy"] > 0.97:
+    if progress > 0.5 and health["teacher_entropy"] > 0.97:
         return (f"teacher output is nearly uniform for every image: lower {own}.out_dim or "
                 f"{own}.teacher_temp, lower {own}.momentum, or train for more samples")
     return None
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #56a0207d
-def _heads(width, d, seed): # student head, teacher head with the same weights
+def _heads(width, dino, seed): # student head, teacher head with the same weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = _DinoHead(width, d)
-    theirs = _DinoHead(width, d).requires_grad_(False)
+        head = _DinoHead(width, dino)
+    theirs = _DinoHead(width, dino).requires_grad_(False)
     theirs.load_state_dict(head.state_dict())
     return head, theirs
 
@@ -112,28 +111,29 @@ class _Distillation(Objective):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        d, vit, seed = getattr(settings, self.own), self.control.vit, self.control.seed
-        d.check(vit)
-        self.d, self.views_per_sample = d, dict(student=2 + d.local_crops, teacher=2)
+        dino, vit, seed = getattr(settings, self.own), self.control.vit, self.control.seed
+        dino.check(vit)
+        self.d, self.views_per_sample = dino, dict(student=2 + dino.local_crops, teacher=2)
         self.vision = build_vit(vit, seed, self.patches)
         self.teacher_vision = build_vit(replace(vit, drop_path=0.0), seed,
                                         self.patches).requires_grad_(False)
-        self.head, self.teacher_head = _heads(vit.width, d, seed)
-        self.register_buffer("center", torch.zeros(d.out_dim))
+        self.head, self.teacher_head = _heads(vit.width, dino, seed)
+        self.register_buffer("center", torch.zeros(dino.out_dim))
         self.seen, self.answers = {}, []
 
     def teacher_temp(self, t):
-        d = self.d
-        w = min(1.0, t / d.teacher_temp_warmup) if d.teacher_temp_warmup else 1.0
-        return d.warmup_teacher_temp + w * (d.teacher_temp - d.warmup_teacher_temp)
+        dino = self.d
+        share = min(1.0, t / dino.teacher_temp_warmup) if dino.teacher_temp_warmup else 1.0
+        return dino.warmup_teacher_temp + share * (dino.teacher_temp - dino.warmup_teacher_temp)
 
     def before_step(self, t):
         if t < self.d.freeze_last_layer: self.head.prototypes.grad = None
 
     @torch.no_grad()
     def recenter(self):
-        n = sum(k for _, k in self.answers)
-        mean = sum(x * (k / n) for x, k in self.answers) # over the micro-batches
+        total = sum(count for _, count in self.answers)
+        # over the micro-batches
+        mean = sum(answer * (count / total) for answer, count in self.answers)
         self.center.lerp_(all_reduce_mean(mean), 1 - self.d.center_momentum)
         self.answers.clear()
 
@@ -154,60 +154,61 @@ class DinoObjective(_Distillation):
     name = "DINO"
 
     def batch(self, shown):
-        d, c = self.d, self.control
-        x = [augment.normalize(dino_view(shown.images, shown.sample, v, c, d, shown.may_flip), c)
-             for v in range(2 + d.local_crops)]
-        return [torch.stack(x[:2], 1)] + ([torch.stack(x[2:], 1)] if d.local_crops else [])
+        dino, control = self.d, self.control
+        views = [augment.normalize(dino_view(shown.images, shown.sample, view, control, dino,
+                                             shown.may_flip), control)
+             for view in range(2 + dino.local_crops)]
+        return ([torch.stack(views[:2], 1)]
+                + ([torch.stack(views[2:], 1)] if dino.local_crops else []))
 
     def encode(self, batch, t):
-        n = len(batch[0])
-        crops = [x.transpose(0, 1).flatten(0, 1) for x in batch] # ordered by view
+        n_images = len(batch[0])
+        crops = [views.transpose(0, 1).flatten(0, 1) for views in batch] # ordered by view
         with torch.no_grad():
             feature = self.teacher_vision(crops[0])
             teacher = self.teacher_head(feature)
-        student = self.head(torch.cat([self.vision(x) for x in crops]))
-        def rows(x): return x.view(-1, n, self.d.out_dim).transpose(0, 1)
-        return dict(student=rows(student), teacher=rows(teacher), feature=feature[:n])
+        student = self.head(torch.cat([self.vision(crop) for crop in crops]))
+        def rows(outputs): return outputs.view(-1, n_images, self.d.out_dim).transpose(0, 1)
+        return dict(student=rows(student), teacher=rows(teacher), feature=feature[:n_images])
 
     def loss(self, e, t):
-        student, teacher = (e[k].transpose(0, 1) for k in ("student", "teacher"))
+        student, teacher = (e[role].transpose(0, 1) for role in ("student", "teacher"))
         temp = self.teacher_temp(t)
         with _no_autocast(student):
             loss = dino_loss(student, teacher, self.center, self.d.student_temp, temp)
         with torch.no_grad():
-            p = ((teacher - self.center) / temp).softmax(-1).flatten(0, 1)
-            self.seen = dict(p=p, feature=e["feature"])
+            target = ((teacher - self.center) / temp).softmax(-1).flatten(0, 1)
+            self.seen = dict(p=target, feature=e["feature"])
             self.answers.append((teacher.mean((0, 1)), teacher.shape[1]))
         return loss, {}
 
     @torch.no_grad()
     def health(self):
         if not self.seen: return {}
-        p, k = self.seen["p"], math.log(self.d.out_dim)
-        return dict(teacher_entropy=float(entropy(p).mean() / k),
-                    mean_entropy=float(entropy(p.mean(0)) / k),
+        target, max_entropy = self.seen["p"], math.log(self.d.out_dim)
+        return dict(teacher_entropy=float(entropy(target).mean() / max_entropy),
+                    mean_entropy=float(entropy(target.mean(0)) / max_entropy),
                     feature_rank=float(_effective_rank(self.seen["feature"])),
                     center_norm=float(self.center.norm()))
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #be0d4910
-def _sinkhorn(
-    x: Tensor, # [n, K] cosine similarities of the teacher, rows of this process
+def _sinkhorn(similarity: Tensor, # [n, K] cosine similarities of the teacher, rows of this process
     temp: float, # temperature of the teacher
     steps: int = 3, # iterations
 ) -> Tensor: # [n, K] rows sum to 1
     """Return soft assignments that give every prototype the same total weight, over all processes.
 
     Source: Caron et al. (2020); Oquab et al. (2024)."""
-    q = ((x - 1) / temp).exp() # a cosine is at most 1
-    n = _all_reduce_sum(torch.ones_like(x[:, 0]).sum())
+    assigned = ((similarity - 1) / temp).exp() # a cosine is at most 1
+    n_rows = _all_reduce_sum(torch.ones_like(similarity[:, 0]).sum())
     for _ in range(steps):
-        q = q / (_all_reduce_sum(q.sum(0)) * x.shape[1] / n).clamp(min=1e-30)
-        q = q / q.sum(1, keepdim=True).clamp(min=1e-30)
-    return q
+        assigned = assigned / (_all_reduce_sum(assigned.sum(0))
+                               * similarity.shape[1] / n_rows).clamp(min=1e-30)
+        assigned = assigned / assigned.sum(1, keepdim=True).clamp(min=1e-30)
+    return assigned
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #cfe88d74
-def _ibot_loss(
-    p: Tensor, # [m, K] teacher probabilities for the masked patches
+def _ibot_loss(target: Tensor, # [m, K] teacher probabilities for the masked patches
     log_q: Tensor, # [m, K] student log probabilities at the same positions
     share: Tensor, # [m] 1 / number of masked patches in the patch's crop
     crops: int, # number of crops, with and without a mask
@@ -215,23 +216,22 @@ def _ibot_loss(
     """Return the cross-entropy over masked patches, where every masked crop has the same weight.
 
     Source: Zhou et al. (2022), masked image modeling."""
-    return -((p * log_q).sum(-1) * share).sum() / crops
+    return -((target * log_q).sum(-1) * share).sum() / crops
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #d0e6d875
-def _koleo(
-    x: Tensor, # [b, d] class tokens of this process
+def _koleo(tokens: Tensor, # [b, d] class tokens of this process
 ) -> Tensor: # []
     """Return minus the mean log distance to the nearest neighbor.
 
     Source: Sablayrolles et al. (2019); Oquab et al. (2024), KoLeo regularizer."""
-    u = F.normalize(x, dim=-1)
-    every = _all_gather_with_grad(u)
+    normed = F.normalize(tokens, dim=-1)
+    every = _all_gather_with_grad(normed)
     with torch.no_grad():
-        dots = u @ every.T
-        own = torch.arange(len(u), device=u.device)
-        dots[own, own + rank() * len(u)] = -2
+        dots = normed @ every.T
+        own = torch.arange(len(normed), device=normed.device)
+        dots[own, own + rank() * len(normed)] = -2
         near = dots.argmax(1)
-    return -((u - every[near]).norm(dim=1) + 1e-8).log().mean()
+    return -((normed - every[near]).norm(dim=1) + 1e-8).log().mean()
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #04f09347
 class _HiddenPatches(DinoObjective):
@@ -240,29 +240,29 @@ class _HiddenPatches(DinoObjective):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        d, width = self.d, self.control.vit.width
+        dino, width = self.d, self.control.vit.width
         self.mask_token = nn.Parameter(torch.zeros(width))
-        if not d.shared_head:
+        if not dino.shared_head:
             seed = (self.control.seed << 32) + 1
-            self.patch_head, self.teacher_patch_head = _heads(width, d, seed)
-        self.register_buffer("patch_center", torch.zeros(d.out_dim))
+            self.patch_head, self.teacher_patch_head = _heads(width, dino, seed)
+        self.register_buffer("patch_center", torch.zeros(dino.out_dim))
 
     def heads(self): # heads for patch tokens: student, teacher
         if self.d.shared_head: return self.head, self.teacher_head
         return self.patch_head, self.teacher_patch_head
 
     def batch(self, shown):
-        d, c = self.d, self.control
-        side = c.vit.image_size // c.vit.patch_size
-        hidden = [block_mask(c.seed, shown.sample, v, side, d.mask_probability, d.mask_ratio)
-                  for v in (0, 1)]
+        dino, control = self.d, self.control
+        side = control.vit.image_size // control.vit.patch_size
+        hidden = [block_mask(control.seed, shown.sample, view, side, dino.mask_probability,
+                             dino.mask_ratio) for view in (0, 1)]
         return dict(crops=super().batch(shown), hidden=torch.stack(hidden, 1))
 
     def encode(self, batch, t):
-        n, hidden = len(batch["hidden"]), batch["hidden"].flatten(0, 1)
-        large, *small = (x.flatten(0, 1) for x in batch["crops"])
+        n_images, hidden = len(batch["hidden"]), batch["hidden"].flatten(0, 1)
+        large, *small = (views.flatten(0, 1) for views in batch["crops"])
         ours, theirs = self.heads()
-        def rows(x): return x.view(n, -1, x.shape[-1])
+        def rows(outputs): return outputs.view(n_images, -1, outputs.shape[-1])
         with torch.no_grad():
             seen = _forward_blocks(self.teacher_vision, _embed_patches(self.teacher_vision, large))
             teacher, wanted = (self.teacher_head(seen[:, 0]),
@@ -272,7 +272,8 @@ class _HiddenPatches(DinoObjective):
                                    hidden)
         found = _forward_blocks(self.vision,
                                 _embed_patches(self.vision, large, hidden, self.mask_token))
-        student = [rows(self.head(x)) for x in (found[:, 0], *(self.vision(x) for x in small))]
+        student = [rows(self.head(features))
+                   for features in (found[:, 0], *(self.vision(crop) for crop in small))]
         return dict(student=torch.cat(student, 1), teacher=rows(teacher),
                     cls=rows(found[:, 0]).float(),
                     patches=ours(self.of_hidden(found[:, 1:], hidden)), wanted=wanted, share=share,
@@ -295,19 +296,21 @@ class Dinov2Objective(_HiddenPatches):
         return ((x - center) / temp).softmax(-1)
 
     def loss(self, e, t):
-        d, temp, n = self.d, self.teacher_temp(t), len(e["student"])
-        def log_q(x): return (x / d.student_temp).log_softmax(-1)
+        dino, temp, n_images = self.d, self.teacher_temp(t), len(e["student"])
+        def log_q(outputs): return (outputs / dino.student_temp).log_softmax(-1)
         with _no_autocast(e["student"]):
             with torch.no_grad():
-                p = self.answers_of(e["teacher"].transpose(0, 1).flatten(0, 1), self.center, temp)
-                q = self.answers_of(e["wanted"], self.patch_center, temp)
-                self.seen = dict(p=p, feature=e["feature"])
-                self.answers = [(x.sum(0), x.new_tensor(len(x)))
-                                for x in (e["teacher"].flatten(0, 1), e["wanted"])]
-            cls = _cross_view_loss(p.view(2, n, -1), log_q(e["student"].transpose(0, 1)))
-            patch = _ibot_loss(q, log_q(e["patches"]), e["share"], 2 * n)
-            near = sum(_koleo(x) for x in e["cls"].unbind(1))
-        return (cls + d.patch_weight * patch + d.koleo * near,
+                target = self.answers_of(e["teacher"].transpose(0, 1).flatten(0, 1), self.center,
+                                         temp)
+                patch_target = self.answers_of(e["wanted"], self.patch_center, temp)
+                self.seen = dict(p=target, feature=e["feature"])
+                self.answers = [(outputs.sum(0), outputs.new_tensor(len(outputs)))
+                                for outputs in (e["teacher"].flatten(0, 1), e["wanted"])]
+            cls = _cross_view_loss(target.view(2, n_images, -1),
+                                   log_q(e["student"].transpose(0, 1)))
+            patch = _ibot_loss(patch_target, log_q(e["patches"]), e["share"], 2 * n_images)
+            near = sum(_koleo(tokens) for tokens in e["cls"].unbind(1))
+        return (cls + dino.patch_weight * patch + dino.koleo * near,
                 dict(cls_loss=cls, patch_loss=patch, koleo=near))
 
     def before_step(self, t):
@@ -317,10 +320,10 @@ class Dinov2Objective(_HiddenPatches):
     @torch.no_grad()
     def recenter(self):
         if self.d.centering == "sinkhorn": return
-        for center, (x, n) in zip((self.center, self.patch_center), self.answers):
-            x, n = _all_reduce_sum(x), _all_reduce_sum(n)
-            step = (1 - self.d.center_momentum) * (n > 0)
-            center.lerp_(x / n.clamp(min=1), step)
+        for center, (total, count) in zip((self.center, self.patch_center), self.answers):
+            total, count = _all_reduce_sum(total), _all_reduce_sum(count)
+            step = (1 - self.d.center_momentum) * (count > 0)
+            center.lerp_(total / count.clamp(min=1), step)
         self.answers = []
 
     def health(self):

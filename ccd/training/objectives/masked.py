@@ -15,10 +15,10 @@ from ..towers import _embed_patches, _forward_blocks, build_vit
 from .base import Objective, _no_autocast
 
 # %% ../../../nbs/library/training/objectives/04_masked.ipynb #38ff4eb2
-def _patchify(x: Tensor, size: int) -> Tensor: # [B, 3, S, S] -> [B, N, size * size * 3]
+def _patchify(pixels: Tensor, size: int) -> Tensor: # [B, 3, S, S] -> [B, N, size * size * 3]
     "Return the pixels of each patch as one row."
-    x = x.unfold(2, size, size).unfold(3, size, size) # [B, 3, rows, columns, size, size]
-    return x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+    pixels = pixels.unfold(2, size, size).unfold(3, size, size) # [B, 3, rows, columns, size, size]
+    return pixels.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 # %% ../../../nbs/library/training/objectives/04_masked.ipynb #80cbf0d7
 def mae_loss(
@@ -57,24 +57,26 @@ class MaeObjective(Objective):
             self.mask_token = nn.Parameter(torch.randn(small.width) * 0.02)
 
     def batch(self, shown):
-        c = self.control
-        x = augment.normalize(base_view(shown.images, shown.sample, c), c)
-        n = (c.vit.image_size // c.vit.patch_size)**2
-        return dict(image=x, hidden=random_mask(c.seed, shown.sample, n, self.m.mask_ratio))
+        control = self.control
+        images = augment.normalize(base_view(shown.images, shown.sample, control), control)
+        n_patches = (control.vit.image_size // control.vit.patch_size)**2
+        return dict(image=images,
+                    hidden=random_mask(control.seed, shown.sample, n_patches, self.m.mask_ratio))
 
     def encode(self, batch, t):
         hidden, size = batch["hidden"], self.control.vit.patch_size
-        n = hidden.shape[1] - n_masked(hidden.shape[1], self.m.mask_ratio)
+        n_visible = hidden.shape[1] - n_masked(hidden.shape[1], self.m.mask_ratio)
         order = hidden.int().argsort(dim=1, stable=True)[..., None] # visible patches first
-        h = _embed_patches(self.vision, batch["image"])
-        seen = h[:, 1:].take_along_dim(order[:, :n], 1)
-        h = self.narrow(_forward_blocks(self.vision, torch.cat([h[:, :1], seen], 1)))
-        rest = self.mask_token.to(h.dtype).expand(len(h), hidden.shape[1] - n, -1)
+        tokens = _embed_patches(self.vision, batch["image"])
+        seen = tokens[:, 1:].take_along_dim(order[:, :n_visible], 1)
+        tokens = self.narrow(_forward_blocks(self.vision, torch.cat([tokens[:, :1], seen], 1)))
+        rest = self.mask_token.to(tokens.dtype).expand(len(tokens), hidden.shape[1] - n_visible, -1)
         back = order.argsort(1)
-        h = torch.cat([h[:, :1], torch.cat([h[:, 1:], rest], 1).take_along_dim(back, 1)], 1)
-        h = _forward_blocks(self.decoder, h + self.decoder.pos_embed)
-        return dict(predicted=self.paint(h[:, 1:]).float(), patches=_patchify(batch["image"], size),
-                    masked=hidden)
+        tokens = torch.cat([tokens[:, :1],
+                            torch.cat([tokens[:, 1:], rest], 1).take_along_dim(back, 1)], 1)
+        tokens = _forward_blocks(self.decoder, tokens + self.decoder.pos_embed)
+        return dict(predicted=self.paint(tokens[:, 1:]).float(),
+                    patches=_patchify(batch["image"], size), masked=hidden)
 
     def loss(self, e, t):
         with _no_autocast(e["predicted"]): return mae_loss(**e, normalize=self.m.normalize), {}

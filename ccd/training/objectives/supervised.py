@@ -32,17 +32,17 @@ class SupervisedObjective(Objective):
     def needs(self): return dict(label=self.s.label)
 
     def batch(self, shown):
-        x = base_view(shown.images, shown.sample, self.control)
-        return dict(image=augment.normalize(x, self.control), label=shown.labels)
+        images = base_view(shown.images, shown.sample, self.control)
+        return dict(image=augment.normalize(images, self.control), label=shown.labels)
 
     def encode(self, batch, t):
         return dict(logits=self.head(self.vision(batch["image"])).float(),
                     label=batch["label"])
 
     def loss(self, e, t):
-        n = (e["label"] >= 0).float().sum()
+        n_labeled = (e["label"] >= 0).float().sum()
         wrong = F.cross_entropy(e["logits"], e["label"], # rows with label -100 are ignored
                                 reduction="sum")
         right = (e["logits"].argmax(1) == e["label"]).float().sum()
-        return (wrong / all_reduce_mean(n).clamp(min=1),
-                dict(batch_accuracy=right / n.clamp(min=1)))
+        return (wrong / all_reduce_mean(n_labeled).clamp(min=1),
+                dict(batch_accuracy=right / n_labeled.clamp(min=1)))

@@ -31,17 +31,17 @@ def load_questions(
     published: bool = False, # True: labels and prompts of Cambrian-1's code
 ) -> _LoadedQuestions:
     "Load the questions of a benchmark and the skipped rows. Raises `UserError` if none is valid."
-    b = _find_benchmark(benchmark)
+    spec = _find_benchmark(benchmark)
     named = re.search(r"_(dev|test)\.tsv$", source.lower()) # the split in the file name
-    split = split or (named[1] if named else b.split)
-    raw = _open(source or b.hub, split, b)
-    apart = b.pictures and _picture_files(images or b.pictures, split, b)
+    split = split or (named[1] if named else spec.split)
+    raw = _open(source or spec.hub, split, spec)
+    apart = spec.image_hub and _picture_files(images or spec.image_hub, split, spec)
     key = content_hash([benchmark, split, published, source, raw._fingerprint])
     made = cache_dir("vqa", f"{benchmark}-{key}.arrow")
     made.parent.mkdir(parents=True, exist_ok=True)
     everything = raw.map(_mapped, with_indices=True, remove_columns=raw.column_names,
         fn_kwargs=dict(benchmark=benchmark, split=split, published=published, apart=apart),
-        features=Features(_schema(b.most) | dict(skip=Value("string"))),
+        features=Features(_schema(spec.max_options) | dict(skip=Value("string"))),
         cache_file_name=str(made), load_from_cache_file=False)
     why = np.array(everything["skip"], object)
     bad = pd.DataFrame(dict(row=np.flatnonzero(why != ""), reason=why[why != ""]))
@@ -49,7 +49,7 @@ def load_questions(
         log_line(f"{benchmark}: {len(bad)} of {len(why)} rows skipped: "
                  f"{_format_reason_counts(bad.reason)}")
     if len(bad) == len(why):
-        raise UserError(f"no row of {source or b.hub} can be asked: "
+        raise UserError(f"no row of {source or spec.hub} can be asked: "
                         f"{_format_reason_counts(bad.reason)}")
     kept = everything.select(np.flatnonzero(why == "")).remove_columns("skip")
     _check_ids(kept["index"])
@@ -57,43 +57,46 @@ def load_questions(
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #70b6804f
 def _format_reason_counts(reasons) -> str: # each reason with its count
-    return "; ".join(f"{n} {why}" for why, n in pd.Series(reasons).value_counts().items())
+    return "; ".join(f"{count} {why}" for why, count in pd.Series(reasons).value_counts().items())
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #7c0cc877
-def _mapped(row, k, benchmark, split, published, apart):
+def _mapped(row, number, benchmark, split, published, apart):
     if apart: row = row | dict(image=dict(bytes=None, path=apart.get(str(row["imageId"]))))
-    return _question_of(row, k, benchmark, split, published)
+    return _question_of(row, number, benchmark, split, published)
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #b3a5e037
 def _question_of(
     row: dict, # row of the dataset, with undecoded images
-    k: int, # row number, used as the id where the dataset has no ids
+    number: int, # row number, used as the id where the dataset has no ids
     benchmark: str, # key of `BENCHMARKS`
     split: str = "", # split of the dataset
     published: bool = False, # True: labels and prompts of Cambrian-1's code
     pictures: bool = True, # False for rows of a log, which has no images
 ) -> dict: # a row of questions with `skip`, the reason why it is invalid
-    b = BENCHMARKS[benchmark]
+    spec = BENCHMARKS[benchmark]
     try:
-        made, image = b.row(row), _image(row) if pictures else None
-        index = int(made.get("id", k))
-    except (KeyError, ValueError, IndexError, TypeError, AttributeError) as e:
-        return _blank(b) | dict(index=k, split=split, skip=f"not a row of {benchmark}: {e!r}")
+        made, image = spec.read_row(row), _image(row) if pictures else None
+        index = int(made.get("id", number))
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError) as error:
+        return (_blank(spec)
+                | dict(index=number, split=split, skip=f"not a row of {benchmark}: {error!r}"))
     if published: made |= made.get("as_published", {})
     item = str(made.get("item") or _picture_id(image) or f"question {index}")
     answer = str(made.get("answer") or (made.get("answers") or [""])[0])
     options = dict(zip(_LETTERS, map(str, made.get("options", []))))
-    out = _blank(b) | {l: t for l, t in options.items() if l in _blank(b)} | dict(
+    out = _blank(spec) | {letter: option
+                          for letter, option in options.items() if letter in _blank(spec)} | dict(
         index=index, question=made["q"], answer=answer, image=image,
         answers=list(map(str, made.get("answers") or [options.get(answer, answer)])),
         category=made.get("subset") or benchmark, item_id=item, split=split,
         cluster=str(made.get("cluster") or item), pair_id=str(made.get("pair", "")))
     seen = out | options | ({} if pictures else dict(image="in the log of another tool"))
-    return out | dict(skip=made.get("skip") or _question_error(seen, b.most))
+    return out | dict(skip=made.get("skip") or _question_error(seen, spec.max_options))
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #c9663fb0
-def _blank(b): return {k: [] if k == "answers" else None if k == "image" else 0 if k == "index"
-                       else "" for k in [*_schema(b.most), "skip"]}
+def _blank(spec):
+    return {column: [] if column == "answers" else None if column == "image" else 0
+            if column == "index" else "" for column in [*_schema(spec.max_options), "skip"]}
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #afe1b7a2
 def _picture_id(image) -> str: # 16 hex digits of the file's SHA-256; "" without image
@@ -103,26 +106,28 @@ def _picture_id(image) -> str: # 16 hex digits of the file's SHA-256; "" without
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #8b976e8a
 def _image(row): # undecoded image of the first column that has one
-    x = next((row[c] for c in ("decoded_image", "image_1", "image") if row.get(c)), None)
-    if isinstance(x, list): x = x[0]
-    return dict(bytes=base64.b64decode(x), path=None) if isinstance(x, str) else x
+    image = next((row[column]
+                  for column in ("decoded_image", "image_1", "image") if row.get(column)), None)
+    if isinstance(image, list): image = image[0]
+    return dict(bytes=base64.b64decode(image), path=None) if isinstance(image, str) else image
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #3e8eb7c0
-def _open(source, split, b):
+def _open(source, split, spec):
     try:
         if source.endswith(".tsv"): return _tsv(source)
-        if Path(source).exists(): d = load_from_disk(source)
+        if Path(source).exists(): dataset = load_from_disk(source)
         else:
             name, _, config = source.partition(":")
-            d = load_dataset(name, config or None, split=split)
-        if isinstance(d, DatasetDict): d = d[split]
+            dataset = load_dataset(name, config or None, split=split)
+        if isinstance(dataset, DatasetDict): dataset = dataset[split]
     except UserError: raise
-    except Exception as e:
-        old = b.formerly if source == b.hub else source.replace("-encoder/", "/")
+    except Exception as error:
+        old = spec.former_hub if source == spec.hub else source.replace("-encoder/", "/")
         hint = (f"; until July 2026 it was {old}: try that as source" if old not in ("", source)
                 else "")
-        raise UserError(f"could not open {source!r}, split {split!r}: {e}{hint}") from e
-    return d.cast(Features({k: _undecoded(v) for k, v in d.features.items()}))
+        raise UserError(f"could not open {source!r}, split {split!r}: {error}{hint}") from error
+    return dataset.cast(Features({column: _undecoded(feature)
+                                  for column, feature in dataset.features.items()}))
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #1be86ceb
 def _undecoded(feature):
@@ -132,34 +137,36 @@ def _undecoded(feature):
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #1a11c48c
 def _tsv(path): # all cells are text, since "None" and "007" can be options
     _check_utf8(path)
-    with open(path, encoding="utf-8-sig") as f: columns = f.readline().rstrip("\n").split("\t")
-    text = Features({c.strip('"'): Value("string") for c in columns})
-    d = load_dataset("csv", data_files=path, sep="\t", features=text, split="train",
+    with open(path, encoding="utf-8-sig") as file:
+        columns = file.readline().rstrip("\n").split("\t")
+    text = Features({column.strip('"'): Value("string") for column in columns})
+    dataset = load_dataset("csv", data_files=path, sep="\t", features=text, split="train",
                      encoding="utf-8-sig",
                      chunksize=256, keep_default_na=False, cache_dir=str(cache_dir("vqa", "tsv")))
-    if "image" not in d.column_names: return d
-    shortest = pc.min(pc.utf8_length(d.data.column("image"))).as_py()
-    if shortest is None or shortest > 64: return d
-    where = {i: k for k, i in enumerate(d["index"])} # a short cell: index of the row with the image
-    def whole(x): return d[where[x]]["image"] if x in where else x
-    return d.map(lambda r: dict(image=whole(r["image"])))
+    if "image" not in dataset.column_names: return dataset
+    shortest = pc.min(pc.utf8_length(dataset.data.column("image"))).as_py()
+    if shortest is None or shortest > 64: return dataset
+    # a short cell: index of the row with the image
+    where = {index: row for row, index in enumerate(dataset["index"])}
+    def whole(cell): return dataset[where[cell]]["image"] if cell in where else cell
+    return dataset.map(lambda row: dict(image=whole(row["image"])))
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #14bf587b
-def _picture_files(source, split, b): # id -> file; each image is stored once, not per question
+def _picture_files(source, split, spec): # id -> file; each image is stored once, not per question
     home, found = cache_dir("vqa", "pictures", content_hash([source, split])), {}
-    for r in _open(source, split, b):
-        file = home / Path(str(r["id"])).name
-        with atomic_write(file) as tmp: tmp.write_bytes(r["image"]["bytes"])
-        found[str(r["id"])] = str(file)
+    for row in _open(source, split, spec):
+        file = home / Path(str(row["id"])).name
+        with atomic_write(file) as tmp: tmp.write_bytes(row["image"]["bytes"])
+        found[str(row["id"])] = str(file)
     return found
 
 # %% ../../../nbs/library/vqa/benchmarks/05_loading.ipynb #dfcf8ee9
 def _check_utf8(path):
     "Check the encoding of a file. Raises `UserError` with the first line that is not UTF-8."
-    with open(path, "rb") as f:
-        for k, line in enumerate(f, 1):
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
             try: line.decode()
-            except UnicodeDecodeError as e:
-                raise UserError(f"{path}, line {k}: not UTF-8 (byte {e.start + 1}); it may be "
-                                "latin-1 or UTF-16: save it as UTF-8, such as by `iconv -f latin1 "
-                                "-t utf-8`") from e
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); it "
+                                "may be latin-1 or UTF-16: save it as UTF-8, such as by `iconv -f "
+                                "latin1 -t utf-8`") from error

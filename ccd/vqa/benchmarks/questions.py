@@ -20,6 +20,8 @@ VMCBENCH = { # Zhang et al. (2025), as in lmms-eval and VLMEvalKit
                "MathVision"],
     "ocr": ["TextVQA", "OCRVQA"],
     "doc": ["AI2D", "ChartQA", "DocVQA", "InfoVQA", "TableVQABench"]}
+
+# %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #f0f7d76d
 CAMBRIAN = { # Tong et al. (2024), section 3; Fan et al. (2025), table 16
     "General": ["MME_P", "MMBench", "SEED_I", "GQA"],
     "Knowledge": ["ScienceQA_I", "MMMU_V", "MathVista_M", "AI2D"],
@@ -41,7 +43,7 @@ def _schema(most: int = 4) -> Features: # maximum number of options
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #e10c2dae
 def _options_of(row: dict) -> dict: # letter -> text of the option
     "Return the options of a question: empty for a free-text question."
-    return {l: row[l] for l in _LETTERS if row.get(l)}
+    return {letter: row[letter] for letter in _LETTERS if row.get(letter)}
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #06a8e646
 def _question_error(
@@ -58,8 +60,8 @@ def _question_error(
     return ""
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #612761b3
-def _has_image(x) -> bool: # x: undecoded cell of an image column
-    return bool(x and (not isinstance(x, dict) or x.get("bytes") or x.get("path")))
+def _has_image(cell) -> bool: # cell: undecoded cell of an image column
+    return bool(cell and (not isinstance(cell, dict) or cell.get("bytes") or cell.get("path")))
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #5c0c02ad
 def _check_questions(
@@ -67,13 +69,13 @@ def _check_questions(
     most: int = 4, # maximum number of options
 ) -> Dataset: # the questions, unchanged
     "Return the questions. Raises `UserError` for missing columns, repeated ids or bad questions."
-    lacking = [c for c in _COLUMNS if c not in questions.column_names]
+    lacking = [column for column in _COLUMNS if column not in questions.column_names]
     if lacking:
         raise UserError(f"the questions lack {', '.join(lacking)}: expected the columns "
                         f"{', '.join(_COLUMNS)}")
     _check_ids(questions["index"])
     rows = questions.cast_column("image", ImageFeature(decode=False))
-    bad = [(r["index"], why) for r in rows if (why := _question_error(r, most))]
+    bad = [(row["index"], why) for row in rows if (why := _question_error(row, most))]
     if bad:
         raise UserError(f"{len(bad)} of {len(rows)} questions cannot be asked: {_join_first(bad)}. "
                         "Correct them, or leave them out by `select`")
@@ -90,7 +92,7 @@ def _check_ids(ids, what="question"):
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #af591bbe
 def _join_first(things, most: int = 5) -> str:
     "Return the first few items as text."
-    def one(x): return f"{x[0]} ({x[1]})" if isinstance(x, tuple) else str(x)
+    def one(item): return f"{item[0]} ({item[1]})" if isinstance(item, tuple) else str(item)
     things = list(things)
     return ", ".join(map(one, things[:most])) + (", …" if len(things) > most else "")
 
@@ -104,16 +106,16 @@ _PROMPT_SHORT = "Give the short answer directly."
 class Benchmark:
     "Set the source, prompt, scoring rule and average of a benchmark."
     hub: str # dataset on the Hugging Face Hub: NAME or NAME:CONFIG
-    row: Callable # function: row of the dataset -> input of `_question_of`
+    read_row: Callable # function: row of the dataset -> input of `_question_of`
     split: str = "test"
-    ask: str = "{q}\n{options}\n" + _PROMPT_LETTER # prompt of a question with options
-    free: str = "{q}\n" + _PROMPT_PHRASE # prompt of a question without options
+    options_prompt: str = "{q}\n{options}\n" + _PROMPT_LETTER # prompt of a question with options
+    open_prompt: str = "{q}\n" + _PROMPT_PHRASE # prompt of a question without options
     form: str = "letters" # "letters" (lists options, scores a letter) or "words" (free text)
     rule: str = "letter" # scoring rule: key of `_RULES`
     published: str = "" # scoring rule of the paper's code, where it differs
-    most: int = 4 # maximum number of options
-    pair: int = 0 # number of questions that are scored together, where fixed
-    inside: str = "micro" # average over subsets: "micro" or "macro"
-    pictures: str = "" # dataset of the images, where it is separate
+    max_options: int = 4 # maximum number of options
+    group_size: int = 0 # number of questions that are scored together, where fixed
+    subset_average: str = "micro" # average over subsets: "micro" or "macro"
+    image_hub: str = "" # dataset of the images, where it is separate
     logs: tuple = () # names of the benchmark in lmms-eval and VLMEvalKit
-    formerly: str = "" # source that lmms-eval used until July 2026
+    former_hub: str = "" # source that lmms-eval used until July 2026

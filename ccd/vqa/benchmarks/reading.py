@@ -30,7 +30,8 @@ def _reading(
     if not options: return None, "unread"
     for inside in reversed(_BOXED.findall(text)):
         if letter := _reading("".join(inside), options)[0]: return letter, "boxed"
-    return next(((l, name) for name, reads in _READERS.items() if (l := reads(text, options))),
+    return next(((choice, name)
+                 for name, reads in _READERS.items() if (choice := reads(text, options))),
                 (None, "unread"))
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #5b208e55
@@ -50,7 +51,7 @@ def parse_answer(
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #9538d8b0
 _READERS = {} # name -> function (text, options) -> letter, or None
 
-def _reader(f): _READERS[f.__name__.strip("_").replace("_", " ")] = f; return f
+def _reader(reader): _READERS[reader.__name__.strip("_").replace("_", " ")] = reader; return reader
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #eb0daec0
 def _bare(text: str) -> str: # without surrounding punctuation and without an article
@@ -67,7 +68,8 @@ def _letter(text, options): # a letter only: A, a, (a), **A**, A.
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #ee3c0433
 @_reader
 def _option_text(text, options): # the text of one option only
-    same = [l for l, t in options.items() if _bare(t) and _bare(t) == _bare(text)]
+    same = [letter
+            for letter, option in options.items() if _bare(option) and _bare(option) == _bare(text)]
     return same[0] if len(same) == 1 else None
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #48cddef8
@@ -109,31 +111,33 @@ def _marked(text, options): # (B), B. or option B in a sentence
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #78f759a7
 @_reader
 def _alone(text, options): # a capital letter among other words
-    words = [w.strip(".,!?;:'") for w in _ARTICLE.sub(" ", text).split()]
-    return next((w for w in reversed(words) if w in options), None)
+    words = [word.strip(".,!?;:'") for word in _ARTICLE.sub(" ", text).split()]
+    return next((word for word in reversed(words) if word in options), None)
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #92a799e7
 @_reader
 def _mentioned(text, options): # the last option whose text is found; in few words, the only one
     low = " ".join(text.lower().split())
-    at = {l: s for l, t in options.items()
-          if (s := _span(low, " ".join(t.lower().strip(_AROUND).split())))}
-    def inside(s): return any(o[0] <= s[0] and s[1] <= o[1] and o != s for o in at.values())
-    at = {l: s for l, s in at.items() if not inside(s)}
+    at = {letter: span for letter, option in options.items()
+          if (span := _span(low, " ".join(option.lower().strip(_AROUND).split())))}
+    def inside(inner):
+        return any(outer[0] <= inner[0] and inner[1] <= outer[1] and outer != inner
+                   for outer in at.values())
+    at = {letter: place for letter, place in at.items() if not inside(place)}
     if len(set(at.values())) < len(at) or len(low.split()) <= 5 and len(at) != 1: return None
-    return max(at, key=lambda l: at[l][1], default=None)
+    return max(at, key=lambda letter: at[letter][1], default=None)
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #080c027a
 def _span(text, part): # position of the last match as whole words
-    def word(c): return c.isalnum() or c == "_"
-    k = text.rfind(part) if part else -1
-    while k >= 0:
-        end = k + len(part)
+    def word(char): return char.isalnum() or char == "_"
+    start = text.rfind(part) if part else -1
+    while start >= 0:
+        end = start + len(part)
         number_goes_on = text[end:end + 2][:1] == "." and text[end + 1:end + 2].isdigit()
-        if not (k and (word(text[k - 1]) or text[k - 1] == ".") or word(text[end:end + 1])
-                or number_goes_on):
-            return k, end
-        k = text.rfind(part, 0, end - 1)
+        if not (start and (word(text[start - 1]) or text[start - 1] == ".")
+                or word(text[end:end + 1]) or number_goes_on):
+            return start, end
+        start = text.rfind(part, 0, end - 1)
     return None
 
 # %% ../../../nbs/library/vqa/benchmarks/02_reading.ipynb #a175524a
@@ -146,11 +150,11 @@ def _parse_published(
     text = str(said)
     for mark in ",.!?;:'": text = text.strip(mark)
     text = f" {text} "
-    at = {l: text.rfind(f"({l})") for l in options
-          if f"({l})" in text or f"{l}. " in text}
-    at = at or {l: text.rfind(f" {l} ") for l in options if f" {l} " in text}
+    at = {letter: text.rfind(f"({letter})") for letter in options
+          if f"({letter})" in text or f"{letter}. " in text}
+    at = at or {letter: text.rfind(f" {letter} ") for letter in options if f" {letter} " in text}
     if not at and len(text.split()) > 5:
         low = text.lower()
-        at = {l: low.rfind(t.lower()) for l, t in options.items()
-              if t.lower() in low}
+        at = {letter: low.rfind(option.lower()) for letter, option in options.items()
+              if option.lower() in low}
     return max(at, key=at.get) if at else rng.choice(list(options))

@@ -14,7 +14,7 @@ from .reading import _parse_published, parse_answer
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #3bf13d9c
 _RULES = {} # name -> function (said, q) -> score in 0..1
 
-def _register_rule(f): _RULES[f.__name__.strip("_")] = f; return f
+def _register_rule(rule): _RULES[rule.__name__.strip("_")] = rule; return rule
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #98c6e2ad
 def _answer_tail(said: str) -> str: # text in lower case
@@ -39,71 +39,78 @@ def _parse_number(text: str) -> float | None:
 def _normalize_answer(said: str) -> str: return str(said or "").lower().strip().rstrip(".")
 
 @_register_rule
-def _letter(said, q): return float(parse_answer(said, q["options"]) == q["answer"])
+def _letter(said, question):
+    return float(parse_answer(said, question["options"]) == question["answer"])
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #0e8899b9
 @_register_rule
-def _coin_toss(said, q): # seeded per question, independent of the order
-    coin = random.Random(f"{q.get('seed', 0)} {q['index']}")
-    return float(_parse_published(said, q["options"], coin) == q["answer"])
+def _coin_toss(said, question): # seeded per question, independent of the order
+    coin = random.Random(f"{question.get('seed', 0)} {question['index']}")
+    return float(_parse_published(said, question["options"], coin) == question["answer"])
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #6ac5f470
 @_register_rule
-def _first_letter(said, q): # Cambrian-1
-    return float(_strip_letter(said)[:1] == q["answer"].lower())
+def _first_letter(said, question): # Cambrian-1
+    return float(_strip_letter(said)[:1] == question["answer"].lower())
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #11c7ce05
 @_register_rule
-def _letter_or_text(said, q): # Cambrian-1, for MMVP
-    right = q["answer"].lower(), q["options"][q["answer"]].lower()
+def _letter_or_text(said, question): # Cambrian-1, for MMVP
+    right = question["answer"].lower(), question["options"][question["answer"]].lower()
     return float(_strip_letter(said) in right)
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #ddd83f33
 @_register_rule
-def _exact(said, q): return float(_normalize_answer(said) in [a.lower() for a in q["answers"]])
+def _exact(said, question):
+    return float(_normalize_answer(said) in [answer.lower() for answer in question["answers"]])
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #6d51bcd7
 @_register_rule
-def _yes_no(said, q): # the MME evaluation tool
+def _yes_no(said, question): # the MME evaluation tool
     text = _normalize_answer(said)
     start = dict(y="yes", n="no").get(text, text[:4])
-    return float(next((w for w in ("yes", "no") if w in start), "") == q["answer"].lower())
+    return float(next((word for word in ("yes", "no") if word in start),
+                      "") == question["answer"].lower())
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #b8d0852f
-def _within_tolerance(a, b, within=0.05): return abs(a - b) <= within * abs(b)
+def _within_tolerance(value, target, within=0.05):
+    return abs(value - target) <= within * abs(target)
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #4eee4834
 def _percent(text):
-    x = _parse_number(text.rstrip("%"))
-    return x / 100 if x is not None and text.endswith("%") else x
+    number = _parse_number(text.rstrip("%"))
+    return number / 100 if number is not None and text.endswith("%") else number
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #91bf2fe2
 @_register_rule
-def _relaxed(said, q):
+def _relaxed(said, question):
     "Return 1 within 5 % of the correct number, or for equal text. Source: Masry et al. 2022."
-    a, b = _percent(_normalize_answer(said)), _percent(q["answer"].strip())
-    if a is not None and b: return float(_within_tolerance(a, b))
-    return float(_normalize_answer(said) == q["answer"].lower())
+    given, expected = _percent(_normalize_answer(said)), _percent(question["answer"].strip())
+    if given is not None and expected: return float(_within_tolerance(given, expected))
+    return float(_normalize_answer(said) == question["answer"].lower())
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #1ac93657
 @_register_rule
-def _relaxed_plain(said, q): # Cambrian-1
-    a, b = _parse_number(str(said)), _parse_number(q["answer"])
-    if None not in (a, b): return float(_within_tolerance(a, b))
-    return float(str(said).lower() == q["answer"].lower())
+def _relaxed_plain(said, question): # Cambrian-1
+    given, expected = _parse_number(str(said)), _parse_number(question["answer"])
+    if None not in (given, expected): return float(_within_tolerance(given, expected))
+    return float(str(said).lower() == question["answer"].lower())
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #738e6151
 @_register_rule
-def _substring(said, q): # OCRBench; formulas without spaces, case-sensitive
+def _substring(said, question): # OCRBench; formulas without spaces, case-sensitive
     def tidy(text):
-        if "Expression" in q["category"]: return re.sub(r"[ \n]", "", text.strip())
+        if "Expression" in question["category"]: return re.sub(r"[ \n]", "", text.strip())
         return text.lower().strip().replace("\n", " ")
-    return float(any(tidy(a) in tidy(str(said or "")) for a in q["answers"]))
+    return float(any(tidy(answer) in tidy(str(said or "")) for answer in question["answers"]))
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #1c7385c8
 _NUMBERS = dict(zip("none zero one two three four five six seven eight nine ten".split(),
                    "0 0 1 2 3 4 5 6 7 8 9 10".split()))
-_CONTRACTIONS = {w[:k] + w[k + 1:]: w for w in '''
+
+# %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #b1ee91f9
+# word without one of its apostrophes -> word
+_CONTRACTIONS = {word[:index] + word[index + 1:]: word for word in '''
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've
     hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't
     mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't
@@ -113,7 +120,7 @@ _CONTRACTIONS = {w[:k] + w[k + 1:]: w for w in '''
     wasn't we'd've we've weren't what'll what're what's what've when's where'd where's
     where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-    '''.split() for k, c in enumerate(w) if c == "'"} # key: the word without one of its apostrophes
+    '''.split() for index, char in enumerate(word) if char == "'"}
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #66b33e97
 def _vqa_words(text: str) -> str:
@@ -123,84 +130,91 @@ def _vqa_words(text: str) -> str:
     out = text
     for mark in ';/[]"{}()=+\\_-><@`!': # removed beside a space; replaced by a space within a word
         out = out.replace(mark, "" if f"{mark} " in text or f" {mark}" in text else " ")
-    words = [_NUMBERS.get(w, w) for w in re.sub(r"\.(?!\d)", "", out).split()]
-    return " ".join(_CONTRACTIONS.get(w, w) for w in words if w not in ("a", "an", "the"))
+    words = [_NUMBERS.get(word, word) for word in re.sub(r"\.(?!\d)", "", out).split()]
+    return " ".join(_CONTRACTIONS.get(word, word)
+                    for word in words if word not in ("a", "an", "the"))
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #e14a3704
 @_register_rule
-def _soft_accuracy(said, q):
+def _soft_accuracy(said, question):
     "Return the VQA accuracy of an answer. Source: Antol et al. 2015."
-    given, a = [_vqa_words(x) for x in q["answers"]], _vqa_words(said)
-    same = given.count(a)
-    return float(np.mean([min(1, (same - (x == a)) / 3) for x in given]))
+    given, reply = [_vqa_words(answer) for answer in question["answers"]], _vqa_words(said)
+    same = given.count(reply)
+    return float(np.mean([min(1, (same - (answer == reply)) / 3) for answer in given]))
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #699867b6
 @_register_rule
-def _anls(said, q):
+def _anls(said, question):
     "Return the normalized Levenshtein similarity, 0 below 0.5. Source: Biten et al. 2019."
-    def tidy(s): return " ".join(str(s or "").strip().lower().split())
-    pairs = [(tidy(said), tidy(a)) for a in q["answers"]]
-    best = max(1 - _edit_distance(a, b) / max(len(a), len(b), 1) for a, b in pairs)
+    def tidy(text): return " ".join(str(text or "").strip().lower().split())
+    pairs = [(tidy(said), tidy(answer)) for answer in question["answers"]]
+    best = max(1 - _edit_distance(given, expected) / max(len(given), len(expected), 1)
+               for given, expected in pairs)
     return best if best >= 0.5 else 0.0
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #2a31014a
-def _edit_distance(a: str, b: str) -> int:
+def _edit_distance(first: str, second: str) -> int:
     "Return the Levenshtein distance. Source: Levenshtein 1966."
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
+    row = list(range(len(second) + 1))
+    for i, char in enumerate(first, 1):
         before, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+        for j, other in enumerate(second, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (char != other))
     return row[-1]
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #7b21faca
 @_register_rule
-def _letter_or_near(said, q): # MMMU
-    if q["options"]: return _letter(said, q)
-    a, b = _parse_number(_answer_tail(said).rstrip(".")), _parse_number(q["answer"])
-    if None not in (a, b): return float(_within_tolerance(a, b))
-    return float(_answer_tail(said).rstrip(".") in [x.lower() for x in q["answers"]])
+def _letter_or_near(said, question): # MMMU
+    if question["options"]: return _letter(said, question)
+    given, expected = (_parse_number(_answer_tail(said).rstrip(".")),
+                       _parse_number(question["answer"]))
+    if None not in (given, expected): return float(_within_tolerance(given, expected))
+    return float(_answer_tail(said).rstrip(".")
+                 in [answer.lower() for answer in question["answers"]])
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #6d28eec8
 @_register_rule
-def _letter_or_near_published(said, q): # Cambrian-1: 5 % of the prediction
-    if q["options"]: return _first_letter(said, q)
-    text, right = _tail_published(said).rstrip("."), q["answer"].lower()
-    a, b = _parse_number(text), _parse_number(right)
-    return float(text == right or None not in (a, b) and _within_tolerance(b, a))
+def _letter_or_near_published(said, question): # Cambrian-1: 5 % of the prediction
+    if question["options"]: return _first_letter(said, question)
+    text, right = _tail_published(said).rstrip("."), question["answer"].lower()
+    given, expected = _parse_number(text), _parse_number(right)
+    return float(text == right or None not in (given, expected)
+                 and _within_tolerance(expected, given))
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #85e60dd5
 @_register_rule
-def _after_reasoning(said, q): # MathVista: a letter, a text or a rounded number at the end
-    end, right = _answer_tail(said).strip(" ."), q["answer"]
-    if q["options"]:
+def _after_reasoning(said, question): # MathVista: a letter, a text or a rounded number at the end
+    end, right = _answer_tail(said).strip(" ."), question["answer"]
+    if question["options"]:
         named = parse_answer(re.split(r"(?i)answer is:?|answer:", str(said or ""))[-1],
-                             q["options"])
-        return float((named or end) in (right, q["options"][right].lower()))
-    found, b = re.findall(r"-?\d+(?:\.\d+)?", end.replace(",", "")), _parse_number(right)
-    if b is None: return float(end == right.lower())
-    return float(bool(found) and round(float(found[-1]), _decimals(right)) == b)
+                             question["options"])
+        return float((named or end) in (right, question["options"][right].lower()))
+    found, expected = re.findall(r"-?\d+(?:\.\d+)?", end.replace(",", "")), _parse_number(right)
+    if expected is None: return float(end == right.lower())
+    return float(bool(found) and round(float(found[-1]), _decimals(right)) == expected)
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #9f675e65
 def _decimals(text: str) -> int: return len(text.partition(".")[2])
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #6b586280
 @_register_rule
-def _whole_answer(said, q): # Cambrian-1, for MathVista
-    text, right = str(said or "").lower().strip(), q["answer"].lower()
-    a, b = _parse_number(text), _parse_number(right)
-    return float(text == right or None not in (a, b) and _within_tolerance(b, a))
+def _whole_answer(said, question): # Cambrian-1, for MathVista
+    text, right = str(said or "").lower().strip(), question["answer"].lower()
+    given, expected = _parse_number(text), _parse_number(right)
+    return float(text == right or None not in (given, expected)
+                 and _within_tolerance(expected, given))
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #fb56863d
 @_register_rule
-def _word_or_letter(said, q): # RealWorldQA
-    right = q["answer"].lower().rstrip(".")
+def _word_or_letter(said, question): # RealWorldQA
+    right = question["answer"].lower().rstrip(".")
     if re.fullmatch("[a-i]", right):
         return float(parse_answer(said, dict.fromkeys(_LETTERS, "\0")) == right.upper())
     return float((_answer_tail(said).rstrip(".").split() or [""])[0] == right)
 
 # %% ../../../nbs/library/vqa/benchmarks/03_scoring.ipynb #801a4792
 @_register_rule
-def _letter_or_sentence(said, q): # ScienceQA
+def _letter_or_sentence(said, question): # ScienceQA
     text = _answer_tail(said).rstrip(".")
-    return max(_letter(said, q), float(text == q["options"][q["answer"]].lower().rstrip(".")))
+    return max(_letter(said, question),
+               float(text == question["options"][question["answer"]].lower().rstrip(".")))

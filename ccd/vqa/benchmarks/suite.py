@@ -17,9 +17,10 @@ def _prompt(
     benchmark: str = "VMCBench", # key of `BENCHMARKS`
 ) -> str:
     "Return the prompt of a question in the format of its benchmark."
-    b, options = _find_benchmark(benchmark), _options_of(row)
-    lines = "\n".join(f"{l}. {text}" for l, text in options.items())
-    return (b.ask if options else b.free).format(q=row["question"], options=lines)
+    spec, options = _find_benchmark(benchmark), _options_of(row)
+    lines = "\n".join(f"{letter}. {text}" for letter, text in options.items())
+    return (spec.options_prompt if options
+            else spec.open_prompt).format(q=row["question"], options=lines)
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #1ad4b1a1
 def _find_benchmark(name: str) -> Benchmark:
@@ -29,109 +30,110 @@ def _find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #65d87aac
-def _option_letters(r: dict, blank: tuple = (None, "")) -> list: # texts of columns A, B, …
+def _option_letters(row: dict, blank: tuple = (None, "")) -> list: # texts of columns A, B, …
     "Return the options in order, without blank ones at the end; blank ones between others stay."
-    texts = ["" if r.get(l) in blank else r[l] for l in _LETTERS]
-    return texts[:max((k + 1 for k, t in enumerate(texts) if t), default=0)]
+    texts = ["" if row.get(letter) in blank else row[letter] for letter in _LETTERS]
+    return texts[:max((index + 1 for index, text in enumerate(texts) if text), default=0)]
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #40f29f39
-def _vmcbench(r):
-    return dict(id=r["index"], q=r["question"], options=_option_letters(r), answer=r["answer"],
-                subset=r["category"])
+def _vmcbench(row):
+    return dict(id=row["index"], q=row["question"], options=_option_letters(row),
+                answer=row["answer"], subset=row["category"])
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #fb4f97f7
 _PERCEPTION = ("existence count position color posters celebrity scene landmark artwork "
               "OCR").split()
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #5f588adc
-def _mme(r):
-    skip = "" if r["category"] in _PERCEPTION else f"{r['category']} is no perception"
-    q = r["question"].replace(" Please answer yes or no.", "")
-    return dict(q=q, answer=r["answer"], subset=r["category"], item=r["question_id"],
-                pair=r["question_id"], skip=skip, as_published=dict(q=r["question"]))
+def _mme(row):
+    skip = "" if row["category"] in _PERCEPTION else f"{row['category']} is no perception"
+    question = row["question"].replace(" Please answer yes or no.", "")
+    return dict(q=question, answer=row["answer"], subset=row["category"], item=row["question_id"],
+                pair=row["question_id"], skip=skip, as_published=dict(q=row["question"]))
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #0c8f6bed
-def _mmbench(r):
-    hint = r.get("hint") if r.get("hint") not in (None, "", "nan") else ""
-    asked = "\n".join(filter(None, [hint, r["question"]]))
-    return dict(id=r["index"], q=asked, options=_option_letters(r, (None, "", "nan")),
-                answer=r["answer"], subset=r["category"], pair=_rotations(r["index"]))
+def _mmbench(row):
+    hint = row.get("hint") if row.get("hint") not in (None, "", "nan") else ""
+    asked = "\n".join(filter(None, [hint, row["question"]]))
+    return dict(id=row["index"], q=asked, options=_option_letters(row, (None, "", "nan")),
+                answer=row["answer"], subset=row["category"], pair=_rotations(row["index"]))
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #f4477876
 def _rotations(index) -> str: # MMBench adds a million to the index per rotation of the options
     return str(int(index) % 1_000_000)
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #0add3ef2
-def _seed(r):
-    many = isinstance(r.get("image"), list) and len(r["image"]) != 1
-    return dict(q=r["question"], options=[r[f"choice_{l}"] for l in "abcd"],
-                answer=r["answer"], subset=str(r.get("question_type_id", "")),
+def _seed(row):
+    many = isinstance(row.get("image"), list) and len(row["image"]) != 1
+    return dict(q=row["question"], options=[row[f"choice_{letter}"] for letter in "abcd"],
+                answer=row["answer"], subset=str(row.get("question_type_id", "")),
                 skip="several frames: a video" if many else "")
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #cdff4288
-def _gqa(r): return dict(q=r["question"], answer=r["answer"], item=r["imageId"])
+def _gqa(row): return dict(q=row["question"], answer=row["answer"], item=row["imageId"])
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #67b0eefc
-def _scienceqa(r):
-    asked = " ".join(filter(None, [r.get("hint"), r["question"]]))
-    return dict(q=asked, options=r["choices"], answer=_LETTERS[r["answer"]],
-                subset=r.get("subject", ""))
+def _scienceqa(row):
+    asked = " ".join(filter(None, [row.get("hint"), row["question"]]))
+    return dict(q=asked, options=row["choices"], answer=_LETTERS[row["answer"]],
+                subset=row.get("subject", ""))
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #818de2b5
-def _mmmu(r):
-    options = ast.literal_eval(r["options"]) if r["options"] else []
-    if r["question_type"] != "multiple-choice": options = []
-    right = str(r["answer"])
+def _mmmu(row):
+    options = ast.literal_eval(row["options"]) if row["options"] else []
+    if row["question_type"] != "multiple-choice": options = []
+    right = str(row["answer"])
     many = ast.literal_eval(right) if right.startswith("[") else [right]
-    return dict(q=re.sub(r"<image \d+>", "", r["question"]).strip(), options=options,
-                answer=many[0], answers=many, subset=r["id"].split("_", 1)[1].rpartition("_")[0])
+    return dict(q=re.sub(r"<image \d+>", "", row["question"]).strip(), options=options,
+                answer=many[0], answers=many, subset=row["id"].split("_", 1)[1].rpartition("_")[0])
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #01270deb
-def _mathvista(r):
-    options, right = r["choices"] or [], str(r["answer"])
-    return dict(q=r["query"], options=options, subset=r["metadata"]["category"],
+def _mathvista(row):
+    options, right = row["choices"] or [], str(row["answer"])
+    return dict(q=row["query"], options=options, subset=row["metadata"]["category"],
                 answer=_LETTERS[options.index(right)] if options else right)
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #9dfcf3e2
-def _ai2d(r): return dict(q=r["question"], options=r["options"], answer=_LETTERS[int(r["answer"])])
-def _chartqa(r): return dict(q=r["question"], answer=r["answer"], subset=r["type"])
+def _ai2d(row):
+    return dict(q=row["question"], options=row["options"], answer=_LETTERS[int(row["answer"])])
+def _chartqa(row): return dict(q=row["question"], answer=row["answer"], subset=row["type"])
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #515938e6
-def _ocrbench(r):
-    many = r["answer"] if isinstance(r["answer"], list) else [r["answer"]]
-    return dict(q=r["question"], answers=many, subset=r["question_type"])
+def _ocrbench(row):
+    many = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
+    return dict(q=row["question"], answers=many, subset=row["question_type"])
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #d8a316af
-def _textvqa(r):
-    read = f"{r['question']}\nReference OCR tokens: {', '.join(r.get('ocr_tokens') or [])}"
-    return dict(q=r["question"], answers=r["answers"], item=r["image_id"],
+def _textvqa(row):
+    read = f"{row['question']}\nReference OCR tokens: {', '.join(row.get('ocr_tokens') or [])}"
+    return dict(q=row["question"], answers=row["answers"], item=row["image_id"],
                 as_published=dict(q=read))
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #15ba39b4
-def _docvqa(r): return dict(q=r["question"], answers=r["answers"], item=_page(r))
-def _page(r): return f"{r['ucsf_document_id']} {r['ucsf_document_page_no']}"
+def _docvqa(row): return dict(q=row["question"], answers=row["answers"], item=_page(row))
+def _page(row): return f"{row['ucsf_document_id']} {row['ucsf_document_page_no']}"
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #9715899b
 _MMVP_LABELS = {99: "B", 100: "A", 279: "B", 280: "A"} # 1-based, as in the column Index
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #3b3e0dd8
-def _mmvp(r):
-    index, said = int(r["Index"]), re.findall("[ab]", r["Correct Answer"].lower())[0].upper()
-    options = [x.strip() for x in re.split(r"\([ab]\)", r["Options"])[1:]]
+def _mmvp(row):
+    index, said = int(row["Index"]), re.findall("[ab]", row["Correct Answer"].lower())[0].upper()
+    options = [text.strip() for text in re.split(r"\([ab]\)", row["Options"])[1:]]
     swapped = dict(A="B", B="A")[_MMVP_LABELS.get(index, "A")]
     old = swapped if index in _MMVP_LABELS else said
     pair = f"pair {(index + 1) // 2}"
-    return dict(q=r["Question"], options=options, answer=_MMVP_LABELS.get(index, said),
+    return dict(q=row["Question"], options=options, answer=_MMVP_LABELS.get(index, said),
                 pair=pair, cluster=pair, as_published=dict(answer=old))
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #17188473
-def _realworldqa(r): return dict(q=r["question"], answer=r["answer"])
+def _realworldqa(row): return dict(q=row["question"], answer=row["answer"])
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #b5fd2c5e
-def _cvbench(kind, r):
-    return dict(q=r["prompt"], options=r["choices"], answer=r["answer"].strip("()"),
-                subset=r["source"] if kind == "2D" else r["task"],
-                skip="" if r["type"] == kind else f"a {r['type']} question")
+def _cvbench(kind, row):
+    return dict(q=row["prompt"], options=row["choices"], answer=row["answer"].strip("()"),
+                subset=row["source"] if kind == "2D" else row["task"],
+                skip="" if row["type"] == kind else f"a {row['type']} question")
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #e6f590c0
 def _listed(last): return "{q} Options:\n{options}\n" + last
@@ -139,66 +141,70 @@ def _listed(last): return "{q} Options:\n{options}\n" + last
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #c3431565
 def _at(name, config=""): # current and former source in lmms-eval
     tail = f":{config}" if config else ""
-    return dict(hub=f"lmms-lab-encoder/{name}{tail}", formerly=f"lmms-lab/{name}{tail}")
+    return dict(hub=f"lmms-lab-encoder/{name}{tail}", former_hub=f"lmms-lab/{name}{tail}")
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #f194543b
 _GENERAL = {
-    "MME_P": Benchmark(**_at("MME"), row=_mme, form="words", rule="yes_no", published="exact",
-                       pair=2, inside="macro", logs=("mme", "MME")),
-    "MMBench": Benchmark(hub="lmms-lab-encoder/MMBench:en", formerly="lmms-lab/MMBench_EN",
-        row=_mmbench, split="dev", ask=_listed(_PROMPT_LETTER), published="first_letter",
+    "MME_P": Benchmark(**_at("MME"), read_row=_mme, form="words", rule="yes_no", published="exact",
+                       group_size=2, subset_average="macro", logs=("mme", "MME")),
+    "MMBench": Benchmark(hub="lmms-lab-encoder/MMBench:en", former_hub="lmms-lab/MMBench_EN",
+        read_row=_mmbench, split="dev", options_prompt=_listed(_PROMPT_LETTER),
+                         published="first_letter",
         logs=("mmbench_en_dev", "mmbench_en_dev_static", "MMBench_DEV_EN")),
-    "SEED_I": Benchmark(**_at("SEED-Bench"), row=_seed, ask=_listed(_PROMPT_LETTER),
+    "SEED_I": Benchmark(**_at("SEED-Bench"), read_row=_seed, options_prompt=_listed(_PROMPT_LETTER),
         published="first_letter", logs=("seedbench", "SEEDBench_IMG")),
-    "GQA": Benchmark(**_at("GQA", "testdev_balanced_instructions"), row=_gqa,
-        split="testdev", pictures="lmms-lab-encoder/GQA:testdev_balanced_images",
+    "GQA": Benchmark(**_at("GQA", "testdev_balanced_instructions"), read_row=_gqa,
+        split="testdev", image_hub="lmms-lab-encoder/GQA:testdev_balanced_images",
         form="words", rule="exact", logs=("gqa", "GQA_TestDev_Balanced"))}
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #84e58511
-_KNOWLEDGE = {
-    "ScienceQA_I": Benchmark("derek-thomas/ScienceQA", _scienceqa, most=5,
-        ask="{q}\n{options}\nPlease answer directly with only the letter of the correct "
+_KNOWLEDGE = {"ScienceQA_I": Benchmark("derek-thomas/ScienceQA", _scienceqa, max_options=5,
+        options_prompt="{q}\n{options}\nPlease answer directly with only the letter of the correct "
             "option and nothing else.", rule="letter_or_sentence",
         logs=("scienceqa_img", "ScienceQA_TEST")),
-    "MMMU_V": Benchmark(**_at("MMMU"), row=_mmmu, split="validation", most=9,
-        ask=_listed(_PROMPT_LETTER), rule="letter_or_near", published="letter_or_near_published",
-        logs=("mmmu_val", "MMMU_DEV_VAL")),
-    "MathVista_M": Benchmark("AI4Math/MathVista", _mathvista, "testmini", most=9,
-        ask="{q}\nFirst show your reasoning process and then give the final answer.",
+    "MMMU_V": Benchmark(**_at("MMMU"), read_row=_mmmu, split="validation", max_options=9,
+        options_prompt=_listed(_PROMPT_LETTER), rule="letter_or_near",
+                        published="letter_or_near_published", logs=("mmmu_val", "MMMU_DEV_VAL")),
+    "MathVista_M": Benchmark("AI4Math/MathVista", _mathvista, "testmini", max_options=9,
+        options_prompt="{q}\nFirst show your reasoning process and then give the final answer.",
         form="words", rule="after_reasoning", published="whole_answer",
         logs=("mathvista_testmini_cot", "mathvista_testmini_format",
               "mathvista_testmini_solution", "MathVista_MINI")),
-    "AI2D": Benchmark(**_at("ai2d"), row=_ai2d, published="first_letter",
+    "AI2D": Benchmark(**_at("ai2d"), read_row=_ai2d, published="first_letter",
         logs=("ai2d", "AI2D_TEST"))}
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #2e09cc71
-_READING = {
-    "ChartQA": Benchmark(**_at("ChartQA"), row=_chartqa, form="words", rule="relaxed",
-        free="{q}\nAnswer the question using a single number or phrase.",
+_READING = {"ChartQA": Benchmark(**_at("ChartQA"), read_row=_chartqa, form="words", rule="relaxed",
+        open_prompt="{q}\nAnswer the question using a single number or phrase.",
         published="relaxed_plain", logs=("chartqa", "ChartQA_TEST")),
     "OCRBench": Benchmark("echo840/OCRBench", _ocrbench, form="words", rule="substring",
-        free="{q}\n" + _PROMPT_SHORT, logs=("ocrbench", "OCRBench")),
-    "TextVQA": Benchmark(**_at("textvqa"), row=_textvqa, split="validation",
+        open_prompt="{q}\n" + _PROMPT_SHORT, logs=("ocrbench", "OCRBench")),
+    "TextVQA": Benchmark(**_at("textvqa"), read_row=_textvqa, split="validation",
         form="words", rule="soft_accuracy", logs=("textvqa_val", "TextVQA_VAL")),
-    "DocVQA": Benchmark(**_at("DocVQA", "DocVQA"), row=_docvqa, split="validation",
-        free="{q}\n" + _PROMPT_SHORT, form="words", rule="anls", logs=("docvqa_val", "DocVQA_VAL"))}
+    "DocVQA": Benchmark(**_at("DocVQA", "DocVQA"), read_row=_docvqa, split="validation",
+        open_prompt="{q}\n" + _PROMPT_SHORT, form="words", rule="anls",
+                        logs=("docvqa_val", "DocVQA_VAL"))}
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #3045f054
 _SEEING = {
-    "MMVP": Benchmark("lmms-lab-eval/MMVP", _mmvp, "train", ask=_listed(_PROMPT_LETTER), most=2,
-        published="letter_or_text", pair=2, logs=("mmvp", "MMVP")),
-    "RealWorldQA": Benchmark(**_at("RealWorldQA"), row=_realworldqa, free="{q}", form="words",
+    "MMVP": Benchmark("lmms-lab-eval/MMVP", _mmvp, "train", options_prompt=_listed(_PROMPT_LETTER),
+                      max_options=2,
+        published="letter_or_text", group_size=2, logs=("mmvp", "MMVP")),
+    "RealWorldQA": Benchmark(**_at("RealWorldQA"), read_row=_realworldqa, open_prompt="{q}",
+                             form="words",
         rule="word_or_letter", logs=("realworldqa", "RealWorldQA")),
-    "CVBench_2D": Benchmark("nyu-visionx/CV-Bench:2D", lambda r: _cvbench("2D", r), most=6,
-        ask="{q}\n" + _PROMPT_LETTER, published="first_letter", inside="macro",
+    "CVBench_2D": Benchmark("nyu-visionx/CV-Bench:2D", lambda row: _cvbench("2D", row),
+                            max_options=6,
+        options_prompt="{q}\n" + _PROMPT_LETTER, published="first_letter", subset_average="macro",
         logs=("cv_bench_2d", "CV-Bench-2D")),
-    "CVBench_3D": Benchmark("nyu-visionx/CV-Bench:3D", lambda r: _cvbench("3D", r), most=6,
-        ask="{q}\n" + _PROMPT_LETTER, published="first_letter",
+    "CVBench_3D": Benchmark("nyu-visionx/CV-Bench:3D", lambda row: _cvbench("3D", row),
+                            max_options=6,
+        options_prompt="{q}\n" + _PROMPT_LETTER, published="first_letter",
         logs=("cv_bench_3d", "CV-Bench-3D"))}
 
 # %% ../../../nbs/library/vqa/benchmarks/04_suite.ipynb #b05996e2
 BENCHMARKS = {
     "VMCBench": Benchmark("suyc21/VMCBench", _vmcbench, "dev", published="coin_toss",
-        ask="Question: {q}\nOptions:\n{options}\n" + _PROMPT_LETTER + "\n",
-        inside="macro", logs=("vmcbench", "VMCBench_DEV", "VMCBench_TEST")),
+        options_prompt="Question: {q}\nOptions:\n{options}\n" + _PROMPT_LETTER + "\n",
+        subset_average="macro", logs=("vmcbench", "VMCBench_DEV", "VMCBench_TEST")),
     **_GENERAL, **_KNOWLEDGE, **_READING, **_SEEING}

@@ -41,10 +41,9 @@ def _pack_options(
     prompt: int, # number of tokens of the prompt
 ) -> _PackedPrompt:
     "Pack all options after their shared prompt."
-    tails = [t[prompt:] for t in texts]
+    tails = [text[prompt:] for text in texts]
     block = np.repeat(np.arange(len(tails) + 1), [prompt, *map(len, tails)])
-    place = np.concatenate([np.arange(prompt),
-                            *(prompt + np.arange(len(t)) for t in tails)])
+    place = np.concatenate([np.arange(prompt), *(prompt + np.arange(len(tail)) for tail in tails)])
     return _PackedPrompt(np.concatenate([texts[0][:prompt], *tails]), block, place)
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #f722bfbb
@@ -55,24 +54,26 @@ def _log_likelihoods(
     tokens: Tensor | None, # [B, n, d] image tokens, or None
 ) -> list: # of [L] log-probabilities of the option tokens, 0 in the prompt
     "Return the log-probability of each token of each option."
-    ids = nn.utils.rnn.pad_sequence([torch.as_tensor(a.ids, dtype=torch.long) for a in asked], True,
-                                    vlm.tokenizer.pad_token_id)
-    block, place = (nn.utils.rnn.pad_sequence([torch.as_tensor(x) for x in xs], True, fill)
-                    for xs, fill in (([a.block for a in asked], -1), ([a.place for a in asked], 0)))
+    ids = nn.utils.rnn.pad_sequence([torch.as_tensor(prompt.ids, dtype=torch.long)
+                                     for prompt in asked], True, vlm.tokenizer.pad_token_id)
+    block, place = (nn.utils.rnn.pad_sequence([torch.as_tensor(array) for array in xs], True, fill)
+                    for xs, fill in (([prompt.block for prompt in asked], -1),
+                                     ([prompt.place for prompt in asked], 0)))
     sees = (block[:, None] == block[..., None]) | (block[:, None] == 0)
     sees &= torch.ones(ids.shape[1], ids.shape[1]).tril().bool()
     like = next(vlm.parameters())
     mask = torch.zeros(sees.shape, dtype=like.dtype).masked_fill(~sees, torch.finfo(like.dtype).min)
-    h = vlm.read(ids.to(like.device), tokens, attention_mask=mask[:, None].to(like.device),
+    hidden = vlm.read(ids.to(like.device), tokens, attention_mask=mask[:, None].to(like.device),
                  position_ids=place.to(like.device))
     last = (block == 0).sum(1, keepdim=True) - 1 # the first token of an option follows the prompt
     at = torch.arange(ids.shape[1]).expand_as(ids) - 1
     at = torch.where((place == last + 1) & (block > 0), last, at)
-    b, k = torch.nonzero(block > 0, as_tuple=True)
-    logp = vlm.net.lm_head(h[b.to(h.device), at[b, k].to(h.device)]).float().log_softmax(-1).cpu()
+    rows, columns = torch.nonzero(block > 0, as_tuple=True)
+    logp = vlm.net.lm_head(hidden[rows.to(hidden.device), at[rows,
+                                     columns].to(hidden.device)]).float().log_softmax(-1).cpu()
     out = torch.zeros(ids.shape)
-    out[b, k] = logp[torch.arange(len(b)), ids[b, k]]
-    return [x[:len(a.ids)] for x, a in zip(out, asked)]
+    out[rows, columns] = logp[torch.arange(len(rows)), ids[rows, columns]]
+    return [values[:len(prompt.ids)] for values, prompt in zip(out, asked)]
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #be04ea9b
 def _build_prompts(
@@ -83,35 +84,38 @@ def _build_prompts(
     benchmark: str = "", # benchmark whose prompt lists the options
 ) -> list: # of packed prompts; None where a question exceeds the context
     "Tokenize questions with their options."
-    (ask, said), v = _ANSWER_FORMATS[how], vlm.settings
-    options = [l for r in rows for l in _options_of(r)]
-    owner = np.repeat(np.arange(len(rows)), [len(_options_of(r)) for r in rows])
-    turns = [[(ask(rows[i], v, benchmark), said(rows[i] | dict(answer=l)))]
-             for i, l in zip(owner, options)]
+    (ask, said), settings = _ANSWER_FORMATS[how], vlm.settings
+    options = [letter for row in rows for letter in _options_of(row)]
+    owner = np.repeat(np.arange(len(rows)), [len(_options_of(row)) for row in rows])
+    turns = [[(ask(rows[index], settings, benchmark), said(rows[index] | dict(answer=letter)))]
+             for index, letter in zip(owner, options)]
     talks = _Conversations(None, turns, np.full(len(turns), 0 if pictured else -1))
-    s = _tokenized(talks, vlm.tokenizer, v.template, v.system)
-    laid = [_pad_sample(s, k, vlm.image, vlm.tokens, 1 << 30)[:2] for k in range(len(s))]
+    samples = _tokenized(talks, vlm.tokenizer, settings.template, settings.system)
+    laid = [_pad_sample(samples, sample, vlm.image, vlm.tokens, 1 << 30)[:2]
+            for sample in range(len(samples))]
     out = [[] for _ in rows]
-    for i, (ids, learnt) in zip(owner, laid):
+    for index, (ids, learned) in zip(owner, laid):
         if how == "letters": ids = ids[:-1] # the end token has no information
-        out[i].append((ids, int(learnt.argmax())))
-    return [_packed(o, v.context) for o in out]
+        out[index].append((ids, int(learned.argmax())))
+    return [_packed(texts, settings.context) for texts in out]
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #465e8624
 def _packed(texts, context):
-    n = texts[0][1]
-    if any(k != n or (t[:k] != texts[0][0][:n]).any() for t, k in texts):
+    n_prompt = texts[0][1]
+    if any(start != n_prompt or (ids[:start] != texts[0][0][:n_prompt]).any()
+           for ids, start in texts):
         raise UserError("this tokenizer joins the prompt and the answer: the options of a question "
                         "do not begin after the same tokens")
-    return (_pack_options([t for t, _ in texts], n) if max(len(t) for t, _ in texts) <= context
-            else None)
+    return (_pack_options([ids for ids, _ in texts], n_prompt)
+            if max(len(ids) for ids, _ in texts) <= context else None)
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #91ae1736
-def _option_scores(a: _PackedPrompt, logp: Tensor, mean: bool) -> np.ndarray: # [options] scores
+# [options] scores
+def _option_scores(prompt: _PackedPrompt, logp: Tensor, mean: bool) -> np.ndarray:
     "Return the log-likelihood of each option: the mean over its tokens, or their sum."
-    k = torch.as_tensor(a.block)
-    return np.array([float(getattr(logp[k == i], "mean" if mean else "sum")())
-                     for i in range(1, int(k.max()) + 1)])
+    block = torch.as_tensor(prompt.block)
+    return np.array([float(getattr(logp[block == option], "mean" if mean else "sum")())
+                     for option in range(1, int(block.max()) + 1)])
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #5e4a8426
 def _mismatched_images(
@@ -122,23 +126,24 @@ def _mismatched_images(
     "Return for each question one of its subset with another image. Raises `UserError` for none."
     items, subsets = np.array(items), np.array(subsets)
     out = np.zeros(len(items), int)
-    for s in sorted(set(subsets)):
-        rows = np.flatnonzero(subsets == s)
+    for subset in sorted(set(subsets)):
+        rows = np.flatnonzero(subsets == subset)
         names, at = np.unique(items[rows], return_index=True)
         if len(names) < 2:
-            raise UserError(f"all questions of {str(s)!r} are about one image: there is no other "
-                            "to show")
+            raise UserError(f"all questions of {str(subset)!r} are about one image: there is no "
+                            "other to show")
         order = np.random.default_rng(seed).permutation(len(names))
         after = dict(zip(names[order], rows[at[np.roll(order, -1)]]))
-        out[rows] = [after[i] for i in items[rows]]
+        out[rows] = [after[item] for item in items[rows]]
     return out
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #1a3f4a4d
-def _rotate_options(row: dict, r: int) -> dict:
-    "Return the question with its options rotated by r letters."
+def _rotate_options(row: dict, rotation: int) -> dict:
+    "Return the question with its options rotated by some letters."
     given = _options_of(row)
     letters, texts = list(given), list(given.values())
-    return row | {l: texts[(k + r) % len(texts)] for k, l in enumerate(letters)}
+    return (row | {letter: texts[(index + rotation) % len(texts)]
+               for index, letter in enumerate(letters)})
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #4d01c559
 _IMAGE_CONDITIONS = ("own", "none", "other")
@@ -157,7 +162,10 @@ def answer_questions(
     folder=None, # folder of partial results, 1,024 questions per file
     cache=None, # folder of the image tokens; by default in the cache
 ) -> pd.DataFrame: # a table with the Answers columns
-    "Return the most likely option of each question."
+    """Return the most likely option of each question.
+
+    Raises `UserError` for an unknown answer format, for rotations of a format without option
+    letters, and for questions that cannot be asked."""
     form = _form_of(benchmark, vlm.settings, form)
     _check_how(form, rotations, image)
     rows = _check_options(questions).remove_columns("image").to_list()
@@ -167,28 +175,29 @@ def answer_questions(
              else np.arange(len(rows)))
     made_of = [weights_hash(vlm.net), to_plain_dict(vlm.encoder.card), content_hash(rows),
                _pictures_hash(questions)] if folder else []
-    p, key = [], [form, rotations, image, mean, made_of, benchmark if form == "letters" else ""]
+    p_options, key = ([], [form, rotations, image, mean, made_of,
+                       benchmark if form == "letters" else ""])
     ask = partial(_ask, vlm, how=form, benchmark=benchmark, rotations=rotations, mean=mean,
                   size=batch_size)
     with Progress("answering", len(rows), unit="questions") as bar:
-        for a in range(0, len(rows), 1024):
-            make = partial(ask, rows[a:a + 1024], shelf, shown[a:a + 1024])
-            p += _kept(folder, [*key, a], make); bar.add(len(rows[a:a + 1024]))
-    long = sum(x is None for x in p)
+        for start in range(0, len(rows), 1024):
+            make = partial(ask, rows[start:start + 1024], shelf, shown[start:start + 1024])
+            p_options += _kept(folder, [*key, start], make); bar.add(len(rows[start:start + 1024]))
+    long = sum(probs is None for probs in p_options)
     if long:
         log_line(f"{long} of {len(rows)} questions are longer than {vlm.settings.context} tokens: "
                  "not answered")
-    said = {r["index"]: list(_options_of(r))[int(np.argmax(x))]
-            for r, x in zip(rows, p) if x is not None}
+    said = {row["index"]: list(_options_of(row))[int(np.argmax(probs))]
+            for row, probs in zip(rows, p_options) if probs is not None}
     table = answer_table(benchmark, questions, said, encoder or vlm.encoder.card.name,
                          vlm.settings.seed)
-    return table.assign(p_options=p)
+    return table.assign(p_options=p_options)
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #1808369b
 def _check_options(questions): # the questions, unchanged
     "Return the questions. Raises `UserError` for invalid ones, or fewer than two options."
     _check_questions(questions, 9)
-    free = [r["index"] for r in questions.remove_columns("image") if len(_options_of(r)) < 2]
+    free = [row["index"] for row in questions.remove_columns("image") if len(_options_of(row)) < 2]
     if not free: return questions
     raise UserError(f"{len(free)} of {len(questions)} questions have no options to choose from: "
                     f"{_join_first(free)}; leave them out by `select`, or ask the benchmark with "
@@ -221,36 +230,34 @@ def _ask(vlm, rows, shelf, shown, how, benchmark, rotations, mean, size):
     totals, too_long = [None] * len(rows), set() # sums over rotations; rows beyond the context
     n_options = [len(_options_of(row)) for row in rows]
     for rotation in range(max(n_options) if rotations else 1):
-        asked = [k for k, n in enumerate(n_options) if rotation < n]
-        rotated = [_rotate_options(rows[k], rotation) for k in asked]
+        asked = [index for index, count in enumerate(n_options) if rotation < count]
+        rotated = [_rotate_options(rows[index], rotation) for index in asked]
         prompts = _build_prompts(vlm, rotated, how, shelf is not None, benchmark)
         fitting = []
-        for k, prompt in zip(asked, prompts):
-            if prompt is None: too_long.add(k)
-            else: fitting.append((k, prompt))
+        for index, prompt in zip(asked, prompts):
+            if prompt is None: too_long.add(index)
+            else: fitting.append((index, prompt))
         for start in range(0, len(fitting), size):
             batch = fitting[start:start + size]
             tokens = None
             if shelf is not None: # [B, n, d]
-                tokens = shelf[[shown[k] for k, _ in batch]].to(next(vlm.parameters()))
+                tokens = shelf[[shown[index] for index, _ in batch]].to(next(vlm.parameters()))
             log_likelihoods = _log_likelihoods(vlm, [prompt for _, prompt in batch], tokens)
-            for (k, prompt), logp in zip(batch, log_likelihoods):
-                p = _softmax(_option_scores(prompt, logp, mean and how == "texts")) # [options]
-                p = np.roll(p, rotation) # back to their places
-                totals[k] = p if totals[k] is None else totals[k] + p
-    return [None if k in too_long else (total / total.sum()).tolist()
-            for k, total in enumerate(totals)]
+            for (index, prompt), logp in zip(batch, log_likelihoods):
+                probs = _softmax(_option_scores(prompt, logp, mean and how == "texts")) # [options]
+                probs = np.roll(probs, rotation) # back to their places
+                totals[index] = probs if totals[index] is None else totals[index] + probs
+    return [None if index in too_long else (total / total.sum()).tolist()
+            for index, total in enumerate(totals)]
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #91292ab7
 def _emoji_vlm(
     encoder, # encoder name, or an `Encoder`
-    settings: VlmSettings,
-    world: DataSettings,
-    out, # folder of the model
+    settings: VlmSettings, data: DataSettings, out, # folder of the model
     home=None, # folder of image tokens and language model; by default in the cache
 ) -> Path:
     "Train a vision-language model on the synthetic emoji dataset, or resume its training."
-    return train_vlm(encoder, settings, *_emoji_conversations(world, settings), out, home)
+    return train_vlm(encoder, settings, *_emoji_conversations(data, settings), out, home)
 
 # %% ../../../nbs/library/vqa/llava/06_answering.ipynb #537da6b2
 CONDITION_SUFFIXES = dict(own="", none=", no picture", other=", another picture")
@@ -268,8 +275,8 @@ def evaluate(
     "Answer questions with and without the image, and write `answers.parquet`."
     vlm = load_vlm(out, encoder)
     name = name or vlm.encoder.card.name
-    parts = [answer_questions(vlm, questions, image=i, encoder=name + CONDITION_SUFFIXES[i],
-                    folder=Path(out) / "answers", **more) for i in images]
+    parts = [answer_questions(vlm, questions, image=image, encoder=name + CONDITION_SUFFIXES[image],
+                    folder=Path(out) / "answers", **more) for image in images]
     table = pd.concat(parts, ignore_index=True)
     with atomic_write(Path(out) / "answers.parquet") as tmp: table.to_parquet(tmp)
     return table

@@ -24,6 +24,8 @@ from .settings import VlmSettings
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #21f1a908
 _IMAGE_TOKEN = "<image>"
+
+# %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #75ca8946
 _TEMPLATES = dict(
     plain="{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
         "{{ m.content }}{% elif m.role == 'assistant' %}{% generation %}"
@@ -60,9 +62,9 @@ def _messages(
     bare = template == "plain"
     before = (_IMAGE_TOKEN if bare else _IMAGE_TOKEN + "\n") if pictured else ""
     out = [dict(role="system", content=system)] if system and not bare else []
-    for k, (asked, said) in enumerate(turns):
+    for index, (asked, said) in enumerate(turns):
         asked = "" if bare else asked
-        out += [dict(role="user", content=(before if not k else "") + asked),
+        out += [dict(role="user", content=(before if not index else "") + asked),
                 dict(role="assistant", content=said)]
     return out
 
@@ -91,22 +93,25 @@ def _tokenized(
         raise UserError(f"unknown template {template!r}: expected one of {', '.join(_TEMPLATES)}")
     seen = talks.picture if pictures else np.full(len(talks.turns), -1)
     _no_marks(talks.turns)
-    said = [_messages(t, p >= 0, template, system) for t, p in zip(talks.turns, seen)]
+    said = [_messages(turns, picture >= 0, template, system)
+            for turns, picture in zip(talks.turns, seen)]
     out = tokenizer.apply_chat_template(said, chat_template=_TEMPLATES[template],
         tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     ids, mask = out["input_ids"], out["assistant_masks"]
-    flat = np.concatenate([np.asarray(x, np.int32) for x in ids])
-    learnt = np.concatenate([np.asarray(x, bool) for x in mask])
-    s = _TokenizedSamples(flat, learnt | everything, np.cumsum([len(x) for x in ids]),
-                np.asarray(seen))
-    empty = [k for k in range(len(s)) if not s.learnt[s.of(k)].any()]
-    if empty: raise UserError(f"{len(empty)} of {len(s)} conversations have no answer to train "
-                              f"on:  {_join_first(empty)}; leave them out")
-    return s
+    flat = np.concatenate([np.asarray(sequence, np.int32) for sequence in ids])
+    learned = np.concatenate([np.asarray(flags, bool) for flags in mask])
+    samples = _TokenizedSamples(flat, learned | everything,
+                                np.cumsum([len(sequence) for sequence in ids]), np.asarray(seen))
+    empty = [index for index in range(len(samples)) if not samples.learnt[samples.of(index)].any()]
+    if empty:
+        raise UserError(f"{len(empty)} of {len(samples)} conversations have no answer to train "
+                        f"on:  {_join_first(empty)}; leave them out")
+    return samples
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #378845c2
 def _no_marks(turns):
-    bad = [k for k, t in enumerate(turns) if any(_IMAGE_TOKEN in x for pair in t for x in pair)]
+    bad = [index for index, pairs in enumerate(turns)
+           if any(_IMAGE_TOKEN in text for pair in pairs for text in pair)]
     if bad:
         raise UserError(f"{len(bad)} conversations contain {_IMAGE_TOKEN} in their text, such as "
                         f"{_join_first(bad)}: that mark stands for the image; take it out of the "
@@ -128,12 +133,12 @@ def _train_bpe(
         additional_special_tokens=[_IMAGE_TOKEN])
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #f6951968
-def _ask_texts(row: dict, v: VlmSettings, benchmark: str = "") -> str:
-    return f"{row['question']}\n{v.ask}".strip()
+def _ask_texts(row: dict, settings: VlmSettings, benchmark: str = "") -> str:
+    return f"{row['question']}\n{settings.ask}".strip()
 def _say_text(row: dict) -> str: return _options_of(row)[row["answer"]]
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #bbe8cd0c
-def _ask_letters(row: dict, v: VlmSettings, benchmark: str = "") -> str:
+def _ask_letters(row: dict, settings: VlmSettings, benchmark: str = "") -> str:
     return _prompt(row, benchmark if benchmark in BENCHMARKS else "VMCBench").strip()
 
 def _say_letter(row: dict) -> str: return row["answer"]
@@ -165,9 +170,9 @@ def _caption_conversations(corpus) -> _Conversations: # dataset with `image` and
         raise UserError("stage 1 is trained on captions, and these images have none: give a corpus "
                         "with `captions`")
     said = corpus["captions"][:]
-    turns = [[("", c)] for cs in said for c in cs or ()]
-    return _Conversations(corpus, turns,
-                          np.repeat(np.arange(len(said)), [len(c or ()) for c in said]))
+    turns = [[("", caption)] for cs in said for caption in cs or ()]
+    return _Conversations(corpus, turns, np.repeat(np.arange(len(said)),
+                                    [len(captions or ()) for captions in said]))
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #1ecfb2f4
 def question_conversations(
@@ -176,17 +181,17 @@ def question_conversations(
 ) -> _Conversations:
     "Return one conversation per question, with its answer."
     rows = questions.remove_columns("image").to_list()
-    n, cycle = len(settings.forms), len(SUBSETS) # one format per round of the subsets
-    how = [_ANSWER_FORMATS[settings.forms[k // cycle % n]] for k in range(len(rows))]
-    turns = [[(ask(r, settings), said(r))] for (ask, said), r in zip(how, rows)]
+    n_forms, cycle = len(settings.forms), len(SUBSETS) # one format per round of the subsets
+    how = [_ANSWER_FORMATS[settings.forms[index // cycle % n_forms]] for index in range(len(rows))]
+    turns = [[(ask(row, settings), said(row))] for (ask, said), row in zip(how, rows)]
     return _Conversations(questions, turns, np.arange(len(rows)))
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #23128685
-def _emoji_conversations(world: DataSettings,
+def _emoji_conversations(data: DataSettings,
                          settings: VlmSettings) -> tuple[_Conversations, _Conversations]:
     "Return captions and questions of the synthetic emoji dataset, from its training split only."
-    asked = instructions(world, settings.questions)
-    return (_caption_conversations(emoji_scenes.scenes(world, "train")),
+    asked = instructions(data, settings.questions)
+    return (_caption_conversations(emoji_scenes.scenes(data, "train")),
             question_conversations(asked, settings))
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #3755e858
@@ -200,12 +205,12 @@ def _conversation_rows(path) -> list: # of rows; an `_Unusable` for each line th
     "Return the rows of a JSON list or JSON lines. Raises `UserError` for any other file."
     path = Path(path).expanduser()
     try: text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8: byte {e.start} is {e.object[e.start]:#x}; convert "
-                        "it to UTF-8") from e
-    except OSError as e:
-        raise UserError(f"{path} cannot be read: {e.strerror}; expected a JSON file as LLaVA has "
-                        "them") from e
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: byte {error.start} is "
+                        f"{error.object[error.start]:#x}; convert it to UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; expected a JSON file as LLaVA "
+                        "has them") from error
     rows = _json(text)
     if isinstance(rows, _Unusable) and text.lstrip().startswith("{"):
         rows = [_json(line) for line in text.split("\n") if line.strip()]
@@ -221,7 +226,7 @@ def _conversation_rows(path) -> list: # of rows; an `_Unusable` for each line th
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #3a2a9cf6
 def _json(text):
     try: return json.loads(text)
-    except (ValueError, RecursionError) as e: return _Unusable(f"no JSON ({e})")
+    except (ValueError, RecursionError) as error: return _Unusable(f"no JSON ({error})")
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #4647cb53
 class _Conversation(NamedTuple):
@@ -240,9 +245,9 @@ def _conversation(row) -> _Conversation:
     if marks > bool(image):
         raise _Unusable(f"{marks} times {_IMAGE_TOKEN} in its text, and "
                         f"{'one image' if image else 'no image'}")
-    lead = list(takewhile(lambda m: m[0] != "human", said))
-    dropped = [(k, "a system message" if role == "system" else "an answer before any question")
-               for k, (role, _) in enumerate(lead, 1)]
+    lead = list(takewhile(lambda message: message[0] != "human", said))
+    dropped = [(number, "a system message" if role == "system" else "an answer before any question")
+               for number, (role, _) in enumerate(lead, 1)]
     rest = said[len(lead):]
     if len(rest) % 2: dropped.append((len(said), "a question without an answer")); rest = rest[:-1]
     if not rest: raise _Unusable("no question with an answer")
@@ -250,24 +255,25 @@ def _conversation(row) -> _Conversation:
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #0f8ea8f7
 def _pairs(said): # pair messages, which alternate between human and gpt
-    for k, (role, text) in enumerate(said):
-        if role != ("human", "gpt")[k % 2]:
+    for index, (role, text) in enumerate(said):
+        if role != ("human", "gpt")[index % 2]:
             raise _Unusable("a system message in the middle" if role == "system" else
                            f"two messages of {role} in a row")
         if role == "gpt" and not text: raise _Unusable("an empty answer")
-    return [(q, a) for (_, q), (_, a) in zip(said[::2], said[1::2])]
+    return [(question, answer) for (_, question), (_, answer) in zip(said[::2], said[1::2])]
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #e4a14143
 def _spoken(row: dict) -> list: # of (role, text)
     "Return the messages of a row. Raises `_Unusable`."
     said = row.get("conversations")
     if not isinstance(said, list) or not said: raise _Unusable("no conversations")
-    return [_message(m) for m in said]
+    return [_message(message) for message in said]
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #ea654093
-def _message(m):
-    if not isinstance(m, dict): raise _Unusable(f"a message that is no object, but {_named(m)}")
-    role, text = m.get("from"), m.get("value")
+def _message(message):
+    if not isinstance(message, dict):
+        raise _Unusable(f"a message that is no object, but {_named(message)}")
+    role, text = message.get("from"), message.get("value")
     if not isinstance(role, str) or role not in _ROLES:
         raise _Unusable(f"a message from {str(role)[:20]!r}, not from "
                         f"{' or '.join(('human', 'gpt'))}")
@@ -292,7 +298,7 @@ def _image_of(row: dict) -> str: # "" for none
     return image
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #d3bca1c4
-def _named(x): return "null" if x is None else f"a {type(x).__name__}"
+def _named(value): return "null" if value is None else f"a {type(value).__name__}"
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #07338f71
 def _load_llava_json(
@@ -303,17 +309,21 @@ def _load_llava_json(
 
     Reads files such as `blip_laion_cc_sbu_558k` and `llava_v1_5_mix665k`."""
     found, skipped = [], []
-    for k, row in enumerate(_conversation_rows(path), 1):
+    for number, row in enumerate(_conversation_rows(path), 1):
         name = str(row.get("id", ""))[:60] if isinstance(row, dict) else ""
-        try: c = _conversation(row)
-        except _Unusable as e: skipped.append((k, name, "conversation", str(e))); continue
-        found.append(c)
-        skipped += [(k, name, f"message {m}", why) for m, why in c.dropped]
+        try: talk = _conversation(row)
+        except _Unusable as error:
+            skipped.append((number, name, "conversation", str(error)))
+            continue
+        found.append(talk)
+        skipped += [(number, name, f"message {message}", why) for message, why in talk.dropped]
     skipped = pd.DataFrame(skipped, columns=["row", "id", "excluded", "reason"])
     _say_skipped(path, len(found), skipped)
-    corpus, place = _image_corpus(path, images, sorted({c.image for c in found} - {""}))
-    turns = [[(_bare(q), _bare(a)) for q, a in c.turns] for c in found]
-    return _Conversations(corpus, turns, np.array([place.get(c.image, -1) for c in found]), skipped)
+    corpus, place = _image_corpus(path, images, sorted({talk.image for talk in found} - {""}))
+    turns = [[(_bare(question), _bare(answer)) for question, answer in talk.turns]
+             for talk in found]
+    return _Conversations(corpus, turns, np.array([place.get(talk.image, -1) for talk in found]),
+                          skipped)
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #4bb617f3
 def _bare(text): return text.replace(_IMAGE_TOKEN, "").strip()
@@ -321,7 +331,8 @@ def _bare(text): return text.replace(_IMAGE_TOKEN, "").strip()
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #f4a5ca85
 def _say_skipped(path, used, skipped):
     whole = skipped.excluded == "conversation"
-    def why(t): return f"{_format_reason_counts(t.reason)}; the first is number {t.row.iloc[0]}"
+    def why(table):
+        return f"{_format_reason_counts(table.reason)}; the first is number {table.row.iloc[0]}"
     if not used:
         raise UserError(f"none of {whole.sum()} conversations of {path} can be used for training: "
                         f"{why(skipped[whole])}")
@@ -336,16 +347,16 @@ def _say_skipped(path, used, skipped):
 def _image_corpus(path, images, files): # a `datasets.Dataset`, and a dict file -> row
     from datasets import Dataset, Features, Image, Value
     home = Path(images).expanduser()
-    absent = [f for f in files if not _is_file(home / f)]
+    absent = [file for file in files if not _is_file(home / file)]
     if absent: raise UserError(f"{len(absent)} of {len(files)} images of {path} are not in "
                                f"{images}, such as {_join_first(map(repr, absent))}: put them "
                                "there, or leave their conversations out")
-    columns = dict(item_id=files, image=[dict(bytes=None, path=str(home / f)) for f in files])
+    columns = dict(item_id=files, image=[dict(bytes=None, path=str(home / file)) for file in files])
     corpus = Dataset.from_dict(columns,
                                Features(item_id=Value("string"), image=Image(decode=False)))
-    return corpus, {f: k for k, f in enumerate(files)}
+    return corpus, {file: index for index, file in enumerate(files)}
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #ee2c4a08
-def _is_file(p):
-    try: return p.is_file()
+def _is_file(path):
+    try: return path.is_file()
     except (OSError, ValueError): return False # too long, or not a valid file name

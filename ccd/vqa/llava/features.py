@@ -32,8 +32,8 @@ def _spec_with_layer(
 ) -> str:
     "Return the name with the settings' layer, norm and fit, where the name sets none."
     said, sign = parse_encoder_spec(spec)[2], "," if "#" in spec else "#"
-    more = [f"{k}={getattr(settings, k)}" for k in ("layer", "norm", "fit")
-            if k not in said and getattr(settings, k) != ""]
+    more = [f"{field}={getattr(settings, field)}" for field in ("layer", "norm", "fit")
+            if field not in said and getattr(settings, field) != ""]
     return current_spec(spec + (sign + ",".join(more) if more else ""))
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #62730b93
@@ -47,13 +47,13 @@ def _tokens_of(
     if "patches" not in encoder.taps:
         raise UserError(f"{encoder.card.name} has no patch tokens, which a language model reads; "
                         "for a raw-pixel baseline, use pixel_patches")
-    x = encoder.features(to_float(images.to(device()))).patches.float()
-    if not tokens or tokens == x.shape[1]: return x
-    side, goal = math.isqrt(x.shape[1]), math.isqrt(tokens)
-    if side**2 != x.shape[1] or goal**2 != tokens:
-        raise UserError(f"{x.shape[1]} patches of {encoder.card.name} cannot "
-                        f"become {tokens} tokens: both must be square numbers")
-    grid = x.transpose(1, 2).unflatten(2, (side, side))
+    patches = encoder.features(to_float(images.to(device()))).patches.float()
+    if not tokens or tokens == patches.shape[1]: return patches
+    side, goal = math.isqrt(patches.shape[1]), math.isqrt(tokens)
+    if side**2 != patches.shape[1] or goal**2 != tokens:
+        raise UserError(f"{patches.shape[1]} patches of {encoder.card.name} cannot become {tokens} "
+                        "tokens: both must be square numbers")
+    grid = patches.transpose(1, 2).unflatten(2, (side, side))
     grid = F.interpolate(grid, size=(goal, goal), mode="bilinear")
     return grid.flatten(2).transpose(1, 2)
 
@@ -69,7 +69,8 @@ class _CachedTokens:
     def __len__(self): return sum(map(len, self.parts))
 
     def __getitem__(self, rows) -> Tensor: # [k, n, d] float32
-        found = np.stack([self.parts[r // _IMAGES_PER_FILE][r % _IMAGES_PER_FILE] for r in rows])
+        found = np.stack([self.parts[row // _IMAGES_PER_FILE][row % _IMAGES_PER_FILE]
+                          for row in rows])
         return torch.from_numpy(found).float()
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #26e59eec
@@ -85,18 +86,18 @@ def _digested(corpus, rows): # [k, 32] uint8 digests; hashing overlaps with read
     root = getattr(corpus.features["image"], "root", "")
     table, out = corpus.select_columns(["image"]).with_format("arrow"), []
     with ThreadPoolExecutor(max(2, min(8, n_cpus()))) as pool:
-        for a in range(rows.start, rows.stop, 1024):
-            places = table[range(a, min(a + 1024, rows.stop))]["image"].to_pylist()
+        for start in range(rows.start, rows.stop, 1024):
+            places = table[range(start, min(start + 1024, rows.stop))]["image"].to_pylist()
             out += pool.map(partial(_digest, root=root), places)
     return np.frombuffer(b"".join(out), np.uint8).reshape(-1, 32)
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #13639421
 def _digest(place, root):
     try: return hashlib.sha256(image_bytes(place, root)).digest()
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError) as error:
         name = place.get("path") or place.get("tar")
-        raise UserError(f"the image {name!r} cannot be read: {e}; repair it, or leave "
-                        "it out") from e
+        raise UserError(f"the image {name!r} cannot be read: {error}; repair it, or leave "
+                        "it out") from error
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #ab0ba9c5
 def _pictures_hash(corpus) -> str: # 16 hex digits
@@ -120,27 +121,28 @@ def _cache_patch_tokens(
         raise UserError("there are no images to encode: expected conversations that name one each")
     folder = (Path(home) if home else cache_dir(
                   "vlm")) / f"tokens-{content_hash([to_plain_dict(encoder.card), tokens])}"
-    parts = [range(a, min(len(corpus), a + _IMAGES_PER_FILE))
-             for a in range(0, len(corpus), _IMAGES_PER_FILE)]
+    parts = [range(start, min(len(corpus), start + _IMAGES_PER_FILE))
+             for start in range(0, len(corpus), _IMAGES_PER_FILE)]
     files = [folder / f"{name}.npy" for name in _by_first(_part_names, corpus, parts)]
-    todo = [(f, rows) for f, rows in zip(files, parts) if not f.exists()]
+    todo = [(file, rows) for file, rows in zip(files, parts) if not file.exists()]
     if todo and is_main_process():
         with alone(folder, wait=True): _hold(encoder, corpus, tokens, folder, todo)
     if world_size() > 1: torch.distributed.barrier()
-    return _CachedTokens([np.load(f, mmap_mode="r") for f in files])
+    return _CachedTokens([np.load(file, mmap_mode="r") for file in files])
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #6c619db2
 def _hold(encoder, corpus, tokens, folder, todo):
-    todo = [(f, rows) for f, rows in todo if not f.exists()] # another process may have written some
+    # another process may have written some
+    todo = [(path, rows) for path, rows in todo if not path.exists()]
     if not todo: return
     left, pixels = (sum(len(rows) for _, rows in todo),
                     ImageDecoder(corpus, encoder.fit or encoder.card.size))
     _room(folder, encoder, pixels, tokens, left)
     with Progress("tokens of images", len(corpus), len(corpus) - left) as bar:
         for file, rows in todo:
-            x = _read(encoder, pixels, rows, tokens, bar)
+            encoded = _read(encoder, pixels, rows, tokens, bar)
             _unchanged(corpus, rows)
-            with atomic_write(file) as tmp, open(tmp, "wb") as f: np.save(f, x)
+            with atomic_write(file) as tmp, open(tmp, "wb") as stream: np.save(stream, encoded)
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #1d908473
 def _part_names(corpus, parts):
@@ -164,21 +166,21 @@ def _unchanged(corpus, rows): # verify that the encoded images are those that na
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #df68df23
 def _read(encoder, pixels, rows, tokens, bar): # [k, n, d] float16 tokens
     out = []
-    for a in range(rows.start, rows.stop, 64):
-        some = range(a, min(a + 64, rows.stop))
-        x = _tokens_of(encoder, torch.from_numpy(pixels[some]), tokens).cpu()
-        out.append(x.half().numpy()); bar.add(len(some))
+    for start in range(rows.start, rows.stop, 64):
+        some = range(start, min(start + 64, rows.stop))
+        encoded = _tokens_of(encoder, torch.from_numpy(pixels[some]), tokens).cpu()
+        out.append(encoded.half().numpy()); bar.add(len(some))
         if not np.isfinite(out[-1]).all():
             raise UserError(f"{encoder.card.name} makes tokens that float16 cannot hold; "
                             "look at its weights, or take another layer or norm")
     return np.concatenate(out)
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #59d20b65
-def _room(folder, encoder, pixels, tokens, n):
+def _room(folder, encoder, pixels, tokens, n_images):
     one = _tokens_of(encoder, torch.from_numpy(pixels[[0]]), tokens).numel() * 2
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if one * n > free:
-        raise UserError(f"the tokens of {n:,} images by {encoder.card.name} take "
-                        f"{one * n / 1e9:.1f} GB and {folder} has {free / 1e9:.1f}: move the cache "
-                        "with CCD_CACHE, or take fewer images")
+    if one * n_images > free:
+        raise UserError(f"the tokens of {n_images:,} images by {encoder.card.name} take "
+                        f"{one * n_images / 1e9:.1f} GB and {folder} has {free / 1e9:.1f}: move "
+                        "the cache with CCD_CACHE, or take fewer images")

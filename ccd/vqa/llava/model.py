@@ -78,50 +78,49 @@ class Vlm(nn.Module):
 
     def forward(self, batch, t, pull=None):
         ids, counted = batch["ids"], batch["learnt"][:, 1:]
-        h = self.read(ids, batch.get("tokens"), attention_mask=batch["mask"])
-        logits = self.net.lm_head(h[:, :-1][counted]).float() # logits of counted tokens
+        hidden = self.read(ids, batch.get("tokens"), attention_mask=batch["mask"])
+        logits = self.net.lm_head(hidden[:, :-1][counted]).float() # logits of counted tokens
         target = ids[:, 1:][counted]
         nll = F.cross_entropy(logits, target, reduction="sum")
         right = (logits.argmax(1) == target).float().mean()
         return nll / len(ids) * batch["share"][0], dict(token_accuracy=right)
 
 # %% ../../../nbs/library/vqa/llava/04_model.ipynb #1585f366
-def _pad_sample(
-    s: _TokenizedSamples,
-    k: int, # index of the sample
+def _pad_sample(samples: _TokenizedSamples, index: int, # index of the sample
     image: int, # id of the image token
     tokens: int, # number of tokens per image
     context: int,
 ) -> tuple[np.ndarray, np.ndarray, int]: # ids, loss mask, number of truncated tokens
     "Return a sample with one placeholder per image token, truncated to the context."
-    ids, learnt = s.ids[s.of(k)], s.learnt[s.of(k)]
+    ids, learned = samples.ids[samples.of(index)], samples.learnt[samples.of(index)]
     wide = np.where(ids == image, tokens, 1)
-    ids, learnt = np.repeat(ids, wide), np.repeat(learnt, wide) & (np.repeat(ids, wide) != image)
-    return ids[:context], learnt[:context], max(0, len(ids) - context)
+    ids, learned = np.repeat(ids, wide), np.repeat(learned, wide) & (np.repeat(ids, wide) != image)
+    return ids[:context], learned[:context], max(0, len(ids) - context)
 
 # %% ../../../nbs/library/vqa/llava/04_model.ipynb #4364b3ac
 class _ConversationLoader:
     "Return batches of conversations, as a function of the step alone."
     exact = True
 
-    def __init__(self, s: _TokenizedSamples, shelf: _CachedTokens | None, vlm: Vlm, stage: Stage,
-                 seed: int):
-        self.s, self.shelf, self.stage, self.seed = s, shelf, stage, seed
+    def __init__(self, samples: _TokenizedSamples, shelf: _CachedTokens | None, vlm: Vlm,
+                 stage: Stage, seed: int):
+        self.s, self.shelf, self.stage, self.seed = samples, shelf, stage, seed
         self.layout = vlm.image, vlm.tokens, vlm.settings.context
-        self.pad, b = vlm.tokenizer.pad_token_id, stage.batch_size
-        if b % world_size():
-            raise UserError(f"a batch of {b} conversations cannot be shared equally by "
+        self.pad, batch_size = vlm.tokenizer.pad_token_id, stage.batch_size
+        if batch_size % world_size():
+            raise UserError(f"a batch of {batch_size} conversations cannot be shared equally by "
                             f"{world_size()} processes")
-        self.own = slice(rank() * b // world_size(), (rank() + 1) * b // world_size())
+        self.own = slice(rank() * batch_size // world_size(),
+                         (rank() + 1) * batch_size // world_size())
         self.clock = dict(storage=0.0, decoding=0.0)
         self._check()
 
     def _check(self):
         counts, cut, context = [], 0, self.layout[2]
-        for k in range(len(self.s)):
-            ids, learnt, off = _pad_sample(self.s, k, *self.layout)
-            _expect_mark(self.s, k, self.layout[0])
-            counts.append(learnt[1:].sum()); cut += off > 0
+        for index in range(len(self.s)):
+            ids, learned, off = _pad_sample(self.s, index, *self.layout)
+            _expect_mark(self.s, index, self.layout[0])
+            counts.append(learned[1:].sum()); cut += off > 0
         self.counts, self.cut = np.array(counts), int(cut)
         if len(empty := np.flatnonzero(self.counts == 0)):
             raise UserError(f"{len(empty)} conversations have no answer within {context} tokens, "
@@ -131,37 +130,39 @@ class _ConversationLoader:
                      "there")
 
     def rows(self, k): # rows of the global batch
-        b = self.stage.batch_size
-        return sample_rows(len(self.s), self.seed, k * b, b)
+        batch_size = self.stage.batch_size
+        return sample_rows(len(self.s), self.seed, k * batch_size, batch_size)
 
-    def __call__(self, k) -> dict: # batch of this process
-        begun, rows = time.perf_counter(), self.rows(k)
+    def __call__(self, step) -> dict: # batch of this process
+        begun, rows = time.perf_counter(), self.rows(step)
         own = rows[self.own]
-        batch = _collate([_pad_sample(self.s, r, *self.layout)[:2] for r in own], self.pad)
+        batch = _collate([_pad_sample(self.s, row, *self.layout)[:2] for row in own], self.pad)
         batch["share"] = torch.full((len(own),), len(rows) / self.counts[rows].sum())
         if self.shelf is not None:
             batch["tokens"] = self.shelf[np.maximum(self.s.picture[own], 0)]
         self.clock["storage"] += time.perf_counter() - begun
         return batch
 
-    def batches(self, begin, end): return (self(k) for k in range(begin, end))
+    def batches(self, begin, end): return (self(step) for step in range(begin, end))
     def state(self): return {}
     def restore(self, state): pass
 
 # %% ../../../nbs/library/vqa/llava/04_model.ipynb #852c8fd9
 def _collate(laid, pad): # laid: [(ids, loss mask), ...]
-    long = max(len(i) for i, _ in laid)
-    ids, learnt, mask = (torch.zeros(len(laid), long, dtype=d)
-                         for d in (torch.long, torch.bool, torch.long))
+    long = max(len(row_ids) for row_ids, _ in laid)
+    ids, learned, mask = (torch.zeros(len(laid), long, dtype=dtype)
+                         for dtype in (torch.long, torch.bool, torch.long))
     ids += pad
-    for k, (i, l) in enumerate(laid):
-        ids[k, :len(i)], learnt[k, :len(i)] = torch.from_numpy(i), torch.from_numpy(l)
-        mask[k, :len(i)] = 1
-    return dict(ids=ids, learnt=learnt, mask=mask)
+    for index, (row_ids, row_learnt) in enumerate(laid):
+        ids[index, :len(row_ids)], learned[index, :len(row_ids)] = (torch.from_numpy(row_ids),
+                                                                   torch.from_numpy(row_learnt))
+        mask[index, :len(row_ids)] = 1
+    return dict(ids=ids, learnt=learned, mask=mask)
 
 # %% ../../../nbs/library/vqa/llava/04_model.ipynb #fda2427c
-def _expect_mark(s, k, image): # check that a conversation with an image has one image token
-    marks = (s.ids[s.of(k)] == image).sum()
-    if marks != (s.picture[k] >= 0):
-        raise UserError(f"conversation {k} has {marks} image tokens and {int(s.picture[k] >= 0)} "
-                        "images: expected one of each, or none")
+# check that a conversation with an image has one image token
+def _expect_mark(samples, index, image):
+    marks = (samples.ids[samples.of(index)] == image).sum()
+    if marks != (samples.picture[index] >= 0):
+        raise UserError(f"conversation {index} has {marks} image tokens and "
+                        f"{int(samples.picture[index] >= 0)} images: expected one of each, or none")

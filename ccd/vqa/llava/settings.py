@@ -78,9 +78,8 @@ class VlmSettings:
 
 # %% ../../../nbs/library/vqa/llava/01_settings.ipynb #1d518e5f
 _FINETUNE_MODES = dict( # mode -> predicate on weight names: True where stage 2 trains the weight
-    whole=lambda k: True,
-    lora=lambda k: "multi_modal_projector" in k or "lora_" in k,
-    frozen=lambda k: "multi_modal_projector" in k)
+    whole=lambda name: True, lora=lambda name: "multi_modal_projector" in name or "lora_" in name,
+    frozen=lambda name: "multi_modal_projector" in name)
 
 # %% ../../../nbs/library/vqa/llava/01_settings.ipynb #e8563234
 def _smoke():
@@ -139,15 +138,15 @@ def apply_overrides(
     overrides: tuple[str, ...], # overrides, such as `tune.samples=30000`
 ) -> VlmSettings:
     "Return settings with fields changed. Raises `UserError` for an unknown field or a wrong value."
-    for name, sign, text in (s.partition("=") for s in overrides):
+    for name, sign, text in (change.partition("=") for change in overrides):
         if not sign: raise UserError(f"{name!r} changes nothing: expected FIELD=VALUE, "
                                      "such as tune.samples=30000")
-        usual = reduce(lambda x, k: getattr(x, k, None), name.split("."), settings)
+        usual = reduce(lambda group, field: getattr(group, field, None), name.split("."), settings)
         override(settings, **{name: usual}) # raises for an unknown field
         try: value = (text if isinstance(usual, str) else tuple(text.split(","))
                       if isinstance(usual, tuple) else type(usual)(json.loads(text)))
-        except (TypeError, ValueError) as e:
-            raise UserError(f"{name} cannot be {text!r}: expected a "
-                            f"{type(usual).__name__}, such as {usual!r}") from e
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name} cannot be {text!r}: expected a {type(usual).__name__}, such "
+                            f"as {usual!r}") from error
         settings = override(settings, **{name: value})
     return settings

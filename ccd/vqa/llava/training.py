@@ -46,33 +46,31 @@ class _VlmTrainer(Trainer):
         self.optimizer, self.views = _paced(vlm, stage), Stopwatch()
 
     def step(self, k: int, batch): # -> loss, diagnostics
-        t = k / self.c.steps
-        for g in self.optimizer.param_groups:
-            g["lr"] = g.get("pace", 1.0) * learning_rate(t, self.c)
-        loss, info = self._gradients(to_device(device(), batch), t, k)
+        progress = k / self.c.steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.get("pace", 1.0) * learning_rate(progress, self.c)
+        loss, info = self._gradients(to_device(device(), batch), progress, k)
         clip_gradients(self.model, self.c)
         self.optimizer.step(); self.optimizer.zero_grad()
         return loss, info
 
-    def _random(self, k): pass # no random numbers are used
+    def _random(self, step): pass # no random numbers are used
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #39eca2f1
 def _paced(vlm, stage): # AdamW, with the projector at `projector_lr` where that is set
     optimizer = make_optimizer(vlm, stage)
     if not stage.projector_lr: return optimizer
-    own = {id(p) for p in vlm.net.model.multi_modal_projector.parameters()}
-    for g in [*optimizer.param_groups]:
-        apart = [p for p in g["params"] if id(p) in own]
-        g["params"] = [p for p in g["params"] if id(p) not in own]
-        optimizer.add_param_group(g | dict(params=apart, pace=stage.projector_lr / stage.lr))
+    own = {id(param) for param in vlm.net.model.multi_modal_projector.parameters()}
+    for group in [*optimizer.param_groups]:
+        apart = [param for param in group["params"] if id(param) in own]
+        group["params"] = [param for param in group["params"] if id(param) not in own]
+        optimizer.add_param_group(group | dict(params=apart, pace=stage.projector_lr / stage.lr))
     return optimizer
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #10be927b
 def _train_stage(
     folder, # folder of the stage
-    vlm: Vlm,
-    s: _TokenizedSamples,
-    shelf: _CachedTokens | None, # cached image tokens
+    vlm: Vlm, samples: _TokenizedSamples, shelf: _CachedTokens | None, # cached image tokens
     stage: Stage,
     trained, # function model -> module that is trained and saved; the rest is frozen
     saved: str, # file for the trained weights
@@ -81,22 +79,23 @@ def _train_stage(
     adapt: str = "whole", # weights that are trained: key of `_FINETUNE_MODES`
 ) -> Path:
     "Train or resume one stage. Raises `UserError` for fewer samples than a batch."
-    folder, v = Path(folder), vlm.settings
+    folder, settings = Path(folder), vlm.settings
     init_distributed()
-    stage = stage if stage.samples else replace(stage, samples=len(s))
+    stage = stage if stage.samples else replace(stage, samples=len(samples))
     if stage.steps < 1:
         raise UserError(f"{stage.samples} conversations make no batch of {stage.batch_size}")
     own = ("language", "width", "depth", "heads", "vocabulary", "context", "seed")
-    wanted = dict(stage=to_plain_dict(stage), **{k: getattr(v, k) for k in own})
-    if adapt != "whole": wanted |= dict(adapt=adapt, rank=v.rank if adapt == "lora" else 0)
-    inputs = inputs | dict(talks=_samples_hash(s))
+    wanted = dict(stage=to_plain_dict(stage), **{field: getattr(settings, field) for field in own})
+    if adapt != "whole": wanted |= dict(adapt=adapt, rank=settings.rank if adapt == "lora" else 0)
+    inputs = inputs | dict(talks=_samples_hash(samples))
     if up_to_date(folder, wanted, inputs): return folder
     claim_folder(folder, dict(settings=wanted, inputs=inputs), write=is_main_process())
     # sharded in place
-    if world_size() > 1 and v.runtime.sharding == "fsdp": vlm = copy.deepcopy(vlm)
-    for k, p in trained(vlm.requires_grad_(False)).named_parameters():
-        p.requires_grad_(_FINETUNE_MODES[adapt](k))
-    trainer = _VlmTrainer(vlm, _ConversationLoader(s, shelf, vlm, stage, v.seed), stage, v.runtime)
+    if world_size() > 1 and settings.runtime.sharding == "fsdp": vlm = copy.deepcopy(vlm)
+    for name, param in trained(vlm.requires_grad_(False)).named_parameters():
+        param.requires_grad_(_FINETUNE_MODES[adapt](name))
+    trainer = _VlmTrainer(vlm, _ConversationLoader(samples, shelf, vlm, stage, settings.seed),
+                          stage, settings.runtime)
     done = check_equal_across_processes(load_checkpoint(folder / "checkpoints", trainer),
                                         "the checkpoint to resume from")
     training_loop(trainer, folder, done, on_step)
@@ -105,22 +104,24 @@ def _train_stage(
     return folder
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #8a9b107a
-def _samples_hash(s: _TokenizedSamples) -> str: # 16 hex digits
-    parts = [np.ascontiguousarray(x) for x in s]
-    named = (str((x.dtype, x.shape)).encode() + x.tobytes() for x in parts)
+def _samples_hash(samples: _TokenizedSamples) -> str: # 16 hex digits
+    parts = [np.ascontiguousarray(array) for array in samples]
+    named = (str((array.dtype, array.shape)).encode() + array.tobytes() for array in parts)
     return hashlib.sha256(b"".join(named)).hexdigest()[:16]
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #781c4c2e
 def _seal(folder, trainer, module, saved, wanted, inputs):
     from safetensors.torch import save_file
     tied = getattr(getattr(module, "config", None), "tie_word_embeddings", False)
-    tensors = _merge_lora({k: full_tensor(x).cpu().contiguous()
-                           for k, x in module.state_dict().items()
-                      if not (tied and k == "lm_head.weight")}) # safetensors stores no tensor twice
+    tensors = _merge_lora({name: full_tensor(tensor).cpu().contiguous()
+                           for name, tensor in module.state_dict().items()
+                      # safetensors stores no tensor twice
+                      if not (tied and name == "lm_head.weight")})
     if not is_main_process(): return
     with atomic_write(folder / saved) as tmp: save_file(tensors, tmp)
     facts = dict(samples=trainer.c.samples, talks=len(trainer.feed.s), cut=trainer.feed.cut,
-                 trained=sum(p.numel() for p in trainer.model.parameters() if p.requires_grad))
+                 trained=sum(param.numel()
+                             for param in trainer.model.parameters() if param.requires_grad))
     write_manifest(folder, wanted, inputs, [saved, "metrics.jsonl"], seconds_spent(folder),
                    facts=facts)
 
@@ -140,10 +141,10 @@ def _load_language_model(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or None)
         net = AutoModelForCausalLM.from_pretrained(name, revision=revision or None,
                                                    dtype=torch.float32)
-    except Exception as e:
-        raise UserError(f"no language model {settings.language!r} ({type(e).__name__}: "
-                        f"{' '.join(str(e).split())[:200]}). Expected scratch, a folder made by "
-                        "save_pretrained, or a hub name that this machine can reach") from e
+    except Exception as error:
+        raise UserError(f"no language model {settings.language!r} ({type(error).__name__}: "
+                        f"{' '.join(str(error).split())[:200]}). Expected scratch, a folder made "
+                        "by save_pretrained, or a hub name that this machine can reach") from error
     if _IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens(dict(additional_special_tokens=[_IMAGE_TOKEN]))
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -154,53 +155,67 @@ def _load_language_model(
     return net, tokenizer
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #5fd63b23
-def _small(v, tokenizer): # randomly initialized
+def _small(settings, tokenizer): # randomly initialized
     from transformers import LlamaConfig, LlamaForCausalLM
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(v.seed)
-        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=v.width,
-            intermediate_size=8 * v.width // 3, num_hidden_layers=v.depth,
-            num_attention_heads=v.heads, num_key_value_heads=v.heads, tie_word_embeddings=True,
-            max_position_embeddings=v.context, bos_token_id=tokenizer.bos_token_id,
+        torch.manual_seed(settings.seed)
+        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=settings.width,
+            intermediate_size=8 * settings.width // 3, num_hidden_layers=settings.depth,
+            num_attention_heads=settings.heads, num_key_value_heads=settings.heads,
+                                            tie_word_embeddings=True,
+            max_position_embeddings=settings.context, bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #f4efd96b
-def _from_scratch(v, captions, questions, home):
-    read = [(t, how)
-            for t, how in ((captions, ("plain",)), (questions, (v.template, v.system))) if t]
-    texts = sorted({x for t, _ in read for talk in t.turns for pair in talk for x in pair})
-    tokenizer = _train_bpe([*texts, v.system], v.vocabulary)
-    net = _small(v, tokenizer)
-    parts = [_tokenized(t, tokenizer, *how, pictures=False, everything=True) for t, how in read]
-    s = _concat_samples(parts)
-    own = (v.width, v.depth, v.heads, v.context, v.seed, to_plain_dict(v.read))
-    key = content_hash([_samples_hash(s), tokenizer.get_vocab(), own])
+def _from_scratch(settings, captions, questions, home):
+    read = [(talks, how) for talks, how in ((captions, ("plain",)),
+                               (questions, (settings.template, settings.system))) if talks]
+    texts = sorted({text for talks, _ in read for talk in talks.turns for pair in talk
+                    for text in pair})
+    tokenizer = _train_bpe([*texts, settings.system], settings.vocabulary)
+    net = _small(settings, tokenizer)
+    parts = [_tokenized(talks, tokenizer, *how, pictures=False, everything=True)
+             for talks, how in read]
+    samples = _concat_samples(parts)
+    own = (settings.width, settings.depth, settings.heads, settings.context, settings.seed,
+           to_plain_dict(settings.read))
+    key = content_hash([_samples_hash(samples), tokenizer.get_vocab(), own])
     home = (Path(home) if home else cache_dir("language")) / f"vlm-{key}"
-    vlm = Vlm(net, tokenizer, v)
+    vlm = Vlm(net, tokenizer, settings)
     vlm.name = "language model"
     with alone(home, wait=True):
-        _train_stage(home, vlm, s, None, v.read, lambda m: m.net, "model.safetensors", {})
+        _train_stage(home, vlm, samples, None, settings.read, lambda model: model.net,
+                     "model.safetensors", {})
     _fill(net, home / "model.safetensors")
     return net, tokenizer
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #498b47c9
 def _concat_samples(parts: list) -> _TokenizedSamples:
-    ends = np.cumsum([0, *(len(p.ids) for p in parts)])
+    ends = np.cumsum([0, *(len(part.ids) for part in parts)])
     def cat(xs): return np.concatenate(list(xs))
-    return _TokenizedSamples(cat(p.ids for p in parts), cat(p.learnt for p in parts),
-                   cat(p.ends + e for p, e in zip(parts, ends)), cat(p.picture for p in parts))
+    return _TokenizedSamples(cat(part.ids for part in parts), cat(part.learnt for part in parts),
+                   cat(part.ends + offset for part, offset in zip(parts, ends)),
+                             cat(part.picture for part in parts))
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #4790d8c6
 def _merge_lora(tensors: dict) -> dict:
     "Return weights with merged LoRA adapters: W + sBA, s = `LORA_SCALE`. Source: Hu et al. 2022."
     out = {}
-    for k, x in tensors.items():
-        at, is_base, kind = k.partition(".base_layer")
+    for name, tensor in tensors.items():
+        at, is_base, kind = name.partition(".base_layer")
         if is_base and kind == ".weight":
-            a, b = (tensors[f"{at}.lora_{m}.default.weight"] for m in "AB")
-            x = x + LORA_SCALE * (b @ a)
-        if "lora_" not in k: out[at + kind] = x
+            lora_a, lora_b = (tensors[f"{at}.lora_{side}.default.weight"] for side in "AB")
+            tensor = tensor + LORA_SCALE * (lora_b @ lora_a)
+        if "lora_" not in name: out[at + kind] = tensor
     return out
+
+# %% ../../../nbs/library/vqa/llava/05_training.ipynb #ef11c9c7
+def _claim(out, settings, spec, card): # or raise, where the folder holds another model
+    about = dict(settings=to_plain_dict(replace(settings, runtime=RuntimeSettings())), encoder=spec,
+                 card=to_plain_dict(card))
+    claim_folder(out, about, write=is_main_process(), rename=lambda stored: stored | dict(
+        settings=rename_fields(VlmSettings, stored["settings"]),
+        encoder=current_spec(stored["encoder"])))
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #260dfbb0
 def train_vlm(
@@ -213,36 +228,38 @@ def train_vlm(
     cache=None, # folder of image tokens and a language model from scratch; by default in the cache
     on_step=None, # called with (step, model) after each step
 ) -> Path: # the folder `out`
-    "Train a vision-language model, or resume it from its last checkpoint."
+    """Train a vision-language model, or resume it from its last checkpoint.
+
+    Raises `UserError` for an unknown encoder, and where the folder holds a model with other
+    settings. Source: Liu et al. (2024), LLaVA-1.5."""
     init_distributed()
-    out, v = Path(out), settings
-    spec = _spec_with_layer(encoder, v) if isinstance(encoder, str) else ""
-    e = load(spec) if spec else encoder
-    about = dict(settings=to_plain_dict(replace(v, runtime=RuntimeSettings())), encoder=spec,
-                 card=to_plain_dict(e.card))
-    claim_folder(out, about, write=is_main_process(), rename=lambda stored: stored | dict(
-        settings=rename_fields(VlmSettings, stored["settings"]),
-        encoder=current_spec(stored["encoder"])))
-    net, tokenizer = _load_language_model(v, captions, questions, cache)
-    seen, shown = (t and _cache_patch_tokens(e, t.corpus, v.tokens, cache)
-                   for t in (captions, questions))
-    vlm = Vlm(_build_llava(net, tokenizer, shown.width, shown.tokens, v.seed), tokenizer, v, e)
+    out = Path(out)
+    spec = _spec_with_layer(encoder, settings) if isinstance(encoder, str) else ""
+    loaded = load(spec) if spec else encoder
+    _claim(out, settings, spec, loaded.card)
+    net, tokenizer = _load_language_model(settings, captions, questions, cache)
+    seen, shown = (talks and _cache_patch_tokens(loaded, talks.corpus, settings.tokens, cache)
+                   for talks in (captions, questions))
+    vlm = Vlm(_build_llava(net, tokenizer, shown.width, shown.tokens, settings.seed), tokenizer,
+              settings, loaded)
     if is_main_process():
         tokenizer.save_pretrained(out / "tokenizer")
         vlm.net.config.save_pretrained(out)
-    before = dict(card=content_hash(to_plain_dict(e.card)), tokens=shown.tokens,
+    before = dict(card=content_hash(to_plain_dict(loaded.card)), tokens=shown.tokens,
                   language=weights_hash(net))
     if captions:
-        _train_stage(out / "align", vlm, _tokenized(captions, tokenizer, "plain"), seen, v.align,
-              lambda m: m.net.model.multi_modal_projector, "projector.safetensors", before, on_step)
+        _train_stage(out / "align", vlm, _tokenized(captions, tokenizer, "plain"), seen,
+                     settings.align, lambda model: model.net.model.multi_modal_projector,
+                     "projector.safetensors", before, on_step)
         _fill(vlm.net.model.multi_modal_projector, out / "align" / "projector.safetensors")
         before |= dict(align=outputs_hash(out / "align"))
-    if v.adapt == "lora":
+    if settings.adapt == "lora":
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(v.seed)
-            low_rank(vlm.net.model.language_model, v.rank)
-    _train_stage(out / "tune", vlm, _tokenized(questions, tokenizer, v.template, v.system), shown,
-          v.tune, lambda m: m.net, "model.safetensors", before, on_step, v.adapt)
+            torch.manual_seed(settings.seed)
+            low_rank(vlm.net.model.language_model, settings.rank)
+    talks = _tokenized(questions, tokenizer, settings.template, settings.system)
+    _train_stage(out / "tune", vlm, talks, shown, settings.tune, lambda model: model.net,
+                 "model.safetensors", before, on_step, settings.adapt)
     return out
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #572b7eb6
@@ -266,19 +283,20 @@ def load_vlm(
                         "its training finish")
     about = read_json(file := out / "settings.json")
     check_fields(about, file, ("settings", "encoder", "card"))
-    e = encoder or (load(current_spec(about["encoder"])) if about["encoder"] else None)
-    if e is None or json.loads(json.dumps(to_plain_dict(e.card))) != about["card"]:
+    loaded = encoder or (load(current_spec(about["encoder"])) if about["encoder"] else None)
+    if loaded is None or json.loads(json.dumps(to_plain_dict(loaded.card))) != about["card"]:
         raise UserError(f"the model in {out} was trained on {about['card']['name']}, layer "
                         f"{about['card']['layer']}: give that encoder"
-                        + (f", not {e.card.name}, layer {e.card.layer}" if e else ""))
-    v, config = (from_plain_dict(VlmSettings, about["settings"], file),
+                        + (f", not {loaded.card.name}, layer {loaded.card.layer}" if loaded
+                           else ""))
+    settings, config = (from_plain_dict(VlmSettings, about["settings"], file),
                  LlavaConfig.from_pretrained(out))
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     language = AutoModelForCausalLM.from_config(config.text_config)
     net = _build_llava(language, tokenizer, config.vision_config.hidden_size,
                        config.image_seq_length)
     _fill(net, out / "tune" / "model.safetensors")
-    return Vlm(net, tokenizer, v, e).to(device()).eval().requires_grad_(False)
+    return Vlm(net, tokenizer, settings, loaded).to(device()).eval().requires_grad_(False)
 
 # %% ../../../nbs/library/vqa/llava/05_training.ipynb #33feb7a6
 def published_vlm(
@@ -292,19 +310,22 @@ def published_vlm(
     name, _, revision = name.partition("@")
     net = LlavaForConditionalGeneration.from_pretrained(name, revision=revision or None,
                                                        dtype=torch.float32).eval()
-    c, tokenizer = net.config, AutoTokenizer.from_pretrained(name, revision=revision or None)
-    if not isinstance(c.vision_feature_layer, int) or c.vision_feature_select_strategy != "default":
-        raise UserError(f"{name} reads layers {c.vision_feature_layer} by "
-                        f"{c.vision_feature_select_strategy}: expected one layer without its class "
-                        "token")
-    size, tower = c.vision_config.image_size, net.model.vision_tower
+    config, tokenizer = net.config, AutoTokenizer.from_pretrained(name, revision=revision or None)
+    if (not isinstance(config.vision_feature_layer, int)
+        or config.vision_feature_select_strategy != "default"):
+        raise UserError(f"{name} reads layers {config.vision_feature_layer} by "
+                        f"{config.vision_feature_select_strategy}: expected one layer without its "
+                        "class token")
+    size, tower = config.vision_config.image_size, net.model.vision_tower
     card = EncoderCard(f"tower of {name}", type(tower).__name__, "not stated", weights_hash(tower),
                        size=size, mean=tuple(mean), std=tuple(std))
     tower = tower.to(device()).requires_grad_(False)
-    layer = c.vision_feature_layer # 0 is the embedding layer, which is not available as a feature
-    e = make_encoder(hf_adapter(tower, size), card, FeatureSpec("pooled", layer, "before"), fit)
+    # 0 is the embedding layer, which is not available as a feature
+    layer = config.vision_feature_layer
+    encoder = make_encoder(hf_adapter(tower, size), card, FeatureSpec("pooled", layer, "before"),
+                           fit)
     net.model.vision_tower = _CachedVisionTower()
-    c.vision_feature_layer, c.vision_feature_select_strategy = -1, "full"
-    v = VlmSettings("published", name, context=c.text_config.max_position_embeddings,
+    config.vision_feature_layer, config.vision_feature_select_strategy = -1, "full"
+    settings = VlmSettings("published", name, context=config.text_config.max_position_embeddings,
                     layer=layer, system=system)
-    return Vlm(net, tokenizer, v, e).to(device()).eval().requires_grad_(False)
+    return Vlm(net, tokenizer, settings, encoder).to(device()).eval().requires_grad_(False)

@@ -27,17 +27,17 @@ def difference(
     w=1.0, # [benchmarks] weights
 ) -> dict: # diff, se, ci_low, ci_high, p; r: correlation for significance; least: smallest se
     "Return a - b in points with an unpaired, two-sided 95 % confidence interval."
-    a, b, n, w = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, float))
-                                       for v in (a, b, n, w)))
+    a, b, n, w = np.broadcast_arrays(*(np.atleast_1d(np.asarray(values, float))
+                                       for values in (a, b, n, w)))
     sa, sb = _sampling_error(a, n), _sampling_error(b, n)
     diff, se = float(w @ (a - b)), float(np.sqrt(w**2 @ (sa**2 + sb**2)))
-    r = (se**2 - (diff / Z_95) ** 2) / float(2 * w**2 @ (sa * sb))
+    correlation = (se**2 - (diff / Z_95) ** 2) / float(2 * w**2 @ (sa * sb))
     low, high = np.minimum(a, b), np.maximum(a, b)
     # the lower is correct only where the other is
     shared = np.minimum(low * (100 - high) / n, sa * sb)
     least = float(np.sqrt(w**2 @ (sa**2 + sb**2 - 2 * shared)))
     return dict(diff=diff, se=se, ci_low=diff - Z_95 * se, ci_high=diff + Z_95 * se,
-                p=float(2 * norm.sf(abs(diff) / se)), r=r, least=least)
+                p=float(2 * norm.sf(abs(diff) / se)), r=correlation, least=least)
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #a93c0ca6
 def find_row(
@@ -59,17 +59,18 @@ def test_differences(
     suite: str = "cambrian", # suite
 ) -> pd.DataFrame: # a, b, quantity, verdict, and the values of `difference`
     "Test which differences are within sampling error. Raises `UserError` for unknown quantities."
-    x, w, n, out = (_normalized_scores(table, suite), _averaging_weights(suite),
-                    benchmark_suite(suite).n, [])
-    for a, b, *more in pairs:
-        q = more[0] if more else "average"
-        if q not in w.index:
-            raise UserError(f"unknown quantity {q!r}: expected average, a category or a benchmark "
-                            f"of {suite}: {', '.join(w.index)}")
-        own = w.loc[q] > 0
-        both = (x.iloc[find_row(table, m)][own] for m in (a, b))
-        d = difference(*both, n[own], w.loc[q][own])
-        out.append(dict(a=a, b=b, quantity=q, **d, verdict=difference_verdict(d)))
+    scores, weights, n_questions, out = (_normalized_scores(table, suite),
+                                         _averaging_weights(suite), benchmark_suite(suite).n, [])
+    for model_a, model_b, *more in pairs:
+        quantity = more[0] if more else "average"
+        if quantity not in weights.index:
+            raise UserError(f"unknown quantity {quantity!r}: expected average, a category or a "
+                            f"benchmark of {suite}: {', '.join(weights.index)}")
+        own = weights.loc[quantity] > 0
+        both = (scores.iloc[find_row(table, model)][own] for model in (model_a, model_b))
+        result = difference(*both, n_questions[own], weights.loc[quantity][own])
+        out.append(dict(a=model_a, b=model_b, quantity=quantity, **result,
+                        verdict=difference_verdict(result)))
     return pd.DataFrame(out)
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #712bffce
@@ -91,14 +92,15 @@ def leave_one_out(
     suite: str = "cambrian", # suite
 ) -> pd.DataFrame: # without (first row: nothing), diff, ci_low, ci_high, verdict
     "Return the difference a - b with each benchmark left out in turn."
-    x, n = _normalized_scores(table, suite), benchmark_suite(suite).n
-    x, w = [x.iloc[find_row(table, m)] for m in (a, b)], _averaging_weights(suite).loc[quantity]
-    parts, rows = list(w.index[w > 0]), []
+    scores, n_questions = _normalized_scores(table, suite), benchmark_suite(suite).n
+    scores, weights = ([scores.iloc[find_row(table, model)] for model in (a, b)],
+                       _averaging_weights(suite).loc[quantity])
+    parts, rows = list(weights.index[weights > 0]), []
     for without in ["nothing", *parts]:
-        rest = [p for p in parts if p != without]
-        d = difference(*(v[rest] for v in x), n[rest], 1 / len(rest))
-        rows.append(dict(without=without, verdict=difference_verdict(d),
-                         **{k: d[k] for k in ("diff", "ci_low", "ci_high")}))
+        rest = [part for part in parts if part != without]
+        result = difference(*(row[rest] for row in scores), n_questions[rest], 1 / len(rest))
+        rows.append(dict(without=without, verdict=difference_verdict(result),
+                         **{key: result[key] for key in ("diff", "ci_low", "ci_high")}))
     return pd.DataFrame(rows)[["without", "diff", "ci_low", "ci_high", "verdict"]]
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #3ec4045a
@@ -106,69 +108,72 @@ def leave_one_out(
 def claims() -> pd.DataFrame:
     "Return the claims on Web-SSL's tables, with the differences and verdicts from their numbers."
     vqa, classic = load_published_table("webssl_vqa"), load_published_table("webssl_classic")
-    return pd.DataFrame([_judged(c, vqa, classic)
-                         for c in load_published_table("claims").itertuples()])
+    return pd.DataFrame([_judged(claim, vqa, classic)
+                         for claim in load_published_table("claims").itertuples()])
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #0c03ceb2
-def _judged(c, vqa, classic):
-    t = classic if c.quantity in classic else vqa
-    at = [find_row(t, m) for m in (c.a, c.b)]
-    if t is classic:
-        values = t[c.quantity].iloc[at]
-        d = difference(*values, benchmark_suite("images").n.get(c.quantity, np.nan))
+def _judged(claim, vqa, classic):
+    table = classic if claim.quantity in classic else vqa
+    at = [find_row(table, model) for model in (claim.a, claim.b)]
+    if table is classic:
+        values = table[claim.quantity].iloc[at]
+        result = difference(*values, benchmark_suite("images").n.get(claim.quantity, np.nan))
     else:
-        values = _weighted_means(_normalized_scores(t.iloc[at]), _averaging_weights())[c.quantity]
-        d = test_differences(t, [(c.a, c.b, c.quantity)]).to_dict("records")[0]
-    rests = "; ".join(f"{m} {v:.4g} (Table {t.table[k]})"
-                      for m, v, k in zip((c.a, c.b), values, at))
-    return dict(claim=c.claim, said=c.said, quantity=c.quantity, rests_on=rests,
-                difference=d["diff"], ci_low=d["ci_low"], ci_high=d["ci_high"],
-                verdict=_judge_claim(c.kind, d) + _printed(c, d) + _fragile(c, d, vqa))
+        values = _weighted_means(_normalized_scores(table.iloc[at]),
+                                 _averaging_weights())[claim.quantity]
+        result = test_differences(table, [(claim.a, claim.b, claim.quantity)]).to_dict("records")[0]
+    rests = "; ".join(f"{model} {value:.4g} (Table {table.table[position]})"
+                      for model, value, position in zip((claim.a, claim.b), values, at))
+    return dict(claim=claim.claim, said=claim.said, quantity=claim.quantity, rests_on=rests,
+                difference=result["diff"], ci_low=result["ci_low"], ci_high=result["ci_high"],
+                verdict=_judge_claim(claim.kind, result) + _printed(claim, result)
+                + _fragile(claim, result, vqa))
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #8c726ab2
 def _judge_claim(
     kind: str, # "more" or "equal"
-    d: dict, # result of `difference`
+    result: dict, # result of `difference`
 ) -> str:
     "Return the verdict on a claim, from the numbers alone."
-    if not np.isfinite(d["se"]): return f"{d['diff']:+.3g}; its standard error is unknown"
-    if abs(d["diff"]) <= Z_95 * d["se"]: return f"a {difference_verdict(d)}"
-    up = d["diff"] > 0
+    if not np.isfinite(result["se"]): return f"{result['diff']:+.3g}; its standard error is unknown"
+    if abs(result["diff"]) <= Z_95 * result["se"]: return f"a {difference_verdict(result)}"
+    up = result["diff"] > 0
     if kind == "more": return "holds" if up else "the other way round"
     return "more than level" if up else "not level: lower"
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #c141b9b4
-def _printed(c, d): # compare with the printed difference
-    off = abs(d["diff"] - c.printed) > 0.06 # rounding to one decimal, plus the tolerance
-    return (f"; printed as {c.printed:+g}, which differs from the difference of the printed scores"
-            if off else "")
+def _printed(claim, result): # compare with the printed difference
+    off = abs(result["diff"] - claim.printed) > 0.06 # rounding to one decimal, plus the tolerance
+    return (f"; printed as {claim.printed:+g}, which differs from the difference of the printed "
+            "scores" if off else "")
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #2cb5900e
-def _fragile(c, d, vqa): # test whether the difference depends on one benchmark
-    if c.quantity not in categories() or difference_verdict(d) != "real": return ""
-    t = leave_one_out(vqa, c.a, c.b, c.quantity)
-    t = t[t.verdict != "real"]
-    return "".join(f"; {r.diff:+.2f} without {r.without}, a tie" for r in t.itertuples())
+def _fragile(claim, result, vqa): # test whether the difference depends on one benchmark
+    if claim.quantity not in categories() or difference_verdict(result) != "real": return ""
+    table = leave_one_out(vqa, claim.a, claim.b, claim.quantity)
+    table = table[table.verdict != "real"]
+    return "".join(f"; {row.diff:+.2f} without {row.without}, a tie" for row in table.itertuples())
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #810c24fc
-def _compare_proportions(
-    a: float, # accuracy of a, %
-    b: float, # accuracy of b, %
-    n: int, # number of questions, shared by a and b
+def _compare_proportions(accuracy_a: float, # accuracy of a, %
+    accuracy_b: float, # accuracy of b, %
+    n_questions: int, # number of questions, shared by a and b
 ) -> dict: # n, diff, se, ci_low, ci_high, p, discordant, verdict
     "Compare two accuracies, unpaired, and return the discordance that a paired test needs."
-    d = difference(a, b, n)
-    delta = d["diff"] / 100
-    d["discordant"] = min(1, (delta / Z_95) ** 2 * n + delta**2) # n se^2 = D - delta^2
-    return dict(n=n, **d, verdict=difference_verdict(d))
+    result = difference(accuracy_a, accuracy_b, n_questions)
+    delta = result["diff"] / 100
+    # n se^2 = D - delta^2
+    result["discordant"] = min(1, (delta / Z_95) ** 2 * n_questions + delta**2)
+    return dict(n=n_questions, **result, verdict=difference_verdict(result))
 
 # %% ../../../nbs/library/vqa/published/02_claims.ipynb #70bb78ef
 def paper_differences() -> pd.DataFrame: # by measure: CLIP, DINO, columns of `difference`
     "Return the paper's CLIP and DINO, where both numbers are known, with sampling error."
-    t = load_published_table("accuracy").query("work == 'paper'").dropna(subset="value")
-    t = t.pivot(index="measure", columns="encoder", values="value")
-    t, n = t[["CLIP", "DINO"]].dropna(), benchmark_suite("images").n.to_dict()
-    n["VMCBench OCR"] = 2 * int(benchmark_suite("vmcbench").n.iloc[0]
+    table = load_published_table("accuracy").query("work == 'paper'").dropna(subset="value")
+    table = table.pivot(index="measure", columns="encoder", values="value")
+    table, n_questions = table[["CLIP", "DINO"]].dropna(), benchmark_suite("images").n.to_dict()
+    n_questions["VMCBench OCR"] = 2 * int(benchmark_suite("vmcbench").n.iloc[0]
                                 + benchmark_suite("vmcbench-dev").n.iloc[0])
-    return t.join(pd.DataFrame({m: _compare_proportions(r.CLIP, r.DINO, n[m])
-                                for m, r in t.iterrows()}).T)
+    return table.join(pd.DataFrame({measure: _compare_proportions(row.CLIP, row.DINO,
+                                                                  n_questions[measure])
+                                for measure, row in table.iterrows()}).T)

@@ -24,95 +24,101 @@ def _read_table(
     "Read a table of scores. Raises `UserError` for invalid values or columns."
     raw = _cells(user_path(path))
     names = _columns(list(raw.columns), of)
-    unknown = [c for c in raw if c not in names]
+    unknown = [column for column in raw if column not in names]
     if "model" not in names.values():
         raise UserError(f"{path} has no column `model`: it has {', '.join(raw.columns)}; "
                         "name the column that says whose row it is `model`")
-    t = raw[list(names)].rename(columns=names)
-    for c in t.columns.difference(["model", "table"]): t[c] = _numbers(t, c, of)
+    table = raw[list(names)].rename(columns=names)
+    for column in table.columns.difference(["model", "table"]):
+        table[column] = _numbers(table, column, of)
     parts = [*benchmark_suite(of).index, *categories(of)]
-    if not t.columns.isin(parts).any():
+    if not table.columns.isin(parts).any():
         raise UserError(f"{path} has no benchmark of {of}: it has {', '.join(raw.columns)}; "
                         f"expected some of {', '.join(benchmark_suite(of).index)}")
-    _check_rows(t, path)
-    x = t[t.columns.intersection(parts)]
-    if 0 < x.max().max() <= 1:
-        raise UserError(f"{path}: no score passes {x.max().max():g}, so they seem to be fractions: "
-                        "expected points out of 100; multiply by 100")
-    return t, _notes(t, unknown, of)
+    _check_rows(table, path)
+    scores = table[table.columns.intersection(parts)]
+    if 0 < scores.max().max() <= 1:
+        raise UserError(f"{path}: no score passes {scores.max().max():g}, so they seem to be "
+                        "fractions: expected points out of 100; multiply by 100")
+    return table, _notes(table, unknown, of)
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #52331450
 def _cells(path): # table of text cells
     if not path.is_file():
         raise UserError(f"no file {path}: expected a .csv or .tsv with a row per model")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as f:
-            rows = [r for r in csv.reader(f, delimiter="\t" if path.suffix == ".tsv" else ",")
-                    if any(x.strip() for x in r)]
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f"{path} is not a table in UTF-8 text: {e}") from None
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row
+                    for row in csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+                    if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a table in UTF-8 text: {error}") from None
     if len(rows) < 2:
         raise UserError(f"{path} has no rows: expected a line of names and one per model")
-    for k, r in enumerate(rows[1:], 1):
-        if len(r) != len(rows[0]):
-            raise UserError(f"{path}, row {k}: {len(r)} cells under {len(rows[0])} names; "
-                            "a cell with a comma in it needs quotes")
-    return pd.DataFrame([[x.strip() for x in r] for r in rows[1:]],
-                        columns=[x.strip() for x in rows[0]])
+    for index, row in enumerate(rows[1:], 1):
+        if len(row) != len(rows[0]):
+            raise UserError(f"{path}, row {index}: {len(row)} cells under {len(rows[0])} names; a "
+                            "cell with a comma in it needs quotes")
+    return pd.DataFrame([[cell.strip() for cell in row] for row in rows[1:]],
+                        columns=[cell.strip() for cell in rows[0]])
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #2142a1c5
 def _columns(given, of): # column name in the file -> column name of the suite
-    def plain(s): return re.sub("[^a-z0-9]", "", s.lower())
-    ours = {plain(c): c
-            for c in ["model", "table", "average", *categories(of), *benchmark_suite(of).index]}
+    def plain(text): return re.sub("[^a-z0-9]", "", text.lower())
+    ours = {plain(column): column for column in ["model", "table", "average", *categories(of),
+                           *benchmark_suite(of).index]}
     ours["avg"] = "average"
-    for b, also in benchmark_suite(of).also.dropna().items():
-        ours |= {plain(x): b for x in also.split("; ")}
-    names = {c: ours[plain(c)] for c in given if plain(c) in ours}
-    for c in given:
-        same = [x for x in given if x == c or (c in names and names.get(x) == names[c])]
+    for benchmark, also in benchmark_suite(of).also.dropna().items():
+        ours |= {plain(alias): benchmark for alias in also.split("; ")}
+    names = {column: ours[plain(column)] for column in given if plain(column) in ours}
+    for column in given:
+        same = [other for other in given if other == column
+                or (column in names and names.get(other) == names[column])]
         if len(same) > 1:
             raise UserError(f"columns {', '.join(map(repr, same))} mean the same: keep one")
     return names
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #2017b561
-def _numbers(t, c, of):
-    x, top = (pd.to_numeric(t[c].where(t[c] != ""), errors="coerce"),
-              benchmark_suite(of).top.get(c, 100))
-    for bad, what in (((t[c] != "") & ~np.isfinite(x), "a number"),
-                      ((x < 0) | (x > top), f"{c} in 0 to {top}")):
+def _numbers(table, column, of):
+    values, top = (pd.to_numeric(table[column].where(table[column] != ""), errors="coerce"),
+              benchmark_suite(of).top.get(column, 100))
+    for bad, what in (((table[column] != "") & ~np.isfinite(values), "a number"),
+                      ((values < 0) | (values > top), f"{column} in 0 to {top}")):
         if bad.any():
-            k = int(np.flatnonzero(bad)[0])
-            raise UserError(f"row {k + 1} ({t.model[k]!r}), column {c}: {t[c][k]!r}; expected "
-                            f"{what} with a decimal point, or an empty cell")
-    return x
+            index = int(np.flatnonzero(bad)[0])
+            raise UserError(f"row {index + 1} ({table.model[index]!r}), column {column}: "
+                            f"{table[column][index]!r}; expected {what} with a decimal point, or "
+                            "an empty cell")
+    return values
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #3f5a8977
-def _check_rows(t, path):
-    keys = [c for c in ("table", "model") if c in t]
-    if (t.model == "").any():
-        k = int((t.model == "").argmax()) + 1
-        raise UserError(f"{path}, row {k} has no model: expected a name; give it one")
-    twice = t.duplicated(keys, keep=False)
+def _check_rows(table, path):
+    keys = [column for column in ("table", "model") if column in table]
+    if (table.model == "").any():
+        row = int((table.model == "").argmax()) + 1
+        raise UserError(f"{path}, row {row} has no model: expected a name; give it one")
+    twice = table.duplicated(keys, keep=False)
     if twice.any():
-        first = t[keys][twice].iloc[0]
-        same = np.flatnonzero((t[keys] == first).all(axis=1)) + 1
+        first = table[keys][twice].iloc[0]
+        same = np.flatnonzero((table[keys] == first).all(axis=1)) + 1
         raise UserError(f"{path}, rows {', '.join(map(str, same))} are all {first.model!r}: keep "
                         "one, or distinguish them in a column `table`")
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #e384af7e
-def _notes(t, unknown, of):
-    gone = [b for b in benchmark_suite(of).index if b not in t]
+def _notes(table, unknown, of):
+    gone = [benchmark for benchmark in benchmark_suite(of).index if benchmark not in table]
     notes = [f"unknown to {of} and left out: {', '.join(unknown)}"] if unknown else []
-    for b, top in benchmark_suite(of).top.drop(gone).items():
-        if 0 < t[b].max() <= (100 if top > 100 else 1):
-            notes.append(f"{b} never passes {t[b].max():g}: points are out of {top}")
+    for benchmark, top in benchmark_suite(of).top.drop(gone).items():
+        if 0 < table[benchmark].max() <= (100 if top > 100 else 1):
+            notes.append(f"{benchmark} never passes {table[benchmark].max():g}: points are out of "
+                         f"{top}")
     if gone:
         notes.append(f"no column for {', '.join(gone)}: a mean that needs one is empty, or "
                      "rests on a printed category")
-    x = _normalized_scores(t, of).drop(columns=gone)
-    return notes + [f"{t.model[k]}: no value for {', '.join(x.columns[g])}; a mean that "
-                    "needs one is empty" for k, g in enumerate(x.isna().values) if g.any()]
+    scores = _normalized_scores(table, of).drop(columns=gone)
+    return notes + [f"{table.model[index]}: no value for {', '.join(scores.columns[missing])}; a "
+                    "mean that needs one is empty"
+                    for index, missing in enumerate(scores.isna().values) if missing.any()]
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #6a98c031
 def check_file(
@@ -120,7 +126,9 @@ def check_file(
     suite: str = "cambrian", # suite of the benchmarks
     write=print, # function that writes a line
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # checked rows; printed means that are not reproduced
-    "Check a table and print the results, as `ccd published check` does."
+    """Check a table and print the results, as `ccd published check` does.
+
+    Raises `UserError` for a file that is no table of scores of the suite."""
     if path is None: return _check_published(write)
     table, notes = _read_table(path, suite)
     return _report(str(path), table, suite, write, notes)
@@ -135,11 +143,11 @@ def _check_published(say=print) -> tuple[pd.DataFrame, pd.DataFrame]: # rows; mi
         "of correct answers above which a paired test would be significant")
     columns = ["claim", "difference", "ci_low", "ci_high", "verdict"]
     say(claims()[columns].round(2).to_string(index=False))
-    for title, t, of in (("Cambrian-1, arXiv 2406.16860, Table 13", own, "cambrian"),
+    for title, table, of in (("Cambrian-1, arXiv 2406.16860, Table 13", own, "cambrian"),
                          ("VMCBench, test", board[board.table == "test"], "vmcbench"),
                          ("VMCBench, dev", board[board.table == "dev"], "vmcbench-dev")):
         say("")
-        _report(title, t, of, say)
+        _report(title, table, of, say)
     return rows, wrong
 
 # %% ../../../nbs/library/vqa/published/03_files.ipynb #457f0540
@@ -151,14 +159,14 @@ def _report(title, table, of, say, notes=(), also=None):
         f"{int(rows.follows.eq(True).sum())} follow, {int(rows.follows.eq(False).sum())} "
         f"do not, {blind} cannot be checked")
     for note in notes: say(f"- {note}")
-    for r in wrong.itertuples():
-        where = f" in table {r.table}" if pd.notna(r.table) else ""
-        say(f"- {r.model}, {r.quantity}{where}: printed {r.printed:g}, the mean of its parts is "
-            f"{r.computed:.2f}")
-    for r in _inconsistent_rows(table, of).itertuples():
-        say(f"- {r.model} has more than one value of {r.benchmark}")
-    for r in _coarsely_printed(table, of).itertuples():
-        say(f"- {r.benchmark} is printed in steps of {r.step:g}: smaller differences are not "
+    for row in wrong.itertuples():
+        where = f" in table {row.table}" if pd.notna(row.table) else ""
+        say(f"- {row.model}, {row.quantity}{where}: printed {row.printed:g}, the mean of its parts "
+            f"is {row.computed:.2f}")
+    for row in _inconsistent_rows(table, of).itertuples():
+        say(f"- {row.model} has more than one value of {row.benchmark}")
+    for row in _coarsely_printed(table, of).itertuples():
+        say(f"- {row.benchmark} is printed in steps of {row.step:g}: smaller differences are not "
             "visible")
     say(_format_with_ci(rows, of).to_string(index=False))
     return rows, wrong
@@ -169,7 +177,8 @@ def _format_with_ci(
     of: str = "cambrian", # suite
 ) -> pd.DataFrame: # text
     "Return means with the half-widths of their 95 % confidence intervals, as text."
-    def text(q):
-        return [f"{m:.2f} ± {Z_95 * s:.2f}" if np.isfinite(m) else "–"
-                          for m, s in zip(rows[q], rows[f"{q}_se"])]
-    return rows[["model"]].assign(**{q: text(q) for q in ["average", *categories(of)]})
+    def text(quantity):
+        return [f"{mean:.2f} ± {Z_95 * error:.2f}" if np.isfinite(mean) else "–"
+                          for mean, error in zip(rows[quantity], rows[f"{quantity}_se"])]
+    return rows[["model"]].assign(**{quantity: text(quantity)
+                                     for quantity in ["average", *categories(of)]})

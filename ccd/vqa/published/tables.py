@@ -34,34 +34,35 @@ def load_published_table(
         raise UserError(f"no published table {name!r}: "
                         f"expected one of {', '.join(_DATA)}")
     at = resources.files("ccd.vqa.published") / "data" / f"{name}.csv"
-    with at.open(encoding="utf-8") as f: return pd.read_csv(f)
+    with at.open(encoding="utf-8") as file: return pd.read_csv(file)
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #ceca34df
 def published_accuracy(
     source: str = "paper", # "paper", or "dino" for the numbers of the original DINO
 ) -> pd.DataFrame: # text, one row per encoder, one column per measure
     "Return published accuracies in %: `*` is a secondary source, missing values are named."
-    t = load_published_table("accuracy")
-    t = t[t.work == source]
-    star = np.where(t.status == "second-hand", "*", "")
-    text = [f"{v:.{1 if v == round(v, 1) else 2}f}{s}" if v == v else "not found"
-            for v, s in zip(t.value, star)]
-    shown = t.assign(value=text).pivot(index="encoder", columns="measure")["value"]
-    shown = shown.reindex(index=t.encoder.unique(), columns=t.measure.unique())
+    table = load_published_table("accuracy")
+    table = table[table.work == source]
+    star = np.where(table.status == "second-hand", "*", "")
+    text = [f"{value:.{1 if value == round(value, 1) else 2}f}{mark}" if value == value
+            else "not found" for value, mark in zip(table.value, star)]
+    shown = table.assign(value=text).pivot(index="encoder", columns="measure")["value"]
+    shown = shown.reindex(index=table.encoder.unique(), columns=table.measure.unique())
     shown = shown.drop(columns="Table 3", errors="ignore") # no number of Table 3 is known
     return shown.fillna("not found")
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #63d9f403
 def original_models_table() -> tuple[pd.DataFrame, list[str]]: # text, numbered sources
     "Return the original models beside the controlled ones: `*` is a secondary source."
-    t = load_published_table("originals")
-    sources = list(t.source.dropna().unique())
-    star = t.status.map({"second-hand": "*"}).fillna("")
-    text = [f"{v}{s} [{sources.index(at) + 1}]" if at == at else
-            v if v == v else "not found" for v, s, at in zip(t.value, star, t.source)]
-    shown = t.assign(value=text, who=t.encoder + ", " + t.trained)
+    table = load_published_table("originals")
+    sources = list(table.source.dropna().unique())
+    star = table.status.map({"second-hand": "*"}).fillna("")
+    text = [f"{value}{mark} [{sources.index(at) + 1}]" if at == at else
+            value if value == value else "not found"
+            for value, mark, at in zip(table.value, star, table.source)]
+    shown = table.assign(value=text, who=table.encoder + ", " + table.trained)
     shown = shown.pivot(index="measure", columns="who", values="value")
-    return shown.loc[t.measure.unique(), shown.columns[[1, 0, 3, 2]]], sources
+    return shown.loc[table.measure.unique(), shown.columns[[1, 0, 3, 2]]], sources
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #aa688e4d
 @cache
@@ -72,19 +73,20 @@ def benchmark_suite(
     name: str = "cambrian", # suite: cambrian, vmcbench, vmcbench-dev or images
 ) -> pd.DataFrame: # indexed by benchmark: category, top (maximum score), n, unit, source, also
     "Return the benchmarks of a suite in table order. Raises `UserError` for an unknown suite."
-    t = _benchmarks()
-    if name not in set(t.suite):
+    table = _benchmarks()
+    if name not in set(table.suite):
         raise UserError(f"unknown suite {name!r}: expected one of "
-                        f"{', '.join(t.suite.unique())}")
-    return t[t.suite == name].set_index("benchmark")
+                        f"{', '.join(table.suite.unique())}")
+    return table[table.suite == name].set_index("benchmark")
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #81f57f17
 def categories(
     name: str = "cambrian", # suite, as in `benchmark_suite`
 ) -> dict: # category -> list of benchmarks
     "Return the category map of a suite."
-    s = benchmark_suite(name)
-    return {c: list(s.index[s.category == c]) for c in s.category.dropna().unique()}
+    suite = benchmark_suite(name)
+    return {category: list(suite.index[suite.category == category])
+            for category in suite.category.dropna().unique()}
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #d73d4166
 def _normalized_scores(
@@ -92,51 +94,52 @@ def _normalized_scores(
     of: str = "cambrian", # suite
 ) -> pd.DataFrame: # [rows, benchmarks] in 0..100; NaN for missing values
     "Return all benchmark scores on a scale of 0 to 100."
-    s = benchmark_suite(of)
-    x = table.reindex(columns=s.index).astype(float) * 100 / s.top
-    for c, parts in categories(of).items():
-        only = x[parts].isna().all(axis=1) & (c in table)
-        for b in parts if only.any() else (): x.loc[only, b] = table.loc[only, c]
-    return x
+    suite = benchmark_suite(of)
+    scores = table.reindex(columns=suite.index).astype(float) * 100 / suite.top
+    for category, parts in categories(of).items():
+        only = scores[parts].isna().all(axis=1) & (category in table)
+        for benchmark in parts if only.any() else ():
+            scores.loc[only, benchmark] = table.loc[only, category]
+    return scores
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #4e3eba44
 def _averaging_weights(
     of: str = "cambrian", # suite
 ) -> pd.DataFrame: # [quantities, benchmarks]; rows: average, categories, benchmarks
     "Return the weights of the benchmarks in each average."
-    s, groups = benchmark_suite(of), categories(of)
-    rows = {"average": list(s.index)} | groups | {b: [b] for b in s.index}
-    return pd.DataFrame({q: s.index.isin(b) / len(b) for q, b in rows.items()},
-                        index=s.index).T
+    suite, groups = benchmark_suite(of), categories(of)
+    rows = ({"average": list(suite.index)} | groups
+            | {benchmark: [benchmark] for benchmark in suite.index})
+    return pd.DataFrame({quantity: suite.index.isin(parts) / len(parts)
+                         for quantity, parts in rows.items()}, index=suite.index).T
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #34d19e4e
-def _weighted_means(
-    x: pd.DataFrame, # [rows, benchmarks] scores
-    w: pd.DataFrame, # [quantities, benchmarks] weights
+def _weighted_means(scores: pd.DataFrame, # [rows, benchmarks] scores
+    weights: pd.DataFrame, # [quantities, benchmarks] weights
 ) -> pd.DataFrame: # [rows, quantities]; NaN where a score is missing
     "Return weighted means: NaN where any score with a weight is missing."
-    gap = x.isna().astype(float) @ (w.T > 0).astype(float) > 0
-    return (x.fillna(0) @ w.T).mask(gap)
+    gap = scores.isna().astype(float) @ (weights.T > 0).astype(float) > 0
+    return (scores.fillna(0) @ weights.T).mask(gap)
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #966f0289
 def _sampling_error(
     score, # scores in 0..100, of any shape
-    n, # numbers of questions, broadcastable to `score`
+    n_questions, # numbers of questions, broadcastable to `score`
 ) -> np.ndarray: # in points
     "Return the binomial standard error in points."
-    score, n = np.asarray(score, float), np.asarray(n, float)
-    p = np.clip(score / 100, 1 / n, 1 - 1 / n) # treat 0 and 100 as one answer away from it
-    return 100 * np.sqrt(p * (1 - p) / n)
+    score, n_questions = np.asarray(score, float), np.asarray(n_questions, float)
+    # treat 0 and 100 as one answer away from it
+    share = np.clip(score / 100, 1 / n_questions, 1 - 1 / n_questions)
+    return 100 * np.sqrt(share * (1 - share) / n_questions)
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #03ff74a2
-def _mean_errors(
-    x: pd.DataFrame, # [rows, benchmarks] scores in 0..100
-    w: pd.DataFrame, # [quantities, benchmarks] weights
-    n: pd.Series, # number of questions per benchmark
+def _mean_errors(scores: pd.DataFrame, # [rows, benchmarks] scores in 0..100
+    weights: pd.DataFrame, # [quantities, benchmarks] weights
+    n_questions: pd.Series, # number of questions per benchmark
 ) -> pd.DataFrame: # [rows, quantities] in points
     "Return the standard errors of weighted means of independent benchmarks."
-    squares = _sampling_error(x, n[x.columns]) ** 2
-    return np.sqrt(_weighted_means(pd.DataFrame(squares, x.index, x.columns), w**2))
+    squares = _sampling_error(scores, n_questions[scores.columns]) ** 2
+    return np.sqrt(_weighted_means(pd.DataFrame(squares, scores.index, scores.columns), weights**2))
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #70164d11
 _TOLERANCE = 0.02 # points: largest effect of rounding to two decimals
@@ -148,15 +151,17 @@ def check(
     tolerance: float = _TOLERANCE, # in points
 ) -> pd.DataFrame: # table, model, printed, off, follows, means and their `_se`
     "Recompute averages and category means, and compare them with the printed average."
-    x, w = (_normalized_scores(table, suite),
+    scores, weights = (_normalized_scores(table, suite),
             _averaging_weights(suite).iloc[: 1 + len(categories(suite))])
-    found, errors = _weighted_means(x, w), _mean_errors(x, w, benchmark_suite(suite).n)
+    found, errors = (_weighted_means(scores, weights),
+                     _mean_errors(scores, weights, benchmark_suite(suite).n))
     out = table.reindex(columns=["table", "model"])
     out["printed"] = table.get("average", pd.Series(np.nan, table.index))
     out["off"] = out.printed - found["average"]
     follows = out.off.abs() <= _rounding_tolerance(table, "average", suite, tolerance)
     out["follows"] = follows.astype("boolean").mask(out.off.isna())
-    for q in w.index: out[q], out[f"{q}_se"] = found[q], errors[q]
+    for quantity in weights.index:
+        out[quantity], out[f"{quantity}_se"] = found[quantity], errors[quantity]
     return out
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #ac62e713
@@ -164,8 +169,8 @@ def _printed_precision(
     values: pd.Series, # printed values of a column
 ) -> float: # 1, 0.1 or 0.01
     "Return the precision to which a column is printed."
-    v = values.dropna().astype(float)
-    def whole(d): return np.allclose(v, v.round(d), atol=1e-9)
+    printed = values.dropna().astype(float)
+    def whole(decimals): return np.allclose(printed, printed.round(decimals), atol=1e-9)
     return 1.0 if whole(0) else 0.1 if whole(1) else 0.01
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #0ca4bd4c
@@ -178,8 +183,8 @@ def _rounding_tolerance(
     "Return the tolerance of a printed mean: larger for coarsely printed numbers."
     given = table.columns[table.notna().any()]
     def half(columns):
-        return max([_printed_precision(table[c]) / 2 for c in given.intersection(columns)],
-                                   default=0)
+        return max([_printed_precision(table[column]) / 2
+                    for column in given.intersection(columns)], default=0)
     parts = [] if given.isin(benchmark_suite(of).index).any() else list(categories(of))
     return max(tolerance, tolerance / 2 + half([quantity]) + half(parts))
 
@@ -193,17 +198,17 @@ def mismatches(
     "Return the printed means that averaging the parts does not reproduce."
     own, rows = parts is None, []
     source = check(printed if own else parts, suite, tolerance)
-    allowed = {q: _rounding_tolerance(printed, q, suite, tolerance)
-               for q in ["average", *categories(suite)] if q in printed}
-    for k, r in enumerate(printed.to_dict("records")):
-        at = source.iloc[[k]] if own else source[source.model == r["model"]].head(1)
-        for q in allowed if len(at) else ():
-            computed = at[q].iloc[0]
-            if abs(r[q] - computed) > allowed[q]:
-                rows.append((r.get("table"), r["model"], q, r[q], computed))
+    allowed = {quantity: _rounding_tolerance(printed, quantity, suite, tolerance)
+               for quantity in ["average", *categories(suite)] if quantity in printed}
+    for index, row in enumerate(printed.to_dict("records")):
+        at = source.iloc[[index]] if own else source[source.model == row["model"]].head(1)
+        for quantity in allowed if len(at) else ():
+            computed = at[quantity].iloc[0]
+            if abs(row[quantity] - computed) > allowed[quantity]:
+                rows.append((row.get("table"), row["model"], quantity, row[quantity], computed))
     columns = ["table", "model", "quantity", "printed", "computed"]
-    t = pd.DataFrame(rows, columns=columns)
-    return t.assign(off=t.printed - t.computed)
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(off=table.printed - table.computed)
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #d8cca979
 def _inconsistent_rows(
@@ -211,9 +216,10 @@ def _inconsistent_rows(
     of: str = "cambrian", # suite
 ) -> pd.DataFrame: # model, benchmark
     "Return the models whose rows have different numbers for the same benchmark."
-    x = _normalized_scores(table, of).assign(model=table.model)
-    apart = x.groupby("model").nunique() > 1
-    return pd.DataFrame([(m, b) for m, b in apart.stack()[lambda s: s].index],
+    scores = _normalized_scores(table, of).assign(model=table.model)
+    apart = scores.groupby("model").nunique() > 1
+    return pd.DataFrame([(model, benchmark)
+                         for model, benchmark in apart.stack()[lambda differs: differs].index],
                         columns=["model", "benchmark"])
 
 # %% ../../../nbs/library/vqa/published/01_tables.ipynb #34cbfc6e
@@ -222,8 +228,9 @@ def _coarsely_printed(
     of: str = "cambrian", # suite
 ) -> pd.DataFrame: # benchmark, step and largest se, in points
     "Return the benchmarks that are printed in steps wider than their standard error."
-    s, x = benchmark_suite(of), _normalized_scores(table, of)
-    rows = [(b, _printed_precision(table[b]) * 100 / s.top[b], _sampling_error(x[b], s.n[b]).max())
-            for b in s.index if b in table and table[b].notna().any()]
-    t = pd.DataFrame(rows, columns=["benchmark", "step", "se"])
-    return t[t.step > t.se].reset_index(drop=True)
+    suite, scores = benchmark_suite(of), _normalized_scores(table, of)
+    rows = [(benchmark, _printed_precision(table[benchmark]) * 100 / suite.top[benchmark],
+             _sampling_error(scores[benchmark], suite.n[benchmark]).max())
+            for benchmark in suite.index if benchmark in table and table[benchmark].notna().any()]
+    steps = pd.DataFrame(rows, columns=["benchmark", "step", "se"])
+    return steps[steps.step > steps.se].reset_index(drop=True)

@@ -30,14 +30,15 @@ def aligned_scores(
     intersect: bool = False, # keep only the questions that all encoders answered
 ) -> Scores:
     "Align the scores of all encoders by unit. Raises `UserError` where the questions differ."
-    u = _scored_units(answers)
-    if intersect: u = _answered(u)
-    u["leaf"] = _leaf_name(u, categories)
-    inside = u.benchmark.map(lambda b: BENCHMARKS[b].inside if b in BENCHMARKS else "micro")
-    u["inside"] = inside.where(u.leaf == u.benchmark, "micro")
-    u["cell"] = u.subset.where(u.inside == "macro", "")
-    wide = u.pivot(index=["leaf", "cell", "unit"], columns=["encoder", "seed"], values="score")
-    first = u.drop_duplicates(["leaf", "cell", "unit"]).set_index(wide.index.names)
+    units = _scored_units(answers)
+    if intersect: units = _answered(units)
+    units["leaf"] = _leaf_name(units, categories)
+    inside = units.benchmark.map(lambda benchmark: BENCHMARKS[benchmark].subset_average
+                                 if benchmark in BENCHMARKS else "micro")
+    units["inside"] = inside.where(units.leaf == units.benchmark, "micro")
+    units["cell"] = units.subset.where(units.inside == "macro", "")
+    wide = units.pivot(index=["leaf", "cell", "unit"], columns=["encoder", "seed"], values="score")
+    first = units.drop_duplicates(["leaf", "cell", "unit"]).set_index(wide.index.names)
     wide = wide.loc[_whole(wide, intersect)]
     first = first.loc[wide.index]
     cells = first.reset_index()[["leaf", "cell", "inside"]].drop_duplicates(ignore_index=True)
@@ -47,19 +48,21 @@ def aligned_scores(
     return Scores(wide.values, number, cluster, cells, list(wide.columns))
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #ed9fb848
-def _answered(u): # without failed calls and empty answers
-    if u.silent.all(): raise UserError("no question has an answer: all of them failed or are empty")
-    return u[~u.silent].copy()
+def _answered(units): # without failed calls and empty answers
+    if units.silent.all():
+        raise UserError("no question has an answer: all of them failed or are empty")
+    return units[~units.silent].copy()
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #7fbf8d44
-def _leaf_name(t, categories): # the benchmark where the category map contains it, else the subset
-    known = {s for subsets in categories.values() for s in subsets}
-    leaf = t.benchmark.where(t.benchmark.isin(known), t.subset)
+# the benchmark where the category map contains it, else the subset
+def _leaf_name(table, categories):
+    known = {subset for subsets in categories.values() for subset in subsets}
+    leaf = table.benchmark.where(table.benchmark.isin(known), table.subset)
     strange = leaf[~leaf.isin(known)].unique()
     if len(strange):
         raise UserError(f"{len(strange)} subsets are not in the category map: "
                         f"{_join_first(strange)}; it knows {_join_first(sorted(known), 30)}")
-    several = t.benchmark.groupby(leaf).nunique()
+    several = table.benchmark.groupby(leaf).nunique()
     if (several > 1).any():
         raise UserError(f"{_join_first(several.index[several > 1])} is found in two benchmarks: "
                         "give the answers of one at a time")
@@ -72,9 +75,10 @@ def _whole(wide, intersect): # True for rows that every encoder with any answer 
     any_of = there.groupby(leaf).transform("any")
     gaps = (any_of & ~there)
     if gaps.values.any() and not intersect:
-        n = gaps.sum()[gaps.any()]
+        counts = gaps.sum()[gaps.any()]
         raise UserError("the encoders did not answer the same questions: "
-                        + _join_first(f"{e} (seed {s}) lacks {k}" for (e, s), k in n.items())
+                        + _join_first(f"{encoder} (seed {seed}) lacks {count}"
+                                      for (encoder, seed), count in counts.items())
                         + f", such as {_join_first(wide.index[gaps.any(axis=1)], 2)}; answer them, "
                           "or compare on those in common with intersect=True")
     return ~gaps.any(axis=1).values
@@ -86,45 +90,47 @@ def bootstrap_sums(
     seed: int = 0, # of the random generator
 ) -> tuple: # sums [draws, cells, models], units [draws, cells]
     "Return sums and sizes of all cells in each resample of clusters, which all models share."
-    n, m = len(scores.cells), scores.values.shape[1]
-    total = np.empty((n_resamples, n, m), np.float32)
-    size = np.empty((n_resamples, n), np.float32)
+    n_cells, n_models = len(scores.cells), scores.values.shape[1]
+    total = np.empty((n_resamples, n_cells, n_models), np.float32)
+    size = np.empty((n_resamples, n_cells), np.float32)
     def draw(group):
-        which, x = group
-        got = _drawn(x, n_resamples, np.random.default_rng([seed, which[0]]))
-        got = got.reshape(n_resamples, len(which), m + 1)
-        total[:, which], size[:, which] = got[..., :m], got[..., m]
+        which, sums = group
+        got = _drawn(sums, n_resamples, np.random.default_rng([seed, which[0]]))
+        got = got.reshape(n_resamples, len(which), n_models + 1)
+        total[:, which], size[:, which] = got[..., :n_models], got[..., n_models]
     with ThreadPoolExecutor(min(2, n_cpus())) as pool:
         list(pool.map(draw, _groups(scores)))
     return total, size
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #2380a76c
-def _drawn(x, n_resamples, rng): # [clusters, k] sums by cluster -> [draws, k] resampled sums
-    n, out = len(x), np.empty((n_resamples, x.shape[1]), np.float32)
-    step = max(1, 50_000 // n) # resamples per block, so that the counts stay in the cache
-    small = np.uint16 if n < 1 << 16 else np.uint32
-    for k in range(0, n_resamples, step):
-        d = min(step, n_resamples - k)
-        at = rng.integers(0, n, (d, n), small) + np.arange(0, d * n, n)[:, None]
-        times = np.bincount(at.ravel(), minlength=d * n).reshape(d, n)
-        out[k:k + d] = times.astype(np.float32) @ x
+def _drawn(sums, n_resamples, rng): # [clusters, k] sums by cluster -> [draws, k] resampled sums
+    n_clusters, out = len(sums), np.empty((n_resamples, sums.shape[1]), np.float32)
+    step = max(1, 50_000 // n_clusters) # resamples per block, so that the counts stay in the cache
+    small = np.uint16 if n_clusters < 1 << 16 else np.uint32
+    for start in range(0, n_resamples, step):
+        draws = min(step, n_resamples - start)
+        at = (rng.integers(0, n_clusters, (draws, n_clusters), small)
+              + np.arange(0, draws * n_clusters, n_clusters)[:, None])
+        times = np.bincount(at.ravel(), minlength=draws * n_clusters).reshape(draws, n_clusters)
+        out[start:start + draws] = times.astype(np.float32) @ sums
     return out
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #088dfd60
 def _groups(scores): # groups of cells that share clusters, with their sums by cluster
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
-    n, m = len(scores.cells), scores.values.shape[1]
-    far = n + scores.cluster.max() + 1
-    link = coo_matrix((np.ones(len(scores.cell)), (scores.cell, n + scores.cluster)), (far, far))
+    n_cells, n_models = len(scores.cells), scores.values.shape[1]
+    far = n_cells + scores.cluster.max() + 1
+    link = coo_matrix((np.ones(len(scores.cell)), (scores.cell, n_cells + scores.cluster)),
+                      (far, far))
     group = connected_components(link, directed=False)[1]
     with_one = np.column_stack([scores.values, np.ones(len(scores.cell))])
-    for g in np.unique(group[:n]):
-        which, mine = np.flatnonzero(group[:n] == g), group[scores.cell] == g
-        c = np.unique(scores.cluster[mine], return_inverse=True)[1]
-        x = np.zeros((c.max() + 1, len(which), m + 1), np.float32)
-        np.add.at(x, (c, np.searchsorted(which, scores.cell[mine])), with_one[mine])
-        yield which, x.reshape(len(x), -1)
+    for label in np.unique(group[:n_cells]):
+        which, mine = np.flatnonzero(group[:n_cells] == label), group[scores.cell] == label
+        cluster = np.unique(scores.cluster[mine], return_inverse=True)[1]
+        sums = np.zeros((cluster.max() + 1, len(which), n_models + 1), np.float32)
+        np.add.at(sums, (cluster, np.searchsorted(which, scores.cell[mine])), with_one[mine])
+        yield which, sums.reshape(len(sums), -1)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #e66ccd1f
 @np.errstate(invalid="ignore") # a resample may contain no unit of a subset
@@ -139,20 +145,21 @@ def aggregate(
     "Return every subset, category and overall score, by macro and micro average."
     mean, out = total / size[..., None], {}
     gone = np.full(total.shape[:-2] + total.shape[-1:], np.nan)
-    at = {l: np.flatnonzero(cells.leaf == l) for ls in categories.values() for l in ls}
+    at = {leaf: np.flatnonzero(cells.leaf == leaf) for ls in categories.values() for leaf in ls}
     sums = {}
-    for leaf, c in at.items():
-        each = cells.inside[c[:1]].eq("macro").any() # a leaf of several cells is their mean
-        out["subset", leaf, ""] = (mean[..., c, :].mean(-2) if each and len(c) else
-            total[..., c, :].sum(-2) / size[..., c].sum(-1)[..., None] if len(c) else gone)
-        sums[leaf] = (total[..., c, :].sum(-2) if len(c) else gone,
-                      size[..., c].sum(-1)[..., None])
+    for leaf, members in at.items():
+        each = cells.inside[members[:1]].eq("macro").any() # a leaf of several cells is their mean
+        out["subset", leaf, ""] = (mean[..., members, :].mean(-2) if each and len(members) else
+            total[..., members, :].sum(-2) / size[..., members].sum(-1)[..., None] if len(members)
+                                   else gone)
+        sums[leaf] = (total[..., members, :].sum(-2) if len(members) else gone,
+                      size[..., members].sum(-1)[..., None])
     groups = dict(categories) | {"": list(at)}
     for name, leaves in groups.items():
-        use = [l for l in leaves if l not in excluded]
+        use = [leaf for leaf in leaves if leaf not in excluded]
         level = ("category", name) if name else ("overall", "overall")
-        out[*level, "macro"] = _mean([out["subset", l, ""] for l in use], gone, allow_missing)
-        out[*level, "micro"] = _pooled([sums[l] for l in use], gone, allow_missing)
+        out[*level, "macro"] = _mean([out["subset", leaf, ""] for leaf in use], gone, allow_missing)
+        out[*level, "micro"] = _pooled([sums[leaf] for leaf in use], gone, allow_missing)
     return out
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #63ef5137
@@ -160,15 +167,16 @@ def _mean(parts, gone, allow_missing):
     if not parts: return gone
     if not allow_missing: return np.mean(parts, axis=0)
     there = ~np.isnan(parts)
-    n = there.sum(0)
-    return np.where(n, np.where(there, parts, 0).sum(0) / np.maximum(n, 1), np.nan)
+    count = there.sum(0)
+    return np.where(count, np.where(there, parts, 0).sum(0) / np.maximum(count, 1), np.nan)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #ca855ead
 def _pooled(parts, gone, allow_missing):
     if not parts: return gone
     if allow_missing:
-        parts = [[np.where(np.isnan(s), 0, x) for x in (s, n)] for s, n in parts]
-    top, below = sum(s for s, _ in parts), sum(n for _, n in parts)
+        parts = [[np.where(np.isnan(total), 0, values) for values in (total, size)]
+                 for total, size in parts]
+    top, below = sum(total for total, _ in parts), sum(size for _, size in parts)
     return top / np.where(below > 0, below, np.nan)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #ca225810
@@ -181,59 +189,66 @@ def bootstrap_summary(
     n_resamples: int = 10_000, # bootstrap resamples
     level: float = 0.95, # confidence level
 ) -> pd.DataFrame: # one row per encoder, seed and average
-    "Return every subset, category and overall score with its confidence interval."
+    """Return every subset, category and overall score with its confidence interval.
+
+    Raises `UserError` for an unknown excluded subset, for encoders with different questions and
+    for missing subsets, unless the arguments allow them. Source: Efron and Tibshirani (1993)."""
     _check_left_out(excluded, categories)
-    s = aligned_scores(answers, categories, intersect)
-    one = aggregate(*point_estimates(s), s.cells, categories, excluded, allow_missing)
-    many = aggregate(*bootstrap_sums(s, n_resamples), s.cells, categories, excluded, allow_missing)
+    scores = aligned_scores(answers, categories, intersect)
+    one = aggregate(*point_estimates(scores), scores.cells, categories, excluded, allow_missing)
+    many = aggregate(*bootstrap_sums(scores, n_resamples), scores.cells, categories, excluded,
+                     allow_missing)
     rows = []
     for key, values in one.items():
         lo, hi = _percentile_interval(many[key], level)
-        for k, (encoder, seed) in enumerate(s.models):
+        for index, (encoder, seed) in enumerate(scores.models):
             rows.append(dict(zip(("level", "name", "average"), key), encoder=encoder,
-                             seed=seed, score=values[k], ci_low=lo[k], ci_high=hi[k],
-                             **_averaging_note(key, s, k, categories, excluded, allow_missing)))
+                             seed=seed, score=values[index], ci_low=lo[index], ci_high=hi[index],
+                             **_averaging_note(key, scores, index, categories, excluded,
+                                               allow_missing)))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #075ad318
 def _percentile_interval(drawn: np.ndarray, level: float): # [draws, ...] -> [2, ...]
     "Return the percentile interval. Resamples without any cluster of a subset are ignored."
-    q = [(1 - level) / 2, (1 + level) / 2]
+    quantiles = [(1 - level) / 2, (1 + level) / 2]
     some = np.isnan(drawn).any(0) & ~np.isnan(drawn).all(0)
-    return (np.nanquantile if some.any() else np.quantile)(drawn, q, axis=0)
+    return (np.nanquantile if some.any() else np.quantile)(drawn, quantiles, axis=0)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #e59a9a06
 def point_estimates(s: Scores): # sums [cells, models], units [cells]
     "Return the sums and sizes of all cells, without resampling."
-    n = len(s.cells)
-    total = np.stack([np.bincount(s.cell, v, minlength=n) for v in s.values.T], 1)
-    return total, np.bincount(s.cell, minlength=n).astype(float)
+    n_cells = len(s.cells)
+    total = np.stack([np.bincount(s.cell, model_scores, minlength=n_cells)
+                      for model_scores in s.values.T], 1)
+    return total, np.bincount(s.cell, minlength=n_cells).astype(float)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #51fe8030
 def _leaves_of(key, categories, excluded): # all leaves of an average, and those that enter it
     kind, name, _ = key
     leaves = ([name] if kind == "subset" else categories[name] if kind == "category"
-              else [l for ls in categories.values() for l in ls])
-    return leaves, [l for l in leaves if l not in excluded or kind == "subset"]
+              else [leaf for ls in categories.values() for leaf in ls])
+    return leaves, [leaf for leaf in leaves if leaf not in excluded or kind == "subset"]
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #c2412f90
 # sizes, subsets and missing leaves of an average
-def _averaging_note(key, s, models, categories, excluded, allow_missing):
+def _averaging_note(key, scores, models, categories, excluded, allow_missing):
     kind, name, _ = key
     leaves, used = _leaves_of(key, categories, excluded)
-    known = ~np.isnan(s.values[:, np.atleast_1d(models)]).any(1)
-    has = set(s.cells.leaf[np.bincount(s.cell, known, len(s.cells)) > 0])
-    there = [l for l in used if l in has]
-    mine = s.cells.leaf.isin(there).values[s.cell]
+    known = ~np.isnan(scores.values[:, np.atleast_1d(models)]).any(1)
+    has = set(scores.cells.leaf[np.bincount(scores.cell, known, len(scores.cells)) > 0])
+    there = [leaf for leaf in used if leaf in has]
+    mine = scores.cells.leaf.isin(there).values[scores.cell]
     note = "partial" if allow_missing and len(there) < len(used) and there else ""
     if kind == "subset" and name in excluded: note = "not informative"
-    return dict(n_questions=int(mine.sum()), n_groups=len(np.unique(s.cluster[mine])),
-                subsets=", ".join(there), missing=", ".join(l for l in used if l not in has),
-                excluded=", ".join(l for l in leaves if l in excluded), note=note)
+    return dict(n_questions=int(mine.sum()), n_groups=len(np.unique(scores.cluster[mine])),
+                subsets=", ".join(there),
+                missing=", ".join(leaf for leaf in used if leaf not in has),
+                excluded=", ".join(leaf for leaf in leaves if leaf in excluded), note=note)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #ef791fdc
 def _check_left_out(excluded, categories):
-    strange = set(excluded) - {l for ls in categories.values() for l in ls}
+    strange = set(excluded) - {leaf for ls in categories.values() for leaf in ls}
     if strange:
         raise UserError(f"{_join_first(sorted(strange))} is to be left out, but is not in the map")
 
@@ -247,19 +262,19 @@ def _simulate_answers(
 ) -> pd.DataFrame: # table of answers, one image per question
     "Simulate answers of encoders, as examples for the statistics."
     rng, out, first = np.random.default_rng(seed), [], 0
-    for subset, n in sizes.items():
-        hard = rng.normal(size=n)
-        for encoder, p in right.items():
-            luck = shared**0.5 * hard + (1 - shared)**0.5 * rng.normal(size=n)
-            p = p[subset] if isinstance(p, dict) else p
-            ok = luck < st.norm.ppf(p)
-            ids = np.arange(first, first + n)
+    for subset, n_questions in sizes.items():
+        hard = rng.normal(size=n_questions)
+        for encoder, probability in right.items():
+            luck = shared**0.5 * hard + (1 - shared)**0.5 * rng.normal(size=n_questions)
+            probability = probability[subset] if isinstance(probability, dict) else probability
+            ok = luck < st.norm.ppf(probability)
+            ids = np.arange(first, first + n_questions)
             out.append(pd.DataFrame(dict(
                 benchmark=benchmark, subset=subset, question_id=ids, item_id=ids.astype(str),
                 cluster=ids.astype(str), pair_id="", options=None, answer="A",
                 prediction=np.where(ok, "A", "B"), p_options=None, score=ok.astype(float),
                 encoder=encoder, seed=0)))
-        first += n
+        first += n_questions
     return pd.concat(out, ignore_index=True)
 
 # %% ../../../nbs/library/vqa/statistics/02_aggregation.ipynb #71eaa79a
@@ -273,10 +288,10 @@ def conventions(
     intersect: bool = False, # only questions that all encoders answered
 ) -> pd.DataFrame: # columns encoder, seed, convention, one per category, overall
     "Return the averages by the conventions of three tools: NaN where a subset is missing."
-    s = aligned_scores(answers, categories, intersect)
-    r = aggregate(*point_estimates(s), s.cells, categories)
-    return pd.DataFrame([dict(encoder=e, seed=seed, convention=tool)
-        | {c: float(r["category", c, inner][k]) for c in categories}
-        | dict(overall=float(r["overall", "overall", outer][k]))
-        for k, (e, seed) in enumerate(s.models)
+    scores = aligned_scores(answers, categories, intersect)
+    averages = aggregate(*point_estimates(scores), scores.cells, categories)
+    return pd.DataFrame([dict(encoder=encoder, seed=seed, convention=tool)
+        | {category: float(averages["category", category, inner][index]) for category in categories}
+        | dict(overall=float(averages["overall", "overall", outer][index]))
+        for index, (encoder, seed) in enumerate(scores.models)
         for tool, (inner, outer) in _AVERAGING_CONVENTIONS.items()])

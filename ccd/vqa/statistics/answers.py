@@ -30,21 +30,21 @@ def answer_table(
 ) -> pd.DataFrame: # one row per question, with the Answers columns
     "Score the answers of a model. Raises `UserError` for answers to unknown questions."
     rows = questions.remove_columns("image").to_list()
-    _check_ids([r["index"] for r in rows])
-    strange = sorted(set(answers) - {r["index"] for r in rows}, key=str)
+    _check_ids([row["index"] for row in rows])
+    strange = sorted(set(answers) - {row["index"] for row in rows}, key=str)
     if strange:
         raise UserError(f"{encoder}: {len(strange)} of {len(answers)} answers are to questions "
                         f"that {benchmark} does not have here: {_join_first(strange)}; are they of "
                         "another split?")
     scorer = _find_rule(_rule_of(benchmark, rule) or "letter")
-    return pd.DataFrame([_scored(r, benchmark, answers.get(r["index"]), scorer, toss)
-                         for r in rows]).assign(encoder=encoder, seed=seed)
+    return pd.DataFrame([_scored(row, benchmark, answers.get(row["index"]), scorer, toss)
+                         for row in rows]).assign(encoder=encoder, seed=seed)
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #f845d36d
 def _rule_of(benchmark: str, rule: str = "") -> str: # key of `_RULES`; "" for an unknown benchmark
-    b = BENCHMARKS.get(benchmark)
-    if rule == "published": rule = b.published if b else ""
-    return rule or (b.rule if b else "")
+    entry = BENCHMARKS.get(benchmark)
+    if rule == "published": rule = entry.published if entry else ""
+    return rule or (entry.rule if entry else "")
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #a8190a18
 def _find_rule(name):
@@ -55,7 +55,7 @@ def _find_rule(name):
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #797cd1a6
 def _scored(row, benchmark, said, scorer, toss=0): # one row of the table of answers
     options = _options_of(row)
-    q = dict(index=row["index"], options=options, answer=row["answer"], seed=toss,
+    question = dict(index=row["index"], options=options, answer=row["answer"], seed=toss,
              answers=row.get("answers") or [options.get(row["answer"], row["answer"])],
              category=row["category"])
     said = "" if said is None or said != said else str(said).strip()
@@ -65,7 +65,7 @@ def _scored(row, benchmark, said, scorer, toss=0): # one row of the table of ans
                 item_id=row["item_id"], cluster=row["cluster"], pair_id=row["pair_id"],
                 options=list(options.values()), answer=row["answer"], prediction=said,
                 letter=letter, how=how, p_options=None,
-                score=0.0 if how in ("empty", "failed") else scorer(said, q))
+                score=0.0 if how in ("empty", "failed") else scorer(said, question))
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #494623c4
 def _unanswered(answers: pd.DataFrame) -> pd.Series: # bool per row
@@ -77,11 +77,11 @@ def _unanswered(answers: pd.DataFrame) -> pd.Series: # bool per row
 # encoder, seed, benchmark, subset, n_questions, n_empty, n_unparsed
 def _answer_coverage(answers: pd.DataFrame) -> pd.DataFrame:
     "Count questions, empty answers and unparsed answers by encoder and subset."
-    t = answers.assign(n_empty=_unanswered(answers))
-    choice = t.options.map(lambda o: hasattr(o, "__len__") and len(o) > 0)
-    letter = t.letter if "letter" in t else t.prediction
-    t["n_unparsed"] = choice & ~t.n_empty & letter.isna()
-    return t.groupby(["encoder", "seed", "benchmark", "subset"], sort=False).agg(
+    table = answers.assign(n_empty=_unanswered(answers))
+    choice = table.options.map(lambda options: hasattr(options, "__len__") and len(options) > 0)
+    letter = table.letter if "letter" in table else table.prediction
+    table["n_unparsed"] = choice & ~table.n_empty & letter.isna()
+    return table.groupby(["encoder", "seed", "benchmark", "subset"], sort=False).agg(
         n_questions=("score", "size"), n_empty=("n_empty", "sum"), n_unparsed=("n_unparsed", "sum")
         ).reset_index()
 
@@ -89,23 +89,24 @@ def _answer_coverage(answers: pd.DataFrame) -> pd.DataFrame:
 # encoder, seed, benchmark, parser, n_questions
 def _how_read(answers: pd.DataFrame) -> pd.DataFrame:
     "Count answers by parser, and the empty, failed and unread ones."
-    t = answers if "how" in answers else answers.assign(how="as it was kept")
-    t = t.assign(how=t.how.fillna("as it was kept"))
-    return t.groupby(["encoder", "seed", "benchmark", "how"],
-                     sort=False).size().rename(
+    table = answers if "how" in answers else answers.assign(how="as it was kept")
+    table = table.assign(how=table.how.fillna("as it was kept"))
+    return table.groupby(["encoder", "seed", "benchmark", "how"], sort=False).size().rename(
                          "n_questions").reset_index().rename(columns=dict(how="parser"))
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #89acb21d
-def _reading_said(t: pd.DataFrame) -> list[str]: # table of `_how_read`
+def _reading_said(table: pd.DataFrame) -> list[str]: # table of `_how_read`
     "Return one line of text per encoder and benchmark."
     lines = []
-    for (e, seed, b), own in t.groupby(["encoder", "seed", "benchmark"], sort=False):
-        n = dict(zip(own.parser, own.n_questions))
-        lost = [f"{n.pop(k)} {k}, scored 0" for k in ("empty", "failed") if k in n]
-        if "unread" in n: lost.insert(0, f"{n.pop('unread')} unread")
-        read = ", ".join(f"{k} {c}" for k, c in n.items())
-        lines.append(f"{e} (seed {seed}), {b}: {own.n_questions.sum()} questions; read as "
-                     f"{read or 'nothing'}; "
+    for (encoder, seed,
+         benchmark), own in table.groupby(["encoder", "seed", "benchmark"], sort=False):
+        counts = dict(zip(own.parser, own.n_questions))
+        lost = [f"{counts.pop(parser)} {parser}, scored 0"
+                for parser in ("empty", "failed") if parser in counts]
+        if "unread" in counts: lost.insert(0, f"{counts.pop('unread')} unread")
+        read = ", ".join(f"{parser} {count}" for parser, count in counts.items())
+        lines.append(f"{encoder} (seed {seed}), {benchmark}: {own.n_questions.sum()} questions; "
+                     f"read as {read or 'nothing'}; "
                      + ("; ".join(lost) if lost else "none unread, none without an answer"))
     return lines
 
@@ -117,22 +118,23 @@ def _scored_units(
     _check_answers(answers)
     pair = answers.pair_id.fillna("").astype(str)
     unit = pair.where(pair != "", answers.question_id.astype(str))
-    t = answers.assign(unit=answers.subset + " " + unit, paired=pair != "",
+    table = answers.assign(unit=answers.subset + " " + unit, paired=pair != "",
                        silent=_unanswered(answers))
     by = ["encoder", "seed", "benchmark", "subset", "unit"]
-    u = t.groupby(by, sort=False).agg(
+    units = table.groupby(by, sort=False).agg(
         score=("score", "min"), mean=("score", "mean"), size=("score", "size"),
         cluster=("cluster", "first"), paired=("paired", "first"),
         silent=("silent", "any")).reset_index()
-    mme = u.benchmark == "MME_P"
-    u.loc[mme, "score"] = (u.score + u["mean"])[mme] / 2 # mean of acc+ and acc
-    _check_pairs(u)
-    return u.drop(columns=["mean", "size", "paired"])
+    mme = units.benchmark == "MME_P"
+    units.loc[mme, "score"] = (units.score + units["mean"])[mme] / 2 # mean of acc+ and acc
+    _check_pairs(units)
+    return units.drop(columns=["mean", "size", "paired"])
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #243c50a7
-def _check_pairs(u):
-    want = u.benchmark.map(lambda b: BENCHMARKS[b].pair if b in BENCHMARKS else 0)
-    odd = u[u.paired & (want > 0) & (u["size"] != want)]
+def _check_pairs(units):
+    want = units.benchmark.map(lambda benchmark: BENCHMARKS[benchmark].group_size
+                               if benchmark in BENCHMARKS else 0)
+    odd = units[units.paired & (want > 0) & (units["size"] != want)]
     if len(odd):
         raise UserError(f"{len(odd)} pairs are not whole, such as {odd.unit.iloc[0]!r} of "
                         f"{odd.benchmark.iloc[0]} with {odd['size'].iloc[0]} questions: "
@@ -140,7 +142,7 @@ def _check_pairs(u):
 
 # %% ../../../nbs/library/vqa/statistics/01_answers.ipynb #540f0add
 def _check_answers(answers):
-    lacking = [c for c in _ANSWER_COLUMNS if c not in answers]
+    lacking = [column for column in _ANSWER_COLUMNS if column not in answers]
     if lacking: raise UserError(f"the answers lack the columns {', '.join(lacking)}")
     if not len(answers): raise UserError("there are no answers")
     key = ["benchmark", "question_id"]
@@ -151,7 +153,8 @@ def _check_answers(answers):
     apart = answers.groupby(key).answer.nunique()
     if (apart > 1).any():
         raise UserError(f"{(apart > 1).sum()} questions have a different correct answer for "
-                        f"another encoder: {_join_first(i[1] for i in apart.index[apart > 1])}; "
-                        "the encoders were not asked the same questions: are they of one split?")
+                        "another encoder: "
+                        f"{_join_first(pair[1] for pair in apart.index[apart > 1])}; the encoders "
+                        "were not asked the same questions: are they of one split?")
     wild = answers[~answers.score.between(0, 1)]
     if len(wild): raise UserError(f"{len(wild)} scores are outside 0..1: {_join_first(wild.score)}")

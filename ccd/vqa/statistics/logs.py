@@ -35,21 +35,21 @@ def read_log(
     if not path.is_file(): raise UserError(f"{path} is not a file: expected a log of answers")
     name, who, rows = (_lmms_eval if path.suffix == ".jsonl" else _vlmevalkit)(path)
     good, bad = [], []
-    every = ((k, _from_log(row, name, rule)) for k, row in rows)
+    every = ((number, _from_log(row, name, rule)) for number, row in rows)
     while made := list(islice(every, 10_000)): # a table per part needs less memory than dicts
-        bad += [(str(path), k, why) for k, why in made if isinstance(why, str)]
-        good.append(pd.DataFrame([r for _, r in made if not isinstance(r, str)]))
-    t, bad = (pd.concat(good or [pd.DataFrame()], ignore_index=True),
+        bad += [(str(path), number, why) for number, why in made if isinstance(why, str)]
+        good.append(pd.DataFrame([row for _, row in made if not isinstance(row, str)]))
+    table, bad = (pd.concat(good or [pd.DataFrame()], ignore_index=True),
               pd.DataFrame(bad, columns=list(_LEFT_OUT)))
     if len(bad):
-        log_line(f"{path.name}: {len(bad)} of {len(bad) + len(t)} rows skipped: "
+        log_line(f"{path.name}: {len(bad)} of {len(bad) + len(table)} rows skipped: "
                  f"{_format_reason_counts(bad.reason)}; the first is row {bad.row[0]}")
-    if not len(t):
+    if not len(table):
         raise UserError(f"{path} holds no answer that can be used: "
                         f"{_format_reason_counts(bad.reason) or 'it has no rows'}"
                         + (f"; the first is row {bad.row[0]}" if len(bad) else ""))
-    t = t.assign(encoder=encoder or who, seed=seed)
-    return _Log(t if questions is None else _add_question_ids(t, questions), bad)
+    table = table.assign(encoder=encoder or who, seed=seed)
+    return _Log(table if questions is None else _add_question_ids(table, questions), bad)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #98b7b637
 _LEFT_OUT = ("file", "row", "reason")
@@ -63,7 +63,7 @@ def _from_log(row, name, rule): # one row of answers, or the reason why it is sk
     noted = row["noted"] is not None and not rule
     if noted and not 0 <= row["noted"] <= 1:
         return f"the noted score is {row['noted']}: expected 0 to 1"
-    if noted: return _scored(row, name, row["said"], lambda said, q: float(row["noted"]))
+    if noted: return _scored(row, name, row["said"], lambda said, question: float(row["noted"]))
     if not chosen: return f"no score noted, and no rule known for {name}"
     if chosen in _NEED_OPTIONS and not _options_of(row):
         return f"no options given, which the rule {chosen} needs"
@@ -71,17 +71,18 @@ def _from_log(row, name, rule): # one row of answers, or the reason why it is sk
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #17290d14
 def _add_question_ids(answers, questions): # add images, clusters and pairs of the benchmark
-    q = questions.remove_columns("image").to_pandas().set_index("index")
-    strange = sorted(set(answers.question_id) - set(q.index))
+    frame = questions.remove_columns("image").to_pandas().set_index("index")
+    strange = sorted(set(answers.question_id) - set(frame.index))
     if strange:
         raise UserError(f"{len(strange)} answers are to unknown questions: {_join_first(strange)}; "
                         "are they of another split?")
-    q = q.loc[answers.question_id]
-    other = answers.question_id[(q.answer.values != answers.answer.values)]
+    frame = frame.loc[answers.question_id]
+    other = answers.question_id[(frame.answer.values != answers.answer.values)]
     if len(other):
         raise UserError(f"{len(other)} questions have a different correct answer in the log: "
                         f"{_join_first(other)}; is it of another split?")
-    return answers.assign(**{c: q[c].values for c in ("item_id", "cluster", "pair_id")})
+    return answers.assign(**{column: frame[column].values
+                             for column in ("item_id", "cluster", "pair_id")})
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #4d6d3270
 _NON_METRIC_KEYS = set("doc_id doc target arguments input resps filtered_resps token_counts "
@@ -94,88 +95,93 @@ def _lmms_eval(path): # benchmark, model, iterator of rows
         raise UserError(f"{path.name} is no log of lmms-eval: expected *_samples_TASK.jsonl, "
                         "as --log_samples writes")
     name = _benchmark_of(task[1])
-    return name, path.parent.name, ((k, _lmms_row(line, name)) for k, line in _lines(path))
+    return (name, path.parent.name,
+            ((number, _lmms_row(line, name)) for number, line in _lines(path)))
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #0e89c0ec
 def _lines(path): # number and bytes of each line that is not empty
-    with open(path, "rb") as f:
-        for k, line in enumerate(f):
-            line = line.removeprefix(codecs.BOM_UTF8) if k == 0 else line
-            if line.strip(): yield k, line
+    with open(path, "rb") as file:
+        for number, line in enumerate(file):
+            line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+            if line.strip(): yield number, line
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #d76d5dda
 def _benchmark_of(log_name): # name of the benchmark in `BENCHMARKS`
-    return next((n for n, b in BENCHMARKS.items() if log_name in b.logs), log_name)
+    return next((name for name, benchmark in BENCHMARKS.items() if log_name in benchmark.logs),
+                log_name)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #dda4d0e1
 def _object(line): # JSON object of a line, or the reason why it is skipped
-    try: s = json.loads(line.decode())
+    try: sample = json.loads(line.decode())
     except UnicodeDecodeError: return "the line is not UTF-8"
     except (ValueError, RecursionError): return "the line is not JSON"
-    if not isinstance(s, dict): return f"the line is no object but {type(s).__name__}"
-    if b"\\ud" not in line.lower(): return s
-    text = json.dumps(s, ensure_ascii=False) # half a surrogate pair, where an answer was truncated
+    if not isinstance(sample, dict): return f"the line is no object but {type(sample).__name__}"
+    if b"\\ud" not in line.lower(): return sample
+    # half a surrogate pair, where an answer was truncated
+    text = json.dumps(sample, ensure_ascii=False)
     return json.loads(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #8ba488c2
 def _lmms_row(line, name):
-    s = _object(line)
-    if isinstance(s, str): return s
-    if "filtered_resps" not in s or "doc_id" not in s: return "no filtered_resps or doc_id"
-    try: return _lmms_answer(s, name)
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as e:
-        return f"not as lmms-eval writes it: {type(e).__name__}: {e}"
+    sample = _object(line)
+    if isinstance(sample, str): return sample
+    if "filtered_resps" not in sample or "doc_id" not in sample:
+        return "no filtered_resps or doc_id"
+    try: return _lmms_answer(sample, name)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError) as error:
+        return f"not as lmms-eval writes it: {type(error).__name__}: {error}"
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #2aaae00d
-def _lmms_answer(s, name):
-    notes = {k: v for k, v in s.items() if k not in _NON_METRIC_KEYS}
-    note = next((v for v in notes.values() if isinstance(v, dict)), {})
-    said, row = s["filtered_resps"], None
+def _lmms_answer(sample, name):
+    notes = {metric: value for metric, value in sample.items() if metric not in _NON_METRIC_KEYS}
+    note = next((value for value in notes.values() if isinstance(value, dict)), {})
+    said, row = sample["filtered_resps"], None
     while isinstance(said, list): said = said[0] if said else ""
-    if s.get("doc") and name in BENCHMARKS:
-        row = _question_of(s["doc"], s["doc_id"], name, pictures=False)
+    if sample.get("doc") and name in BENCHMARKS:
+        row = _question_of(sample["doc"], sample["doc_id"], name, pictures=False)
         if row["skip"].startswith("not a row"): row = None # a log may lack columns
-    row = (row or _told(s, note, name)) | dict(said=said, noted=_noted(note, notes))
+    row = (row or _told(sample, note, name)) | dict(said=said, noted=_noted(note, notes))
     return row | dict(index=_whole_number(row["index"]))
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #2feed758
-def _whole_number(x) -> int: # number of a question; raises ValueError for other values
-    n = int(str(x)) if not isinstance(x, float) else int(x)
-    if n != x and str(n) != str(x).strip() or isinstance(x, bool) or abs(n) >= 2**63:
-        raise ValueError(f"{x!r} is no number of a question")
-    return n
+def _whole_number(value) -> int: # number of a question; raises ValueError for other values
+    number = int(str(value)) if not isinstance(value, float) else int(value)
+    if (number != value and str(number) != str(value).strip() or isinstance(value, bool)
+        or abs(number) >= 2**63):
+        raise ValueError(f"{value!r} is no number of a question")
+    return number
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #ffd56764
-def _told(s, note, name): # row of a question, from a log without the question itself
-    index = next((note[k] for k in ("question_id", "index") if isinstance(note.get(k), int)),
-                 s["doc_id"])
+def _told(sample, note, name): # row of a question, from a log without the question itself
+    index = next((note[key] for key in ("question_id", "index") if isinstance(note.get(key), int)),
+                 sample["doc_id"])
     kinds = ("category", "subdomain", "question_type", "source", "data_type")
-    subset = next((str(note[k]) for k in kinds if note.get(k)), name)
-    target = str(note.get("answer") or s.get("target") or "")
+    subset = next((str(note[kind]) for kind in kinds if note.get(kind)), name)
+    target = str(note.get("answer") or sample.get("target") or "")
     bare = re.fullmatch(r"\(([A-Ia-i])\)", target)
-    options = dict(re.findall(r"^([A-I])\. ?(.*)$", str(s.get("input") or ""), re.M))
+    options = dict(re.findall(r"^([A-I])\. ?(.*)$", str(sample.get("input") or ""), re.M))
     pair = (str(note["question_id"]) if name == "MME_P" else
             f"pair {note['pair_index'] + 1}" if "pair_index" in note else
             _rotations(index) if name == "MMBench" else "")
     skip = f"{subset} is no perception" if name == "MME_P" and subset not in _PERCEPTION else ""
-    return dict(index=index, question=str(s.get("input") or ""), **options,
+    return dict(index=index, question=str(sample.get("input") or ""), **options,
                 answer=bare[1].upper() if bare else target, category=subset, skip=skip,
-                answers=[options.get(target, x) for x in _parse_answer_list(target)],
+                answers=[options.get(target, answer) for answer in _parse_answer_list(target)],
                 item_id=f"question {index}", cluster=pair or f"question {index}", pair_id=pair)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #eb7483aa
 def _parse_answer_list(text) -> list: # correct answers, from a list that was written as text
-    try: x = ast.literal_eval(text) if text.startswith("[") else [text]
-    except (ValueError, SyntaxError): x = [text]
-    return list(map(str, x))
+    try: answers = ast.literal_eval(text) if text.startswith("[") else [text]
+    except (ValueError, SyntaxError): answers = [text]
+    return list(map(str, answers))
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #2513f4f1
 def _noted(note, notes): # the score of the tool, or None
-    for k in ("score", "is_correct", "true_false"):
-        if isinstance(note.get(k), (int, float)): return float(note[k])
+    for key in ("score", "is_correct", "true_false"):
+        if isinstance(note.get(key), (int, float)): return float(note[key])
     if {"pred", "answer"} <= set(note):
         return float(str(note["pred"]).strip().lower() == str(note["answer"]).strip().lower())
-    return next((float(v) for v in notes.values() if isinstance(v, (int, float))), None)
+    return next((float(value) for value in notes.values() if isinstance(value, (int, float))), None)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #6ddde785
 _JUDGES = ("openai|exact_matching|(?:gpt|chatgpt|qwen|deepseek|claude|gemini|llama|internlm)"
@@ -189,57 +195,61 @@ def _vlmevalkit_name(path) -> tuple[str, str]:
     stem = re.sub(rf"(?:_(?:{_JUDGES}))?(?:_result)?$", "", path.stem)
     for model in (path.parent.name, path.parent.parent.name):
         if model and stem.startswith(f"{model}_"): return model, stem[len(model) + 1:]
-    names = sorted((n for b in BENCHMARKS.values() for n in b.logs), key=len, reverse=True)
-    for n in names:
-        if stem.endswith(f"_{n}"): return stem[:-len(n) - 1], n
-    for n in names: # a longer name is a different dataset: _V11, _CN, _NO_MASK
-        model, found, more = stem.partition(f"_{n}_")
-        if found and model: return model, f"{n}_{more}"
+    names = sorted((log_name for benchmark in BENCHMARKS.values() for log_name in benchmark.logs),
+                   key=len, reverse=True)
+    for log_name in names:
+        if stem.endswith(f"_{log_name}"): return stem[:-len(log_name) - 1], log_name
+    for log_name in names: # a longer name is a different dataset: _V11, _CN, _NO_MASK
+        model, found, more = stem.partition(f"_{log_name}_")
+        if found and model: return model, f"{log_name}_{more}"
     return "", ""
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #898b32e6
 def _vlmevalkit(path): # benchmark, model, iterator of rows
     model, dataset = _vlmevalkit_name(path)
     if not dataset:
-        names = [n for b in BENCHMARKS.values() for n in b.logs]
+        names = [log_name for benchmark in BENCHMARKS.values() for log_name in benchmark.logs]
         raise UserError(f"{path.name} is no result of VLMEvalKit for a benchmark known here: "
                         f"expected MODEL_DATASET.xlsx with one of {_join_first(names, 99)}, or a "
                         "folder MODEL")
     name = _benchmark_of(dataset)
-    rows = ((k, r if isinstance(r, str) else _vlm_row(r, name)) for k, r in _table_rows(path))
+    rows = ((number, row if isinstance(row, str) else _vlm_row(row, name))
+            for number, row in _table_rows(path))
     if name in ("MMVP", "MME_P"):
         rows = list(rows)
-        _pair_up([r for _, r in rows], name)
+        _pair_up([row for _, row in rows], name)
     return name, model, iter(rows)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #1d58cd96
-def _vlm_row(r, name):
-    lacking = [c for c in ("index", "question", "answer", "prediction") if c not in r]
+def _vlm_row(row, name):
+    lacking = [column
+               for column in ("index", "question", "answer", "prediction") if column not in row]
     if lacking: return f"lacks the columns {', '.join(lacking)}: expected a result of VLMEvalKit"
-    try: index = _whole_number(_parse_number(r["index"]))
+    try: index = _whole_number(_parse_number(row["index"]))
     except (ValueError, TypeError, OverflowError):
-        return f"index {r['index']!r} is no number of a question"
-    hit = {"True": 1.0, "False": 0.0}.get(r.get("hit"), _parse_number(str(r.get("hit"))))
-    subset = r.get("category") or name
-    skip = (f"{r['split']} split" if name == "MMMU_V" and r.get("split") not in
+        return f"index {row['index']!r} is no number of a question"
+    hit = {"True": 1.0, "False": 0.0}.get(row.get("hit"), _parse_number(str(row.get("hit"))))
+    subset = row.get("category") or name
+    skip = (f"{row['split']} split" if name == "MMMU_V" and row.get("split") not in
             (None, "", "validation") else
             f"{subset} is no perception" if name == "MME_P" and subset not in _PERCEPTION else "")
     pair = _rotations(index) if name == "MMBench" else ""
-    return dict(index=index, question=r["question"], **{l: r[l] for l in _LETTERS if r.get(l)},
-                answer=r["answer"], category=subset, item_id=f"question {index}", skip=skip,
-                answers=_parse_answer_list(r["answer"]),
-                cluster=pair or f"question {index}", pair_id=pair, said=r["prediction"],
+    return dict(index=index, question=row["question"],
+                **{letter: row[letter] for letter in _LETTERS if row.get(letter)},
+                answer=row["answer"], category=subset, item_id=f"question {index}", skip=skip,
+                answers=_parse_answer_list(row["answer"]),
+                cluster=pair or f"question {index}", pair_id=pair, said=row["prediction"],
                 noted=hit)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #5f99cb9e
 def _pair_up(rows, name): # pairs are neighbors in the order of the file
-    rows = sorted((r for r in rows if isinstance(r, dict)), key=lambda r: r["index"])
-    for k, r in enumerate(rows):
-        r["pair_id"] = r["cluster"] = f"pair {k // 2 + 1}"
-        mate = rows[k ^ 1] if k ^ 1 < len(rows) else None
+    rows = sorted((row for row in rows if isinstance(row, dict)), key=lambda row: row["index"])
+    for index, row in enumerate(rows):
+        row["pair_id"] = row["cluster"] = f"pair {index // 2 + 1}"
+        mate = rows[index ^ 1] if index ^ 1 < len(rows) else None
         together = "question" if name == "MMVP" else "category"
-        if not mate or mate[together] != r[together]:
-            raise UserError(f"question {r['index']} has no partner beside it: {name} is scored "
+        if not mate or mate[together] != row[together]:
+            raise UserError(f"question {row['index']} has no partner beside it: {name} is scored "
                             "in pairs, so the file must hold all of them")
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #e9653106
@@ -248,57 +258,57 @@ def _table_rows(path): # yields (number, dict column -> text), or (number, reaso
     kind = dict(xlsx=_workbook, tsv=_delimited, csv=_delimited, json=_records).get(path.suffix[1:])
     if not kind: raise UserError(f"{path.name}: expected .jsonl, .xlsx, .tsv, .csv or .json")
     try: yield from kind(path)
-    except ImportError as e:
+    except ImportError as error:
         raise UserError(f"reading {path.name} needs openpyxl: `pip install openpyxl`, or let "
-                        "VLMEvalKit write PRED_FORMAT=tsv") from e
+                        "VLMEvalKit write PRED_FORMAT=tsv") from error
     except UserError: raise
-    except Exception as e: # any error that a corrupt workbook raises in its reader
+    except Exception as error: # any error that a corrupt workbook raises in its reader
         raise UserError(f"{path} cannot be read as {path.suffix[1:]}, is it whole? "
-                        f"{type(e).__name__}: {e}") from e
+                        f"{type(error).__name__}: {error}") from error
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #96a21ca3
-def _cell_text(x) -> str: # cell as text; "" for an empty cell
-    if x is None or x != x: return ""
-    return str(int(x)) if isinstance(x, float) and x.is_integer() else str(x)
+def _cell_text(value) -> str: # cell as text; "" for an empty cell
+    if value is None or value != value: return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #c1957d02
 def _with_header(path, rows): # rows: lists of text; the first has the column names
-    header = [c.strip() for c in next(rows, [])]
+    header = [column.strip() for column in next(rows, [])]
     if not any(header):
         raise UserError(f"{path} is empty: expected a row of column names, then a row a question")
-    twice = sorted({c for c in header if c and header.count(c) > 1})
+    twice = sorted({column for column in header if column and header.count(column) > 1})
     if twice: raise UserError(f"{path} has more than one column {_join_first(twice)}")
-    for k, cells in enumerate(rows):
+    for number, cells in enumerate(rows):
         more = len(cells) - len(header)
-        if any("\udc80" <= c <= "\udcff" for x in cells for c in x if c > "\ud7ff"):
-            yield k, "the row is not UTF-8"
+        if any("\udc80" <= char <= "\udcff" for cell in cells for char in cell if char > "\ud7ff"):
+            yield number, "the row is not UTF-8"
         elif not any(cells): continue
         elif more > 0 and any(cells[len(header):]) or more < 0:
-            yield k, f"{len(cells)} cells, {len(header)} expected"
-        else: yield k, dict(zip(header, cells))
+            yield number, f"{len(cells)} cells, {len(header)} expected"
+        else: yield number, dict(zip(header, cells))
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #edbf0476
 def _workbook(path):
     from openpyxl import load_workbook
     book = load_workbook(path, read_only=True, data_only=True)
     try:
-        yield from _with_header(path, ([_cell_text(x) for x in r]
-                                 for r in book.active.iter_rows(values_only=True)))
+        yield from _with_header(path, ([_cell_text(cell) for cell in row]
+                                 for row in book.active.iter_rows(values_only=True)))
     finally: book.close()
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #6f3a820b
 def _delimited(path):
     csv.field_size_limit(2**31 - 1) # a base64 image is one cell
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
-        rows = csv.reader(f, delimiter="\t" if path.suffix == ".tsv" else ",")
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
         yield from _with_header(path, rows)
 
 # %% ../../../nbs/library/vqa/statistics/04_logs.ipynb #45491d93
 def _records(path): # JSON: a list of objects, or an object of columns
-    with open(path, encoding="utf-8-sig") as f: data = json.load(f)
+    with open(path, encoding="utf-8-sig") as file: data = json.load(file)
     if isinstance(data, dict): data = pd.DataFrame(data).to_dict("records")
     if not isinstance(data, list):
         raise UserError(f"{path} holds {type(data).__name__}: expected a list of objects")
-    for k, r in enumerate(data):
-        yield (k, {c: _cell_text(x) for c, x in r.items()} if isinstance(r, dict)
-               else f"no object but {type(r).__name__}")
+    for number, record in enumerate(data):
+        yield (number, {column: _cell_text(value) for column, value in record.items()}
+               if isinstance(record, dict) else f"no object but {type(record).__name__}")

@@ -21,11 +21,15 @@ from .logs import _LEFT_OUT, _Log, _table_rows, _vlmevalkit_name, read_log
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #660938a5
 def category_maps(answers: pd.DataFrame) -> dict: # name -> (category map, answers)
     "Return the category map and the answers of each group of benchmarks."
-    sixteen = {n for names in CAMBRIAN.values() for n in names}
-    kind = answers.benchmark.map(lambda b: "Cambrian-1" if b in sixteen else b)
-    def own(t): return {b: sorted(set(s)) for b, s in t.groupby("benchmark").subset}
+    sixteen = {name for names in CAMBRIAN.values() for name in names}
+    kind = answers.benchmark.map(lambda benchmark: "Cambrian-1" if benchmark in sixteen
+                                 else benchmark)
+    def own(table):
+        return {benchmark: sorted(set(subsets))
+                for benchmark, subsets in table.groupby("benchmark").subset}
     known = {"VMCBench": VMCBENCH, "Cambrian-1": CAMBRIAN, "EmojiVMC": EMOJIVMC}
-    return {k: (known.get(k) or own(t), t) for k, t in answers.groupby(kind, sort=False)}
+    return {name: (known.get(name) or own(table), table)
+            for name, table in answers.groupby(kind, sort=False)}
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #5a9da722
 def report(
@@ -42,25 +46,30 @@ def report(
     "Read logs, and write every average, comparison and skipped row as tables."
     answers, skipped = _load_logs(logs, rule)
     maps = {"answers": (categories, answers)} if categories else category_maps(answers)
-    _check_left_out(excluded, {c: ls for m, _ in maps.values() for c, ls in m.items()})
+    _check_left_out(excluded, {category: ls for mapping, _ in maps.values()
+                     for category, ls in mapping.items()})
     tables = dict(answers=answers, skipped=skipped, coverage=_answer_coverage(answers),
                   read=_how_read(answers))
-    for name, (m, t) in maps.items():
-        of_map = {l for ls in m.values() for l in ls}
-        how = dict(excluded=tuple(l for l in excluded if l in of_map), intersect=intersect,
-                   allow_missing=allow_missing, n_resamples=n_resamples)
-        names = list(pd.unique(t.encoder))
-        pairs = [(a, b) for k, a in enumerate(names) for b in names[k + 1:]]
-        tables[f"summary {name}"] = bootstrap_summary(t, m, **how)
-        tables[f"conventions {name}"] = conventions(t, m, intersect)
-        above = {e: f for e, f in (baselines or {}).items() if {e, f} <= set(names)}
-        if above: tables[f"over the baseline {name}"] = _above_baseline(t, above, m, **how)
-        found = [compare_scores(t, a, b, m, **how) for a, b in pairs]
+    for name, (mapping, table) in maps.items():
+        of_map = {subset for ls in mapping.values() for subset in ls}
+        how = dict(excluded=tuple(subset for subset in excluded if subset in of_map),
+                   intersect=intersect, allow_missing=allow_missing, n_resamples=n_resamples)
+        names = list(pd.unique(table.encoder))
+        pairs = [(encoder_a, encoder_b) for index, encoder_a in enumerate(names)
+                 for encoder_b in names[index + 1:]]
+        tables[f"summary {name}"] = bootstrap_summary(table, mapping, **how)
+        tables[f"conventions {name}"] = conventions(table, mapping, intersect)
+        above = {encoder: baseline for encoder, baseline in (baselines or {}).items()
+                 if {encoder, baseline} <= set(names)}
+        if above:
+            tables[f"over the baseline {name}"] = _above_baseline(table, above, mapping, **how)
+        found = [compare_scores(table, encoder_a, encoder_b, mapping, **how)
+                 for encoder_a, encoder_b in pairs]
         if found: tables[f"differences {name}"] = pd.concat(found, ignore_index=True)
         if found and above:
             differences, over = tables[f"differences {name}"], tables[f"over the baseline {name}"]
             tables[f"differences {name}"] = _with_baselines(differences, over)
-    _write_tables(tables, out, {n: m for n, (m, _) in maps.items()})
+    _write_tables(tables, out, {name: mapping for name, (mapping, _) in maps.items()})
     return tables
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #9c8698b6
@@ -69,59 +78,60 @@ def _load_logs(logs, rule=""): # tables of answers and of skipped rows
     read, others = [], []
     for given in [logs] if isinstance(logs, (str, Path)) else list(logs):
         named = re.fullmatch(r"([^=/]+?)(?:@(\d+))?=(.+)", str(given))
-        encoder, seed, p = named.groups() if named else ("", None, given)
-        files, left = _logs_in(user_path(p))
+        encoder, seed, path = named.groups() if named else ("", None, given)
+        files, left = _logs_in(user_path(path))
         others += left
-        read += [_own(f) if f.suffix == ".parquet" else
-                 read_log(f, encoder, int(seed or 0), rule) for f in files]
+        read += [_own(file) if file.suffix == ".parquet" else
+                 read_log(file, encoder, int(seed or 0), rule) for file in files]
     if others:
         log_line(f"{len(others)} files are no logs to read: "
                  f"{_format_reason_counts(why.partition(':')[0] for *_, why in others)}")
-    return (pd.concat([r.answers for r in read], ignore_index=True),
-            pd.concat([*(r.skipped for r in read), pd.DataFrame(others, columns=list(_LEFT_OUT))],
-                      ignore_index=True))
+    return (pd.concat([log.answers for log in read], ignore_index=True),
+            pd.concat([*(log.skipped for log in read),
+                       pd.DataFrame(others, columns=list(_LEFT_OUT))], ignore_index=True))
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #c1625c42
-def _logs_in(p: Path) -> tuple[list, list]: # files to read; (file, "", reason) of all other files
+# files to read; (file, "", reason) of all other files
+def _logs_in(path: Path) -> tuple[list, list]:
     "Return the newest log per model and benchmark in a folder. Raises `UserError` for none."
-    if not p.is_dir(): return [p], []
+    if not path.is_dir(): return [path], []
     of, left = {}, []
-    for f in sorted(x for x in p.rglob("*") if x.is_file()):
-        what, when, why = _kind_of(f)
-        if why: left.append((str(f), "", why))
-        else: of.setdefault(what, []).append((when, str(f), f))
+    for file in sorted(candidate for candidate in path.rglob("*") if candidate.is_file()):
+        what, when, why = _kind_of(file)
+        if why: left.append((str(file), "", why))
+        else: of.setdefault(what, []).append((when, str(file), file))
     files = [max(fs)[-1] for fs in of.values()]
     if not files:
         raise UserError("no *_samples_*.jsonl, answers.parquet or MODEL_DATASET.xlsx, .tsv, .csv "
-                        f"or .json in {p}")
-    def same(f, used):
-        return (f"the same file by another name: {used} was read" if f.resolve() == used.resolve()
-                else f"another run: {used} was read")
+                        f"or .json in {path}")
+    def same(file, used):
+        return (f"the same file by another name: {used} was read"
+                if file.resolve() == used.resolve() else f"another run: {used} was read")
     for fs, used in zip(of.values(), files):
-        left += [(str(f), "", same(f, used)) for *_, f in fs if f != used]
+        left += [(str(file), "", same(file, used)) for *_, file in fs if file != used]
     return files, left
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #8e7a2eb4
-def _kind_of(f): # identity of a log; sort key of its runs; reason why it is not a log
-    if f.name == "answers.parquet": return ("own", f.parent), "", ""
-    if m := re.fullmatch(r"(.*_)?samples_(.+)\.jsonl", f.name):
-        return ("lmms-eval", f.parent, m[2]), m[1] or "", ""
-    if f.suffix not in (".xlsx", ".tsv", ".csv", ".json"): return None, "", "no log of answers"
-    model, dataset = _vlmevalkit_name(f)
+def _kind_of(file): # identity of a log; sort key of its runs; reason why it is not a log
+    if file.name == "answers.parquet": return ("own", file.parent), "", ""
+    if match := re.fullmatch(r"(.*_)?samples_(.+)\.jsonl", file.name):
+        return ("lmms-eval", file.parent, match[2]), match[1] or "", ""
+    if file.suffix not in (".xlsx", ".tsv", ".csv", ".json"): return None, "", "no log of answers"
+    model, dataset = _vlmevalkit_name(file)
     if not dataset: return None, "", "no log of answers: its name is not MODEL_DATASET"
-    _, first = next(iter(_table_rows(f)), (0, {}))
+    _, first = next(iter(_table_rows(file)), (0, {}))
     if not {"index", "prediction"} <= set(first):
         return None, "", "no log of answers: no columns index and prediction"
     # T20260131_G0a1b2c3d below MODEL; files in MODEL itself are the newest
-    home = f.resolve().parent
+    home = file.resolve().parent
     date = home.name if re.fullmatch(r"T\d{8}_G\w+", home.name) else "~"
-    return ("VLMEvalKit", model, dataset), (date, f.stem.endswith("_result")), ""
+    return ("VLMEvalKit", model, dataset), (date, file.stem.endswith("_result")), ""
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #3e13b03a
 def _own(file): # read answers that `report` wrote
-    t = pd.read_parquet(file)
-    _check_answers(t)
-    return _Log(t, pd.DataFrame(columns=list(_LEFT_OUT)))
+    table = pd.read_parquet(file)
+    _check_answers(table)
+    return _Log(table, pd.DataFrame(columns=list(_LEFT_OUT)))
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #d0513c62
 def report_lines(tables: dict) -> list[str]: # tables of `report`
@@ -130,26 +140,26 @@ def report_lines(tables: dict) -> list[str]: # tables of `report`
     if len(left):
         lines.append(f"{len(left)} rows or files were not used: "
                      f"{_format_reason_counts(left.str.partition(':')[0])}; skipped.csv lists them")
-    for name, t in tables.items():
+    for name, table in tables.items():
         if name.startswith("summary"):
-            t = t[(t.level == "subset") & t.score.notna()]
-            lines += [f"{r.encoder} (seed {r.seed}), {r.name}: {100 * r.score:.1f} "
-                      f"({100 * r.ci_low:.1f} to {100 * r.ci_high:.1f}), {r.n_questions} questions"
-                      for r in t.itertuples(index=False)]
-        if (name.startswith("conventions") and len(known := t.dropna(axis=1, how="all"))
+            table = table[(table.level == "subset") & table.score.notna()]
+            lines += [f"{row.encoder} (seed {row.seed}), {row.name}: {100 * row.score:.1f} "
+                      f"({100 * row.ci_low:.1f} to {100 * row.ci_high:.1f}), {row.n_questions} "
+                      "questions" for row in table.itertuples(index=False)]
+        if (name.startswith("conventions") and len(known := table.dropna(axis=1, how="all"))
             and len(known.columns) > 3):
             lines += [f"{name.partition(' ')[2]}, averaged in three ways",
                       known.round(3).to_string(index=False)]
         if name.startswith("differences"):
-            lines += [f"{r.a} and {r.b}, {r.name} ({r.average}): {r.verdict}"
-                      for r in t[t.level != "subset"].itertuples(index=False)]
+            lines += [f"{row.a} and {row.b}, {row.name} ({row.average}): {row.verdict}"
+                      for row in table[table.level != "subset"].itertuples(index=False)]
     return lines
 
 # %% ../../../nbs/library/vqa/statistics/05_report.ipynb #480930fe
 def _write_tables(tables, out, maps):
     out = Path(out)
-    for name, t in tables.items():
+    for name, table in tables.items():
         file = out / f"{name.replace(' ', '_').lower()}.{'parquet' if name == 'answers' else 'csv'}"
         with atomic_write(file) as tmp:
-            t.to_parquet(tmp) if name == "answers" else t.to_csv(tmp, index=False)
+            table.to_parquet(tmp) if name == "answers" else table.to_csv(tmp, index=False)
     write_json(out / "maps.json", maps)

@@ -35,29 +35,31 @@ def compare_scores(
     Source: McNemar 1947 (exact test), Holm 1979 (correction)."""
     _check_left_out(excluded, categories)
     how = dict(excluded=excluded, allow_missing=allow_missing)
-    s, runs = _paired_seed_scores(answers, a, b, categories, intersect, paired)
+    scores, runs = _paired_seed_scores(answers, a, b, categories, intersect, paired)
     if variances is None and max(runs) > 1:
         variances = _spreads(answers, [a] if paired else [a, b], categories,
                              {a: b} if paired else {}, intersect=intersect, **how)
     variances = variances or {}
-    s.values[np.isnan(s.values).any(1)] = np.nan # a unit that one run lacks is compared for no run
-    sides = [s.values[:, :runs[0]].mean(1), s.values[:, runs[0]:].mean(1)]
-    pair = s._replace(values=np.stack(sides, 1), models=[(a, 0), (b, 0)])
-    one, many = (aggregate(*x, s.cells, categories, **how)
-                 for x in (point_estimates(pair), bootstrap_sums(pair, n_resamples)))
+    # a unit that one run lacks is compared for no run
+    scores.values[np.isnan(scores.values).any(1)] = np.nan
+    sides = [scores.values[:, :runs[0]].mean(1), scores.values[:, runs[0]:].mean(1)]
+    pair = scores._replace(values=np.stack(sides, 1), models=[(a, 0), (b, 0)])
+    one, many = (aggregate(*sums, scores.cells, categories, **how)
+                 for sums in (point_estimates(pair), bootstrap_sums(pair, n_resamples)))
     def about(key): return _averaging_note(key, pair, [0, 1], categories, excluded, allow_missing)
     gone = answers[answers.encoder.isin([a, b]) & (_unanswered(answers) & (not intersect))]
     gone = _leaf_name(gone, categories).value_counts()
     def silent(key):
-        return int(sum(gone.get(l, 0) for l in _leaves_of(key, categories, excluded)[1]))
-    t = pd.DataFrame([dict(zip(("level", "name", "average"), key), a=a, b=b,
+        return int(sum(gone.get(leaf, 0) for leaf in _leaves_of(key, categories, excluded)[1]))
+    table = pd.DataFrame([dict(zip(("level", "name", "average"), key), a=a, b=b,
         p=_p_value(key, pair, runs, categories, excluded, n_resamples),
         n_discordant=_discordance(key, pair, categories, excluded), n_seeds_a=runs[0],
                            n_seeds_b=runs[1],
         paired=paired, n_unanswered=silent(key), **about(key)) for key in one])
-    found = [_difference(one[k], many[k], d, runs, paired, variances.get(k, (np.nan, 0)))
-             for k, d in zip(one, t.n_discordant)]
-    return _tested(t, pd.DataFrame(found))
+    found = [_difference(one[key], many[key], discordant, runs, paired,
+                         variances.get(key, (np.nan, 0)))
+             for key, discordant in zip(one, table.n_discordant)]
+    return _tested(table, pd.DataFrame(found))
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #aee82913
 # row of one average: its error includes questions and seeds
@@ -68,13 +70,13 @@ def _difference(one, many, discordant, runs, paired, spread):
     drawn = drawn[~np.isnan(drawn)] if discordant else np.zeros(2)
     if np.isnan(first - second): drawn = np.full(2, np.nan)
     per_run = 1 / runs[0] + (0 if paired else 1 / runs[1])
-    r = Estimate(first - second, drawn, per_run * var, df).row()
-    several = min(runs) > 1 and r["seed_variance_known"]
-    return dict(score_a=first, score_b=second, difference=r["value"]) | {k: r[k]
-        for k in ("ci_low", "ci_high", "total_ci_low", "total_ci_high", "seed_ci_low",
+    row = Estimate(first - second, drawn, per_run * var, df).row()
+    several = min(runs) > 1 and row["seed_variance_known"]
+    return dict(score_a=first, score_b=second, difference=row["value"]) | {column: row[column]
+        for column in ("ci_low", "ci_high", "total_ci_low", "total_ci_high", "seed_ci_low",
                   "seed_ci_high", "seed_variance_known")} | dict(
-        p_total=t_test(r) if several else np.nan,
-        min_detectable_diff=could_show(r) if discordant else np.nan)
+        p_total=t_test(row) if several else np.nan,
+        min_detectable_diff=could_show(row) if discordant else np.nan)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #dd29c200
 _COMPARED = (
@@ -84,12 +86,13 @@ _COMPARED = (
     "missing excluded note").split()
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #e695ca27
-def _tested(t, found): # join the tables, and correct p by Holm per level and average
-    t = pd.concat([t, found], axis=1)
-    t.loc[t.difference.isna(), "p"] = np.nan
-    for p in ("p", "p_total"): t[f"{p}_holm"] = t.groupby(t.level + t.average)[p].transform(holm)
-    t = t[_COMPARED]
-    return t.assign(verdict=[verdict(r) for r in t.to_dict("records")])
+def _tested(table, found): # join the tables, and correct p-values by Holm per level and average
+    table = pd.concat([table, found], axis=1)
+    table.loc[table.difference.isna(), "p"] = np.nan
+    for column in ("p", "p_total"):
+        table[f"{column}_holm"] = table.groupby(table.level + table.average)[column].transform(holm)
+    table = table[_COMPARED]
+    return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #d1e12007
 def _spreads(
@@ -103,65 +106,70 @@ def _spreads(
 ) -> dict: # (level, name, average) -> variance over seeds, degrees of freedom
     "Return the pooled variance over seeds of every average: NaN and 0 where no two runs differ."
     less = less or {}
-    s = aligned_scores(answers[answers.encoder.isin({*encoders, *less.values()})], categories,
+    scores = aligned_scores(answers[answers.encoder.isin({*encoders, *less.values()})], categories,
                        intersect)
-    one = aggregate(*point_estimates(s), s.cells, categories, excluded, allow_missing)
-    at = {m: k for k, m in enumerate(s.models)}
-    def runs(e, x): # score of each run of an encoder
-        seeds = [k for name, k in s.models if name == e]
-        if e not in less: return np.array([x[at[e, k]] for k in seeds])
-        return np.array([x[at[e, k]] - x[at[less[e], k]] for k in seeds if (less[e], k) in at])
-    def pooled(x):
-        var, df = pooled_variance([g for e in encoders if not np.isnan(g := runs(e, x)).any()])
+    one = aggregate(*point_estimates(scores), scores.cells, categories, excluded, allow_missing)
+    at = {model: index for index, model in enumerate(scores.models)}
+    def runs(encoder, values): # score of each run of an encoder
+        seeds = [seed for name, seed in scores.models if name == encoder]
+        if encoder not in less: return np.array([values[at[encoder, seed]] for seed in seeds])
+        return np.array([values[at[encoder, seed]] - values[at[less[encoder], seed]]
+                         for seed in seeds if (less[encoder], seed) in at])
+    def pooled(values):
+        var, df = pooled_variance([run_scores for encoder in encoders
+                                   if not np.isnan(run_scores := runs(encoder, values)).any()])
         return (var, df) if var > 0 else (np.nan, 0)
-    return {key: pooled(x) for key, x in one.items()}
+    return {key: pooled(values) for key, values in one.items()}
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #cfc7c025
-def _paired_seed_scores(
-    answers, a, b, categories, intersect,
+def _paired_seed_scores(answers, encoder_a, encoder_b, categories, intersect,
     paired=False, # use only seeds that both encoders have
 ): # Scores of a's seeds, then of b's, and the number of seeds of each
-    of = {e: set(answers.seed[answers.encoder == e]) for e in (a, b)}
-    for e in (a, b):
-        if not of[e]:
-            raise UserError(f"no answers of {e!r}: there are "
+    of = {encoder: set(answers.seed[answers.encoder == encoder])
+          for encoder in (encoder_a, encoder_b)}
+    for encoder in (encoder_a, encoder_b):
+        if not of[encoder]:
+            raise UserError(f"no answers of {encoder!r}: there are "
                             f"{_join_first(answers.encoder.unique())}")
-    if paired and not of[a] & of[b]:
-        raise UserError(f"{a} and {b} have no seed in common: {sorted(of[a])}, {sorted(of[b])}")
-    order = [(e, k) for e in (a, b) for k in sorted(of[a] & of[b] if paired else of[e])]
+    if paired and not of[encoder_a] & of[encoder_b]:
+        raise UserError(f"{encoder_a} and {encoder_b} have no seed in common: "
+                        f"{sorted(of[encoder_a])}, {sorted(of[encoder_b])}")
+    order = [(encoder, seed) for encoder in (encoder_a, encoder_b)
+             for seed in sorted(of[encoder_a] & of[encoder_b] if paired else of[encoder])]
     own = pd.MultiIndex.from_frame(answers[["encoder", "seed"]]).isin(order)
-    s = aligned_scores(answers[own], categories, intersect)
-    at = [s.models.index(m) for m in order]
-    n = sum(e == a for e, _ in order)
-    return s._replace(values=s.values[:, at], models=order), (n, len(order) - n)
+    scores = aligned_scores(answers[own], categories, intersect)
+    at = [scores.models.index(model) for model in order]
+    n_seeds = sum(encoder == encoder_a for encoder, _ in order)
+    return (scores._replace(values=scores.values[:, at], models=order),
+            (n_seeds, len(order) - n_seeds))
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #c721e709
-def _weights(key, s, categories, excluded): # [units] weights of the units in an average
+def _weights(key, scores, categories, excluded): # [units] weights of the units in an average
     _, used = _leaves_of(key, categories, excluded)
-    c = s.cells.assign(n=np.bincount(s.cell, minlength=len(s.cells)))
-    there = c.leaf.isin(used)
-    if key[2] == "micro": w = there / c.n[there].sum()
+    cells = scores.cells.assign(n=np.bincount(scores.cell, minlength=len(scores.cells)))
+    there = cells.leaf.isin(used)
+    if key[2] == "micro": weights = there / cells.n[there].sum()
     else:
-        alike = c.groupby("leaf").leaf.transform("size") * c.leaf[there].nunique()
-        w = there / (alike * c.n)
-    return w.values[s.cell]
+        alike = cells.groupby("leaf").leaf.transform("size") * cells.leaf[there].nunique()
+        weights = there / (alike * cells.n)
+    return weights.values[scores.cell]
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #9f47d842
-def _p_value(key, s, runs, categories, excluded, n_resamples):
-    w = _weights(key, s, categories, excluded)
-    on = (w > 0) & ~np.isnan(s.values).any(1)
+def _p_value(key, scores, runs, categories, excluded, n_resamples):
+    weights = _weights(key, scores, categories, excluded)
+    on = (weights > 0) & ~np.isnan(scores.values).any(1)
     if not on.any(): return float("nan")
-    x, w, cluster = s.values[on], w[on], s.cluster[on]
-    alone = key[0] == "subset" and len(np.unique(s.cell[on])) == 1
-    if alone and max(runs) == 1 and np.isin(x, (0, 1)).all():
-        return paired_test(x[:, 0] == 1, x[:, 1] == 1, cluster, n_resamples)
-    w = w / w.max()
-    return sign_flip(w * x[:, 0], w * x[:, 1], cluster, n_resamples)
+    values, weights, cluster = scores.values[on], weights[on], scores.cluster[on]
+    alone = key[0] == "subset" and len(np.unique(scores.cell[on])) == 1
+    if alone and max(runs) == 1 and np.isin(values, (0, 1)).all():
+        return paired_test(values[:, 0] == 1, values[:, 1] == 1, cluster, n_resamples)
+    weights = weights / weights.max()
+    return sign_flip(weights * values[:, 0], weights * values[:, 1], cluster, n_resamples)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #f1e6d786
-def _discordance(key, s, categories, excluded): # number of units with different scores
-    on = (_weights(key, s, categories, excluded) > 0) & ~np.isnan(s.values).any(1)
-    return int((s.values[on, 0] != s.values[on, 1]).sum())
+def _discordance(key, scores, categories, excluded): # number of units with different scores
+    on = (_weights(key, scores, categories, excluded) > 0) & ~np.isnan(scores.values).any(1)
+    return int((scores.values[on, 0] != scores.values[on, 1]).sum())
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #1a7b8242
 def verdict(
@@ -208,10 +216,13 @@ def _above_baseline(
     **how, # other arguments of `compare_scores`
 ) -> pd.DataFrame: # the columns of `compare_scores`
     "Compare each encoder with its no-image baseline, run by run."
-    shown = {k: v for k, v in how.items() if k in ("excluded", "allow_missing", "intersect")}
+    shown = {name: value
+             for name, value in how.items() if name in ("excluded", "allow_missing", "intersect")}
     spread = _spreads(answers, list(floors), categories, floors, **shown)
-    return pd.concat([compare_scores(answers, e, f, categories, paired=True, variances=spread,
-                                     **how) for e, f in floors.items()], ignore_index=True)
+    return pd.concat([compare_scores(answers, encoder, baseline, categories, paired=True,
+                                     variances=spread,
+                                     **how) for encoder, baseline in floors.items()],
+                     ignore_index=True)
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #1803d839
 def _with_baselines(
@@ -221,13 +232,16 @@ def _with_baselines(
     "Mark each row by the encoders above their no-image baselines: neither means no verdict."
     low = above.total_ci_low.where(above.seed_variance_known, above.ci_low)
     of = dict(zip(zip(above.a, above.level, above.name, above.average), low > 0))
-    def which(r):
-        sides = [of.get((e, r["level"], r["name"], r["average"])) for e in (r["a"], r["b"])]
+    def which(row):
+        sides = [of.get((encoder, row["level"], row["name"], row["average"]))
+                 for encoder in (row["a"], row["b"])]
         if None in sides: return ""
-        return " and ".join(e for e, x in zip((r["a"], r["b"]), sides) if x) or "neither"
+        return (" and ".join(encoder
+                        for encoder, is_above in zip((row["a"], row["b"]), sides) if is_above)
+                or "neither")
     rows = differences.drop(columns="verdict").to_dict("records")
-    t = differences.assign(above_baseline=[which(r) for r in rows]).drop(columns="verdict")
-    return t.assign(verdict=[verdict(r) for r in t.to_dict("records")])
+    table = differences.assign(above_baseline=[which(row) for row in rows]).drop(columns="verdict")
+    return table.assign(verdict=[verdict(row) for row in table.to_dict("records")])
 
 # %% ../../../nbs/library/vqa/statistics/03_significance.ipynb #f099cddc
 def informative_subsets(
@@ -238,9 +252,10 @@ def informative_subsets(
     **test_kwargs, # other arguments of `compare_scores`
 ) -> pd.DataFrame: # subset, oracle, no_image, oracle_minus_no_image, ci_low, ci_high, informative
     "Return oracle and no-image scores per subset, and whether their gap reaches `margin`."
-    t = compare_scores(answers, oracle, no_image, categories, paired=True, **test_kwargs)
-    t = t[t.level == "subset"].rename(columns=dict(
+    table = compare_scores(answers, oracle, no_image, categories, paired=True, **test_kwargs)
+    table = table[table.level == "subset"].rename(columns=dict(
         name="subset", score_a="oracle", score_b="no_image", difference="oracle_minus_no_image"))
     columns = ["subset", "oracle", "no_image", "oracle_minus_no_image", "ci_low", "ci_high",
                "informative"]
-    return t.assign(informative=t.oracle_minus_no_image >= margin)[columns].reset_index(drop=True)
+    return table.assign(informative=table.oracle_minus_no_image
+                        >= margin)[columns].reset_index(drop=True)
