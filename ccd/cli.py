@@ -187,7 +187,8 @@ def _compare(
     seed_replicate_a: str = "",
     # the second encoder, trained with another seed: for the variation between seeds
     seed_replicate_b: str = "",
-    baselines: tuple[str, ...] = ("pixels:16",), # further encoders as baselines
+    # further encoders as baselines
+    baselines: tuple[str, ...] = ("pixels:16", "hog:8", "hog-colors:8", "patches:400"),
     skip: tuple[str, ...] = (), # steps to skip: attributes, perturbations, maps
     align_maps: bool = False, # align the two maps, which is slower
     engine: str = "local", # engine of the embedding: local or ray

@@ -15,6 +15,7 @@ from ..files import (UserError, atomic_write, load_table, log_line, read_json, r
                        to_plain_dict)
 from ..settings import Analysis, Settings, rename_fields
 from ..runs import cached_stage, claim_folder, require_own_folder, write_manifest
+from ..encoders.baselines import BASELINE_SPECS
 from ..encoders.inputs import (EncoderPair, check_known, embed_pair, load_encoder, open_source,
                                  stored_image_set, usable_labels)
 from .report import _write_report
@@ -175,7 +176,7 @@ def compare(
     out, # output folder
     seed_replicate_a: str = "", # name of another seed of A; "": none
     seed_replicate_b: str = "", # name of another seed of B; "": none
-    baselines: tuple = ("pixels:16",), # names of more encoders for reference
+    baselines: tuple = (*BASELINE_SPECS.values(),), # names of more encoders for reference
     skip: tuple = (), # stages to skip, from `_OPTIONAL_STAGES`
     align_maps: bool = False, # fit both maps with AlignedUMAP, which is slower
     **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`

@@ -16,6 +16,7 @@ import pandas as pd
 from ..files import UserError, content_hash, file_hash, read_json, renamed, user_path
 from ..settings import Control, Settings, from_plain_dict
 from ..runs import claim_folder, outputs_hash
+from .baselines import BASELINE_SPECS
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #7513f2bc
 def _open_images(
@@ -125,7 +126,7 @@ def embed_pair(
     out: Path, # output folder
     seed_replicate_a: str = "", # name of another seed of A; "": none
     seed_replicate_b: str = "", # name of another seed of B; "": none
-    baselines: tuple = ("pixels:16",), # names of more encoders for reference
+    baselines: tuple = (*BASELINE_SPECS.values(),), # names of more encoders for reference
     **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> EncoderPair:
     """Embed the same images with all encoders, and keep the items that all of them have.

@@ -7,14 +7,14 @@ __all__ = ['load']
 
 # %% ../../nbs/library/encoders/06_loading.ipynb #d64bac9a
 from dataclasses import replace
-from functools import lru_cache
-from ..files import UserError
+import numpy as np
+from ..files import UserError, cache_dir, content_hash, once
 from ..settings import Control, DataSettings
-from ..data.corpora import ImageDecoder, open_corpus
+from ..data.corpora import ImageDecoder, fingerprint, open_corpus
 from .base import Encoder, FeatureSpec, _DTYPES
 from .preprocessing import refitted
-from .baselines import (color_histogram, fit_patch_dictionary, hog_features,
-                                    patch_features, random_vit, raw_pixels)
+from .baselines import (PatchDictionary, color_histogram, fit_patch_dictionary,
+                                    hog_features, patch_features, random_vit, raw_pixels)
 from .names import PUBLISHED, parse_encoder_spec
 from .trained import _load_run, _number, find_release
 from .adapters.transformers import hf_encoder
@@ -50,12 +50,15 @@ def _take_feature(options): # the feature that the options ask for, whose option
 # %% ../../nbs/library/encoders/06_loading.ipynb #8d88a397
 _DICTIONARY_IMAGES = 2_000 # at most; of the training split
 
-@lru_cache(maxsize=4)
-def _patch_dictionary(k, size, source): # source: as of `DataSettings`
+def _patch_dictionary(k, size, source): # source: as of `DataSettings`; fitted once, then stored
     corpus = open_corpus(DataSettings(source=source, scenes=_DICTIONARY_IMAGES)).corpus
-    step = -(-len(corpus) // _DICTIONARY_IMAGES)
-    images = ImageDecoder(corpus, size)[range(0, len(corpus), step)] # [n, 3, size, size]
-    return fit_patch_dictionary(images.transpose(0, 2, 3, 1), k)
+    corpus = corpus.select(range(0, len(corpus), -(-len(corpus) // _DICTIONARY_IMAGES)))
+    def make(path):
+        images = ImageDecoder(corpus, size)[range(len(corpus))] # [n, 3, size, size]
+        dictionary = fit_patch_dictionary(images.transpose(0, 2, 3, 1), k)
+        with path.open("wb") as file: np.savez(file, **vars(dictionary))
+    home = cache_dir("patches", content_hash([k, size, fingerprint(corpus)]))
+    with np.load(once(home / "dictionary.npz", make)) as stored: return PatchDictionary(**stored)
 
 # %% ../../nbs/library/encoders/06_loading.ipynb #a27869e3
 # kind of a baseline -> its options

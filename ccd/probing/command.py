@@ -21,6 +21,7 @@ from ..report.tables import (accuracy_table, difference_table, figure_html, join
 from ..report.accuracy import few_shot_curves, probe_dots
 from ..data.corpora import fingerprint
 from ..encoders.base import card_row
+from ..encoders.baselines import BASELINE_SPECS
 from ..encoders.inputs import embed_images, load_encoder, shared_init_spec
 from .linear import _per_class
 from .datasets import _open_dataset, _parse_dataset_name
@@ -36,12 +37,13 @@ from .tables import (_eval_protocols, _eval_val_splits, _zero_shot_rows, add_hol
 def _default_baselines(
     encoders: list[str], # names of encoders, as for `ccd.encoders.loading.load`
 ) -> list[str]: # names of the baselines that are not among the encoders
-    """Return the untrained baselines: the random initialization of the first run among the
-    encoders, or a random-init ViT; raw pixels."""
+    """Return the baselines: the random initialization of the first run among the encoders, or a
+    random-init ViT; raw pixels, HOG and k-means of patches."""
     start = next(filter(None, (shared_init_spec(encoder, encoder) for encoder in encoders)),
                  "random:0")
     kinds = {encoder.partition(":")[0] for encoder in encoders}
-    return [start] * ("random" not in kinds) + ["pixels:16"] * ("pixels" not in kinds)
+    return [start] * ("random" not in kinds) + [spec for spec in BASELINE_SPECS.values()
+                                                if spec.partition(":")[0] not in kinds]
 
 # %% ../../nbs/library/probing/09_command.ipynb #1ed7b34a
 def _group_by_source_dataset(

@@ -232,7 +232,8 @@ CHANGE_NAMES = {"hue": "hue rotated", "grey": "grayscale", "brightness": "darken
     "word on a sign": "different word on a sign"}
 
 # %% ../../nbs/library/report/04_similarity.ipynb #294b4c1f
-BASELINES = ("random ViT", "raw pixels")
+# the first is the untrained network; the others have no network
+BASELINES = ("random ViT", "raw pixels", "HOG", "HOG + colors", "k-means patches")
 
 # %% ../../nbs/library/report/04_similarity.ipynb #abfaf7e3
 def _ladder(rows, names, point, shown, xlabel, reach=None, fig=None):

@@ -12,7 +12,8 @@ import numpy as np
 # %% ../../nbs/library/report/01_style.ipynb #285bf803
 _COLORS = {"CLIP": "#D55E00", "DINOv2": "#56B4E9", "DINO": "#0072B2", "SigLIP": "#CC79A7",
            "classifier": "#009E73",
-          "random ViT": "#9A9A9A", "raw pixels": "#C9C9C9",
+          "random ViT": "#9A9A9A", "raw pixels": "#C9C9C9", "HOG": "#77776A",
+          "HOG + colors": "#8F8874", "k-means patches": "#B3A68C",
           "Web-DINO": "#0072B2", "Web-DINO, ImageNet": "#8EC1E0", "Web-MAE": "#009E73"}
 
 # %% ../../nbs/library/report/01_style.ipynb #5c7eea0b

@@ -16,6 +16,7 @@ from ..files import (atomic_write, content_hash, log_line, read_json, renamed, t
 from ..settings import RECIPES, Settings, apply_recipe
 from ..runs import Progress, cached_stage, outputs_hash, run_settings, up_to_date
 from ..report.similarity import BASELINES
+from ..encoders.baselines import BASELINE_SPECS
 
 # %% ../../nbs/library/study/01_stages.ipynb #20358931
 _NAMES = dict(clip="CLIP", dino="DINO") # the two encoders of the main comparison
@@ -50,7 +51,7 @@ def _compared_pairs(settings: Settings) -> list: # pairs of encoder titles
     return two + [(RECIPES[variant].title, other) for variant in settings.analysis.variants
                   for other in (
         *_NAMES.values(), _random_init_name(apply_recipe(variant, settings).control.vit, settings),
-        BASELINES[1])]
+        *BASELINE_SPECS)]
 
 # %% ../../nbs/library/study/01_stages.ipynb #15a89427
 _CORPORA = ("gallery", "signs", "scenes")
@@ -140,7 +141,8 @@ def _encoders(out: Path, settings: Settings) -> dict: # title -> (folder, functi
         name = _random_init_name(vit, settings)
         folder = "random" + name.removeprefix(BASELINES[0]).replace(", patch ", "-patch-")
         found[name] = (folder, partial(load, f"random:{control.seed}", replace(control, vit=vit)))
-    return found | {BASELINES[1]: ("pixels", partial(load, "pixels:16", control))}
+    return found | {title: (spec.partition(":")[0], partial(load, spec, control))
+                    for title, spec in BASELINE_SPECS.items()}
 
 # %% ../../nbs/library/study/01_stages.ipynb #126064b9
 def _encoder_hash(out: Path, folder: str, settings: Settings) -> str: # hash

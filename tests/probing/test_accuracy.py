@@ -7,7 +7,10 @@ from ccd.probing.tables import (_eval_val_splits, compare_probes, few_shot_rows,
                                 tasks_where_better)
 from ccd.probing.command import _default_baselines, _group_by_source_dataset, display_names
 from ccd.files import UserError, load_table, read_json
+from ccd.encoders.baselines import BASELINE_SPECS
 from ccd.encoders.embeddings import Embeddings
+from ccd.encoders.loading import load
+from ccd.report.similarity import BASELINES
 from ccd.stats import holm, paired_bootstrap, paired_test, sign_flip
 from ccd.probing.tasks import Fold, Task, _Subset
 from conftest import OPTIONS, finish, signal_when, start
@@ -191,13 +194,20 @@ def test_few_examples_are_of_train_and_the_same_for_every_encoder(world):
                          3).equals(t)
 
 def test_floors_come_along_once():
-    assert (_default_baselines(["hf:x"]) == ["random:0", "pixels:16"]
-            and _default_baselines(["pixels:8"]) == ["random:0"])
-    assert _default_baselines(["random:3", "pixels:8"]) == []
+    handmade = list(BASELINE_SPECS.values())
+    assert (_default_baselines(["hf:x"]) == ["random:0", *handmade]
+            and _default_baselines(["pixels:8"]) == ["random:0", *handmade[1:]])
+    assert _default_baselines(["random:3", *handmade]) == []
+
+def test_baselines_have_the_names_of_the_figures():
+    assert ("random ViT", *BASELINE_SPECS) == BASELINES
+    assert display_names({spec: dict(name=load(spec).card.name, training="none")
+                          for spec in list(BASELINE_SPECS.values())[:3]}) == {
+        spec: title for title, spec in list(BASELINE_SPECS.items())[:3]}
 
 def test_the_first_weights_of_a_run_are_its_floor(whole):
     spec = f"ccd:{whole}/train/clip-0"
-    assert _default_baselines([spec]) == [f"first:{spec}", "pixels:16"]
+    assert _default_baselines([spec]) == [f"first:{spec}", *BASELINE_SPECS.values()]
 
 def test_robustness_sets_bring_their_parent():
     assert (_group_by_source_dataset(["cifar10.1", "emoji", "cifar10"])
