@@ -11,7 +11,7 @@ import builtins, errno, hashlib, json, os, shutil, subprocess, sys, time
 from pathlib import Path
 from .files import (UserError, _LOCK, _not_writable, atomic_write, content_hash, file_hash,
                        log_line, read_json, renamed, to_plain_dict, write_json)
-from .settings import Control, Settings, check_fields, from_plain_dict
+from .settings import Control, Dino, Settings, check_fields, from_plain_dict
 from .device import hardware_info
 
 # %% ../nbs/library/03_runs.ipynb #e8dec65e
@@ -176,13 +176,23 @@ def run_settings(
     settings: Settings, # settings of the experiment
 ) -> dict:
     "Return only those settings on which a training run depends."
-    parts = ("clip", "siglip", "dino", "supervised", "dinov2", "mae")
+    parts = ("clip", "siglip", "dino", "supervised", "dinov2", "mae", "infonce")
     every = to_plain_dict(settings)
     own = (to_plain_dict(getattr(settings, objective)) if objective in parts else
            # a user's own objective may read any of them
            {part: every[part] for part in parts if part in every})
     return dict(objective=objective, control=to_plain_dict(settings.control), own=own,
-                size=settings.data.size)
+                size=settings.data.size, **_view_settings(objective, settings))
+
+# %% ../nbs/library/03_runs.ipynb #fcb1ffe4
+def _view_settings(objective, settings): # of DINO's views, where another objective uses them
+    own = getattr(settings, objective, None)
+    if objective != "infonce" and (objective.startswith("dino")
+                                   or getattr(own, "views", "") != "dino"): return {}
+    views, usual = to_plain_dict(settings.dino), to_plain_dict(Dino())
+    changed = {field: views[field] for field in ("global_scale", "jitter", "flip", "views")
+               if views[field] != usual[field]}
+    return dict(dino=changed) if changed else {}
 
 # %% ../nbs/library/03_runs.ipynb #56289b85
 def check_run(
@@ -190,7 +200,8 @@ def check_run(
     file, # name of the file, for error messages
 ):
     "Raise `UserError` if stored settings of a training run have unknown or missing fields."
-    check_fields(run, f"settings in {file}", ("objective", "control", "own", "size"), ("start",))
+    check_fields(run, f"settings in {file}", ("objective", "control", "own", "size"),
+                 ("start", "dino"))
     from_plain_dict(Control, run["control"], file)
 
 # %% ../nbs/library/03_runs.ipynb #9a916b57

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'WEB_SSL', 'WEB_MAE', 'RECIPES', 'new_field', 'ViT', 'check_size', 'DataSettings', 'data_fraction',
-           'Control', 'Text', 'Clip', 'Siglip', 'Supervised', 'Dino', 'Dinov2', 'Mae', 'Analysis', 'RuntimeSettings',
-           'Settings', 'preset', 'override', 'check_fields', 'from_plain_dict', 'rename_fields', 'find_recipe',
-           'apply_recipe']
+           'Control', 'Text', 'Clip', 'Siglip', 'InfoNCE', 'Supervised', 'Dino', 'Dinov2', 'Mae', 'Analysis',
+           'RuntimeSettings', 'Settings', 'preset', 'override', 'check_fields', 'from_plain_dict', 'rename_fields',
+           'find_recipe', 'apply_recipe']
 
 # %% ../nbs/library/01_settings.ipynb #94f9b119
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -40,9 +40,16 @@ class ViT:
     # feed-forward layer; swiglu is gated, as in the large DINOv2 models
     ffn: Literal["mlp", "swiglu"] = new_field("mlp")
     layer_scale: float = new_field(0.0) # initial LayerScale of each residual branch; 0 for none
+    # how pixels become tokens: one projection of each patch, or strided 3 x 3 convolutions
+    stem: Literal["patch", "conv"] = new_field("patch")
 
     def __post_init__(self):
         check_size(self.image_size, self.patch_size)
+        if self.stem not in ("patch", "conv"):
+            raise UserError(f"unknown stem {self.stem!r}: expected patch or conv")
+        if self.stem == "conv" and (self.patch_size < 4 or self.patch_size.bit_count() > 1):
+            raise UserError("convolutions of stride 2 make patches of 4, 8, 16 or 32 px; got "
+                            f"{self.patch_size}: change it, or take stem=patch")
         if self.ffn not in ("mlp", "swiglu"):
             raise UserError(f"unknown feed-forward {self.ffn!r}: expected mlp or swiglu")
         if self.width % self.heads:
@@ -178,6 +185,17 @@ class Siglip(Clip):
     init_bias: float = -10.0 # initial bias of the logits
     chunk: int = 1024 # captions compared at once; memory is proportional to batch x chunk
 
+# %% ../nbs/library/01_settings.ipynb #746cbd4f
+@dataclass(frozen=True)
+class InfoNCE:
+    """Hold the own settings of image-image InfoNCE: those of CLIP without a text tower.
+
+    The views are DINO's global crops. Source: Chen et al. (2020)."""
+    embed_dim: int = 128 # dimension of the embeddings that are compared
+    init_temperature: float = 0.07 # initial temperature of the softmax
+    max_scale: float = 100.0 # maximal inverse temperature
+    ema: float = 0.0 # momentum of averaged (EMA) weights, which are then evaluated; 0 for none
+
 # %% ../nbs/library/01_settings.ipynb #f1aae78d
 @dataclass(frozen=True)
 class Supervised:
@@ -302,6 +320,7 @@ class Settings:
     runtime: RuntimeSettings = RuntimeSettings()
     dinov2: Dinov2 = new_field(Dinov2())
     mae: Mae = new_field(Mae())
+    infonce: InfoNCE = new_field(InfoNCE())
 
 # %% ../nbs/library/01_settings.ipynb #0d0137c1
 _VARIANTS = ("siglip", "clip-coarse", "clip-minilm-4", "clip-minilm-all", "clip-llama",
@@ -567,6 +586,8 @@ RECIPES = {
     "mae": _Recipe("MAE", "mae"),
     "clip-dino-views": _Recipe("CLIP, DINO's views and averaging", "clip",
         {"clip.views": "dino", "clip.ema": lambda settings: settings.dino.momentum}),
+    "infonce": _Recipe("InfoNCE", "infonce",
+        {"infonce.ema": lambda settings: settings.dino.momentum}),
     "dino-light-views": _Recipe("DINO, CLIP's light views", "dino",
         {"dino.views": "light", "dino.local_crops": 0}),
     "supervised": _Recipe("classifier on concepts", "supervised"),

@@ -203,7 +203,7 @@ def random_vit(
 def _card(name, control, training, revision):
     vit = control.vit
     arch = (f"ViT d{vit.width} depth {vit.depth} patch {vit.patch_size}"
-            + ", SwiGLU" * (vit.ffn == "swiglu"))
+            + ", SwiGLU" * (vit.ffn == "swiglu") + ", conv stem" * (vit.stem == "conv"))
     return EncoderCard(name, arch, training, revision, size=vit.image_size, mean=control.mean,
                        std=control.std)
 

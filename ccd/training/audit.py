@@ -17,7 +17,8 @@ from ..runs import check_run, read_manifest, run_settings
 def _describe_augmentation(objective: str, control: dict, own: dict, dino: dict) -> str:
     "Describe the augmentation of the trained tower in words."
     def area(bounds): return f"crops of {bounds[0]:g} to {bounds[1]:g} of the area"
-    light = "local_crops" not in own and own.get("views", "base") == "base"
+    light = ("local_crops" not in own and own.get("views", "base") == "base"
+             and objective != "infonce")
     if light or own.get("views") == "light": return area(control["base_crop"])
     local = dino["local_crops"] if "local_crops" in own else 0
     return "; ".join([area(dino["global_scale"]),
@@ -36,7 +37,8 @@ def _describe_settings(run: dict) -> dict: # line -> text; run: from `ccd.runs.r
     "Describe the effective settings of a run."
     control, own, objective = run["control"], run["own"], run["objective"]
     vit = dict(control["vit"]); drop = vit.pop("drop_path", 0.0)
-    dino = own if "local_crops" in own else run.get("dino") or to_plain_dict(Settings().dino)
+    dino = (own if "local_crops" in own else
+            to_plain_dict(Settings().dino) | (run.get("dino") or {}))
     return {"architecture": ", ".join(f"{name.replace('_', ' ')} {value}"
                                       for name, value in sorted(vit.items())),
         "drop path": f"{drop:g}", "samples seen": f"{control['samples']:,}",

@@ -7,7 +7,7 @@ __all__ = ['LORA_SCALE', 'build_vit', 'weights_hash', 'attention_for', 'TextTowe
            'LanguageTower', 'frozen_names', 'build_text']
 
 # %% ../../nbs/library/training/01_towers.ipynb #e0a57f10
-import contextlib, json, re
+import contextlib, json, math, re
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -34,7 +34,7 @@ def build_vit(
             img_size=vit.image_size, patch_size=vit.patch_size, embed_dim=vit.width,
             depth=vit.depth, num_heads=vit.heads, num_classes=0,
             drop_path_rate=vit.drop_path, dynamic_img_size=True,
-            init_values=vit.layer_scale or None, **_feed_forward(vit))
+            init_values=vit.layer_scale or None, **_feed_forward(vit), **_stem(vit))
     for block in model.blocks: block.attn.fused_attn = device().type != "cpu"
     if not patches: model.blocks[-1].__class__ = _ClsOnlyBlock
     return model
@@ -62,6 +62,35 @@ def _feed_forward(vit): # SwiGLU: as many weights as an MLP of 4 x width, rounde
     hidden = (4 * vit.width * 2 // 3 + 7) // 8 * 8
     return dict(mlp_layer=SwiGLUPacked, mlp_ratio=(2 * hidden + 0.5) / vit.width,
                 act_layer=nn.SiLU)
+
+# %% ../../nbs/library/training/01_towers.ipynb #dd838b41
+_CHANNELS_PER_GROUP = 12
+
+def _stem(vit): # arguments of timm's VisionTransformer
+    if vit.stem == "patch": return {}
+    from timm.layers import PatchEmbed
+    class ConvStem(PatchEmbed): # the same tokens, from convolutions
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            self.proj = _conv_stem(vit.width, vit.patch_size)
+    return dict(embed_layer=ConvStem)
+
+# %% ../../nbs/library/training/01_towers.ipynb #dd6583f9
+def _conv_stem(
+    width: int, # embedding dimension of a token
+    patch_size: int, # 2 ** number of convolutions
+) -> nn.Module: # [B, 3, H, W] -> [B, width, H / patch_size, W / patch_size]
+    """Return the convolutions that replace the patch projection, and a linear map after them.
+
+    Source: Xiao et al. (2021), with group norm."""
+    n_layers, layers, channels = patch_size.bit_length() - 1, [], 3
+    for index in range(n_layers): # the number of channels doubles up to `width`
+        wide = max(8, width >> (n_layers - 1 - index))
+        layers += [nn.Conv2d(channels, wide, 3, 2, 1, bias=False),
+                   nn.GroupNorm(math.gcd(wide, max(1, wide // _CHANNELS_PER_GROUP)), wide),
+                   nn.ReLU(inplace=True)]
+        channels = wide
+    return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
 
 # %% ../../nbs/library/training/01_towers.ipynb #9bb6ba9e
 def weights_hash(model: nn.Module) -> str: # 16 hex digits

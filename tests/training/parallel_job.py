@@ -9,7 +9,7 @@ from ccd.training.trainer import Trainer, on_device
 from ccd.training.loop import train
 
 CHANGES = {"control.samples": 160, "control.batch_size": 8, "dino.freeze_last_layer": 0.0}
-OBJECTIVES = ("clip", "siglip", "dino", "supervised")
+OBJECTIVES = ("clip", "siglip", "dino", "supervised", "infonce")
 SPREAD = [("ddp", 0), ("ddp", 3), ("fsdp", 0), ("fsdp", 3)] # sharding, micro batch
 
 class Killed(BaseException): pass

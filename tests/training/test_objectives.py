@@ -7,10 +7,11 @@ from torch import nn
 from ccd.data import augment
 from ccd.training.objectives import contrastive
 from ccd.files import UserError, content_hash, to_plain_dict
-from ccd.settings import Settings, apply_recipe, from_plain_dict, override, preset
+from ccd.settings import Settings, ViT, apply_recipe, from_plain_dict, override, preset
 from ccd.runs import run_settings
 from ccd.training.objectives.contrastive import clip_loss, siglip_loss
 from ccd.training.objectives.registry import build_objective
+from ccd.training.towers import build_vit, weights_hash
 from ccd.data.corpora import open_corpus
 from ccd.training.trainer import Trainer, on_device
 from ccd.training.loop import train
@@ -220,7 +221,8 @@ def gradients(objective, corpus, of):
              | dict(loss=loss))
     return found | ({"center": t.model.center} if objective == "dino" else {})
 
-@pytest.mark.parametrize("recipe", ["clip", "siglip", "dino", "supervised", "clip-dino-views"])
+@pytest.mark.parametrize("recipe", ["clip", "siglip", "dino", "supervised", "clip-dino-views",
+                                    "infonce"])
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(corpus, recipe):
     name = "clip" if recipe == "clip-dino-views" else recipe
     whole = gradients(name, corpus, settings(recipe))
@@ -265,3 +267,66 @@ def test_settings_from_before_a_field_read_as_what_they_were():
     assert content_hash(old.dino) != content_hash(preset("mini").dino)
     assert run_settings("dino", old) != run_settings("dino", preset("mini"))
     assert run_settings("clip", old) == run_settings("clip", preset("mini"))
+
+# --- the convolutional stem
+
+def test_the_default_tower_is_what_it_was():
+    "Its initial weights do not depend on the setting that came later."
+    assert build_vit(ViT()).state_dict()["patch_embed.proj.weight"].shape[2:] == (8, 8)
+    assert to_plain_dict(ViT()) == to_plain_dict(ViT(stem="patch"))
+    assert "stem" not in to_plain_dict(ViT()) and to_plain_dict(ViT(stem="conv"))["stem"] == "conv"
+
+@pytest.mark.parametrize("size, patch", [(48, 8), (64, 16), (48, 4)])
+def test_a_convolutional_stem_makes_the_same_grid(size, patch):
+    tower = build_vit(ViT(size, patch, 48, 2, 2, stem="conv"), seed=3)
+    images = torch.rand(2, 3, size, size)
+    assert tower.patch_embed(images).shape == (2, size // patch, size // patch, 48)
+    assert tower(torch.rand(2, 3, 2 * size, size)).shape == (2, 48) # other sizes too
+    again = build_vit(ViT(size, patch, 48, 2, 2, stem="conv"), seed=3)
+    assert weights_hash(tower) == weights_hash(again)
+    assert not any("running" in name for name in tower.state_dict()) # averages of weights are whole
+
+def test_its_output_for_an_image_depends_on_that_image_alone():
+    tower = build_vit(ViT(48, 8, 48, 2, 2, stem="conv")).eval()
+    images = torch.rand(5, 3, 48, 48)
+    assert torch.allclose(tower(images)[:2], tower(images[:2]), atol=1e-5)
+
+@pytest.mark.parametrize("objective", ["mae", "dinov2"])
+def test_masks_of_patches_need_tokens_of_one_patch(objective):
+    conv = override(settings(), **{"control.vit.patch_size": 8, "control.vit.image_size": 48,
+                                   "control.vit.stem": "conv"})
+    with pytest.raises(UserError, match="control.vit.stem=patch"):
+        build_objective(objective, conv)
+
+def test_a_stem_of_odd_patches_is_refused():
+    with pytest.raises(UserError, match="4, 8, 16 or 32 px; got 12"): ViT(48, 12, stem="conv")
+    with pytest.raises(UserError, match="unknown stem 'convs'"): ViT(stem="convs")
+
+# --- InfoNCE of two views
+
+def test_infonce_is_clip_with_a_view_in_place_of_the_caption(): # the same weights and loss
+    own = apply_recipe("infonce", settings())
+    model, clip = build_objective("infonce", own), build_objective("clip", own)
+    assert weights_hash(model.vision) == weights_hash(clip.vision)
+    assert model.logit_scale.item() == pytest.approx(clip.logit_scale.item())
+    pair = dict(zip(("image", "text"), torch.nn.functional.normalize(torch.randn(2, 8, 32), dim=2)))
+    encoded = pair | dict(scale=torch.tensor(5.0))
+    assert model.loss(encoded, 0)[0].item() == pytest.approx(clip.loss(encoded, 0)[0].item())
+
+def test_infonce_evaluates_the_averaged_tower():
+    model = build_objective("infonce", apply_recipe("infonce", settings()))
+    begun = {name: tensor.clone() for name, tensor in model.encoder_state().items()}
+    with torch.no_grad():
+        for parameter in model.vision.parameters(): parameter.add_(1.0)
+    model.after_step(0.0)
+    momentum = settings().dino.momentum
+    assert all(torch.allclose(tensor, begun[name] + (1 - momentum), atol=1e-5)
+               for name, tensor in model.encoder_state().items())
+
+def test_its_run_stores_the_views_it_uses():
+    other = override(settings(), **{"dino.jitter": 0.5, "dino.out_dim": 32})
+    assert "dino" not in run_settings("infonce", settings())
+    assert run_settings("infonce", other)["dino"] == dict(jitter=0.5)
+    assert (run_settings("clip", apply_recipe("clip-dino-views", other))["dino"]
+            == dict(jitter=0.5))
+    assert "dino" not in run_settings("clip", other) and "dino" not in run_settings("dino", other)

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
+from ...files import UserError
 from ...settings import Settings
 from ..distributed import _local_tensor
 
@@ -56,6 +57,13 @@ def _surrogate_loss(encoded, pull) -> Tensor:
     leaves = tree_flatten(encoded)[0]
     return sum((leaf.float() * gradient).sum()
                for leaf, gradient in zip(leaves, pull) if gradient is not None)
+
+# %% ../../../nbs/library/training/objectives/01_base.ipynb #73d8ed96
+def _refuse_conv_stem(vit, name: str): # vit: a `ViT`
+    "Raise `UserError` for a tower whose tokens depend on more than one patch."
+    if vit.stem != "patch":
+        raise UserError(f"{name} masks patches, and with stem={vit.stem} a token also sees its "
+                        "neighbors: take control.vit.stem=patch")
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #dc834297
 def _ema_momentum(first: float, progress: float) -> float:

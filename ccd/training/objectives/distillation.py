@@ -16,7 +16,8 @@ from ...settings import Dino, Settings
 from ...data.augment import block_mask, dino_view
 from ..towers import _embed_patches, _forward_blocks, build_vit
 from ..distributed import _all_gather_with_grad, _all_reduce_sum, all_reduce_mean, rank
-from .base import Objective, _ema_momentum, _ema_update, _no_autocast
+from .base import (Objective, _ema_momentum, _ema_update, _no_autocast,
+                                          _refuse_conv_stem)
 
 # %% ../../../nbs/library/training/objectives/03_distillation.ipynb #6f51c83f
 def dino_loss(
@@ -241,6 +242,7 @@ class _HiddenPatches(DinoObjective):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         dino, width = self.d, self.control.vit.width
+        _refuse_conv_stem(self.control.vit, self.name)
         self.mask_token = nn.Parameter(torch.zeros(width))
         if not dino.shared_head:
             seed = (self.control.seed << 32) + 1

@@ -12,7 +12,7 @@ from ...data import augment
 from ...settings import Settings, ViT
 from ...data.augment import base_view, n_masked, random_mask
 from ..towers import _embed_patches, _forward_blocks, build_vit
-from .base import Objective, _no_autocast
+from .base import Objective, _no_autocast, _refuse_conv_stem
 
 # %% ../../../nbs/library/training/objectives/04_masked.ipynb #38ff4eb2
 def _patchify(pixels: Tensor, size: int) -> Tensor: # [B, 3, S, S] -> [B, N, size * size * 3]
@@ -46,6 +46,7 @@ class MaeObjective(Objective):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.m, vit, seed = settings.mae, self.control.vit, self.control.seed
+        _refuse_conv_stem(vit, self.name)
         self.vision = build_vit(vit, seed)
         small = ViT(vit.image_size, vit.patch_size, self.m.width, self.m.depth, self.m.heads)
         self.decoder = build_vit(small, seed)
