@@ -22,7 +22,8 @@ SIZES = {"mini": {}, "small": SMALL}
 
 
 def settings(size, batch, source, scenes):
-    from ccd.settings import override, preset
+    from ccd.settings import override
+    from ccd.presets import preset
     return override(preset("mini"), **SIZES[size], **{"data.source": source, "data.scenes": scenes,
                     "control.batch_size": batch, "control.samples": 1000 * batch})
 

@@ -9,7 +9,8 @@ POLICIES = {"spin": dict(OMP_WAIT_POLICY="ACTIVE"), "PyTorch's own": {},
 BUSY = "import torch\nx = torch.randn(512, 512)\nwhile True: x = torch.tanh(x @ x)"
 TRAIN = """
 import torch # before ccd, which would set what is not set
-from ccd.settings import override, preset
+from ccd.settings import override
+from ccd.presets import preset
 from ccd.data.corpora import open_corpus
 from ccd.training.loop import estimate_seconds
 s = override(preset("mini"), **{"data.scenes": 2048})

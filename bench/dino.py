@@ -18,7 +18,8 @@ from harness import POLICIES, Clock, compare, fresh, interleaved, sync, training
 
 
 def settings(batch, scenes):
-    from ccd.settings import override, preset
+    from ccd.settings import override
+    from ccd.presets import preset
     return override(preset("mini"),
                     **{"data.scenes": scenes, "control.batch_size": batch,
                        "control.samples": 1000 * batch})

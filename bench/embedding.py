@@ -25,7 +25,7 @@ def write_jpegs(folder, n, width=500, height=375):
     "Emoji scenes on a photograph's scale, with its noise; quality 90."
     import numpy as np
     from PIL import Image
-    from ccd.settings import preset
+    from ccd.presets import preset
     from ccd.data.emoji.scenes import scenes
     rng, corpus, sizes = np.random.default_rng(0), scenes(preset("smoke").data), []
     for i in range(n):

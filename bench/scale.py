@@ -28,7 +28,8 @@ def held(): # MB now and at most so far
 
 
 def cell(objective, size, batch, depth, steps, scenes):
-    from ccd.settings import override, preset
+    from ccd.settings import override
+    from ccd.presets import preset
     from ccd.data.corpora import open_corpus
     from ccd.training.loop import estimate_seconds
     def at(b):

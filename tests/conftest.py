@@ -6,7 +6,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings as hypothesis
 os.environ.setdefault("OMP_NUM_THREADS", "1") # before torch; tiny nets are slower on many threads
 from ccd.files import cache_dir
-from ccd.settings import override, preset
+from ccd.settings import override
+from ccd.presets import preset
 
 ROOT = Path(__file__).resolve().parents[1]
 for folder in ("tools", "tests/data"): sys.path.insert(0, str(ROOT / folder))

@@ -4,7 +4,7 @@ import pytest
 from conftest import finish, start
 from ccd.cli import _COMMANDS, _HELP, main
 from ccd.files import UserError
-from ccd.settings import PRESETS, preset
+from ccd.presets import PRESETS, preset
 
 def test_help_imports_nothing_heavy():
     code = ("import sys; from ccd.cli import main; main(['--help']); "

@@ -8,7 +8,7 @@ from ccd.data import filters
 from ccd.files import load_table, read_json, renamed, write_json
 from ccd.report import accuracy, similarity, tables
 from ccd.report.questions import question_table, vqa_difference_table
-from ccd.settings import preset
+from ccd.presets import preset
 from ccd.study import report as study_report, stages
 from ccd.vqa.command import over_runs, summary_text
 from conftest import ROOT

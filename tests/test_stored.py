@@ -10,8 +10,9 @@ from ccd.vqa.llava import settings as llava_settings, training
 from ccd.vqa.command import _load_cached_answers
 from ccd.training.audit import _describe_run
 from ccd.files import UserError, content_hash, read_json, renamed as new_names, to_plain_dict
-from ccd.settings import (Analysis, Clip, Control, DataSettings, Dino, PRESETS, Settings, Siglip,
-                          RuntimeSettings, Text, from_plain_dict, preset, rename_fields)
+from ccd.settings import (Analysis, Clip, Control, DataSettings, Dino, Settings, Siglip,
+                          RuntimeSettings, Text, from_plain_dict, rename_fields)
+from ccd.presets import PRESETS, preset
 from ccd.runs import _old_names, check_run, claim_folder, up_to_date, write_manifest
 from ccd.encoders.embeddings import load_vectors
 from ccd.encoders.trained import load_run_text_encoder

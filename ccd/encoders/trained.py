@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..files import UserError, read_json, user_path
-from ..settings import Clip, Control, RECIPES, Siglip, check_fields, from_plain_dict
+from ..settings import Clip, Control, Siglip, check_fields, from_plain_dict
+from ..presets import RECIPES
 from ..device import device
 from ..runs import check_run, read_manifest
 from ..data.augment import to_device

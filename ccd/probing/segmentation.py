@@ -169,7 +169,7 @@ _SCALES = (1.0, 1.32, 1.73, 2.28, 3.0) # test scales of DINOv2's +ms
 def _stitch_windows(
     heads: list, # heads, each a `_LinearHead`
     tokens: Tensor, # [k, n, d] tokens of the windows of all layouts
-    looks: list, # window layouts, each a `WindowLayout`
+    looks: list, # window layouts, each a `_WindowLayout`
     shape: tuple, # height, width of the mask, px
     size: int, # side of a window, px
 ) -> Tensor: # [heads, classes, height, width] probabilities

@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 from markupsafe import Markup
 from ..files import atomic_write, content_hash, load_table, write_json
-from ..settings import Settings, preset
+from ..settings import Settings
+from ..presets import preset
 from ..runs import cached_stage, outputs_hash
 from ..report.tables import (accuracy_table, difference_table, figure_html, join_words, table_tag,
                                write_report)

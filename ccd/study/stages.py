@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 from ..files import (atomic_write, content_hash, log_line, read_json, renamed, to_plain_dict,
                        write_json)
-from ..settings import RECIPES, Settings, apply_recipe
+from ..settings import Settings
+from ..presets import RECIPES, apply_recipe
 from ..runs import Progress, cached_stage, outputs_hash, run_settings, up_to_date
 from ..report.similarity import BASELINES
 from ..encoders.baselines import BASELINE_SPECS

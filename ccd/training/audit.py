@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import pandas as pd
 from ..files import UserError, to_plain_dict, user_path
-from ..settings import RECIPES, Settings, from_plain_dict, override, preset
+from ..settings import Settings, from_plain_dict, override
+from ..presets import RECIPES, preset
 from ..runs import check_run, read_manifest, run_settings
 
 # %% ../../nbs/library/training/05_audit.ipynb #defcd434

@@ -34,7 +34,7 @@ from .statistics.answers import _answer_coverage
 from .statistics.aggregation import bootstrap_summary
 from .statistics.significance import (_above_baseline, _spreads, _with_baselines,
                                              compare_scores, informative_subsets)
-from .statistics.report import category_maps
+from .statistics.report import _category_maps
 from .llava.settings import VlmSettings
 from .llava.features import _pictures_hash, _spec_with_layer
 from .llava.conversations import (_Conversations, _emoji_conversations, _form_of,
@@ -295,7 +295,7 @@ def _keep_skipped(tmp, learned): # skipped samples of LLaVA files
 # %% ../../nbs/library/vqa/03_command.ipynb #da52f354
 def _keep_tables(tmp, folders, learned, n_resamples): # tables of all answers
     answers, named = _collect_answers(folders)
-    (categories, _), = category_maps(answers).values()
+    (categories, _), = _category_maps(answers).values()
     # the most likely option, without any parsing
     answers.drop(columns=["options", "p_options", "how"],
                  errors="ignore").to_parquet(tmp / "answers.parquet")

@@ -32,7 +32,7 @@ def encoder(pause=0.0, seen=None, change=lambda v: v):
 def slow(): return encoder(0.1)
 
 def images():
-    from ccd.settings import preset
+    from ccd.presets import preset
     from ccd.data.emoji.scenes import scenes
     return scenes(preset("smoke").data, "test")
 

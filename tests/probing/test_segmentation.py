@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ccd.data.emoji import drawings, scenes as emoji_scenes
 from ccd.probing import patches, segmentation
 from ccd.files import UserError
-from ccd.settings import preset
+from ccd.presets import preset
 from ccd.encoders.base import Encoder, EncoderCard, Features
 from ccd.encoders.loading import load
 from ccd.probing.patches import (_IGNORE_INDEX, _Tokens, _class_counts, _crop_windows,

@@ -9,7 +9,8 @@ from ccd.study.scaling import (curves as scaling_curves, grid as scaling_grid, m
 from ccd.training.audit import _flatten_dict
 from ccd.cli import _AnySettings, _starting_point, _train as train_command, main
 from ccd.files import UserError, load_table, read_json, to_plain_dict, write_json
-from ccd.settings import DataSettings, RECIPES, data_fraction, override
+from ccd.settings import DataSettings, data_fraction, override
+from ccd.presets import RECIPES
 from ccd.runs import read_manifest, run_settings
 from ccd.data.emoji.scenes import asset_pool, scene
 from conftest import slow_cell

@@ -4,7 +4,8 @@ import pytest, torch
 from ccd.study import stages
 from ccd.training import loop
 from ccd.files import UserError, file_hash, read_json
-from ccd.settings import override, preset
+from ccd.settings import override
+from ccd.presets import preset
 from ccd.encoders.loading import load
 from ccd.study.stages import _train_all, runs
 from ccd.study.report import _command_of

@@ -1,7 +1,8 @@
 "Gradients of a step, or whole trainings, in as many processes as there are."
 import torch
 from ccd.files import UserError
-from ccd.settings import override, preset
+from ccd.settings import override
+from ccd.presets import preset
 from ccd.training.distributed import (all_reduce_mean, full_tensor, init_distributed,
                                       is_main_process, main_process_first)
 from ccd.data.corpora import open_corpus

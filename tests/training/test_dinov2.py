@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from ccd.data import augment
 from ccd.training.audit import audit
 from ccd.files import UserError, content_hash, read_json, to_plain_dict
-from ccd.settings import Dinov2, PRESETS, ViT, WEB_MAE, WEB_SSL, apply_recipe, override, preset
+from ccd.settings import Dinov2, ViT, override
+from ccd.presets import PRESETS, WEB_MAE, WEB_SSL, apply_recipe, preset
 from ccd.runs import run_settings
 from ccd.training.objectives.distillation import _ibot_loss, _koleo, _sinkhorn
 from ccd.training.objectives.masked import _patchify, mae_loss

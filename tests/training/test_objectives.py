@@ -7,7 +7,8 @@ from torch import nn
 from ccd.data import augment
 from ccd.training.objectives import contrastive
 from ccd.files import UserError, content_hash, to_plain_dict
-from ccd.settings import Settings, ViT, apply_recipe, from_plain_dict, override, preset
+from ccd.settings import Settings, ViT, from_plain_dict, override
+from ccd.presets import apply_recipe, preset
 from ccd.runs import run_settings
 from ccd.training.objectives.contrastive import clip_loss, siglip_loss
 from ccd.training.objectives.registry import build_objective

@@ -5,7 +5,8 @@ import pytest, torch
 import transformers as hf
 from ccd.training import towers
 from ccd.files import UserError, read_json
-from ccd.settings import Text, override, preset
+from ccd.settings import Text, override
+from ccd.presets import preset
 from ccd.data.corpora import open_corpus
 from ccd.training.towers import LanguageTower, TextTower, _language_model
 from ccd.training.trainer import Trainer, _save_checkpoint, load_checkpoint

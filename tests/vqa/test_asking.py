@@ -11,7 +11,8 @@ from ccd.data.emoji import materials, questions as emoji_questions
 from ccd.vqa import ceiling, command
 from ccd.cli import main
 from ccd.files import UserError
-from ccd.settings import override, preset
+from ccd.settings import override
+from ccd.presets import preset
 from ccd.runs import read_manifest, write_manifest
 from ccd.data.emoji.drawings import drawings
 from ccd.data.emoji.scenes import words

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ...files import UserError, read_json
-from ...settings import Control, RECIPES, check_fields, from_plain_dict
+from ...settings import Control, check_fields, from_plain_dict
+from ...presets import RECIPES
 from ...runs import read_manifest
 from ...stats import Estimate, could_show, holm, t_test, weighted
 from .grid import Grid, RunSpec, _AXES, _points

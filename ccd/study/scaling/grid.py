@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 from ...files import UserError
-from ...settings import RECIPES, Settings, apply_recipe, override, preset
+from ...settings import Settings, override
+from ...presets import RECIPES, apply_recipe, preset
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a007
 @dataclass(frozen=True)

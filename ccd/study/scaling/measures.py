@@ -13,7 +13,8 @@ from typing import Callable
 import numpy as np
 import pandas as pd
 from ...files import write_json
-from ...settings import Settings, preset
+from ...settings import Settings
+from ...presets import preset
 from ...runs import cached_stage, read_manifest
 from ...stats import cluster_bootstrap_means
 

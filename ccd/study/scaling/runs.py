@@ -11,8 +11,9 @@ from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
 from ...files import UserError, alone, log_line, read_json, to_plain_dict, write_json
-from ...settings import (DataSettings, RECIPES, Settings, apply_recipe, check_fields,
-                          rename_fields, from_plain_dict, override, preset)
+from ...settings import (DataSettings, Settings, check_fields, rename_fields, from_plain_dict,
+                          override)
+from ...presets import RECIPES, apply_recipe, preset
 from ...runs import (cached_stage, check_run, outputs_hash, read_manifest, require_own_folder,
                       run_settings, settings_diff, write_manifest)
 from .grid import GRIDS, Grid, _GridRun, _grid_runs, find_grid

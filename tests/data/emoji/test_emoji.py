@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np, pandas as pd, pytest
 from ccd.data.emoji import drawings, scenes
 from ccd.files import UserError
-from ccd.settings import DataSettings, preset
+from ccd.settings import DataSettings
+from ccd.presets import preset
 
 def tarball():
     buf, data = io.BytesIO(), b'{"icons": {}}'
