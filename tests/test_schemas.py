@@ -85,13 +85,13 @@ def test_every_slow_cell_is_run():
               and any("".join(c["source"]).startswith("#| slow")
                       for c in json.loads(p.read_text())["cells"])}
     assert (marked
-            == {"findings/scaling.ipynb", "library/data/emoji/05_checks.ipynb",
+            == {"findings/scaling.ipynb", "library/data/emoji/06_checks.ipynb",
                 "library/data/07_filters.ipynb"})
 
 def test_the_cell_that_reads_questions(reader, room):
     world = override(DataSettings(), scenes=200, test_scenes=40)
     test = questions.emoji_questions(world, per_subset=2)
-    slow_cell("library/data/emoji/05_checks.ipynb", world=world, test=test,
+    slow_cell("library/data/emoji/06_checks.ipynb", world=world, test=test,
               **vars(checks) | dict(np=np, pd=pd))
     assert list(differences(room / "questions", RESULTS / "questions")) == []
 

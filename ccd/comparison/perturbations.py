@@ -18,7 +18,8 @@ from ..device import device
 from ..runs import Progress
 from ..stats import node_bootstrap_sums
 from ..data.emoji.drawings import PALETTE, drawings
-from ..data.emoji.scenes import TEST_FONTS, asset_pool, draw_text, paste, text_color_for
+from ..data.emoji.lettering import TEST_FONTS, draw_text, text_color_for, words
+from ..data.emoji.scenes import asset_pool, paste
 from ..data.corpora import ImageDecoder
 from ..data.augment import GRAY, eval_view, to_float
 from ..encoders.extraction import BATCH
@@ -94,7 +95,7 @@ def _overlay_word(image, height, rng):
     canvas, top, margin = (image.astype(float), int(full_height * (1 - height)),
                            max(1, full_height // 32))
     ink = text_color_for(canvas[top:], rng)
-    word, font = (str(rng.choice(choices)) for choices in (emoji_scenes.words()[1], TEST_FONTS))
+    word, font = (str(rng.choice(choices)) for choices in (words()[1], TEST_FONTS))
     draw_text(canvas, word, font, (margin, top, width - margin, full_height - margin), ink,
               max_size=full_height)
     return _bytes(canvas)

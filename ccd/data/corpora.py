@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 from .emoji import scenes as emoji_scenes
 from ..files import UserError, content_hash, to_plain_dict, user_path
-from ..settings import DataSettings, check_fields, rename_fields
+from ..settings import EMOJI_SOURCES, DataSettings, check_fields, rename_fields
 from ..device import n_cpus
 from ..runs import Progress, read_manifest, settings_diff, up_to_date
 from .images import (LoadResult, _skipped, _warn, _why, decode, image_bytes, load_folder,
@@ -33,7 +33,7 @@ def open_corpus(
 
     Raises `UserError` where there are none."""
     kind, _, rest = data.source.partition(":")
-    if kind == "emoji": return LoadResult(emoji_scenes.scenes(data, split), _skipped())
+    if kind in EMOJI_SOURCES: return LoadResult(emoji_scenes.scenes(data, split), _skipped())
     if kind == "hf": return load_hf_dataset(rest, split)
     if kind == "stream": return _load_stream(rest, split)
     if kind == "filter": return _load_filtered(data, split)

@@ -524,7 +524,9 @@ def _open_dataset(
     request = _parse_dataset_name(name)
     if request.name == "emoji":
         data = settings.data if settings else DataSettings()
-        return _Corpora(dict(gallery=scenes.single_drawings(data), signs=scenes.word_images(data)))
+        corpora = dict(gallery=scenes.single_drawings(data), signs=scenes.word_images(data))
+        if not scenes.is_first_version(data): corpora["layouts"] = scenes.layout_images(data)
+        return _Corpora(corpora)
     splits = _splits(request)
     parts, found = _parts(splits, request), _Corpora(skipped=getattr(splits, "skipped", ()))
     for part, split in parts.items():

@@ -13,6 +13,7 @@ import pandas as pd
 from ..files import UserError
 from ..settings import DataSettings
 from ..data.images import MAX_ROWS_TO_VERIFY
+from ..data.emoji.lettering import reading_words
 from .datasets import DATASETS, _parse_dataset_name
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #59a6c1b5
@@ -69,6 +70,7 @@ _VAL_FONTS = ("cmb10", "cmss10") # training fonts of the validation split
 def _emoji_tasks(
     gallery: pd.DataFrame, # items of the single emoji
     signs: pd.DataFrame, # items of the images of words
+    layouts: pd.DataFrame | None = None, # items of the layout images; None in version 1
     held_out_style: str = DataSettings.held_out_style, # style that no encoder is trained on
 ) -> list[Task]:
     """Return the probe tasks of the synthetic emoji dataset.
@@ -91,12 +93,33 @@ def _emoji_tasks(
          [[train, val, test & drawn] for train, val, test in teams if (test & drawn).any()])]
     found = [_emoji_task(name, label, "family", "gallery", gallery, folds)
              for name, label, folds in asked]
-    found.append(_emoji_task("word in new fonts", "word", "word", "signs", signs,
-                             [[learned & ~own, learned & own, kept]]))
+    if layouts is None:
+        found.append(_emoji_task("word in new fonts", "word", "word", "signs", signs,
+                                 [[learned & ~own, learned & own, kept]]))
+    else: found += _tasks_of_version_2(gallery, signs, layouts)
     empty = [task.name for task in found if not task.folds]
     if empty: warnings.warn("excluded, since this data set has no items for them: "
                             f"{', '.join(empty)}")
     return [task for task in found if task.folds]
+
+# %% ../../nbs/library/probing/04_tasks.ipynb #2cfe021d
+def _tasks_of_version_2(gallery, signs, layouts):
+    def folds(items, chosen):
+        return [[(items.split.values == split) & chosen for split in ("train", "val", "test")]]
+    trained = np.isin(signs.word, reading_words()[0])
+    drawn, single = np.ones(len(gallery), bool), layouts["count"].values == 1
+    placed = np.ones(len(layouts), bool)
+    return [_emoji_task("word in new fonts", "word", "word", "signs", signs, folds(signs, trained)),
+            _emoji_task("held-out word in new fonts", "word", "word", "signs", signs,
+                        folds(signs, ~trained)),
+            _emoji_task("object color", "object_color", "family", "gallery", gallery,
+                        folds(gallery, drawn)),
+            _emoji_task("background color", "ground_color", "family", "gallery", gallery,
+                        folds(gallery, drawn)),
+            _emoji_task("number of objects", "count", "family", "layouts", layouts,
+                        folds(layouts, placed)),
+            _emoji_task("position", "relation", "family", "layouts", layouts,
+                        folds(layouts, single))]
 
 # %% ../../nbs/library/probing/04_tasks.ipynb #11af1c34
 def _emoji_task(name, label, cluster, corpus, items, folds):
@@ -155,7 +178,8 @@ def tasks(
     `items` includes that corpus. Raises `UserError` for a segmentation data set, missing
     items, and too few images for the splits."""
     request = _parse_dataset_name(name)
-    if request.name == "emoji": return _emoji_tasks(items["gallery"], items["signs"])
+    if request.name == "emoji":
+        return _emoji_tasks(items["gallery"], items["signs"], items.get("layouts"))
     if request.spec.group == "segmentation":
         raise UserError(f"{request.name} has a label for each pixel, not for each image: ask "
                         "ccd.probing.segmentation")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from ..files import (UserError, atomic_write, load_table, log_line, read_json, to_plain_dict,
                        write_json)
-from ..settings import Settings, rename_fields
+from ..settings import EMOJI_SOURCES, Settings, rename_fields
 from ..runs import claim_folder, require_own_folder, write_manifest
 from .stages import (_NAMES, _build_data, _embed_all, _neighbor_stage, _pair_stage,
                               _probe_stage,
@@ -27,7 +27,7 @@ def study(
 ) -> Path: # path of the report
     "Run all stages that are not up to date. Raises `UserError` for other training data."
     out = Path(out or Path("runs") / settings.preset)
-    if settings.data.source != "emoji":
+    if settings.data.source not in EMOJI_SOURCES:
         raise UserError("the study compares encoders on the factors of the synthetic emoji "
                         f"dataset; got {settings.data.source!r}. Train on it with `ccd train`, "
                         "compare with `ccd compare`")

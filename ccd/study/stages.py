@@ -55,16 +55,19 @@ def _compared_pairs(settings: Settings) -> list: # pairs of encoder titles
         *BASELINE_SPECS)]
 
 # %% ../../nbs/library/study/01_stages.ipynb #15a89427
-_CORPORA = ("gallery", "signs", "scenes")
+def _corpora_of(settings: Settings) -> tuple: # names of the evaluation corpora
+    first = settings.data.source.partition(":")[0] != "emoji-2"
+    return ("gallery", "signs", "scenes") + (() if first else ("layouts",))
 
 # %% ../../nbs/library/study/01_stages.ipynb #9e4f9ddd
 def _eval_corpora(settings: Settings) -> dict: # name -> evaluation corpus
     "Return emoji images and signs for probes, and held-out scenes for neighbors and pairs."
-    from ccd.data.emoji.scenes import single_drawings, word_images
+    from ccd.data.emoji.scenes import layout_images, single_drawings, word_images
     from ccd.data.emoji import scenes as emoji_scenes
     data = settings.data
-    return dict(gallery=single_drawings(data), signs=word_images(data),
-                scenes=emoji_scenes.scenes(data, "test"))
+    found = dict(gallery=single_drawings(data), signs=word_images(data),
+                 scenes=emoji_scenes.scenes(data, "test"))
+    return found | (dict(layouts=layout_images(data)) if "layouts" in _corpora_of(settings) else {})
 
 # %% ../../nbs/library/study/01_stages.ipynb #43df589e
 def _build_data(out: Path, settings: Settings) -> dict: # name -> fingerprint
@@ -155,21 +158,21 @@ def _encoder_hash(out: Path, folder: str, settings: Settings) -> str: # hash
 # folder -> corpus -> hash
 def _embed_all(out: Path, settings: Settings, fingerprints: dict) -> dict:
     "Compute the embeddings of every encoder on every corpus."
-    done, loaded = {}, None
+    done, loaded, corpora = {}, None, _corpora_of(settings)
     for name, (folder, load) in _encoders(out, settings).items():
         key = content_hash([_encoder_hash(out, folder, settings), fingerprints, settings.data.size])
         mark = out / "embed" / folder / "all.json"
         if not (mark.exists() and read_json(mark)["key"] == key and
                 all((out / "embed" / folder / corpus / "manifest.json").exists()
-                    for corpus in _CORPORA)):
+                    for corpus in corpora)):
             from ccd.encoders.extraction import embed
             loaded = loaded or _eval_corpora(settings)
             encoder = load()
-            for corpus in _CORPORA:
+            for corpus in corpora:
                 embed(encoder, loaded[corpus], out / "embed" / folder / corpus, settings.data.size)
             write_json(mark, dict(key=key))
         done[folder] = {corpus: outputs_hash(out / "embed" / folder / corpus)
-                        for corpus in _CORPORA}
+                        for corpus in corpora}
     return done
 
 # %% ../../nbs/library/study/01_stages.ipynb #f8b30c06
@@ -211,15 +214,14 @@ def _probe_stage(out, settings, hashes, segmented):
                                         predict_probes, read_segmentation, score_probes,
                                         segmentation_differences, segmentation_rows)
         from ccd.probing.tasks import tasks
-        gallery, signs = (_load_all_embeddings(out, settings, "gallery"),
-                _load_all_embeddings(out, settings, "signs"))
-        asked, draws = (tasks("emoji",
-                              dict(gallery=gallery["CLIP"].items, signs=signs["CLIP"].items)),
-                        settings.analysis.n_resamples)
+        vectors = {corpus: _load_all_embeddings(out, settings, corpus)
+                   for corpus in _corpora_of(settings) if corpus != "scenes"}
+        asked = tasks("emoji", {corpus: own["CLIP"].items for corpus, own in vectors.items()})
+        draws = settings.analysis.n_resamples
         table, answers, shots = [], [], []
-        with Progress("probing", len(gallery), unit="encoders") as bar:
-            for name in gallery:
-                embeddings = dict(gallery=gallery[name], signs=signs[name])
+        with Progress("probing", len(vectors["gallery"]), unit="encoders") as bar:
+            for name in vectors["gallery"]:
+                embeddings = {corpus: own[name] for corpus, own in vectors.items()}
                 said, paths = predict_probes(embeddings, asked)
                 table.append(score_probes(said, paths, asked, draws).assign(encoder=name))
                 answers.append(said.assign(encoder=name))
@@ -306,6 +308,9 @@ def _neighbor_stage(out, settings, hashes):
 def _vlm_stage(out, settings): # folder of the tables, or None
     "Train a vision-language model around CLIP and DINO, and evaluate it on questions."
     if not settings.analysis.vlm: return None
+    if "layouts" in _corpora_of(settings):
+        log_line("no language model: its questions are composed from version 1 of the emoji data")
+        return None
     from ccd.vqa.command import vlm
     from ccd.vqa.llava.settings import vlm_preset
     page = vlm([f"ccd:{out / 'train' / f'{recipe}-0'}" for recipe in _NAMES], settings,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from ..files import UserError, alone, atomic_write, to_plain_dict, user_path, write_json
-from ..settings import Control, DataSettings, Settings, ViT, from_plain_dict
+from ..settings import EMOJI_SOURCES, Control, DataSettings, Settings, ViT, from_plain_dict
 from ..device import device, precision
 from ..runs import (Progress, check_run, claim_folder, read_manifest, run_settings, settings_diff,
                       up_to_date, write_manifest)
@@ -218,8 +218,9 @@ def _save_run(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title:
 def _describe_data(data: DataSettings) -> str: # without paths of this machine
     "Describe the training data, for the audit."
     kind, _, rest = data.source.partition(":")
-    if kind != "emoji": return f"{kind}:{Path(rest).name}"
-    return (f"{data.source}, {data.scenes:,} scenes, seed {data.seed}, without "
+    if kind not in EMOJI_SOURCES: return f"{kind}:{Path(rest).name}"
+    text = f", {data.text_fraction:.0%} with text" if kind == "emoji-2" else ""
+    return (f"{data.source}, {data.scenes:,} scenes{text}, seed {data.seed}, without "
             f"{data.held_out_style}, captions: {data.caption_policy}")
 
 # %% ../../nbs/library/training/04_loop.ipynb #233a3dc7

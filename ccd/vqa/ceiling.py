@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..data.emoji import questions as emoji_questions
 from ..settings import Settings
 from ..data.emoji.drawings import PALETTE, drawings
-from ..data.emoji.scenes import font, words
+from ..data.emoji.lettering import font, words
 from ..data.emoji.materials import object_class
 from ..data.images import as_corpus
 from ..data.augment import base_view, normalize

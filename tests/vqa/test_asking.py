@@ -15,7 +15,7 @@ from ccd.settings import override
 from ccd.presets import preset
 from ccd.runs import read_manifest, write_manifest
 from ccd.data.emoji.drawings import drawings
-from ccd.data.emoji.scenes import words
+from ccd.data.emoji.lettering import words
 from ccd.vqa.llava.settings import apply_overrides, vlm_preset
 from ccd.vqa.llava.conversations import _Conversations
 from ccd.vqa.llava.answering import CONDITION_SUFFIXES

@@ -2,7 +2,7 @@
 import base64, hashlib, io, json, re, subprocess, sys, tarfile
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest
-from ccd.data.emoji import drawings, scenes
+from ccd.data.emoji import drawings, lettering, scenes
 from ccd.files import UserError
 from ccd.settings import DataSettings
 from ccd.presets import preset
@@ -121,7 +121,7 @@ def composed():
             for s, n in (("train", 1500), ("test", 500))}
 
 @pytest.mark.parametrize("split, fonts, own",
-                         [("train", scenes._TRAIN_FONTS, 0), ("test", scenes.TEST_FONTS, 1)])
+                         [("train", lettering._TRAIN_FONTS, 0), ("test", lettering.TEST_FONTS, 1)])
 def test_scenes_are_made_of_their_split(composed, table, split, fonts, own):
     t = pd.DataFrame(composed[split])
     concept = table.drop_duplicates("concept").set_index("concept")
@@ -129,7 +129,7 @@ def test_scenes_are_made_of_their_split(composed, table, split, fonts, own):
     assert set(concept.split[t.other_concept.dropna()]) == {split}
     assert set(t.font.dropna()) == set(fonts)
     written = set(t.word.dropna()) | set(re.findall("[a-z]+", " ".join(t["values"].dropna())))
-    assert len(written) > 50 and written <= set(scenes.words()[own])
+    assert len(written) > 50 and written <= set(lettering.words()[own])
     assert (WORLD.held_out_style in set(t["style"])) == (split == "test")
 
 def test_kinds_come_as_often_as_they_should(composed):

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest
 from scipy.stats import binomtest
-from ccd.data.emoji import checks, drawings, materials, questions, scenes
+from ccd.data.emoji import checks, drawings, lettering, materials, questions, scenes
 from ccd.files import UserError
 from ccd.settings import DataSettings
 from ccd.stats import holm
@@ -62,7 +62,7 @@ class Painted:
     def __init__(self, monkeypatch):
         self.table, pixels = drawings.drawings()
         self.known = {hashlib.sha1(p.tobytes()).hexdigest()[:16]: i for i, p in enumerate(pixels)}
-        self.paste, self.write = scenes.paste, scenes.draw_text
+        self.paste, self.write = scenes.paste, lettering.draw_text
         monkeypatch.setattr(materials, "paste", self._paste)
         monkeypatch.setattr(materials, "draw_text", self._write)
 
@@ -258,9 +258,9 @@ def everything(rows): # axis -> what occurs in pictures or options
 
 def test_what_is_held_out_is_in_no_training_question(test, lessons):
     known = everything(lessons)
-    held, trained = set(scenes.words()[1]), set(scenes.words()[0])
+    held, trained = set(lettering.words()[1]), set(lettering.words()[0])
     assert known["style"] == set(drawings._STYLES) - {WORLD.held_out_style}
-    assert (known["fonts"] == set(scenes._TRAIN_FONTS)
+    assert (known["fonts"] == set(lettering._TRAIN_FONTS)
             and known["ground"] == {"plain", "gradient", "texture"})
     assert ({drawings._assign_split(f) for f in known["families"]} == {"train"}
             and known["words"] <= trained)
@@ -269,7 +269,7 @@ def test_what_is_held_out_is_in_no_training_question(test, lessons):
         assert s.held_out
         for axis in s.held_out: assert new[axis] and not new[axis] & known[axis], (name, axis)
         for axis in {"fonts", "style", "words"} - set(s.held_out):
-            allowed = dict(fonts=set(scenes._TRAIN_FONTS),
+            allowed = dict(fonts=set(lettering._TRAIN_FONTS),
                            style=set(drawings._STYLES) - {WORLD.held_out_style},
                            words=trained)[axis]
             assert new[axis] <= allowed, (name, axis) # one thing at a time
@@ -326,7 +326,7 @@ def test_the_readers_find_what_text_would_tell(test, how):
             if how == "same word": right = str(rng.choice(list("ABCD"))); r[right] = "apple"
             out.append(r | dict(answer=right))
         return {c: [r[c] for r in out] for c in ("question", *"ABCD", "answer", "category")}
-    words = scenes.words()[0]
+    words = lettering.words()[0]
     rng = np.random.default_rng(1)
     fours = [[words[i] for i in rng.permutation(len(words))[:4]] for _ in range(400)]
     found = checks.text_only_baseline(leak(fours), leak(fours[200:])).loc["thing"]
