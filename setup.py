@@ -7,7 +7,7 @@ ini.read("settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 name = cfg["lib_name"]
 # cpu and gpu share one folder of faiss: install one of them
-EXTRAS = "cpu", "gpu", "language", "ocr", "ray", "dev"
+EXTRAS = "cpu", "gpu", "language", "fonts", "ocr", "ray", "dev"
 
 setup(
     name=name, version=cfg["version"], description=cfg["description"],

@@ -101,6 +101,10 @@ class DataSettings:
             raise UserError("a dataset needs at least one training and one test scene; got "
                             f"{self.scenes} and {self.test_scenes}")
 
+    @property
+    def version(self) -> int: # of the synthetic emoji dataset
+        return 2 if self.source.partition(":")[0] == "emoji-2" else 1
+
 # %% ../nbs/library/01_settings.ipynb #794ccce2
 def data_fraction(
     source: str, # dataset name, such as `emoji`, `emoji:0.25` or `emoji-2:0.25:SEED`

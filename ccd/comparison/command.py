@@ -58,7 +58,7 @@ def _neighbor_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
 def _pair_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
     from ccd.comparison.search import mine_pairs, name_encoders
     from ccd.comparison.agreement import (_near_duplicates, compare_to_seed_noise,
-                                          count_threshold_pairs, factor_agreement,
+                                          _count_threshold_pairs, factor_agreement,
                                           split_half_replication)
     first, second = inputs.two
     group = _near_duplicates(first, second)
@@ -72,7 +72,7 @@ def _pair_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
     pd.DataFrame(dict(item_id=inputs.items.item_id,
                       group=group))[pd.Series(group).duplicated(keep=False)].sort_values(
         "group").to_csv(folder / "copies.csv", index=False)
-    rules = name_encoders(count_threshold_pairs(first, second), inputs.names)
+    rules = name_encoders(_count_threshold_pairs(first, second), inputs.names)
     rules.to_csv(folder / "rules.csv", index=False)
     seeds = {name: mine_pairs(inputs.vectors[name], inputs.vectors[reference], n_pairs,
                               analysis.per_image, group)

@@ -345,13 +345,13 @@ def write_atlas(
     k: int = 10, # number of neighbors shown
 ):
     "Write the linked maps of two encoders as one page."
-    from ccd.comparison.linked_maps import write_linked_maps
+    from ccd.comparison.linked_maps import _write_linked_maps
     from ccd.report.style import color_of
     from ccd.comparison.neighbors import nearest_neighbors
     from ccd.comparison.products import pair_cosine
     near = {name: nearest_neighbors(vectors, k) for name, vectors in embeddings.items()}
     similar = {name: partial(pair_cosine, vectors) for name, vectors in embeddings.items()}
-    write_linked_maps(path, dict(zip(embeddings, maps)), next(iter(embeddings.values())).items,
+    _write_linked_maps(path, dict(zip(embeddings, maps)), next(iter(embeddings.values())).items,
                       near, similar, pairs, image_of, factors, " and ".join(embeddings), credits,
                       {name: color_of(name) for name in embeddings})
 

@@ -51,6 +51,7 @@ def color_histogram(
 # %% ../../nbs/library/encoders/03_baselines.ipynb #22610c9f
 _ORIENTATIONS = 9
 
+# %% ../../nbs/library/encoders/03_baselines.ipynb #36322bbc
 def _hog_blocks(
     image: np.ndarray, # [size, size, 3] float in 0..1
     cell: int, # side of a cell, px
@@ -147,6 +148,7 @@ def fit_patch_dictionary(
 # %% ../../nbs/library/encoders/03_baselines.ipynb #2d16d984
 _STRIDE, _CELL = 2, 8 # px between patches; side of the cell of a token
 
+# %% ../../nbs/library/encoders/03_baselines.ipynb #0785e1fc
 class _PatchActivations:
     "Compute the activations of all patches of an image (@eq-triangle)."
     def __init__(self, dictionary: _PatchDictionary, where: torch.device):

@@ -50,6 +50,7 @@ def _take_feature(options): # the feature that the options ask for, whose option
 # %% ../../nbs/library/encoders/06_loading.ipynb #8d88a397
 _DICTIONARY_IMAGES = 2_000 # at most; of the training split
 
+# %% ../../nbs/library/encoders/06_loading.ipynb #0381b2ac
 def _patch_dictionary(k, size, source): # source: as of `DataSettings`; fitted once, then stored
     corpus = open_corpus(DataSettings(source=source, scenes=_DICTIONARY_IMAGES)).corpus
     corpus = corpus.select(range(0, len(corpus), -(-len(corpus) // _DICTIONARY_IMAGES)))
@@ -65,6 +66,7 @@ def _patch_dictionary(k, size, source): # source: as of `DataSettings`; fitted o
 _HANDMADE = {"pixels": (), "colors": (), "hog": ("size",), "hog-colors": ("size",),
              "patches": ("size", "images")}
 
+# %% ../../nbs/library/encoders/06_loading.ipynb #9eb881fb
 def _handmade_encoder(spec, kind, name, options, size): # kind: key of `_HANDMADE`
     takes = _HANDMADE[kind]
     if not takes and options:

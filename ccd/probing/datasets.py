@@ -525,7 +525,7 @@ def _open_dataset(
     if request.name == "emoji":
         data = settings.data if settings else DataSettings()
         corpora = dict(gallery=scenes.single_drawings(data), signs=scenes.word_images(data))
-        if not scenes.is_first_version(data): corpora["layouts"] = scenes.layout_images(data)
+        if data.version == 2: corpora["layouts"] = scenes.layout_images(data)
         return _Corpora(corpora)
     splits = _splits(request)
     parts, found = _parts(splits, request), _Corpora(skipped=getattr(splits, "skipped", ()))

@@ -55,9 +55,10 @@ def _compared_pairs(settings: Settings) -> list: # pairs of encoder titles
         *BASELINE_SPECS)]
 
 # %% ../../nbs/library/study/01_stages.ipynb #15a89427
+_CORPORA = ("gallery", "signs", "scenes")
+
 def _corpora_of(settings: Settings) -> tuple: # names of the evaluation corpora
-    first = settings.data.source.partition(":")[0] != "emoji-2"
-    return ("gallery", "signs", "scenes") + (() if first else ("layouts",))
+    return _CORPORA + ("layouts",) * (settings.data.version == 2)
 
 # %% ../../nbs/library/study/01_stages.ipynb #9e4f9ddd
 def _eval_corpora(settings: Settings) -> dict: # name -> evaluation corpus
@@ -67,7 +68,7 @@ def _eval_corpora(settings: Settings) -> dict: # name -> evaluation corpus
     data = settings.data
     found = dict(gallery=single_drawings(data), signs=word_images(data),
                  scenes=emoji_scenes.scenes(data, "test"))
-    return found | (dict(layouts=layout_images(data)) if "layouts" in _corpora_of(settings) else {})
+    return found | (dict(layouts=layout_images(data)) if data.version == 2 else {})
 
 # %% ../../nbs/library/study/01_stages.ipynb #43df589e
 def _build_data(out: Path, settings: Settings) -> dict: # name -> fingerprint
@@ -308,7 +309,7 @@ def _neighbor_stage(out, settings, hashes):
 def _vlm_stage(out, settings): # folder of the tables, or None
     "Train a vision-language model around CLIP and DINO, and evaluate it on questions."
     if not settings.analysis.vlm: return None
-    if "layouts" in _corpora_of(settings):
+    if settings.data.version == 2:
         log_line("no language model: its questions are composed from version 1 of the emoji data")
         return None
     from ccd.vqa.command import vlm

@@ -66,6 +66,7 @@ def _feed_forward(vit): # SwiGLU: as many weights as an MLP of 4 x width, rounde
 # %% ../../nbs/library/training/01_towers.ipynb #dd838b41
 _CHANNELS_PER_GROUP = 12
 
+# %% ../../nbs/library/training/01_towers.ipynb #f21d895b
 def _stem(vit): # arguments of timm's VisionTransformer
     if vit.stem == "patch": return {}
     from timm.layers import PatchEmbed

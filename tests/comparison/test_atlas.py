@@ -39,7 +39,7 @@ def given(cache):
 
 @pytest.fixture(scope="module")
 def built(given, tmp_path_factory):
-    return linked_maps.write_linked_maps(tmp_path_factory.mktemp("atlas") / "atlas.html", **given)
+    return linked_maps._write_linked_maps(tmp_path_factory.mktemp("atlas") / "atlas.html", **given)
 
 @pytest.fixture(scope="module")
 def opener(browser):
@@ -332,7 +332,7 @@ def many(given, tmp_path_factory):
     def cosine(i, j):
         return np.cos(i * 1.7 + j * 0.3)
     out = tmp_path_factory.mktemp("many") / "atlas.html"
-    linked_maps.write_linked_maps(out, **given | dict(
+    linked_maps._write_linked_maps(out, **given | dict(
         maps={A: rng.normal(size=(N, 2)), B: rng.normal(size=(N, 2))}, items=items,
         image_of=picture, pairs=pairs,
         neighbors={m: rng.integers(0, N, (N, 10)) for m in (A, B)},
@@ -367,7 +367,7 @@ def parts(path):
     return text, data, [np.asarray(Image.open(io.BytesIO(s)).convert("RGB")) for s in sheets]
 
 def test_same_inputs_same_bytes(given, built, tmp_path):
-    again = linked_maps.write_linked_maps(tmp_path / "again.html", **given)
+    again = linked_maps._write_linked_maps(tmp_path / "again.html", **given)
     assert again.read_bytes() == built.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["again.html"]
 
@@ -394,7 +394,7 @@ def test_square_takes_the_centre():
 
 def test_a_part_is_shown_of_too_many(given, tmp_path):
     full = given["neighbors"]
-    path = linked_maps.write_linked_maps(tmp_path / "part.html", **given, limit=120, seed=3)
+    path = linked_maps._write_linked_maps(tmp_path / "part.html", **given, limit=120, seed=3)
     text, data, _ = parts(path)
     assert data["n"] == 120 and "120 of 400 images are shown" in text and "seed 3" in text
     row = {v: r for r, v in enumerate(given["items"].item_id)}
@@ -413,22 +413,22 @@ def test_a_part_is_shown_of_too_many(given, tmp_path):
     assert np.allclose(kept, mutual_knn(full[A], full[B])[rows])
     for limit, said in ((20, "fewer pairs"), (70_000, "limit of 70,000")):
         with pytest.raises(UserError, match=said):
-            linked_maps.write_linked_maps(tmp_path / "x.html", **given, limit=limit)
+            linked_maps._write_linked_maps(tmp_path / "x.html", **given, limit=limit)
 
 def test_the_budget_is_kept_or_refused(given, built, tmp_path):
     whole = built.stat().st_size
     _, data, _ = parts(built)
-    tight = linked_maps.write_linked_maps(tmp_path / "tight.html", **given, budget=whole - 250_000)
+    tight = linked_maps._write_linked_maps(tmp_path / "tight.html", **given, budget=whole - 250_000)
     assert tight.stat().st_size <= whole - 250_000 and parts(tight)[1]["px"] < data["px"]
     with pytest.raises(UserError, match="MB"):
-        linked_maps.write_linked_maps(tmp_path / "no.html", **given, budget=1_500_000)
+        linked_maps._write_linked_maps(tmp_path / "no.html", **given, budget=1_500_000)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tight.html"]
 
 def test_words_stay_words(given, visit, tmp_path):
     "Names with markup in them are shown, not run; addresses in credits are links, nothing else is."
     evil = "</script><script>window.bad = 1</script><!--"
     items = given["items"].assign(item_id=[f"{evil}{k}" for k in range(400)], kind=evil)
-    path = linked_maps.write_linked_maps(tmp_path / "evil.html",
+    path = linked_maps._write_linked_maps(tmp_path / "evil.html",
                                          **given
                                          | dict(items=items, title=evil,
                                                 credits=[evil, "[x](javascript:bad)",
@@ -452,7 +452,7 @@ def test_names_of_encoders_stay_words(given, built, tmp_path):
     names = {A: "<b>x</b> </script><script>window.bad = 1</script><!--", B: "{{ 7 * 7 }} & \"'"}
     named = {k: {names[m]: v for m, v in given[k].items()}
              for k in ("maps", "neighbors", "similarities", "colors")}
-    tags, words = read(linked_maps.write_linked_maps(tmp_path / "evil.html", **given | named))
+    tags, words = read(linked_maps._write_linked_maps(tmp_path / "evil.html", **given | named))
     assert tags == read(built)[0] and names[A] in words and names[B] in words
 
 @pytest.mark.parametrize("n, change",
@@ -463,7 +463,7 @@ def test_few_pictures_no_pairs_no_factors(given, visit, tmp_path, n, change):
     few = given | dict(maps={m: v[:n] for m, v in given["maps"].items()},
                        items=given["items"].head(n),
                        neighbors={A: near, B: near}, pairs=given["pairs"].head(0)) | change
-    page = visit(linked_maps.write_linked_maps(tmp_path / "few.html", **few))
+    page = visit(linked_maps._write_linked_maps(tmp_path / "few.html", **few))
     page.evaluate("atlas.show(0, true)")
     assert page.inner_text("#name") == given["items"].item_id[0]
 
@@ -482,5 +482,5 @@ def test_few_pictures_no_pairs_no_factors(given, visit, tmp_path, n, change):
 ])
 def test_what_cannot_be_shown_is_refused(given, tmp_path, change, said):
     with pytest.raises(UserError, match=said):
-        linked_maps.write_linked_maps(tmp_path / "x.html", **given | change(given))
+        linked_maps._write_linked_maps(tmp_path / "x.html", **given | change(given))
     assert not list(tmp_path.iterdir())

@@ -232,7 +232,7 @@ def test_rules_count_every_pair_once():
     a, b = vectors(90, 4, 0), vectors(90, 4, 1)
     i, j = np.triu_indices(90, 1)
     sa, sb = cosines(a)[i, j], cosines(b)[i, j]
-    t = agreement.count_threshold_pairs(a, b, {"r": ((0.5, 0.1), (0.4, 0.2))})
+    t = agreement._count_threshold_pairs(a, b, {"r": ((0.5, 0.1), (0.4, 0.2))})
     assert t.pairs.tolist() == [((sa > 0.5) & (sb < 0.1)).sum(), ((sb > 0.4) & (sa < 0.2)).sum()]
 
 def test_copies_are_connected_by_nearness_in_both(monkeypatch, precision):

@@ -245,7 +245,7 @@ def test_the_command_from_a_folder_of_classes(tmp_path):
     t = pd.read_csv(tmp_path / "results/accuracy.csv").set_index("encoder")
     assert np.allclose(cuts[0], t.linear[cuts.index]) and list(cuts) == [0, 1]
     assert (t.linear["colors-3"] > 0.95 and t.n_test.eq(90).all()
-            and set(t.index) == {"colors-3", "random ViT", "raw pixels"})
+            and set(t.index) == {"colors-3", *BASELINES})
     assert "colors-3" in said and str(tmp_path / "out/report.html") in said
     m = read_json(tmp_path / "results/manifest.json")
     assert (m["command"].startswith("ccd probe colors:3 folder:")

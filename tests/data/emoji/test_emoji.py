@@ -94,7 +94,7 @@ def test_no_twin_across_splits_at_another_size(table):
 WORLD = preset("smoke").data
 
 def test_a_scene_depends_on_its_number_alone():
-    code = ("import hashlib, json; from ccd.data.emoji import scenes as emoji; from ccd.settings "
+    code = ("import hashlib, json; from ccd.data.emoji import scenes as emoji; from ccd.presets "
             "import preset\n"
             "for i in (9, 2, 40, 2):\n"
             "    x, f = emoji.scene(preset('smoke').data, 'test', i)\n"
