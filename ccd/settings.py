@@ -209,6 +209,9 @@ class Supervised:
     "Hold the classifier's own settings: the column of its labels."
     label: str = "concept" # column of the class labels
     classes: int = 2048 # maximal number of classes: outputs of the last layer
+    views: Literal["base", "dino"] = new_field("base") # augmentations of the images
+    # momentum of averaged (EMA) weights, which are then evaluated; 0 for none
+    ema: float = new_field(0.0)
 
 # %% ../nbs/library/01_settings.ipynb #b33306fb
 @dataclass(frozen=True)

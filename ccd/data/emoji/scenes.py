@@ -8,7 +8,7 @@ __all__ = ['draw_background', 'paste', 'asset_pool', 'scene', 'instance_mask', '
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #eec0b5bf
 import hashlib, io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 import numpy as np
 import pandas as pd
@@ -410,6 +410,13 @@ def _scenes_key(data): # changes with the composition of scenes
     if data.version == 1: return _world_key("scenes 2", _SCENE_TYPES)
     return _world_key("emoji-2", _scene_types(data), _FACES, reading_words())
 
+# %% ../../../nbs/library/data/emoji/03_scenes.ipynb #62bd04d8
+def _with_captions(corpus, policy): # the same images, not stored again
+    facts = corpus.remove_columns(["image", "captions"]).to_list()
+    captions = [_captions(row, policy) for row in facts]
+    return (corpus.remove_columns("captions").add_column("captions", captions)
+            .cast_column("captions", corpus.features["captions"]))
+
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #0da4e6a0
 def scenes(
     data: DataSettings, # data settings
@@ -417,6 +424,9 @@ def scenes(
 ): # `datasets.Dataset` with the columns of a corpus
     "Return the composed scenes of a split."
     from joblib import delayed
+    if data.version == 2 and data.caption_policy not in ("name", "shuffled"):
+        return _with_captions(scenes(replace(data, caption_policy="name"), split),
+                              data.caption_policy)
     n_scenes, part = data.scenes if split == "train" else data.test_scenes, _part(data, split)
     key = content_hash([_scenes_key(data), split, n_scenes, data.size,
                         data.held_out_style, data.seed,

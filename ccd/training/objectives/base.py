@@ -7,11 +7,13 @@ __all__ = ['Objective']
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #3c990404
 import math
+from dataclasses import replace
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from ...files import UserError
 from ...settings import Settings
+from ..towers import build_vit
 from ..distributed import _local_tensor
 
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #d9d697bb
@@ -79,3 +81,7 @@ def _ema_update(average: nn.Module, model: nn.Module, momentum: float):
     theirs, ours = ([_local_tensor(parameter) for parameter in network.parameters()]
                     for network in (average, model))
     torch._foreach_lerp_(theirs, ours, 1 - momentum)
+
+# %% ../../../nbs/library/training/objectives/01_base.ipynb #42406eda
+def _averages(vit, seed): # a tower for EMA weights, which begin as the initial weights
+    return build_vit(replace(vit, drop_path=0.0), seed, False).requires_grad_(False)

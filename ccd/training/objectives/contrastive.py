@@ -7,7 +7,6 @@ __all__ = ['clip_loss', 'siglip_loss', 'ClipObjective', 'SiglipObjective']
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #7840f654
 import math
-from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +16,8 @@ from ...settings import Settings
 from ...data.augment import alternating_view, base_view, to_device
 from ..towers import build_text, build_vit
 from ..distributed import _all_gather_with_grad, _local_tensor, rank, world_size
-from .base import Objective, _ema_momentum, _ema_update, _no_autocast
+from .base import (Objective, _averages, _ema_momentum, _ema_update,
+                                          _no_autocast)
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #65b8c0e1
 def clip_loss(
@@ -92,7 +92,8 @@ class ClipObjective(Objective):
         self.text, self.projection = _text_side(self.c, vit.width, seed)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.c.init_temperature)]))
         if self.c.ema:
-            self.averaged, self.evaluated = _averages(vit, seed, self.projection), "moving average"
+            self.averaged = _averages_of_both(vit, seed, self.projection)
+            self.evaluated = "moving average"
 
     def needs(self): return dict(require_captions=True)
 
@@ -164,8 +165,8 @@ def _text_side(settings, width, seed):
     return text, projection
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #70f4cc85
-def _averages(vit, seed, projection): # EMA copies of vision tower and projection
-    both = nn.ModuleList([build_vit(replace(vit, drop_path=0.0), seed, False),
+def _averages_of_both(vit, seed, projection): # EMA copies of vision tower and projection
+    both = nn.ModuleList([_averages(vit, seed),
                           nn.Linear(projection.in_features, projection.out_features, bias=False)])
     both.requires_grad_(False)[1].load_state_dict(projection.state_dict())
     return both

@@ -16,7 +16,8 @@ from ...settings import Settings
 from ..towers import build_vit
 from ..distributed import _local_tensor
 from .base import Objective, _ema_momentum, _ema_update, _no_autocast
-from .contrastive import _averages, _batch_accuracy, clip_loss
+from .contrastive import (_averages_of_both, _batch_accuracy,
+                                                 clip_loss)
 
 # %% ../../../nbs/library/training/objectives/06_infonce.ipynb #e838a11f
 class InfoNCEObjective(Objective):
@@ -32,7 +33,8 @@ class InfoNCEObjective(Objective):
         self.projection = _projection(vit.width, self.i.embed_dim, seed)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.i.init_temperature)]))
         if self.i.ema:
-            self.averaged, self.evaluated = _averages(vit, seed, self.projection), "moving average"
+            self.averaged = _averages_of_both(vit, seed, self.projection)
+            self.evaluated = "moving average"
 
     def batch(self, shown):
         def view(number):

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from ...data import augment
 from ...settings import Settings
-from ...data.augment import base_view
+from ...data.augment import alternating_view, base_view
 from ..towers import build_vit
 from ..distributed import all_reduce_mean
-from .base import Objective
+from .base import Objective, _averages, _ema_momentum, _ema_update
 
 # %% ../../../nbs/library/training/objectives/05_supervised.ipynb #cb77e329
 class SupervisedObjective(Objective):
@@ -28,11 +28,16 @@ class SupervisedObjective(Objective):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.control.seed)
             self.head = nn.Linear(self.control.vit.width, self.s.classes)
+        if self.s.ema:
+            self.averaged = _averages(self.control.vit, self.control.seed)
+            self.evaluated = "moving average"
 
     def needs(self): return dict(label=self.s.label)
 
     def batch(self, shown):
-        images = base_view(shown.images, shown.sample, self.control)
+        images = (base_view(shown.images, shown.sample, self.control) if self.s.views == "base" else
+                  alternating_view(shown.images, shown.sample, self.control, self.settings.dino,
+                                   shown.may_flip))
         return dict(image=augment.normalize(images, self.control), label=shown.labels)
 
     def encode(self, batch, t):
@@ -46,3 +51,8 @@ class SupervisedObjective(Objective):
         right = (e["logits"].argmax(1) == e["label"]).float().sum()
         return (wrong / all_reduce_mean(n_labeled).clamp(min=1),
                 dict(batch_accuracy=right / n_labeled.clamp(min=1)))
+
+    def after_step(self, t):
+        if self.s.ema: _ema_update(self.averaged, self.vision, _ema_momentum(self.s.ema, t))
+
+    def encoder_state(self): return (self.averaged if self.s.ema else self.vision).state_dict()
