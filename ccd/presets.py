@@ -28,6 +28,12 @@ def _smoke():
         analysis=Analysis(pairs=20, perturbed_images=40, few_shot_draws=1, segmentation_images=60,
                           knn_checks=2, vlm="", vqa_questions=8, n_resamples=100))
 
+# %% ../nbs/library/05_presets.ipynb #19037fa8
+def _controlled(): # version 2 of the data, in which the paper's claims can be asked
+    return Settings("controlled", DataSettings("emoji-2", scenes=600_000),
+        Control(ViT(stem="conv"), samples=600_000, batch_size=128, lr=1e-3),
+        analysis=Analysis(segmentation_images=3_000, knn_checks=0, vlm=""))
+
 # %% ../nbs/library/05_presets.ipynb #5d0a1a68
 def _emoji_small():
     return Settings("emoji-small", control=Control(samples=300_000),
@@ -68,7 +74,8 @@ def _dino_vit_s16(): # main_dino.py of facebookresearch/dino as it stands, 8 GPU
                     runtime=RuntimeSettings(workers=8, checkpoint_minutes=15))
 
 # %% ../nbs/library/05_presets.ipynb #507a76ad
-PRESETS = dict(smoke=_smoke, mini=Settings, **{"emoji-small": _emoji_small},
+PRESETS = dict(smoke=_smoke, mini=Settings, controlled=_controlled,
+               **{"emoji-small": _emoji_small},
                emoji=_emoji, paper=_paper, **{"dino-vit-s16": _dino_vit_s16})
 
 # %% ../nbs/library/05_presets.ipynb #12a35f19

@@ -38,12 +38,13 @@ def stored_image_set(
 # %% ../../nbs/library/encoders/09_inputs.ipynb #fa353b2f
 def open_source(source, settings): # the corpus, and the images that could not be opened
     "Open images by name, and list those that could not be opened."
-    from ccd.data.emoji.scenes import scenes, single_drawings, word_images
+    from ccd.data.emoji.scenes import layout_images, scenes, single_drawings, word_images
     from ccd.data.images import LoadResult, load_hf_dataset
     from ccd.data.shards import load_shards
     from ccd.data import images as data_images
     data, (kind, _, rest) = settings.data, source.partition(":")
-    own = dict(gallery=single_drawings, signs=word_images, scenes=partial(scenes, split="test"))
+    own = dict(gallery=single_drawings, signs=word_images, layouts=layout_images,
+               scenes=partial(scenes, split="test"))
     if (name := stored_image_set(source)) in own: return LoadResult(own[name](data), ())
     if kind == "hf": return load_hf_dataset(rest)
     if kind == "shards": return load_shards(rest)

@@ -2,7 +2,8 @@
 import contextlib, math, shlex, shutil
 from dataclasses import replace
 from pathlib import Path
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, torch
+from safetensors.torch import load_file
 from ccd import stats
 from ccd.study.scaling import (curves as scaling_curves, grid as scaling_grid, measures, published,
                                runs as scaling_runs)
@@ -13,6 +14,8 @@ from ccd.settings import DataSettings, data_fraction, override
 from ccd.presets import RECIPES
 from ccd.runs import read_manifest, run_settings
 from ccd.data.emoji.scenes import asset_pool, scene
+from ccd.encoders.loading import load
+from ccd.probing.tables import slug
 from conftest import slow_cell
 from schemas import RESULTS, differences
 
@@ -145,10 +148,10 @@ def test_measurements_are_small_sealed_and_whole(results):
     runs = scaling_grid._grid_runs(TINY)
     assert {p.name for p in results.iterdir() if p.is_dir()} == {r.name for r in runs} | {"reader"}
     for r in runs:
-        found = {m for k in measures._EVALUATIONS
+        found = {m for k in TINY.measures
                  for m in read_json(results / r.name / k / "measured.json")["metrics"]}
         assert found == METRICS
-        for k in measures._EVALUATIONS:
+        for k in TINY.measures:
             for m in read_json(results / r.name / k / "measured.json")["metrics"].values():
                 assert (len(m["draws"]) == measures._DRAWS
                         and min(m["draws"]) <= m["estimate"] <= max(m["draws"])
@@ -172,7 +175,7 @@ def test_only_what_is_missing_is_run(results, tmp_path):
     assert list(scaling_runs.dry_run(TINY, some).done) == [False, True, True]
     scaling_runs.scale(TINY, tmp_path / "runs", some, only="clip-*")
     assert [p.name for p in (tmp_path / "runs").glob("clip*")] == [lost.name]
-    for k in measures._EVALUATIONS: # and comes to the same
+    for k in TINY.measures: # and comes to the same
         a, b = (read_json(x / lost.name / k / "measured.json") for x in (some, results))
         assert a["metrics"] == b["metrics"]
 
@@ -189,8 +192,48 @@ def test_another_experiment_is_refused(results, tmp_path, monkeypatch):
 
 def test_another_measure_asks_only_for_itself(results, monkeypatch):
     monkeypatch.setitem(measures._EVALUATIONS, "new", measures._Evaluation(1, None))
-    assert all([m for m in measures._EVALUATIONS if not scaling_runs._is_measured(results, r, m)]
+    assert all([m for m in (*TINY.measures, "new") if not scaling_runs._is_measured(results, r, m)]
                == ["new"] for r in scaling_grid._grid_runs(TINY))
+
+CONTROLLED = replace(scaling_grid.GRIDS["controlled"], base="smoke",
+    center=dict(size=48, drawings=1.0, samples=256, pixels=48), axes=dict(drawings=(0.5,)),
+    recipes=("clip-dino-views",), center_recipes=("infonce",), seeds=1, center_seeds=1,
+    measures=("tasks", "neighbors"), baselines=("hog:8",),
+    changes={"data.source": "emoji-2", "data.max_emoji_images": 320, "analysis.knn_checks": 0})
+
+def test_the_controlled_grid_keeps_measures_baselines_and_encoders(tmp_path):
+    results = scaling_runs.scale(CONTROLLED, tmp_path / "runs", tmp_path / "results")
+    names = {run.name for run in scaling_grid._grid_runs(CONTROLLED)}
+    assert {path.name for path in results.iterdir() if path.is_dir()} == names | {"baselines"}
+    def read(folder, measure): return read_json(results / folder / measure / "measured.json")
+    baseline = read("baselines/" + slug("hog:8"), "tasks")["metrics"]
+    for name in names:
+        found = read(name, "tasks")["metrics"]
+        assert set(baseline) <= set(found) and "word, patches" in found
+        assert {"category", "style", "word", "held-out word", "object color", "position",
+                "number of objects, kNN"} <= set(found)
+        assert set(read(name, "neighbors")["metrics"]) >= {"neighbors: style", "neighbors: word"}
+        kept, trained = results / name / "encoder", tmp_path / "runs" / name
+        half, whole = (load_file(folder / "encoder.safetensors") for folder in (kept, trained))
+        assert all(torch.allclose(half[key].float(), whole[key], atol=1e-2) for key in whole)
+        assert load(f"ccd:{kept}").card.architecture == load(f"ccd:{trained}").card.architecture
+    before = {path: path.stat().st_mtime_ns for path in results.rglob("measured.json")}
+    scaling_runs.scale(CONTROLLED, tmp_path / "elsewhere", results) # nothing is made again
+    assert before == {path: path.stat().st_mtime_ns for path in results.rglob("measured.json")}
+    assert not list((tmp_path / "elsewhere").glob("*/checkpoints"))
+    assert scaling_runs.dry_run(CONTROLLED, results).done.all()
+
+def test_the_first_runs_of_the_controlled_grid_are_all_arms_with_one_seed():
+    grid = scaling_grid.GRIDS["controlled"]
+    runs = scaling_grid._grid_runs(grid)
+    arms = len(grid.recipes) + len(grid.center_recipes)
+    assert {(run.point.seed, run.point.drawings, run.point.samples) for run in runs[:arms]} == {
+        (0, 1.0, 600_000)}
+    assert {run.point.recipe for run in runs[:arms]} == {*grid.recipes, *grid.center_recipes}
+    assert all(run.settings.data.version == 2 and run.settings.control.vit.stem == "conv"
+               for run in runs)
+    assert {run.settings.data.source for run in runs} == {"emoji-2", "emoji-2:0.5", "emoji-2:0.25",
+            *(f"emoji-2:{part}:{seed}" for part in (0.25,) for seed in (1, 2))}
 
 def test_foreign_files_are_not_touched(tmp_path):
     home = tmp_path / scaling_grid._grid_runs(TINY)[0].name / "probes"
@@ -233,7 +276,7 @@ def test_killed_it_loses_nothing_that_was_saved(results, tmp_path, monkeypatch):
     again()
     assert (len(steps) == 33
             and (tmp_path / "results" / run.name / "probes" / "manifest.json").read_bytes() == kept)
-    for k in measures._EVALUATIONS:
+    for k in TINY.measures:
         a, b = (read_json(x / run.name / k / "measured.json")
                 for x in (tmp_path / "results", results))
         assert a["metrics"] == b["metrics"] and a["run"]["encoder"] == b["run"]["encoder"]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ...files import UserError
 from ...settings import Settings, override
 from ...presets import RECIPES, apply_recipe, preset
+from ...encoders.baselines import BASELINE_SPECS
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a007
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Grid:
     changes: dict = None # overrides of the preset, with dotted names
     measures: tuple = ("probes", "masks") # evaluations: keys of `_EVALUATIONS`
     reader: str = "" # preset of the shared language model of the measure `answers`
+    # number of seeds of `center_recipes`; above 1 they are run among the first
+    center_seeds: int = 1
+    baselines: tuple = () # names of encoders without training that are measured too
+    keep: bool = False # keep the encoders of seed 0 with the measurements, in half precision
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #b18a9965
 GRIDS = {
@@ -60,7 +65,14 @@ GRIDS = {
                   center_recipes=("dinov2",), seeds=2, changes={"analysis.knn_checks": 0},
                   extra_recipes={"drawings": ("clip-ground", "clip-style", "clip-shuffled",
                                      "supervised")},
-                  measures=("probes", "masks", "answers"), reader="emoji-small")}
+                  measures=("probes", "masks", "answers"), reader="emoji-small"),
+    "controlled": Grid("controlled", dict(size=192, drawings=1.0, samples=600_000, pixels=48),
+                  dict(drawings=(0.5, 0.25), samples=(75_000, 150_000, 300_000)),
+                  ("clip-dino-views", "dino"),
+                  ("infonce", "supervised-dino-views", "clip", "clip-omits-word"), seeds=3,
+                  center_seeds=3, seeded_axes=("drawings",),
+                  measures=("tasks", "neighbors", "masks"),
+                  baselines=("random:0", *BASELINE_SPECS.values()), keep=True)}
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a009
 def find_grid(name: str) -> Grid:
@@ -79,7 +91,8 @@ def _points(grid: Grid) -> list[RunSpec]: # without duplicates
                     for value in values)]
         found += [replace(point, seed=seed) for seed in range(1, grid.seeds)
                   for point in (center, *_ends(grid, center))]
-    found += [RunSpec(recipe, **grid.center) for recipe in grid.center_recipes if recipe in RECIPES]
+    found += [RunSpec(recipe, **grid.center, seed=seed) for recipe in grid.center_recipes
+              if recipe in RECIPES for seed in range(grid.center_seeds)]
     found += [replace(point, seed=seed) for axis, recipes in (grid.extra_recipes or {}).items()
               for recipe in recipes
               for seed in range(grid.seeds) for center in [RunSpec(recipe, **grid.center)]
@@ -96,13 +109,15 @@ def _ends(grid, center): # lowest and highest value of each axis with seeds, exc
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #43006df3
 def _settings_of(grid: Grid, point: RunSpec) -> Settings:
     "Return the settings of one run: preset, overrides of the grid, values of the run, recipe."
-    source = ("emoji" if point.drawings == 1
-              else f"emoji:{point.drawings:g}" + (f":{point.seed}" if point.seed else ""))
+    settings = override(preset(grid.base), **(grid.changes or {}))
+    source = settings.data.source
+    if point.drawings < 1:
+        source += f":{point.drawings:g}" + (f":{point.seed}" if point.seed else "")
     where = {"control.vit.width": point.size, "control.vit.heads": max(2, point.size // 64),
              "data.source": source, "control.samples": point.samples, "control.seed": point.seed}
-    if point.pixels != preset(grid.base).control.vit.image_size:
+    if point.pixels != settings.control.vit.image_size:
         where |= {"control.vit.image_size": point.pixels, "dino.local_size": point.pixels // 2}
-    return apply_recipe(point.recipe, override(preset(grid.base), **(grid.changes or {}), **where))
+    return apply_recipe(point.recipe, override(settings, **where))
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a013
 def _estimate_flops(point: RunSpec, settings: Settings) -> float: # FLOPs of the whole run
@@ -151,5 +166,6 @@ def _grid_runs(grid: Grid) -> list[_GridRun]:
 def _turn(grid, point): # 0: center, 1: ends, 2: further seeds of the center, 3: the rest
     center = all(getattr(point, axis) == value for axis, value in grid.center.items())
     end = replace(point, seed=0) in {*_ends(grid, RunSpec(point.recipe, **grid.center))}
-    return (3 if point.recipe not in grid.recipes else 2 * bool(point.seed) if center else 1 if end
+    first = grid.recipes + grid.center_recipes * (grid.center_seeds > 1)
+    return (3 if point.recipe not in first else 2 * bool(point.seed) if center else 1 if end
             and not point.seed else 3)

@@ -55,6 +55,51 @@ def _metric(name, right, cluster):
     return dict(metric=name, estimate=mean, n_test=len(right),
                 n_groups=cluster.nunique(), draws=drawn)
 
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #6fe0b0fa
+def _eval_tasks(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
+    "Evaluate all probe tasks of version 2: means over families, words read from both features."
+    from ccd.probing.tables import predict_probes
+    from ccd.encoders.inputs import embed_images
+    from ccd.probing.tasks import tasks
+    corpora = ("gallery", "signs", "layouts")
+    vectors = {corpus: embed_images(spec, corpus, settings, home / corpus) for corpus in corpora}
+    asked = tasks("emoji", {corpus: own.items for corpus, own in vectors.items()})
+    rows = _task_metrics(predict_probes(vectors, asked)[0], "")
+    if spec.startswith("ccd:"):
+        inner = spec + ("," if "#" in spec else "#") + "feature=pooled,layer=-2"
+        patches = dict(signs=embed_images(inner, "signs", settings, home / "signs-patches"))
+        words = [task for task in asked if task.label == "word"]
+        rows += _task_metrics(predict_probes(patches, words)[0], ", patches")
+    return pd.DataFrame(rows)
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #eb869d7b
+def _task_metrics(answers, suffix): # answers: from `predict_probes`
+    rows = []
+    for task, group in answers.groupby("task", sort=False):
+        for probe, mark in (("linear", ""), ("knn", ", kNN")):
+            right = (group[probe] == group.label).groupby(group.cluster).mean()
+            metric = task.removesuffix(" in new fonts") + suffix + mark
+            rows.append(_metric(metric, right, right.index.to_series())
+                        | dict(n_test=len(group)))
+    return rows
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #5105a605
+_NEIGHBOR_LABELS = ("category", "style", "ground_color", "object_color", "word")
+_N_NEIGHBORS = 10
+
+def _eval_neighbors(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
+    "Evaluate label agreement: the fraction of the nearest held-out scenes with the same label."
+    from ccd.encoders.inputs import embed_images
+    from ccd.comparison.neighbors import label_agreement, nearest_neighbors
+    scenes = embed_images(spec, "scenes", settings, home / "scenes")
+    family = scenes.items.family.fillna(scenes.items.item_id)
+    near, rows = nearest_neighbors(scenes, _N_NEIGHBORS, family.values.astype(object)), []
+    for label in _NEIGHBOR_LABELS:
+        share = label_agreement(near, scenes.items[label].values)
+        there = ~np.isnan(share)
+        rows.append(_metric(f"neighbors: {label}", pd.Series(share[there]), family[there]))
+    return pd.DataFrame(rows)
+
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a017
 def _eval_segmentation(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
     "Evaluate segmentation by category: mIoU on scenes of held-out families."
@@ -164,4 +209,5 @@ def _eval_vqa(spec: str, settings: Settings, home: Path, reader: Path) -> pd.Dat
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #6ef6ae61
 _EVALUATIONS = {"probes": _Evaluation(1, _eval_probes), "masks": _Evaluation(1, _eval_segmentation),
+                "tasks": _Evaluation(1, _eval_tasks), "neighbors": _Evaluation(1, _eval_neighbors),
                 "answers": _Evaluation(1, _eval_vqa, reads=True)}

@@ -6,7 +6,7 @@
 __all__ = ['scale', 'dry_run', 'format_plan', 'commands']
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #cf6aa364
-import fnmatch, os, shlex
+import fnmatch, os, shlex, shutil
 from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
@@ -16,6 +16,7 @@ from ...settings import (DataSettings, Settings, check_fields, rename_fields, fr
 from ...presets import RECIPES, apply_recipe, preset
 from ...runs import (cached_stage, check_run, outputs_hash, read_manifest, require_own_folder,
                       run_settings, settings_diff, write_manifest)
+from ...probing.tables import slug
 from .grid import GRIDS, Grid, _GridRun, _grid_runs, find_grid
 from .measures import (_DRAWS, _EVALUATIONS, _N_PROJECTOR_QUESTIONS, _PROJECTOR_LR,
                                         _shared_language_model)
@@ -23,7 +24,8 @@ from .measures import (_DRAWS, _EVALUATIONS, _N_PROJECTOR_QUESTIONS, _PROJECTOR_
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5ca1a019
 def _full_data_settings(settings: Settings) -> Settings:
     "Return the settings of evaluations: all images and plain captions, whatever the training data."
-    return override(settings, **{"data.source": "emoji", "data.caption_policy": "name"})
+    kind = settings.data.source.partition(":")[0]
+    return override(settings, **{"data.source": kind, "data.caption_policy": "name"})
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #638bab2f
 def _fingerprint_of(run: _GridRun, measure: str) -> dict:
@@ -72,6 +74,13 @@ def _with_defaults(said, file):
     return (said | dict(run=_run_with_defaults(said["run"], file),
                    data=_full(DataSettings, said["data"], file)))
 
+# %% ../../../nbs/library/study/scaling/03_runs.ipynb #fb157d6d
+def _as_json(table): # metric -> estimate, numbers of tests and groups, bootstrap draws
+    return {row.metric: dict(estimate=round(row.estimate, 5), tests=int(row.n_test),
+                             clusters=int(row.n_groups),
+                             draws=[round(float(draw), 5) for draw in row.draws])
+            for row in table.itertuples()}
+
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #25a8fc49
 # folder with measured.json
 def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, home: Path,
@@ -82,11 +91,7 @@ def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, h
         table = _EVALUATIONS[measure].of(f"ccd:{trained}", _full_data_settings(run.settings), home,
                                      *shared)
         facts = read_manifest(trained)
-        write_json(tmp / "measured.json", dict(
-            metrics={row.metric: dict(estimate=round(row.estimate, 5), tests=int(row.n_test),
-                                    clusters=int(row.n_groups),
-                                    draws=[round(float(draw), 5) for draw in row.draws])
-                     for row in table.itertuples()}, run=facts["facts"]
+        write_json(tmp / "measured.json", dict(metrics=_as_json(table), run=facts["facts"]
             | dict(encoder=outputs_hash(trained), minutes=round(facts["wall_seconds"] / 60, 1),
                    code=facts["code"], machine=facts["machine"])))
     return cached_stage(results / run.name / measure, _fingerprint_of(run, measure),
@@ -149,8 +154,42 @@ def scale(
                 reader = (_shared_language_model(grid.reader, out / "reader", results)
                           if _EVALUATIONS[measure].reads else None)
                 _run_evaluation(run, measure, folder, results, out / "measuring" / run.name, reader)
+            if grid.keep and not run.point.seed: _keep_encoder(folder, results / run.name)
+            shutil.rmtree(out / "measuring" / run.name, ignore_errors=True) # its vectors
         _write_grid_manifest(grid, results)
+    for spec in grid.baselines: _measure_baseline(spec, grid, out, results, only)
     return results
+
+# %% ../../../nbs/library/study/scaling/03_runs.ipynb #15feaacd
+def _keep_encoder(trained: Path, home: Path): # half of its bytes; nothing where it is kept already
+    "Keep a trained encoder with its measurements, in half precision."
+    from safetensors.torch import load_file, save_file
+    manifest = read_json(trained / "manifest.json")
+    def make(tmp):
+        for file in ("encoder.json", "facts.json", "metrics.jsonl"):
+            shutil.copy(trained / file, tmp / file)
+        weights = load_file(trained / "encoder.safetensors")
+        save_file({name: tensor.half() for name, tensor in weights.items()},
+                  tmp / "encoder.safetensors")
+    cached_stage(home / "encoder", manifest["settings"], manifest["inputs"], make)
+
+# %% ../../../nbs/library/study/scaling/03_runs.ipynb #4d5ae1a1
+def _measure_baseline(spec: str, grid: Grid, out: Path, results: Path, only: str = ""):
+    "Measure an encoder without training, on the data of the grid and with the same draws."
+    if only and only not in spec: return
+    settings = _full_data_settings(_grid_runs(grid)[0].settings)
+    home = out / "measuring" / slug(spec)
+    for measure in grid.measures:
+        evaluation = _EVALUATIONS[measure]
+        if evaluation.reads or (measure == "masks" and spec.startswith("pixels:")): continue
+        def make(tmp):
+            table = evaluation.of(spec, settings, home)
+            write_json(tmp / "measured.json", dict(metrics=_as_json(table), baseline=spec))
+        about = dict(baseline=spec, data=to_plain_dict(settings.data), measure=measure,
+                     version=evaluation.version, draws=_DRAWS,
+                     pictures=settings.analysis.segmentation_images if measure == "masks" else 0)
+        cached_stage(results / "baselines" / slug(spec) / measure, about, {}, make)
+    shutil.rmtree(home, ignore_errors=True)
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #34dd7277
 def _write_grid_manifest(grid: Grid, results: Path):
