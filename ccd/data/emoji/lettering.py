@@ -140,7 +140,7 @@ def font_notice() -> str: # markdown
     return "\n".join(line(family) for family in sorted(sum(_FONT_FAMILIES.values(), [])))
 
 # %% ../../../nbs/library/data/emoji/02_lettering.ipynb #80732b42
-_N_HELD_OUT, _N_TRAIN = 100, 400
+_N_HELD_OUT, _N_TRAIN = 100, 100
 
 # %% ../../../nbs/library/data/emoji/02_lettering.ipynb #f2db6833
 @lru_cache
@@ -166,7 +166,7 @@ def _place_word(
     "Write a word at a random size and position in a box, in a color that contrasts with it."
     x0, y0, x1, y1 = box
     left, top, right, bottom = font(face, _REFERENCE).getbbox(word)
-    scale = min(rng.uniform(0.55, 0.95) * (x1 - x0) / (right - left), (y1 - y0) / (bottom - top))
+    scale = min(rng.uniform(0.65, 0.95) * (x1 - x0) / (right - left), (y1 - y0) / (bottom - top))
     size = max(5, round(_REFERENCE * scale))
     while True: # rounding may make it a little too wide
         left, top, right, bottom = font(face, size).getbbox(word)
