@@ -38,7 +38,9 @@ def sign_flip(
     seed: int = 0,
 ) -> float: # two-sided p-value, never below 1 / (draws + 1)
     """Return the p-value of a permutation test of equal means that flips the signs of whole
-    clusters."""
+    clusters.
+
+    Source: Pitman (1937)."""
     ids = np.unique(cluster, return_inverse=True)[1]
     difference = np.bincount(ids, np.asarray(a, float) - b)
     difference = difference[difference != 0]
@@ -134,7 +136,9 @@ def pooled_variance(
     groups: list, # arrays [k], the same measurement from k seeds
     # variance within groups and degrees of freedom; NaN and 0 where no group has two values
 ) -> tuple[float, int]:
-    "Return the variance between seeds, pooled over all groups with more than one seed."
+    """Return the variance between seeds, pooled over all groups with more than one seed.
+
+    Source: Satterthwaite (1946) for its degrees of freedom."""
     many = [np.asarray(group, float) for group in groups if len(group) > 1]
     df = sum(len(group) - 1 for group in many)
     return (sum(((group - group.mean())**2).sum() for group in many) / df if df else math.nan), df
@@ -218,7 +222,9 @@ def cluster_bootstrap_means(
     n_resamples: int, # bootstrap resamples
     seed: int = 0, # equal clusters and seeds give equal resamples
 ) -> tuple[float, np.ndarray]: # mean, and [draws] means of the resamples
-    "Return a mean, and its bootstrap resamples of whole clusters."
+    """Return a mean, and its bootstrap resamples of whole clusters.
+
+    Source: Davison and Hinkley (1997), chapter 3."""
     ids = np.unique(cluster, return_inverse=True)[1]
     total, count = np.bincount(ids, np.asarray(values, float)), np.bincount(ids)
     n_clusters, rng, means = len(count), np.random.default_rng(seed), []
@@ -239,7 +245,9 @@ def paired_bootstrap(
     seed: int = 0,
 ) -> tuple[float, float, float]: # difference a - b, lower and upper limit
     """Return the difference of means with a percentile bootstrap interval, resampling whole
-    clusters."""
+    clusters.
+
+    Source: Davison and Hinkley (1997), chapter 2."""
     if a.shape != b.shape:
         raise ValueError("need answers to the same questions; "
                          f"got {a.shape} and {b.shape}")
@@ -256,7 +264,9 @@ def cluster_bootstrap(
     level: float = 0.95, # confidence level
     seed: int = 0,
 ) -> tuple[float, float, float]: # mean, lower and upper limit
-    """Return a mean with a percentile bootstrap interval, resampling whole clusters."""
+    """Return a mean with a percentile bootstrap interval, resampling whole clusters.
+
+    Source: Davison and Hinkley (1997), chapter 3."""
     return paired_bootstrap(np.asarray(values, float), np.zeros(len(values)),
                             cluster, n_resamples, level, seed)
 

@@ -289,9 +289,10 @@ def similarity_regression(
 
     Collinear terms are merged: their `slope` is the sum, and their separate slopes have the
     quantity `collinear`. `r` is a term's strongest correlation with another term. The 95 %
-    intervals resample concept families (an item without a family is its own cluster). Raises
-    `UserError` for an unknown `weighting`, and where encoders and attributes describe different
-    items."""
+    intervals resample concept families (an item without a family is its own cluster).
+    Raises `UserError` for an unknown `weighting`, and where encoders and attributes
+    describe different items. Source: Kriegeskorte, Mur and Bandettini (2008) for regression
+    of similarities."""
     if weighting not in ("stratified", "population"):
         raise UserError(f"unknown weighting {weighting!r}: expected stratified or population")
     items = _common_items(encoders, attributes)

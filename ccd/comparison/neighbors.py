@@ -139,7 +139,9 @@ def mutual_knn(
     a: np.ndarray, # [n, k] neighbors in one encoder
     b: np.ndarray, # [n, k] neighbors of the same images in another encoder
 ) -> np.ndarray: # [n] fraction of shared neighbors, 0..1
-    "Return the fraction of neighbors that two encoders share, for each image."
+    """Return the fraction of neighbors that two encoders share, for each image.
+
+    Source: Huh et al. (2024), mutual k-nearest neighbors."""
     n_images, k = a.shape
     return np.concatenate([_common(a[block], b[block]) for block in batched_slices(n_images)]) / k
 
@@ -406,7 +408,7 @@ def aligned_umap(
 ) -> list[np.ndarray]: # two maps, [n, 2] each
     """Return two aligned UMAP maps by cosine distance (AlignedUMAP).
 
-    Raises `UserError` for fewer than five items."""
+    Raises `UserError` for fewer than five items. Source: McInnes, Healy and Melville (2018)."""
     with _umap(len(a.items), n_neighbors) as (umap, n_used):
         both = umap.AlignedUMAP(n_neighbors=n_used, metric="cosine", random_state=seed,
                                 alignment_regularisation=alignment)

@@ -175,9 +175,10 @@ def mine_pairs(
     directions.
 
     All scores are above 0 in direction `a` (similar for A, dissimilar for B) and below 0 in
-    direction `b`. The table is empty where the encoders agree on every pair. Raises `UserError`
-    where the encoders describe different items, for vectors that are not finite, for an unknown
-    calibration, and for numbers of pairs below 1."""
+    direction `b`. The table is empty where the encoders agree on every pair. Raises
+    `UserError` where the encoders describe different items, for vectors that are not
+    finite, for an unknown calibration, and for numbers of pairs below 1. Source: the
+    contrast of the paper arXiv 2510.11835, Figure 2, over all pairs."""
     if min(k, per_image) < 1:
         raise UserError(f"k = {k}, per_image = {per_image}: expected 1 or more of both")
     if calibration not in ("linear", "rank"):
@@ -347,7 +348,9 @@ def search_faiss(
     partners: int = 64, # best partners kept per row
 ) -> list[_TopPairs]: # one for the direction of A, one for the direction of B
     """Return approximately the best `n_keep` pairs of each direction, found by an inverted file
-    index (IVF) of faiss."""
+    index (IVF) of faiss.
+
+    Source: Douze et al. (2024), faiss."""
     import faiss
     n_rows, wide = product.right.shape
     cells = min(cells or int(4 * n_rows**0.5), n_rows // 4 or 1)

@@ -33,7 +33,7 @@ def color_histogram(
 ) -> Encoder:
     """Return the color baseline: the square-rooted joint color histogram of an image.
 
-    Raises `UserError` for bins outside 1 to 32."""
+    Raises `UserError` for bins outside 1 to 32. Source: Swain and Ballard (1991)."""
     if not 1 <= bins <= 32:
         raise UserError(f"colors:{bins}: expected 1 to 32 bins per channel, "
                         f"which makes vectors of {bins}^3 numbers")
@@ -172,7 +172,9 @@ def patch_features(
     size: int = 48, # input size, px
     learned_from: str = "", # images of the dictionary, for the card
 ) -> Encoder:
-    "Return the k-means baseline: the mean activation of each entry in the four quadrants."
+    """Return the k-means baseline: the mean activation of each entry in the four quadrants.
+
+    Source: Coates, Lee and Ng (2011)."""
     found = {} # the dictionary on the device of the images
     def read(pixels): # [B, 3, size, size]
         if pixels.device not in found:

@@ -39,14 +39,18 @@ def _cosine_schedule(start: float, end: float, progress: float) -> float: # `sta
 
 # %% ../../nbs/library/training/03_trainer.ipynb #a5601b82
 def learning_rate(t: float, control: Control) -> float: # progress: fraction of training, 0..1
-    "Return the learning rate: linear warm-up, then a cosine to `final_lr`."
+    """Return the learning rate: linear warm-up, then a cosine to `final_lr`.
+
+    Source: Loshchilov and Hutter (2017)."""
     if t < control.warmup: return control.lr * t / control.warmup
     return _cosine_schedule(control.lr, control.final_lr,
                   (t - control.warmup) / (1 - control.warmup))
 
 # %% ../../nbs/library/training/03_trainer.ipynb #b3adf33b
 def clip_gradients(model, control: Control):
-    "Clip gradients in place, by their global norm or each tensor by its own norm."
+    """Clip gradients in place, by their global norm or each tensor by its own norm.
+
+    Source: Pascanu, Mikolov and Bengio (2013)."""
     own = [parameter for parameter in model.parameters() if parameter.grad is not None]
     for ps in ([parameter] for parameter in own) if control.clip_each else [own]:
         nn.utils.clip_grad_norm_(ps, control.grad_clip)

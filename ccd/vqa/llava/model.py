@@ -56,7 +56,9 @@ def _build_llava(
 
 # %% ../../../nbs/library/vqa/llava/04_model.ipynb #7fae8daa
 class Vlm(nn.Module):
-    "Train a language model with optional images as an objective: from batches to a loss."
+    """Train a language model with optional images as an objective: from batches to a loss.
+
+    Source: Liu et al. (2024), LLaVA-1.5."""
     name, couples = "VLM", False
 
     def __init__(self, net, tokenizer, settings: VlmSettings, encoder=None):
