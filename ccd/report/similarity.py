@@ -90,7 +90,7 @@ def summary_figure(
                                             names[::-1]):
         pair_grid(pairs[pairs.similar_in == direction], images, names, n_pairs=6, columns=2,
                   fig=part)
-        part.suptitle(f"similar for {name}, dissimilar for {other}", color=color_of(name),
+        part.suptitle(f"similar for {name},\ndissimilar for {other}", color=color_of(name),
                       fontsize=10, fontweight="bold")
     agreement_dots(table, names, fig=low)
     return fig
