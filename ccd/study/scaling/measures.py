@@ -85,8 +85,11 @@ def _task_metrics(answers, suffix): # answers: from `predict_probes`
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5105a605
 _NEIGHBOR_LABELS = ("category", "style", "ground_color", "object_color", "word")
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #65b021cc
 _N_NEIGHBORS = 10
 
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #11775234
 def _eval_neighbors(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
     "Evaluate label agreement: the fraction of the nearest held-out scenes with the same label."
     from ccd.encoders.inputs import embed_images
