@@ -14,8 +14,7 @@ from ...files import UserError
 
 # %% ../../../nbs/library/vqa/benchmarks/01_questions.ipynb #41ba1c3e
 VMCBENCH = { # Zhang et al. (2025), as in lmms-eval and VLMEvalKit
-    "general": ["SEEDBench", "MMStar", "A-OKVQA", "VizWiz", "MMVet", "VQAv2",
-                "OKVQA"],
+    "general": ["SEEDBench", "MMStar", "A-OKVQA", "VizWiz", "MMVet", "VQAv2", "OKVQA"],
     "reason": ["MMMU", "MathVista", "ScienceQA", "RealWorldQA", "GQA",
                "MathVision"],
     "ocr": ["TextVQA", "OCRVQA"],
