@@ -175,13 +175,13 @@ def _section_probes(probes, diff):
     from ccd.probing.tables import tasks_where_better
     def above(name, probe):
         return join_words(tasks_where_better(diff, name, BASELINES, probe)) or "no task"
-    cleared = " ".join(f"In {how}, {name} is above both baselines on {above(name, probe)}."
+    cleared = " ".join(f"In {how}, {name} is above every baseline on {above(name, probe)}."
                        for how, probe in (("the linear probe", "linear"), ("the kNN probe", "knn"))
                        for name in _NAMES.values())
     return dict(title="Probes on frozen features",
         text="Each probe is trained on some concept families, fonts or styles and tested on "
-             "others. A random ViT and raw pixels are the baselines: their accuracy needs no "
-             f"training. {cleared}",
+             "others. The baselines train no network: a random ViT, raw pixels, HOG and k-means of "
+             f"patches. {cleared}",
         body=figure_html(probe_dots(probes), "linear probes") + table_tag(accuracy_table(probes)) +
              "<details><summary>kNN probes, means over families, and paired differences</summary>" +
              "".join(table_tag(accuracy_table(probes, column))
