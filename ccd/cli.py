@@ -14,7 +14,7 @@ import tyro
 from tyro.conf import Positional
 from .files import UserError, alone, disk_full, load_table, renamed, user_path, writable
 from .settings import Settings, override, rename_fields
-from .presets import PRESETS, RECIPES, apply_recipe, find_recipe, preset
+from .presets import BASELINE_SPECS, PRESETS, RECIPES, apply_recipe, find_recipe, preset
 from .runs import require_own_folder
 
 # %% ../nbs/library/07_cli.ipynb #31d9dbf3
@@ -188,7 +188,7 @@ def _compare(
     # the second encoder, trained with another seed: for the variation between seeds
     seed_replicate_b: str = "",
     # further encoders as baselines
-    baselines: tuple[str, ...] = ("pixels:16", "hog:8", "hog-colors:8", "patches:400"),
+    baselines: tuple[str, ...] = (*BASELINE_SPECS.values(),),
     skip: tuple[str, ...] = (), # steps to skip: attributes, perturbations, maps
     align_maps: bool = False, # align the two maps, which is slower
     engine: str = "local", # engine of the embedding: local or ray

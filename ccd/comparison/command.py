@@ -14,8 +14,8 @@ import pandas as pd
 from ..files import (UserError, atomic_write, load_table, log_line, read_json, renamed,
                        to_plain_dict)
 from ..settings import Analysis, Settings, rename_fields
+from ..presets import BASELINE_SPECS
 from ..runs import cached_stage, claim_folder, require_own_folder, write_manifest
-from ..encoders.baselines import BASELINE_SPECS
 from ..encoders.inputs import (EncoderPair, check_known, embed_pair, load_encoder, open_source,
                                  stored_image_set, usable_labels)
 from .report import _write_report

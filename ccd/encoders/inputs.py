@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from ..files import UserError, content_hash, file_hash, read_json, renamed, user_path
 from ..settings import Control, Settings, from_plain_dict
+from ..presets import BASELINE_SPECS
 from ..runs import claim_folder, outputs_hash
-from .baselines import BASELINE_SPECS
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #7513f2bc
 def _open_images(

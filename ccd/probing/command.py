@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from ..files import UserError, atomic_write, load_table, log_line, to_plain_dict
 from ..settings import Settings
+from ..presets import BASELINE_SPECS
 from ..runs import cached_stage, export_stage, outputs_hash, read_manifest, require_own_folder
 from ..report.style import distinct_colors
 from ..report.tables import (accuracy_table, difference_table, figure_html, join_words, percent,
@@ -21,7 +22,6 @@ from ..report.tables import (accuracy_table, difference_table, figure_html, join
 from ..report.accuracy import few_shot_curves, probe_dots
 from ..data.corpora import fingerprint
 from ..encoders.base import card_row
-from ..encoders.baselines import BASELINE_SPECS
 from ..encoders.inputs import embed_images, load_encoder, shared_init_spec
 from .linear import _per_class
 from .datasets import _open_dataset, _parse_dataset_name

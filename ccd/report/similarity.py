@@ -12,6 +12,7 @@ import re
 from textwrap import fill
 import numpy as np
 import pandas as pd
+from ..presets import BASELINE_SPECS
 from .style import _FIG_WIDTH, _MIN_FONT, color_of, styled_pyplot
 
 # %% ../../nbs/library/report/04_similarity.ipynb #d406cb30
@@ -233,7 +234,7 @@ CHANGE_NAMES = {"hue": "hue rotated", "grey": "grayscale", "brightness": "darken
 
 # %% ../../nbs/library/report/04_similarity.ipynb #294b4c1f
 # the first is the untrained network; the others have no network
-BASELINES = ("random ViT", "raw pixels", "HOG", "HOG + colors", "k-means patches")
+BASELINES = ("random ViT", *BASELINE_SPECS)
 
 # %% ../../nbs/library/report/04_similarity.ipynb #abfaf7e3
 def _ladder(rows, names, point, shown, xlabel, reach=None, fig=None):

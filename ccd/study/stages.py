@@ -14,10 +14,9 @@ import pandas as pd
 from ..files import (atomic_write, content_hash, log_line, read_json, renamed, to_plain_dict,
                        write_json)
 from ..settings import Settings
-from ..presets import RECIPES, apply_recipe
+from ..presets import BASELINE_SPECS, RECIPES, apply_recipe
 from ..runs import Progress, cached_stage, outputs_hash, run_settings, up_to_date
 from ..report.similarity import BASELINES
-from ..encoders.baselines import BASELINE_SPECS
 
 # %% ../../nbs/library/study/01_stages.ipynb #20358931
 _NAMES = dict(clip="CLIP", dino="DINO") # the two encoders of the main comparison

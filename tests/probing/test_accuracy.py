@@ -7,7 +7,7 @@ from ccd.probing.tables import (_eval_val_splits, compare_probes, few_shot_rows,
                                 tasks_where_better)
 from ccd.probing.command import _default_baselines, _group_by_source_dataset, display_names
 from ccd.files import UserError, load_table, read_json
-from ccd.encoders.baselines import BASELINE_SPECS
+from ccd.presets import BASELINE_SPECS
 from ccd.encoders.embeddings import Embeddings
 from ccd.encoders.loading import load
 from ccd.report.similarity import BASELINES

@@ -11,8 +11,7 @@ from functools import lru_cache
 from typing import NamedTuple
 from ...files import UserError
 from ...settings import Settings, override
-from ...presets import RECIPES, apply_recipe, preset
-from ...encoders.baselines import BASELINE_SPECS
+from ...presets import BASELINE_SPECS, RECIPES, apply_recipe, preset
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a007
 @dataclass(frozen=True)

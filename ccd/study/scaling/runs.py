@@ -17,7 +17,8 @@ from ...presets import RECIPES, apply_recipe, preset
 from ...runs import (cached_stage, check_run, outputs_hash, read_manifest, require_own_folder,
                       run_settings, settings_diff, write_manifest)
 from ...probing.tables import slug
-from .grid import GRIDS, Grid, _GridRun, _grid_runs, find_grid
+from .grid import (GRIDS, Grid, RunSpec, _GridRun, _grid_runs, _settings_of,
+                                    find_grid)
 from .measures import (_DRAWS, _EVALUATIONS, _N_PROJECTOR_QUESTIONS, _PROJECTOR_LR,
                                         _shared_language_model)
 
@@ -150,14 +151,16 @@ def scale(
             folder = (_find_released_run(run, corpus)
                       or train(recipe.objective, run.settings, corpus, out / run.name,
                                title=recipe.title))
+            # before it is measured: what is measured is not trained again
+            if grid.keep and not run.point.seed: _keep_encoder(folder, results / run.name)
             for measure in missing:
                 reader = (_shared_language_model(grid.reader, out / "reader", results)
                           if _EVALUATIONS[measure].reads else None)
                 _run_evaluation(run, measure, folder, results, out / "measuring" / run.name, reader)
-            if grid.keep and not run.point.seed: _keep_encoder(folder, results / run.name)
             shutil.rmtree(out / "measuring" / run.name, ignore_errors=True) # its vectors
         _write_grid_manifest(grid, results)
     for spec in grid.baselines: _measure_baseline(spec, grid, out, results, only)
+    if grid.baselines: _write_grid_manifest(grid, results)
     return results
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #15feaacd
@@ -177,7 +180,8 @@ def _keep_encoder(trained: Path, home: Path): # half of its bytes; nothing where
 def _measure_baseline(spec: str, grid: Grid, out: Path, results: Path, only: str = ""):
     "Measure an encoder without training, on the data of the grid and with the same draws."
     if only and only not in spec: return
-    settings = _full_data_settings(_grid_runs(grid)[0].settings)
+    center = RunSpec(grid.recipes[0], **grid.center)
+    settings = _full_data_settings(_settings_of(grid, center))
     home = out / "measuring" / slug(spec)
     for measure in grid.measures:
         evaluation = _EVALUATIONS[measure]
@@ -195,6 +199,7 @@ def _measure_baseline(spec: str, grid: Grid, out: Path, results: Path, only: str
 def _write_grid_manifest(grid: Grid, results: Path):
     "Write one manifest over all measurements, each of which has its own manifest."
     parts = [*sorted(results.glob("*/*/manifest.json")),
+             *sorted(results.glob("baselines/*/*/manifest.json")),
              *sorted(results.glob("reader/manifest.json"))]
     made = {path: read_json(path) for path in parts}
     files = [file.relative_to(results) for path, manifest in made.items()
