@@ -2079,6 +2079,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                              'ccd/study/scaling/runs.py'),
                                         'ccd.study.scaling.runs._cli_options': ( 'library/study/scaling/runs.html#_cli_options',
                                                                                  'ccd/study/scaling/runs.py'),
+                                        'ccd.study.scaling.runs._copy_in_half_precision': ( 'library/study/scaling/runs.html#_copy_in_half_precision',
+                                                                                            'ccd/study/scaling/runs.py'),
                                         'ccd.study.scaling.runs._find_released_run': ( 'library/study/scaling/runs.html#_find_released_run',
                                                                                        'ccd/study/scaling/runs.py'),
                                         'ccd.study.scaling.runs._fingerprint_of': ( 'library/study/scaling/runs.html#_fingerprint_of',

@@ -227,3 +227,7 @@ def test_every_new_option_is_one():
             assert re.search(rf"{new}[ ,\n]",
                              p.stdout.decode()) and not re.search(rf"{old}[ ,\n]",
                                                                   p.stdout.decode()), (command, old)
+
+def test_a_study_starts_without_torch(): # so that a finished one returns at once
+    code = "import sys, ccd.study.command; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

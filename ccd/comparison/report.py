@@ -22,7 +22,6 @@ from ..report.similarity import (CHANGE_NAMES, FACTOR_NAMES, MIN_PAIRS, agreemen
                                    overlap_curves, pair_grid, score_vs_seed_noise, sensitivity_plot,
                                    term_name)
 from ..encoders.inputs import EncoderPair, usable_labels
-from .search import letter_encoders
 
 # %% ../../nbs/library/comparison/09_report.ipynb #7e9d451b
 # path of report.html
@@ -56,6 +55,7 @@ def _drawn(inputs): # clusters of the bootstrap, in words
 def _table(out, name, names=None):
     path = out / name
     if not (path.exists() and path.stat().st_size > 2): return None
+    from ccd.comparison.search import letter_encoders # not at the start: it needs torch
     return letter_encoders(load_table(path), names) if names else load_table(path)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #b848eebe

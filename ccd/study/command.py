@@ -13,11 +13,9 @@ from ..files import (UserError, atomic_write, load_table, log_line, read_json, t
                        write_json)
 from ..settings import EMOJI_SOURCES, Settings, rename_fields
 from ..runs import claim_folder, require_own_folder, write_manifest
-from .stages import (_NAMES, _build_data, _embed_all, _neighbor_stage, _pair_stage,
-                              _probe_stage,
-                              _segmentation_stage, _train_all, _vlm_stage, _zero_shot_result,
-                              _zero_shot_stage)
-from ..comparison.search import name_encoders
+from .stages import (_NAMES, _build_data, _embed_all, _neighbor_stage,
+                              _pair_stage, _probe_stage, _segmentation_stage,
+                              _train_all, _vlm_stage, _zero_shot_result, _zero_shot_stage)
 from .report import _command_of, _report_stage
 
 # %% ../../nbs/library/study/03_command.ipynb #7755b85c
@@ -59,6 +57,7 @@ def export_study(
     weights: bool = False, # True: also copy the encoders, in half precision
 ):
     "Copy the results that findings use: tables, curves, mined pairs, and the manifest."
+    from ccd.comparison.search import name_encoders
     require_own_folder(folder)
     with atomic_write(folder) as tmp:
         tmp.mkdir(parents=True)
@@ -92,14 +91,10 @@ def _publish_run(run, folder, weights, settings):
     if (run / "neighbors.jsonl").exists():
         shutil.copy(run / "neighbors.jsonl", folder / f"{run.name}-neighbors.jsonl")
     if not weights: return
-    from safetensors.torch import load_file, save_file
+    from ccd.study.scaling.runs import _copy_in_half_precision # it needs torch
     home, manifest = folder / "encoders" / run.name, read_json(run / "manifest.json")
     home.mkdir(parents=True)
-    for file in ("encoder.json", "facts.json", "metrics.jsonl"):
-        shutil.copy(run / file, home / file)
-    save_file({key: tensor.half()
-               for key, tensor in load_file(run / "encoder.safetensors").items()},
-              home / "encoder.safetensors")
+    _copy_in_half_precision(run, home)
     write_json(home / "zero_shot.json", _zero_shot_result(run, settings))
     made = write_manifest(home, manifest["settings"], manifest["inputs"],
                           [path.name for path in sorted(home.iterdir())], manifest["wall_seconds"])

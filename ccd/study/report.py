@@ -20,7 +20,6 @@ from ..report.accuracy import dino_diagnostics, knn_during_training, loss_curves
 from ..report.similarity import BASELINES, agreement_dots, atlas_plot, neighbor_grid, pair_grid
 from ..report.questions import subset_accuracy_plot
 from ..comparison.report import purity_table
-from ..comparison.search import letter_encoders
 from .stages import _NAMES, _eval_corpora, runs
 
 # %% ../../nbs/library/study/02_report.ipynb #c9e18f89
@@ -83,6 +82,7 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
     from ccd.data.emoji.drawings import license_notice
     from ccd.training.audit import audit
     from ccd.training.loop import metrics
+    from ccd.comparison.search import letter_encoders
     import numpy as np
     scenes = _eval_corpora(settings)["scenes"]
     def picture(row): return scenes[int(row)]["image"]

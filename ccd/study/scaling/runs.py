@@ -7,6 +7,7 @@ __all__ = ['scale', 'dry_run', 'format_plan', 'commands']
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #cf6aa364
 import fnmatch, os, shlex, shutil
+from functools import partial
 from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
@@ -163,18 +164,22 @@ def scale(
     if grid.baselines: _write_grid_manifest(grid, results)
     return results
 
+# %% ../../../nbs/library/study/scaling/03_runs.ipynb #7872fa18
+def _copy_in_half_precision(run: Path, home: Path): # home: an existing folder
+    "Copy the encoder of a finished run, its facts and its curve."
+    from safetensors.torch import load_file, save_file
+    for file in ("encoder.json", "facts.json", "metrics.jsonl"):
+        shutil.copy(run / file, home / file)
+    weights = load_file(run / "encoder.safetensors")
+    save_file({name: tensor.half() for name, tensor in weights.items()},
+              home / "encoder.safetensors")
+
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #15feaacd
 def _keep_encoder(trained: Path, home: Path): # half of its bytes; nothing where it is kept already
     "Keep a trained encoder with its measurements, in half precision."
-    from safetensors.torch import load_file, save_file
     manifest = read_json(trained / "manifest.json")
-    def make(tmp):
-        for file in ("encoder.json", "facts.json", "metrics.jsonl"):
-            shutil.copy(trained / file, tmp / file)
-        weights = load_file(trained / "encoder.safetensors")
-        save_file({name: tensor.half() for name, tensor in weights.items()},
-                  tmp / "encoder.safetensors")
-    cached_stage(home / "encoder", manifest["settings"], manifest["inputs"], make)
+    cached_stage(home / "encoder", manifest["settings"], manifest["inputs"],
+                 partial(_copy_in_half_precision, trained))
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #4d5ae1a1
 def _measure_baseline(spec: str, grid: Grid, out: Path, results: Path, only: str = ""):
