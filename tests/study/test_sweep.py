@@ -1,0 +1,69 @@
+"The search of recipes: equal numbers of trials, stages around the best, nothing made twice."
+import json
+import pytest
+from ccd.files import UserError
+from ccd.presets import preset
+from ccd.settings import override
+from ccd.study.scaling import sweep as search
+
+def run(score):
+    "Search with a function of the changes as score; return the trials of each recipe."
+    made = {}
+    for recipe in search._OWN_CHANGES:
+        done = made[recipe] = []
+        while stage := search._next_trials(recipe, done):
+            done += [(changes, score(changes)) for changes in stage]
+    return made
+
+def test_each_recipe_has_the_same_number_of_trials_and_all_fit_the_budget():
+    made = run(lambda changes: changes["control.lr"])
+    assert {len(trials) for trials in made.values()} == {len(search._STAGES)}
+    assert sum(map(len, made.values())) <= 40
+    for trials in made.values():
+        names = [search._format_changes(changes) for changes, _ in trials]
+        assert len(set(names)) == len(names)
+
+@pytest.mark.parametrize("rate", search._RATES)
+@pytest.mark.parametrize("size", [None, *search._BATCH_SIZES])
+def test_later_stages_start_from_the_best_trial(rate, size):
+    def score(changes):
+        return (changes["control.lr"] == rate) + (changes.get("control.batch_size") == size)
+    for trials in run(score).values():
+        later = [changes for changes, _ in trials[len(search._RATES):]]
+        assert all(changes["control.lr"] == rate for changes in later)
+        own = later[len(search._BATCH_SIZES):]
+        assert all(changes.get("control.batch_size") == size for changes in own)
+
+def test_the_others_see_the_views_that_dino_selects():
+    views = {"dino.global_scale": (0.25, 1.0), "dino.local_scale": (0.05, 0.25)}
+    assert search._views_of({"control.lr": 1e-3} | views) == views
+    assert next(iter(search._OWN_CHANGES)) == "dino"
+
+def test_a_search_is_stored_and_resumed(tmp_path, monkeypatch):
+    from ccd.training import loop
+    settings = override(preset("smoke"), **{"data.source": "emoji-2", "data.scenes": 256,
+                                            "control.samples": 256})
+    monkeypatch.setattr(search, "_STAGES", search._STAGES[:4])
+    monkeypatch.setattr(search, "_BATCH_SIZES", (64,))
+    best = search.sweep(settings, tmp_path / "runs", tmp_path / "results", ("infonce",))
+    table = search.sweep_table(tmp_path / "results")
+    assert [*table.recipe] == ["untrained"] + ["infonce"] * 4
+    winner = table[table.best].squeeze()
+    assert winner.changes == search._format_changes(best["infonce"])
+    assert winner.score >= table[table.recipe == "infonce"].score.max()
+    scores = table[[*search._SCORED_TASKS]]
+    assert ((scores >= 0) & (scores <= 1)).all(axis=None)
+    assert (scores.mean(axis=1) - table.score).abs().max() < 1e-9
+    def twice(*_, **__): raise AssertionError("trained again")
+    monkeypatch.setattr(loop, "train", twice)
+    assert search.sweep(settings, tmp_path / "runs", tmp_path / "results", ("infonce",)) == best
+    trial = json.loads(next((tmp_path / "results/infonce").glob("*/trial.json")).read_text())
+    assert trial["machine"]["torch"]
+
+def test_bad_requests_say_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="no search space for mae: expected some of dino"):
+        search.sweep(preset("controlled"), tmp_path, tmp_path, ("mae",))
+    with pytest.raises(UserError, match="--data.source emoji-2"):
+        search.sweep(preset("mini"), tmp_path, tmp_path)
+    with pytest.raises(UserError, match="no trials in"):
+        search.sweep_table(tmp_path)
