@@ -2134,8 +2134,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                  'ccd/study/scaling/sweep.py'),
                                          'ccd.study.scaling.sweep._validation_scores': ( 'library/study/scaling/sweep.html#_validation_scores',
                                                                                          'ccd/study/scaling/sweep.py'),
-                                         'ccd.study.scaling.sweep._views_of': ( 'library/study/scaling/sweep.html#_views_of',
-                                                                                'ccd/study/scaling/sweep.py'),
                                          'ccd.study.scaling.sweep._winner': ( 'library/study/scaling/sweep.html#_winner',
                                                                               'ccd/study/scaling/sweep.py'),
                                          'ccd.study.scaling.sweep.sweep': ( 'library/study/scaling/sweep.html#sweep',

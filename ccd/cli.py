@@ -296,8 +296,8 @@ def _scale(
 # %% ../nbs/library/07_cli.ipynb #5f3e9a21
 def _sweep(
     settings: _AnySettings,
-    # recipes to search, dino first, since the others see its views; by default all that have a
-    # search space
+    # recipes to search, by default all that have a search space; several processes can search one
+    # each
     recipes: tuple[str, ...] = (),
     out: str = "", # folder of the runs; by default runs/sweep-PRESET
     # folder of the scores, from which any machine can resume; by default OUT/results

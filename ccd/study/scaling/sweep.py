@@ -19,10 +19,10 @@ _RATES = (3e-4, 1e-3, 3e-3)
 _BATCH_SIZES = (64, 256) # the preset's own batch size is in the first stage
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #bad75a1d
-# recipe -> changes of the third stage; recipes are searched in this order
+# recipe -> changes of the third stage
 _OWN_CHANGES = {
     "dino": ({"dino.out_dim": 4096}, {"dino.momentum": 0.97}, {"dino.teacher_temp": 0.07},
-             {"dino.global_scale": (0.25, 1.0), "dino.local_scale": (0.05, 0.25)}),
+             {"dino.local_crops": 4}),
     "infonce": ({"infonce.init_temperature": 0.2}, {"infonce.embed_dim": 256},
                 {"infonce.ema": 0.97}, {"control.weight_decay": 0.2}),
     "clip-dino-views": ({"clip.init_temperature": 0.2}, {"clip.embed_dim": 256},
@@ -84,9 +84,7 @@ def _accuracies(vectors, task):
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #c1116ae8
 def _format_changes(changes: dict) -> str: # such as `lr=0.001 batch_size=64`
     "Return changed settings as text."
-    def text(value):
-        return "-".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-    return " ".join(f"{name.rpartition('.')[2]}={text(value)}" for name, value in changes.items())
+    return " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in changes.items())
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #5ee5810d
 def _run_trial(recipe: str, number: int, changes: dict, settings: Settings, out: Path,
@@ -128,7 +126,7 @@ def sweep(
     settings: Settings, # preset with the samples of a trial
     out, # folder of the runs
     results, # folder of the scores, from which any machine can resume
-    recipes: tuple = tuple(_OWN_CHANGES), # recipes to search, in this order
+    recipes: tuple = tuple(_OWN_CHANGES), # recipes to search
 ) -> dict: # recipe -> changes of its best trial
     """Search the settings of each recipe with the same number of trials, and resume if stopped.
 
@@ -141,17 +139,10 @@ def sweep(
                         f"{settings.data.source!r}: take `--preset controlled` or `--data.source "
                         "emoji-2`")
     out, results, best = user_path(out), user_path(results), {}
-    with alone(out):
-        _score_untrained(settings, out, results)
-        for recipe in recipes:
-            best[recipe] = _search_recipe(recipe, settings, out, results)
-            if recipe == "dino": settings = override(settings, **_views_of(best[recipe]))
+    with alone(out / "untrained", wait=True): _score_untrained(settings, out, results)
+    for recipe in recipes:
+        with alone(out / recipe): best[recipe] = _search_recipe(recipe, settings, out, results)
     return best
-
-# %% ../../../nbs/library/study/scaling/06_sweep.ipynb #fccc3c7a
-def _views_of(changes): # changes of DINO's views, which the other objectives share
-    return {name: value for name, value in changes.items()
-            if name in ("dino.global_scale", "dino.local_scale")}
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #7218f296
 def _score_untrained(settings, out, results): # the first weights, which a trial must exceed
@@ -161,7 +152,7 @@ def _score_untrained(settings, out, results): # the first weights, which a trial
                                             minutes=0.0, machine={}))
     about = dict(recipe="random:0", vit=settings.control.vit, data=settings.data,
                  tasks=_SCORED_TASKS, version=1)
-    cached_stage(results / "untrained", about, {}, make)
+    return cached_stage(results / "untrained", about, {}, make)
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #96318265
 def sweep_table(
