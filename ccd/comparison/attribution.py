@@ -282,6 +282,7 @@ def similarity_regression(
     # weights of the pairs: `stratified` (equal) or `population` (inverse inclusion probability)
     weighting: str = "stratified",
     nearness: tuple = _DISTANCE_TERMS, # attribute distances to include, from `_DISTANCES`
+    keep_draws: bool = False, # add a column `draws` with the bootstrap resamples of each value
     # encoder, quantity, term, value, ci_low, ci_high, r, vif, pairs, n_groups, weighting
 ) -> pd.DataFrame:
     """Return the regression of similarity on factors: slopes, unique R² and R² of encoders and of
@@ -314,6 +315,7 @@ def similarity_regression(
     table = _with_differences(list(encoders), *_summed(names, [*group, *sets], sets, fit, drawn))
     table = _with_collinearity(table, names, design.values, weight)
     n_groups = len(np.unique(node[np.concatenate([left, right])]))
+    table = table if keep_draws else table.drop(columns="draws")
     return table.assign(pairs=len(sample), n_groups=n_groups, weighting=weighting)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1ed0ba0e
@@ -349,8 +351,8 @@ def _with_differences(encoders, names, fit, drawn):
         lo, hi = np.quantile(spread, [0.025, 0.975], axis=0)
         who = encoders[first] if second is None else f"{encoders[first]} − {encoders[second]}"
         rows += [dict(encoder=who, quantity=quantity, term=term, value=float(estimate),
-                      ci_low=float(low), ci_high=float(high))
-                 for term, estimate, low, high in zip(terms, value, lo, hi)]
+                      ci_low=float(low), ci_high=float(high), draws=draws)
+                 for term, estimate, low, high, draws in zip(terms, value, lo, hi, spread.T)]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/library/comparison/06_attribution.ipynb #1ef420c0

@@ -6,7 +6,7 @@
 __all__ = ['PERTURBATIONS', 'background_mask', 'apply_perturbation', 'perturbation_examples', 'sensitivity']
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #34a1c68a
-import itertools
+import copy, itertools
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
@@ -18,7 +18,8 @@ from ..device import device
 from ..runs import Progress
 from ..stats import node_bootstrap_sums
 from ..data.emoji.drawings import PALETTE, drawings
-from ..data.emoji.lettering import TEST_FONTS, draw_text, text_color_for, words
+from ..data.emoji.lettering import (TEST_FONTS, _place_word, draw_text, text_color_for,
+                                      words)
 from ..data.emoji.scenes import asset_pool, paste
 from ..data.corpora import ImageDecoder
 from ..data.augment import GRAY, eval_view, to_float
@@ -188,11 +189,12 @@ def _counterfactual_scenes(data: DataSettings, # settings of the synthetic emoji
     seed: int = 0,
 ) -> dict: # name of the change -> `_Edit`
     "Return scenes of held-out families, composed again with one factor changed."
-    st, rows = asset_pool("test", data.held_out_style), []
+    st, rows = asset_pool("test", data.held_out_style, version=data.version), []
+    sign_again = _sign_again if data.version == 1 else _word_again
     partners = _partners(st.table)
     for index in range(n_scenes):
         rng = np.random.default_rng(int(content_hash(["recompose", data.seed, seed, index]), 16))
-        rows.append(_drawing_again(rng, st, partners, data.size) | _sign_again(rng, st, data.size))
+        rows.append(_drawing_again(rng, st, partners, data.size) | sign_again(rng, st, data.size))
     ids, out = [f"again-{seed}-{index:05d}" for index in range(n_scenes)], {}
     for what, changes in _SCENE_EDITS.items():
         before = np.stack([row[what] for row in rows])
@@ -255,6 +257,18 @@ def _sign_again(rng, st, size):
     return {"sign": compose(words[0]), "sign family": f"word {words[0]}",
             "word on a sign": compose(words[1])}
 
+# %% ../../nbs/library/comparison/07_perturbations.ipynb #9e50549c
+def _word_again(rng, st, size): # version 2: both words at the same place, as in its scenes
+    ground, face = emoji_scenes.draw_background(rng, size, "plain")[0], str(rng.choice(st.fonts))
+    words = [str(word) for word in rng.choice(st.words, 2, replace=False)]
+    edge = size // 32
+    def compose(word):
+        canvas = ground.copy()
+        _place_word(copy.deepcopy(rng), canvas, word, face, (edge, edge, size - edge, size - edge))
+        return _bytes(canvas)
+    return {"sign": compose(words[0]), "sign family": f"word {words[0]}",
+            "word on a sign": compose(words[1])}
+
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #084ef460
 def sensitivity(
     encoders: dict, # name -> Encoder
@@ -266,6 +280,7 @@ def sensitivity(
     # px at which images are perturbed; None: the largest input size of the encoders, within 64 to
     # 256
     size: int | None = None, perturbations: dict = PERTURBATIONS, # name -> function, strengths
+    keep_draws: bool = False, # add a column `draws` with the bootstrap resamples of `shift_sd`
     # encoder, perturbation, strength, shift_sd, shift_rel, their intervals, n, n_groups, skipped
 ) -> pd.DataFrame:
     """Return the embedding shift of each encoder under each perturbation, and the differences
@@ -301,7 +316,8 @@ def sensitivity(
             out += _drops(encoders, unit, before, edit.after, edit.items, name, np.nan, 0,
                           n_resamples, seed)
             bar.add(1, name)
-    return pd.DataFrame(out)
+    table = pd.DataFrame(out)
+    return table if keep_draws else table.drop(columns="draws", errors="ignore")
 
 # %% ../../nbs/library/comparison/07_perturbations.ipynb #388b03e2
 def _expect_others(corpus):
@@ -366,10 +382,11 @@ def _drops(encoders, unit, before, after, items, name, strength, skipped, n_resa
     for first, second in pairs:
         who = names[first] if second is None else f"{names[first]} − {names[second]}"
         drop, relative = _difference(value, first, second) # [2]
-        ends = np.quantile(_difference(drawn, first, second), [0.025, 0.975], axis=0).T # [2, 2]
+        draws = _difference(drawn, first, second) # [resamples, 2]
+        ends = np.quantile(draws, [0.025, 0.975], axis=0).T # [2, 2]
         out.append(dict(encoder=who, **row, n_groups=len(np.unique(node)),
                         shift_sd=float(drop), shift_sd_ci_low=float(ends[0][0]),
                         shift_sd_ci_high=float(ends[0][1]),
                         shift_rel=float(relative), shift_rel_ci_low=float(ends[1][0]),
-                        shift_rel_ci_high=float(ends[1][1])))
+                        shift_rel_ci_high=float(ends[1][1]), draws=draws[:, 0]))
     return out

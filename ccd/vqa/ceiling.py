@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ..data.emoji import questions as emoji_questions
 from ..settings import Settings
 from ..data.emoji.drawings import PALETTE, drawings
-from ..data.emoji.lettering import font, words
+from ..data.emoji.lettering import font, reading_words, words
 from ..data.emoji.materials import object_class
 from ..data.images import as_corpus
 from ..data.augment import base_view, normalize
@@ -32,7 +32,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #0728e326
 @lru_cache
-def _classes(): # factor -> label of each value, factor -> label of each emoji, word -> label
+def _classes(version): # factor -> labels of its values, factor -> labels of emoji, word -> label
     table, _ = drawings()
     # a held-out concept has no label
     named = dict(concept=table.concept.where(table.split == "train"),
@@ -43,12 +43,15 @@ def _classes(): # factor -> label of each value, factor -> label of each emoji, 
                for factor, column in named.items()}
     rows = {factor: column.map(numbers[factor]).fillna(-100).astype(int).values
             for factor, column in named.items()}
-    return numbers, rows, {word: index + 1 for index, word in enumerate(words()[0])}
+    known = (words() if version == 1 else reading_words())[0]
+    return numbers, rows, {word: index + 1 for index, word in enumerate(known)}
 
 # %% ../../nbs/library/vqa/01_ceiling.ipynb #ce23fe53
-def _patch_label_sizes() -> dict: # factor -> number of classes, with one class for empty patches
+def _patch_label_sizes(
+    version: int = 1, # version of the dataset
+) -> dict: # factor -> number of classes, with one class for empty patches
     "Return the number of patch labels of each factor of EmojiVMC."
-    numbers, _, known = _classes()
+    numbers, _, known = _classes(version)
     return {factor: len(labels) + 1 for factor, labels
             in numbers.items()} | dict(word=len(known) + 1, left=27, right=27, number=10,
                                                          ground=len(PALETTE) + 1)
@@ -58,11 +61,12 @@ def _patch_labels(
     facts: dict, # facts of a question, from `ccd.data.emoji.questions.question`
     size: int, # side of the image, px
     side: int, # number of patches along a side
+    version: int = 1, # version of the dataset
 ) -> np.ndarray: # [factors, side, side] int16; 0: empty patch, -100: no label
     "Return the label of each factor for each patch."
-    _, rows, known = _classes()
+    _, rows, known = _classes(version)
     edge, patch = np.arange(side) * size / side, size / side
-    out = {factor: np.zeros((side, side), np.int16) for factor in _patch_label_sizes()}
+    out = {factor: np.zeros((side, side), np.int16) for factor in _patch_label_sizes(version)}
     for row, (x0, y0, x1, y1) in facts.get("things", ()):
         mid = edge + patch / 2
         at = np.ix_((mid >= y0) & (mid < y1), (mid >= x0) & (mid < x1))
@@ -98,7 +102,7 @@ class _PatchLabelObjective(Objective):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.vision, self.sizes = (build_vit(self.control.vit, self.control.seed),
-                                   _patch_label_sizes())
+                                   _patch_label_sizes(settings.data.version))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.control.seed)
             self.head = nn.Linear(self.control.vit.width, sum(self.sizes.values()))
@@ -139,7 +143,8 @@ def _oracle_dataset(settings: Settings, pictures: int): # `datasets.Dataset` wit
     from datasets import Sequence, Value
     side = settings.control.vit.image_size // settings.control.vit.patch_size
     made = as_corpus(emoji_questions.instructions(settings.data, pictures), "factors").corpus
-    told = [_patch_labels(json.loads(facts), settings.data.size, side).ravel()
+    told = [_patch_labels(json.loads(facts), settings.data.size, side,
+                          settings.data.version).ravel()
             for facts in made["facts"]]
     return made.add_column("factors", told).cast_column("factors", Sequence(Value("int16")))
 

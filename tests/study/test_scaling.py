@@ -198,13 +198,19 @@ def test_another_measure_asks_only_for_itself(results, monkeypatch):
 CONTROLLED = replace(scaling_grid.GRIDS["controlled"], base="smoke",
     center=dict(size=48, drawings=1.0, samples=256, pixels=48), axes=dict(drawings=(0.5,)),
     recipes=("clip-dino-views",), center_recipes=("infonce",), seeds=1, center_seeds=1,
-    measures=("tasks", "neighbors"), baselines=("hog:8",),
+    measures=("tasks", "neighbors", "attributes", "perturbations", "answers"), reader="smoke",
+    projector_seeds=2, baselines=("hog:8",),
     changes={"data.source": "emoji-2", "data.max_emoji_images": 320, "analysis.knn_checks": 0})
 
-def test_the_controlled_grid_keeps_measures_baselines_and_encoders(tmp_path):
+def admit(*names): # in place of a language model that is trained for long enough
+    return lambda *_: pd.DataFrame(dict(subset=names, oracle=0.9, no_image=0.2, admitted=True))
+
+def test_the_controlled_grid_keeps_measures_baselines_and_encoders(tmp_path, monkeypatch):
+    monkeypatch.setattr(measures, "_admission_table", admit("count", "color", "font"))
     results = scaling_runs.scale(CONTROLLED, tmp_path / "runs", tmp_path / "results")
     names = {run.name for run in scaling_grid._grid_runs(CONTROLLED)}
-    assert {path.name for path in results.iterdir() if path.is_dir()} == names | {"baselines"}
+    assert {path.name for path in results.iterdir() if path.is_dir()} == {*names, "baselines",
+                                                                          "reader"}
     def read(folder, measure): return read_json(results / folder / measure / "measured.json")
     baseline = read("baselines/" + slug("hog:8"), "tasks")["metrics"]
     for name in names:
@@ -213,6 +219,13 @@ def test_the_controlled_grid_keeps_measures_baselines_and_encoders(tmp_path):
         assert {"category", "style", "word", "held-out word", "object color", "position",
                 "number of objects, kNN"} <= set(found)
         assert set(read(name, "neighbors")["metrics"]) >= {"neighbors: style", "neighbors: word"}
+        explained, moved = read(name, "attributes")["metrics"], read(name, "perturbations")["metrics"]
+        assert {"similarity: slope of same style", "similarity: unique of style"} <= set(explained)
+        assert {"shift: style", "shift: word on a sign", "shift: ground, exactly"} <= set(moved)
+        for entry in (*explained.values(), *moved.values()):
+            assert min(entry["draws"]) <= entry["estimate"] <= max(entry["draws"])
+        assert set(read(name, "answers")["metrics"]) == {"asked: general", "asked: reason",
+                                                         "asked: ocr"}
         kept, trained = results / name / "encoder", tmp_path / "runs" / name
         half, whole = (load_file(folder / "encoder.safetensors") for folder in (kept, trained))
         assert all(torch.allclose(half[key].float(), whole[key], atol=1e-2) for key in whole)
@@ -222,6 +235,25 @@ def test_the_controlled_grid_keeps_measures_baselines_and_encoders(tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in results.rglob("measured.json")}
     assert not list((tmp_path / "elsewhere").glob("*/checkpoints"))
     assert scaling_runs.dry_run(CONTROLLED, results).done.all()
+
+def test_a_subset_is_admitted_if_the_oracle_answers_it_and_no_image_does_not(monkeypatch):
+    from ccd.vqa.llava import answering
+    share = dict(own=dict(seen=0.9, guessed=0.9, hard=0.5), none=dict(seen=0.3, guessed=0.9, hard=0.2))
+    def answers(model, questions, image):
+        return pd.DataFrame([dict(subset=subset, score=float(index < 10 * part))
+                             for subset, part in share[image].items() for index in range(10)])
+    monkeypatch.setattr(answering, "answer_questions", answers)
+    monkeypatch.setattr(measures, "_questions_of", lambda *_: None)
+    table = measures._admission_table(None, None, 0.8).set_index("subset")
+    assert table.admitted.to_dict() == dict(seen=True, guessed=False, hard=False)
+    assert table.oracle.to_dict() == pytest.approx(share["own"])
+
+@pytest.mark.parametrize("names", [("count", "color"), ("count", "color", "word")])
+def test_fewer_than_three_subsets_are_no_benchmark(tmp_path, names):
+    admit(*names)().to_csv(tmp_path / "admission.csv", index=False)
+    assert measures._admitted_subsets(tmp_path) == (names if len(names) > 2 else ())
+    if len(names) < 3:
+        assert measures._eval_vqa("clip", None, tmp_path, tmp_path).empty
 
 def test_the_first_runs_of_the_controlled_grid_are_all_arms_with_one_seed():
     grid = scaling_grid.GRIDS["controlled"]
@@ -313,7 +345,8 @@ def test_blind_the_shared_model_says_the_same_around_any_encoder(results, tmp_pa
     "It is frozen, so its floor is one for all; with pictures it is not."
     from ccd.vqa.llava import answering, settings as llava_settings, training
     settings, asked = (scaling_runs._full_data_settings(scaling_grid._grid_runs(TINY)[0].settings),
-                       measures._informative_questions(scaling_grid._grid_runs(TINY)[0].settings))
+                       measures._questions_of(measures._INFORMATIVE_SUBSETS,
+                                              scaling_grid._grid_runs(TINY)[0].settings))
     said = {}
     for spec in ("random:0", "pixels:16"):
         measures._eval_vqa(spec, settings, tmp_path / spec[0], results / "reader")

@@ -25,19 +25,22 @@ from conftest import FEW
 from schemas import RESULTS, differences
 
 WORLD = preset("smoke").data
+VERSION_2 = preset("controlled").data
 FACTORS = list(ceiling._patch_label_sizes())
 
-def told(subset, index=0, side=6, split="train"):
-    image, row = emoji_questions.question(WORLD, subset, index, split)
+def told(subset, index=0, side=6, split="train", data=WORLD):
+    image, row = emoji_questions.question(data, subset, index, split)
     facts = json.loads(row["facts"])
-    return dict(zip(FACTORS, ceiling._patch_labels(facts, WORLD.size, side))), facts, row
+    labels = ceiling._patch_labels(facts, data.size, side, data.version)
+    return dict(zip(FACTORS, labels)), facts, row
 
 # --- what lies under each patch
 
-def test_every_number_is_below_its_classes():
-    sizes = ceiling._patch_label_sizes()
+@pytest.mark.parametrize("data", [WORLD, VERSION_2], ids=["version 1", "version 2"])
+def test_every_number_is_below_its_classes(data):
+    sizes = ceiling._patch_label_sizes(data.version)
     for subset in materials.SUBSETS:
-        under = told(subset, 1, split="test")[0]
+        under = told(subset, 1, split="test", data=data)[0]
         for f, x in under.items(): assert -100 <= x.min() and x.max() < sizes[f], (subset, f)
 
 def test_a_thing_lies_where_its_box_is_and_nowhere_else():

@@ -25,12 +25,18 @@ _TRAIN_FONTS = ("DejaVuSans DejaVuSans-Bold DejaVuSans-Oblique DejaVuSans-BoldOb
 TEST_FONTS = ("DejaVuSansMono DejaVuSansMono-Bold DejaVuSansMono-Oblique "
               "DejaVuSansMono-BoldOblique cmr10 cmtt10").split()
 
+# %% ../../../nbs/library/data/emoji/02_lettering.ipynb #7a1c55e2
+def _words_of_names(longest: int) -> set: # letters
+    "Return the words of three letters or more in the concept names, without function words."
+    found = {word for name in _concepts().name
+             for word in re.findall(rf"\b[a-z]{{3,{longest}}}\b", name)}
+    return found - {"and", "the", "but", "not", "with", "for", "from"}
+
 # %% ../../../nbs/library/data/emoji/02_lettering.ipynb #30ee0cf2
 @lru_cache
 def words() -> tuple[list, list]: # training words, held-out words
     "Return words of three to five letters from the concept names, split by their hash."
-    found = {word for name in _concepts().name for word in re.findall(r"\b[a-z]{3,5}\b", name)}
-    found -= {"and", "the", "but", "not", "with", "for", "from"}
+    found = _words_of_names(5)
     held = {word for word in found if int(hashlib.sha256(word.encode()).hexdigest(), 16) % 5 == 0}
     return sorted(found - held), sorted(held)
 
@@ -146,8 +152,7 @@ _N_HELD_OUT, _N_TRAIN = 100, 100
 @lru_cache
 def reading_words() -> tuple[list, list]: # training words, held-out words
     "Return words of three to seven letters from the concept names, split by their hash."
-    found = {word for name in _concepts().name for word in re.findall(r"\b[a-z]{3,7}\b", name)}
-    found -= {"and", "the", "but", "not", "with", "for", "from"}
+    found = _words_of_names(7)
     found -= {word + "s" for word in found} # a plural hardly differs from its word
     order = sorted(found, key=lambda word: hashlib.sha256(f"2 {word}".encode()).digest())
     return (sorted(order[_N_HELD_OUT:_N_HELD_OUT + _N_TRAIN]), sorted(order[:_N_HELD_OUT]))
@@ -162,7 +167,7 @@ def _place_word(
     word: str, # word to write
     face: str, # face, from `_FACES`
     box: tuple[int, int, int, int], # x0, y0, x1, y1 that contains the word, px
-) -> tuple[int, int, int, int]: # x0, y0, x1, y1 of the letters
+) -> tuple[tuple, int]: # x0, y0, x1, y1 of the letters; font size, px
     "Write a word at a random size and position in a box, in a color that contrasts with it."
     x0, y0, x1, y1 = box
     left, top, right, bottom = font(face, _REFERENCE).getbbox(word)
@@ -177,4 +182,4 @@ def _place_word(
             ((x0, free_x), (y0, free_y)))
     place = canvas[y:y + bottom - top, x:x + right - left]
     _write(canvas, word, font(face, size), x - left, y - top, text_color_for(place, rng))
-    return x, y, x + right - left, y + bottom - top
+    return (x, y, x + right - left, y + bottom - top), size

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from .drawings import _near_duplicates, drawings
-from .lettering import TEST_FONTS, _TRAIN_FONTS, draw_text, font, words
-from .scenes import draw_background, paste
+from .lettering import (_FACES, TEST_FONTS, _TRAIN_FONTS, draw_text, font,
+                                      reading_words, words)
+from .scenes import _QUADRANTS, draw_background, paste
 
 # %% ../../../nbs/library/data/emoji/04_materials.ipynb #919c10a7
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ class _QuestionAssets:
     words: list # words to write
     fonts: list # names of fonts
     ground: object # function (random generator, size) -> background, factors
+    version: int # version of the dataset
 
 # %% ../../../nbs/library/data/emoji/04_materials.ipynb #a4090832
 @lru_cache(maxsize=16)
@@ -131,6 +133,7 @@ def _question_assets(
     split: str, # train or test
     held_out: tuple, # factors that test images hold out from training
     style: str, # held-out style of the dataset
+    version: int = 1, # version of the dataset
 ) -> _QuestionAssets:
     "Return the assets for the images of a subset."
     new = set(held_out if split == "test" else ())
@@ -147,11 +150,14 @@ def _question_assets(
             if column != "kind" or value in _OBJECT_CLASSES:
                 by[column, value, style_name][family].append(position)
     vocabulary, fonts = words()["words" in new], TEST_FONTS if "fonts" in new else _TRAIN_FONTS
+    if version == 2:
+        vocabulary = reading_words()["words" in new]
+        fonts = _FACES["test" if "fonts" in new else "train"]
     share = kept["style"].value_counts(normalize=True, sort=False).to_dict()
     return _QuestionAssets({name: kept[name].tolist() for name in kept},
                      {key: [*families.values()] for key, families in by.items()},
                      share, vocabulary, fonts,
-                           _cloud_background if "ground" in new else draw_background)
+                           _cloud_background if "ground" in new else draw_background, version)
 
 # %% ../../../nbs/library/data/emoji/04_materials.ipynb #4c2e8554
 _MIN_OPTION_RMSE = 0.08 # root mean square difference at 16 px
@@ -227,10 +233,6 @@ def _contrasting_background(
     _, canvas, facts = max(seen, key=lambda candidate: candidate[0])
     return canvas, facts, shown
 
-# %% ../../../nbs/library/data/emoji/04_materials.ipynb #b455d385
-_CELLS = {"top left": (0, 0), "top right": (1, 0),
-         "bottom left": (0, 1), "bottom right": (1, 1)} # column, row in the grid
-
 # %% ../../../nbs/library/data/emoji/04_materials.ipynb #5e93ddc7
 def _place_drawing(
     canvas: np.ndarray, # [s, s, 3] float, changed in place
@@ -257,7 +259,7 @@ def _place_grid(rng, assets, size, where): # where: cell -> position in the tabl
     canvas, facts, shown = _contrasting_background(rng, assets, size, where.values())
     half = size // 2
     boxes = [_place_drawing(canvas, drawing, rng, column * half, row * half, half)
-             for drawing, (column, row) in zip(shown, map(_CELLS.get, where))]
+             for drawing, (column, row) in zip(shown, map(_QUADRANTS.get, where))]
     return canvas, facts | dict(things=_laid(assets, where.values(), boxes))
 
 # %% ../../../nbs/library/data/emoji/04_materials.ipynb #372ea08c

@@ -12,9 +12,10 @@ from ...files import UserError, cache_dir, content_hash, once
 from ...settings import DataSettings
 from ...runs import Progress
 from .drawings import PALETTE, _STYLES, _parallel, _worker, drawings
-from .lettering import font, text_color_for
-from .scenes import _RELATIONS, draw_background, png
-from .materials import (SUBSETS, _CELLS, _LARGEST, _MIN_CONTRAST, _OBJECT_CLASSES,
+from .lettering import (_FACES, _place_word, font, reading_words,
+                                      text_color_for)
+from .scenes import _QUADRANTS, _RELATIONS, _to_uint8, draw_background, png
+from .materials import (SUBSETS, _LARGEST, _MIN_CONTRAST, _OBJECT_CLASSES,
                                       _SMALLEST, _Subset, _any, _color_contrast,
                                       _contrasting_background, _laid, _pick, _place_drawing,
                                       _place_grid, _place_text, _question_assets, _some, _style,
@@ -84,7 +85,7 @@ def _ask_background_color(rng, assets, size, answer):
 # %% ../../../nbs/library/data/emoji/05_questions.ipynb #7947e92e
 _NUMBERS = dict(one=1, two=2, three=3, four=4)
 
-def _deal(rng): return [str(cell) for cell in rng.permutation(list(_CELLS))]
+def _deal(rng): return [str(cell) for cell in rng.permutation(list(_QUADRANTS))]
 
 # %% ../../../nbs/library/data/emoji/05_questions.ipynb #c94a493e
 def _ask_count(rng, assets, size, answer):
@@ -152,7 +153,18 @@ def _odd_category(rng, assets, size, answer):
     return _odd(rng, assets, size, answer, "Which is of another kind?", odd, others)
 
 # %% ../../../nbs/library/data/emoji/05_questions.ipynb #94cb8fbf
-def _sign(rng, assets, size, text, options, asked, x_height=(_SMALLEST, _LARGEST)):
+def _sign(rng, assets, size, text, options, asked):
+    "Write a word: as in the scenes of version 2, or at an x-height of version 1."
+    if assets.version == 1:
+        return _line(rng, assets, size, text, options, asked, (_SMALLEST, _LARGEST))
+    canvas, facts = assets.ground(rng, size)
+    name, edge = _some(rng, assets.fonts), size // 32
+    box, px = _place_word(rng, canvas, text, name, (edge, edge, size - edge, size - edge))
+    facts |= dict(cluster=text, words=options, font=name, px=px, written=[[text, box]])
+    return canvas, asked, options, facts
+
+# %% ../../../nbs/library/data/emoji/05_questions.ipynb #b9d27dcf
+def _line(rng, assets, size, text, options, asked, x_height): # x_height: px at a side of 64 px
     canvas, facts = assets.ground(rng, size)
     name, edge = _some(rng, assets.fonts), size // 32
     px = round(rng.uniform(*x_height) * size / 64 / _x_height_ratio(name))
@@ -198,7 +210,7 @@ def _ask_first_letter(rng, assets, size, answer):
 def _ask_letter(rng, assets, size, answer):
     "Ask for a single large letter."
     options = _four_letters(rng, assets)
-    return _sign(rng, assets, size, options[answer], options, "Which letter is it?", (14, 21))
+    return _line(rng, assets, size, options[answer], options, "Which letter is it?", (14, 21))
 
 # %% ../../../nbs/library/data/emoji/05_questions.ipynb #f7f029ec
 def _three_rows(rng, answer, options): # three options, the right one first
@@ -314,7 +326,7 @@ def question(
     Raises `UserError` for an unknown subset or split, or another data source."""
     spec = _get_subset(subset)
     _check(data, split)
-    assets = _question_assets(split, spec.held_out, data.held_out_style)
+    assets = _question_assets(split, spec.held_out, data.held_out_style, data.version)
     key = int(content_hash([_VERSION, stream, split, subset, data.seed]), 16)
     def rng(counter): return np.random.Generator(np.random.Philox(key=[key, counter]))
     answer = int(rng((1 << 63) + index // 4).permutation(4)[index % 4])
@@ -325,15 +337,15 @@ def question(
                answer=_OPTION_LETTERS[answer], category=subset, item_id=item, pair_id="",
                cluster=facts.pop("cluster") or item, split=split,
                facts=json.dumps(facts))
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), row
+    return _to_uint8(canvas), row
 
 # %% ../../../nbs/library/data/emoji/05_questions.ipynb #f8922681
 def _check(data, split):
     if split not in ("train", "test"):
         raise UserError(f"no questions for split {split!r}: expected train or test")
-    if data.source != "emoji":
+    if data.source not in ("emoji", "emoji-2"):
         raise UserError("questions are composed from the synthetic emoji dataset, not from "
-                        f"{data.source!r}: give a world whose source is `emoji`")
+                        f"{data.source!r}: take `--data.source emoji` or `emoji-2`")
     if data.held_out_style not in _STYLES:
         raise UserError(f"unknown style {data.held_out_style!r} to hold out: "
                         "expected one of " + ", ".join(_STYLES))
@@ -369,7 +381,8 @@ def _kept(what, data, todo, split, stream, finish=lambda row: row, more=()):
     from joblib import delayed
     _check(data, split)
     key = content_hash([_VERSION, _FACTS, [style.sha512 for style in _STYLES.values()], todo,
-                        stream, split, data.size, data.seed, data.held_out_style, *more])
+                        stream, split, data.size, data.seed, data.held_out_style, *more,
+                        *([_FACES, reading_words()] if data.version == 2 else [])])
     home = cache_dir("corpora", f"{what}-{key}")
     def make(tmp):
         drawings() # made once, before workers start
@@ -404,12 +417,13 @@ def instructions(
     data: DataSettings, # data settings
     n: int = 20_000, # number of questions
     seed: int = 0, # seed of the questions
+    subsets: tuple | None = None, # keys of `SUBSETS`; None: all
 ): # `datasets.Dataset` with the columns of `emoji_questions`, and `answer_text`
     """Return training questions, from the subsets in turn and from training assets only.
 
     Raises `UserError` for less than one question."""
     if n < 1: raise UserError(f"{n} instructions: expected one or more")
-    names = list(SUBSETS)
+    names = list(subsets or SUBSETS)
     todo = [(names[index % len(names)], index // len(names)) for index in range(n)]
     def text(row): return row | dict(answer_text=row[row["answer"]])
     return _kept("instructions", data, todo, "train", f"instructions-{seed}", text,

@@ -264,6 +264,16 @@ _DRAW = dict(drawing=_drawing, group=_group, sign=_sign, chart=_chart, word=_wor
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #3ca73da0
 _SPLIT = dict(train=0, val=1, test=2)
+_PROBES = 3 # the stream of random numbers of images that are only probed
+
+# %% ../../../nbs/library/data/emoji/03_scenes.ipynb #2bb0c1d7
+def _rng(data, stream, counter): # of one image
+    return np.random.Generator(np.random.Philox(key=[data.seed * 4 + stream, counter]))
+
+# %% ../../../nbs/library/data/emoji/03_scenes.ipynb #2bb0c1d8
+def _to_uint8(canvas: np.ndarray) -> np.ndarray: # of floats in 0..255
+    "Return an image, rounded and clipped."
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #53a701f8
 def scene(
@@ -284,11 +294,11 @@ def _pool_of(data, split):
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #1b3cefff
 def _composed(data, split, index): # image, factors, placed drawings (row, size, x, y)
-    rng = np.random.Generator(np.random.Philox(key=[data.seed * 4 + _SPLIT[split], index]))
+    rng = _rng(data, _SPLIT[split], index)
     types = _scene_types(data)
     kind = str(rng.choice(list(types), p=list(types.values())))
     canvas, facts = _DRAW[kind](rng, _pool_of(data, split), data.size)
-    image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    image = _to_uint8(canvas)
     placed = facts.pop("placed", [])
     return image, dict(item_id=f"scene-{split}-{index:07d}", kind=kind, split=split,
                        **facts), placed
@@ -370,8 +380,8 @@ def _row(image, facts, policy):
                       pixel_hash=hashlib.sha1(image.tobytes()).hexdigest()[:16])
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #a91047c1
-def _scene_rows(data, split, start, stop):
-    return [_row(*scene(data, split, index), data.caption_policy) for index in range(start, stop)]
+def _scene_rows(data, todo, split):
+    return [_row(*scene(data, split, index), data.caption_policy) for index in todo]
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #745e5c62
 def _features():
@@ -405,6 +415,12 @@ def _shuffle_captions(rows):
     said = [rows[index]["captions"] for index in order]
     for row, captions in zip(rows, said): row["captions"] = captions
 
+# %% ../../../nbs/library/data/emoji/03_scenes.ipynb #2bb0c1d9
+def _jobs(compose, data, todo, *more): # compose: name of a function (data, part of todo, *more)
+    from joblib import delayed
+    return (delayed(_worker)("scenes", compose, data, todo[start:start + 500], *more)
+            for start in range(0, len(todo), 500))
+
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #b4075ce7
 def _scenes_key(data): # changes with the composition of scenes
     if data.version == 1: return _world_key("scenes 2", _SCENE_TYPES)
@@ -423,7 +439,6 @@ def scenes(
     split: str = "train", # train, val or test
 ): # `datasets.Dataset` with the columns of a corpus
     "Return the composed scenes of a split."
-    from joblib import delayed
     if data.version == 2 and data.caption_policy not in ("name", "shuffled"):
         return _with_captions(scenes(replace(data, caption_policy="name"), split),
                               data.caption_policy)
@@ -432,21 +447,20 @@ def scenes(
                         data.held_out_style, data.seed,
                         data.caption_policy, *([part] if part[0] < 1 else [])])
     if data.caption_policy == "shuffled": key = f"shuffled-{key}"
-    jobs = (delayed(_worker)("scenes", "_scene_rows", data, split, start,
-                             min(n_scenes, start + 500)) for start in range(0, n_scenes, 500))
+    jobs = _jobs("_scene_rows", data, range(n_scenes), split)
     return _corpus(f"scenes-{key}", f"{split} scenes", jobs, n_scenes)
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #a743890b
 def _gallery_rows(data, rows):
     table, out = drawings()[0], []
     for row in rows:
-        rng = np.random.Generator(np.random.Philox(key=[data.seed * 4 + 3, int(row)]))
+        rng = _rng(data, _PROBES, int(row))
         canvas, facts = draw_background(rng, data.size, "plain")
         _place(canvas, row, rng)
         factors = {factor: table[factor].iat[row] for factor in _FACTORS}
         facts |= factors | dict(item_id=f"drawing-{factors['drawing_id']}", kind="drawing", count=1,
                           split=table.split.iat[row])
-        out.append(_row(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), facts, "name"))
+        out.append(_row(_to_uint8(canvas), facts, "name"))
     return out
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #d61a64bb
@@ -454,7 +468,6 @@ def single_drawings(
     data: DataSettings, # data settings
 ): # `datasets.Dataset` with the columns of a corpus
     "Return every drawing once, on a plain background, at a random position and size."
-    from joblib import delayed
     table, _ = drawings()
     rows = np.arange(len(table))
     if data.version == 2: # no family has more than 1 % of the validation or test drawings
@@ -464,20 +477,18 @@ def single_drawings(
         family = [content_hash(family) for family in table.family[rows]]
         rows = np.sort(rows[np.argsort(family, kind="stable")[:data.max_emoji_images]])
     key = content_hash([_world_key(), "gallery 2", len(rows), data.size, data.seed])
-    jobs = (delayed(_worker)("scenes", "_gallery_rows", data, rows[start:start + 500])
-            for start in range(0, len(rows), 500))
-    return _corpus(f"gallery-{key}", "drawings", jobs, len(rows))
+    return _corpus(f"gallery-{key}", "drawings", _jobs("_gallery_rows", data, rows), len(rows))
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #41ccb8f4
 def _sign_rows(data, todo):
     out = []
     for index, word, name in todo:
-        rng = np.random.Generator(np.random.Philox(key=[data.seed * 4 + 3, (1 << 32) + index]))
+        rng = _rng(data, _PROBES, (1 << 32) + index)
         canvas, facts = _sign(rng, asset_pool("train", data.held_out_style), data.size, word,
                               name, True)
         facts |= dict(item_id=f"sign-{index:05d}", kind="sign",
                       split="test" if name in TEST_FONTS else "train")
-        out.append(_row(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), facts, "name"))
+        out.append(_row(_to_uint8(canvas), facts, "name"))
     return out
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #4530c64d
@@ -491,7 +502,6 @@ def word_images(
 
     In version 2 there are 100 training words and 100 held-out words, anywhere in the image, and
     the other arguments are ignored."""
-    from joblib import delayed
     if data.version == 2: return _reading_images(data)
     n_backgrounds = n_backgrounds or (1 if data.max_emoji_images else 4)
     chosen = [word for part in words() for word in part[::2 * len(part) // n_words][:n_words // 2]]
@@ -499,30 +509,25 @@ def word_images(
         (word, font_name, background) for word in chosen for font_name in _TRAIN_FONTS + TEST_FONTS
         for background in range(n_backgrounds))]
     key = content_hash([_world_key(), "signs", n_words, n_backgrounds, data.size, data.seed])
-    jobs = (delayed(_worker)("scenes", "_sign_rows", data, todo[start:start + 400])
-            for start in range(0, len(todo), 400))
-    return _corpus(f"signs-{key}", "signs", jobs, len(todo))
+    return _corpus(f"signs-{key}", "signs", _jobs("_sign_rows", data, todo), len(todo))
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #b59ef3e6
 def _reading_images(data): # version 2
-    from joblib import delayed
     few = data.max_emoji_images > 0
     chosen = [word for part in reading_words() for word in part[:10 if few else 100]]
     faces = _FACES["train"][::8 if few else 2] + _FACES["val"] + _FACES["test"][::2 if few else 1]
     todo = list(enumerate((word, face) for word in chosen for face in faces))
     key = content_hash([_world_key("emoji-2"), "words", faces, chosen, data.size, data.seed])
-    jobs = (delayed(_worker)("scenes", "_reading_rows", data, todo[start:start + 400])
-            for start in range(0, len(todo), 400))
-    return _corpus(f"signs-{key}", "words", jobs, len(todo))
+    return _corpus(f"signs-{key}", "words", _jobs("_reading_rows", data, todo), len(todo))
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #0397b75a
 def _reading_rows(data, todo):
     out, split_of = [], {face: split for split, faces in _FACES.items() for face in faces}
     for index, (word, face) in todo:
-        rng = np.random.Generator(np.random.Philox(key=[data.seed * 4 + 3, (1 << 33) + index]))
+        rng = _rng(data, _PROBES, (1 << 33) + index)
         canvas, facts = _word(rng, None, data.size, word, face, True)
         facts |= dict(item_id=f"word-{index:05d}", kind="word", split=split_of[face])
-        out.append(_row(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), facts, "name"))
+        out.append(_row(_to_uint8(canvas), facts, "name"))
     return out
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #2e11e75b
@@ -534,13 +539,10 @@ def layout_images(
     data: DataSettings, # data settings
 ): # `datasets.Dataset` with the columns of a corpus; `relation` is the quadrant of a single drawing
     "Return images of one to four copies of a drawing, for training, validation and test."
-    from joblib import delayed
     n_images = dict(train=200, val=100, test=200) if data.max_emoji_images else _N_LAYOUTS
     todo = [(split, index) for split, count in n_images.items() for index in range(count)]
     key = content_hash([_world_key("layouts"), n_images, data.size, data.seed, data.held_out_style])
-    jobs = (delayed(_worker)("scenes", "_layout_rows", data, todo[start:start + 400])
-            for start in range(0, len(todo), 400))
-    return _corpus(f"layouts-{key}", "layouts", jobs, len(todo))
+    return _corpus(f"layouts-{key}", "layouts", _jobs("_layout_rows", data, todo), len(todo))
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #085eec0b
 _N_LAYOUTS = dict(train=4_000, val=1_000, test=2_000)
@@ -549,8 +551,7 @@ _N_LAYOUTS = dict(train=4_000, val=1_000, test=2_000)
 def _layout_rows(data, todo):
     out = []
     for split, index in todo:
-        key = [data.seed * 4 + _SPLIT[split], (1 << 34) + index]
-        rng = np.random.Generator(np.random.Philox(key=key))
+        rng = _rng(data, _SPLIT[split], (1 << 34) + index)
         pool = asset_pool(split, data.held_out_style, version=2)
         canvas, facts = draw_background(rng, data.size)
         row, factors = _pick(rng, pool)
@@ -561,7 +562,6 @@ def _layout_rows(data, todo):
             _cell(canvas, row, half, column * half, line * half, rng)
         facts |= factors | dict(item_id=f"layout-{split}-{index:05d}", kind="layout", split=split,
                                 count=count)
-        if count == 1: facts["quadrant"] = places[0]
-        out.append(_row(np.clip(np.rint(canvas), 0, 255).astype(np.uint8), facts, "name")
-                   | dict(relation=facts.get("quadrant")))
+        out.append(_row(_to_uint8(canvas), facts, "name")
+                   | dict(relation=places[0] if count == 1 else None))
     return out

@@ -47,6 +47,9 @@ class Grid:
     changes: dict = None # overrides of the preset, with dotted names
     measures: tuple = ("probes", "masks") # evaluations: keys of `_EVALUATIONS`
     reader: str = "" # preset of the shared language model of the measure `answers`
+    # least accuracy of the oracle on a subset that is asked; 0: a fixed list of subsets
+    admission: float = 0.0
+    projector_seeds: int = 1 # number of projectors per encoder, over which answers are averaged
     # number of seeds of `center_recipes`; above 1 they are run among the first
     center_seeds: int = 1
     baselines: tuple = () # names of encoders without training that are measured too
@@ -70,7 +73,8 @@ GRIDS = {
                   ("clip-dino-views", "dino"),
                   ("infonce", "supervised-dino-views", "clip", "clip-omits-word"), seeds=3,
                   center_seeds=3, seeded_axes=("drawings",),
-                  measures=("tasks", "neighbors", "masks"),
+                  measures=("tasks", "neighbors", "masks", "attributes", "perturbations",
+                            "answers"), reader="controlled", admission=0.8, projector_seeds=3,
                   baselines=("random:0", *BASELINE_SPECS.values()), keep=True)}
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a009

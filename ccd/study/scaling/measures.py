@@ -6,13 +6,13 @@
 __all__ = []
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #496b7e90
-import shutil
+import shutil, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 import numpy as np
 import pandas as pd
-from ...files import write_json
+from ...files import load_table, log_line, write_json
 from ...settings import Settings
 from ...presets import preset
 from ...runs import cached_stage, read_manifest
@@ -103,6 +103,43 @@ def _eval_neighbors(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
         rows.append(_metric(f"neighbors: {label}", pd.Series(share[there]), family[there]))
     return pd.DataFrame(rows)
 
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #11775235
+def _eval_attributes(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
+    "Evaluate which factors explain the similarity of held-out scenes: slopes and unique R²."
+    from ccd.encoders.inputs import embed_images
+    from ccd.comparison.attributes import _corpus_attributes
+    from ccd.comparison.attribution import similarity_regression
+    scenes = embed_images(spec, "scenes", settings, home / "scenes")
+    with warnings.catch_warnings(): # factors without values, such as charts
+        warnings.filterwarnings("ignore", message="the items have no")
+        seen = _corpus_attributes(_held_out_scenes(settings))
+        table = similarity_regression({spec: scenes}, seen, n_resamples=_DRAWS, keep_draws=True)
+    table = table[table.quantity.isin(["slope", "unique"])]
+    return _with_metric(table, "similarity: " + table.quantity + " of " + table.term, table.value,
+                        len(scenes.items))
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #11775236
+def _with_metric(table, metric, estimate, n_test): # columns of an evaluation
+    return pd.DataFrame(dict(metric=metric, estimate=estimate, n_test=n_test,
+                             n_groups=table.n_groups, draws=table.draws))
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #11775237
+def _held_out_scenes(settings): # the images that are compared
+    from ccd.data.emoji.scenes import scenes
+    return scenes(settings.data, "test")
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #11775238
+def _eval_perturbations(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
+    "Evaluate how far an image moves when one factor changes, in standard deviations of the cosine."
+    from ccd.encoders.inputs import load_encoder
+    from ccd.comparison.perturbations import sensitivity
+    table = sensitivity({spec: load_encoder(spec, settings)}, settings.data,
+                        settings.analysis.perturbed_images, _DRAWS, keep_draws=True)
+    table = table[table.shift_sd.notna()]
+    strength = table.strength.map("{:g}".format).where(table.strength.notna(), "").radd(" ")
+    return _with_metric(table, "shift: " + (table.perturbation + strength).str.strip(),
+                        table.shift_sd, table.n)
+
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a017
 def _eval_segmentation(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
     "Evaluate segmentation by category: mIoU on scenes of held-out families."
@@ -123,61 +160,111 @@ _N_PROJECTOR_QUESTIONS = 12_800 # training questions of a projector, one epoch
 _PROJECTOR_LR = 2e-3
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #4939f84d
-def _informative_questions(settings: Settings): # a `datasets.Dataset` with the Questions columns
-    "Return the questions of EmojiVMC in its informative subsets."
+def _questions_of(
+    subsets, # names of subsets
+    settings: Settings, # settings of the data
+): # a `datasets.Dataset` with the Questions columns
+    "Return the test questions of EmojiVMC in some subsets."
     from ccd.data.emoji.questions import emoji_questions
     questions = emoji_questions(settings.data, per_subset=settings.analysis.vqa_questions)
     return questions.select([index for index, category in enumerate(questions["category"])
-                             if category in _INFORMATIVE_SUBSETS])
+                             if category in subsets])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #642231ba
-def _by_category(answers: pd.DataFrame) -> pd.DataFrame: # answers of one model
+def _by_category(answers: pd.DataFrame, subsets) -> pd.DataFrame: # answers of one model
     "Return the accuracy of each category, the mean of its subsets, with cluster resamples."
     from ccd.data.emoji.materials import CATEGORIES
     from ccd.vqa.statistics.aggregation import (aggregate, aligned_scores, bootstrap_sums,
                                                 point_estimates)
-    there = {category: [subset for subset in xs if subset in _INFORMATIVE_SUBSETS]
-             for category, xs in CATEGORIES.items()}
+    there = {category: own for category, names in CATEGORIES.items()
+             if (own := [name for name in names if name in subsets])}
     scores = aligned_scores(answers, there)
     one, many = (aggregate(*estimates, scores.cells, there)
                  for estimates in (point_estimates(scores), bootstrap_sums(scores, _DRAWS)))
     rows = []
-    for category, subsets in there.items():
-        own_answers, key = answers[answers.subset.isin(subsets)], ("category", category, "macro")
+    for category, own in there.items():
+        own_answers, key = answers[answers.subset.isin(own)], ("category", category, "macro")
         rows.append(dict(metric=f"asked: {category}", estimate=float(one[key][0]),
                          n_test=len(own_answers),
                          n_groups=own_answers.cluster.nunique(), draws=many[key][:, 0]))
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e003
-# folder in the format of transformers, with floor.json
-def _shared_language_model(name: str, home: Path, results: Path) -> Path:
+# folder in the format of transformers, with floor.json and, where subsets are admitted by the
+# oracle's accuracy, admission.csv
+def _shared_language_model(name: str, home: Path, results: Path, admission: float = 0.0,
+                           seeds: int = 1) -> Path: # seeds: of the projectors
     "Train the language model that all runs share, unless it exists."
-    from ccd.vqa.ceiling import train_oracle
-    from ccd.vqa.command import encoder_for_vlm, load_training_data
-    from ccd.vqa.llava.settings import vlm_preset
-    from ccd.vqa.llava.training import load_vlm, train_vlm
-    from ccd.vqa.llava.answering import answer_questions
-    settings, vlm_settings = preset(name), vlm_preset(name)
+    settings, vlm_settings = preset(name), _vlm_preset(name)
     def make(tmp):
-        encoder = encoder_for_vlm(f"ccd:{train_oracle(settings, home / 'ceiling')}", settings,
-                                  vlm_settings)
-        model = load_vlm(train_vlm(encoder, vlm_settings,
-                                   *load_training_data(settings, vlm_settings), home / "model"),
-                         encoder)
-        # before rounding to half precision
-        blind = _by_category(answer_questions(model, _informative_questions(settings),
-                                              image="none"))
+        model = _oracle_model(settings, vlm_settings, home)
+        subsets = _INFORMATIVE_SUBSETS
+        if admission:
+            table = _admission_table(model, settings, admission)
+            table.to_csv(tmp / "admission.csv", index=False)
+            subsets = tuple(table.subset[table.admitted])
+        write_json(tmp / "floor.json", _no_image_accuracy(model, settings, subsets))
         _language_alone(model.net).half().save_pretrained(tmp)
         model.tokenizer.save_pretrained(tmp)
-        baseline = {}
-        for row in blind.itertuples():
-            low, high = (round(float(np.quantile(row.draws, level)), 5) for level in (0.025, 0.975))
-            baseline[row.metric] = dict(estimate=round(row.estimate, 5), lo=low, hi=high)
-        write_json(tmp / "floor.json", baseline)
     about = dict(reader=name, control=settings.control, world=settings.data,
-                 asked=settings.analysis.vqa_questions, vlm=vlm_settings)
+                 asked=settings.analysis.vqa_questions, vlm=vlm_settings) | (
+                 dict(admission=admission, projector_seeds=seeds) if admission else {})
     return cached_stage(results / "reader", about, {}, make)
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e0a1
+def _vlm_preset(name):
+    from ccd.vqa.llava.settings import vlm_preset
+    return vlm_preset(name)
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e0a2
+def _oracle_model(settings, vlm_settings, home): # the language model around the oracle
+    from ccd.vqa.ceiling import train_oracle
+    from ccd.vqa.command import encoder_for_vlm, load_training_data
+    from ccd.vqa.llava.training import load_vlm, train_vlm
+    oracle = train_oracle(settings, home / "ceiling")
+    encoder = encoder_for_vlm(f"ccd:{oracle}", settings, vlm_settings)
+    learned = load_training_data(settings, vlm_settings)
+    return load_vlm(train_vlm(encoder, vlm_settings, *learned, home / "model"), encoder)
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e0a3
+def _no_image_accuracy(model, settings, subsets) -> dict: # metric -> estimate, lo, hi
+    "Return the accuracy of a model that gets no image, before rounding to half precision."
+    from ccd.vqa.llava.answering import answer_questions
+    if not subsets: return {}
+    blind = answer_questions(model, _questions_of(subsets, settings), image="none")
+    baseline = {}
+    for row in _by_category(blind, subsets).itertuples():
+        low, high = (round(float(np.quantile(row.draws, level)), 5) for level in (0.025, 0.975))
+        baseline[row.metric] = dict(estimate=round(row.estimate, 5), lo=low, hi=high)
+    return baseline
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e0a4
+def _admission_table(
+    model, # language model around the oracle
+    settings: Settings, # settings of the data
+    admission: float, # least accuracy of the oracle on an admitted subset
+) -> pd.DataFrame: # subset, oracle, no_image, admitted
+    "Return which subsets a good encoder can answer, and a model without an image cannot."
+    from ccd.data.emoji.materials import SUBSETS
+    from ccd.vqa.llava.answering import answer_questions
+    questions, right = _questions_of(SUBSETS, settings), {}
+    for column, image in (("oracle", "own"), ("no_image", "none")):
+        answers = answer_questions(model, questions, image=image)
+        right[column] = answers.groupby("subset", sort=False).score.mean()
+    table = pd.DataFrame(right).rename_axis("subset").reset_index()
+    return table.assign(admitted=(table.oracle > admission) & (table.no_image <= admission))
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e0a5
+_MIN_ADMITTED = 3 # subsets
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e0a6
+def _admitted_subsets(reader: Path) -> tuple: # () for fewer than `_MIN_ADMITTED`
+    "Return the subsets that the runs of a grid are asked."
+    file = Path(reader) / "admission.csv"
+    if not file.exists(): return _INFORMATIVE_SUBSETS
+    table = load_table(file)
+    admitted = tuple(table.subset[table.admitted])
+    return admitted if len(admitted) >= _MIN_ADMITTED else ()
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #1aecd50e
 def _language_alone(net): # language model of a LLaVA
@@ -189,28 +276,47 @@ def _language_alone(net): # language model of a LLaVA
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #b19c2ad6
 def _eval_vqa(spec: str, settings: Settings, home: Path, reader: Path) -> pd.DataFrame:
-    "Evaluate EmojiVMC by category, with a trained projector and the shared language model."
+    """Evaluate EmojiVMC by category, with trained projectors and the shared language model.
+
+    The accuracy is the mean over projectors of several seeds. The table is empty where too few
+    subsets are admitted."""
+    subsets, tokens = _admitted_subsets(reader), home / "tokens"
+    if not subsets:
+        log_line(f"no questions for {spec}: fewer than {_MIN_ADMITTED} subsets are admitted, see "
+                 f"{Path(reader) / 'admission.csv'}")
+        return pd.DataFrame(columns=["metric", "estimate", "n_test", "n_groups", "draws"])
+    n_seeds = read_manifest(reader)["settings"].get("projector_seeds", 1)
+    tables = [_by_category(_answers_of(spec, settings, home / f"projector-{seed}", reader, subsets,
+                                       seed, tokens), subsets) for seed in range(n_seeds)]
+    shutil.rmtree(tokens)
+    draws = np.mean([np.stack(table.draws) for table in tables], 0)
+    estimate = np.mean([table.estimate for table in tables], 0)
+    return tables[0].assign(estimate=estimate, draws=list(draws))
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #b19c2ad7
+def _answers_of(spec, settings, folder, reader, subsets, seed, tokens):
+    "Train a projector around one encoder, and return its answers."
     from ccd.vqa.command import encoder_for_vlm
     from ccd.data.emoji.questions import instructions
-    from ccd.vqa.llava.settings import vlm_preset
     from ccd.vqa.llava.conversations import question_conversations
     from ccd.vqa.llava.training import load_vlm, train_vlm
     from ccd.vqa.llava.answering import answer_questions
-    vlm_settings = vlm_preset(read_manifest(reader)["settings"]["reader"])
+    about = read_manifest(reader)["settings"]
+    vlm_settings = _vlm_preset(about["reader"])
     n_questions = min(_N_PROJECTOR_QUESTIONS, vlm_settings.questions)
-    vlm_settings = replace(vlm_settings, language=str(reader), adapt="frozen",
+    vlm_settings = replace(vlm_settings, language=str(reader), adapt="frozen", seed=seed,
                            questions=n_questions,
                 tune=replace(vlm_settings.tune, samples=n_questions, lr=_PROJECTOR_LR))
-    encoder, tokens = encoder_for_vlm(spec, settings, vlm_settings), home / "tokens"
-    out = train_vlm(encoder, vlm_settings, None,
-                    question_conversations(instructions(settings.data, n_questions), vlm_settings),
-                    home / "projector", tokens)
-    said = _by_category(answer_questions(load_vlm(out, encoder), _informative_questions(settings),
-                                         cache=tokens))
-    shutil.rmtree(tokens)
-    return said
+    encoder = encoder_for_vlm(spec, settings, vlm_settings)
+    asked = instructions(settings.data, n_questions,
+                         subsets=subsets if "admission" in about else None)
+    out = train_vlm(encoder, vlm_settings, None, question_conversations(asked, vlm_settings),
+                    folder, tokens)
+    return answer_questions(load_vlm(out, encoder), _questions_of(subsets, settings), cache=tokens)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #6ef6ae61
 _EVALUATIONS = {"probes": _Evaluation(1, _eval_probes), "masks": _Evaluation(1, _eval_segmentation),
                 "tasks": _Evaluation(1, _eval_tasks), "neighbors": _Evaluation(1, _eval_neighbors),
+                "attributes": _Evaluation(1, _eval_attributes),
+                "perturbations": _Evaluation(1, _eval_perturbations),
                 "answers": _Evaluation(1, _eval_vqa, reads=True)}

@@ -155,7 +155,8 @@ def scale(
             # before it is measured: what is measured is not trained again
             if grid.keep and not run.point.seed: _keep_encoder(folder, results / run.name)
             for measure in missing:
-                reader = (_shared_language_model(grid.reader, out / "reader", results)
+                reader = (_shared_language_model(grid.reader, out / "reader", results,
+                                                 grid.admission, grid.projector_seeds)
                           if _EVALUATIONS[measure].reads else None)
                 _run_evaluation(run, measure, folder, results, out / "measuring" / run.name, reader)
             shutil.rmtree(out / "measuring" / run.name, ignore_errors=True) # its vectors

@@ -93,6 +93,12 @@ def _emoji_small():
         read=Stage(30_000, 64, 2e-3), align=Stage(20_000, 64, 1e-3),
         tune=Stage(70_000, 64, 1e-3))
 
+# %% ../../../nbs/library/vqa/llava/01_settings.ipynb #1dfbdc55
+def _controlled(): # around an oracle, then frozen and shared by all encoders of a grid
+    return VlmSettings("controlled", width=128, depth=4, heads=4, questions=105_000,
+        read=Stage(30_000, 64, 2e-3), align=Stage(20_000, 64, 1e-3),
+        tune=Stage(315_000, 64, 1e-3))
+
 # %% ../../../nbs/library/vqa/llava/01_settings.ipynb #03f66e5e
 def _emoji():
     return VlmSettings("emoji", width=256, depth=8, heads=8, vocabulary=1024,
@@ -120,7 +126,8 @@ def _cambrian(): # Fan et al. (2025), table 5
         runtime=RuntimeSettings(checkpoint_minutes=15, sharding="fsdp"))
 
 # %% ../../../nbs/library/vqa/llava/01_settings.ipynb #c06cc8f0
-VLM_PRESETS = dict(smoke=_smoke, mini=VlmSettings, emoji=_emoji, cambrian=_cambrian,
+VLM_PRESETS = dict(smoke=_smoke, mini=VlmSettings, controlled=_controlled, emoji=_emoji,
+                   cambrian=_cambrian,
                **{"emoji-small": _emoji_small, "llava-1.5": _llava,
                   "llava-1.5-lora": _llava_lora})
 

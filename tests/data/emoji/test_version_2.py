@@ -1,8 +1,9 @@
 "Version 2 of the emoji data: what may be learned, what is held out, and captions that are true."
-import re
+import json, re
 import numpy as np
 import pytest
 from ccd.data.emoji import drawings, lettering, scenes
+from ccd.data.emoji.questions import question
 from ccd.files import UserError, to_plain_dict
 from ccd.settings import DataSettings, data_fraction
 from ccd.probing.tasks import tasks
@@ -78,7 +79,7 @@ def test_a_word_is_written_inside_its_box_at_every_place(box):
     for index in range(120):
         canvas = np.full((64, 64, 3), 128.0)
         face = str(rng.choice(lettering._FACES["train"]))
-        x0, y0, x1, y1 = lettering._place_word(rng, canvas, "plum", face, box)
+        (x0, y0, x1, y1), _ = lettering._place_word(rng, canvas, "plum", face, box)
         written = np.abs(canvas - 128).max(2) > 20
         assert written.any()
         rows, columns = np.nonzero(written)
@@ -136,3 +137,38 @@ def test_missing_fonts_say_what_to_install(monkeypatch):
 def test_a_fraction_of_text_is_checked():
     with pytest.raises(UserError, match="text_fraction 1.5 is no fraction"):
         DataSettings(source="emoji-2", text_fraction=1.5)
+
+def asked(subset, split="test", count=12):
+    "The facts of several questions of one subset."
+    found = [question(DATA, subset, index, split)[1] for index in range(count)]
+    return [json.loads(row["facts"]) | {"text": row[row["answer"]]} for row in found]
+
+@pytest.mark.parametrize("subset, held_out_words, split_of_fonts", [
+    ("font", False, "test"), ("word", True, "train"), ("ground", False, "train"),
+    ("close word", False, "test")])
+def test_questions_hold_out_what_their_subset_says(subset, held_out_words, split_of_fonts):
+    vocabulary = lettering.reading_words()[held_out_words]
+    for facts in asked(subset):
+        assert facts["text"] in vocabulary and set(facts["words"]) <= set(vocabulary)
+        assert facts["font"] in lettering._FACES[split_of_fonts]
+
+def test_words_are_as_large_in_questions_as_in_training():
+    wide = [(x1 - x0) / DATA.size for facts in asked("font", count=60)
+            for _, (x0, _, x1, _) in facts["written"]]
+    trained = []
+    for index in range(200):
+        _, facts = scenes.scene(DATA, "train", index)
+        if facts.get("word") and not facts.get("name"):
+            rng = np.random.default_rng(index)
+            canvas = np.zeros((DATA.size, DATA.size, 3))
+            (x0, _, x1, _), _ = lettering._place_word(rng, canvas, facts["word"], facts["font"],
+                                                      (2, 2, 62, 62))
+            trained.append((x1 - x0) / DATA.size)
+    assert abs(np.median(wide) - np.median(trained)) < 0.08
+    assert min(wide) > 0.4 and max(wide) < 1
+
+def test_questions_of_the_two_versions_are_stored_apart():
+    first = DataSettings(size=DATA.size)
+    for subset in ("category", "count"): # nothing is written: the same images
+        assert (question(first, subset, 3)[0] == question(DATA, subset, 3)[0]).all()
+    assert (question(first, "font", 3)[0] != question(DATA, "font", 3)[0]).any()
