@@ -305,11 +305,11 @@ def _sweep(
 ):
     """Search learning rate, batch size and own settings of each objective, with the same number of
     trials."""
-    from ccd.study.scaling import sweep
+    from ccd.study.scaling.sweep import sweep
     out = out or f"runs/sweep-{settings.preset}"
     measurements = measurements or f"{out}/results"
-    sweep.sweep(settings, writable(out), writable(measurements), *([recipes] if recipes else []))
-    print(sweep.sweep_table(measurements).to_string(index=False))
+    print(sweep(settings, writable(out), writable(measurements),
+                *([recipes] if recipes else [])).to_string(index=False))
 
 # %% ../nbs/library/07_cli.ipynb #4a0b5f32
 def _published(
@@ -411,7 +411,8 @@ _HELP = { # command -> settings in its short help (a group or one field), two ex
             ("ccd vqa logs/ --out tables",
              "ccd vqa clip@0=logs/clip.jsonl dino@0=logs/dino.jsonl")),
     "scale": ((), ("ccd scale emoji --dry-run", "ccd scale smoke --out runs/scale")),
-    "sweep": ((), ("ccd sweep --preset controlled --control.samples 150000",)),
+    "sweep": ((), ("ccd sweep --preset controlled --control.samples 150000",
+                   "ccd sweep --preset controlled --recipes dino --out runs/sweep")),
     "published": ((), ("ccd published check", "ccd published check mine.csv --suite cambrian"))}
 
 # %% ../nbs/library/07_cli.ipynb #5d0c72f1

@@ -118,6 +118,8 @@ PLACES = dict( # command lines in which X is one of them; all stop before any wo
     vqa=["vqa X", "vqa nope --out X", "vqa MODEL@0=X", "vqa nope --n-resamples X"],
     scale=["scale X", "scale smoke --dry-run --only X", "scale smoke --only zzz --out X",
            "scale smoke --only zzz --measurements X", "scale smoke --commands X"],
+    sweep=["sweep --preset X", "sweep --preset smoke --recipes X",
+           "sweep --preset smoke --data.source X", "sweep --preset smoke --recipes dino --out X"],
     published=["published X", "published check X", "published check file.txt --suite X"])
 
 def stopped(args, capsys): # its message; a mistake and no traceback
@@ -182,9 +184,10 @@ def test_help_is_a_screen_and_a_half_with_examples(command, encoding):
     said = p.stdout.decode()
     assert p.returncode == 0 and len(said.splitlines()) <= 70
     assert (said.count(f"\n  ccd {command}") + said.count(f"-m ccd.cli {command}") == 2
-            and "positional" in said or command == "study")
+            and "positional" in said or command in ("study", "sweep"))
     assert (("--help-all" in said)
-            == (command in ("study", "train", "filter", "embed", "probe", "compare", "vlm")))
+            == (command in ("study", "train", "filter", "embed", "probe", "compare", "vlm",
+                            "sweep")))
 
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_examples_of_the_help_name_options_that_are_there(command):

@@ -274,7 +274,7 @@ def _with_collinearity(table, names, values, weight): # values: [pairs, terms]
 # %% ../../nbs/library/comparison/06_attribution.ipynb #a783c88c
 def similarity_regression(
     encoders: dict, # name -> Embeddings of the same items
-    attributes: pd.DataFrame, # of the same items in the same order, from `_corpus_attributes`
+    attributes: pd.DataFrame, # of the same items in the same order, from `corpus_attributes`
     factors: tuple = _FACTOR_GROUPS, # groups of columns, finest first
     pairs: int = 200_000, # number of pairs to sample
     n_resamples: int = 1_000, # number of bootstrap resamples
@@ -455,7 +455,7 @@ def enrichment(
     pairs: pd.DataFrame,
     a: Embeddings, # embeddings by the encoder for which pairs of direction `a` are similar
     b: Embeddings, # embeddings by the encoder for which pairs of direction `b` are similar
-    # attributes of the same items in the same order, from `_corpus_attributes`
+    # attributes of the same items in the same order, from `corpus_attributes`
     attributes: pd.DataFrame,
     factors: tuple = _LIFT_FACTORS, # columns of the items
     nearness: tuple = _DISTANCES, # attribute distances to include, from `_DISTANCES`

@@ -89,13 +89,13 @@ def _pair_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
 
 # %% ../../nbs/library/comparison/10_command.ipynb #93a2a1eb
 def _attribute_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
-    from ccd.comparison.attributes import _corpus_attributes
+    from ccd.comparison.attributes import corpus_attributes
     from ccd.comparison.attribution import enrichment, similarity_regression
     from ccd.comparison.search import name_encoders
     with warnings.catch_warnings():
         # the report lists the factors that were used
         warnings.filterwarnings("ignore", message="the items have no")
-        seen = _corpus_attributes(inputs.corpus)
+        seen = corpus_attributes(inputs.corpus)
         order = [*inputs.names, *(name for name in inputs.vectors if name not in inputs.names
                    and name not in inputs.references.values())]
         slopes = similarity_regression({name: inputs.vectors[name] for name in order}, seen,

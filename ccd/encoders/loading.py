@@ -13,7 +13,7 @@ from ..settings import Control, DataSettings
 from ..data.corpora import ImageDecoder, fingerprint, open_corpus
 from .base import Encoder, FeatureSpec, _DTYPES
 from .preprocessing import refitted
-from .baselines import (_PatchDictionary, color_histogram, fit_patch_dictionary,
+from .baselines import (_PatchDictionary, color_histogram, _fit_patch_dictionary,
                                     hog_features, patch_features, random_vit, raw_pixels)
 from .names import PUBLISHED, parse_encoder_spec
 from .trained import _load_run, _number, find_release
@@ -56,7 +56,7 @@ def _patch_dictionary(k, size, source): # source: as of `DataSettings`; fitted o
     corpus = corpus.select(range(0, len(corpus), -(-len(corpus) // _DICTIONARY_IMAGES)))
     def make(path):
         images = ImageDecoder(corpus, size)[range(len(corpus))] # [n, 3, size, size]
-        dictionary = fit_patch_dictionary(images.transpose(0, 2, 3, 1), k)
+        dictionary = _fit_patch_dictionary(images.transpose(0, 2, 3, 1), k)
         with path.open("wb") as file: np.savez(file, **vars(dictionary))
     home = cache_dir("patches", content_hash([k, size, fingerprint(corpus)]))
     with np.load(once(home / "dictionary.npz", make)) as stored: return _PatchDictionary(**stored)

@@ -29,7 +29,7 @@ def pictures(scenes):
     return np.ascontiguousarray(ImageDecoder(scenes, 64)[range(240)].transpose(0, 2, 3, 1))
 
 @pytest.fixture(scope="module")
-def shown(scenes): return attributes._corpus_attributes(scenes)
+def shown(scenes): return attributes.corpus_attributes(scenes)
 
 @pytest.fixture(scope="module")
 def items(scenes):
@@ -412,7 +412,7 @@ def test_no_pairs_are_refused(items, shown):
 
 # --- perturbations
 
-def strengths(): return [(n, s) for n, (_, ss) in perturbations.PERTURBATIONS.items() for s in ss]
+def strengths(): return [(n, s) for n, (_, ss) in perturbations._PERTURBATIONS.items() for s in ss]
 
 @pytest.mark.parametrize("name, strength", strengths())
 def test_every_intervention_is_a_function_of_picture_seed_and_item(pictures, name, strength):
@@ -428,7 +428,7 @@ def test_every_intervention_is_a_function_of_picture_seed_and_item(pictures, nam
 
 @pytest.mark.parametrize("name", ["texture", "shuffle", "word", "ground"])
 def test_chance_differs_between_items_and_seeds(pictures, name):
-    s = perturbations.PERTURBATIONS[name][1][-1]
+    s = perturbations._PERTURBATIONS[name][1][-1]
     x = next(p for p in pictures if perturbations.background_mask(p) is not None)
     seen = {perturbations.apply_perturbation(x, name, s, i, seed).tobytes() for i in "abcdef"
             for seed in (0, 1)}
@@ -458,7 +458,7 @@ def test_grey_is_idempotent_blur_keeps_the_mean_shuffle_keeps_the_pixels(picture
 
 def test_stronger_moves_pixels_further(pictures):
     for name in ("brightness", "blur", "texture", "grey"):
-        strengths = dict(grey=(0.3, 0.6, 1.0)).get(name, perturbations.PERTURBATIONS[name][1])
+        strengths = dict(grey=(0.3, 0.6, 1.0)).get(name, perturbations._PERTURBATIONS[name][1])
         gap = [np.mean([np.abs(perturbations.apply_perturbation(x, name, s).astype(int) - x).mean()
                         for x in pictures[:10]]) for s in strengths]
         assert gap[0] < gap[1] < gap[2], name
@@ -559,7 +559,7 @@ def test_encoders_are_moved_by_what_they_see_and_by_nothing_else(scenes):
 def test_sensitivity_is_the_mean_drop_in_both_units(scenes, pictures):
     e = raw_pixels(16)
     t = perturbations.sensitivity({"raw": e}, scenes, n=240, n_resamples=100,
-                                  perturbations=dict(grey=perturbations.PERTURBATIONS["grey"]))
+                                  perturbations=dict(grey=perturbations._PERTURBATIONS["grey"]))
     def see(p):
         return torch.nn.functional.normalize(e.vector(eval_view(torch.from_numpy(p.transpose(0, 3,
                                                                                              1,
@@ -581,7 +581,7 @@ def test_an_encoder_may_fit_pictures_itself(scenes):
         return np.asarray(im.resize((8, 8)))
     e.fit = fit
     t = perturbations.sensitivity({"own": e}, scenes, n=5, n_resamples=5,
-                                  perturbations=dict(grey=perturbations.PERTURBATIONS["grey"]))
+                                  perturbations=dict(grey=perturbations._PERTURBATIONS["grey"]))
     assert set(seen) == {(64, 64)} and len(seen) == 10 and np.isfinite(t["shift_sd"]).all()
 
 def test_a_world_adds_scenes_composed_again():
@@ -599,7 +599,7 @@ def test_a_folder_needs_no_labels(tmp_path):
         small = Image.fromarray(r.integers(0, 256, (4, 4, 3)).astype(np.uint8))
         small.resize((side, side + 7), Image.Resampling.NEAREST).save(tmp_path / f"{k:02d}.png")
     corpus = load_folder(tmp_path).corpus
-    look = attributes._corpus_attributes(corpus, 32)
+    look = attributes.corpus_attributes(corpus, 32)
     own = corpus.select_columns(["item_id", "pixel_hash"]).to_pandas()
     made = embeddings(look[["mean_L", "mean_a", "mean_b"]].values - [50, 0, 0], own)
     with pytest.warns(UserWarning, match="attributes alone"):
@@ -611,7 +611,8 @@ def test_a_folder_needs_no_labels(tmp_path):
         l = attribution.enrichment(pairs, made, made, look, n_resamples=20)
     assert set(l.measure) == {"distance"}
     s = perturbations.sensitivity({"raw": raw_pixels(8)}, corpus, n=12, n_resamples=20)
-    assert set(s.perturbation) == set(perturbations.PERTURBATIONS) and (s.n + s.skipped == 12).all()
+    assert set(s.perturbation) == set(perturbations._PERTURBATIONS)
+    assert (s.n + s.skipped == 12).all()
     assert s[s.n > 0].n_groups.le(12).all() and s[s.n == 0]["shift_sd"].isna().all()
 
 def test_figures_show_the_numbers_of_the_tables(scenes, items, shown):

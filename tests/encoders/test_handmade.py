@@ -57,7 +57,7 @@ def activations(image, dictionary): # [22, 22, K], one patch and one entry at a 
     return out
 
 def test_patches_are_the_plain_formula(images):
-    dictionary = baselines.fit_patch_dictionary(images, k=7, n_patches=500)
+    dictionary = baselines._fit_patch_dictionary(images, k=7, n_patches=500)
     found = baselines.patch_features(dictionary).features(floats(images[:2]))
     for index in range(2):
         plain = activations(images[index], dictionary)
@@ -68,13 +68,13 @@ def test_patches_are_the_plain_formula(images):
         assert np.allclose(found.patches[index, 0], corner, atol=1e-3)
 
 def test_a_dictionary_depends_on_its_seed_alone(images):
-    first, second, other = (baselines.fit_patch_dictionary(images, 5, 300, seed)
+    first, second, other = (baselines._fit_patch_dictionary(images, 5, 300, seed)
                             for seed in (0, 0, 1))
     assert np.allclose(first.centroids, second.centroids, atol=1e-4)
     assert not np.allclose(first.centroids, other.centroids, atol=1e-2)
 
 def test_whitened_patches_are_white(images):
-    dictionary = baselines.fit_patch_dictionary(images, 5, 4_000)
+    dictionary = baselines._fit_patch_dictionary(images, 5, 4_000)
     rng = np.random.default_rng(1)
     patches = np.stack([images[i, r:r + 6, c:c + 6].transpose(2, 0, 1).ravel() / 255
                         for i, r, c in rng.integers([0, 0, 0], [6, 43, 43], (4_000, 3))])
@@ -104,4 +104,4 @@ def test_wrong_names_say_what_is_expected(name, says):
 
 def test_fewer_patches_than_entries_are_refused(images):
     with pytest.raises(UserError, match="cannot make 9 entries"):
-        baselines.fit_patch_dictionary(images, 9, 8)
+        baselines._fit_patch_dictionary(images, 9, 8)

@@ -12,7 +12,7 @@ from ccd.encoders.embeddings import Embeddings
 from ccd.encoders.loading import load
 from ccd.report.similarity import BASELINES
 from ccd.stats import holm, paired_bootstrap, paired_test, sign_flip
-from ccd.probing.tasks import Fold, Task, _Subset
+from ccd.probing.tasks import _Fold, Task, _Subset
 from conftest import OPTIONS, finish, signal_when, start
 
 pytestmark = pytest.mark.numeric
@@ -35,9 +35,9 @@ def world():
     def part(a, b):
         return _Subset("base", np.arange(a, b))
     tasks = [Task("far", "far", "robustness", "label", "item_id",
-                  [Fold(None, None, _Subset("shifted", np.arange(200)))], parent="near"),
+                  [_Fold(None, None, _Subset("shifted", np.arange(200)))], parent="near"),
              Task("near", "near", "general", "label", "family",
-                  [Fold(part(0, 300), part(300, 400), part(400, 600))])]
+                  [_Fold(part(0, 300), part(300, 400), part(400, 600))])]
     return vectors, tasks
 
 def test_the_probe_of_the_parent_answers_for_a_robustness_set(world):
@@ -58,7 +58,7 @@ def test_other_cuts_hold_back_other_rows(world, monkeypatch):
     def cut(name, items, seed=0):
         assert items.keys() == vectors.keys()
         mixed = np.random.default_rng(seed).permutation(400)
-        f = Fold(*(_Subset("base", np.sort(mixed[a:b])) for a, b in ((0, 40), (40, 400))),
+        f = _Fold(*(_Subset("base", np.sort(mixed[a:b])) for a, b in ((0, 40), (40, 400))),
                  fold.test)
         asked.append((name, seed))
         return [Task(**(vars(near) | dict(folds=[f])))] if name == "near" else [far]
@@ -107,7 +107,7 @@ def test_tasks_that_learn_the_same_are_fitted_once(world, monkeypatch):
     monkeypatch.setattr(probing_tables, "_fit_probes", lambda *a: fits.append(1) or real(*a))
     f = near.folds[0]
     half = Task("near", "half", "general", "label", "family",
-                [Fold(f.train, f.val, _Subset("base", np.arange(400, 500)))])
+                [_Fold(f.train, f.val, _Subset("base", np.arange(400, 500)))])
     answers, _ = predict_probes(vectors, [near, half])
     assert len(fits) == 1
     one, two = (answers[answers.task == t].set_index("item_id") for t in ("near", "half"))

@@ -219,7 +219,8 @@ def test_the_controlled_grid_keeps_measures_baselines_and_encoders(tmp_path, mon
         assert {"category", "style", "word", "held-out word", "object color", "position",
                 "number of objects, kNN"} <= set(found)
         assert set(read(name, "neighbors")["metrics"]) >= {"neighbors: style", "neighbors: word"}
-        explained, moved = read(name, "attributes")["metrics"], read(name, "perturbations")["metrics"]
+        explained, moved = (read(name, measure)["metrics"]
+                            for measure in ("attributes", "perturbations"))
         assert {"similarity: slope of same style", "similarity: unique of style"} <= set(explained)
         assert {"shift: style", "shift: word on a sign", "shift: ground, exactly"} <= set(moved)
         for entry in (*explained.values(), *moved.values()):
@@ -238,7 +239,8 @@ def test_the_controlled_grid_keeps_measures_baselines_and_encoders(tmp_path, mon
 
 def test_a_subset_is_admitted_if_the_oracle_answers_it_and_no_image_does_not(monkeypatch):
     from ccd.vqa.llava import answering
-    share = dict(own=dict(seen=0.9, guessed=0.9, hard=0.5), none=dict(seen=0.3, guessed=0.9, hard=0.2))
+    share = dict(own=dict(seen=0.9, guessed=0.9, hard=0.5),
+                 none=dict(seen=0.3, guessed=0.9, hard=0.2))
     def answers(model, questions, image):
         return pd.DataFrame([dict(subset=subset, score=float(index < 10 * part))
                              for subset, part in share[image].items() for index in range(10)])

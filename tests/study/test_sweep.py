@@ -1,5 +1,6 @@
 "The search of recipes: equal numbers of trials, stages around the best, nothing made twice."
 import json
+import pandas as pd
 import pytest
 from ccd.files import UserError
 from ccd.presets import preset
@@ -45,18 +46,18 @@ def test_a_search_is_stored_and_resumed(tmp_path, monkeypatch):
                                             "control.samples": 256})
     monkeypatch.setattr(search, "_STAGES", search._STAGES[:4])
     monkeypatch.setattr(search, "_BATCH_SIZES", (64,))
-    best = search.sweep(settings, tmp_path / "runs", tmp_path / "results", ("infonce",))
-    table = search.sweep_table(tmp_path / "results")
+    table = search.sweep(settings, tmp_path / "runs", tmp_path / "results", ("infonce",))
     assert [*table.recipe] == ["untrained"] + ["infonce"] * 4
     winner = table[table.best].squeeze()
-    assert winner.changes == search._format_changes(best["infonce"])
-    assert winner.score >= table[table.recipe == "infonce"].score.max()
+    trials = table[table.recipe == "infonce"]
+    assert winner.recipe == "infonce" and winner.score >= trials.score.max()
     scores = table[[*search._SCORED_TASKS]]
     assert ((scores >= 0) & (scores <= 1)).all(axis=None)
     assert (scores.mean(axis=1) - table.score).abs().max() < 1e-9
     def twice(*_, **__): raise AssertionError("trained again")
     monkeypatch.setattr(loop, "train", twice)
-    assert search.sweep(settings, tmp_path / "runs", tmp_path / "results", ("infonce",)) == best
+    again = search.sweep(settings, tmp_path / "runs", tmp_path / "results", ("infonce",))
+    pd.testing.assert_frame_equal(again, table)
     trial = json.loads(next((tmp_path / "results/infonce").glob("*/trial.json")).read_text())
     assert trial["machine"]["torch"]
 
@@ -66,4 +67,4 @@ def test_bad_requests_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match="--data.source emoji-2"):
         search.sweep(preset("mini"), tmp_path, tmp_path)
     with pytest.raises(UserError, match="no trials in"):
-        search.sweep_table(tmp_path)
+        search._sweep_table(tmp_path)

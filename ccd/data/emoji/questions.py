@@ -12,7 +12,7 @@ from ...files import UserError, cache_dir, content_hash, once
 from ...settings import DataSettings
 from ...runs import Progress
 from .drawings import PALETTE, _STYLES, _parallel, _worker, drawings
-from .lettering import (_FACES, _place_word, font, reading_words,
+from .lettering import (_FACES, place_word, font, reading_words,
                                       text_color_for)
 from .scenes import _QUADRANTS, _RELATIONS, _to_uint8, draw_background, png
 from .materials import (SUBSETS, _LARGEST, _MIN_CONTRAST, _OBJECT_CLASSES,
@@ -159,7 +159,7 @@ def _sign(rng, assets, size, text, options, asked):
         return _line(rng, assets, size, text, options, asked, (_SMALLEST, _LARGEST))
     canvas, facts = assets.ground(rng, size)
     name, edge = _some(rng, assets.fonts), size // 32
-    box, px = _place_word(rng, canvas, text, name, (edge, edge, size - edge, size - edge))
+    box, px = place_word(rng, canvas, text, name, (edge, edge, size - edge, size - edge))
     facts |= dict(cluster=text, words=options, font=name, px=px, written=[[text, box]])
     return canvas, asked, options, facts
 

@@ -17,7 +17,7 @@ from ...files import UserError, cache_dir, content_hash, once
 from ...settings import DataSettings, data_fraction
 from ...runs import Progress
 from .drawings import PALETTE, _parallel, _worker, _world_key, drawings
-from .lettering import (_FACES, TEST_FONTS, _TRAIN_FONTS, draw_text, _place_word,
+from .lettering import (_FACES, TEST_FONTS, _TRAIN_FONTS, draw_text, place_word,
                                       reading_words, text_color_for, words)
 
 # %% ../../../nbs/library/data/emoji/03_scenes.ipynb #052f476a
@@ -227,7 +227,7 @@ def _word(rng, st, size, word=None, face=None, plain=False): # version 2: a word
         facts |= {**factors, "count": 1, "placed": [(row, side, x, y)],
                   "relation": "above" if upper else "below"}
         box[1 if upper else 3] = half
-    _place_word(rng, canvas, facts["word"], facts["font"],
+    place_word(rng, canvas, facts["word"], facts["font"],
                (box[0] + margin, box[1] + margin, box[2] - margin, box[3] - margin))
     return canvas, facts
 

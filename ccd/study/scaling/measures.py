@@ -107,12 +107,12 @@ def _eval_neighbors(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
 def _eval_attributes(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
     "Evaluate which factors explain the similarity of held-out scenes: slopes and unique R²."
     from ccd.encoders.inputs import embed_images
-    from ccd.comparison.attributes import _corpus_attributes
+    from ccd.comparison.attributes import corpus_attributes
     from ccd.comparison.attribution import similarity_regression
     scenes = embed_images(spec, "scenes", settings, home / "scenes")
     with warnings.catch_warnings(): # factors without values, such as charts
         warnings.filterwarnings("ignore", message="the items have no")
-        seen = _corpus_attributes(_held_out_scenes(settings))
+        seen = corpus_attributes(_held_out_scenes(settings))
         table = similarity_regression({spec: scenes}, seen, n_resamples=_DRAWS, keep_draws=True)
     table = table[table.quantity.isin(["slope", "unique"])]
     return _with_metric(table, "similarity: " + table.quantity + " of " + table.term, table.value,

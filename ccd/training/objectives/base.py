@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from ...files import UserError
 from ...settings import Settings
+from ...data.augment import alternating_view, base_view
 from ..towers import build_vit
 from ..distributed import _local_tensor
 
@@ -85,3 +86,14 @@ def _ema_update(average: nn.Module, model: nn.Module, momentum: float):
 # %% ../../../nbs/library/training/objectives/01_base.ipynb #42406eda
 def _averages(vit, seed): # a tower for EMA weights, which begin as the initial weights
     return build_vit(replace(vit, drop_path=0.0), seed, False).requires_grad_(False)
+
+# %% ../../../nbs/library/training/objectives/01_base.ipynb #c81f20aa
+def _one_view(
+    views: str, # base or dino
+    shown, # images of a `Batch` as floats, with their sample numbers
+    settings: Settings,
+) -> Tensor: # [B, 3, s, s] in 0..1
+    "Return the shared light view, or DINO's two global views in turn."
+    if views == "base": return base_view(shown.images, shown.sample, settings.control)
+    return alternating_view(shown.images, shown.sample, settings.control, settings.dino,
+                            shown.may_flip)

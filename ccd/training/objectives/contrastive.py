@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ...data import augment
 from ...files import UserError
 from ...settings import Settings
-from ...data.augment import alternating_view, base_view, to_device
+from ...data.augment import to_device
 from ..towers import build_text, build_vit
 from ..distributed import _all_gather_with_grad, _local_tensor, rank, world_size
 from .base import (Objective, _averages, _ema_momentum, _ema_update,
-                                          _no_autocast)
+                                          _no_autocast, _one_view)
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #65b8c0e1
 def clip_loss(
@@ -89,24 +89,22 @@ class ClipObjective(Objective):
         super().__init__(settings)
         self.c, vit, seed = getattr(settings, self.own), self.control.vit, self.control.seed
         self.vision = build_vit(vit, seed, patches=False)
-        self.text, self.projection = _text_side(self.c, vit.width, seed)
+        self._other_side(vit.width, seed)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.c.init_temperature)]))
         if self.c.ema:
             self.averaged = _averages_of_both(vit, seed, self.projection)
             self.evaluated = "moving average"
 
+    def _other_side(self, width, seed): # what is compared with the vision tower
+        self.text, self.projection = _text_side(self.c, width, seed)
+
     def needs(self): return dict(require_captions=True)
 
     def batch(self, shown):
         _expect_captions(self.name, shown.captions)
-        images = augment.normalize(self._view(shown), self.control)
+        images = augment.normalize(_one_view(self.c.views, shown, self.settings), self.control)
         tokens = self.text.tokenize(shown.captions)
         return dict(image=images, tokens=to_device(images.device, tokens))
-
-    def _view(self, shown):
-        if self.c.views == "base": return base_view(shown.images, shown.sample, self.control)
-        return alternating_view(shown.images, shown.sample, self.control,
-                                      self.settings.dino, shown.may_flip)
 
     def encode(self, batch, t):
         image = F.normalize(self.projection(self.vision(batch["image"])).float(), dim=1)
@@ -160,9 +158,13 @@ def _text_side(settings, width, seed):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text = build_text(settings.text, settings.embed_dim)
-        projection = nn.Linear(width, settings.embed_dim, bias=False)
-        nn.init.normal_(projection.weight, std=width**-0.5)
-    return text, projection
+        return text, _projection(width, settings.embed_dim)
+
+# %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #0f029a10
+def _projection(width: int, embed_dim: int) -> nn.Linear: # initialized from the global generator
+    projection = nn.Linear(width, embed_dim, bias=False)
+    nn.init.normal_(projection.weight, std=width**-0.5)
+    return projection
 
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #70f4cc85
 def _averages_of_both(vit, seed, projection): # EMA copies of vision tower and projection

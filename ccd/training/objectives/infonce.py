@@ -6,35 +6,25 @@
 __all__ = ['InfoNCEObjective']
 
 # %% ../../../nbs/library/training/objectives/06_infonce.ipynb #c3f6727e
-import math
 import torch
 import torch.nn.functional as F
-from torch import nn
 from ...data import augment
 from ...data.augment import dino_view
-from ...settings import Settings
-from ..towers import build_vit
-from ..distributed import _local_tensor
-from .base import Objective, _ema_momentum, _ema_update, _no_autocast
-from .contrastive import (_averages_of_both, _batch_accuracy,
-                                                 clip_loss)
+from .contrastive import ClipObjective, _projection
 
 # %% ../../../nbs/library/training/objectives/06_infonce.ipynb #e838a11f
-class InfoNCEObjective(Objective):
+class InfoNCEObjective(ClipObjective):
     """Train a vision tower to match two views of an image within a batch.
 
     Source: Chen et al. (2020); van den Oord et al. (2018) for the loss."""
-    name, views_per_sample = "InfoNCE", dict(student=2, teacher=0)
+    name, own, views_per_sample = "InfoNCE", "infonce", dict(student=2, teacher=0)
 
-    def __init__(self, settings: Settings):
-        super().__init__(settings)
-        self.i, vit, seed = settings.infonce, self.control.vit, self.control.seed
-        self.vision = build_vit(vit, seed, patches=False)
-        self.projection = _projection(vit.width, self.i.embed_dim, seed)
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / self.i.init_temperature)]))
-        if self.i.ema:
-            self.averaged = _averages_of_both(vit, seed, self.projection)
-            self.evaluated = "moving average"
+    def _other_side(self, width, seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.projection = _projection(width, self.c.embed_dim)
+
+    def needs(self): return {}
 
     def batch(self, shown):
         def view(number):
@@ -48,24 +38,5 @@ class InfoNCEObjective(Objective):
                          for view in batch["views"].unbind(1))
         return dict(image=first, text=second, scale=self.logit_scale[0].exp())
 
-    def loss(self, e, t):
-        with _no_autocast(e["image"]): loss = clip_loss(e["image"], e["text"], e["scale"])
-        return loss, dict(batch_accuracy=_batch_accuracy(**e), logit_scale=e["scale"])
-
-    @torch.no_grad()
-    def after_step(self, t):
-        _local_tensor(self.logit_scale).clamp_(max=math.log(self.i.max_scale))
-        if self.i.ema:
-            for mean, now in zip(self.averaged, (self.vision, self.projection)):
-                _ema_update(mean, now, _ema_momentum(self.i.ema, t))
-
     def encoder_state(self):
-        return (self.averaged[0] if self.i.ema else self.vision).state_dict()
-
-# %% ../../../nbs/library/training/objectives/06_infonce.ipynb #a92aa373
-def _projection(width, embed_dim, seed): # initialized as CLIP's
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        projection = nn.Linear(width, embed_dim, bias=False)
-        nn.init.normal_(projection.weight, std=width**-0.5)
-    return projection
+        return (self.averaged[0] if self.c.ema else self.vision).state_dict()

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 from ...data import augment
 from ...settings import Settings
-from ...data.augment import alternating_view, base_view
 from ..towers import build_vit
 from ..distributed import all_reduce_mean
-from .base import Objective, _averages, _ema_momentum, _ema_update
+from .base import (Objective, _averages, _ema_momentum, _ema_update,
+                                          _one_view)
 
 # %% ../../../nbs/library/training/objectives/05_supervised.ipynb #cb77e329
 class SupervisedObjective(Objective):
@@ -35,9 +35,7 @@ class SupervisedObjective(Objective):
     def needs(self): return dict(label=self.s.label)
 
     def batch(self, shown):
-        images = (base_view(shown.images, shown.sample, self.control) if self.s.views == "base" else
-                  alternating_view(shown.images, shown.sample, self.control, self.settings.dino,
-                                   shown.may_flip))
+        images = _one_view(self.s.views, shown, self.settings)
         return dict(image=augment.normalize(images, self.control), label=shown.labels)
 
     def encode(self, batch, t):

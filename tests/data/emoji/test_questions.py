@@ -419,5 +419,6 @@ def test_mistakes_are_explained():
                          (lambda: questions.question(DataSettings(held_out_style="comic"), "thing",
                                                      0), "unknown style 'comic'.*openmoji"),
                          (lambda: questions.emoji_questions(DataSettings(source="folder:x"),
-                                                            per_subset=4), "folder:x.*--data.source emoji`")):
+                                                            per_subset=4),
+                          "folder:x.*--data.source emoji`")):
         with pytest.raises(UserError, match=match): wrong()

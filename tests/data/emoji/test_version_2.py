@@ -79,7 +79,7 @@ def test_a_word_is_written_inside_its_box_at_every_place(box):
     for index in range(120):
         canvas = np.full((64, 64, 3), 128.0)
         face = str(rng.choice(lettering._FACES["train"]))
-        (x0, y0, x1, y1), _ = lettering._place_word(rng, canvas, "plum", face, box)
+        (x0, y0, x1, y1), _ = lettering.place_word(rng, canvas, "plum", face, box)
         written = np.abs(canvas - 128).max(2) > 20
         assert written.any()
         rows, columns = np.nonzero(written)
@@ -161,7 +161,7 @@ def test_words_are_as_large_in_questions_as_in_training():
         if facts.get("word") and not facts.get("name"):
             rng = np.random.default_rng(index)
             canvas = np.zeros((DATA.size, DATA.size, 3))
-            (x0, _, x1, _), _ = lettering._place_word(rng, canvas, facts["word"], facts["font"],
+            (x0, _, x1, _), _ = lettering.place_word(rng, canvas, facts["word"], facts["font"],
                                                       (2, 2, 62, 62))
             trained.append((x1 - x0) / DATA.size)
     assert abs(np.median(wide) - np.median(trained)) < 0.08
