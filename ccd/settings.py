@@ -69,7 +69,7 @@ def check_size(
 
 # %% ../nbs/library/01_settings.ipynb #ae9e7c4b
 EMOJI_SOURCES = ("emoji", "emoji-2") # versions of the synthetic emoji dataset
-_SOURCES = (*EMOJI_SOURCES, "folder", "shards", "hf", "stream", "filter")
+_SOURCES = (*EMOJI_SOURCES, "folder", "table", "shards", "hf", "stream", "filter")
 _CaptionPolicy = Literal["name", "name+category", "name+ground", "name+style", "omits-word",
                          "shuffled"]
 
@@ -77,8 +77,8 @@ _CaptionPolicy = Literal["name", "name+category", "name+ground", "name+style", "
 @dataclass(frozen=True)
 class DataSettings:
     "Describe the images and captions for training and testing."
-    # dataset: emoji or emoji-2, with :FRACTION for a part of it, or `folder:`, `shards:`, `hf:`,
-    # `stream:`, `filter:` with a path or name
+    # dataset: emoji or emoji-2, with :FRACTION for a part of it, or `folder:`, `table:`, `shards:`,
+    # `hf:`, `stream:`, `filter:` with a path or name
     source: str = "emoji"
     scenes: int = 40_000 # number of training scenes composed from emoji
     test_scenes: int = 4_000 # number of test scenes, of held-out concept families
@@ -88,13 +88,19 @@ class DataSettings:
     max_emoji_images: int = 0 # maximal number of emoji images for probes; 0 for all
     seed: int = 0 # random seed of the scenes
     text_fraction: float = new_field(0.5) # emoji-2: fraction of the images with a written word
+    label: str = new_field("") # own images: column of the class; "": `label`, or the class folders
+    # own images: column of groups, such as patients, that are never in two splits
+    group: str = new_field("")
+    # own images: captions made from labels, such as "a photo of a {label}"
+    caption_template: str = new_field("")
 
     def __post_init__(self):
         if not 0 <= self.text_fraction <= 1:
             raise UserError(f"text_fraction {self.text_fraction:g} is no fraction: expected 0 to 1")
         if self.source.partition(":")[0] not in _SOURCES:
             raise UserError(f"unknown data source {self.source!r}: expected `emoji`, "
-                            "`emoji-2`, `folder:PATH`, `shards:PATH`, `hf:NAME`, `stream:NAME` or "
+                            "`emoji-2`, `folder:PATH`, `table:FILE`, `shards:PATH`, `hf:NAME`, "
+                            "`stream:NAME` or "
                             "`filter:KEEP:FOLDER`")
         data_fraction(self.source)
         if self.scenes < 1 or self.test_scenes < 1:

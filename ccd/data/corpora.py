@@ -20,9 +20,54 @@ from ..files import UserError, content_hash, to_plain_dict, user_path
 from ..settings import EMOJI_SOURCES, DataSettings, check_fields, rename_fields
 from ..device import n_cpus
 from ..runs import Progress, read_manifest, settings_diff, up_to_date
-from .images import (LoadResult, _skipped, _warn, _why, decode, image_bytes, load_folder,
+from .images import (_TEXT_COLUMNS, AnyImage, LoadResult, _pixel_hash, _said, _skipped,
+                             _split, _warn, _why, decode, image_bytes, image_place, load_folder,
                              load_hf_dataset)
 from .shards import _load_stream, load_shards
+
+# %% ../../nbs/library/data/03_corpora.ipynb #73287964
+_PATH_COLUMNS = ("path", "file", "file_name", "filename", "filepath", "image")
+
+# %% ../../nbs/library/data/03_corpora.ipynb #d35f1287
+def _load_image_table(
+    path, # CSV, TSV or Parquet file with a column of image paths, relative to its folder
+) -> LoadResult: # all columns of the table, and those of a corpus
+    """Open the images that a table lists as a corpus, without corrupt images.
+
+    Raises `UserError` where there is no column of paths, or no image can be opened."""
+    file = user_path(path)
+    if not file.is_file(): raise UserError(f"{file} is not a file: expected a .csv or a .parquet")
+    table = (pd.read_parquet(file) if file.suffix == ".parquet" else
+             pd.read_csv(file, sep="\t" if file.suffix == ".tsv" else ",", dtype=str,
+                         keep_default_na=False))
+    column = next((name for name in _PATH_COLUMNS if name in table), None)
+    if column is None:
+        raise UserError(f"{file} has no column of image paths: expected one of "
+                        f"{', '.join(_PATH_COLUMNS)}; its columns are {', '.join(table)}")
+    return _images_of_table(table.drop(columns=[*{*_PATH_COLUMNS} & {*table}]),
+                            table[column].astype(str).tolist(), file)
+
+# %% ../../nbs/library/data/03_corpora.ipynb #8ba9e1ad
+def _images_of_table(table, places, file): # places: path of each image
+    from datasets import Dataset, Features, List, Value
+    twice = pd.Series(places).duplicated()
+    rows, bad = [], [(place, "listed before") for place in pd.Series(places)[twice]]
+    for place, values in zip(np.array(places)[~twice], table[~twice].to_dict("records")):
+        image = file.parent / str(place)
+        try: mark = _pixel_hash(decode(image.read_bytes()))
+        except Exception as error: bad.append((str(place), _why(error))); continue
+        own = {name: str(value) for name, value in values.items()
+               if name not in _TEXT_COLUMNS}
+        rows.append(dict(split=_split(str(place))) | own
+                    | dict(item_id=str(place), image=dict(bytes=None, path=image_place(image)),
+                           captions=_said(values), pixel_hash=mark))
+    if not rows:
+        raise UserError(f"none of the {len(places)} images of {file} could be opened; the first: "
+                        f"{bad[0][0]}: {bad[0][1]}")
+    _warn(bad, f"of {len(places)} images of {file}")
+    kinds = dict.fromkeys(rows[0], Value("string")) | dict(image=AnyImage(),
+                                                            captions=List(Value("string")))
+    return LoadResult(Dataset.from_list(rows, features=Features(kinds)), _skipped(bad))
 
 # %% ../../nbs/library/data/03_corpora.ipynb #ac37ccbb
 def open_corpus(
@@ -37,9 +82,10 @@ def open_corpus(
     if kind == "hf": return load_hf_dataset(rest, split)
     if kind == "stream": return _load_stream(rest, split)
     if kind == "filter": return _load_filtered(data, split)
-    opened = load_shards(rest, split) if kind == "shards" else load_folder(rest)
+    opened = (load_shards(rest, split) if kind == "shards" else _load_image_table(rest)
+              if kind == "table" else load_folder(rest))
     keep = opened.corpus
-    if kind == "folder":
+    if kind != "shards":
         keep = keep.select([i for i, row_split in enumerate(keep["split"]) if row_split == split])
     if not len(keep): raise UserError(f"{rest} has too few images for a {split} split: "
                                       "a tenth is kept for testing")

@@ -40,12 +40,14 @@ def open_source(source, settings): # the corpus, and the images that could not b
     "Open images by name, and list those that could not be opened."
     from ccd.data.emoji.scenes import layout_images, scenes, single_drawings, word_images
     from ccd.data.images import LoadResult, load_hf_dataset
+    from ccd.data.own import own_data
     from ccd.data.shards import load_shards
     from ccd.data import images as data_images
     data, (kind, _, rest) = settings.data, source.partition(":")
     own = dict(gallery=single_drawings, signs=word_images, layouts=layout_images,
                scenes=partial(scenes, split="test"))
     if (name := stored_image_set(source)) in own: return LoadResult(own[name](data), ())
+    if source == "own": return LoadResult((own := own_data(data)).part("test"), own.skipped)
     if kind == "hf": return load_hf_dataset(rest)
     if kind == "shards": return load_shards(rest)
     return _sorted(data_images.load_folder(rest if kind == "folder" else source))

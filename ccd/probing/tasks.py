@@ -185,7 +185,8 @@ def tasks(
                         "ccd.probing.segmentation")
     make = (_robustness if request.spec.parent else
             _divided if f"{request.key}-test" in items else _undivided)
-    task = Task(request.name, request.name, request.spec.group, "label", "item_id", [],
+    cluster = "family" if request.name == "own" else "item_id"
+    task = Task(request.name, request.name, request.spec.group, "label", cluster, [],
                 request.spec.parent)
     make(task, request, items, seed)
     if task.notes: warnings.warn(f"{task.name}: {'; '.join(task.notes)}")
