@@ -179,6 +179,7 @@ def compare(
     baselines: tuple = (*BASELINE_SPECS.values(),), # names of more encoders for reference
     skip: tuple = (), # stages to skip, from `_OPTIONAL_STAGES`
     align_maps: bool = False, # fit both maps with AlignedUMAP, which is slower
+    thumbnails: bool = True, # show images in the report and in the maps
     **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> Path: # path of the report
     """Compare two encoders: run every stage that is not up to date, then write the report and the
@@ -197,6 +198,7 @@ def compare(
     names = dict(a=a, b=b, seed_replicate_a=seed_replicate_a, seed_replicate_b=seed_replicate_b,
                  baselines=baselines)
     inputs = _open_pair(names, source, settings, out, embed_kwargs)
+    inputs.thumbnails = thumbnails
     def run(part, make, *own):
         _give_back() # otherwise the memory that one stage has freed adds to that of the next
         cached_stage(out / part, dict(analysis=an, own=own), inputs.keys, make)

@@ -322,9 +322,11 @@ def _made_section(inputs, out, settings, source, credits):
     lost += "".join(f"{doubt[0].upper()}{doubt[1:]}. " for doubt in inputs.doubts)
     about = ", ".join(f"{name} {value}" for name, value in hardware_info().items())
     of = Markup(" of <code>{}</code>").format(source) if source else ""
+    shown = len(inputs.pictured) or "none"
     return dict(title="Data and encoders",
-                text=Markup("{:,} images{}. {}The feature that is compared (`tap`) is given in the "
-                "cards.").format(len(inputs.items), of, lost), body=cards,
+                text=Markup("{:,} images{}; this report and its maps show {} of them. {}The "
+                            "feature that is compared (`tap`) is given in the cards.").format(
+                                len(inputs.items), of, shown, lost), body=cards,
                 note=about + license_html(credits))
 
 # %% ../../nbs/library/comparison/09_report.ipynb #cadff3da

@@ -96,6 +96,8 @@ class EncoderPair:
     # contradictions between tables of items, one sentence each
     doubts: list = field(default_factory=list)
     keys: dict = field(default_factory=dict) # name -> hash of vectors and items
+    thumbnails: bool = True # False: reports get gray squares instead of images
+    pictured: set = field(default_factory=set) # rows of the images that reports show
 
     @property
     def two(self): return [self.vectors[name] for name in self.names]
@@ -104,9 +106,11 @@ class EncoderPair:
     def items(self) -> pd.DataFrame: return self.two[0].items
 
     def picture(self, row: int, size: int = 96): # a square PIL image
-        "Return the center crop of the image of a row."
+        "Return the center crop of the image of a row, or a gray square without thumbnails."
         from PIL import Image
         from ccd.data.corpora import center_crop
+        if not self.thumbnails: return Image.new("RGB", (size, size), "gray")
+        self.pictured.add(int(row))
         return Image.fromarray(center_crop(self.corpus[int(row)]["image"].convert("RGB"), size))
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #5b6cd67b
