@@ -91,7 +91,8 @@ ODD = ["<b>x</b>", "two\nlines", "x" * 300, "é ü", "-x", "/proc/x", "file.txt"
        "\udcff"]
 PLACES = dict( # command lines in which X is one of them; all stop before any work
     study=["study --preset X", "study --preset smoke --data.source X",
-           "study --preset smoke --data.source folder:x --out X"],
+           "study --preset smoke --data.source folder:x --out X",
+           "study --preset smoke --data.source folder:nope --budget X"],
     train=["train X", "train clip --preset smoke --data.source folder:X",
            "train clip --preset smoke --data.source filter:light:X",
            "train clip --preset smoke --data.source folder:nope --out X",
@@ -111,6 +112,9 @@ PLACES = dict( # command lines in which X is one of them; all stop before any wo
              "compare npy:nope.npy npy:nope.npy --out X",
              "compare npy:nope.npy npy:nope.npy --save-tables X",
              "compare npy:nope.npy npy:nope.npy --skip X"],
+    evaluate=["evaluate X --preset smoke", "evaluate pixels:4 --preset smoke --suite X",
+              "evaluate pixels:4 --preset smoke --data.source folder:X",
+              "evaluate pixels:4 --preset smoke --suite own --out X"],
     vlm=["vlm pixels:4 --preset smoke --model X", "vlm pixels:4 --preset smoke --override X",
          "vlm pixels:4 --preset smoke --captions nope --out X",
          "vlm pixels:4 --preset smoke --captions X --instructions X --images X",
@@ -187,7 +191,7 @@ def test_help_is_a_screen_and_a_half_with_examples(command, encoding):
             and "positional" in said or command in ("study", "sweep"))
     assert (("--help-all" in said)
             == (command in ("study", "train", "filter", "embed", "probe", "compare", "vlm",
-                            "sweep")))
+                            "sweep", "evaluate")))
 
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_examples_of_the_help_name_options_that_are_there(command):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from ccd import files
 from ccd.cli import _at_home, main
-from ccd.files import (UserError, _LOCK, alone, atomic_write, cache_dir, user_path, writable,
+from ccd.files import (UserError, _LOCK, alone, atomic_write, cache_dir, user_path, _writable,
                        write_json)
 from ccd.runs import claim_folder, read_manifest, require_own_folder
 from conftest import finish, start
@@ -32,7 +32,7 @@ def test_home_is_meant_wherever_a_path_begins(room):
                           ("~nobody-of-that-name/x", "no home folder is known"),
                                         ("x" * 300, "300 bytes"), ("a/" + "é" * 130, "260 bytes")])
 def test_what_no_file_can_be_called(path, says):
-    for f in (user_path, writable, lambda p: alone(p).__enter__()):
+    for f in (user_path, _writable, lambda p: alone(p).__enter__()):
         with pytest.raises(UserError, match=says): f(path)
 
 @pytest.mark.parametrize("home", ["", None])
@@ -67,7 +67,7 @@ def places(room): # name -> what is in the way
 def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(room):
     for place, says in places(room):
         before = sorted(room.rglob("*"))
-        for f in (writable, lambda p: alone(p).__enter__()):
+        for f in (_writable, lambda p: alone(p).__enter__()):
             with pytest.raises(UserError, match=says): f(place)
         # a folder may have this name, but nothing beside it that is later renamed to it
         if place[0] != "n":
@@ -83,7 +83,7 @@ def test_a_folder_that_may_not_be_written_to(room, monkeypatch, number, says): #
     def barred(*_, **__): raise OSError(number, os.strerror(number))
     with monkeypatch.context() as m:
         m.setattr(tempfile, "TemporaryFile", barred)
-        with pytest.raises(UserError, match=says): writable(room / "out")
+        with pytest.raises(UserError, match=says): _writable(room / "out")
     with monkeypatch.context() as m:
         m.setattr(Path, "mkdir", barred)
         with pytest.raises(UserError, match=says), alone(room / "out"): pass

@@ -530,7 +530,7 @@ def _open_dataset(
         corpora = dict(gallery=scenes.single_drawings(data), signs=scenes.word_images(data))
         if data.version == 2: corpora["layouts"] = scenes.layout_images(data)
         return _Corpora(corpora)
-    if request.name == "own": return _own_corpora(settings)
+    if request.name == "own": return _Corpora(*own_data(settings.data).labeled())
     splits = _splits(request)
     parts, found = _parts(splits, request), _Corpora(skipped=getattr(splits, "skipped", ()))
     for part, split in parts.items():
@@ -552,15 +552,6 @@ def _check_ids(ids, request): # predictions of two encoders are joined by item_i
         raise UserError(f"{request.name} has {len(twice):,} images called as others are, first "
                         f"{twice[0]!r}: expected each item_id once; rename them, or leave the "
                         "column out")
-
-# %% ../../nbs/library/probing/03_datasets.ipynb #850c7390
-def _own_corpora(settings):
-    own = own_data(settings.data)
-    if not own.facts["classes"]:
-        raise UserError(f"the images of {settings.data.source} have no labels to probe: name their "
-                        "column with --data.label, or put each class into a folder")
-    return _Corpora({"own-train": own.part("train", "val"), "own-test": own.part("test")},
-                    own.skipped.values.tolist())
 
 # %% ../../nbs/library/probing/03_datasets.ipynb #850c7396
 def _say_skipped(splits, parts, request): # warn of splits and files that are not used

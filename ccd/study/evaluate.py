@@ -13,7 +13,7 @@ from ..settings import Settings
 from ..runs import require_own_folder
 from ..report.tables import accuracy_table, figure_html, table_tag, write_report
 from ..report.accuracy import probe_dots
-from .suite import Suite, left_out
+from .suite import Suite, _left_out
 
 # %% ../../nbs/library/study/02_evaluate.ipynb #4aa0a787
 def evaluate(
@@ -32,7 +32,7 @@ def evaluate(
     require_own_folder(out / "probes" / "tables")
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip")
     for encoder in encoders: check_known(encoder, settings)
-    for line in left_out(suite, len(encoders)): log_line(line)
+    for line in _left_out(suite, len(encoders)): log_line(line)
     for stage in (_probe_all, _compare_first, _ask_all):
         stage(encoders, suite, settings, out, seed_replicates, thumbnails)
     return _write_page(out, suite, encoders)
@@ -69,7 +69,7 @@ def _write_page(out: Path, suite: Suite, encoders: list, lead: str = "") -> Path
                          for benchmark in suite.benchmarks)]
     sections = [_section(title, out, place) for title, place in found
                 if (out / place / "report.html").exists()]
-    missing = left_out(suite, len(encoders))
+    missing = _left_out(suite, len(encoders))
     if missing:
         sections.append(dict(title="Left out", text=Markup("<br>").join(missing), body="", note=""))
     page = out / "report.html"

@@ -17,13 +17,13 @@ from ..settings import Settings, ViT, override, rename_fields
 from ..presets import RECIPES, apply_recipe
 from ..runs import claim_folder
 from ..stats import Estimate, cluster_bootstrap_means, pooled_variance, weighted
-from ..data.own import OwnData, own_data
+from ..data.own import own_data
 from ..probing.tables import slug
 from .suite import find_suite
 from .evaluate import _write_page, evaluate
 
 # %% ../../nbs/library/study/05_own.ipynb #1d33022e
-def _recipes_of(facts: dict) -> tuple: # facts: of `OwnData`
+def _recipes_of(facts: dict) -> tuple: # facts: of `own_data`
     "Return the recipes that a data set allows."
     if facts["captions"] != "none": return ("clip-dino-views", "dino")
     return ("supervised-dino-views", "dino") if facts["classes"] else ("dino",)
@@ -72,7 +72,7 @@ _TRAINING_SHARE, _MOST_EPOCHS, _FEWEST_SAMPLES = 0.6, 300, 10_000
 # %% ../../nbs/library/study/05_own.ipynb #0058e000
 def _fit_budget(
     settings: Settings, # settings of the study
-    own: OwnData, # your images
+    own, # your images, from `own_data`
     minutes: float, # for the whole study
 ) -> Settings: # with a network, a batch size and a number of samples
     "Choose how much to train from the measured speed of one step of each recipe."
@@ -189,7 +189,7 @@ def study_own(
                                                               encoders, out))
 
 # %% ../../nbs/library/study/05_own.ipynb #b273f8a9
-def _train_own(run: _Run, own: OwnData, out: Path) -> Path: # folder of the run
+def _train_own(run: _Run, own, out: Path) -> Path: # folder of the run
     from ccd.training.loop import train
     recipe = RECIPES[run.recipe]
     return train(recipe.objective, run.settings, own.part("train"), out / "train" / run.folder,
@@ -200,7 +200,7 @@ _CAPTIONS_SAID = dict(texts="captions are texts", labels="captions are made from
                       none="there are no captions")
 
 # %% ../../nbs/library/study/05_own.ipynb #5c77708b
-def _plan_lines(own: OwnData, settings: Settings, jobs: list) -> list[str]:
+def _plan_lines(own, settings: Settings, jobs: list) -> list[str]:
     "Say what is known of the images, and what is trained."
     facts, control = own.facts, settings.control
     n_parts = pd.Series(own.corpus["split"][:]).value_counts()

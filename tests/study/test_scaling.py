@@ -8,7 +8,8 @@ from ccd import stats
 from ccd.study.scaling import (curves as scaling_curves, grid as scaling_grid, measures, published,
                                runs as scaling_runs)
 from ccd.training.audit import _flatten_dict
-from ccd.cli import _AnySettings, _starting_point, _train as train_command, main
+from ccd.cli import _starting_point, main
+from ccd.commands import _AnySettings, _train as train_command
 from ccd.files import UserError, load_table, read_json, to_plain_dict, write_json
 from ccd.settings import DataSettings, data_fraction, override
 from ccd.presets import RECIPES

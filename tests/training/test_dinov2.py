@@ -10,7 +10,7 @@ from ccd.data import augment
 from ccd.training.audit import audit
 from ccd.files import UserError, content_hash, read_json, to_plain_dict
 from ccd.settings import Dinov2, ViT, override
-from ccd.presets import PRESETS, WEB_MAE, WEB_SSL, apply_recipe, preset
+from ccd.presets import PRESETS, _WEB_MAE, _WEB_SSL, apply_recipe, preset
 from ccd.runs import run_settings
 from ccd.training.objectives.distillation import _ibot_loss, _koleo, _sinkhorn
 from ccd.training.objectives.masked import _patchify, mae_loss
@@ -320,9 +320,9 @@ def by_hand(v): # the weights of a ViT with SwiGLU and LayerScale, one table aft
     block = (d * 3 * d + 3 * d) + (d * d + d) + (d * 2 * h + 2 * h) + (h * d + d) + 4 * d + 2 * d
     return (3 * v.patch_size**2 * d + d) + d + (n + 1) * d + v.depth * block + 2 * d
 
-@pytest.mark.parametrize("name", WEB_SSL)
+@pytest.mark.parametrize("name", _WEB_SSL)
 def test_web_ssl_has_the_published_parameters(name):
-    v = WEB_SSL[name]
+    v = _WEB_SSL[name]
     with torch.device("meta"): n = sum(p.numel() for p in build_vit(v).parameters())
     assert n == by_hand(v) and round(n / 1e9, 3) == PARAMETERS[name]
     ssl, clip = preset(f"web-ssl-{name}"), preset(f"web-clip-{name}")
@@ -330,7 +330,7 @@ def test_web_ssl_has_the_published_parameters(name):
     assert (ssl.control.samples == clip.control.samples
             and (ssl.control.batch_size, clip.control.batch_size) == (3072, 32768))
 
-@pytest.mark.parametrize("name", WEB_MAE)
+@pytest.mark.parametrize("name", _WEB_MAE)
 def test_web_mae_has_the_parameters_of_its_name(name):
     s = preset(f"web-mae-{name}")
     v, n = s.control.vit, float(name[:-1]) / (1_000 if name.endswith("m") else 1)
