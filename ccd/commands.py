@@ -212,7 +212,7 @@ def _evaluate(
     thumbnails: bool = True, # show images in the report; --no-thumbnails for private images
 ):
     "Judge any encoders by one suite: probes, comparison and questions, with one report."
-    from ccd.study.evaluate import evaluate as run
+    from ccd.study.evaluate import evaluate_encoders as run
     from ccd.study.suite import find_suite
     with alone(out) as out:
         page = run(list(encoders), find_suite(suite, settings), settings, out,

@@ -20,7 +20,7 @@ from ..stats import Estimate, cluster_bootstrap_means, pooled_variance, weighted
 from ..data.own import own_data
 from ..probing.tables import slug
 from .suite import find_suite
-from .evaluate import _write_page, evaluate
+from .evaluate import _write_page, evaluate_encoders
 
 # %% ../../nbs/library/study/05_own.ipynb #1d33022e
 def _recipes_of(facts: dict) -> tuple: # facts: of `own_data`
@@ -184,7 +184,7 @@ def study_own(
     later = [specs[run.folder] for run in jobs if run.seed]
     replicates = ("", "") if few and encoders else (*again, "")[:2]
     suite = find_suite("own", settings)
-    evaluate([*named, *later], suite, settings, out, replicates, thumbnails)
+    evaluate_encoders([*named, *later], suite, settings, out, replicates, thumbnails)
     return _write_page(out, suite, named, _first_words(own, settings, jobs, specs,
                                                               encoders, out))
 
