@@ -15,7 +15,7 @@ from ccd.study.scaling.runs import _as_json
 from ccd.training.loop import train
 
 # column -> images seen in training
-LABELS = dict(word=600_000, style=150_000, object_color=150_000, ground_color=30_000,
+LABELS = dict(word=600_000, style=600_000, object_color=150_000, ground_color=30_000,
               count=150_000, relation=150_000)
 
 def settings_of(label):
