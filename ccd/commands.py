@@ -36,6 +36,24 @@ _said = [] # the command line
 
 def _command() -> str: return " ".join(["ccd", *_said])
 
+# %% ../nbs/library/07_commands.ipynb #7c0a0010
+def _other_study(kind, settings, out, encoders, budget, thumbnails, variants, at): # path of report
+    "Run a study of images that are not emoji."
+    from ccd.study.own import study_own
+    from ccd.study.paper import study_paper
+    from ccd.study.suite import find_suite
+    if kind == "own": return study_own(settings, out, encoders, budget, thumbnails)
+    return study_paper(settings, find_suite("paper", settings), out, variants, at)
+
+# %% ../nbs/library/07_commands.ipynb #7c0a0011
+def _plan(kind, settings, variants, at) -> str:
+    "Return the plan of a study as text."
+    from ccd.study import own, paper, plan, stages, suite
+    if kind == "paper":
+        return paper.format_paper_plan(settings, suite.find_suite("paper", settings), variants, at)
+    if kind == "own": return "\n".join(own.plan_lines(settings))
+    return plan.format_runs(stages.runs(settings))
+
 # %% ../nbs/library/07_commands.ipynb #3fde06a3
 def _study(
     settings: _AnySettings,
@@ -46,15 +64,21 @@ def _study(
     encoders: tuple[str, ...] = (),
     budget: str = "", # your own images: time for the whole study, such as 30min
     thumbnails: bool = True, # your own images: --no-thumbnails leaves them out of the reports
+    variants: bool = False, # --preset paper: also train the paper's other versions of CLIP
+    at: tuple[str, ...] = (), # --preset paper: places of copies, such as imagenet=/data/imagenet
+    dry_run: bool = False, # print what is needed, what it costs and what is missing, and stop
 ):
     "Train CLIP and DINO under identical conditions, run all evaluations, and write report.html."
     from ccd.study.command import export_study, study as run
-    own = settings.data.source.partition(":")[0] not in EMOJI_SOURCES
-    if own and save_tables: raise UserError("--save-tables is of studies of the emoji data")
-    with _at_work(out or f"runs/{'own' if own else settings.preset}", save_tables) as (out, copy):
-        if own:
-            from ccd.study.own import study_own
-            print(study_own(settings, out, encoders, budget, thumbnails))
+    kind = ("emoji" if settings.data.source.partition(":")[0] in EMOJI_SOURCES else
+            "paper" if settings.preset == "paper" else "own")
+    if kind != "emoji" and save_tables:
+        raise UserError("--save-tables is of studies of the emoji data")
+    if dry_run: print(_plan(kind, settings, variants, at)); return
+    home = out or f"runs/{'own' if kind == 'own' else settings.preset}"
+    with _at_work(home, save_tables) as (out, copy):
+        if kind != "emoji":
+            print(_other_study(kind, settings, out, encoders, budget, thumbnails, variants, at))
             return
         page = run(settings, out)
         if copy: export_study(page.parent, copy, settings, weights)

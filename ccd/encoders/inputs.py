@@ -41,16 +41,25 @@ def open_source(source, settings): # the corpus, and the images that could not b
     from ccd.data.emoji.scenes import layout_images, scenes, single_drawings, word_images
     from ccd.data.images import LoadResult, load_hf_dataset
     from ccd.data.own import own_data
+    from ccd.data.corpora import open_corpus
     from ccd.data.shards import load_shards
     from ccd.data import images as data_images
     data, (kind, _, rest) = settings.data, source.partition(":")
     own = dict(gallery=single_drawings, signs=word_images, layouts=layout_images,
                scenes=partial(scenes, split="test"))
     if (name := stored_image_set(source)) in own: return LoadResult(own[name](data), ())
+    if source == "held-out": return _first_of(open_corpus(data, "test"))
     if source == "own": return LoadResult((own := own_data(data)).part("test"), own.skipped)
     if kind == "hf": return load_hf_dataset(rest)
     if kind == "shards": return load_shards(rest)
     return _sorted(data_images.load_folder(rest if kind == "folder" else source))
+
+# %% ../../nbs/library/encoders/09_inputs.ipynb #fa353b30
+_MOST_COMPARED = 100_000 # held-out images
+
+def _first_of(found): # the first images, in the order of the source
+    few = min(_MOST_COMPARED, len(found.corpus))
+    return found._replace(corpus=found.corpus.select(range(few)))
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #238b1a29
 def _sorted(found): # use folders within a folder of images as categories

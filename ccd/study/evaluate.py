@@ -6,6 +6,7 @@
 __all__ = ['evaluate_encoders']
 
 # %% ../../nbs/library/study/02_evaluate.ipynb #968c12f3
+from dataclasses import replace
 from pathlib import Path
 from markupsafe import Markup, escape
 from ..files import UserError, atomic_write, load_table, log_line, user_path
@@ -55,25 +56,30 @@ def _ask_all(encoders, suite, settings, out, seed_replicates, thumbnails):
     from ccd.vqa.command import vlm
     from ccd.vqa.llava.settings import vlm_preset
     for benchmark in suite.benchmarks:
-        vlm(encoders, settings, vlm_preset(suite.model), out / "vlm", suite.captions,
-            suite.instructions, suite.pictures, benchmark)
+        model = vlm_preset(suite.model)
+        if suite.language: model = replace(model, language=suite.language)
+        vlm(encoders, settings, model, out / "vlm", suite.captions, suite.instructions,
+            suite.pictures, benchmark, dict(suite.places).get(benchmark, ""))
 
 # %% ../../nbs/library/study/02_evaluate.ipynb #cc74b0c4
 _STAGES = (("Probes on frozen features", "probes"),
            ("Pairs, neighbors and maps of two encoders", "comparison"))
 
 # %% ../../nbs/library/study/02_evaluate.ipynb #6f700934
-def _write_page(out: Path, suite: Suite, encoders: list, lead: str = "") -> Path:
+def _write_page(out: Path, suite: Suite, encoders: list, lead: str = "", title: str = "",
+                more: tuple = ()) -> Path: # more: sections before the last
     "Write the report of an evaluation, whose sections link to the reports of its commands."
     found = [*_STAGES, *((f"Questions: {benchmark}", f"vlm/{benchmark}")
                          for benchmark in suite.benchmarks)]
     sections = [_section(title, out, place) for title, place in found
                 if (out / place / "report.html").exists()]
+    sections += more
     missing = _left_out(suite, len(encoders))
     if missing:
         sections.append(dict(title="Left out", text=Markup("<br>").join(missing), body="", note=""))
     page = out / "report.html"
-    write_report(page, f"Encoders on the suite {suite.name}", lead or _lead(out), sections)
+    write_report(page, title or f"Encoders on the suite {suite.name}", lead or _lead(out),
+                 sections)
     with atomic_write(out / "summary.txt") as tmp:
         tmp.write_text((lead or _lead(out)) + "\n", encoding="utf-8")
     return page
@@ -90,6 +96,8 @@ def _section(title, out, place):
     table, body = out / place / "tables/accuracy.csv", ""
     if table.exists():
         scores = load_table(table)
-        body = figure_html(probe_dots(scores), "linear probes") + table_tag(accuracy_table(scores))
+        shown = accuracy_table(scores)
+        body = (figure_html(probe_dots(scores), "linear probes")
+                + table_tag(shown if len(shown) > 3 else shown.T))
     link = Markup('<a href="{}">All tables and figures</a>').format(f"{place}/report.html")
     return dict(title=title, text=escape(text) + " " + link, body=body, note="")

@@ -23,6 +23,8 @@ class Suite:
     captions: str = "" # JSON file of LLaVA's stage 1; "": captions of the emoji data
     instructions: str = "" # JSON file of LLaVA's stage 2; "": questions of the emoji data
     pictures: str = "" # folder of the images of both files
+    language: str = "" # language model: folder or name; "": that of the preset
+    places: tuple = () # (benchmark, place) of copies of benchmarks
     baselines: tuple = tuple(BASELINE_SPECS.values()) # encoders that are not trained
 
 # %% ../../nbs/library/study/01_suite.ipynb #5d9d285d
@@ -32,7 +34,7 @@ _PAPER_DATASETS = ("imagenet", "imagenetv2", "cifar10", "cifar10.1", "cifar100",
 # %% ../../nbs/library/study/01_suite.ipynb #75fc84c3
 _SUITES = {
     "emoji": Suite("emoji", "scenes", ("emoji", "emoji-masks"), ("EmojiVMC",), "mini"),
-    "paper": Suite("paper", "shards:datacomp-12m", _PAPER_DATASETS, ("VMCBench",), "llava-1.5",
+    "paper": Suite("paper", "held-out", _PAPER_DATASETS, ("VMCBench",), "llava-1.5",
                    "blip_laion_cc_sbu_558k.json", "llava_v1_5_mix665k.json", "llava-images"),
     "own": Suite("own", "own", ("own",))}
 
@@ -45,7 +47,8 @@ def find_suite(
 
     Images without labels are compared, and not probed."""
     kind = settings.data.source.partition(":")[0]
-    name = name or ("emoji" if kind in EMOJI_SOURCES else "own")
+    name = name or ("emoji" if kind in EMOJI_SOURCES else
+                    "paper" if settings.preset == "paper" else "own")
     if name not in _SUITES:
         raise UserError(f"unknown suite {name!r}: expected one of {', '.join(_SUITES)}")
     suite = _SUITES[name]
