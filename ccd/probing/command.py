@@ -50,9 +50,10 @@ def _group_by_source_dataset(
     datasets: list[str], # names of data sets
 ) -> dict: # training data set -> all data sets on which its probes are evaluated
     "Group robustness sets with the data set whose probes are evaluated on them."
-    out = {}
+    out, given = {}, {_parse_dataset_name(name).name: name for name in datasets}
     for name in datasets:
-        root = _parse_dataset_name(name).spec.parent or name
+        parent = _parse_dataset_name(name).spec.parent
+        root = given.get(parent, parent) or name # the copy that is named, if any
         out.setdefault(root, [root])
         if name not in out[root]: out[root].append(name)
     return out

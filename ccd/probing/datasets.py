@@ -595,4 +595,5 @@ def _class_names(
         or any(str(value) != class_name for value, class_name in found.items())):
         return found
     from torchvision.datasets import Flowers102 # where the data have numbers only
-    return {value: Flowers102.classes[value] for value in found}
+    first = 1 if "102" in map(str, found) else 0 # folders are numbered from 1
+    return {value: Flowers102.classes[int(value) - first] for value in found}

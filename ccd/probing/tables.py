@@ -90,17 +90,22 @@ def predict_probes(
 # %% ../../nbs/library/probing/08_tables.ipynb #a45425dd
 def _answers(task, embeddings, rows, learned):
     items, features = embeddings.items.iloc[rows], embeddings.vectors[rows]
-    own = learned if task.classes is None else _among(learned, task.classes)
+    classes = None if task.classes is None else [str(label) for label in task.classes]
+    own = learned if classes is None else _among(learned, classes, task)
     return pd.DataFrame(dict(
         task=task.name, item_id=items.item_id.values, label=items[task.label].astype(str).values,
         cluster=items[task.cluster].astype(str).values,
-        linear=own.linear.predict(features, task.classes),
+        linear=own.linear.predict(features, classes),
         knn=knn_probe(own.x, own.y, features, (own.k,))[own.k], majority=own.commonest))
 
 # %% ../../nbs/library/probing/08_tables.ipynb #6e18e71d
 # restrict the kNN vote and the majority class to classes that may be predicted
-def _among(learned, classes):
+def _among(learned, classes, task):
     keep = np.isin(learned.y, classes)
+    if not keep.any():
+        raise UserError(f"no class of {task.name} ({', '.join(classes[:3])} …) is one of "
+                        f"{task.parent} ({', '.join(sorted(set(learned.y))[:3])} …): expected the "
+                        "same class names or numbers in both")
     return replace(learned, x=learned.x[keep], y=learned.y[keep],
                    commonest=pd.Series(learned.y[keep]).mode()[0])
 

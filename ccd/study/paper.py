@@ -7,7 +7,7 @@ __all__ = ['study_paper', 'format_paper_plan']
 
 # %% ../../nbs/library/study/07_paper.ipynb #930066d6
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import pandas as pd
@@ -24,14 +24,6 @@ from .evaluate import _write_page, evaluate_encoders
 # %% ../../nbs/library/study/07_paper.ipynb #79a1bd1a
 _VARIANTS = ("clip-coarse", "siglip", "clip-roberta-4", "clip-roberta-10", "clip-vicuna")
 
-# %% ../../nbs/library/study/07_paper.ipynb #e1e85bc6
-@dataclass(frozen=True)
-class _Places:
-    "Hold what a study reads, after `--at`."
-    settings: Settings
-    suite: Suite
-    texts: tuple = () # (recipe, text tower)
-
 # %% ../../nbs/library/study/07_paper.ipynb #f4f5df5b
 def _parse_places(given: tuple) -> dict: # NAME -> PLACE
     "Parse `NAME=PLACE` arguments. Raises `UserError` for another form."
@@ -44,7 +36,7 @@ def _parse_places(given: tuple) -> dict: # NAME -> PLACE
     return found
 
 # %% ../../nbs/library/study/07_paper.ipynb #0ef3994d
-def _placed(settings: Settings, suite: Suite, given: tuple = ()) -> _Places: # given: NAME=PLACE
+def _placed(settings: Settings, suite: Suite, given: tuple = ()) -> tuple: # given: NAME=PLACE
     "Return settings and suite with other places. Raises `UserError` for an unknown name."
     at = _parse_places(given)
     kind = settings.data.source.partition(":")[0]
@@ -59,21 +51,20 @@ def _placed(settings: Settings, suite: Suite, given: tuple = ()) -> _Places: # g
         known = ["shards", *suite.datasets, "captions", "instructions", "pictures", "language",
                  *suite.benchmarks, *_VARIANTS]
         raise UserError(f"--at {next(iter(at))}: expected one of {', '.join(known)}")
-    return _Places(settings, replace(suite, datasets=datasets, places=places, **parts), texts)
+    return settings, replace(suite, datasets=datasets, places=places, texts=texts, **parts)
 
 # %% ../../nbs/library/study/07_paper.ipynb #7ec15513
-def _run_settings(recipe: str, seed: int, places: _Places) -> Settings:
+def _run_settings(recipe: str, seed: int, settings: Settings, suite: Suite) -> Settings:
     "Return the settings of one run."
-    own = apply_recipe(recipe, places.settings)
-    text = dict(places.texts).get(recipe)
+    own, text = apply_recipe(recipe, settings), dict(suite.texts).get(recipe)
     changes = {"control.seed": own.control.seed + seed}
     return override(own, **changes | ({"clip.text.source": text} if text else {}))
 
 # %% ../../nbs/library/study/07_paper.ipynb #0bc9a1c4
-def _train_one(recipe: str, seed: int, places: _Places, corpus, out: Path) -> Path:
+def _train_one(recipe: str, seed: int, settings: Settings, suite: Suite, corpus, out: Path) -> Path:
     from ccd.training.loop import train
     found = RECIPES[recipe]
-    return train(found.objective, _run_settings(recipe, seed, places), corpus,
+    return train(found.objective, _run_settings(recipe, seed, settings, suite), corpus,
                  out / "train" / f"{recipe}-{seed}", title=found.title)
 
 # %% ../../nbs/library/study/07_paper.ipynb #10dc0280
@@ -88,26 +79,25 @@ def study_paper(
 
     Raises `UserError` with a list where an input is missing, before anything is trained."""
     from ccd.data.corpora import open_corpus
-    places, out = _placed(settings, suite, at), user_path(out)
+    (settings, suite), out = _placed(settings, suite, at), user_path(out)
     more = _VARIANTS if variants else ()
-    require_inputs(places.settings, places.suite, more)
-    kept = {name: value for name, value in to_plain_dict(places.settings).items()
+    require_inputs(settings, suite, more)
+    kept = {name: value for name, value in to_plain_dict(settings).items()
             if name not in ("analysis", "runtime")}
     claim_folder(out, kept, rename=partial(rename_fields, Settings))
-    corpus = open_corpus(places.settings.data).corpus
-    specs = {(recipe, seed): f"ccd:{_train_one(recipe, seed, places, corpus, out)}"
+    corpus = open_corpus(settings.data).corpus
+    specs = {(recipe, seed): f"ccd:{_train_one(recipe, seed, settings, suite, corpus, out)}"
              for seed in range(settings.analysis.seeds) for recipe in ("clip", "dino", *more)
              if not seed or recipe in ("clip", "dino")}
     again = tuple(specs.get((recipe, 1), "") for recipe in ("clip", "dino"))
-    evaluate_encoders(list(specs.values()), places.suite, places.settings, out, again)
-    return _write_page(out, places.suite, list(specs.values()), "", "CLIP and DINO at the paper's "
-                       "scale", [_curves_section(out, places.settings), _beside_section(out)])
+    evaluate_encoders(list(specs.values()), suite, settings, out, again)
+    return _write_page(out, suite, list(specs.values()), "", "CLIP and DINO at the paper's scale",
+                       [_curves_section(out, settings), _beside_section(out)])
 
 # %% ../../nbs/library/study/07_paper.ipynb #07aa0001
 def format_paper_plan(settings: Settings, suite: Suite, variants: bool = False, at: tuple = ()):
     "Return what the paper's study needs, what it costs and what is missing, as text."
-    places = _placed(settings, suite, at)
-    return format_study_plan(places.settings, places.suite, _VARIANTS if variants else ())
+    return format_study_plan(*_placed(settings, suite, at), _VARIANTS if variants else ())
 
 # %% ../../nbs/library/study/07_paper.ipynb #a45e2e9b
 def _curves_section(out: Path, settings: Settings) -> dict:

@@ -74,7 +74,7 @@ def _inputs(
     found = [_Input("shards", "training images", place, _DATACOMP_SIZE, "see each image",
                     partial(_open_shards, place))] if kind == "shards" else []
     for recipe in variants:
-        source = apply_recipe(recipe, settings).clip.text.source
+        source = dict(suite.texts).get(recipe, apply_recipe(recipe, settings).clip.text.source)
         if source != type(settings.clip.text)().source:
             found.append(_Input(recipe, f"text tower of {RECIPES[recipe].title}", source, "",
                                 "see its card", partial(_open_language_model, source)))

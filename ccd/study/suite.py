@@ -25,6 +25,7 @@ class Suite:
     pictures: str = "" # folder of the images of both files
     language: str = "" # language model: folder or name; "": that of the preset
     places: tuple = () # (benchmark, place) of copies of benchmarks
+    texts: tuple = () # (recipe, text tower): folder or name of another text tower
     baselines: tuple = tuple(BASELINE_SPECS.values()) # encoders that are not trained
 
 # %% ../../nbs/library/study/01_suite.ipynb #5d9d285d
