@@ -11,7 +11,7 @@ PIP    = $(BIN)/python -m pip install --disable-pip-version-check -c $(PINS)
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env study test low site notebooks readme export clean
+.PHONY: help env study rehearse test low site notebooks readme export clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,6 +33,9 @@ $(READY): settings.ini setup.py $(PINS)
 
 study: env  ## train CLIP and DINO under control, compare them, write runs/PRESET/report.html
 	$(BIN)/ccd study --preset $(PRESET) $(ARGS)
+
+rehearse: env  ## the paper's whole study, on small stand-ins of all its inputs, into runs/rehearsal
+	$(BIN)/python tools/rehearse.py runs/rehearsal --variants $(ARGS)
 
 test: env  ## everything CI runs
 	$(BIN)/python tools/check.py $(ARGS)

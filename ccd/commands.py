@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 from .files import UserError, _writable, alone, load_table
-from .settings import EMOJI_SOURCES, Settings, override
+from .settings import Settings, override
 from .presets import BASELINE_SPECS, _find_recipe, apply_recipe, preset
 from .runs import require_own_folder
 
@@ -36,24 +36,6 @@ _said = [] # the command line
 
 def _command() -> str: return " ".join(["ccd", *_said])
 
-# %% ../nbs/library/07_commands.ipynb #7c0a0010
-def _other_study(kind, settings, out, encoders, budget, thumbnails, variants, at): # path of report
-    "Run a study of images that are not emoji."
-    from ccd.study.own import study_own
-    from ccd.study.paper import study_paper
-    from ccd.study.suite import find_suite
-    if kind == "own": return study_own(settings, out, encoders, budget, thumbnails)
-    return study_paper(settings, find_suite("paper", settings), out, variants, at)
-
-# %% ../nbs/library/07_commands.ipynb #7c0a0011
-def _plan(kind, settings, variants, at) -> str:
-    "Return the plan of a study as text."
-    from ccd.study import own, paper, plan, stages, suite
-    if kind == "paper":
-        return paper.format_paper_plan(settings, suite.find_suite("paper", settings), variants, at)
-    if kind == "own": return "\n".join(own.plan_lines(settings))
-    return plan.format_runs(stages.runs(settings))
-
 # %% ../nbs/library/07_commands.ipynb #3fde06a3
 def _study(
     settings: _AnySettings,
@@ -69,18 +51,15 @@ def _study(
     dry_run: bool = False, # print what is needed, what it costs and what is missing, and stop
 ):
     "Train CLIP and DINO under identical conditions, run all evaluations, and write report.html."
-    from ccd.study.command import export_study, study as run
-    kind = ("emoji" if settings.data.source.partition(":")[0] in EMOJI_SOURCES else
-            "paper" if settings.preset == "paper" else "own")
+    from ccd.study.command import export_study, study as run, study_kind, study_plan
+    kind = study_kind(settings)
     if kind != "emoji" and save_tables:
         raise UserError("--save-tables is of studies of the emoji data")
-    if dry_run: print(_plan(kind, settings, variants, at)); return
+    if dry_run: print(study_plan(settings, variants, at)); return
     home = out or f"runs/{'own' if kind == 'own' else settings.preset}"
     with _at_work(home, save_tables) as (out, copy):
-        if kind != "emoji":
-            print(_other_study(kind, settings, out, encoders, budget, thumbnails, variants, at))
-            return
-        page = run(settings, out)
+        page = run(settings, out, encoders, budget, thumbnails, variants, at)
+        if kind != "emoji": print(page)
         if copy: export_study(page.parent, copy, settings, weights)
 
 # %% ../nbs/library/07_commands.ipynb #82d16246

@@ -89,7 +89,8 @@ def llava_files(home, corpus):
             turns = [dict([("from", "human"), ("value", f"<image>\n{asked}")]),
                      dict([("from", "gpt"), ("value", said)])]
             talks[kind].append(dict(id=str(index), image=f"{index % 60}.jpg", conversations=turns))
-    for kind, rows in talks.items(): (home / f"{kind}.json").write_text(json.dumps(rows))
+    for kind, rows in talks.items():
+        (home / f"{kind}.json").write_text(json.dumps(rows), encoding="utf-8")
     return dict(captions=home / "captions.json", instructions=home / "instructions.json",
                 pictures=home / "pictures")
 
@@ -145,9 +146,9 @@ def stand_ins(home):
 def rehearse(home, *options):
     "Run the study and return the folder of its report."
     inputs, out = home / "inputs", home / "study"
-    at = (json.loads((home / "at.json").read_text()) if (home / "at.json").exists()
+    at = (json.loads((home / "at.json").read_text(encoding="utf-8")) if (home / "at.json").exists()
           else stand_ins(inputs))
-    (home / "at.json").write_text(json.dumps(at))
+    (home / "at.json").write_text(json.dumps(at), encoding="utf-8")
     main(["study", "--preset", "paper", "--out", str(out), "--at", *at, *TOY, *options])
     return out
 

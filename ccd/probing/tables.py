@@ -32,8 +32,8 @@ from .tasks import Task, tasks
 from .zeroshot import (_build_zero_shot_classifier, _captions_of, _topk_accuracy,
                                   _zero_shot_predict, retrieval)
 from .patches import _emoji_segments, _from_mask_images
-from .segmentation import (Segmentation, miou, miou_difference, miou_test,
-                                      segmentation_summary)
+from .segmentation import (Segmentation, miou, _miou_difference, _miou_test,
+                                      _segmentation_summary)
 
 # %% ../../nbs/library/probing/08_tables.ipynb #8d1c7cb8
 _KNN_KS = (10, 20, 100, 200) # Caron et al. (2021) try these on the test rows
@@ -299,7 +299,7 @@ def segmentation_rows(
     "Return mean intersection over union, as rows of the table of accuracies."
     rows = []
     for name, segmentation in segmentations.items():
-        summary = segmentation_summary(segmentation, n_resamples)
+        summary = _segmentation_summary(segmentation, n_resamples)
         rows.append(dict(dataset=dataset, task=f"{dataset}, mIoU", task_group="segmentation",
                          encoder=name, linear=summary["miou"], linear_ci_low=summary["ci_low"],
                          linear_ci_high=summary["ci_high"],
@@ -321,9 +321,10 @@ def segmentation_differences(
     """Return differences in mIoU, with intervals of a paired bootstrap and the p-value of a
     permutation test."""
     return pd.DataFrame([dict(a=first, b=second, task=f"{dataset}, mIoU", probe="linear",
-             p=miou_test(segmentations[first], segmentations[second]),
+             p=_miou_test(segmentations[first], segmentations[second]),
                               **dict(zip(("difference", "ci_low", "ci_high"),
-                        miou_difference(segmentations[first], segmentations[second], n_resamples))))
+                        _miou_difference(segmentations[first], segmentations[second],
+                                         n_resamples))))
         for first, second in pairs if first in segmentations and second in segmentations])
 
 # %% ../../nbs/library/probing/08_tables.ipynb #7f0ff203

@@ -17,8 +17,8 @@ from ccd.probing.patches import (_IGNORE_INDEX, _Tokens, _class_counts, _crop_wi
                                  _window_offsets, pixel_patches)
 from ccd.probing.segmentation import (Segmentation, _LinearHead, _fit_heads, _iou, _predict_mask,
                                       _stitch_windows, bootstrap_counts, majority_baseline, miou,
-                                      miou_difference, miou_test, per_class_iou, segmentation_probe,
-                                      segmentation_summary)
+                                      _miou_difference, _miou_test, _segmentation_summary,
+                                      per_class_iou, segmentation_probe)
 
 pytestmark = pytest.mark.numeric
 
@@ -305,7 +305,7 @@ def test_miou_is_scikit_learns_jaccard():
     s = scored(truth, said)
     theirs = jaccard_score(truth.ravel(), said.ravel(), average=None)
     assert np.allclose(_iou(s.counts.sum(0))[:4], theirs) and np.isnan(_iou(s.counts.sum(0))[4])
-    assert segmentation_summary(s, 50)["miou"] == pytest.approx(theirs.mean())
+    assert _segmentation_summary(s, 50)["miou"] == pytest.approx(theirs.mean())
     said[0, 0, 0] = 4 # once called, never there
     assert miou(scored(truth, said).counts.sum(0)) < 4 / 5 * theirs.mean() + 1e-2
 
@@ -318,21 +318,21 @@ def test_draws_are_pictures_drawn_again():
         again = [s.counts[s.cluster.astype(str) == c].sum(0) * k for c, k in zip(names, d)]
         assert np.allclose(g, np.sum(again, 0))
     one = replace(s, cluster=np.zeros(30))
-    assert (segmentation_summary(one, 50)["ci_low"] == segmentation_summary(one, 50)["ci_high"]
-            == pytest.approx(segmentation_summary(one, 50)["miou"]))
+    assert (_segmentation_summary(one, 50)["ci_low"] == _segmentation_summary(one, 50)["ci_high"]
+            == pytest.approx(_segmentation_summary(one, 50)["miou"]))
 
 def test_two_are_compared_on_the_same_draws():
     truth, said = random_answers()
     worse = np.where(np.random.default_rng(9).random(said.shape) < 0.15, (said + 1) % 4, said)
     a, b = scored(truth, said), scored(truth, worse)
-    d, lo, hi = miou_difference(a, b)
-    alone = segmentation_summary(a)["ci_high"] - segmentation_summary(a)["ci_low"]
+    d, lo, hi = _miou_difference(a, b)
+    alone = _segmentation_summary(a)["ci_high"] - _segmentation_summary(a)["ci_low"]
     assert (lo > 0 and hi - lo < alone
             and d
-            == pytest.approx(segmentation_summary(a)["miou"] - segmentation_summary(b)["miou"]))
-    assert miou_difference(a, a) == (0, 0, 0)
+            == pytest.approx(_segmentation_summary(a)["miou"] - _segmentation_summary(b)["miou"]))
+    assert _miou_difference(a, a) == (0, 0, 0)
     with pytest.raises(UserError, match="same images"):
-        miou_difference(a, scored(truth[::-1], said[::-1]))
+        _miou_difference(a, scored(truth[::-1], said[::-1]))
 
 def test_who_said_what_is_dealt_anew_in_whole_clusters():
     truth, said = random_answers()
@@ -346,12 +346,12 @@ def test_who_said_what_is_dealt_anew_in_whole_clusters():
         return abs(miou(mixed[0].sum(0)) - miou(mixed[1].sum(0)))
     seen = gap([0] * 6)
     exact = np.mean([gap(d) >= seen * (1 - 1e-9) for d in product((0, 1), repeat=6)])
-    assert exact < 1 and miou_test(a, b, 20_000) == pytest.approx(exact, abs=0.015)
-    assert miou_test(a, a) == 1
+    assert exact < 1 and _miou_test(a, b, 20_000) == pytest.approx(exact, abs=0.015)
+    assert _miou_test(a, a) == 1
     alone = [replace(s, cluster=np.arange(len(said)))
              for s in (a,
                        scored(truth, np.where(rng.random(said.shape) < 0.3, (said + 1) % 4, said)))]
-    assert miou_test(*alone, 999) == 1 / 1_000
+    assert _miou_test(*alone, 999) == 1 / 1_000
 
 def test_pixels_that_are_not_counted_do_not_count():
     truth, said = random_answers(4)
@@ -364,9 +364,9 @@ def test_the_majority_is_what_a_constant_says():
     m = majority_baseline(data, data)
     share = np.mean([(data.mask(k) == 1).mean() for k in range(8)])
     assert (m.protocol["said"] == "green"
-            and segmentation_summary(m, 20)["accuracy"] == pytest.approx(share))
+            and _segmentation_summary(m, 20)["accuracy"] == pytest.approx(share))
     # blue never occurs: two classes
-    assert segmentation_summary(m, 20)["miou"] == pytest.approx(share / 2)
+    assert _segmentation_summary(m, 20)["miou"] == pytest.approx(share / 2)
     t = per_class_iou(m)
     assert t["most_confused_with"].tolist() == ["green", "", ""] and np.isnan(t.iou[2])
 
@@ -375,7 +375,7 @@ def test_the_majority_is_what_a_constant_says():
 def test_the_probe_learns_colours_and_not_from_noise(tmp_path):
     parts = [_from_mask_images(painted(n, seed=k), RGB) for k, n in enumerate((12, 6, 6))]
     found = segmentation_probe(colors(), *parts, tmp_path / "tokens")
-    assert (segmentation_summary(found, 50)["miou"] > 0.75
+    assert (_segmentation_summary(found, 50)["miou"] > 0.75
             and found.protocol["patches"] == 12 * 2 * 36)
     assert (found.path.chosen.sum() == 1
             and found.path.val_miou[found.path.chosen].iloc[0] == found.path.val_miou.max())
@@ -402,5 +402,5 @@ def test_a_class_that_is_never_shown_is_never_called():
     wide = [_from_mask_images(painted(n, seed=k), ["red", "green", "gold", "blue"][:3] + ["blue"])
             for k, n in enumerate((8, 4, 4))]
     found = segmentation_probe(colors(), *wide) # `blue` has the number 3, which no mask holds
-    assert (found.counts[:, 2, 3].sum() == 0 and segmentation_summary(found, 20)["miou"] > 0.75
+    assert (found.counts[:, 2, 3].sum() == 0 and _segmentation_summary(found, 20)["miou"] > 0.75
             and torch.isfinite(found.head.bias).all())

@@ -1,0 +1,128 @@
+"The paper's study on stand-ins of all its inputs, and what it says of missing or broken ones."
+import json, shutil
+import pandas as pd
+import pytest
+from ccd.cli import main
+from ccd.presets import preset
+from ccd.study import paper
+from ccd.study.suite import find_suite
+from rehearse import TOY, stand_ins
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    "NAME=PLACE of all stand-ins."
+    home = tmp_path_factory.mktemp("inputs")
+    return home, dict(text.split("=", 1) for text in stand_ins(home))
+
+def command(places, out, *options):
+    at = [f"{name}={place}" for name, place in places.items()]
+    return ["study", "--preset", "paper", "--out", str(out), "--at", *at, *TOY, *options]
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("paper") / "study"
+    main(command(inputs[1], out))
+    return out
+
+def test_the_whole_study_runs_on_stand_ins(finished):
+    tables = finished / "probes/tables"
+    accuracy = pd.read_csv(tables / "accuracy.csv")
+    assert set(accuracy.task) == {"imagenet", "imagenetv2", "cifar10", "cifar10.1", "cifar100",
+                                  "cars", "cub", "flowers"}
+    assert {"CLIP", "DINO", "HOG", "k-means patches"} <= set(accuracy.encoder)
+    named = pd.read_csv(tables / "zero_shot.csv") # by class names, for CLIP alone
+    assert set(named.encoder) == {"CLIP"}
+    assert len(pd.read_csv(finished / "comparison/pairs/pairs.csv")) > 0
+    answers = pd.read_parquet(finished / "vlm/VMCBench/tables/answers.parquet")
+    assert answers.subset.nunique() == 20
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    for said in ("Training curves", "Published numbers", "VMCBench", "74.7", "second-hand"):
+        assert said in page
+    runs = {path.name for path in (finished / "train").iterdir()}
+    assert runs == {"clip-0", "dino-0"}
+
+def test_nothing_is_made_twice_and_a_lost_stage_is_made_again(inputs, finished):
+    made = {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")}
+    shutil.rmtree(finished / "probes/tables")
+    main(command(inputs[1], finished))
+    again = {path: path.stat().st_mtime_ns for path in finished.rglob("manifest.json")}
+    changed = {str(path.relative_to(finished)) for path in made if made[path] != again[path]}
+    assert changed == {"probes/tables/manifest.json"}
+
+def refused(places, out, capsys, *options):
+    "What is said where an input is missing; nothing may be trained."
+    with pytest.raises(SystemExit) as stop: main(command(places, out, *options))
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in said
+    assert not (out / "train").exists()
+    return said
+
+def without(home, folder, name):
+    "A copy of a folder that lacks a file."
+    copy = home / f"broken-{len(list(home.iterdir()))}"
+    shutil.copytree(folder, copy)
+    for path in copy.rglob(name): path.unlink()
+    return copy
+
+BROKEN = dict( # input -> how it is broken, and what is said
+    language=(lambda home, place: without(home, place, "tokenizer*"), "language ("),
+    imagenet=(lambda home, place: without(home, place, "*.jpg"), "imagenet ("),
+    cub=(lambda home, place: home / "nowhere", "cub ("),
+    shards=(lambda home, place: home / "no shards", "shards ("),
+    captions=(lambda home, place: home / "no.json", "captions ("),
+    pictures=(lambda home, place: home / "models", "are not in"))
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_missing_input_is_told_before_anything_is_trained(inputs, name, tmp_path, capsys):
+    home, places = inputs
+    change, says = BROKEN[name]
+    said = refused(places | {name: change(home, places[name])}, tmp_path / "study", capsys)
+    assert says in said and "inputs are missing, and nothing was trained" in said
+    assert "--at NAME=PLACE" in said
+
+def test_a_renamed_column_of_a_benchmark_is_told(inputs, tmp_path, capsys):
+    table = pd.read_csv(inputs[1]["VMCBench"], sep="\t").rename(columns=dict(question="asked"))
+    table.to_csv(tmp_path / "VMCBench_DEV.tsv", sep="\t", index=False)
+    said = refused(inputs[1] | dict(VMCBench=tmp_path / "VMCBench_DEV.tsv"), tmp_path / "study",
+                   capsys)
+    assert "VMCBench (" in said and "1 of" in said
+
+def test_conversations_that_are_none_are_told(inputs, tmp_path, capsys):
+    file = tmp_path / "talks.json"
+    file.write_text(json.dumps([dict(id="1", text="no conversation")]), encoding="utf-8")
+    said = refused(inputs[1] | dict(instructions=file), tmp_path / "study", capsys)
+    assert "is a conversation" in said
+
+def test_classes_of_a_robustness_set_that_are_others_are_told(inputs, tmp_path, capsys):
+    from rehearse import folders
+    from ccd.settings import override
+    from ccd.probing.command import probe
+    from ccd.files import UserError
+    other = folders(tmp_path / "v2", ("997", "998"), (("test", 4),), nested=False)
+    settings = override(preset("smoke"), **{"analysis.few_shot_draws": 1})
+    with pytest.raises(UserError, match="no class of imagenetv2.*is one of imagenet"):
+        probe(["pixels:4"], [f"imagenet:{inputs[1]['imagenet']}", f"imagenetv2:{other}"], settings,
+              tmp_path / "probes")
+
+@pytest.mark.parametrize("at, says", [
+    ("imagenet", "expected NAME=PLACE"), ("=/data", "expected NAME=PLACE"),
+    ("imagenette=/data", "--at imagenette: expected one of shards, imagenet")])
+def test_places_that_are_none(at, says, tmp_path, capsys):
+    with pytest.raises(SystemExit): main(["study", "--preset", "paper", "--dry-run", "--at", at])
+    assert says in capsys.readouterr().err
+
+def test_a_variant_takes_its_text_tower_from_the_place_that_is_named(inputs):
+    settings, suite = paper._placed(preset("paper"), find_suite("paper", preset("paper")),
+                                    (f"clip-roberta-4={inputs[1]['clip-roberta-4']}",))
+    own = paper._run_settings("clip-roberta-4", 1, settings, suite)
+    assert own.clip.text.source == inputs[1]["clip-roberta-4"] and own.clip.text.unlocked == 4
+    assert own.control.seed == 1
+    assert paper._run_settings("clip", 0, settings, suite).clip.text.source == "scratch"
+
+def test_the_plan_says_what_it_costs_and_what_is_missing(inputs, capsys):
+    main([*command(inputs[1] | dict(cars="nowhere"), "unused"), "--dry-run", "--variants"])
+    said = capsys.readouterr().out
+    assert "MISSING" in said and said.count("MISSING") == 1 and "cars: probes" in said
+    for part in ("train CLIP", "train CLIP-Vicuna", "embed and probe imagenet",
+                 "language model, instructions", "GPU-hours", "dollars", "200000000"):
+        assert part in said
