@@ -34,6 +34,16 @@ def _controlled(): # version 2 of the data, in which the paper's claims can be a
         Control(ViT(stem="conv"), samples=600_000, batch_size=128, lr=1e-3),
         analysis=Analysis(segmentation_images=3_000, knn_checks=0, vlm=""))
 
+# %% ../nbs/library/05_presets.ipynb #19037fa9
+def _cifar10(): # photographs, with class names as captions; two classes are never named
+    wordings = "a photo of a {label}|a small photo of the {label}|a blurry photo of one {label}"
+    data = DataSettings("folder:cifar10", size=32, caption_template=wordings,
+                        unnamed_classes=("frog", "truck"))
+    vit = ViT(image_size=32, patch_size=4, stem="conv")
+    return Settings("cifar10", data, Control(vit, samples=300_000, batch_size=128, lr=1e-3),
+        dino=Dino(local_size=16),
+        analysis=Analysis(variants=("supervised-dino-views",), knn_checks=0, vlm=""))
+
 # %% ../nbs/library/05_presets.ipynb #5d0a1a68
 def _emoji_small():
     return Settings("emoji-small", control=Control(samples=300_000),
@@ -74,7 +84,7 @@ def _dino_vit_s16(): # main_dino.py of facebookresearch/dino as it stands, 8 GPU
                     runtime=RuntimeSettings(workers=8, checkpoint_minutes=15))
 
 # %% ../nbs/library/05_presets.ipynb #507a76ad
-PRESETS = dict(smoke=_smoke, mini=Settings, controlled=_controlled,
+PRESETS = dict(smoke=_smoke, mini=Settings, controlled=_controlled, cifar10=_cifar10,
                **{"emoji-small": _emoji_small},
                emoji=_emoji, paper=_paper, **{"dino-vit-s16": _dino_vit_s16})
 

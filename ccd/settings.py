@@ -91,8 +91,10 @@ class DataSettings:
     label: str = new_field("") # own images: column of the class; "": `label`, or the class folders
     # own images: column of groups, such as patients, that are never in two splits
     group: str = new_field("")
-    # own images: captions made from labels, such as "a photo of a {label}"
+    # own images: captions made from labels, such as "a photo of a {label}"; several with | between
     caption_template: str = new_field("")
+    # own images: classes whose captions do not name them
+    unnamed_classes: tuple[str, ...] = new_field(())
 
     def __post_init__(self):
         if not 0 <= self.text_fraction <= 1:

@@ -51,17 +51,25 @@ def _labels(corpus, data: DataSettings) -> np.ndarray | None: # [n] str; None wi
 _CAPTIONS = ("texts", "labels", "none") # what the captions of a data set are
 
 # %% ../../nbs/library/data/08_own.ipynb #fb338127
-def _captions(corpus, labels, template: str) -> tuple[list, str]: # [n] list of str; of `_CAPTIONS`
+def _captions(corpus, labels, data: DataSettings) -> tuple: # [n] list of str; of `_CAPTIONS`
     "Return the captions, and whether they are texts or made from labels."
-    if template:
-        if "{label}" not in template or labels is None:
-            raise UserError(f"--data.caption-template {template!r} needs "
-                            + ("labels: name their column with --data.label" if labels is None
-                               else "the word {label}, such as \"a photo of a {label}\""))
-        said = [template.replace("{label}", label.replace("_", " ")) for label in labels]
-        return [[caption] for caption in said], "labels"
-    found = corpus["captions"][:]
-    return found, "texts" if any(found) else "none"
+    template = data.caption_template
+    if not template:
+        found = corpus["captions"][:]
+        return found, "texts" if any(found) else "none"
+    if "{label}" not in template or labels is None:
+        raise UserError(f"--data.caption-template {template!r} needs "
+                        + ("labels: name their column with --data.label" if labels is None
+                           else "the word {label}, such as \"a photo of a {label}\""))
+    if lost := {*data.unnamed_classes} - {*labels}:
+        raise UserError(f"--data.unnamed-classes {sorted(lost)[0]}: the classes are "
+                        f"{', '.join(sorted({*labels})[:20])}")
+    return [_wordings(label, data) for label in labels], "labels"
+
+# %% ../../nbs/library/data/08_own.ipynb #08aa0001
+def _wordings(label: str, data: DataSettings) -> list[str]:
+    named = "picture" if label in data.unnamed_classes else label.replace("_", " ")
+    return [wording.replace("{label}", named) for wording in data.caption_template.split("|")]
 
 # %% ../../nbs/library/data/08_own.ipynb #346d82e4
 def _check_captions(captions):
@@ -124,15 +132,29 @@ def _group_split(names, groups, labels=None) -> np.ndarray: # [n] train, val or 
 
 # %% ../../nbs/library/data/08_own.ipynb #0a11c0d1
 def _given_split(corpus, data: DataSettings) -> np.ndarray | None: # [n]; None where there is none
-    "Return the split of a table with a column `split`. Raises `UserError` for an incomplete one."
+    """Return the split of a column `split`, or of the outer folders.
+
+    Raises `UserError` for an incomplete one."""
+    names = corpus["item_id"][:]
+    if data.source.startswith("folder:"):
+        column = np.array([name.partition("/")[0].lower() for name in names], object)
+        return column if {*column} <= {"train", "val", "test"} and len({*column}) > 1 else None
     if not data.source.startswith("table:"): return None
     column = np.array(corpus["split"][:], object)
-    if (column == [_split(name) for name in corpus["item_id"][:]]).all(): return None
-    missing = {"train", "test"} - {*column}
-    if missing or {*column} - {"train", "val", "test"}:
+    if (column == [_split(name) for name in names]).all(): return None
+    if {"train", "test"} - {*column} or {*column} - {"train", "val", "test"}:
         raise UserError(f"the column split has the values {', '.join(sorted({*column}))}: expected "
                         "train and test, and perhaps val")
     return column
+
+# %% ../../nbs/library/data/08_own.ipynb #08aa0002
+def _with_validation(split, names, groups, labels): # a tenth of the training groups
+    if (split == "val").any(): return split
+    rows, out = np.flatnonzero(split == "train"), split.copy()
+    own = None if labels is None else labels[rows]
+    held = _group_split(np.array(names, object)[rows], groups[rows], own) == "val"
+    out[rows[held]] = "val"
+    return out
 
 # %% ../../nbs/library/data/08_own.ipynb #0a11c0d2
 def _check_given_split(split, groups, near, names):
@@ -182,7 +204,7 @@ def own_data(
         raise UserError(f"{len(corpus)} images are too few to train and to test on: expected "
                         f"{_FEWEST} or more; `ccd evaluate` compares trained encoders on them")
     labels, names = _labels(corpus, data), corpus["item_id"][:]
-    captions, kind = _captions(corpus, labels, data.caption_template)
+    captions, kind = _captions(corpus, labels, data)
     _check_captions(captions)
     near, copies = _near_duplicate_pairs(corpus), _same(corpus["pixel_hash"][:])
     groups = _group_links(corpus, data.group)
@@ -191,8 +213,9 @@ def own_data(
         groups = _linked(len(corpus), near, copies, *groups)
         split = _group_split(names, groups, labels)
     else:
-        groups, split = _linked(len(corpus), copies, *groups), given
-        _check_given_split(split, groups, near, names)
+        groups = _linked(len(corpus), copies, *groups)
+        split = _with_validation(given, names, groups, labels)
+        _check_given_split(given, groups, near, names)
     columns = dict(family=[f"group {number}" for number in groups], captions=captions,
                    split=split.tolist())
     if labels is not None:

@@ -23,10 +23,11 @@ from .suite import find_suite
 from .evaluate import _write_page, evaluate_encoders
 
 # %% ../../nbs/library/study/05_own.ipynb #1d33022e
-def _recipes_of(facts: dict) -> tuple: # facts: of `own_data`
-    "Return the recipes that a data set allows."
-    if facts["captions"] != "none": return ("clip-dino-views", "dino")
-    return ("supervised-dino-views", "dino") if facts["classes"] else ("dino",)
+def _recipes_of(facts: dict, variants: tuple = ()) -> tuple: # facts: of `own_data`
+    "Return the recipes that a data set allows; the first two are compared."
+    if facts["captions"] != "none": first = ("clip-dino-views", "dino")
+    else: first = ("supervised-dino-views", "dino") if facts["classes"] else ("dino",)
+    return tuple(dict.fromkeys([*first, *variants]))
 
 # %% ../../nbs/library/study/05_own.ipynb #5a0e1b01
 # recipe -> name of the encoder in reports, where there is only one of its kind
@@ -55,7 +56,7 @@ def _runs_of(settings: Settings, facts: dict) -> list[_Run]: # the first seeds f
                                        "supervised.label": "label"})
         return apply_recipe(recipe, seeded)
     return [_Run(recipe, seed, own(recipe, seed)) for seed in seeds
-            for recipe in _recipes_of(facts)]
+            for recipe in _recipes_of(facts, settings.analysis.variants)]
 
 # %% ../../nbs/library/study/05_own.ipynb #0cdde724
 _UNITS = dict(s=1 / 60, min=1, h=60) # in minutes
@@ -198,7 +199,7 @@ def _train_own(run: _Run, own, out: Path) -> Path: # folder of the run
     from ccd.training.loop import train
     recipe = RECIPES[run.recipe] # its views are said in the report
     return train(recipe.objective, run.settings, own.part("train"), out / "train" / run.folder,
-                 title=_ARM_TITLES[run.recipe])
+                 title=_ARM_TITLES.get(run.recipe, recipe.title))
 
 # %% ../../nbs/library/study/05_own.ipynb #3a51db31
 _CAPTIONS_SAID = dict(texts="captions are texts", labels="captions are made from labels",

@@ -93,12 +93,32 @@ def test_captions_can_be_made_from_labels(tmp_path):
     assert frame(own).captions.map(list).tolist()[0] == ["a photo of a class 0"]
     assert own.facts["captions"] == "labels"
 
+def test_captions_can_have_several_wordings_and_leave_classes_unnamed(tmp_path):
+    own = own_data(DataSettings(make(tmp_path), caption_template="a {label}|one {label}",
+                                unnamed_classes=("class_1",)))
+    said = frame(own).groupby("label").captions.first().map(list)
+    assert said["class_0"] == ["a class 0", "one class 0"]
+    assert said["class_1"] == ["a picture", "one picture"]
+
+def test_outer_folders_are_a_split(tmp_path):
+    for index in range(N_CLASSES * N_EACH):
+        label, number = divmod(index, N_EACH)
+        place = tmp_path / ("test" if number % 4 == 0 else "train") / f"class_{label}"
+        place.mkdir(parents=True, exist_ok=True)
+        picture(index).save(place / f"{index}.png")
+    table = frame(own_data(DataSettings(f"folder:{tmp_path}")))
+    outer = table.item_id.str.partition("/")[0]
+    assert ((outer == "test") == (table.split == "test")).all()
+    assert table.split.value_counts().to_dict() == dict(train=78, test=30, val=12)
+    assert set(table.label) == {f"class_{label}" for label in range(N_CLASSES)}
+
 def test_a_given_split_is_kept(tmp_path):
     def change(rows):
         return [row | dict(split="test" if index % 5 == 0 else "train")
                 for index, row in enumerate(rows)]
     table = frame(own_data(DataSettings(make(tmp_path, change))))
-    assert (table.split == ["test" if index % 5 == 0 else "train" for index in range(120)]).all()
+    assert ((table.split == "test") == [index % 5 == 0 for index in range(120)]).all()
+    assert 5 <= (table.split == "val").sum() <= 15
 
 def test_a_table_can_be_trained_on(tmp_path):
     data = DataSettings(make(tmp_path))
@@ -123,6 +143,8 @@ def torn(rows): # one scene in both splits
     (lambda rows: [row | dict(label="one") for row in rows], {}, "every image has the label 'one'"),
     (lambda rows: [row | dict(caption="a thing") for row in rows], {}, "captions are equal"),
     (lambda rows: rows, dict(caption_template="a photo"), "needs the word {label}"),
+    (lambda rows: rows, dict(caption_template="a {label}", unnamed_classes=("frog",)),
+     "--data.unnamed-classes frog: the classes are class_0"),
     (lambda rows: [dict(place=row["path"]) for row in rows], {}, "no column of image paths.*place"),
     (lambda rows: [row | dict(scene=index % 3) for index, row in enumerate(rows)],
      dict(group="scene"), "3 groups: expected five or more"),

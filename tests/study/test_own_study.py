@@ -63,6 +63,8 @@ def test_arms_follow_from_what_there_is():
     assert recipes("texts", 0) == recipes("labels", 5) == ("clip-dino-views", "dino")
     assert recipes("none", 5) == ("supervised-dino-views", "dino")
     assert recipes("none", 0) == ("dino",)
+    many = own_study._recipes_of(dict(captions="labels", classes=5), ("supervised-dino-views",))
+    assert many == ("clip-dino-views", "dino", "supervised-dino-views")
     runs = own_study._runs_of(preset("smoke"), dict(captions="texts", classes=0))
     assert [(run.recipe, run.settings.control.seed) for run in runs] == [
         ("clip-dino-views", 0), ("dino", 0), ("clip-dino-views", 1), ("dino", 1)]
