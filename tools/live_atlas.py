@@ -16,12 +16,12 @@ def make(path):
     from ccd.settings import DataSettings
     from ccd.encoders.embeddings import load_embeddings
     from ccd.encoders.extraction import embed
-    from ccd.comparison.neighbors import aligned_umap
+    from ccd.comparison.neighbors import _aligned_umap
     from ccd.comparison.search import mine_pairs
     corpus = scenes.scenes(DataSettings(test_scenes=SCENES), "test")
     with tempfile.TemporaryDirectory() as tmp:
         found = [load_embeddings(embed(f"ccd:emoji/{n}", corpus, Path(tmp) / n)) for n in NAMES]
-    write_atlas(path, {e.card["name"]: e for e in found}, aligned_umap(*found),
+    write_atlas(path, {e.card["name"]: e for e in found}, _aligned_umap(*found),
                 mine_pairs(*found, k=40), lambda r: corpus[int(r)]["image"],
                 ["kind", "category", "style", "ground_color", "word"],
                 drawings.license_notice().splitlines())

@@ -120,13 +120,13 @@ def _perturbation_stage(inputs: EncoderPair, analysis: Analysis, folder: Path, s
 # %% ../../nbs/library/comparison/10_command.ipynb #19efab7f
 def _umap_stage(inputs: EncoderPair, folder: Path, together: bool):
     from ccd.comparison.linked_maps import _subsample_rows
-    from ccd.comparison.neighbors import aligned_umap, umap_2d
+    from ccd.comparison.neighbors import _aligned_umap, umap_2d
     pairs = load_table(folder.parent / "pairs" / "pairs.parquet")
     # 20,000 at most, including those of the pairs
     rows = _subsample_rows(len(inputs.items), np.concatenate([pairs.i, pairs.j]))
     some = [vectors if len(rows) == len(inputs.items) else vectors.rows(rows)
             for vectors in inputs.two]
-    if together: maps = aligned_umap(*some)
+    if together: maps = _aligned_umap(*some)
     else: maps = [first := umap_2d(some[0]), umap_2d(some[1], init=first)]
     np.save(folder / "rows.npy", rows)
     for side, points in zip("ab", maps): np.save(folder / f"map-{side}.npy", points)

@@ -29,9 +29,10 @@ from .tasks import Task, tasks
 from .patches import pixel_patches
 from .segmentation import majority_baseline, per_class_iou, segmentation_probe
 from .tables import (_eval_protocols, _eval_val_splits, _zero_shot_rows, add_holm,
-                                compare_probes, few_shot_rows, predict_probes, read_segmentation,
-                                save_segmentation, score_probes, segmentation_differences,
-                                segmentation_rows, segmentation_splits, slug)
+                                compare_arms, compare_probes, few_shot_rows, predict_probes,
+                                read_segmentation, save_segmentation, score_probes,
+                                segmentation_differences, segmentation_rows, segmentation_splits,
+                                slug)
 
 # %% ../../nbs/library/probing/09_command.ipynb #36114cab
 def _default_baselines(
@@ -152,6 +153,7 @@ def _classification_tables(
     first = next(iter(done.values())) # all encoders have the same tasks
     left = [task.left_out.assign(task=task.name) for run in first for task in run.tasks]
     tables = dict(accuracy=pd.concat(scores), differences=pd.concat(differences), paths=paths,
+                  arms=compare_arms(answers, n_resamples),
                   per_class=pd.concat(classes), left_out=pd.concat(left))
     for name in ("few_shot", "zero_shot", "retrieval", "protocols", "cuts"):
         tables[name] = _read_of_all(done, load_table, f"{name}.csv")
@@ -315,10 +317,11 @@ def _write_report(out: Path, names: list[str], datasets: list[str]) -> Path: # p
                            for name in ("accuracy", "differences", "encoders"))
     more = {name: load_table(path)
             for name in ("few_shot", "zero_shot", "retrieval", "per_class", "protocols", "cuts",
-                      "left_out") if (path := out / "tables" / f"{name}.csv").exists()}
+                      "left_out", "arms") if (path := out / "tables" / f"{name}.csv").exists()}
     said, left = _summary_text(apart, names), more.get("left_out", ())
     with distinct_colors(tuple(names[:2])):
-        sections = [_accuracy_section(table, apart, names), _shots_section(more.get("few_shot")),
+        sections = [_accuracy_section(table, apart, names), _seeds_section(more.get("arms")),
+                    _shots_section(more.get("few_shot")),
                     _class_section(more.get("per_class"), names),
                     _protocol_section(more.get("protocols"), table), _cut_section(more.get("cuts")),
                     _text_section(more.get("zero_shot"), more.get("retrieval")),
@@ -362,6 +365,19 @@ def _coverage_note(table): # a note on groups of very unequal size
             f"effective number is smaller: {join_words(sizes)}. There a 95 % interval of the plain "
             "mean covers the true value less often: 91 to 94 times in 100 in simulations. That of "
             "the mean over families covers it 93 to 95 times.")
+
+# %% ../../nbs/library/probing/09_command.ipynb #83b840fc
+def _seeds_section(arms):
+    if arms is None: return None
+    shown = arms[(arms.probe == "linear") & arms.b.notna() & (arms.b != "")]
+    cells = [percent(*row) for row in shown[["value", "total_ci_low", "total_ci_high"]].values]
+    table = shown.assign(pair=shown.a + " − " + shown.b, cell=cells)
+    wide = table.pivot(index="pair", columns="task", values="cell").loc[
+        list(dict.fromkeys(table.pair)), list(dict.fromkeys(table.task))]
+    return dict(title="Over seeds", body=table_tag(wide.rename_axis(index=None, columns=None)),
+                text="Differences of the linear probe in points, between the means over seeds. The "
+                     "95 % intervals hold the variance over groups and over training runs.",
+                note="")
 
 # %% ../../nbs/library/probing/09_command.ipynb #83b840fb
 def _shots_section(shots):

@@ -100,7 +100,8 @@ def export_study(
     require_own_folder(folder)
     with atomic_write(folder) as tmp:
         tmp.mkdir(parents=True)
-        for file in _RESULT_FILES: shutil.copy(out / file, tmp / Path(file).name)
+        more = ("probes/arms.csv",) * (out / "probes/arms.csv").exists() # with several seeds
+        for file in (*_RESULT_FILES, *more): shutil.copy(out / file, tmp / Path(file).name)
         for file in sorted(
             (out / "vlm/EmojiVMC/tables").glob("*.csv")) if settings.analysis.vlm else ():
             shutil.copy(file, tmp / f"vlm-{file.name}")

@@ -10,15 +10,13 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-import numpy as np
 import pandas as pd
-from ..files import UserError, load_table, log_line, to_plain_dict, user_path
+from ..files import (UserError, load_table, log_line, read_json, to_plain_dict, user_path,
+                       write_json)
 from ..settings import Settings, ViT, override, rename_fields
 from ..presets import RECIPES, apply_recipe
 from ..runs import claim_folder
-from ..stats import Estimate, cluster_bootstrap_means, pooled_variance, weighted
 from ..data.own import own_data
-from ..probing.tables import slug
 from .suite import find_suite
 from .evaluate import _write_page, evaluate_encoders
 
@@ -79,6 +77,7 @@ def _fit_budget(
     settings: Settings, # settings of the study
     own, # your images, from `own_data`
     minutes: float, # for the whole study
+    samples: int = 0, # of a run, where it is known; 0: measure the speed
 ) -> Settings: # with a network, a batch size and a number of samples
     "Choose how much to train from the measured speed of one step of each recipe."
     from ccd.training.loop import estimate_seconds
@@ -87,42 +86,23 @@ def _fit_budget(
         "analysis.knn_checks": 0})
     control = replace(settings.control, vit=ViT(image_size=64, stem="conv"))
     settings, corpus = replace(settings, control=control), own.part("train")
+    if samples: return override(settings, **{"control.samples": samples})
     seconds = sum(estimate_seconds(RECIPES[run.recipe].objective, run.settings, corpus)
                   for run in _runs_of(settings, own.facts)) # of all runs with the fewest samples
     samples = _FEWEST_SAMPLES * max(1, minutes * 60 * _TRAINING_SHARE / seconds)
     samples = int(min(samples, _MOST_EPOCHS * len(corpus)) // 1_000 * 1_000)
     return override(settings, **{"control.samples": max(_FEWEST_SAMPLES, samples)})
 
-# %% ../../nbs/library/study/05_own.ipynb #498e555c
-def _answers(out: Path, spec: str) -> pd.DataFrame: # item_id, label, cluster, linear …
-    "Return the stored predictions of one encoder on your labels."
-    return pd.read_parquet(out / "probes/answers" / slug(spec) / "own/answers.parquet")
-
-# %% ../../nbs/library/study/05_own.ipynb #7fd593b4
-def _estimate(tables: list, variance: float, df: int, n_resamples: int) -> Estimate:
-    "Return the accuracy of one arm, the mean over its seeds."
-    parts = [cluster_bootstrap_means((table.linear == table.label).values, table.cluster.values,
-                                     n_resamples) for table in tables]
-    value, draws = (np.mean(column, 0) for column in zip(*parts))
-    return Estimate(float(value), draws, variance / len(tables), df)
-
-# %% ../../nbs/library/study/05_own.ipynb #c4b65abd
-def _accuracy(table): return float((table.linear == table.label).mean())
-
-# %% ../../nbs/library/study/05_own.ipynb #01f15f4f
-def _estimates(
-    out: Path, # output folder of the study
-    arms: dict, # title -> names of its encoders, one per seed
-    baselines: dict, # title -> name of the encoder
-    n_resamples: int,
-) -> dict: # title -> Estimate
-    "Return the accuracy of arms and baselines on held-out groups, with items and seeds."
-    tables = {title: [_answers(out, spec) for spec in specs] for title, specs in arms.items()}
-    variance, df = pooled_variance([[_accuracy(table) for table in own]
-                                    for own in tables.values()])
-    found = {title: _estimate(own, variance, df, n_resamples) for title, own in tables.items()}
-    return found | {title: _estimate([_answers(out, spec)], 0.0, df, n_resamples)
-                    for title, spec in baselines.items()}
+# %% ../../nbs/library/study/05_own.ipynb #5a0e1b04
+def _budgeted(settings: Settings, own, budget: str, out: Path) -> Settings:
+    "Return the settings for a budget; a study that was stopped goes on with what it had measured."
+    file = out / "budget.json"
+    known = read_json(file) if file.exists() else {}
+    samples = known["samples"] if known.get("budget") == budget else 0
+    fitted = _fit_budget(settings, own, _minutes(budget), samples)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(file, dict(budget=budget, samples=fitted.control.samples))
+    return fitted
 
 # %% ../../nbs/library/study/05_own.ipynb #2b19d7fe
 def _points(row): # difference in points with its interval
@@ -140,21 +120,22 @@ def _needed_images(row: dict, n_images: int) -> str: # row: of `Estimate.row`
 
 # %% ../../nbs/library/study/05_own.ipynb #29beae0c
 def _verdict(
-    found: dict, # title -> Estimate of the two arms and of the baselines
-    arms: tuple, # titles of the two arms
+    table: pd.DataFrame, # from `compare_arms`, of one task and the linear probe
+    arms: tuple, # names of the two arms
+    baselines: list, # names of the encoders that are not trained
     what: str, # what the first arm has and the second lacks
     n_images: int,
 ) -> str: # one or two sentences
     "Answer whether what the first arm has helps on these images, or say why it cannot be told."
-    def difference(one, other): return weighted([(1.0, found[one]), (-1.0, found[other])]).row()
-    best = max((title for title in found if title not in arms), key=lambda title:
-               found[title].value)
-    weak = [arm for arm in arms if difference(arm, best)["total_ci_low"] <= 0]
-    row = difference(*arms)
+    level = table[table.b == ""].set_index("a")["value"]
+    rows = {(row["a"], row["b"]): row for row in table.to_dict("records")}
+    best = max(baselines, key=level.get)
+    weak = [arm for arm in arms if rows[arm, best]["total_ci_low"] <= 0]
+    row = rows[arms]
     if weak:
         return (f"Whether {what} helps cannot be told from {n_images:,} images: "
                 f"{' and '.join(weak)} {'is' if len(weak) == 1 else 'are'} not above {best} "
-                f"({100 * found[best].value:.1f} %), which is not trained.")
+                f"({100 * level[best]:.1f} %), which is not trained.")
     if row["total_ci_low"] > 0 or row["total_ci_high"] < 0:
         side = "helps" if row["value"] > 0 else "does not help, it costs accuracy"
         return f"On these images {what} {side}: {arms[0]} minus {arms[1]} is {_points(row)}."
@@ -176,7 +157,7 @@ def _study_own(
 
     Raises `UserError` for images, captions, labels or groups that do not allow it."""
     own, out = own_data(settings.data), user_path(out)
-    if budget: settings = _fit_budget(settings, own, _minutes(budget))
+    if budget: settings = _budgeted(settings, own, budget, out)
     kept = {name: value for name, value in to_plain_dict(settings).items()
             if name not in ("analysis", "runtime")}
     claim_folder(out, kept, rename=partial(rename_fields, Settings))
@@ -234,10 +215,10 @@ def _made_section(own, settings, jobs):
     return dict(title="Images and training", text=text, body="", note="")
 
 # %% ../../nbs/library/study/05_own.ipynb #14bb71c1
-def _untrained(out: Path, trained: list) -> dict: # title -> name
+def _untrained(out: Path, trained: list) -> list: # names
     "Return the baselines that were probed."
     table = load_table(out / "probes/tables/encoders.csv")
-    return {row.encoder: row.spec for row in table.itertuples() if row.spec not in trained}
+    return table.encoder[~table.spec.isin(trained)].tolist()
 
 # %% ../../nbs/library/study/05_own.ipynb #ea5e11d0
 def _first_words(own, settings, jobs, specs, encoders, out) -> str: # of the report
@@ -247,14 +228,14 @@ def _first_words(own, settings, jobs, specs, encoders, out) -> str: # of the rep
                 "shows what it finds alike.")
     if not facts["classes"]:
         return ("Without labels the encoders are compared, and neither can be called better.")
-    arms = {_ARM_TITLES[recipe]: [specs[run.folder] for run in jobs if run.recipe == recipe]
-            for recipe in recipes}
-    found = _estimates(out, arms, _untrained(out, [*specs.values(), *encoders]),
-                       settings.analysis.n_resamples)
+    table = load_table(out / "probes/tables/arms.csv").fillna({"b": ""})
+    table = table[(table.task == "own") & (table.probe == "linear")]
+    baselines = _untrained(out, [*specs.values(), *encoders])
     what = ("language supervision" if facts["captions"] == "texts" else
             "supervision by labels (the captions say no more)" if facts["captions"] == "labels" else
             "supervision by labels")
-    said = _verdict(found, tuple(arms), what, facts["images"])
+    arms = tuple(_ARM_TITLES[recipe] for recipe in recipes)
+    said = _verdict(table, arms, baselines, what, facts["images"])
     few = facts["images"] < _FEW_IMAGES and "cannot be told" in said
     return said + (" Networks that are trained from scratch on so few images seldom exceed "
                    "features made by hand: judge published encoders on them by --encoders."

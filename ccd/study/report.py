@@ -14,8 +14,8 @@ from ..files import atomic_write, content_hash, load_table, write_json
 from ..settings import Settings
 from ..presets import preset
 from ..runs import cached_stage, outputs_hash
-from ..report.tables import (accuracy_table, difference_table, figure_html, join_words, table_tag,
-                               write_report)
+from ..report.tables import (accuracy_table, difference_table, figure_html, join_words, percent,
+                               table_tag, write_report)
 from ..report.accuracy import dino_diagnostics, knn_during_training, loss_curves, probe_dots
 from ..report.similarity import BASELINES, agreement_dots, atlas_plot, neighbor_grid, pair_grid
 from ..report.questions import subset_accuracy_plot
@@ -105,7 +105,8 @@ def _write_page(out: Path, settings: Settings, page: Path, mark: str):
     watched = {name: pd.read_json(path, lines=True) for recipe, name in _NAMES.items()
                if (path := out / f"train/{recipe}-0/neighbors.jsonl").exists()}
     sections = [_section_curves(curves, blind, _learning_checks(out, settings), watched),
-         _section_probes(probes, diff), *_section_vlm(out / "vlm/EmojiVMC/tables", settings),
+         _section_probes(probes, diff, _arms_html(out / "probes/arms.csv")),
+         *_section_vlm(out / "vlm/EmojiVMC/tables", settings),
          _section_pairs(pairs, agree, picture),
          _section_neighbors(neighbor_grid(drawn, near, picture), purity, lap, settings),
          dict(title="UMAP of both encoders",
@@ -171,7 +172,7 @@ def _section_curves(curves, blind, facts, watched):
                      "the emoji of training families." if watched else "")
 
 # %% ../../nbs/library/study/04_report.ipynb #23363e00
-def _section_probes(probes, diff):
+def _section_probes(probes, diff, arms):
     from ccd.probing.tables import tasks_where_better
     def above(name, probe):
         return join_words(tasks_where_better(diff, name, BASELINES, probe)) or "no task"
@@ -186,9 +187,20 @@ def _section_probes(probes, diff):
              "<details><summary>kNN probes, means over families, and paired differences</summary>" +
              "".join(table_tag(accuracy_table(probes, column))
                      for column in ("knn", "group_mean") if column in probes) +
-             table_tag(difference_table(diff)) + "</details>",
+             table_tag(difference_table(diff)) + "</details>" + arms,
         note="Top-1 accuracy in percent with 95 % bootstrap intervals. The groups of the last "
              "column, concept families or words, are resampled as clusters.")
+
+# %% ../../nbs/library/study/04_report.ipynb #23363e01
+def _arms_html(file: Path) -> str: # "" where nothing was trained twice
+    "Return the difference of CLIP and DINO with the variance over their runs, as a table."
+    if not file.exists(): return ""
+    table = load_table(file)
+    table = table[(table.a == "CLIP") & (table.b == "DINO") & (table.probe == "linear")]
+    cells = [percent(*row) for row in table[["value", "total_ci_low", "total_ci_high"]].values]
+    shown = pd.DataFrame({"CLIP − DINO, means over seeds": cells}, index=list(table.task))
+    return table_tag(shown) + ('<p class="note">In points; these 95 % intervals hold the variance '
+                               "over training runs too.</p>")
 
 # %% ../../nbs/library/study/04_report.ipynb #2c090e71
 def _section_vlm(tables, settings): # empty where the settings name no language model

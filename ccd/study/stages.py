@@ -210,9 +210,9 @@ def _segmentation_stage(out: Path, settings: Settings, fingerprints: dict) -> di
 # %% ../../nbs/library/study/03_stages.ipynb #fa0e0830
 def _probe_stage(out, settings, hashes, segmented):
     def make(tmp):
-        from ccd.probing.tables import (FAMILY, add_holm, compare_probes, few_shot_rows,
-                                        predict_probes, read_segmentation, score_probes,
-                                        segmentation_differences, segmentation_rows)
+        from ccd.probing.tables import (FAMILY, add_holm, compare_arms, compare_probes,
+                                        few_shot_rows, predict_probes, read_segmentation,
+                                        score_probes, segmentation_differences, segmentation_rows)
         from ccd.probing.tasks import tasks
         vectors = {corpus: _load_all_embeddings(out, settings, corpus)
                    for corpus in _corpora_of(settings) if corpus != "scenes"}
@@ -237,6 +237,8 @@ def _probe_stage(out, settings, hashes, segmented):
         table.drop(columns=more).to_csv(tmp / "probes.csv", index=False)
         table[["encoder", "task", *more]].to_csv(tmp / "families.csv", index=False)
         answers.to_parquet(tmp / "answers.parquet")
+        arms = compare_arms(answers, draws)
+        if len(arms): arms.to_csv(tmp / "arms.csv", index=False)
         pd.concat(shots).to_csv(tmp / "few_shot.csv", index=False)
         apart = [compare_probes(answers, title, other, draws)
                  for title, other in _compared_pairs(settings)]

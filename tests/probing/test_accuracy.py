@@ -1,9 +1,9 @@
 """The room of probes: parents answer for robustness sets, differences are paired, floors come
 along, a kill loses nothing."""
-import json
+import json, math
 import numpy as np, pandas as pd, pytest
-from ccd.probing.tables import (_eval_val_splits, compare_probes, few_shot_rows, knn_callback,
-                                predict_probes, score_probes, segmentation_splits,
+from ccd.probing.tables import (_eval_val_splits, compare_arms, compare_probes, few_shot_rows,
+                                knn_callback, predict_probes, score_probes, segmentation_splits,
                                 tasks_where_better)
 from ccd.probing.command import _default_baselines, _group_by_source_dataset, display_names
 from ccd.files import UserError, load_table, read_json
@@ -363,3 +363,44 @@ def test_an_encoder_with_text_names_and_finds(whole, tiny, tmp_path):
             and named.accuracy[0] == pytest.approx(old["top1"], abs=0.05))
     none, nothing = _zero_shot_rows("pixels:16", "emoji", corpora, tiny, tmp_path)
     assert not len(none) and not len(nothing)
+
+def answers_of(seeds, n_items=600, n_clusters=60, seed=0):
+    "Predictions of CLIP, DINO and HOG, whose accuracies differ by arm and by seed."
+    rng, tables = np.random.default_rng(seed), []
+    label, cluster = rng.integers(0, 5, n_items).astype(str), rng.integers(0, n_clusters, n_items)
+    hard = rng.random(n_items)
+    for name, level in seeds.items():
+        right = hard < level + 0.05 * rng.standard_normal(n_items)
+        said = np.where(right, label, "none")
+        tables.append(pd.DataFrame(dict(task="t", item_id=np.arange(n_items), label=label,
+                                        cluster=cluster, linear=said, knn=said, encoder=name)))
+    return pd.concat(tables, ignore_index=True)
+
+SEEDED = {"CLIP": 0.70, "CLIP seed 1": 0.64, "DINO": 0.52, "DINO seed 1": 0.50, "HOG": 0.4}
+
+def test_intervals_over_seeds_are_those_of_the_formula():
+    answers = answers_of(SEEDED)
+    table = compare_arms(answers, 4_000).query("probe == 'linear'").set_index(["a", "b"])
+    share = {name: (own.linear == own.label).groupby(own.cluster).agg(["sum", "size"])
+             for name, own in answers.groupby("encoder")}
+    level = {name: own["sum"].sum() / own["size"].sum() for name, own in share.items()}
+    assert table.loc[("CLIP", ""), "value"] == pytest.approx(
+        (level["CLIP"] + level["CLIP seed 1"]) / 2)
+    apart = [(level[arm] - level[f"{arm} seed 1"]) ** 2 / 2 for arm in ("CLIP", "DINO")]
+    variance = np.mean(apart) # pooled over two arms of two seeds
+    rng, drawn = np.random.default_rng(1), []
+    for _ in range(4_000): # families, resampled by a plain loop
+        some = rng.integers(0, len(share["CLIP"]), len(share["CLIP"]))
+        mean = {name: own["sum"].values[some].sum() / own["size"].values[some].sum()
+                for name, own in share.items()}
+        drawn.append((mean["CLIP"] + mean["CLIP seed 1"] - mean["DINO"] - mean["DINO seed 1"]) / 2)
+    row = table.loc[("CLIP", "DINO")]
+    assert row.se == pytest.approx(math.sqrt(np.var(drawn) + variance), rel=0.06)
+    assert row.total_ci_low < row.ci_low and row.total_ci_high > row.ci_high
+    hog = table.loc[("CLIP", "HOG")] # a baseline has no runs, so only CLIP's vary
+    only_items = math.sqrt(max(0, hog.se**2 - variance / 2))
+    assert hog.ci_high - hog.ci_low == pytest.approx(2 * 1.96 * only_items, rel=0.06)
+    assert (table.n_seeds_a["CLIP"] == 2).all() and ("HOG", "CLIP") not in table.index
+
+def test_without_a_second_seed_there_are_no_arms():
+    assert compare_arms(answers_of({"CLIP": 0.7, "DINO": 0.5}), 50).empty

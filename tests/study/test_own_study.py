@@ -7,7 +7,6 @@ from ccd.cli import main
 from ccd.files import UserError
 from ccd.presets import preset
 from ccd.settings import override
-from ccd.stats import Estimate
 from ccd.study import own as own_study
 from ccd.study.suite import Suite, find_suite, _left_out
 
@@ -45,9 +44,10 @@ def test_a_folder_of_classes_goes_through_a_study(photos, tmp_path, capsys):
     trained = {path: path.stat().st_mtime_ns for path in out.rglob("encoder.safetensors")}
     main(command) # nothing is made again
     assert trained == {path: path.stat().st_mtime_ns for path in out.rglob("encoder.safetensors")}
-    answers = own_study._answers(out, f"ccd:{out / 'train/dino-0'}")
-    split = {path.name for path in (out / "probes/vectors").iterdir()}
-    assert len(answers) == 32 and split # a fifth of each class is tested
+    arms = pd.read_csv(out / "probes/tables/arms.csv")
+    assert set(arms.n_seeds_a[arms.a.isin(["CLIP", "DINO"])]) == {2}
+    table = pd.read_csv(out / "probes/tables/accuracy.csv")
+    assert set(table.n_test) == {32} # a fifth of each class
 
 def test_encoders_are_judged_without_training(photos, tmp_path, capsys):
     out = tmp_path / "evaluation"
@@ -88,22 +88,38 @@ def test_a_budget_is_spent_on_training(minutes, expected, monkeypatch):
     fitted = own_study._fit_budget(preset("mini"), Images(), minutes)
     assert fitted.control.samples == expected and fitted.control.vit.stem == "conv"
 
-def arm(value, half, seed_sd=0.0):
-    draws = value + half / 2 * np.random.default_rng(0).standard_normal(4000)
-    return Estimate(value, draws, seed_sd**2 / 2, 2)
+def test_a_study_with_a_budget_goes_on_with_what_it_had_measured(tmp_path, monkeypatch):
+    from ccd.training import loop
+    class Images:
+        facts = dict(captions="texts", classes=3)
+        def part(self, *_): return range(100_000)
+    def fitted(budget, seconds):
+        monkeypatch.setattr(loop, "estimate_seconds", lambda *_: seconds)
+        return own_study._budgeted(preset("mini"), Images(), budget, tmp_path).control.samples
+    assert fitted("20min", 2.5) == fitted("20min", 9.0) == 720_000 # a busier machine
+    assert fitted("20h", 9.0) != 720_000
 
-@pytest.mark.parametrize("clip, dino, baseline, seed_sd, says", [
-    (0.7, 0.5, 0.3, 0.002, "On these images X helps: CLIP minus DINO is +20.0 points"),
-    (0.5, 0.7, 0.3, 0.002, "On these images X does not help, it costs accuracy"),
-    (0.7, 0.5, 0.6, 0.002, "cannot be told from 900 images: DINO is not above HOG (60.0 %)"),
-    (0.7, 0.7, 0.8, 0.002, "CLIP and DINO are not above HOG"),
-    (0.52, 0.5, 0.3, 0.02, "images might tell it"),
-    (0.7, 0.5, 0.3, 0.2, "are not above"),
-    (0.50001, 0.5, 0.3, 0.002, "not even a hundred times as many")])
-def test_the_answer_claims_no_more_than_it_can(clip, dino, baseline, seed_sd, says):
-    found = dict(CLIP=arm(clip, 0.03, seed_sd), DINO=arm(dino, 0.03, seed_sd),
-                 HOG=arm(baseline, 0.03))
-    assert says in own_study._verdict(found, ("CLIP", "DINO"), "X", 900)
+def differences(clip, dino, baseline, half):
+    "Differences as `compare_arms` returns them."
+    def row(a, b, value):
+        return dict(a=a, b=b, value=value, total_ci_low=value - half, total_ci_high=value + half)
+    return pd.DataFrame([row("CLIP", "", clip), row("DINO", "", dino), row("HOG", "", baseline),
+                         row("raw pixels", "", 0.1), row("CLIP", "DINO", clip - dino),
+                         *(row(arm, name, value - level)
+                           for arm, value in (("CLIP", clip), ("DINO", dino))
+                           for name, level in (("HOG", baseline), ("raw pixels", 0.1)))])
+
+@pytest.mark.parametrize("clip, dino, baseline, half, says", [
+    (0.7, 0.5, 0.3, 0.03, "On these images X helps: CLIP minus DINO is +20.0 points"),
+    (0.5, 0.7, 0.3, 0.03, "On these images X does not help, it costs accuracy"),
+    (0.7, 0.5, 0.6, 0.03, "cannot be told from 900 images: DINO is not above HOG (60.0 %)"),
+    (0.7, 0.7, 0.8, 0.03, "CLIP and DINO are not above HOG"),
+    (0.52, 0.5, 0.3, 0.04, "about 4,000 images might tell it"),
+    (0.7, 0.5, 0.3, 0.5, "are not above"),
+    (0.50001, 0.5, 0.3, 0.03, "not even a hundred times as many")])
+def test_the_answer_claims_no_more_than_it_can(clip, dino, baseline, half, says):
+    found = differences(clip, dino, baseline, half)
+    assert says in own_study._verdict(found, ("CLIP", "DINO"), ["raw pixels", "HOG"], "X", 900)
 
 def test_suites_say_what_they_leave_out():
     suite = find_suite("emoji", preset("mini"))
