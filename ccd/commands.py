@@ -49,13 +49,15 @@ def _study(
     variants: bool = False, # --preset paper: also train the paper's other versions of CLIP
     at: tuple[str, ...] = (), # --preset paper: places of copies, such as imagenet=/data/imagenet
     dry_run: bool = False, # print what is needed, what it costs and what is missing, and stop
+    # --preset paper: only print the commands that train in parallel jobs and then judge
+    commands: Literal["", "torchrun", "slurm"] = "",
 ):
     "Train CLIP and DINO under identical conditions, run all evaluations, and write report.html."
     from ccd.study.command import export_study, study as run, study_kind, study_plan
     kind = study_kind(settings)
     if kind != "emoji" and save_tables:
         raise UserError("--save-tables is of studies of the emoji data")
-    if dry_run: print(study_plan(settings, variants, at)); return
+    if dry_run or commands: print(study_plan(settings, variants, at, commands, out)); return
     home = out or f"runs/{'own' if kind == 'own' else settings.preset}"
     with _at_work(home, save_tables) as (out, copy):
         page = run(settings, out, encoders, budget, thumbnails, variants, at)

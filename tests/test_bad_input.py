@@ -38,7 +38,7 @@ SMOKE = ["--preset", "smoke"]
     (["train", "clip", *SMOKE, "--control.vit.heads", "5"], "width"),
     (["train", "clip", *SMOKE, "--control.samples", "1"], "1 samples in batches of 32"),
     (["study", *SMOKE, "--data.source", "nope"], "unknown data source 'nope': expected `emoji`"),
-    (["study", *SMOKE, "--data.source", "folder:x"], "`ccd train`"),
+    (["study", *SMOKE, "--data.source", "folder:x"], "x is not a folder"),
     (["embed", "nope:3", *SMOKE], "unknown encoder 'nope:3': expected ccd:FOLDER"),
     (["embed", "random:x", *SMOKE], "random:"),
     (["embed", "pixels:0x", *SMOKE], "pixels:"),

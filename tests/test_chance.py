@@ -123,7 +123,7 @@ def test_the_commonest_class_is_one_that_may_be_answered():
     would never be right."""
     y = np.array(["cat"] * 6 + ["dog"] * 4 + ["bird"] * 3)
     learnt = tables._FittedProbes(None, np.eye(13), y, 1, "cat")
-    assert tables._among(learnt, ["dog", "bird"]).commonest == "dog"
+    assert tables._among(learnt, ["dog", "bird"], None).commonest == "dog"
 
 def test_another_image_at_random_moves_by_one():
     "`shift_rel` is in mean distances: an image that becomes another, taken at random, moves by 1."

@@ -7,7 +7,7 @@ from ccd.data.corpora import open_corpus
 from ccd.files import to_plain_dict, write_json
 from ccd.presets import preset
 from ccd.probing.tables import slug
-from ccd.runs import cached_stage, outputs_hash, run_settings
+from ccd.runs import cached_stage, outputs_hash, run_settings, write_manifest
 from ccd.settings import override
 from ccd.study.scaling.grid import GRIDS
 from ccd.study.scaling.measures import _DRAWS, _EVALUATIONS
@@ -45,6 +45,10 @@ def main(out, results):
     for spec in GRIDS["controlled"].baselines:
         settings = replace(settings_of("word"), preset="controlled")
         measure(spec, spec, settings, dict(baseline=spec), {}, out, results)
+    files = [file.relative_to(results) for file in sorted(results.rglob("*"))
+             if file.is_file() and file != results / "manifest.json"]
+    write_manifest(results, LABELS, {}, files, 0.0,
+                   command="python tools/data_check.py runs/data-check results/data-check")
     return results
 
 if __name__ == "__main__": print(main(*map(Path, sys.argv[1:])))

@@ -50,9 +50,22 @@ def study_kind(settings: Settings) -> str: # emoji, paper or own
     return "paper" if settings.preset == "paper" else "own"
 
 # %% ../../nbs/library/study/08_command.ipynb #08c00002
-def study_plan(settings: Settings, variants: bool = False, at: tuple = ()) -> str:
-    "Return what a study needs and trains as text; for the paper's study also what it costs."
+def study_plan(
+    settings: Settings, # settings of the study
+    variants: bool = False, # the paper's study: with its other versions of CLIP
+    at: tuple = (), # the paper's study: places of copies, NAME=PLACE
+    commands: str = "", # the paper's study: return a script instead, `torchrun` or `slurm`
+    out="", # output folder of that script
+) -> str:
+    """Return what a study needs and trains as text; for the paper's study also what it costs.
+
+    Raises `UserError` for commands of another study, which one process runs."""
     kind = study_kind(settings)
+    if commands:
+        if kind != "paper": raise UserError("--commands is of the paper's study: --preset paper")
+        from ccd.study.paper import _paper_commands
+        return _paper_commands(settings, find_suite("paper", settings), out or "runs/paper",
+                               commands, variants, at)
     if kind == "own":
         from ccd.study.own import _plan_lines
         return "\n".join(_plan_lines(settings))

@@ -6,17 +6,18 @@
 __all__ = []
 
 # %% ../../nbs/library/study/07_paper.ipynb #930066d6
-import math
+import math, shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import pandas as pd
 from ..files import UserError, load_table, to_plain_dict, user_path
 from ..settings import Settings, override, rename_fields
-from ..presets import RECIPES, apply_recipe
+from ..presets import RECIPES, apply_recipe, preset
 from ..runs import claim_folder
 from ..report.tables import figure_html, table_tag
 from ..report.accuracy import loss_curves
+from ..training.audit import cli_overrides
 from .suite import Suite
 from .plan import _format_study_plan, _require_inputs
 from .evaluate import _write_page, evaluate_encoders
@@ -98,6 +99,37 @@ def _study_paper(
 def _format_paper_plan(settings: Settings, suite: Suite, variants: bool = False, at: tuple = ()):
     "Return what the paper's study needs, what it costs and what is missing, as text."
     return _format_study_plan(*_placed(settings, suite, at), _VARIANTS if variants else ())
+
+# %% ../../nbs/library/study/07_paper.ipynb #07aa0011
+_PROCESSES = 8 # of a training job
+
+# %% ../../nbs/library/study/07_paper.ipynb #07aa0012
+def _training_commands(settings: Settings, suite: Suite, recipes: tuple, out: Path) -> list[str]:
+    "Return the command that trains each recipe."
+    found = []
+    for recipe in recipes:
+        usual = apply_recipe(recipe, preset(settings.preset))
+        changed = cli_overrides(_run_settings(recipe, 0, settings, suite), usual, ("analysis",))
+        found.append(shlex.join(["torchrun", f"--nproc-per-node={_PROCESSES}", "-m", "ccd.cli",
+                                 "train", recipe, "--preset", settings.preset, *changed, "--out",
+                                 str(out / "train" / f"{recipe}-0")]))
+    return found
+
+# %% ../../nbs/library/study/07_paper.ipynb #07aa0013
+def _paper_commands(settings: Settings, suite: Suite, out, kind: str, variants: bool = False,
+                    at: tuple = ()) -> str: # kind: torchrun or slurm
+    "Return a shell script that trains in parallel jobs and then judges."
+    more, out = _VARIANTS if variants else (), Path(out)
+    changed = cli_overrides(settings, preset(settings.preset))
+    last = shlex.join(["ccd", "study", "--preset", settings.preset, *changed, "--out", str(out),
+                       *["--variants"] * variants, *(["--at", *at] if at else [])])
+    train = _training_commands(*_placed(settings, suite, at), ("clip", "dino", *more), out)
+    if kind == "torchrun": return "\n".join([*train, last])
+    jobs = [f"job{number}=$(sbatch --parsable --gpus-per-node={_PROCESSES} --requeue --wrap "
+            f"{shlex.quote(line)})" for number, line in enumerate(train)]
+    after = ":".join(f"$job{number}" for number in range(len(train)))
+    return "\n".join(["#!/bin/bash", *jobs, f"sbatch --dependency=afterok:{after} --gpus-per-node="
+                      f"1 --requeue --wrap {shlex.quote(last)}"])
 
 # %% ../../nbs/library/study/07_paper.ipynb #a45e2e9b
 def _curves_section(out: Path, settings: Settings) -> dict:

@@ -1,5 +1,5 @@
 "The paper's study on stand-ins of all its inputs, and what it says of missing or broken ones."
-import json, shutil
+import json, shlex, shutil, subprocess
 import pandas as pd
 import pytest
 from ccd.cli import main
@@ -126,3 +126,27 @@ def test_the_plan_says_what_it_costs_and_what_is_missing(inputs, capsys):
     for part in ("train CLIP", "train CLIP-Vicuna", "embed and probe imagenet",
                  "language model, instructions", "GPU-hours", "dollars", "200000000"):
         assert part in said
+
+def test_the_commands_train_the_runs_that_the_study_finds(inputs, finished, tmp_path, capsys):
+    main([*command(inputs[1], "OUT"), "--commands", "torchrun"])
+    *train, last = [shlex.split(line) for line in capsys.readouterr().out.strip().split("\n")]
+    assert [line[5] for line in train] == ["clip", "dino"] and last[:2] == ["ccd", "study"]
+    args = train[1][train[1].index("ccd.cli") + 1:]
+    args[args.index("--out") + 1] = str(tmp_path / "dino")
+    main(args)
+    own, found = (json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+                  for folder in (tmp_path / "dino", finished / "train/dino-0"))
+    assert own["settings"] == found["settings"] and own["inputs"] == found["inputs"]
+
+def test_jobs_of_a_cluster_wait_for_each_other(inputs, tmp_path, capsys):
+    main([*command(inputs[1], "OUT"), "--commands", "slurm", "--variants"])
+    script = tmp_path / "jobs.sh"
+    script.write_text(capsys.readouterr().out, encoding="utf-8")
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    lines = script.read_text(encoding="utf-8").strip().split("\n")[1:]
+    assert len(lines) == 8 and "afterok:$job0:$job1:$job2:$job3:$job4:$job5:$job6" in lines[-1]
+    assert inputs[1]["clip-vicuna"] in lines[-2]
+
+def test_commands_of_another_study_are_refused(capsys):
+    with pytest.raises(SystemExit): main(["study", "--preset", "smoke", "--commands", "slurm"])
+    assert "--commands is of the paper's study" in capsys.readouterr().err

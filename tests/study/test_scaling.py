@@ -355,7 +355,7 @@ def test_blind_the_shared_model_says_the_same_around_any_encoder(results, tmp_pa
         measures._eval_vqa(spec, settings, tmp_path / spec[0], results / "reader")
         from ccd.vqa.command import encoder_for_vlm
         e = encoder_for_vlm(spec, settings, llava_settings.vlm_preset("smoke"))
-        model = training.load_vlm(tmp_path / spec[0] / "projector", e)
+        model = training.load_vlm(tmp_path / spec[0] / "projector-0", e)
         said[spec] = [np.array(list(answering.answer_questions(model, asked, image=i,
                                                                cache=tmp_path).p_options))
                       for i in ("none", "own")]
