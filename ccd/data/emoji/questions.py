@@ -169,7 +169,7 @@ def _line(rng, assets, size, text, options, asked, x_height): # x_height: px at 
     name, edge = _some(rng, assets.fonts), size // 32
     px = round(rng.uniform(*x_height) * size / 64 / _x_height_ratio(name))
     def width(): return np.subtract(*font(name, px).getbbox(text)[2::-2])
-    while width() > size - 2 * edge: px -= 1
+    while width() > size - 2 * edge or int(1.2 * px) > size - 2 * edge: px -= 1
     left = rng.integers(edge, size - edge - width() + 1)
     top = rng.integers(edge, size - edge - int(1.2 * px) + 1)
     box = _place_text(canvas, text, name, px, int(left), int(top), text_color_for(canvas, rng))
@@ -229,7 +229,9 @@ def _chart(rng, assets, size, labels, values, form, rows=3):
     edge, high, start = round(2 * unit), size // rows, round(40 * unit)
     px = min(round(8 * unit / _x_height_ratio(name)), high)
     def widest(): return max(font(name, px).getlength(label) for label in labels)
-    while widest() > start - 2 * edge: px -= 1
+    def tallest(): return max(np.subtract(*font(name, px).getbbox(label)[3:0:-2])
+                              for label in labels)
+    while widest() > start - 2 * edge or (high - px) // 2 + tallest() > high: px -= 1
     def away(rgb): return np.sqrt(np.mean(((canvas[0, 0] - rgb) / 255) ** 2))
     color = _some(rng,
                   [candidate for candidate in PALETTE.values() if away(candidate) > _MIN_CONTRAST])

@@ -172,3 +172,13 @@ def test_questions_of_the_two_versions_are_stored_apart():
     for subset in ("category", "count"): # nothing is written: the same images
         assert (question(first, subset, 3)[0] == question(DATA, subset, 3)[0]).all()
     assert (question(first, "font", 3)[0] != question(DATA, "font", 3)[0]).any()
+
+@pytest.mark.parametrize("subset", ["letter", "initial", "value", "rows", "largest bar"])
+def test_every_face_fits_into_a_question(subset): # some are low and wide, some have small letters
+    seen = set()
+    for index in range(250):
+        facts = json.loads(question(DATA, subset, index, "train")[1]["facts"])
+        seen.add(facts["font"])
+        for text, (x0, y0, x1, y1) in facts["written"]:
+            assert 0 <= x0 < x1 <= DATA.size and 0 <= y0 < y1 <= DATA.size, (text, facts["font"])
+    assert len(seen) > 50
