@@ -2018,6 +2018,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                  'ccd.study.paper._curves_section': ('library/study/paper.html#_curves_section', 'ccd/study/paper.py'),
                                  'ccd.study.paper._format_paper_plan': ( 'library/study/paper.html#_format_paper_plan',
                                                                          'ccd/study/paper.py'),
+                                 'ccd.study.paper._jobs': ('library/study/paper.html#_jobs', 'ccd/study/paper.py'),
                                  'ccd.study.paper._paper_commands': ('library/study/paper.html#_paper_commands', 'ccd/study/paper.py'),
                                  'ccd.study.paper._parse_places': ('library/study/paper.html#_parse_places', 'ccd/study/paper.py'),
                                  'ccd.study.paper._placed': ('library/study/paper.html#_placed', 'ccd/study/paper.py'),

@@ -68,6 +68,11 @@ def _train_one(recipe: str, seed: int, settings: Settings, suite: Suite, corpus,
     return train(found.objective, _run_settings(recipe, seed, settings, suite), corpus,
                  out / "train" / f"{recipe}-{seed}", title=found.title)
 
+# %% ../../nbs/library/study/07_paper.ipynb #07aa0020
+def _jobs(settings: Settings, variants: bool) -> list: # (recipe, seed); variants have one seed
+    return [(recipe, seed) for seed in range(settings.analysis.seeds)
+            for recipe in ("clip", "dino", *(_VARIANTS if variants and not seed else ()))]
+
 # %% ../../nbs/library/study/07_paper.ipynb #10dc0280
 def _study_paper(
     settings: Settings, # settings of the study, whose data are shards
@@ -87,9 +92,8 @@ def _study_paper(
             if name not in ("analysis", "runtime")}
     claim_folder(out, kept, rename=partial(rename_fields, Settings))
     corpus = open_corpus(settings.data).corpus
-    specs = {(recipe, seed): f"ccd:{_train_one(recipe, seed, settings, suite, corpus, out)}"
-             for seed in range(settings.analysis.seeds) for recipe in ("clip", "dino", *more)
-             if not seed or recipe in ("clip", "dino")}
+    specs = {job: f"ccd:{_train_one(*job, settings, suite, corpus, out)}"
+             for job in _jobs(settings, variants)}
     again = tuple(specs.get((recipe, 1), "") for recipe in ("clip", "dino"))
     evaluate_encoders(list(specs.values()), suite, settings, out, again)
     return _write_page(out, suite, list(specs.values()), "", "CLIP and DINO at the paper's scale",
@@ -104,26 +108,26 @@ def _format_paper_plan(settings: Settings, suite: Suite, variants: bool = False,
 _PROCESSES = 8 # of a training job
 
 # %% ../../nbs/library/study/07_paper.ipynb #07aa0012
-def _training_commands(settings: Settings, suite: Suite, recipes: tuple, out: Path) -> list[str]:
-    "Return the command that trains each recipe."
+def _training_commands(settings: Settings, suite: Suite, jobs: list, out: Path) -> list[str]:
+    "Return the command of each training run."
     found = []
-    for recipe in recipes:
+    for recipe, seed in jobs:
         usual = apply_recipe(recipe, preset(settings.preset))
-        changed = cli_overrides(_run_settings(recipe, 0, settings, suite), usual, ("analysis",))
+        changed = cli_overrides(_run_settings(recipe, seed, settings, suite), usual, ("analysis",))
         found.append(shlex.join(["torchrun", f"--nproc-per-node={_PROCESSES}", "-m", "ccd.cli",
                                  "train", recipe, "--preset", settings.preset, *changed, "--out",
-                                 str(out / "train" / f"{recipe}-0")]))
+                                 str(out / "train" / f"{recipe}-{seed}")]))
     return found
 
 # %% ../../nbs/library/study/07_paper.ipynb #07aa0013
 def _paper_commands(settings: Settings, suite: Suite, out, kind: str, variants: bool = False,
                     at: tuple = ()) -> str: # kind: torchrun or slurm
     "Return a shell script that trains in parallel jobs and then judges."
-    more, out = _VARIANTS if variants else (), Path(out)
+    out = Path(out)
     changed = cli_overrides(settings, preset(settings.preset))
     last = shlex.join(["ccd", "study", "--preset", settings.preset, *changed, "--out", str(out),
                        *["--variants"] * variants, *(["--at", *at] if at else [])])
-    train = _training_commands(*_placed(settings, suite, at), ("clip", "dino", *more), out)
+    train = _training_commands(*_placed(settings, suite, at), _jobs(settings, variants), out)
     if kind == "torchrun": return "\n".join([*train, last])
     jobs = [f"job{number}=$(sbatch --parsable --gpus-per-node={_PROCESSES} --requeue --wrap "
             f"{shlex.quote(line)})" for number, line in enumerate(train)]

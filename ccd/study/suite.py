@@ -54,7 +54,8 @@ def find_suite(
         raise UserError(f"unknown suite {name!r}: expected one of {', '.join(_SUITES)}")
     suite = _SUITES[name]
     if name == "emoji": return _with_model(suite, settings)
-    return _with_labels(suite, settings) if name == "own" else suite
+    if name == "own": return _with_labels(suite, settings)
+    return replace(suite, images="") if kind in EMOJI_SOURCES else suite # emoji are no photographs
 
 # %% ../../nbs/library/study/01_suite.ipynb #c85199f2
 def _with_model(suite, settings): # the questions are asked where the settings name a model

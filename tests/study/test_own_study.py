@@ -130,5 +130,6 @@ def test_suites_say_what_they_leave_out():
     assert len(_left_out(Suite("nothing"), 2)) == 3
     paper = find_suite("paper", preset("paper"))
     assert "imagenet" in paper.datasets and paper.benchmarks == ("VMCBench",)
+    assert paper.images == "held-out" and not find_suite("paper", preset("mini")).images
     with pytest.raises(UserError, match="unknown suite 'own2': expected one of emoji, paper, own"):
         find_suite("own2", preset("mini"))

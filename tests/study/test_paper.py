@@ -147,6 +147,14 @@ def test_jobs_of_a_cluster_wait_for_each_other(inputs, tmp_path, capsys):
     assert len(lines) == 8 and "afterok:$job0:$job1:$job2:$job3:$job4:$job5:$job6" in lines[-1]
     assert inputs[1]["clip-vicuna"] in lines[-2]
 
+def test_each_seed_is_a_job(inputs, capsys):
+    main([*command(inputs[1], "OUT"), "--commands", "torchrun", "--analysis.seeds", "2"])
+    *train, _ = [shlex.split(line) for line in capsys.readouterr().out.strip().split("\n")]
+    assert [line[-1] for line in train] == [f"OUT/train/{name}" for name in (
+        "clip-0", "dino-0", "clip-1", "dino-1")]
+    assert "--control.seed" not in train[0]
+    assert train[3][train[3].index("--control.seed") + 1] == "1"
+
 def test_commands_of_another_study_are_refused(capsys):
     with pytest.raises(SystemExit): main(["study", "--preset", "smoke", "--commands", "slurm"])
     assert "--commands is of the paper's study" in capsys.readouterr().err
