@@ -1,7 +1,6 @@
 """Train a classifier of the study's size on each label that emoji-2 draws, and probe it beside the
 baselines: `python tools/data_check.py OUT RESULTS`. Whatever is done is not done again."""
 import sys
-from dataclasses import replace
 from pathlib import Path
 from ccd.data.corpora import open_corpus
 from ccd.files import to_plain_dict, write_json
@@ -43,8 +42,7 @@ def main(out, results):
         measure(f"ccd:{run}", label, settings, dict(run=run_settings("supervised", settings)),
                 dict(encoder=outputs_hash(run)), out, results)
     for spec in GRIDS["controlled"].baselines:
-        settings = replace(settings_of("word"), preset="controlled")
-        measure(spec, spec, settings, dict(baseline=spec), {}, out, results)
+        measure(spec, spec, settings_of("word"), dict(baseline=spec), {}, out, results)
     files = [file.relative_to(results) for file in sorted(results.rglob("*"))
              if file.is_file() and file != results / "manifest.json"]
     write_manifest(results, LABELS, {}, files, 0.0,

@@ -7,16 +7,14 @@ __all__ = ['study', 'study_kind', 'study_plan', 'export_study']
 
 # %% ../../nbs/library/study/08_command.ipynb #23bf6fde
 import json, shutil, time
-from functools import partial
 from pathlib import Path
-from ..files import (UserError, atomic_write, load_table, log_line, read_json, to_plain_dict,
-                       write_json)
-from ..settings import EMOJI_SOURCES, Settings, rename_fields
-from ..runs import claim_folder, require_own_folder, write_manifest
+from ..files import (UserError, atomic_write, load_table, log_line, read_json, write_json)
+from ..settings import EMOJI_SOURCES, Settings
+from ..runs import require_own_folder, write_manifest
 from .stages import (_NAMES, _build_data, _embed_all, _neighbor_stage,
                               _pair_stage, _probe_stage, _segmentation_stage,
                               _train_all, _vlm_stage, _zero_shot_result, _zero_shot_stage, runs)
-from .suite import find_suite
+from .suite import _claim_study, find_suite
 from .report import _command_of, _report_stage
 
 # %% ../../nbs/library/study/08_command.ipynb #7755b85c
@@ -82,9 +80,7 @@ def _study_emoji(settings: Settings, out: Path) -> Path: # path of the report
         raise UserError(f"a study is of all emoji data; got {settings.data.source!r}: train on a "
                         "part of them with `ccd train`, or run a grid with `ccd scale`")
     start = time.time()
-    own = {name: value for name, value in to_plain_dict(settings).items()
-           if name not in ("analysis", "runtime")}
-    claim_folder(out, own, rename=partial(rename_fields, Settings))
+    _claim_study(out, settings)
     data = _build_data(out, settings)
     _train_all(out, settings, data)
     hashes = _embed_all(out, settings, data)

@@ -8,16 +8,14 @@ __all__ = []
 # %% ../../nbs/library/study/05_own.ipynb #23a93be7
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 import pandas as pd
-from ..files import (UserError, load_table, log_line, read_json, to_plain_dict, user_path,
+from ..files import (UserError, load_table, log_line, read_json, user_path,
                        write_json)
-from ..settings import Settings, ViT, override, rename_fields
+from ..settings import Settings, ViT, override
 from ..presets import RECIPES, apply_recipe
-from ..runs import claim_folder
 from ..data.own import own_data
-from .suite import find_suite
+from .suite import _claim_study, find_suite
 from .evaluate import _write_page, evaluate_encoders
 
 # %% ../../nbs/library/study/05_own.ipynb #1d33022e
@@ -158,9 +156,7 @@ def _study_own(
     Raises `UserError` for images, captions, labels or groups that do not allow it."""
     own, out = own_data(settings.data), user_path(out)
     if budget: settings = _budgeted(settings, own, budget, out)
-    kept = {name: value for name, value in to_plain_dict(settings).items()
-            if name not in ("analysis", "runtime")}
-    claim_folder(out, kept, rename=partial(rename_fields, Settings))
+    _claim_study(out, settings)
     jobs = _runs_of(settings, own.facts)
     for line in _facts_said(own, settings, jobs): log_line(line)
     specs = {run.folder: f"ccd:{_train_own(run, own, out)}" for run in jobs}

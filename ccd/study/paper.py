@@ -8,17 +8,15 @@ __all__ = []
 # %% ../../nbs/library/study/07_paper.ipynb #930066d6
 import math, shlex
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 import pandas as pd
-from ..files import UserError, load_table, to_plain_dict, user_path
-from ..settings import Settings, override, rename_fields
+from ..files import UserError, load_table, user_path
+from ..settings import Settings, override
 from ..presets import RECIPES, apply_recipe, preset
-from ..runs import claim_folder
 from ..report.tables import figure_html, table_tag
 from ..report.accuracy import loss_curves
 from ..training.audit import cli_overrides
-from .suite import Suite
+from .suite import Suite, _claim_study
 from .plan import _format_study_plan, _require_inputs
 from .evaluate import _write_page, evaluate_encoders
 
@@ -88,9 +86,7 @@ def _study_paper(
     (settings, suite), out = _placed(settings, suite, at), user_path(out)
     more = _VARIANTS if variants else ()
     _require_inputs(settings, suite, more)
-    kept = {name: value for name, value in to_plain_dict(settings).items()
-            if name not in ("analysis", "runtime")}
-    claim_folder(out, kept, rename=partial(rename_fields, Settings))
+    _claim_study(out, settings)
     corpus = open_corpus(settings.data).corpus
     specs = {job: f"ccd:{_train_one(*job, settings, suite, corpus, out)}"
              for job in _jobs(settings, variants)}

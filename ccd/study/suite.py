@@ -7,9 +7,11 @@ __all__ = ['Suite', 'find_suite']
 
 # %% ../../nbs/library/study/01_suite.ipynb #583a7922
 from dataclasses import dataclass, replace
-from ..files import UserError
-from ..settings import EMOJI_SOURCES, Settings
+from functools import partial
+from ..files import UserError, to_plain_dict
+from ..settings import EMOJI_SOURCES, Settings, rename_fields
 from ..presets import BASELINE_SPECS
+from ..runs import claim_folder
 
 # %% ../../nbs/library/study/01_suite.ipynb #7340c3a0
 @dataclass(frozen=True)
@@ -78,3 +80,10 @@ def _left_out(
                "it needs two encoders" if n_encoders < 2 else "",
                "questions": "no benchmark" if not suite.benchmarks else ""}
     return [f"{stage}: left out, {reason}" for stage, reason in reasons.items() if reason]
+
+# %% ../../nbs/library/study/01_suite.ipynb #01cc0001
+def _claim_study(out, settings: Settings):
+    "Mark the folder of a study; analyses and the way of running may change in it, nothing else."
+    kept = {name: value for name, value in to_plain_dict(settings).items()
+            if name not in ("analysis", "runtime")}
+    claim_folder(out, kept, rename=partial(rename_fields, Settings))

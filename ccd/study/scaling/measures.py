@@ -106,13 +106,13 @@ def _eval_neighbors(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #11775235
 def _eval_attributes(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
     "Evaluate which factors explain the similarity of held-out scenes: slopes and unique R²."
-    from ccd.encoders.inputs import embed_images
+    from ccd.encoders.inputs import embed_images, open_source
     from ccd.comparison.attributes import corpus_attributes
     from ccd.comparison.attribution import similarity_regression
     scenes = embed_images(spec, "scenes", settings, home / "scenes")
     with warnings.catch_warnings(): # factors without values, such as charts
         warnings.filterwarnings("ignore", message="the items have no")
-        seen = corpus_attributes(_held_out_scenes(settings))
+        seen = corpus_attributes(open_source("scenes", settings).corpus)
         table = similarity_regression({spec: scenes}, seen, n_resamples=_DRAWS, keep_draws=True)
     table = table[table.quantity.isin(["slope", "unique"])]
     return _with_metric(table, "similarity: " + table.quantity + " of " + table.term, table.value,
@@ -122,11 +122,6 @@ def _eval_attributes(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
 def _with_metric(table, metric, estimate, n_test): # columns of an evaluation
     return pd.DataFrame(dict(metric=metric, estimate=estimate, n_test=n_test,
                              n_groups=table.n_groups, draws=table.draws))
-
-# %% ../../../nbs/library/study/scaling/02_measures.ipynb #11775237
-def _held_out_scenes(settings): # the images that are compared
-    from ccd.data.emoji.scenes import scenes
-    return scenes(settings.data, "test")
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #11775238
 def _eval_perturbations(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
