@@ -52,8 +52,8 @@ def _next_trials(
             "own setting": lambda: [_winner(done) | own for own in _OWN_CHANGES[recipe]]}[stage]()
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #5d62bc14
-_SCORED_TASKS = ("category", "subcategory", "style", "word in new fonts", "object color",
-                 "background color")
+_SCORED_TASKS = ("category", "subcategory", "style", "word in new fonts")
+_MEASURED_TASKS = (*_SCORED_TASKS, "object color", "background color")
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #ad8f4bec
 def _validation_scores(
@@ -61,14 +61,14 @@ def _validation_scores(
     settings: Settings, # settings of the data
     folder: Path, # folder of the embeddings
 ) -> pd.DataFrame: # task, linear, knn: accuracies on the validation rows
-    "Return the accuracy of the two probes on the validation rows of the scored tasks."
+    "Return the accuracy of the two probes on the validation rows of the measured tasks."
     from ccd.encoders.inputs import embed_images
     from ccd.probing.tasks import tasks
     vectors = {corpus: embed_images(spec, corpus, settings, folder / corpus)
                for corpus in ("gallery", "signs", "layouts")}
     found = tasks("emoji", {corpus: own.items for corpus, own in vectors.items()})
     return pd.DataFrame([dict(task=task.name) | _accuracies(vectors, task) for task in found
-                         if task.name in _SCORED_TASKS])
+                         if task.name in _MEASURED_TASKS])
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #badc0ab8
 def _accuracies(vectors, task):
@@ -102,7 +102,7 @@ def _run_trial(recipe: str, number: int, changes: dict, settings: Settings, out:
             scores=scores.to_dict("records"), minutes=round(facts["wall_seconds"] / 60, 2),
             machine=facts["machine"]))
     about = dict(recipe=recipe, run=run_settings(RECIPES[recipe].objective, own), data=own.data,
-                 tasks=_SCORED_TASKS, version=1)
+                 tasks=_MEASURED_TASKS, version=1)
     return cached_stage(results / recipe / name, about, {}, make)
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #5c667b2a
@@ -110,7 +110,8 @@ def _score_of(folder: Path) -> float: # mean over the scored tasks
     return _mean_score(read_json(folder / "trial.json"))
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #46c2ae63
-def _mean_score(trial): return float(pd.DataFrame(trial["scores"]).linear.mean())
+def _mean_score(trial):
+    return float(pd.DataFrame(trial["scores"]).set_index("task").linear[[*_SCORED_TASKS]].mean())
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #f0627bf4
 def _search_recipe(recipe, settings, out, results):
@@ -151,7 +152,7 @@ def _score_untrained(settings, out, results): # the first weights, which a trial
         write_json(tmp / "trial.json", dict(number=0, changes={}, scores=scores.to_dict("records"),
                                             minutes=0.0, machine={}))
     about = dict(recipe="random:0", vit=settings.control.vit, data=settings.data,
-                 tasks=_SCORED_TASKS, version=1)
+                 tasks=_MEASURED_TASKS, version=1)
     return cached_stage(results / "untrained", about, {}, make)
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #96318265
