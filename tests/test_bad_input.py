@@ -4,7 +4,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from ccd import files
 from ccd.cli import main
-from ccd.files import UserError, file_hash, write_json
+from ccd.files import UserError, file_hash, slug, write_json
 from ccd.runs import cached_stage
 from conftest import OPTIONS, finish, outputs, signal_when, start, step_of
 
@@ -153,7 +153,8 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("command, out",
                          [(["train", "clip"], "train/clip-0"),
-                          (["embed", "pixels:16", "--images", "gallery"], "embed/pixels/gallery")])
+                          (["embed", "pixels:16", "--images", "gallery"],
+                           f"probes/vectors/{slug('pixels:16')}/gallery")])
 def test_a_disk_that_is_really_full(small_disk, whole, command, out):
     disk, enlarge = small_disk
     args = [*command, *OPTIONS, "--out", disk / "out"]

@@ -8,8 +8,8 @@ from ccd.data import filters
 from ccd.files import load_table, read_json, renamed, write_json
 from ccd.report import accuracy, similarity, tables
 from ccd.report.questions import question_table, vqa_difference_table
-from ccd.presets import preset
-from ccd.study import report as study_report, stages
+from ccd.probing import zeroshot
+from ccd.study import emoji
 from ccd.vqa.command import over_runs, summary_text
 from conftest import ROOT
 
@@ -57,17 +57,16 @@ def test_names_stay_names_under_an_old_column(tmp_path):
 # --- readers, each given what version 0.0.1 wrote
 
 def test_the_checks_of_a_study(tmp_path):
-    (tmp_path / "neighbors").mkdir(); (tmp_path / "train/dino-0").mkdir(parents=True)
-    shutil.copy(RESULTS / "mini/purity.csv", tmp_path / "neighbors")
-    shutil.copy(RESULTS / "mini/dino.jsonl", tmp_path / "train/dino-0/metrics.jsonl")
-    assert (study_report._learning_checks(tmp_path, preset("mini"))
+    shutil.copy(RESULTS / "mini/dino.jsonl", tmp_path / "metrics.jsonl")
+    assert (emoji._learning_checks(tmp_path, RESULTS / "mini/purity.csv")
             == read_json(RESULTS / "mini/learning.json"))
 
 def test_names_of_held_out_concepts(tmp_path):
     old = dict(zip(OLD_KEYS, (0.5, 0.4, 0.6, 0.1, 10, 99)))
     write_json(tmp_path / "zero_shot.json", old)
-    new = ["top1", "ci_low", "ci_high", "chance", "n_classes", "n_test"]
-    assert stages._zero_shot_result(tmp_path, preset("smoke")) == dict(zip(new, old.values()))
+    row = zeroshot._stored_zero_shot(f"ccd:{tmp_path}").iloc[0]
+    assert (row[["accuracy", "ci_low", "ci_high", "n_classes", "n_test"]].tolist()
+            == [0.5, 0.4, 0.6, 10, 99])
 
 def test_the_tables_and_figures_of_a_study():
     probes, differences = (load_table(RESULTS / f"mini/{n}.csv") for n in ("probes", "differences"))

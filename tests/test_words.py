@@ -41,7 +41,7 @@ STORED = {
               "vqa/llava/answering vqa/llava/conversations vqa/llava/model",
     "licence": "probing/datasets", "licences": "probing/datasets",
     "standardise": "probing/protocols", "catalogue": "data/emoji/drawings",
-    "neighbours": "study/report", "regularisation": "comparison/neighbors"}
+    "neighbours": "study/emoji", "regularisation": "comparison/neighbors"}
 
 def strings_and_names():
     for p in sorted((ROOT / "ccd").rglob("*.py")):

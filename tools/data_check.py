@@ -3,9 +3,8 @@ baselines: `python tools/data_check.py OUT RESULTS`. Whatever is done is not don
 import sys
 from pathlib import Path
 from ccd.data.corpora import open_corpus
-from ccd.files import to_plain_dict, write_json
+from ccd.files import slug, to_plain_dict, write_json
 from ccd.presets import preset
-from ccd.probing.tables import slug
 from ccd.runs import cached_stage, outputs_hash, run_settings, write_manifest
 from ccd.settings import override
 from ccd.study.scaling.grid import GRIDS

@@ -6,6 +6,7 @@
 __all__ = ['Features', 'EncoderCard', 'Encoder', 'card_row', 'FeatureSpec', 'BackboneAdapter', 'make_encoder']
 
 # %% ../../nbs/library/encoders/01_base.ipynb #503a17d8
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -123,8 +124,8 @@ def _make_feature_fn(adapter: BackboneAdapter, # parts of the network
     many: int = 1, # number of blocks whose CLS tokens are concatenated
 ): # function: normalized pixels [B, 3, H, W] -> Features
     "Return the function that computes all features of a network."
-    held, as_is = [], lambda vectors: vectors
-    def hold(module, seen, out): return held.append(out)
+    held, as_is = threading.local(), lambda vectors: vectors # each thread has its own batch
+    def hold(module, seen, out): return held.outputs.append(out)
     if adapter.blocks is not None:
         del adapter.blocks[depth:]
         for block in adapter.blocks[-many:]: block.register_forward_hook(hold)
@@ -135,9 +136,9 @@ def _make_feature_fn(adapter: BackboneAdapter, # parts of the network
         if output.ndim == 4: output = output.flatten(2).transpose(1, 2) # positions of a feature map
         return early(output)
     def read(pixels):
-        held.clear()
+        held.outputs = []
         end, shared = adapter.run(pixels.to(dtype))
-        each = [tokens(output) for output in held or [end]]
+        each = [tokens(output) for output in held.outputs or [end]]
         cls = (torch.cat([late(block_tokens[:, 0]) for block_tokens in each], 1) if adapter.has_cls
                else None)
         patches = each[-1][:, adapter.prefix:]

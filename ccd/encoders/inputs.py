@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['stored_image_set', 'open_source', 'embed_images', 'EncoderPair', 'embed_pair', 'shared_init_spec', 'load_encoder',
-           'check_known', 'usable_labels']
+           'check_known', 'display_names', 'usable_labels']
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #1aec1a7d
-import warnings
+import re, warnings
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -239,9 +239,24 @@ def _held_once(items, tables): # keep one copy of equal tables of items
     return items if same is None else same
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #2f78dfd4
-def _names(cards, specs): # display name of each encoder, unique
-    named = {role: "raw pixels" if specs[role].startswith("pixels:") else card["name"]
-             for role, card in cards.items()}
+def _plain_name(spec: str, card: dict) -> str: # "CLIP seed 1"
+    "Return the name of an encoder's card, with the seed of a run that has another than 0."
+    seed = re.search(r"seed (\d+)$", card["training"] or "") # vectors of others may not say it
+    if spec.startswith("pixels:"): return "raw pixels"
+    return card["name"] + (f" seed {seed[1]}" if seed and seed[1] != "0" else "")
+
+# %% ../../nbs/library/encoders/09_inputs.ipynb #2f78dfd5
+def display_names(
+    cards: dict, # spec -> card
+) -> dict: # spec -> display name, unique
+    "Return display names of encoders: the names of their cards, made unique."
+    found = {spec: _plain_name(spec, card) for spec, card in cards.items()}
+    twice = {name for name in found.values() if list(found.values()).count(name) > 1}
+    return {spec: f"{name} ({spec})" if name in twice else name for spec, name in found.items()}
+
+# %% ../../nbs/library/encoders/09_inputs.ipynb #2f78dfd6
+def _names(cards, specs): # display name of each role, unique
+    named = {role: _plain_name(specs[role], card) for role, card in cards.items()}
     twice = {name for name in named.values() if list(named.values()).count(name) > 1}
     more = dict(a="A", b="B", reference_a="another seed", reference_b="another seed of B")
     out = {role: f"{name} ({more.get(role, specs[role])})" if name in twice else name

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAMILY', 'predict_probes', 'score_probes', 'compare_probes', 'add_holm', 'compare_arms', 'tasks_where_better',
            'segmentation_splits', 'save_segmentation', 'read_segmentation', 'segmentation_rows',
-           'segmentation_differences', 'few_shot_rows', 'slug', 'knn_callback']
+           'segmentation_differences', 'few_shot_rows', 'knn_callback']
 
 # %% ../../nbs/library/probing/08_tables.ipynb #8584ecb7
 import itertools, json, re, warnings
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from ..files import UserError, atomic_write, content_hash, load_table, log_line
+from ..files import UserError, atomic_write, load_table, log_line
 from ..settings import Control, Settings
 from ..device import autocast, device
 from ..stats import (Estimate, cluster_bootstrap_means, effective_groups, group_mean, holm,
@@ -24,15 +24,11 @@ from ..data.corpora import ImageDecoder
 from ..data.augment import normalize, to_float
 from ..training.towers import build_vit
 from ..training.distributed import full_tensor, is_main_process
-from ..encoders.adapters.text import load_text_encoder
 from ..encoders.embeddings import Embeddings
-from ..encoders.inputs import embed_images
 from .linear import LinearProbe, accuracy, linear_probe
 from .protocols import PROTOCOLS, few_shot, knn_probe, sgd_probe
-from .datasets import _class_names, _open_dataset, _parse_dataset_name
+from .datasets import _open_dataset, _parse_dataset_name
 from .tasks import Task, tasks
-from .zeroshot import (_build_zero_shot_classifier, _captions_of, _topk_accuracy,
-                                  _zero_shot_predict, retrieval)
 from .patches import _emoji_segments, _from_mask_images
 from .segmentation import (Segmentation, miou, _miou_difference, _miou_test,
                                       _segmentation_summary)
@@ -406,55 +402,6 @@ def few_shot_rows(
                              test_labels[test.rows], shots, seeds).assign(task=task.name))
     return (pd.concat(rows, ignore_index=True) if rows
             else pd.DataFrame(columns=["task", "shots", "seed", "top1", "balanced"]))
-
-# %% ../../nbs/library/probing/08_tables.ipynb #87c6e929
-def _zero_shot_rows(
-    spec: str, # name of an encoder
-    dataset: str, # name of the data set
-    corpora: dict, # key -> corpus
-    settings: Settings, # settings of the analysis
-    out: Path, # output folder
-    **how, # more arguments of `ccd.encoders.extraction.embed`
-    # accuracy, one row per k; retrieval, one row per direction and k
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Return zero-shot accuracy and retrieval of one encoder; empty where it has no text tower."
-    try: speak = load_text_encoder(spec)
-    except UserError as error:
-        log_line(f"no naming: {error}")
-        return pd.DataFrame(), pd.DataFrame()
-    key = next((candidate for candidate in corpora if candidate == "gallery"
-                or candidate.endswith(("-test", "-all"))))
-    projected = spec + ("," if "#" in spec else "#") + "feature=projected"
-    embeddings = embed_images(projected, key, settings,
-                              out / "vectors" / slug(spec) / f"{slug(key)}-projected",
-                              corpora[key], **how)
-    items, draws = embeddings.items, settings.analysis.n_resamples
-    rows = np.flatnonzero(items.split != "train")
-    if dataset == "emoji":
-        rows = np.flatnonzero(items.split == "test")
-        labels, group = items.name.values[rows], items.family.values[rows]
-        names, words, texts = (sorted(set(labels)),) * 2 + ("emoji",)
-    else:
-        known = _class_names(dataset, {key: items})
-        labels, group = items.label.values[rows], items.item_id.values[rows]
-        names, words, texts = (list(known), list(known.values()),
-                               "imagenet" if dataset.startswith("imagenet") else "simple")
-    features = embeddings.vectors[rows]
-    classifier = _build_zero_shot_classifier(speak, words, texts)
-    named = _topk_accuracy(labels, _zero_shot_predict(features, classifier, names), group,
-                           n_resamples=draws)
-    where = pd.Index(corpora[key]["item_id"][:]).get_indexer(items.item_id.values[rows])
-    said, owner = _captions_of(corpora[key].select(where))
-    found = (retrieval(features, speak(said), owner, said, group, n_resamples=draws) if len(said)
-             else pd.DataFrame())
-    return (named.assign(dataset=dataset, n_classes=len(names), templates=texts),
-            found.assign(dataset=dataset))
-
-# %% ../../nbs/library/probing/08_tables.ipynb #58a4cc2e
-def slug(name: str) -> str: # part of a path
-    "Return a name as a valid part of a path, with a hash where characters were replaced."
-    plain = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")
-    return plain if plain == name and len(plain) <= 80 else f"{plain[-60:]}-{content_hash(name, 6)}"
 
 # %% ../../nbs/library/probing/08_tables.ipynb #2541cac8
 def knn_callback(

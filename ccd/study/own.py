@@ -16,7 +16,7 @@ from ..settings import Settings, ViT, override
 from ..presets import RECIPES, apply_recipe
 from ..data.own import own_data
 from .suite import _claim_study, find_suite
-from .evaluate import _write_page, evaluate_encoders
+from .evaluate import _judge, _write_page
 
 # %% ../../nbs/library/study/05_own.ipynb #1d33022e
 def _recipes_of(facts: dict, variants: tuple = ()) -> tuple: # facts: of `own_data`
@@ -166,10 +166,10 @@ def _study_own(
     later = [specs[run.folder] for run in jobs if run.seed]
     replicates = ("", "") if few and encoders else (*again, "")[:2]
     suite = find_suite("own", settings)
-    evaluate_encoders([*named, *later], suite, settings, out, replicates, thumbnails)
+    _judge([*named, *later], suite, settings, out, replicates, thumbnails)
     lead = _first_words(own, settings, jobs, specs, encoders, out)
-    return _write_page(out, suite, named, lead, "Does language help on these images?",
-                       [_made_section(own, settings, jobs)])
+    return _write_page([*named, *later], suite, settings, out, thumbnails, lead,
+                       "Does language help on these images?", [_made_section(own, settings, jobs)])
 
 # %% ../../nbs/library/study/05_own.ipynb #b273f8a9
 def _train_own(run: _Run, own, out: Path) -> Path: # folder of the run

@@ -13,14 +13,15 @@ import pandas as pd
 from ..files import UserError, load_table, user_path
 from ..settings import Settings, override
 from ..presets import RECIPES, apply_recipe, preset
-from ..report.tables import figure_html, table_tag
-from ..report.accuracy import loss_curves
+from ..report.tables import table_tag
 from ..training.audit import cli_overrides
 from .suite import Suite, _claim_study
 from .plan import _format_study_plan, _require_inputs
-from .evaluate import _write_page, evaluate_encoders
+from .sections import _curves_section
+from .evaluate import _judge, _write_page
 
 # %% ../../nbs/library/study/07_paper.ipynb #79a1bd1a
+_NAMES = dict(clip="CLIP", dino="DINO") # the two encoders of the main comparison
 _VARIANTS = ("clip-coarse", "siglip", "clip-roberta-4", "clip-roberta-10", "clip-vicuna")
 
 # %% ../../nbs/library/study/07_paper.ipynb #f4f5df5b
@@ -91,9 +92,12 @@ def _study_paper(
     specs = {job: f"ccd:{_train_one(*job, settings, suite, corpus, out)}"
              for job in _jobs(settings, variants)}
     again = tuple(specs.get((recipe, 1), "") for recipe in ("clip", "dino"))
-    evaluate_encoders(list(specs.values()), suite, settings, out, again)
-    return _write_page(out, suite, list(specs.values()), "", "CLIP and DINO at the paper's scale",
-                       [_curves_section(out, settings), _beside_section(out)])
+    encoders = list(specs.values())
+    _judge(encoders, suite, settings, out, again)
+    folders = {title: out / "train" / f"{recipe}-0" for recipe, title in _NAMES.items()}
+    losses = dict(CLIP=math.log(settings.control.batch_size), DINO=math.log(settings.dino.out_dim))
+    return _write_page(encoders, suite, settings, out, title="CLIP and DINO at the paper's scale",
+                       more=[_curves_section(folders, losses), _beside_section(out)])
 
 # %% ../../nbs/library/study/07_paper.ipynb #07aa0001
 def _format_paper_plan(settings: Settings, suite: Suite, variants: bool = False, at: tuple = ()):
@@ -130,16 +134,6 @@ def _paper_commands(settings: Settings, suite: Suite, out, kind: str, variants: 
     after = ":".join(f"$job{number}" for number in range(len(train)))
     return "\n".join(["#!/bin/bash", *jobs, f"sbatch --dependency=afterok:{after} --gpus-per-node="
                       f"1 --requeue --wrap {shlex.quote(last)}"])
-
-# %% ../../nbs/library/study/07_paper.ipynb #a45e2e9b
-def _curves_section(out: Path, settings: Settings) -> dict:
-    from ccd.training.loop import metrics
-    curves = {title: metrics(out / "train" / f"{recipe}-0")
-              for recipe, title in (("clip", "CLIP"), ("dino", "DINO"))}
-    chance = dict(CLIP=math.log(settings.control.batch_size), DINO=math.log(settings.dino.out_dim))
-    return dict(title="Training curves", body=figure_html(loss_curves(curves, chance), "losses"),
-                text="The paper's Figure 4. Dotted: the loss of an untrained network. DINO's loss "
-                     "does not measure its progress, since its target changes.", note="")
 
 # %% ../../nbs/library/study/07_paper.ipynb #c65d45ad
 def _published_beside(table: pd.DataFrame) -> pd.DataFrame: # table: accuracy.csv of `probe`

@@ -28,6 +28,7 @@ class Suite:
     language: str = "" # language model: folder or name; "": that of the preset
     places: tuple = () # (benchmark, place) of copies of benchmarks
     texts: tuple = () # (recipe, text tower): folder or name of another text tower
+    asked: int = 0 # number of encoders, from the first, that answer questions; 0: all
     baselines: tuple = tuple(BASELINE_SPECS.values()) # encoders that are not trained
 
 # %% ../../nbs/library/study/01_suite.ipynb #5d9d285d
@@ -36,7 +37,7 @@ _PAPER_DATASETS = ("imagenet", "imagenetv2", "cifar10", "cifar10.1", "cifar100",
 
 # %% ../../nbs/library/study/01_suite.ipynb #75fc84c3
 _SUITES = {
-    "emoji": Suite("emoji", "scenes", ("emoji", "emoji-masks"), ("EmojiVMC",), "mini"),
+    "emoji": Suite("emoji", "scenes", ("emoji", "emoji-masks"), ("EmojiVMC",), "mini", asked=2),
     "paper": Suite("paper", "held-out", _PAPER_DATASETS, ("VMCBench",), "llava-1.5",
                    "blip_laion_cc_sbu_558k.json", "llava_v1_5_mix665k.json", "llava-images"),
     "own": Suite("own", "own", ("own",))}

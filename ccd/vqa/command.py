@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 import pandas as pd
 from ..files import (UserError, atomic_write, content_hash, load_table, log_line, read_json,
-                       renamed, to_plain_dict, write_json)
+                       renamed, slug, to_plain_dict, write_json)
 from ..settings import Settings, check_fields, rename_fields
 from ..runs import cached_stage, export_stage, outputs_hash, read_manifest, require_own_folder
 from ..report.style import distinct_colors
@@ -25,8 +25,7 @@ from ..encoders.preprocessing import refitted
 from ..encoders.names import parse_encoder_spec
 from ..encoders.inputs import load_encoder
 from ..probing.patches import pixel_patches
-from ..probing.tables import slug
-from ..probing.command import display_names
+from ..encoders.inputs import display_names
 from .benchmarks.questions import _options_of
 from .benchmarks.suite import _find_benchmark
 from .benchmarks.loading import load_questions

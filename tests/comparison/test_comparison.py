@@ -8,6 +8,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 from ccd.cli import main
 from ccd.encoders.inputs import shared_init_spec
+from ccd.encoders.loading import load
 from ccd.comparison.command import _STAGES, compare, export_comparison
 from ccd.files import UserError, file_hash, load_table
 from conftest import OPTIONS, finish, signal_when, start
@@ -28,7 +29,7 @@ def whole_comparison(whole, tiny, tmp_path_factory):
     return compare(*runs, "scenes", settings, out, **beside).parent, runs, settings, beside
 
 def test_a_whole_comparison(whole_comparison, whole):
-    out, runs, *_ = whole_comparison
+    out, runs, settings, _ = whole_comparison
     page = (out / "report.html").read_text()
     for title in ("Pairs with the largest disagreement", "Which factors do these pairs share?",
                   "Regression of pair similarity on shared attributes",
@@ -44,8 +45,8 @@ def test_a_whole_comparison(whole_comparison, whole):
             >= {"CLIP", "DINO", "random ViT", "raw pixels"})
     cards = [json.loads(file.read_text()) for file in out.glob("vectors/*/card.json")]
     first, = (card for card in cards if card["name"] == "random ViT")
-    study = json.loads((whole / "embed/random/scenes/card.json").read_text())
-    assert first["revision"] == study["revision"] # the very weights that both began with
+    begun = load(f"random:{settings.control.seed}", settings.control).card
+    assert first["revision"] == begun.revision # the very weights that both began with
 
 def test_again_nothing_is_done(whole_comparison):
     out, runs, settings, beside = whole_comparison

@@ -1,12 +1,14 @@
 """Vectors on disk: what a kill, a broken image, another engine or another machine does to them,
 which is nothing."""
 import os, shutil, signal, subprocess, sys, threading, time, tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pandas as pd, psutil, pytest, torch
 import embedding_job as job
 from ccd.encoders import extraction
 from ccd.files import UserError, file_hash
 from ccd.settings import Control, ViT
 from ccd.runs import read_manifest
+from ccd.encoders.base import BackboneAdapter, _make_feature_fn
 from ccd.encoders.embeddings import Embeddings, align, load_embeddings, load_vectors
 from ccd.encoders.extraction import BATCH, _BATCH_PER_CORE, embed
 from ccd.encoders.loading import load
@@ -56,6 +58,22 @@ def test_the_number_of_cores_changes_nothing(whole, scenes, tmp_path):
         assert same(embed(job.encoder(), scenes, tmp_path / "e"), whole)
         assert torch.get_num_threads() == before % 2 + 1
     finally: torch.set_num_threads(before)
+
+def test_batches_of_two_threads_do_not_mix():
+    meet = threading.Barrier(2, timeout=30) # both are in the same block at once
+    class Block(torch.nn.Module):
+        def forward(self, tokens):
+            meet.wait()
+            return tokens
+    blocks = torch.nn.ModuleList([Block(), Block()])
+    def run(pixels):
+        tokens = pixels.flatten(2).transpose(1, 2)
+        for block in blocks: tokens = block(tokens)
+        return tokens, None
+    read = _make_feature_fn(BackboneAdapter(run, blocks=blocks), 2, True, False, many=2)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda value: read(torch.full((1, 3, 4, 4), value)).cls, (1.0, 2.0)))
+    assert [cls.tolist() for cls in found] == [[[1.0] * 6], [[2.0] * 6]]
 
 def test_unit_vectors_need_room_for_themselves_only():
     x = np.random.default_rng(0).normal(size=(100_000, 64)).astype(np.float16)

@@ -10,13 +10,12 @@ from ccd.study.scaling import (curves as scaling_curves, grid as scaling_grid, m
 from ccd.training.audit import _flatten_dict
 from ccd.cli import _starting_point, main
 from ccd.commands import _AnySettings, _train as train_command
-from ccd.files import UserError, load_table, read_json, to_plain_dict, write_json
+from ccd.files import UserError, load_table, read_json, slug, to_plain_dict, write_json
 from ccd.settings import DataSettings, data_fraction, override
 from ccd.presets import RECIPES
 from ccd.runs import read_manifest, run_settings
 from ccd.data.emoji.scenes import asset_pool, scene
 from ccd.encoders.loading import load
-from ccd.probing.tables import slug
 from conftest import slow_cell
 from schemas import RESULTS, differences
 

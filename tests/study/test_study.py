@@ -1,17 +1,14 @@
 "What a study publishes can be loaded, and stands in for the training that made it."
 import json, shutil
 import pytest, torch
-from ccd.study import stages
+from ccd.study import emoji
 from ccd.training import loop
 from ccd.files import UserError, file_hash, read_json
 from ccd.settings import override
 from ccd.presets import preset
 from ccd.encoders.loading import load
-from ccd.study.stages import _train_all, runs
-from ccd.study.report import _command_of
+from ccd.study.emoji import _command_of, _train_all, runs
 from conftest import ROOT
-
-def world_of(out): return read_json(out / "world/fingerprints.json")
 
 def test_everything_published_is_sealed(published):
     home = published / "results/smoke"
@@ -33,17 +30,19 @@ def test_half_precision_is_near_enough(published, whole):
 def test_a_release_stands_in_for_training(published, tiny, whole, tmp_path, monkeypatch):
     monkeypatch.chdir(published)
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained again"))
-    _train_all(tmp_path, tiny, world_of(whole))
+    _train_all(tmp_path, tiny)
     assert {p.name for p in (tmp_path / "train").iterdir()} == {"clip-0", "dino-0"}
-    _train_all(tmp_path, tiny, world_of(whole))
+    _train_all(tmp_path, tiny)
 
 def test_a_release_of_other_settings_does_not(published, tiny, whole, tmp_path, monkeypatch):
     monkeypatch.chdir(published)
     trained = []
     monkeypatch.setattr(loop, "train", lambda objective, *_, **__: trained.append(objective))
-    _train_all(tmp_path / "a", override(tiny, **{"control.lr": 1e-4}), world_of(whole))
-    _train_all(tmp_path / "b", tiny, world_of(whole) | dict(train="another"))
-    _train_all(tmp_path / "c", override(tiny, **{"dino.out_dim": 32}), world_of(whole))
+    _train_all(tmp_path / "a", override(tiny, **{"control.lr": 1e-4}))
+    with monkeypatch.context() as patch:
+        patch.setattr(emoji, "_training_data", lambda *_: "another")
+        _train_all(tmp_path / "b", tiny)
+    _train_all(tmp_path / "c", override(tiny, **{"dino.out_dim": 32}))
     assert trained == ["clip", "dino", "clip", "dino", "dino"]
 
 def test_the_released_runs_are_adopted_and_nothing_is_trained(tmp_path, monkeypatch):
@@ -54,19 +53,19 @@ def test_the_released_runs_are_adopted_and_nothing_is_trained(tmp_path, monkeypa
     monkeypatch.chdir(ROOT)
     made = {p.name: read_json(p / "manifest.json")["inputs"]["corpus"]
             for p in (ROOT / "results/emoji-small/encoders").iterdir()}
-    monkeypatch.setattr(stages, "_training_data",
-                        lambda out, s, world, own: made["clip-0" if own.data == s.data
-                                                        else "clip-shuffled-0"])
-    for f in ("_train_corpus", "_knn_callback"): monkeypatch.setattr(stages, f, lambda *_: None)
+    monkeypatch.setattr(emoji, "_training_data",
+                        lambda out, s, own: made["clip-0" if own.data == s.data
+                                                 else "clip-shuffled-0"])
+    for f in ("_train_corpus", "_knn_callback"): monkeypatch.setattr(emoji, f, lambda *_: None)
     monkeypatch.setattr(loop, "estimate_seconds", lambda *_: 0)
     trained, now = [], preset("emoji-small")
     monkeypatch.setattr(loop, "train",
                         lambda objective, s, corpus, out, *_: trained.append(out.name))
     before = override(now, **{"dino.head_init": "trunc_normal"})
-    _train_all(tmp_path / "before", before, {})
+    _train_all(tmp_path / "before", before)
     assert ({p.name for p in (tmp_path / "before/train").iterdir()} == set(made)
             == set(runs(before)) and trained == [])
-    _train_all(tmp_path / "now", now, {})
+    _train_all(tmp_path / "now", now)
     assert set(trained) == {r for r in made if r.startswith("dino")}
 
 def test_the_best_release_is_found_by_name(published, tmp_path, monkeypatch):

@@ -312,7 +312,7 @@ def test_a_study_asks_a_language_model_and_tells(whole, tiny, tmp_path, monkeypa
     from ccd.study import command
     from ccd.vqa.llava import settings as vlm
     out, results = tmp_path / "study", tmp_path / "results"
-    shutil.copytree(whole, out)
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("comparison", "probes"))
     monkeypatch.setitem(vlm.VLM_PRESETS, "few", lambda: apply_overrides(vlm_preset("smoke"), FEW))
     settings = override(tiny, **{"analysis.vlm": "few", "analysis.vqa_questions": 4})
     page = command.study(settings, out)

@@ -11,13 +11,13 @@ from functools import partial
 from dataclasses import asdict
 from pathlib import Path
 import pandas as pd
-from ...files import UserError, alone, log_line, read_json, to_plain_dict, write_json
+from ...files import (UserError, alone, log_line, read_json, slug, to_plain_dict,
+                       write_json)
 from ...settings import (DataSettings, Settings, check_fields, rename_fields, from_plain_dict,
                           override)
 from ...presets import RECIPES, apply_recipe, preset
 from ...runs import (cached_stage, check_run, outputs_hash, read_manifest, require_own_folder,
                       run_settings, settings_diff, write_manifest)
-from ...probing.tables import slug
 from .grid import (GRIDS, Grid, RunSpec, _GridRun, _grid_runs, _settings_of,
                                     find_grid)
 from .measures import (_DRAWS, _EVALUATIONS, _N_PROJECTOR_QUESTIONS, _PROJECTOR_LR,
