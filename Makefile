@@ -35,6 +35,7 @@ study: env  ## train CLIP and DINO under control, compare them, write runs/PRESE
 	$(BIN)/ccd study --preset $(PRESET) $(ARGS)
 
 rehearse: env  ## the paper's whole study, on small stand-ins of all its inputs, into runs/rehearsal
+	$(BIN)/python tools/rehearse.py runs/rehearsal --check
 	$(BIN)/python tools/rehearse.py runs/rehearsal --variants $(ARGS)
 
 test: env  ## everything CI runs

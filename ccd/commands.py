@@ -48,6 +48,8 @@ def _study(
     thumbnails: bool = True, # your own images: --no-thumbnails leaves them out of the reports
     variants: bool = False, # --preset paper: also train the paper's other versions of CLIP
     at: tuple[str, ...] = (), # --preset paper: places of copies, such as imagenet=/data/imagenet
+    # --preset paper: first measure numbers that others have published, and say what agrees
+    check: bool = False,
     dry_run: bool = False, # print what is needed, what it costs and what is missing, and stop
     # --preset paper: only print the commands that train in parallel jobs and then judge
     commands: Literal["", "torchrun", "slurm"] = "",
@@ -57,10 +59,13 @@ def _study(
     kind = study_kind(settings)
     if kind != "emoji" and save_tables:
         raise UserError("--save-tables is of studies of the emoji data")
-    if dry_run or commands: print(study_plan(settings, variants, at, commands, out)); return
+    if dry_run or commands:
+        print(study_plan(settings, variants, at, commands, out, check))
+        return
     home = out or f"runs/{'own' if kind == 'own' else settings.preset}"
     with _at_work(home, save_tables) as (out, copy):
-        page = run(settings, out, encoders, budget, thumbnails, variants, at)
+        page = run(settings, out, encoders, budget, thumbnails, variants, at, check)
+        if check: print((page.parent / "summary.txt").read_text(encoding="utf-8"))
         if kind != "emoji": print(page)
         if copy: export_study(page.parent, copy, settings, weights)
 

@@ -347,16 +347,19 @@ def override(
 ): # changed copy of the settings
     "Return settings with some fields changed. Raises `UserError` for an unknown field."
     old = renamed("setting", type(settings).__name__)
+    known, whole, parts = [setting.name for setting in fields(settings)], {}, {}
     for name, value in changes.items():
         head, _, rest = name.partition(".")
         head = old.get(head) or head
-        known = [setting.name for setting in fields(settings)]
         if head not in known:
             raise UserError(f"unknown field {name!r} of {type(settings).__name__}: "
                             f"expected one of {', '.join(known)}")
-        settings = replace(settings, **{
-            head: override(getattr(settings, head), **{rest: value}) if rest else value})
-    return settings
+        if rest: parts.setdefault(head, {})[rest] = value
+        else: whole[head] = value
+    # all at once: fields that belong together, such as width and heads, may not fit one by one
+    settings = replace(settings, **whole)
+    return replace(settings, **{head: override(getattr(settings, head), **own)
+                                for head, own in parts.items()})
 
 # %% ../nbs/library/01_settings.ipynb #5d0c71a2
 def check_fields(

@@ -124,6 +124,37 @@ def language_models(home, texts):
     return {"clip-roberta-4": home / "roberta", "clip-roberta-10": home / "roberta",
             "clip-vicuna": home / "vicuna", "language": home / "language"}
 
+def published_stand_ins(home, inputs):
+    """Write small random models of the classes of published ones, and a log of DINO's code.
+    Return name -> place; `inputs` is the folder of `stand_ins`."""
+    import transformers as hf
+    from ccd.vqa.llava.conversations import _IMAGE_TOKEN
+    words = hf.AutoTokenizer.from_pretrained(inputs / "models/roberta")
+    bpe = hf.AutoTokenizer.from_pretrained(inputs / "models/language")
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+    eye = dict(small, image_size=32, patch_size=8)
+    torch.manual_seed(1)
+    vit = hf.ViTModel(hf.ViTConfig(**eye))
+    clip = hf.CLIPModel(hf.CLIPConfig(
+        text_config=dict(small, vocab_size=len(words), max_position_embeddings=32,
+                         bos_token_id=words.cls_token_id or 0, eos_token_id=words.sep_token_id or
+                         words.eos_token_id, pad_token_id=words.pad_token_id),
+        vision_config=eye, projection_dim=16))
+    llava = hf.LlavaForConditionalGeneration(hf.LlavaConfig(
+        vision_config=hf.CLIPVisionConfig(**dict(eye, num_hidden_layers=3)),
+        text_config=hf.LlamaConfig(vocab_size=len(bpe), max_position_embeddings=300, **small),
+        image_seq_length=16, image_token_index=bpe.convert_tokens_to_ids(_IMAGE_TOKEN)))
+    fit = dict(size=dict(height=32, width=32), do_center_crop=False)
+    for name, net, more in (("vit", vit, [hf.ViTImageProcessor(**fit)]),
+                            ("clip", clip, [words, hf.CLIPImageProcessor(**fit)]),
+                            ("llava", llava, [bpe])):
+        for part in (net, *more): part.save_pretrained(home / name)
+    lines = [json.dumps(dict(train_loss=10.0 - epoch, epoch=epoch)) for epoch in range(10)]
+    (home / "log.txt").write_text("\n".join(lines), encoding="utf-8")
+    return {"dino-vitb16": f"hf:{home / 'vit'}", "clip-vit-b-16": f"hf:{home / 'clip'}",
+            "llava-1.5-7b": home / "llava", "dino-log": home / "log.txt",
+            "dino-images": f"shards:{inputs / 'shards'}"}
+
 TOY = """--control.vit.image-size 32 --control.vit.patch-size 8 --control.vit.width 32
 --control.vit.depth 2 --control.vit.heads 2 --control.samples 256 --control.batch-size 32
 --clip.embed-dim 16 --clip.text.width 16 --clip.text.depth 1 --clip.text.heads 2
@@ -149,6 +180,9 @@ def rehearse(home, *options):
     at = (json.loads((home / "at.json").read_text(encoding="utf-8")) if (home / "at.json").exists()
           else stand_ins(inputs))
     (home / "at.json").write_text(json.dumps(at), encoding="utf-8")
+    if "--check" in options:
+        published = published_stand_ins(home / "published", inputs)
+        at = [*at, *(f"{name}={place}" for name, place in published.items())]
     main(["study", "--preset", "paper", "--out", str(out), "--at", *at, *TOY, *options])
     return out
 

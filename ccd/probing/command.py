@@ -40,7 +40,8 @@ def _default_baselines(
     specs: tuple = tuple(BASELINE_SPECS.values()), # names of features that are not trained
 ) -> list[str]: # names of the baselines that are not among the encoders
     """Return the baselines: the random initialization of the first run among the encoders, or a
-    random-init ViT, and the features that are not trained."""
+    random-init ViT, and the features that are not trained; none where these are none."""
+    if not specs: return []
     start = next(filter(None, (shared_init_spec(encoder, encoder) for encoder in encoders)),
                  "random:0")
     kinds = {encoder.partition(":")[0] for encoder in encoders}
@@ -133,7 +134,7 @@ def _classification_tables(
                            own_tasks, n_resamples)
         scores.append(own.assign(encoder=name))
     differences = [compare_probes(answers, one, other, n_resamples)
-                   for one, other in combinations(done, 2)]
+                   for one, other in combinations(done, 2)] or [pd.DataFrame()]
     classes = []
     for (name, task), group in answers.groupby(["encoder", "task"], sort=False):
         classes.append(_per_class(group.label.values,
@@ -220,7 +221,7 @@ def probe(
     out, # output folder
     protocols: bool = False, # also run the published protocols
     val_splits: int = 1, # number of random validation splits, if a data set has none
-    # names of features that are not trained, beside the random initialization
+    # names of features that are not trained, beside the random initialization; (): no baselines
     baselines: tuple = tuple(BASELINE_SPECS.values()),
     **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> Path: # path of the report
@@ -284,6 +285,7 @@ def _summary_text(
     names: list[str], # names of the encoders; the first is compared with the second
 ) -> str:
     "Return a summary of the differences in a few sentences."
+    if len(names) < 2 or not len(differences): return f"{names[0]} is compared with no other."
     first, second = names[:2]
     tests = differences[(differences.a == first) & (differences.b == second)
                         & (differences.probe == "linear")]
@@ -303,11 +305,13 @@ def _summary_text(
 # %% ../../nbs/library/probing/09_command.ipynb #6a34d590
 def _write_report(out: Path, names: list[str], datasets: list[str]) -> Path: # path of report.html
     "Write the report from the tables."
-    table, apart, cards = (load_table(out / "tables" / f"{name}.csv")
-                           for name in ("accuracy", "differences", "encoders"))
+    table, cards = (load_table(out / "tables" / f"{name}.csv")
+                    for name in ("accuracy", "encoders"))
     more = {name: load_table(path)
-            for name in ("few_shot", "zero_shot", "retrieval", "per_class", "protocols", "cuts",
-                      "left_out", "arms") if (path := out / "tables" / f"{name}.csv").exists()}
+            for name in ("differences", "few_shot", "zero_shot", "retrieval", "per_class",
+                         "protocols", "cuts", "left_out", "arms")
+            if (path := out / "tables" / f"{name}.csv").exists()}
+    apart = more.get("differences", pd.DataFrame()) # of one encoder there are none
     said, left = _summary_text(apart, names), more.get("left_out", ())
     with distinct_colors(tuple(names[:2])):
         sections = [_accuracy_section(table, apart, names), _seeds_section(more.get("arms")),
@@ -330,12 +334,14 @@ def _accuracy_section(table, apart, names):
     others = dict(balanced="Class-balanced accuracy",
                   group_mean="Macro average over families or other groups",
                   knn="Nearest neighbors")
-    more = "".join(f"<h3>{html.escape(title)}</h3>{table_tag(frame)}" for title, frame in (
-        # segmentation has no such tables
-        *((title, accuracy_table(table, column))
-          for column, title in others.items() if column in table),
-        (f"{names[0]} minus each other encoder, in points",
-         difference_table(apart[apart.a == names[0]]))))
+    # segmentation has no such tables
+    tables = {title: accuracy_table(table, column)
+              for column, title in others.items() if column in table}
+    if len(apart):
+        own = apart[apart.a == names[0]]
+        tables[f"{names[0]} minus each other encoder, in points"] = difference_table(own)
+    more = "".join(f"<h3>{html.escape(title)}</h3>{table_tag(frame)}"
+                   for title, frame in tables.items())
     return dict(title="Linear probes",
                 text="Top-1 accuracy on test images in percent, with 95 % confidence intervals. "
                      "The L2 strength and the number of neighbors are selected on validation "

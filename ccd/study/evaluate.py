@@ -40,9 +40,19 @@ def _judge(encoders, suite, settings, out, seed_replicates=("", ""), thumbnails=
     require_own_folder(out / "probes" / "tables")
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip")
     for encoder in encoders: check_known(encoder, settings)
+    _require_patches(encoders, suite, settings)
     for line in _left_out(suite, len(encoders)): log_line(line)
     for stage in (_probe_all, _compare_first, _ask_all):
         stage(encoders, suite, settings, out, seed_replicates, thumbnails)
+
+# %% ../../nbs/library/study/03_evaluate.ipynb #4aa0a789
+def _require_patches(encoders, suite, settings): # before the hours of the other stages
+    "Raise `UserError` for an encoder that a language model cannot read."
+    if not suite.benchmarks: return
+    from ccd.vqa.command import encoder_for_vlm
+    from ccd.vqa.llava.settings import vlm_preset
+    for encoder in encoders[:suite.asked or None]:
+        encoder_for_vlm(encoder, settings, vlm_preset(suite.model))
 
 # %% ../../nbs/library/study/03_evaluate.ipynb #def76961
 def _probe_all(encoders, suite, settings, out, seed_replicates, thumbnails):

@@ -45,13 +45,15 @@ def _placed(settings: Settings, suite: Suite, given: tuple = ()) -> tuple: # giv
     datasets = tuple(f"{name}:{at.pop(name)}" if name in at else name for name in suite.datasets)
     parts = {part: at.pop(part) for part in ("captions", "instructions", "pictures", "language")
              if part in at}
-    places = tuple((name, at.pop(name)) for name in suite.benchmarks if name in at)
-    texts = tuple((name, at.pop(name)) for name in _VARIANTS if name in at)
+    places = {name: at.pop(name) for name in suite.benchmarks if name in at}
+    texts = {name: at.pop(name) for name in _VARIANTS if name in at}
     if at:
         known = ["shards", *suite.datasets, "captions", "instructions", "pictures", "language",
                  *suite.benchmarks, *_VARIANTS]
         raise UserError(f"--at {next(iter(at))}: expected one of {', '.join(known)}")
-    return settings, replace(suite, datasets=datasets, places=places, texts=texts, **parts)
+    return settings, replace(suite, datasets=datasets, **parts,
+                             places=tuple((dict(suite.places) | places).items()),
+                             texts=tuple((dict(suite.texts) | texts).items()))
 
 # %% ../../nbs/library/study/07_paper.ipynb #7ec15513
 def _run_settings(recipe: str, seed: int, settings: Settings, suite: Suite) -> Settings:

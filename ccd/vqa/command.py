@@ -66,6 +66,9 @@ def load_training_data(settings: Settings, v: VlmSettings, captions="", instruct
                             f"\"image\", a file in {images}")
     return learned
 
+# %% ../../nbs/library/vqa/03_command.ipynb #5cfbeb84
+_HANDMADE = ("colors", "hog", "hog-colors", "patches") # kinds of encoders without layers
+
 # %% ../../nbs/library/vqa/03_command.ipynb #5cfbeb85
 def encoder_for_vlm(
     spec: str, # encoder name
@@ -76,7 +79,7 @@ def encoder_for_vlm(
     vit, (kind, *_) = settings.control.vit, parse_encoder_spec(spec)
     if kind == "pixels":
         return refitted(pixel_patches(vit.image_size, vit.patch_size), v.fit or "crop")
-    encoder = load_encoder(spec if kind == "colors" else _spec_with_layer(spec, v), settings)
+    encoder = load_encoder(spec if kind in _HANDMADE else _spec_with_layer(spec, v), settings)
     if "patches" not in encoder.taps:
         raise UserError(f"{spec} has no patch tokens, which the language model needs")
     return encoder

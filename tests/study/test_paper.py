@@ -1,12 +1,13 @@
 "The paper's study on stand-ins of all its inputs, and what it says of missing or broken ones."
-import json, shlex, shutil, subprocess
+import errno, json, shlex, shutil, signal, subprocess
 import pandas as pd
 import pytest
 from ccd.cli import main
 from ccd.presets import preset
-from ccd.study import paper
+from ccd.study import check, paper
 from ccd.study.suite import find_suite
-from rehearse import TOY, stand_ins
+from conftest import signal_when, start
+from rehearse import TOY, published_stand_ins, stand_ins
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
@@ -158,3 +159,73 @@ def test_each_seed_is_a_job(inputs, capsys):
 def test_commands_of_another_study_are_refused(capsys):
     with pytest.raises(SystemExit): main(["study", "--preset", "smoke", "--commands", "slurm"])
     assert "--commands is of the paper's study" in capsys.readouterr().err
+
+# --- what can happen on the way
+
+def test_killed_and_then_without_room_nothing_is_lost(inputs, finished, tmp_path, capsys,
+                                                         monkeypatch):
+    from ccd.comparison import command as comparison
+    out = tmp_path / "study"
+    def made(*within):
+        return {path: path.stat().st_mtime_ns
+                for place in within for path in (out / place).rglob("manifest.json")}
+    said, code = signal_when(start(*command(inputs[1], out)), lambda: any(
+        out.glob("probes/answers/*/*/manifest.json")), signal.SIGKILL)
+    assert code == -signal.SIGKILL, said
+    trained = made("train")
+    assert len(trained) == 2 and not (out / "report.html").exists()
+    def full(*_): raise OSError(errno.ENOSPC, "no room")
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "_pair_stage", full)
+        with pytest.raises(SystemExit) as stop: main(command(inputs[1], out))
+    assert stop.value.code and "no space left" in capsys.readouterr().err
+    judged = made("train", "probes")
+    assert trained.items() <= judged.items() and out / "probes/tables/manifest.json" in judged
+    main(command(inputs[1], out))
+    assert judged.items() <= made("train", "probes").items()
+    for file in ("probes/tables/accuracy.csv", "comparison/pairs/pairs.csv",
+                 "vlm/VMCBench/tables/summary.csv"):
+        assert (out / file).read_text() == (finished / file).read_text(), file
+
+def test_an_encoder_without_patch_tokens_is_told_before_the_probes(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "colors:8", "--suite", "emoji", "--preset", "mini", "--out",
+              str(tmp_path)])
+    assert "has no patch tokens" in capsys.readouterr().err
+    assert not (tmp_path / "probes").exists()
+
+# --- the checks before it
+
+@pytest.fixture(scope="module")
+def published(inputs, tmp_path_factory):
+    "Stand-ins of the published models and of the log: NAME=PLACE."
+    return published_stand_ins(tmp_path_factory.mktemp("published"), inputs[0])
+
+def test_the_checks_measure_everything_and_are_not_repeated(inputs, published, tmp_path, capsys,
+                                                            monkeypatch):
+    monkeypatch.setattr(check, "_SEEDS", 2)
+    main(command(inputs[1] | published, tmp_path, "--check"))
+    table = pd.read_csv(tmp_path / "check/checks.csv").fillna("")
+    assert table.check.tolist() == [known.name for known in check._CHECKS]
+    assert (table.got != "").all() and not table.note.str.startswith("not run").any(), table.note
+    assert set(table.passed[:7]) == {"NO"} # random networks
+    assert "7 of 8 checks failed" in capsys.readouterr().out # of the last nothing is published
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("found.json")}
+    assert len(made) == len(check._CHECKS)
+    main(command(inputs[1] | published, tmp_path, "--check"))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("found.json")} == made
+
+def test_a_check_that_cannot_be_run_is_listed_with_its_reason(inputs, published, tmp_path,
+                                                               monkeypatch):
+    monkeypatch.setattr(check, "_CHECKS", [known for known in check._CHECKS
+                                           if "loss" in known.name])
+    log = tmp_path / "log.txt"
+    log.write_text("epoch 1: 10.5\n")
+    main(command(inputs[1] | published | {"dino-log": log}, tmp_path, "--check"))
+    row = pd.read_csv(tmp_path / "check/checks.csv").iloc[0]
+    assert row.note.startswith("not run: ") and "is no log of DINO's code" in row.note
+    assert "1 of 1 checks could not be run" in (tmp_path / "check/summary.txt").read_text()
+
+def test_checks_of_another_study_are_refused(capsys):
+    with pytest.raises(SystemExit): main(["study", "--preset", "smoke", "--check"])
+    assert "--check is of the paper's study" in capsys.readouterr().err
