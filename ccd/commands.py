@@ -298,12 +298,14 @@ def _vqa(
 
 # %% ../nbs/library/07_commands.ipynb #0f73b4c2
 def _scale(
-    grid: Positional[str], # grid of runs: emoji or smoke; a key of `ccd.study.scaling.grid.GRIDS`
+    grid: Positional[str], # grid of runs: emoji, controlled, web or smoke; a key of
+    # `ccd.study.scaling.grid.GRIDS`
     out: str = "", # folder of the runs; by default runs/scale-GRID
     # folder of the measurements, from which any machine can resume; by default OUT/results
     measurements: str = "",
     # select runs whose name contains this text, or matches it as a pattern with * and ?
     only: str = "",
+    at: tuple[str, ...] = (), # grid web: places of copies, such as imagenet=/data/imagenet
     dry_run: bool = False, # only list the runs
     # only print the commands that start each run with several processes
     commands: Literal["", "torchrun", "slurm"] = "",
@@ -317,7 +319,7 @@ def _scale(
     measurements = measurements or f"{out}/results"
     if commands: print(runs.commands(grid, commands, out, measurements, only))
     elif dry_run: print(format_plan(runs.dry_run(found_grid, measurements, only)))
-    else: print(runs.scale(found_grid, _writable(out), _writable(measurements), only))
+    else: print(runs.scale(found_grid, _writable(out), _writable(measurements), only, at))
 
 # %% ../nbs/library/07_commands.ipynb #5f3e9a21
 def _sweep(

@@ -170,6 +170,9 @@ def _segmentation_tables(
 # %% ../../nbs/library/probing/09_command.ipynb #ba3eb30c
 _SEGMENTATION_DATASETS = ("emoji-masks", "ade20k") # data sets with a label per pixel
 
+def _has_masks(dataset: str) -> bool: # dataset: NAME or NAME:PLACE
+    return dataset.partition(":")[0] in _SEGMENTATION_DATASETS
+
 # %% ../../nbs/library/probing/09_command.ipynb #5d0c7401
 def _cards_of(every, probed, segmented) -> dict: # encoder -> card as a dict, for those with results
     cards = {encoder: probed[encoder][0].card for encoder in every if probed[encoder]}
@@ -232,7 +235,7 @@ def probe(
     require_own_folder(out / "tables")
     every = [*dict.fromkeys(encoders), *_default_baselines(encoders, baselines)]
     probed, skipped = {encoder: [] for encoder in every}, []
-    labeled = [dataset for dataset in datasets if dataset not in _SEGMENTATION_DATASETS]
+    labeled = [dataset for dataset in datasets if not _has_masks(dataset)]
     for group in _group_by_source_dataset(labeled).values():
         opened = {dataset: _open_dataset(dataset, settings) for dataset in group}
         skipped += [(*row, dataset) for dataset, corpora in opened.items()
@@ -241,8 +244,8 @@ def probe(
         for encoder in every:
             probed[encoder].append(_run_probe(encoder, group, corpora, settings, out, protocols,
                                               val_splits, **embed_kwargs))
-    segmented = {dataset: _run_segmentation_probes(every, dataset, settings, out)
-                 for dataset in datasets if dataset in _SEGMENTATION_DATASETS}
+    segmented = {dataset.partition(":")[0]: _run_segmentation_probes(every, dataset, settings, out)
+                 for dataset in datasets if _has_masks(dataset)}
     cards = _cards_of(every, probed, segmented)
     if encoders[0] not in cards:
         raise UserError(f"{encoders[0]} has none of the features that {join_words(datasets)} need: "
@@ -265,7 +268,7 @@ def _run_segmentation_probes(
     marks = {split: fingerprint(part.corpus)
              for split, part in zip(("train", "val", "test"), parts)}
     def kept(name, more, make):
-        return cached_stage(out / "answers" / slug(name) / dataset, about | more, marks,
+        return cached_stage(out / "answers" / slug(name) / slug(dataset), about | more, marks,
                             lambda tmp: save_segmentation(make(), tmp))
     found = {}
     for spec in every:

@@ -16,8 +16,9 @@ from ..files import UserError, load_table, log_line, read_json, slug, user_path,
 from ..settings import Settings, override
 from ..presets import preset
 from ..runs import cached_stage
+from .scaling.runs import _parse_places
 from .suite import Suite
-from .paper import _parse_places, _placed, _study_paper
+from .paper import _placed, _study_paper
 
 # %% ../../nbs/library/study/08_check.ipynb #03b4c87d
 _PLACES = {"dino-vitb16": "hf:facebook/dino-vitb16",

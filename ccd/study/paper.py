@@ -15,6 +15,7 @@ from ..settings import Settings, override
 from ..presets import RECIPES, apply_recipe, preset
 from ..report.tables import table_tag
 from ..training.audit import cli_overrides
+from .scaling.runs import _parse_places
 from .suite import Suite, _claim_study
 from .plan import _format_study_plan, _require_inputs
 from .sections import _curves_section
@@ -23,17 +24,6 @@ from .evaluate import _judge, _write_page
 # %% ../../nbs/library/study/07_paper.ipynb #79a1bd1a
 _NAMES = dict(clip="CLIP", dino="DINO") # the two encoders of the main comparison
 _VARIANTS = ("clip-coarse", "siglip", "clip-roberta-4", "clip-roberta-10", "clip-vicuna")
-
-# %% ../../nbs/library/study/07_paper.ipynb #f4f5df5b
-def _parse_places(given: tuple) -> dict: # NAME -> PLACE
-    "Parse `NAME=PLACE` arguments. Raises `UserError` for another form."
-    found = {}
-    for text in given:
-        name, sign, place = text.partition("=")
-        if not (name and sign and place):
-            raise UserError(f"--at {text!r}: expected NAME=PLACE, such as imagenet=/data/imagenet")
-        found[name] = place
-    return found
 
 # %% ../../nbs/library/study/07_paper.ipynb #0ef3994d
 def _placed(settings: Settings, suite: Suite, given: tuple = ()) -> tuple: # given: NAME=PLACE

@@ -81,6 +81,75 @@ def test_recipes_that_do_not_exist_are_not_in_it(monkeypatch):
     monkeypatch.setitem(RECIPES, "not there yet", replace(RECIPES["dino"], title="new"))
     assert [p.recipe for p in scaling_grid._points(grid) if p not in before] == ["not there yet"]
 
+def test_settings_of_a_search_reach_their_recipe_alone():
+    tuned = replace(EMOJI, tuned={"dino": {"dino.momentum": 0.9}})
+    for point in scaling_grid._points(EMOJI)[:40]:
+        before, now = (scaling_grid._settings_of(grid, point) for grid in (EMOJI, tuned))
+        assert (now.dino.momentum == pytest.approx(0.9)) == (point.recipe == "dino")
+        assert replace(now, dino=before.dino) == before
+
+# --- Web-SSL's grid
+
+WEB = scaling_grid.GRIDS["web"]
+
+def test_each_run_of_web_ssl_has_the_preset_of_its_size_and_its_data():
+    points = scaling_grid._points(WEB)
+    names = {(p.recipe, p.size): scaling_grid._settings_of(WEB, p).preset for p in points}
+    assert names["dinov2", 4096] == "web-ssl-7b" and names["clip", 1024] == "web-clip-300m"
+    assert names["mae", 1280] == "web-mae-700m" and ("mae", 4096) not in names
+    for point in points:
+        settings = scaling_grid._settings_of(WEB, point)
+        assert settings.control.vit.width == point.size
+        assert settings.data.source == {"": "shards:metaclip-2b", **WEB.sources}[point.data]
+        assert settings.control.vit.image_size == point.pixels <= settings.data.size
+        if point.recipe == "dinov2":
+            assert settings.dinov2.local_size % settings.control.vit.patch_size == 0
+    assert {p.samples for p in points} == {1e9, 2e9, 4e9, 8e9}
+    assert {p.data for p in points} == {"", "light", "heavy", "imagenet"}
+
+def test_more_pixels_continue_the_run_with_fewer(monkeypatch):
+    monkeypatch.setattr(scaling_grid, "_sample_flops", lambda *_: 1.0) # of 7 billion weights
+    for point in scaling_grid._points(WEB):
+        settings, start = (scaling_grid._settings_of(WEB, point),
+                           scaling_grid._start_of(WEB, point))
+        if point.pixels == 224: assert start is None
+        else:
+            assert start == replace(point, pixels=224)
+            assert settings.control.samples == 20_000 * 2048
+    script = scaling_runs.commands("web", "torchrun", "/runs", only="clip-*px518*")
+    assert "--init-from /runs/clip-w4096-d1-n2000000000-px224-s0" in script
+
+def test_a_grid_continues_a_run_at_more_pixels(tmp_path):
+    tiny = replace(TINY, axes=dict(pixels=(72,)), recipes=("clip",), center_recipes=(),
+                   measures=("probes",), tune={"control.samples": 64})
+    scaling_runs.scale(tiny, tmp_path / "out", tmp_path / "results")
+    started, = (read_manifest(folder)["settings"] for folder in (tmp_path / "out").glob("*px72*"))
+    assert started["start"] and started["control"]["samples"] == 64
+    table = scaling_runs.dry_run(tiny, tmp_path / "results")
+    assert table.done.all() and sorted(table.samples) == [64, tiny.center["samples"]]
+
+def test_a_grid_of_other_images_is_measured_on_photographs_at_other_places(tmp_path):
+    from rehearse import IMAGENET, ade20k, folders
+    folders(tmp_path / "imagenet", IMAGENET, (("train", 8), ("validation", 4)))
+    at = (f"imagenet={tmp_path / 'imagenet'}", f"ade20k={ade20k(tmp_path / 'ade20k')}")
+    tiny = replace(TINY, axes={}, recipes=("clip",), center_recipes=(),
+                   sources=dict(half="emoji:0.5"), more=(dict(data="half"),),
+                   measures=("imagenet", "ade20k"))
+    with pytest.raises(UserError, match="--at cars: expected one of imagenet, ade20k"):
+        scaling_runs.scale(tiny, tmp_path / "out", at=("cars=/data",))
+    results = scaling_runs.scale(tiny, tmp_path / "out", at=at)
+    found = {file.parts[-3]: read_json(file)["metrics"]
+             for file in results.glob("*/*/measured.json")}
+    assert len(found) == 2 and sum(name.endswith("-half") for name in found) == 1
+    for run in found:
+        metrics = {name: value for measure in ("imagenet", "ade20k") for name, value in
+                   read_json(results / run / measure / "measured.json")["metrics"].items()}
+        assert set(metrics) == {"imagenet", "imagenet, kNN", "ade20k"}
+        assert all(0 <= value["estimate"] <= 1 for value in metrics.values())
+    sources = {read_manifest(folder)["inputs"]["corpus"] for folder in
+               (tmp_path / "out").glob("clip-*")}
+    assert len(sources) == 2
+
 def test_reckoned_flops_are_those_that_training_counts(results):
     for f in results.glob("*/probes/measured.json"):
         run = next(r for r in scaling_grid._grid_runs(TINY) if r.name == f.parent.parent.name)

@@ -6,12 +6,13 @@
 __all__ = ['GRIDS', 'RunSpec', 'Grid', 'find_grid']
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #f15167fa
+import contextlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 from ...files import UserError
-from ...settings import Settings, override
-from ...presets import BASELINE_SPECS, RECIPES, apply_recipe, preset
+from ...settings import Dinov2, Settings, override
+from ...presets import BASELINE_SPECS, PRESETS, RECIPES, apply_recipe, preset
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a007
 @dataclass(frozen=True)
@@ -23,11 +24,12 @@ class RunSpec:
     samples: int # samples seen in training
     pixels: int # side of the input image, px
     seed: int = 0 # random seed of weights, order, augmentations and image subset
+    data: str = "" # name of other training images, key of `Grid.sources`; "": those of the preset
 
     @property
     def name(self) -> str: # name of its folders
         return (f"{self.recipe}-w{self.size}-d{self.drawings:g}-n{self.samples}"
-                f"-px{self.pixels}-s{self.seed}")
+                f"-px{self.pixels}-s{self.seed}") + f"-{self.data}" * bool(self.data)
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #82f5d798
 _AXES = ("size", "drawings", "samples", "pixels")
@@ -45,6 +47,12 @@ class Grid:
     seeds: int = 1 # number of seeds at the center and at the ends of axes
     seeded_axes: tuple = ("size", "drawings", "samples") # axes whose ends are run with all seeds
     changes: dict = None # overrides of the preset, with dotted names
+    tuned: dict = None # recipe -> settings that its search has selected, see `ccd sweep`
+    presets: dict = None # recipe -> width -> preset that has this width; replaces `base`
+    sources: dict = None # name -> source of other training images
+    more: tuple = () # further runs, each as changes of the first recipe's center
+    # settings of runs with other pixels, which then continue the run with the center's pixels
+    tune: dict = None
     measures: tuple = ("probes", "masks") # evaluations: keys of `_EVALUATIONS`
     reader: str = "" # preset of the shared language model of the measure `answers`
     # least accuracy of the oracle on a subset that is asked; 0: a fixed list of subsets
@@ -54,6 +62,17 @@ class Grid:
     center_seeds: int = 1
     baselines: tuple = () # names of encoders without training that are measured too
     keep: bool = False # keep the encoders of seed 0 with the measurements, in half precision
+
+# %% ../../../nbs/library/study/scaling/01_grid.ipynb #b18a9964
+_BILLION = 1_000_000_000
+# recipe -> width -> preset of Web-SSL (Fan et al., 2025)
+_WEB_PRESETS = {
+    recipe: {preset(name).control.vit.width: name for name in PRESETS if name.startswith(kind)}
+    for recipe, kind in (("dinov2", "web-ssl-"), ("clip", "web-clip-"), ("mae", "web-mae-"))}
+
+# %% ../../../nbs/library/study/scaling/01_grid.ipynb #b18a9963
+# the section on resolution: 20,000 steps of 2,048 images
+_WEB_TUNE = {"control.samples": 20_000 * 2048, "control.batch_size": 2048, "control.lr": 1.41e-5}
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #b18a9965
 GRIDS = {
@@ -75,7 +94,16 @@ GRIDS = {
                   center_seeds=3, seeded_axes=("drawings",),
                   measures=("tasks", "neighbors", "masks", "attributes", "perturbations",
                             "answers"), reader="controlled", admission=0.8, projector_seeds=3,
-                  baselines=("random:0", *BASELINE_SPECS.values()), keep=True)}
+                  baselines=("random:0", *BASELINE_SPECS.values()), keep=True),
+    "web": Grid("web-ssl-7b", dict(size=4096, drawings=1.0, samples=2 * _BILLION, pixels=224),
+                dict(size=(1024, 1280, 1536, 2688, 3072, 3584),
+                     samples=(_BILLION, 4 * _BILLION, 8 * _BILLION), pixels=(378, 518)),
+                ("dinov2", "clip", "mae"), measures=("imagenet", "ade20k"), presets=_WEB_PRESETS,
+                sources=dict(light="filter:light:scores", heavy="filter:heavy:scores",
+                             imagenet="hf:ILSVRC/imagenet-1k"),
+                more=tuple(dict(size=size, data=data) for data in ("light", "heavy", "imagenet")
+                           for size in (1536, 2688, 3072)),
+                tune=_WEB_TUNE)}
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a009
 def find_grid(name: str) -> Grid:
@@ -86,7 +114,7 @@ def find_grid(name: str) -> Grid:
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #27ba2cd9
 def _points(grid: Grid) -> list[RunSpec]: # without duplicates
-    "Return the runs of a grid: center, axes, then further seeds of center and ends."
+    "Return the runs of a grid: center, axes, further seeds of center and ends, and what is added."
     found = []
     for recipe in grid.recipes:
         center = RunSpec(recipe, **grid.center)
@@ -100,7 +128,12 @@ def _points(grid: Grid) -> list[RunSpec]: # without duplicates
               for recipe in recipes
               for seed in range(grid.seeds) for center in [RunSpec(recipe, **grid.center)]
               for point in (center, replace(center, **{axis: min(grid.axes[axis])}))]
-    return list(dict.fromkeys(found))
+    found += [replace(RunSpec(grid.recipes[0], **grid.center), **change) for change in grid.more]
+    return [point for point in dict.fromkeys(found) if _exists(grid, point)]
+
+# %% ../../../nbs/library/study/scaling/01_grid.ipynb #27ba2cda
+def _exists(grid, point): # False: there is no preset of this recipe and size
+    return not grid.presets or point.size in grid.presets.get(point.recipe, {})
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #54bad606
 def _ends(grid, center): # lowest and highest value of each axis with seeds, except the center
@@ -112,22 +145,48 @@ def _ends(grid, center): # lowest and highest value of each axis with seeds, exc
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #43006df3
 def _settings_of(grid: Grid, point: RunSpec) -> Settings:
     "Return the settings of one run: preset, overrides of the grid, values of the run, recipe."
-    settings = override(preset(grid.base), **(grid.changes or {}))
-    source = settings.data.source
+    named = (grid.presets or {}).get(point.recipe, {}).get(point.size)
+    settings = override(preset(named or grid.base), **(grid.changes or {}))
+    where = {"data.source": _source_of(grid, point, settings), "control.samples": point.samples,
+             "control.seed": point.seed} | _shape_of(point, settings, named)
+    own = apply_recipe(point.recipe, override(settings, **where))
+    own = override(own, **(grid.tuned or {}).get(point.recipe, {}))
+    return override(own, **grid.tune) if _start_of(grid, point) else own
+
+# %% ../../../nbs/library/study/scaling/01_grid.ipynb #43006df4
+def _source_of(grid, point, settings): # source of the training images
+    source = (grid.sources or {}).get(point.data, settings.data.source)
     if point.drawings < 1:
         source += f":{point.drawings:g}" + (f":{point.seed}" if point.seed else "")
-    where = {"control.vit.width": point.size, "control.vit.heads": max(2, point.size // 64),
-             "data.source": source, "control.samples": point.samples, "control.seed": point.seed}
-    if point.pixels != settings.control.vit.image_size:
-        where |= {"control.vit.image_size": point.pixels, "dino.local_size": point.pixels // 2}
-    return apply_recipe(point.recipe, override(settings, **where))
+    return source
+
+# %% ../../../nbs/library/study/scaling/01_grid.ipynb #43006df5
+def _shape_of(point, settings, named): # named: the preset has this width already
+    "Return the changes that give a run its width and the side of its images and local crops."
+    vit = settings.control.vit
+    out = {} if named else {"control.vit.width": point.size,
+                            "control.vit.heads": max(2, point.size // 64)}
+    if point.pixels == vit.image_size: return out
+    def scaled(side, step=1): return round(side * point.pixels / vit.image_size / step) * step
+    out |= {"control.vit.image_size": point.pixels,
+            "dino.local_size": scaled(settings.dino.local_size, vit.patch_size)}
+    if settings.dinov2 != Dinov2():
+        out["dinov2.local_size"] = scaled(settings.dinov2.local_size, vit.patch_size)
+    if point.pixels > settings.data.size: out["data.size"] = scaled(settings.data.size)
+    return out
+
+# %% ../../../nbs/library/study/scaling/01_grid.ipynb #43006df6
+def _start_of(grid: Grid, point: RunSpec) -> RunSpec | None: # None: it starts from the beginning
+    "Return the run that a run with other pixels continues."
+    same = not grid.tune or point.pixels == grid.center["pixels"]
+    return None if same else replace(point, pixels=grid.center["pixels"])
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #5ca1a013
 def _estimate_flops(point: RunSpec, settings: Settings) -> float: # FLOPs of the whole run
     "Return 2 x the multiply-adds of the towers before training, for captions of typical length."
     return _sample_flops(point.recipe, replace(settings, control=replace(settings.control, seed=0,
                                                  samples=settings.control.batch_size),
-                                           data=preset("mini").data)) * point.samples
+                                           data=preset("mini").data)) * settings.control.samples
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #67ee187b
 @lru_cache(maxsize=64)
@@ -140,8 +199,12 @@ def _sample_flops(recipe, settings):
     shown = Batch(torch.zeros(n_images, 3, size, size, dtype=torch.uint8), torch.arange(n_images),
                   ["a picture of a grinning face"] * n_images,
                   torch.zeros(n_images, dtype=torch.bool), torch.zeros(n_images, dtype=torch.long))
-    return flops_per_sample(build_objective(RECIPES[recipe].objective, settings),
-                            lambda step: shown, n_images)
+    name = RECIPES[recipe].objective
+    text = getattr(getattr(settings, name, None), "text", None)
+    scratch = text is None or text.source == type(text)().source
+    with torch.device("meta") if scratch else contextlib.nullcontext(): # 7 billion weights
+        model = build_objective(name, settings)
+    return flops_per_sample(model, lambda step: shown, n_images)
 
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #d983c6de
 class _GridRun(NamedTuple):

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #496b7e90
 import shutil, warnings
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Callable
 import numpy as np
@@ -136,17 +137,29 @@ def _eval_perturbations(spec: str, settings: Settings, home: Path) -> pd.DataFra
                         table.shift_sd, table.n)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a017
-def _eval_segmentation(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
-    "Evaluate segmentation by category: mIoU on scenes of held-out families."
+def _eval_segmentation(spec: str, settings: Settings, home: Path, dataset: str,
+                       metric: str) -> pd.DataFrame:
+    "Evaluate a linear head on patch tokens: mIoU on the test images of a data set with masks."
     from ccd.probing.tables import segmentation_splits
     from ccd.encoders.inputs import load_encoder
     from ccd.probing.segmentation import bootstrap_counts, miou, segmentation_probe
     segmented = segmentation_probe(load_encoder(spec, settings),
-                           *segmentation_splits("emoji-masks", settings))
+                                   *segmentation_splits(dataset, settings))
     return pd.DataFrame([dict(
-        metric="masks", estimate=float(miou(segmented.counts.sum(0))), n_test=len(segmented.counts),
+        metric=metric, estimate=float(miou(segmented.counts.sum(0))), n_test=len(segmented.counts),
         n_groups=len(np.unique(segmented.cluster.astype(str))),
         draws=miou(bootstrap_counts(segmented.counts, segmented.cluster, _DRAWS)))])
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a01a
+def _eval_imagenet(spec: str, settings: Settings, home: Path,
+                   dataset: str = "imagenet") -> pd.DataFrame: # dataset: also imagenet:FOLDER
+    "Evaluate the linear probe and the kNN probe on ImageNet."
+    from ccd.probing.command import probe
+    probe([spec], [dataset], settings, home / "imagenet", baselines=())
+    file, = (home / "imagenet/answers").glob("*/*/answers.parquet")
+    answers = pd.read_parquet(file)
+    return pd.DataFrame([_metric(metric, answers[column] == answers.label, answers.cluster)
+                         for metric, column in (("imagenet", "linear"), ("imagenet, kNN", "knn"))])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e002
 _INFORMATIVE_SUBSETS = ("category", "color", "count", "relation", "font", "ground", "initial",
@@ -310,8 +323,16 @@ def _answers_of(spec, settings, folder, reader, subsets, seed, tokens):
     return answer_questions(load_vlm(out, encoder), _questions_of(subsets, settings), cache=tokens)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #6ef6ae61
-_EVALUATIONS = {"probes": _Evaluation(1, _eval_probes), "masks": _Evaluation(1, _eval_segmentation),
+_EVALUATIONS = {"probes": _Evaluation(1, _eval_probes),
+                "masks": _Evaluation(1, partial(_eval_segmentation, dataset="emoji-masks",
+                                                metric="masks")),
+                "imagenet": _Evaluation(1, _eval_imagenet),
+                "ade20k": _Evaluation(1, partial(_eval_segmentation, dataset="ade20k",
+                                                 metric="ade20k")),
                 "tasks": _Evaluation(1, _eval_tasks), "neighbors": _Evaluation(1, _eval_neighbors),
                 "attributes": _Evaluation(1, _eval_attributes),
                 "perturbations": _Evaluation(1, _eval_perturbations),
                 "answers": _Evaluation(1, _eval_vqa, reads=True)}
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #6ef6ae62
+_PLACED = ("imagenet", "ade20k") # measures whose data set can have another place

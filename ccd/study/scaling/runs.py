@@ -13,20 +13,21 @@ from pathlib import Path
 import pandas as pd
 from ...files import (UserError, alone, log_line, read_json, slug, to_plain_dict,
                        write_json)
-from ...settings import (DataSettings, Settings, check_fields, rename_fields, from_plain_dict,
-                          override)
+from ...settings import (EMOJI_SOURCES, DataSettings, Settings, check_fields, rename_fields,
+                          from_plain_dict, override)
 from ...presets import RECIPES, apply_recipe, preset
 from ...runs import (cached_stage, check_run, outputs_hash, read_manifest, require_own_folder,
                       run_settings, settings_diff, write_manifest)
 from .grid import (GRIDS, Grid, RunSpec, _GridRun, _grid_runs, _settings_of,
-                                    find_grid)
+                                    _start_of, find_grid)
 from .measures import (_DRAWS, _EVALUATIONS, _N_PROJECTOR_QUESTIONS, _PROJECTOR_LR,
-                                        _shared_language_model)
+                                        _PLACED, _shared_language_model)
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5ca1a019
 def _full_data_settings(settings: Settings) -> Settings:
     "Return the settings of evaluations: all images and plain captions, whatever the training data."
     kind = settings.data.source.partition(":")[0]
+    if kind not in EMOJI_SOURCES: return settings # the evaluations have images of their own
     return override(settings, **{"data.source": kind, "data.caption_policy": "name"})
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #638bab2f
@@ -34,7 +35,9 @@ def _fingerprint_of(run: _GridRun, measure: str) -> dict:
     "Return the settings that a measurement depends on, without the shared language model."
     own, analysis = (run_settings(RECIPES[run.point.recipe].objective, run.settings),
                      run.settings.analysis)
-    return dict(point=to_plain_dict(run.point), run=to_plain_dict(own),
+    point = {name: value for name, value in to_plain_dict(run.point).items()
+             if name != "data" or value} # newer than the first measurements
+    return dict(point=point, run=to_plain_dict(own),
                 data=to_plain_dict(run.settings.data), measure=measure,
                 version=_EVALUATIONS[measure].version, draws=_DRAWS,
                 pictures=analysis.segmentation_images if measure == "masks" else 0) | (
@@ -86,12 +89,13 @@ def _as_json(table): # metric -> estimate, numbers of tests and groups, bootstra
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #25a8fc49
 # folder with measured.json
 def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, home: Path,
-                    reader: Path | None = None) -> Path:
+                    reader: Path | None = None, places: dict = {}) -> Path:
     "Evaluate one run by one measure, and store the result."
-    shared = [reader] if _EVALUATIONS[measure].reads else []
+    evaluation, shared = _EVALUATIONS[measure], [reader] if _EVALUATIONS[measure].reads else []
+    named = dict(dataset=f"{measure}:{places[measure]}") if measure in places else {}
     def make(tmp):
-        table = _EVALUATIONS[measure].of(f"ccd:{trained}", _full_data_settings(run.settings), home,
-                                     *shared)
+        table = evaluation.of(f"ccd:{trained}", _full_data_settings(run.settings), home, *shared,
+                              **named)
         facts = read_manifest(trained)
         write_json(tmp / "measured.json", dict(metrics=_as_json(table), run=facts["facts"]
             | dict(encoder=outputs_hash(trained), minutes=round(facts["wall_seconds"] / 60, 1),
@@ -125,19 +129,35 @@ def _find_released_run(run: _GridRun, corpus) -> Path | None:
                                                          folder / "manifest.json"), wanted))
         if same and manifest["inputs"]["corpus"] == fingerprint(corpus): return folder
 
+# %% ../../../nbs/library/study/scaling/03_runs.ipynb #f5f4df5c
+def _parse_places(given: tuple) -> dict: # NAME -> PLACE
+    "Parse `NAME=PLACE` arguments. Raises `UserError` for another form."
+    found = {}
+    for text in given:
+        name, sign, place = text.partition("=")
+        if not (name and sign and place):
+            raise UserError(f"--at {text!r}: expected NAME=PLACE, such as imagenet=/data/imagenet")
+        found[name] = place
+    return found
+
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #8f526d56
 def scale(
     grid: Grid, # runs and evaluations
     out, # folder of the runs
     results=None, # folder of the measurements; by default OUT/results
     only: str = "", # substring or pattern (with * and ?) of the names of runs
+    at: tuple = (), # places of copies of data sets, NAME=PLACE
 ) -> Path: # folder of the measurements
     """Train and measure every run without measurements, and resume interrupted runs.
 
-    Raises `UserError` where the results belong to a different experiment."""
+    Raises `UserError` where the results belong to a different experiment, and for a place of
+    something that is no measure."""
     from ccd.data.corpora import open_corpus
     from ccd.training.loop import train
     out, results = Path(out), Path(results or Path(out) / "results")
+    places = _parse_places(at)
+    if unknown := [name for name in places if name not in _PLACED]:
+        raise UserError(f"--at {unknown[0]}: expected one of {', '.join(_PLACED)}")
     todo = [(run, [measure for measure in grid.measures if not _is_measured(results, run, measure)])
             for run in _select_runs(grid, only)]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -149,16 +169,18 @@ def scale(
         log_line(f"{number} of {len(todo)}: {run.name}, {run.flops / 1e12:.3g} TFLOP")
         recipe, corpus = RECIPES[run.point.recipe], open_corpus(run.settings.data).corpus
         with alone(out / run.name):
+            start = _start_of(grid, run.point)
             folder = (_find_released_run(run, corpus)
                       or train(recipe.objective, run.settings, corpus, out / run.name,
-                               title=recipe.title))
+                               title=recipe.title, init_from=start and out / start.name))
             # before it is measured: what is measured is not trained again
             if grid.keep and not run.point.seed: _keep_encoder(folder, results / run.name)
             for measure in missing:
                 reader = (_shared_language_model(grid.reader, out / "reader", results,
                                                  grid.admission, grid.projector_seeds)
                           if _EVALUATIONS[measure].reads else None)
-                _run_evaluation(run, measure, folder, results, out / "measuring" / run.name, reader)
+                _run_evaluation(run, measure, folder, results, out / "measuring" / run.name, reader,
+                                places)
             shutil.rmtree(out / "measuring" / run.name, ignore_errors=True) # its vectors
         _write_grid_manifest(grid, results)
     for spec in grid.baselines: _measure_baseline(spec, grid, out, results, only)
@@ -220,16 +242,20 @@ def dry_run(grid: Grid, results=None, only: str = "") -> pd.DataFrame: # one row
     """Return the runs with their cost, and whether each is done.
 
     Raises `UserError` where `only` selects no run."""
-    rows = [asdict(run.point) | dict(TFLOP=round(run.flops / 1e12, 3), done=bool(results)
-                                   and all(_is_measured(results, run, measure)
+    rows = [asdict(run.point) | dict(
+                samples=run.settings.control.samples, TFLOP=round(run.flops / 1e12, 3),
+                done=bool(results) and all(_is_measured(results, run, measure)
                                            for measure in grid.measures))
             for run in _select_runs(grid, only)]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table if table.data.any() else table.drop(columns="data")
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #0dc12107
 def format_plan(t: pd.DataFrame) -> str: # table of `dry_run`
     "Return the runs and their total cost as text."
-    left, shown = t[~t.done], t.assign(done=["done" if done else "" for done in t.done])
+    left, shown = t[~t.done], t.assign(
+        samples=t.samples.map("{:,}".format), done=["done" if done else "" for done in t.done],
+        TFLOP=t.TFLOP.map(lambda cost: f"{cost:,.0f}" if cost > 1e4 else f"{cost:.3f}"))
     return (f"{shown.to_string(index=False)}\n{len(t)} runs, {t.done.sum()} of them done; to do: "
             f"{len(left)} runs, {left.samples.sum():,} samples, {left.TFLOP.sum():,.0f} TFLOP in "
             "the towers")
@@ -261,8 +287,10 @@ def commands(
     results = results or f"{out}/results"
     lines = []
     for run in _select_runs(find_grid(name), only):
+        start = _start_of(find_grid(name), run.point)
         train = ["torchrun", f"--nproc-per-node={processes}", "-m", "ccd.cli", "train",
-                 *_cli_options(run), "--out", f"{out}/{run.name}"]
+                 *_cli_options(run), "--out", f"{out}/{run.name}",
+                 *(["--init-from", f"{out}/{start.name}"] if start else [])]
         then = ["ccd", "scale", name, "--only", run.name, "--out", str(out), "--measurements",
                 str(results)]
         lines.append(f"{shlex.join(train)} && {shlex.join(then)}")
