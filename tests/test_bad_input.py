@@ -181,7 +181,7 @@ def test_control_c_while_composing(cache, tmp_path):
     own.mkdir(); (own / "emoji").symlink_to((cache / "emoji").resolve())
     p = start("study", *OPTIONS, "--data.scenes", 4000, "--out", out, CCD_CACHE=own)
     def seen():
-        return any(own.glob("corpora/gallery-*"))
+        return any(own.glob("corpora/*"))
     assert "the same command resumes from here" in one_message(*signal_when(p, seen, signal.SIGINT,
                                                                             group=True))
     assert not [*own.rglob("*.tmp-*"), *out.rglob("*.tmp-*")] and not (out / "world").exists()
@@ -189,14 +189,15 @@ def test_control_c_while_composing(cache, tmp_path):
 def test_control_c_while_probing(whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
-    for s in ("probes", "neighbors", "pairs", "report"): shutil.rmtree(out / s)
-    before = contents(out)
+    for stage in ("probes", "comparison", "report"): shutil.rmtree(out / stage)
+    before = contents(out / "train")
     def seen():
-        return any(out.glob(".probes.tmp-*"))
+        return any(out.glob("probes/answers/*/.*.tmp-*"))
     p = start("study", *OPTIONS, "--out", out)
     assert "the same command resumes from here" in one_message(*signal_when(p, seen, signal.SIGINT,
                                                                             group=True))
-    assert contents(out) == before
+    assert contents(out / "train") == before
+    assert not [*out.rglob("*.tmp-*")] and not (out / "comparison").exists()
 
 def test_a_study_in_place_of_a_run_is_told_its_runs(tmp_path):
     from ccd.training.audit import audit

@@ -156,7 +156,7 @@ def _eval_imagenet(spec: str, settings: Settings, home: Path,
     "Evaluate the linear probe and the kNN probe on ImageNet."
     from ccd.probing.command import probe
     probe([spec], [dataset], settings, home / "imagenet", baselines=())
-    file, = (home / "imagenet/answers").glob("*/*/answers.parquet")
+    file, = sorted((home / "imagenet/answers").glob("*/*/answers.parquet"))
     answers = pd.read_parquet(file)
     return pd.DataFrame([_metric(metric, answers[column] == answers.label, answers.cluster)
                          for metric, column in (("imagenet", "linear"), ("imagenet, kNN", "knn"))])
