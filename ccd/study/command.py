@@ -67,7 +67,7 @@ def study_plan(
     kind = study_kind(settings)
     if check:
         from ccd.study.check import _list_checks
-        return _list_checks()
+        return _list_checks().to_string(index=False)
     if commands:
         if kind != "paper": raise UserError("--commands is of the paper's study: --preset paper")
         from ccd.study.paper import _paper_commands

@@ -229,3 +229,11 @@ def test_a_check_that_cannot_be_run_is_listed_with_its_reason(inputs, published,
 def test_checks_of_another_study_are_refused(capsys):
     with pytest.raises(SystemExit): main(["study", "--preset", "smoke", "--check"])
     assert "--check is of the paper's study" in capsys.readouterr().err
+
+def test_what_is_expected_is_what_is_published():
+    from ccd.vqa.published.tables import load_published_table
+    known = load_published_table("accuracy")
+    values = known[known.encoder == "DINO B/16, official"].value.astype(float)
+    asked = [own.expected for own in check._CHECKS if own.name.startswith("DINO B/16")]
+    assert len(asked) == 3
+    assert all((values - value).abs().min() < 1e-9 for value in asked)
