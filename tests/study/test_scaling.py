@@ -470,21 +470,25 @@ def settings_said(line): # what `ccd train` makes of its options
     import tyro
     args = shlex.split(line)[shlex.split(line).index("train") + 1:]
     seen = {}
-    def train(recipe: tyro.conf.Positional[str], settings: _AnySettings, out: str = ""):
-        seen.update(recipe=recipe, settings=settings, out=out)
+    def train(recipe: tyro.conf.Positional[str], settings: _AnySettings, out: str = "",
+              init_from: str = ""):
+        seen.update(recipe=recipe, settings=settings, out=out, init_from=init_from)
     from functools import partial
     tyro.cli(partial(train, settings=_starting_point(train_command, args)), args=args)
     return seen
 
 @pytest.mark.parametrize("grid", scaling_grid.GRIDS)
-def test_commands_train_the_runs_of_the_grid(grid):
+def test_commands_train_the_runs_of_the_grid(grid, monkeypatch):
+    if grid == "web": monkeypatch.setattr(scaling_grid, "_sample_flops", lambda *_: 1.0)
     lines = scaling_runs.commands(grid, "torchrun", "runs/x", "results/x").splitlines()
     every = scaling_grid._grid_runs(scaling_grid.GRIDS[grid])
     assert len(lines) == len(every)
     for line, r in zip(lines, every):
         said = settings_said(line.partition(" && ")[0])
         objective = RECIPES[r.point.recipe].objective
+        start = scaling_grid._start_of(scaling_grid.GRIDS[grid], r.point)
         assert said["recipe"] == r.point.recipe and said["out"] == f"runs/x/{r.name}"
+        assert said["init_from"] == (f"runs/x/{start.name}" if start else "")
         assert (run_settings(objective, said["settings"]) == run_settings(objective, r.settings)
                 and said["settings"].data == r.settings.data)
         assert f"--only {r.name} " in line and "--measurements results/x" in line

@@ -8,6 +8,7 @@ __all__ = ['seed_variance', 'aggregate_seeds', 'runs_at', 'linear_contrast', 'fo
 
 # %% ../../../nbs/library/study/scaling/04_curves.ipynb #10030c55
 import math
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -43,9 +44,9 @@ def _read_results(results) -> pd.DataFrame:
         check_fields(measured, path, ("metrics", "run"))
         for metric, entry in measured["metrics"].items():
             check_fields(entry, f"{metric!r} in {path}", ("estimate", "draws", "tests", "clusters"))
-        from_plain_dict(RunSpec, about["point"], file)
+        point = asdict(from_plain_dict(RunSpec, about["point"], file))
         vit = from_plain_dict(Control, about["run"]["control"], file).vit
-        more = about["point"] | dict(parameters=_vision_size(vit), flops=measured["run"]["flops"])
+        more = point | dict(parameters=_vision_size(vit), flops=measured["run"]["flops"])
         rows += [more | dict(metric=metric, estimate=entry["estimate"],
                              draws=np.array(entry["draws"]),
                              n_test=entry["tests"], n_groups=entry["clusters"])
