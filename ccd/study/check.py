@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/library/study/08_check.ipynb #fb0b5a26
 import json, math, urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import pandas as pd
@@ -16,6 +16,7 @@ from ..files import UserError, load_table, log_line, read_json, slug, user_path,
 from ..settings import Settings, override
 from ..presets import preset
 from ..runs import cached_stage
+from ..training.audit import changed_settings
 from .scaling.runs import _parse_places
 from .suite import Suite
 from .paper import _placed, _study_paper
@@ -88,18 +89,10 @@ _EPOCHS, _RUN_EPOCHS = 10, 100 # trained here; for which the schedules are made
 # %% ../../nbs/library/study/08_check.ipynb #9c3a0156
 class _Reached(Exception): pass # the last step that is wanted
 
-# %% ../../nbs/library/study/08_check.ipynb #96878b44
-def _changes(now, usual, where: str = ""): # dotted name, value: of two settings of one type
-    "Yield the fields in which two settings differ."
-    for entry in fields(now):
-        value, other = getattr(now, entry.name), getattr(usual, entry.name)
-        if is_dataclass(value): yield from _changes(value, other, f"{where}{entry.name}.")
-        elif value != other: yield where + entry.name, value
-
 # %% ../../nbs/library/study/08_check.ipynb #ba4f6a87
 def _dino_settings(setup: _Setup) -> Settings:
     "Return the preset of the authors' recipe, with what was changed in that of the paper."
-    changed = dict(_changes(setup.settings, preset(setup.settings.preset)))
+    changed = changed_settings(setup.settings, preset(setup.settings.preset))
     changed = {name: value for name, value in changed.items()
                if name.partition(".")[0] in ("control", "dino", "runtime", "data")}
     return override(preset("dino-vit-s16"),

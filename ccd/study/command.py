@@ -15,7 +15,8 @@ from ..presets import RECIPES
 from ..report.similarity import BASELINES
 from ..runs import require_own_folder, write_manifest
 from .suite import find_suite
-from .emoji import _NAMES, _command_of, _study_emoji, display_name, runs
+from .sections import _NAMES
+from .emoji import _command_of, _study_emoji, display_name, runs
 
 # %% ../../nbs/library/study/09_command.ipynb #7755b85c
 def study(

@@ -6,7 +6,7 @@
 __all__ = ['runs', 'display_name']
 
 # %% ../../nbs/library/study/04_emoji.ipynb #15133151
-import json, math, shlex, shutil, time
+import json, shlex, shutil, time
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd
@@ -20,11 +20,8 @@ from ..report.tables import figure_html, license_html, table_tag
 from ..report.accuracy import dino_diagnostics, knn_during_training
 from ..report.similarity import BASELINES
 from .suite import _claim_study, find_suite
-from .sections import _curves_section
+from .sections import _NAMES, _curves_section
 from .evaluate import _judge, _lead, _write_page
-
-# %% ../../nbs/library/study/04_emoji.ipynb #e82c6b74
-_NAMES = dict(clip="CLIP", dino="DINO") # the two encoders of the main comparison
 
 # %% ../../nbs/library/study/04_emoji.ipynb #a9c2581e
 def runs(settings: Settings) -> dict: # "clip-0" -> (recipe, settings with the seed of the run)
@@ -205,8 +202,7 @@ def _curves(settings: Settings, out: Path) -> dict:
                             "kNN accuracy on held-out emoji during training", "32rem")
     met = sum(check["ok"] for check in checks.values())
     return _curves_section(
-        folders, dict(CLIP=math.log(settings.control.batch_size),
-                      DINO=math.log(settings.dino.out_dim)), more,
+        settings, out, more,
         f"The collapse diagnostics of its teacher do: {met} of {len(checks)} criteria are met.",
         "Last figure: the category of each emoji of a held-out family is predicted from its 20 "
         "nearest neighbors among the emoji of training families." if watched else "")

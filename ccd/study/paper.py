@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/library/study/07_paper.ipynb #930066d6
-import math, shlex
+import shlex
 from dataclasses import replace
 from pathlib import Path
 import pandas as pd
@@ -18,11 +18,10 @@ from ..training.audit import cli_overrides
 from .scaling.runs import _parse_places
 from .suite import Suite, _claim_study
 from .plan import _format_study_plan, _require_inputs
-from .sections import _curves_section
+from .sections import _NAMES, _curves_section
 from .evaluate import _judge, _write_page
 
 # %% ../../nbs/library/study/07_paper.ipynb #79a1bd1a
-_NAMES = dict(clip="CLIP", dino="DINO") # the two encoders of the main comparison
 _VARIANTS = ("clip-coarse", "siglip", "clip-roberta-4", "clip-roberta-10", "clip-vicuna")
 
 # %% ../../nbs/library/study/07_paper.ipynb #0ef3994d
@@ -62,7 +61,7 @@ def _train_one(recipe: str, seed: int, settings: Settings, suite: Suite, corpus,
 # %% ../../nbs/library/study/07_paper.ipynb #07aa0020
 def _jobs(settings: Settings, variants: bool) -> list: # (recipe, seed); variants have one seed
     return [(recipe, seed) for seed in range(settings.analysis.seeds)
-            for recipe in ("clip", "dino", *(_VARIANTS if variants and not seed else ()))]
+            for recipe in (*_NAMES, *(_VARIANTS if variants and not seed else ()))]
 
 # %% ../../nbs/library/study/07_paper.ipynb #10dc0280
 def _study_paper(
@@ -83,13 +82,11 @@ def _study_paper(
     corpus = open_corpus(settings.data).corpus
     specs = {job: f"ccd:{_train_one(*job, settings, suite, corpus, out)}"
              for job in _jobs(settings, variants)}
-    again = tuple(specs.get((recipe, 1), "") for recipe in ("clip", "dino"))
+    again = tuple(specs.get((recipe, 1), "") for recipe in _NAMES)
     encoders = list(specs.values())
     _judge(encoders, suite, settings, out, again)
-    folders = {title: out / "train" / f"{recipe}-0" for recipe, title in _NAMES.items()}
-    losses = dict(CLIP=math.log(settings.control.batch_size), DINO=math.log(settings.dino.out_dim))
     return _write_page(encoders, suite, settings, out, title="CLIP and DINO at the paper's scale",
-                       more=[_curves_section(folders, losses), _beside_section(out)])
+                       more=[_curves_section(settings, out), _beside_section(out)])
 
 # %% ../../nbs/library/study/07_paper.ipynb #07aa0001
 def _format_paper_plan(settings: Settings, suite: Suite, variants: bool = False, at: tuple = ()):

@@ -6,10 +6,12 @@
 __all__ = []
 
 # %% ../../nbs/library/study/02_sections.ipynb #264a5f14
+import math
 from pathlib import Path
 import pandas as pd
 from markupsafe import Markup, escape
 from ..files import load_table
+from ..settings import Settings
 from ..report.style import distinct_colors
 from ..report.tables import (accuracy_table, difference_table, figure_html, join_words, percent,
                                table_tag)
@@ -136,16 +138,19 @@ def _question_section(out: Path, benchmark: str) -> dict:
                      "settings. Cross: no image. " + SUBSETS_SAID * (benchmark == "EmojiVMC"))
 
 # %% ../../nbs/library/study/02_sections.ipynb #a8a3ca71
+_NAMES = dict(clip="CLIP", dino="DINO") # the two encoders of the main comparison
+
 def _curves_section(
-    runs: dict, # name of an encoder -> folder of its run
-    chance: dict, # name of an encoder -> loss of an untrained network
+    settings: Settings, # settings of the study
+    out: Path, # folder of the study
     more: str = "", # further tables and figures
     text: str = "", # sentences on them
     note: str = "",
 ) -> dict:
     "Return the section of the training losses, the paper's Figure 4."
     from ccd.training.loop import metrics
-    curves = {name: metrics(run) for name, run in runs.items()}
+    curves = {name: metrics(out / "train" / f"{recipe}-0") for recipe, name in _NAMES.items()}
+    chance = dict(CLIP=math.log(settings.control.batch_size), DINO=math.log(settings.dino.out_dim))
     said = ("Dotted: the loss of an untrained network. DINO's loss does not measure its progress, "
             "since its target changes.")
     return dict(title="Training curves", text=f"{said} {text}".strip(), note=note,
