@@ -67,6 +67,9 @@ def test_strings_and_names_are_in_american_spelling():
 def test_pages_are_in_american_spelling():
     assert {where: w for where, text in pages() if (w := british(text))} == {}
 
+def test_no_page_shows_the_form_in_which_notebooks_store_lines():
+    assert not [where for where, prose in pages() if '\\n"' in CODE.sub(" ", prose)]
+
 def test_docstrings_are_in_american_spelling():
     assert {where: w for where, text in docstrings() if (w := british(text))} == {}
 

@@ -16,12 +16,12 @@ from ..files import (UserError, atomic_write, content_hash, load_table, log_line
 from ..settings import EMOJI_SOURCES, Settings
 from ..presets import RECIPES, apply_recipe, preset
 from ..runs import cached_stage, outputs_hash, run_settings, up_to_date
-from ..report.tables import figure_html, license_html, table_tag
+from ..report.tables import figure_html, join_words, license_html, table_tag
 from ..report.accuracy import dino_diagnostics, knn_during_training
 from ..report.similarity import BASELINES
 from .suite import _claim_study, find_suite
-from .sections import _NAMES, _curves_section
-from .evaluate import _judge, _lead, _write_page
+from .sections import _NAMES, _curves_section, _points
+from .evaluate import _judge, _summaries, _write_page
 
 # %% ../../nbs/library/study/04_emoji.ipynb #a9c2581e
 def runs(settings: Settings) -> dict: # "clip-0" -> (recipe, settings with the seed of the run)
@@ -168,11 +168,28 @@ _CRITERION_NAMES = {"teacher entropy per picture / ln K": "teacher entropy per i
     "neighbours of the same style, against its first "
     "weights": "kNN agreement on the style, above random initialization"}
 
+# %% ../../nbs/library/study/04_emoji.ipynb #a1b5c0e2
+def _not_learned(differences: pd.DataFrame) -> str: # from `compare_probes`; "" if both have
+    "Say which encoder is not clearly above its first weights in category kNN accuracy."
+    rows = differences[(differences.task == "category") & (differences.probe == "knn")
+                       & differences.a.isin(_NAMES.values()) & (differences.b == BASELINES[0])]
+    weak = rows[rows.ci_low <= 0]
+    if not len(weak): return ""
+    gains = ", ".join(f"{row.a}: {_points(row.difference, row.ci_low, row.ci_high)}"
+                      for row in weak.itertuples())
+    return (f"{join_words(weak.a.tolist())} "
+            f"{'has' if len(weak) == 1 else 'have'} not learned yet: category accuracy by nearest "
+            f"neighbors is not clearly above that of the first weights ({gains}). So this study "
+            "gives no verdict on language supervision; more samples may.")
+
 # %% ../../nbs/library/study/04_emoji.ipynb #a3381046
 def _first_words(settings: Settings, out: Path) -> str: # of the report
+    said = _summaries(out)
+    untold = _not_learned(load_table(out / "probes/tables/differences.csv"))
+    if untold: said["probes"] = untold
     return (f"Both encoders were trained on the same {settings.control.samples:,} images in the "
-            f"same order, from the same initial weights. {_lead(out)} Training is far from "
-            "converged at this size, so only the signs of differences are meaningful, not the "
+            f"same order, from the same initial weights. {' '.join(said.values())} Training is far "
+            "from converged at this size, so only the signs of differences are meaningful, not the "
             "accuracies.")
 
 # %% ../../nbs/library/study/04_emoji.ipynb #293d1674

@@ -96,7 +96,7 @@ def _write_page(
     missing = _left_out(suite, len(encoders))
     sections += [*more, *[dict(title="Left out", text=Markup("<br>").join(missing), body="",
                                note="")] * bool(missing)]
-    page, lead = out / "report.html", lead or _lead(out)
+    page, lead = out / "report.html", lead or " ".join(_summaries(out).values())
     write_report(page, title or f"Encoders on the suite {suite.name}", lead, sections)
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(lead + "\n", encoding="utf-8")
     return page
@@ -126,6 +126,7 @@ def _item_picture(suite, settings): # item_id -> image
     return picture
 
 # %% ../../nbs/library/study/03_evaluate.ipynb #71ed6851
-def _lead(out): # what the commands have said, in their order
-    files = [out / place / "summary.txt" for place in ("probes", "comparison")]
-    return " ".join(file.read_text(encoding="utf-8").strip() for file in files if file.exists())
+def _summaries(out: Path) -> dict: # probes, comparison -> what this command has said
+    files = {place: out / place / "summary.txt" for place in ("probes", "comparison")}
+    return {place: file.read_text(encoding="utf-8").strip() for place, file in files.items()
+            if file.exists()}

@@ -16,6 +16,7 @@ from ..settings import Settings, ViT, override
 from ..presets import RECIPES, apply_recipe
 from ..data.own import own_data
 from .suite import _claim_study, find_suite
+from .sections import _points
 from .evaluate import _judge, _write_page
 
 # %% ../../nbs/library/study/05_own.ipynb #1d33022e
@@ -103,9 +104,8 @@ def _budgeted(settings: Settings, own, budget: str, out: Path) -> Settings:
     return fitted
 
 # %% ../../nbs/library/study/05_own.ipynb #2b19d7fe
-def _points(row): # difference in points with its interval
-    value, low, high = (100 * row[key] for key in ("value", "total_ci_low", "total_ci_high"))
-    return f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f})"
+def _difference(row): # row: of `Estimate.row`
+    return _points(*(row[key] for key in ("value", "total_ci_low", "total_ci_high")))
 
 # %% ../../nbs/library/study/05_own.ipynb #f3c2190c
 def _needed_images(row: dict, n_images: int) -> str: # row: of `Estimate.row`
@@ -136,9 +136,9 @@ def _verdict(
                 f"({100 * level[best]:.1f} %), which is not trained.")
     if row["total_ci_low"] > 0 or row["total_ci_high"] < 0:
         side = "helps" if row["value"] > 0 else "does not help, it costs accuracy"
-        return f"On these images {what} {side}: {arms[0]} minus {arms[1]} is {_points(row)}."
+        return f"On these images {what} {side}: {arms[0]} minus {arms[1]} is {_difference(row)}."
     return (f"Whether {what} helps cannot be told from {n_images:,} images: {arms[0]} minus "
-            f"{arms[1]} is {_points(row)}; {_needed_images(row, n_images)}.")
+            f"{arms[1]} is {_difference(row)}; {_needed_images(row, n_images)}.")
 
 # %% ../../nbs/library/study/05_own.ipynb #1889300f
 _FEW_IMAGES = 5_000

@@ -77,6 +77,11 @@ def _over_seeds(arms: pd.DataFrame) -> str: # "" where nothing is compared
     return table_tag(shown) + ('<p class="note">In points; these 95 % intervals hold the variance '
                                "over training runs too.</p>")
 
+# %% ../../nbs/library/study/02_sections.ipynb #f5323c44
+def _points(value: float, low: float, high: float) -> str: # fractions
+    "Return a difference in points with its interval."
+    return f"{100 * value:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
+
 # %% ../../nbs/library/study/02_sections.ipynb #82cb3727
 def _link(place: str) -> Markup: # to the report of a command
     return Markup('<a href="{}">All tables and figures</a>').format(f"{place}/report.html")
