@@ -251,8 +251,8 @@ def _vlm(
     # source of the benchmark: a name on the Hugging Face Hub, a folder or a .tsv file; by default
     # its own
     source: str = "",
-    # form of the questions: texts (options are not listed) or letters (options are listed); by
-    # default that of the benchmark
+    # form of the questions: texts (options are not listed), letters (options are listed) or words
+    # (the model writes its answer); by default that of the benchmark
     form: str = "",
     # also evaluate an oracle: an encoder trained on the facts on which the answers depend
     oracle: bool = False,
@@ -305,7 +305,9 @@ def _scale(
     measurements: str = "",
     # select runs whose name contains this text, or matches it as a pattern with * and ?
     only: str = "",
-    at: tuple[str, ...] = (), # grid web: places of copies, such as imagenet=/data/imagenet
+    # grid web: places of copies, such as imagenet=/data/imagenet, and of files for the language
+    # model: captions=, instructions=, pictures=
+    at: tuple[str, ...] = (),
     dry_run: bool = False, # only list the runs
     # only print the commands that start each run with several processes
     commands: Literal["", "torchrun", "slurm"] = "",

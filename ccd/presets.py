@@ -193,7 +193,7 @@ RECIPES = {
     "dino-light-views": _Recipe("DINO, CLIP's light views", "dino",
         {"dino.views": "light", "dino.local_crops": 0}),
     "supervised": _Recipe("classifier on concepts", "supervised"),
-    "supervised-dino-views": _Recipe("classifier, DINO's views and averaging", "supervised",
+    "supervised-dino-views": _Recipe("classifier, DINO's views", "supervised",
         {"supervised.views": "dino", "supervised.ema": lambda settings: settings.dino.momentum}),
     "clip-omits-word": _Recipe("CLIP, captions without the word", "clip",
         {"clip.views": "dino", "clip.ema": lambda settings: settings.dino.momentum,

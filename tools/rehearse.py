@@ -116,6 +116,50 @@ def vmcbench(file):
     pd.DataFrame(rows).to_csv(file, sep="\t", index=False)
     return file
 
+COLORS = ["red", "green", "blue", "grey"]
+
+def cambrian_rows(k):
+    "Return the k-th question of each of Cambrian-1's sixteen benchmarks, in their own columns."
+    q, said, letter = "Which color is it?", COLORS[k % 4], "ABCD"[k % 4]
+    cv_bench = dict(prompt=q, choices=COLORS, answer=f"({letter})", source="ADE20K", task="Depth")
+    return {
+        "MME_P": dict(question_id=f"{k // 2}.png", category="color", answer=("Yes", "No")[k % 2],
+                      question="Is it red? Please answer yes or no."),
+        "MMBench": dict(index=k, hint="", question=q, category="color", answer=letter)
+                   | dict(zip("ABCD", COLORS)),
+        "SEED_I": dict(question=q, question_type_id=k % 2, answer=letter)
+                  | {f"choice_{x}": text for x, text in zip("abcd", COLORS)},
+        "GQA": dict(id=str(k), imageId=f"n{k}", question=q, answer=said),
+        "ScienceQA_I": dict(hint="", question=q, choices=COLORS, answer=k % 4, subject="color"),
+        "MMMU_V": dict(id=f"validation_Art_{k}", question=q + " <image 1>",
+                       options=str(COLORS) if k % 2 else "[]", answer=letter if k % 2 else said,
+                       question_type="multiple-choice" if k % 2 else "open"),
+        "MathVista_M": dict(query=q, choices=COLORS if k % 2 else None, answer=said,
+                            metadata=dict(category="color")),
+        "AI2D": dict(question=q, options=COLORS, answer=str(k % 4)),
+        "ChartQA": dict(question=q, answer=said, type="human_test"),
+        "OCRBench": dict(question=q, answer=[said], question_type="Regular Text Recognition"),
+        "TextVQA": dict(question=q, answers=[said] * 10, image_id=f"t{k}", ocr_tokens=["red"]),
+        "DocVQA": dict(question=q, answers=[said], ucsf_document_id=f"d{k}",
+                       ucsf_document_page_no="1"),
+        "MMVP": {"Index": k + 1, "Question": q, "Options": "(a) red (b) green",
+                 "Correct Answer": ("(a)", "(b)")[k % 2]},
+        "RealWorldQA": dict(question=q, answer=said),
+        "CVBench_2D": cv_bench | dict(type="2D"), "CVBench_3D": cv_bench | dict(type="3D")}
+
+def cambrian(home):
+    "Write Cambrian-1's sixteen benchmarks as folders, four questions each; return name -> folder."
+    from datasets import Dataset
+    images = [picture(k, k % 4) for k in range(4)]
+    column = dict(MMMU_V="image_1", MathVista_M="decoded_image")
+    made = {"GQA-images": dict(id=[f"n{k}" for k in range(4)], image=images)}
+    for name in cambrian_rows(0):
+        rows = [cambrian_rows(k)[name] for k in range(4)]
+        made[name] = {field: [row[field] for row in rows] for field in rows[0]}
+        if name != "GQA": made[name][column.get(name, "image")] = images
+    for name, table in made.items(): Dataset.from_dict(table).save_to_disk(home / name)
+    return {name: home / name for name in made}
+
 def language_models(home, texts):
     "Write small random models of the classes that the paper's have: RoBERTa, Vicuna."
     import transformers as hf

@@ -172,7 +172,7 @@ def one(path, a):
     return word
 
 LONG = ("07_segmentation", "datacomp", "07_perturbations", "language_or_data", "03_command",
-        "06_answering", "06_attribution", "02_scenes",
+        "07_answering", "06_attribution", "02_scenes",
         "scaling") # tens of seconds each
 
 def longest_first(paths):

@@ -90,7 +90,7 @@ def _train_and_evaluate(
     settings: Settings, vlm_settings: VlmSettings, learned: _VlmTrainingData, # training data
     questions, # a `datasets.Dataset` with the Questions columns
     benchmark: str, # name of the benchmark
-    form: str, # answer format, key of `ccd.vqa.llava.conversations._ANSWER_FORMATS`
+    form: str, # texts, letters or words
     out: Path, # output folder
 ) -> Path: # folder with answers.parquet
     "Train and evaluate the model around one encoder, unless it is up to date."
@@ -135,7 +135,7 @@ def _load_cached_answers(
     results, # folder of an earlier `export_vlm`, or ""
     settings: Settings, vlm_settings: VlmSettings,
     questions, # a `datasets.Dataset` with the Questions columns
-    form: str, # answer format, key of `ccd.vqa.llava.conversations._ANSWER_FORMATS`
+    form: str, # texts, letters or words
 ) -> list: # of (card, answers); empty if models, training data, questions or format differ
     "Return the stored answers of the same models from an earlier run."
     manifest = read_manifest(results) if results else None
@@ -257,7 +257,7 @@ def vlm(
     source: str = "", # source of the questions; by default that of the benchmark
     with_oracle: bool = False, # also train and evaluate the oracle encoder
     results: str = "", # folder of an earlier `export_vlm`, whose answers are reused
-    form: str = "", # answer format, key of `_ANSWER_FORMATS`; by default that of the benchmark
+    form: str = "", # texts, letters or words; by default the form of the benchmark
 ) -> Path: # path of the report
     "Train a vision-language model per encoder and compare. Raises `UserError` for unknown names."
     # more resamples, since questions are few
@@ -268,8 +268,8 @@ def vlm(
     if benchmark != "EmojiVMC": _find_benchmark(benchmark)
     form = _form_of(benchmark, v, form)
     learned = load_training_data(settings, v, captions, instructions, images)
-    questions = _check_options(_load_benchmark(benchmark, settings, source))
-    if not captions and form not in v.forms:
+    questions = _check_options(_load_benchmark(benchmark, settings, source), benchmark, form)
+    if not captions and form not in (*v.forms, "words"):
         log_line(f"{benchmark} is asked by {form}, and these models are trained on "
                  f"{' and '.join(v.forms)}: add --override forms={','.join([*v.forms, form])}")
     before = (_load_cached_answers(results, settings, v, questions, form) if benchmark == "EmojiVMC"
@@ -315,7 +315,8 @@ def _keep_tables(tmp, folders, learned, n_resamples): # tables of all answers
 # %% ../../nbs/library/vqa/03_command.ipynb #131e376c
 _ASKED_BY = dict(texts="the prompt lists no options, and the likeliest of their texts is the "
                        "answer",
-                letters="the prompt lists the options, and the likeliest letter is the answer")
+                letters="the prompt lists the options, and the likeliest letter is the answer",
+                words="the model writes its answer, which the rule of the benchmark scores")
 
 # %% ../../nbs/library/vqa/03_command.ipynb #5059798d
 def _write_page(out: Path, vlm_settings: VlmSettings, form: str) -> Path: # report.html
@@ -332,7 +333,7 @@ def _write_page(out: Path, vlm_settings: VlmSettings, form: str) -> Path: # repo
             labels=SUBSET_LABELS if out.name == "EmojiVMC" else {}),
                              "accuracy by subset and category")
     sections = [dict(title="Accuracy by subset and category",
-             text="Accuracy with four options, by subset and category, with 95 % confidence "
+             text="Accuracy by subset and category, with 95 % confidence "
                   "intervals from resampled "
              "groups. Cross: no image. Ring: oracle, an encoder trained on the factors that the "
              "answers depend on. " + SUBSETS_SAID * (out.name == "EmojiVMC"), body=figure

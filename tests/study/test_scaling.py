@@ -12,9 +12,9 @@ from ccd.cli import _starting_point, main
 from ccd.commands import _AnySettings, _train as train_command
 from ccd.files import UserError, load_table, read_json, slug, to_plain_dict, write_json
 from ccd.settings import DataSettings, data_fraction, override
-from ccd.presets import RECIPES
+from ccd.presets import RECIPES, preset
 from ccd.runs import read_manifest, run_settings
-from ccd.data.emoji.scenes import asset_pool, scene
+from ccd.data.emoji.scenes import asset_pool, scene, scenes
 from ccd.encoders.loading import load
 from conftest import slow_cell
 from schemas import RESULTS, differences
@@ -149,6 +149,33 @@ def test_a_grid_of_other_images_is_measured_on_photographs_at_other_places(tmp_p
     sources = {read_manifest(folder)["inputs"]["corpus"] for folder in
                (tmp_path / "out").glob("clip-*")}
     assert len(sources) == 2
+
+def test_cambrians_benchmarks_are_measured_when_their_files_are_given(tmp_path, capsys,
+                                                                      monkeypatch):
+    from rehearse import cambrian, language_models, llava_files
+    from ccd.vqa.benchmarks.questions import CAMBRIAN
+    from ccd.vqa.llava.settings import vlm_preset
+    small = replace(vlm_preset("cambrian"), tokens=4, context=300) # in place of 576 tokens
+    small = override(small, **{"align.batch_size": 64, "tune.batch_size": 64})
+    monkeypatch.setattr(measures, "_vlm_preset", lambda name: small)
+    tiny = replace(TINY, axes={}, recipes=("clip",), center_recipes=(), measures=("cambrian",))
+    scaling_runs.scale(tiny, tmp_path / "out") # trains, and says what is left out
+    said = capsys.readouterr().err
+    assert "cambrian is left out: it needs --at captions=PLACE" in said
+    corpus = scenes(preset("smoke").data)
+    texts = [caption for captions in corpus["captions"] for caption in captions]
+    places = cambrian(tmp_path / "benchmarks") | llava_files(tmp_path / "llava", corpus)
+    places["language"] = language_models(tmp_path / "models", texts)["language"]
+    results = scaling_runs.scale(tiny, tmp_path / "out",
+                                 at=tuple(f"{name}={place}" for name, place in places.items()))
+    file, = results.glob("*/cambrian/measured.json")
+    metrics, every = read_json(file)["metrics"], sum(CAMBRIAN.values(), [])
+    named = {name.removeprefix("Cambrian-1: ") for name in metrics}
+    assert named == {*every, *CAMBRIAN, "overall"} and len(metrics) == 16 + 4 + 1
+    mean = np.mean([metrics[f"Cambrian-1: {name}"]["estimate"] for name in CAMBRIAN["General"]])
+    assert metrics["Cambrian-1: General"]["estimate"] == pytest.approx(mean, abs=1e-4)
+    assert metrics["Cambrian-1: overall"]["tests"] == 16 * 4
+    assert all(0 <= value["estimate"] <= 1 for value in metrics.values())
 
 def test_reckoned_flops_are_those_that_training_counts(results):
     for f in results.glob("*/probes/measured.json"):

@@ -288,7 +288,6 @@ def test_conversations_that_are_left_out_lie_beside_the_answers(tmp_path, monkey
     (["vlm", "random:0", "--override", "tune.samples=many"], "cannot be 'many'"),
     (["vlm", "random:0", "--captions", "a.json"], "two JSON files"),
     (["vlm", "random:0", "--benchmark", "Vibes"], "Vibes"),
-    (["vlm", "random:0", "--benchmark", "ChartQA"], "ChartQA has free-form answers"),
     (["vlm", "random:0", "--form", "rhymes"], "unknown form 'rhymes'"),
     (["vlm", "random:0", "--override", "fit=stretch"], "by 'stretch'"),
     (["vlm", "colors:8"], "no patch tokens")])

@@ -74,6 +74,13 @@ _WEB_PRESETS = {
 # the section on resolution: 20,000 steps of 2,048 images
 _WEB_TUNE = {"control.samples": 20_000 * 2048, "control.batch_size": 2048, "control.lr": 1.41e-5}
 
+# %% ../../../nbs/library/study/scaling/01_grid.ipynb #5e1ec7ed
+# recipe -> what its search has selected (findings/recipe_search); `clip` keeps its own light views
+_SELECTED = {"dino": {"dino.local_crops": 4}, "clip-dino-views": {"clip.ema": 0.97},
+             "clip-omits-word": {"clip.ema": 0.97},
+             "supervised-dino-views": {"control.lr": 3e-4, "control.batch_size": 256,
+                                       "supervised.ema": 0.0}}
+
 # %% ../../../nbs/library/study/scaling/01_grid.ipynb #b18a9965
 GRIDS = {
     "smoke": Grid("smoke", dict(size=48, drawings=1.0, samples=256, pixels=48),
@@ -94,11 +101,12 @@ GRIDS = {
                   center_seeds=3, seeded_axes=("drawings",),
                   measures=("tasks", "neighbors", "masks", "attributes", "perturbations",
                             "answers"), reader="controlled", admission=0.8, projector_seeds=3,
-                  baselines=("random:0", *BASELINE_SPECS.values()), keep=True),
+                  baselines=("random:0", *BASELINE_SPECS.values()), keep=True, tuned=_SELECTED),
     "web": Grid("web-ssl-7b", dict(size=4096, drawings=1.0, samples=2 * _BILLION, pixels=224),
                 dict(size=(1024, 1280, 1536, 2688, 3072, 3584),
                      samples=(_BILLION, 4 * _BILLION, 8 * _BILLION), pixels=(378, 518)),
-                ("dinov2", "clip", "mae"), measures=("imagenet", "ade20k"), presets=_WEB_PRESETS,
+                ("dinov2", "clip", "mae"), measures=("imagenet", "ade20k", "cambrian"),
+                presets=_WEB_PRESETS,
                 sources=dict(light="filter:light:scores", heavy="filter:heavy:scores",
                              imagenet="hf:ILSVRC/imagenet-1k"),
                 more=tuple(dict(size=size, data=data) for data in ("light", "heavy", "imagenet")

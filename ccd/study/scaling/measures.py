@@ -18,6 +18,7 @@ from ...settings import Settings
 from ...presets import preset
 from ...runs import cached_stage, read_manifest
 from ...stats import cluster_bootstrap_means
+from ...vqa.benchmarks.questions import CAMBRIAN
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a016
 _DRAWS = 200 # bootstrap resamples of each confidence interval
@@ -30,6 +31,8 @@ class _Evaluation:
     of: Callable # function (encoder name, settings, folder) -> table, one row per metric:
     # metric, estimate, n_test, n_groups, draws
     reads: bool = False # True if it also takes the shared language model
+    placed: tuple = () # names of what it needs and can have a place of its own
+    needs: tuple = () # those of them without which it is left out
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #c082851e
 _PROBE_TASKS = {"category": "category", "subcategory": "subcategory", "style": "style",
@@ -137,29 +140,77 @@ def _eval_perturbations(spec: str, settings: Settings, home: Path) -> pd.DataFra
                         table.shift_sd, table.n)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a017
-def _eval_segmentation(spec: str, settings: Settings, home: Path, dataset: str,
-                       metric: str) -> pd.DataFrame:
+def _placed(name: str, places: dict) -> str: # such as imagenet:/data/imagenet
+    return f"{name}:{places[name]}" if name in places else name
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a010
+def _eval_segmentation(spec: str, settings: Settings, home: Path, dataset: str, metric: str,
+                       places: dict = {}) -> pd.DataFrame:
     "Evaluate a linear head on patch tokens: mIoU on the test images of a data set with masks."
     from ccd.probing.tables import segmentation_splits
     from ccd.encoders.inputs import load_encoder
     from ccd.probing.segmentation import bootstrap_counts, miou, segmentation_probe
     segmented = segmentation_probe(load_encoder(spec, settings),
-                                   *segmentation_splits(dataset, settings))
+                                   *segmentation_splits(_placed(dataset, places), settings))
     return pd.DataFrame([dict(
         metric=metric, estimate=float(miou(segmented.counts.sum(0))), n_test=len(segmented.counts),
         n_groups=len(np.unique(segmented.cluster.astype(str))),
         draws=miou(bootstrap_counts(segmented.counts, segmented.cluster, _DRAWS)))])
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a01a
-def _eval_imagenet(spec: str, settings: Settings, home: Path,
-                   dataset: str = "imagenet") -> pd.DataFrame: # dataset: also imagenet:FOLDER
+def _eval_imagenet(spec: str, settings: Settings, home: Path, places: dict = {}) -> pd.DataFrame:
     "Evaluate the linear probe and the kNN probe on ImageNet."
     from ccd.probing.command import probe
-    probe([spec], [dataset], settings, home / "imagenet", baselines=())
+    probe([spec], [_placed("imagenet", places)], settings, home / "imagenet", baselines=())
     file, = sorted((home / "imagenet/answers").glob("*/*/answers.parquet"))
     answers = pd.read_parquet(file)
     return pd.DataFrame([_metric(metric, answers[column] == answers.label, answers.cluster)
                          for metric, column in (("imagenet", "linear"), ("imagenet, kNN", "knn"))])
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #c4a3b101
+_LLAVA_FILES = ("captions", "instructions", "pictures") # two JSON files, and the folder of images
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #c4a3b111
+_SIXTEEN = tuple(name for names in CAMBRIAN.values() for name in names)
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #c4a3b102
+def _eval_cambrian(spec: str, settings: Settings, home: Path, places: dict) -> pd.DataFrame:
+    "Evaluate a LLaVA around the encoder on the sixteen benchmarks: each, by category, and overall."
+    from ccd.vqa.command import encoder_for_vlm, load_training_data
+    from ccd.vqa.llava.training import load_vlm, train_vlm
+    own = _vlm_preset("cambrian")
+    if "language" in places: own = replace(own, language=places["language"])
+    encoder = encoder_for_vlm(spec, settings, own)
+    learned = load_training_data(settings, own, *(places[name] for name in _LLAVA_FILES))
+    model = load_vlm(train_vlm(encoder, own, *learned, home / "llava"), encoder)
+    return _cambrian_metrics(pd.concat([_benchmark_answers(model, name, places, home / "answers")
+                                        for name in _SIXTEEN], ignore_index=True))
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #c4a3b103
+def _benchmark_answers(model, name, places, folder): # of one benchmark
+    from ccd.vqa.benchmarks.loading import load_questions
+    from ccd.vqa.llava.answering import answer_questions
+    asked = load_questions(name, source=places.get(name, ""),
+                           images=places.get(f"{name}-images", ""))
+    return answer_questions(model, asked.questions, benchmark=name, folder=folder)
+
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #c4a3b104
+def _cambrian_metrics(answers: pd.DataFrame) -> pd.DataFrame: # of one encoder
+    "Return the score of each benchmark, of each category and of all, with cluster resamples."
+    from ccd.vqa.statistics.aggregation import (aggregate, aligned_scores, bootstrap_sums,
+                                                point_estimates)
+    scores = aligned_scores(answers, CAMBRIAN)
+    one, many = (aggregate(*estimates, scores.cells, CAMBRIAN)
+                 for estimates in (point_estimates(scores), bootstrap_sums(scores, _DRAWS)))
+    groups = {("subset", name, ""): (name,) for name in _SIXTEEN}
+    groups |= {("category", category, "macro"): names for category, names in CAMBRIAN.items()}
+    groups["overall", "overall", "macro"] = _SIXTEEN
+    rows = []
+    for key, names in groups.items():
+        own = answers[answers.benchmark.isin(names)]
+        rows.append(dict(metric=f"Cambrian-1: {key[1]}", estimate=float(one[key][0]),
+                         n_test=len(own), n_groups=own.cluster.nunique(), draws=many[key][:, 0]))
+    return pd.DataFrame(rows)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e002
 _INFORMATIVE_SUBSETS = ("category", "color", "count", "relation", "font", "ground", "initial",
@@ -326,13 +377,12 @@ def _answers_of(spec, settings, folder, reader, subsets, seed, tokens):
 _EVALUATIONS = {"probes": _Evaluation(1, _eval_probes),
                 "masks": _Evaluation(1, partial(_eval_segmentation, dataset="emoji-masks",
                                                 metric="masks")),
-                "imagenet": _Evaluation(1, _eval_imagenet),
+                "imagenet": _Evaluation(1, _eval_imagenet, placed=("imagenet",)),
                 "ade20k": _Evaluation(1, partial(_eval_segmentation, dataset="ade20k",
-                                                 metric="ade20k")),
+                                                 metric="ade20k"), placed=("ade20k",)),
+                "cambrian": _Evaluation(1, _eval_cambrian, needs=_LLAVA_FILES, placed=(
+                    *_LLAVA_FILES, "language", *_SIXTEEN, "GQA-images")),
                 "tasks": _Evaluation(1, _eval_tasks), "neighbors": _Evaluation(1, _eval_neighbors),
                 "attributes": _Evaluation(1, _eval_attributes),
                 "perturbations": _Evaluation(1, _eval_perturbations),
                 "answers": _Evaluation(1, _eval_vqa, reads=True)}
-
-# %% ../../../nbs/library/study/scaling/02_measures.ipynb #6ef6ae62
-_PLACED = ("imagenet", "ade20k") # measures whose data set can have another place

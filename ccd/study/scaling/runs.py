@@ -21,7 +21,7 @@ from ...runs import (cached_stage, check_run, outputs_hash, read_manifest, requi
 from .grid import (GRIDS, Grid, RunSpec, _GridRun, _grid_runs, _settings_of,
                                     _start_of, find_grid)
 from .measures import (_DRAWS, _EVALUATIONS, _N_PROJECTOR_QUESTIONS, _PROJECTOR_LR,
-                                        _PLACED, _shared_language_model)
+                                        _shared_language_model)
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5ca1a019
 def _full_data_settings(settings: Settings) -> Settings:
@@ -86,22 +86,29 @@ def _as_json(table): # metric -> estimate, numbers of tests and groups, bootstra
                              draws=[round(float(draw), 5) for draw in row.draws])
             for row in table.itertuples()}
 
+# %% ../../../nbs/library/study/scaling/03_runs.ipynb #d1c0a5e0
+def _evaluate(measure, spec, settings, home, reader, places) -> pd.DataFrame:
+    "Evaluate one encoder by one measure, with the language model and the places that it takes."
+    evaluation = _EVALUATIONS[measure]
+    more = dict(reader=reader) if evaluation.reads else {}
+    if evaluation.placed:
+        more["places"] = {name: places[name] for name in evaluation.placed if name in places}
+    return evaluation.of(spec, settings, home, **more)
+
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #25a8fc49
 # folder with measured.json
 def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, home: Path,
                     reader: Path | None = None, places: dict = {}) -> Path:
     "Evaluate one run by one measure, and store the result."
-    evaluation, shared = _EVALUATIONS[measure], [reader] if _EVALUATIONS[measure].reads else []
-    named = dict(dataset=f"{measure}:{places[measure]}") if measure in places else {}
     def make(tmp):
-        table = evaluation.of(f"ccd:{trained}", _full_data_settings(run.settings), home, *shared,
-                              **named)
+        table = _evaluate(measure, f"ccd:{trained}", _full_data_settings(run.settings), home,
+                          reader, places)
         facts = read_manifest(trained)
         write_json(tmp / "measured.json", dict(metrics=_as_json(table), run=facts["facts"]
             | dict(encoder=outputs_hash(trained), minutes=round(facts["wall_seconds"] / 60, 1),
                    code=facts["code"], machine=facts["machine"])))
     return cached_stage(results / run.name / measure, _fingerprint_of(run, measure),
-                        dict(reader=outputs_hash(reader)) if shared else {}, make)
+                        dict(reader=outputs_hash(reader)) if reader else {}, make)
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5ca1a020
 def _select_runs(grid: Grid, only: str = "") -> list[_GridRun]:
@@ -140,6 +147,22 @@ def _parse_places(given: tuple) -> dict: # NAME -> PLACE
         found[name] = place
     return found
 
+# %% ../../../nbs/library/study/scaling/03_runs.ipynb #d1c0a5e1
+def _possible_measures(grid: Grid, places: dict) -> list[str]: # of the grid
+    """Return the measures for which everything is given, and name the others.
+
+    Raises `UserError` for a place of something that no measure takes."""
+    takes = [name for measure in grid.measures for name in _EVALUATIONS[measure].placed]
+    if unknown := [name for name in places if name not in takes]:
+        raise UserError(f"--at {unknown[0]}: expected one of {', '.join(takes) or 'nothing'}")
+    found = []
+    for measure in grid.measures:
+        lacking = [name for name in _EVALUATIONS[measure].needs if name not in places]
+        if not lacking: found.append(measure)
+        else: log_line(f"{measure} is left out: it needs --at "
+                       f"{' '.join(f'{name}=PLACE' for name in lacking)}; a later call adds it")
+    return found
+
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #8f526d56
 def scale(
     grid: Grid, # runs and evaluations
@@ -156,9 +179,8 @@ def scale(
     from ccd.training.loop import train
     out, results = Path(out), Path(results or Path(out) / "results")
     places = _parse_places(at)
-    if unknown := [name for name in places if name not in _PLACED]:
-        raise UserError(f"--at {unknown[0]}: expected one of {', '.join(_PLACED)}")
-    todo = [(run, [measure for measure in grid.measures if not _is_measured(results, run, measure)])
+    measures = _possible_measures(grid, places)
+    todo = [(run, [measure for measure in measures if not _is_measured(results, run, measure)])
             for run in _select_runs(grid, only)]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("`ccd scale` is one process: `ccd scale GRID --commands torchrun` writes "
@@ -183,7 +205,7 @@ def scale(
                                 places)
             shutil.rmtree(out / "measuring" / run.name, ignore_errors=True) # its vectors
         _write_grid_manifest(grid, results)
-    for spec in grid.baselines: _measure_baseline(spec, grid, out, results, only)
+    for spec in grid.baselines: _measure_baseline(spec, grid, measures, out, results, only, places)
     if grid.baselines: _write_grid_manifest(grid, results)
     return results
 
@@ -205,17 +227,17 @@ def _keep_encoder(trained: Path, home: Path): # half of its bytes; nothing where
                  partial(_copy_in_half_precision, trained))
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #4d5ae1a1
-def _measure_baseline(spec: str, grid: Grid, out: Path, results: Path, only: str = ""):
+def _measure_baseline(spec: str, grid: Grid, measures, out: Path, results: Path, only, places):
     "Measure an encoder without training, on the data of the grid and with the same draws."
     if only and only not in spec: return
     center = RunSpec(grid.recipes[0], **grid.center)
     settings = _full_data_settings(_settings_of(grid, center))
     home = out / "measuring" / slug(spec)
-    for measure in grid.measures:
+    for measure in measures:
         evaluation = _EVALUATIONS[measure]
         if evaluation.reads or (measure == "masks" and spec.startswith("pixels:")): continue
         def make(tmp):
-            table = evaluation.of(spec, settings, home)
+            table = _evaluate(measure, spec, settings, home, None, places)
             write_json(tmp / "measured.json", dict(metrics=_as_json(table), baseline=spec))
         about = dict(baseline=spec, data=to_plain_dict(settings.data), measure=measure,
                      version=evaluation.version, draws=_DRAWS,

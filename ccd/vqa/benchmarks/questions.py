@@ -110,6 +110,7 @@ class Benchmark:
     options_prompt: str = "{q}\n{options}\n" + _PROMPT_LETTER # prompt of a question with options
     open_prompt: str = "{q}\n" + _PROMPT_PHRASE # prompt of a question without options
     form: str = "letters" # "letters" (lists options, scores a letter) or "words" (free text)
+    answer_tokens: int = 128 # tokens of the longest answer in words, as in LLaVA-1.5's evaluation
     rule: str = "letter" # scoring rule: key of `_RULES`
     published: str = "" # scoring rule of the paper's code, where it differs
     max_options: int = 4 # maximum number of options

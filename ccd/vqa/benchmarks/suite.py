@@ -167,7 +167,7 @@ _KNOWLEDGE = {"ScienceQA_I": Benchmark("derek-thomas/ScienceQA", _scienceqa, max
                         published="letter_or_near_published", logs=("mmmu_val", "MMMU_DEV_VAL")),
     "MathVista_M": Benchmark("AI4Math/MathVista", _mathvista, "testmini", max_options=9,
         options_prompt="{q}\nFirst show your reasoning process and then give the final answer.",
-        form="words", rule="after_reasoning", published="whole_answer",
+        form="words", answer_tokens=1024, rule="after_reasoning", published="whole_answer",
         logs=("mathvista_testmini_cot", "mathvista_testmini_format",
               "mathvista_testmini_solution", "MathVista_MINI")),
     "AI2D": Benchmark(**_at("ai2d"), read_row=_ai2d, published="first_letter",

@@ -151,17 +151,13 @@ _ANSWER_FORMATS = dict(texts=(_ask_texts, _say_text), letters=(_ask_letters, _sa
 def _form_of(
     benchmark: str, # key of `ccd.vqa.benchmarks.suite.BENCHMARKS`, EmojiVMC, or a name of your own
     settings: VlmSettings,
-    form: str = "", # key of `_ANSWER_FORMATS`, instead of the benchmark's own
-) -> str: # key of `_ANSWER_FORMATS`
-    "Return the format of a benchmark. Raises `UserError` where it needs generated text."
-    own = BENCHMARKS[benchmark].form if benchmark in BENCHMARKS else settings.forms[0]
-    if (form or own) in _ANSWER_FORMATS: return form or own
-    if form:
-        raise UserError(f"unknown form {form!r} of a question: expected one of "
-                        f"{', '.join(_ANSWER_FORMATS)}")
-    raise UserError(f"{benchmark} has free-form answers, and only the likelihood of options is "
-                    "compared here: evaluate it with lmms-eval or VLMEvalKit, and give their logs "
-                    "to `ccd vqa`")
+    form: str = "", # texts, letters or words, instead of the benchmark's own
+) -> str: # texts, letters or words
+    "Return the format of a benchmark. Raises `UserError` for an unknown one."
+    found = form or (BENCHMARKS[benchmark].form if benchmark in BENCHMARKS else settings.forms[0])
+    if found in (*_ANSWER_FORMATS, "words"): return found
+    raise UserError(f"unknown form {found!r} of a question: expected one of "
+                    f"{', '.join(_ANSWER_FORMATS)}, words")
 
 # %% ../../../nbs/library/vqa/llava/03_conversations.ipynb #8ec9d9b1
 def _caption_conversations(corpus) -> _Conversations: # dataset with `image` and `captions`
