@@ -93,7 +93,10 @@ _HELP = { # command -> settings in its short help (a group or one field), two ex
                "ccd study --data.source folder:IMAGES --budget 30min")), "train": ((),
               ("ccd train clip --preset mini",
                "torchrun --nproc-per-node 8 -m ccd.cli train dino --preset paper --data.source "
-               "shards:/data")), "filter": (("data",), ("ccd filter folder:IMAGES --out scores",
+               "shards:/data")),
+    "export": ((), ("ccd export runs/mini/train/clip-0 --to transformers --out clip-hf",
+                    "ccd export ccd:emoji/dino --to timm --out dino-timm")),
+    "filter": (("data",), ("ccd filter folder:IMAGES --out scores",
                 "ccd filter emoji --scorer ocr --preset smoke")), "audit": ((),
               ("ccd audit runs/mini/train/clip-0 runs/mini/train/dino-0",
                "ccd audit runs/mini/train/clip-0 paper:clip")), "embed": (("data",),

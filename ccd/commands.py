@@ -341,6 +341,18 @@ def _sweep(
     print(sweep(settings, _writable(out), _writable(measurements),
                 *([recipes] if recipes else [])).to_string(index=False))
 
+# %% ../nbs/library/07_commands.ipynb #e7b0a7c1
+def _export(
+    run: Positional[str], # folder of a finished run, or ccd:NAME
+    to: Literal["timm", "transformers", "open_clip"], # library that opens the folder
+    out: str, # folder to write
+    push: str = "", # also upload to the Hugging Face Hub: USER/NAME; asks before it does
+    public: bool = False, # with --push: a public repository instead of a private one
+):
+    "Write a trained encoder as a folder that timm, transformers or open_clip opens alone."
+    from ccd.encoders.exporting.command import export_encoder
+    print(export_encoder(run, to, _writable(out), push, public))
+
 # %% ../nbs/library/07_commands.ipynb #4a0b5f32
 def _published(
     what: Positional[Literal["check"]], # action: check
@@ -354,5 +366,5 @@ def _published(
 
 # %% ../nbs/library/07_commands.ipynb #f3bcf89a
 _COMMANDS = {command.__name__.strip("_"): command
-             for command in (_study, _train, _filter, _audit, _embed, _probe, _compare, _evaluate,
-                             _vlm, _vqa, _scale, _sweep, _published)}
+             for command in (_study, _train, _export, _filter, _audit, _embed, _probe, _compare,
+                             _evaluate, _vlm, _vqa, _scale, _sweep, _published)}

@@ -3,7 +3,7 @@ import re, shutil
 import pandas as pd, pytest
 from ccd import files
 from ccd.comparison import report as comparison_report
-from ccd.comparison.search import letter_encoders, name_encoders
+from ccd.comparison.search import letter_encoders, _name_encoders
 from ccd.data import filters
 from ccd.files import load_table, read_json, renamed, write_json
 from ccd.report import accuracy, similarity, tables
@@ -117,7 +117,7 @@ def test_the_sections_of_a_comparison(compared):
 def test_files_hold_names_of_encoders_and_memory_letters():
     t = load_table(RESULTS / "comparison/agreement.csv")
     for names in (("CLIP", "DINO"), ("b", "a"), ("1", "2")):
-        named = name_encoders(t, names)
+        named = _name_encoders(t, names)
         assert set(named.similar_in) == set(names) and letter_encoders(named, names).equals(t)
     assert letter_encoders(t, ("CLIP", "DINO")).equals(t) # version 0.0.1 wrote letters
 

@@ -56,7 +56,7 @@ def _neighbor_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
 
 # %% ../../nbs/library/comparison/10_command.ipynb #1b4d5811
 def _pair_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
-    from ccd.comparison.search import mine_pairs, name_encoders
+    from ccd.comparison.search import mine_pairs, _name_encoders
     from ccd.comparison.agreement import (_near_duplicates, compare_to_seed_noise,
                                           _count_threshold_pairs, factor_agreement,
                                           split_half_replication)
@@ -67,12 +67,12 @@ def _pair_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
     n_pairs = min(analysis.pairs, max(12, n_images * (n_images - 1) // 200))
     pairs = mine_pairs(first, second, n_pairs, analysis.per_image, group)
     pairs.to_parquet(folder / "pairs.parquet")
-    named = name_encoders(pairs, inputs.names).drop(columns=["i", "j"])
+    named = _name_encoders(pairs, inputs.names).drop(columns=["i", "j"])
     named.to_csv(folder / "pairs.csv", index=False, float_format="%.5g")
     pd.DataFrame(dict(item_id=inputs.items.item_id,
                       group=group))[pd.Series(group).duplicated(keep=False)].sort_values(
         "group").to_csv(folder / "copies.csv", index=False)
-    rules = name_encoders(_count_threshold_pairs(first, second), inputs.names)
+    rules = _name_encoders(_count_threshold_pairs(first, second), inputs.names)
     rules.to_csv(folder / "rules.csv", index=False)
     seeds = {name: mine_pairs(inputs.vectors[name], inputs.vectors[reference], n_pairs,
                               analysis.per_image, group)
@@ -81,17 +81,17 @@ def _pair_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
     known = usable_labels(inputs.items)
     if known and len(pairs):
         shared = factor_agreement(pairs, inputs.items, known, analysis.n_resamples, group)
-        name_encoders(shared, inputs.names).to_csv(folder / "agreement.csv", index=False)
+        _name_encoders(shared, inputs.names).to_csv(folder / "agreement.csv", index=False)
         if len(set(group)) > 100:
             halves = split_half_replication(first, second, known, analysis.pairs // 2,
                                             analysis.n_resamples, per_image=analysis.per_image)
-            name_encoders(halves, inputs.names).to_csv(folder / "verified.csv", index=False)
+            _name_encoders(halves, inputs.names).to_csv(folder / "verified.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #93a2a1eb
 def _attribute_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
     from ccd.comparison.attributes import corpus_attributes
     from ccd.comparison.attribution import enrichment, similarity_regression
-    from ccd.comparison.search import name_encoders
+    from ccd.comparison.search import _name_encoders
     with warnings.catch_warnings():
         # the report lists the factors that were used
         warnings.filterwarnings("ignore", message="the items have no")
@@ -104,7 +104,7 @@ def _attribute_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
         pairs = load_table(folder.parent / "pairs" / "pairs.parquet")
         if len(pairs):
             lift = enrichment(pairs, *inputs.two, seen, n_resamples=analysis.n_resamples)
-            name_encoders(lift, inputs.names).to_csv(folder / "lift.csv", index=False)
+            _name_encoders(lift, inputs.names).to_csv(folder / "lift.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #850e7b13
 def _perturbation_stage(inputs: EncoderPair, analysis: Analysis, folder: Path, settings: Settings,

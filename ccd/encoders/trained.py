@@ -21,13 +21,9 @@ from ..training.towers import build_text, build_vit, frozen_names, weights_hash
 from .base import Encoder, FeatureSpec, _vit_adapter, make_encoder
 from .baselines import _card, _placed
 
-# %% ../../nbs/library/encoders/05_trained.ipynb #937d6576
-def _load_run(
-    folder, # folder of a finished run
-    tap: FeatureSpec = FeatureSpec(), # feature to return
-    precision: str = "fp32", # precision of the weights
-) -> Encoder:
-    """Load the encoder of a run.
+# %% ../../nbs/library/encoders/05_trained.ipynb #f1d2b3c4
+def _finished_run(folder) -> tuple: # encoder.json, control, network, projection or None
+    """Load the parts of a finished run.
 
     Raises `UserError` where training has not finished, and where the weights do not fit the
     network."""
@@ -48,6 +44,19 @@ def _load_run(
         raise UserError(f"{folder / 'encoder.safetensors'} is not of the network that {file} "
                         f"describes: {str(error).splitlines()[1].strip():.200}. Copy the whole run "
                         "again, or train it") from error
+    return about, control, model, projection
+
+# %% ../../nbs/library/encoders/05_trained.ipynb #937d6576
+def _load_run(
+    folder, # folder of a finished run
+    tap: FeatureSpec = FeatureSpec(), # feature to return
+    precision: str = "fp32", # precision of the weights
+) -> Encoder:
+    """Load the encoder of a run.
+
+    Raises `UserError` where training has not finished, and where the weights do not fit the
+    network."""
+    about, control, model, projection = _finished_run(folder)
     card = _card(about["name"], control, about["training"], weights_hash(model))
     if projection is not None: projection = projection.to(device())
     return make_encoder(_vit_adapter(_placed(model, precision), projection),
