@@ -97,6 +97,8 @@ PLACES = dict( # command lines in which X is one of them; all stop before any wo
            "train clip --preset smoke --data.source filter:light:X",
            "train clip --preset smoke --data.source folder:nope --out X",
            "train clip --preset smoke --data.source X"],
+    export=["export X --to timm --out o", "export nope --to X --out o",
+            "export nope --to timm --out X"],
     filter=["filter X", "filter folder:nope --preset smoke --scorer X",
             "filter folder:nope --preset smoke --scorer python:X",
             "filter folder:nope --scorer python:os.nope --out X"],
