@@ -2076,6 +2076,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                           'ccd/study/check.py')},
             'ccd.study.command': { 'ccd.study.command._compared_pairs': ( 'library/study/command.html#_compared_pairs',
                                                                           'ccd/study/command.py'),
+                                   'ccd.study.command._copy_results': ('library/study/command.html#_copy_results', 'ccd/study/command.py'),
                                    'ccd.study.command._kept_differences': ( 'library/study/command.html#_kept_differences',
                                                                             'ccd/study/command.py'),
                                    'ccd.study.command._kept_tables': ('library/study/command.html#_kept_tables', 'ccd/study/command.py'),

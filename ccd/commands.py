@@ -57,8 +57,6 @@ def _study(
     "Train CLIP and DINO under identical conditions, run all evaluations, and write report.html."
     from ccd.study.command import export_study, study as run, study_kind, study_plan
     kind = study_kind(settings)
-    if kind != "emoji" and save_tables:
-        raise UserError("--save-tables is of studies of the emoji data")
     if dry_run or commands:
         print(study_plan(settings, variants, at, commands, out, check))
         return

@@ -137,6 +137,10 @@ def export_study(
     require_own_folder(folder)
     with atomic_write(folder) as tmp:
         tmp.mkdir(parents=True)
+        if study_kind(settings) != "emoji":
+            _copy_results(out, tmp, weights)
+            _write_manifest(out, tmp, settings)
+            return
         for file in _KEPT_TABLES:
             if (out / file).exists(): shutil.copy(out / file, tmp / Path(file).name)
         kept = _kept_tables(out, settings)
@@ -148,14 +152,33 @@ def export_study(
             _publish_run(out / "train" / run, tmp, weights, kept.get("zero_shot"))
         _write_manifest(out, tmp, settings)
 
+# %% ../../nbs/library/study/09_command.ipynb #aeb6378c
+_RESULTS = ("summary.txt", "probes/tables/*.csv", "comparison/neighbors/*.csv",
+            "comparison/pairs/*.csv", "comparison/attributes/*.csv",
+            "comparison/perturbations/*.csv", "vlm/*/tables/*.csv", "train/*/metrics.jsonl")
+
+# %% ../../nbs/library/study/09_command.ipynb #aeb6378d
+def _copy_results(out: Path, folder: Path, weights: bool): # of a study of images of one's own
+    "Copy the tables of all commands, in their folders, and with `weights` the encoders."
+    for file in (file for pattern in _RESULTS for file in sorted(out.glob(pattern))):
+        home = folder / file.relative_to(out)
+        home.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, home)
+    if not weights: return
+    from ccd.study.scaling.runs import _keep_encoder # it needs torch
+    for run in sorted(path.parent for path in (out / "train").glob("*/encoder.safetensors")):
+        _keep_encoder(run, folder / "train" / run.name)
+
 # %% ../../nbs/library/study/09_command.ipynb #aeb6378b
 def _write_manifest(out: Path, folder: Path, settings: Settings):
     "Write the manifest of the copied results, with the minutes that they took."
-    made = {run: read_json(out / "train" / run / "manifest.json") for run in runs(settings)}
+    made = {path.parent.name: read_json(path)
+            for path in sorted((out / "train").glob("*/manifest.json"))}
     stages = sum(read_json(path)["wall_seconds"] for path in out.rglob("manifest.json"))
-    calls = [json.loads(line)["study"]
-             for line in (out / "timing.jsonl").read_text(encoding="utf-8").splitlines()]
-    seconds = dict(study=max(stages, *calls), # a call that ran all stages also filled the cache
+    timing = out / "timing.jsonl"
+    calls = [json.loads(line)["study"] for line in
+             (timing.read_text(encoding="utf-8").splitlines() if timing.exists() else ())]
+    seconds = dict(study=max([stages, *calls]), # a call that ran all stages also filled the cache
                    **{run: manifest["wall_seconds"] for run, manifest in made.items()})
     write_manifest(folder, settings,
                    {run: manifest["outputs_hash"] for run, manifest in made.items()},

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 from ccd.cli import main
-from ccd.files import UserError
+from ccd.files import UserError, read_json
 from ccd.presets import preset
 from ccd.settings import override
+from ccd.encoders.loading import load
 from ccd.study import own as own_study
 from ccd.study.suite import Suite, find_suite, _left_out
 
@@ -42,12 +43,20 @@ def test_a_folder_of_classes_goes_through_a_study(photos, tmp_path, capsys):
     assert "probes/report.html" in page and "comparison/report.html" in page
     assert "show none of them" in " ".join((out / "comparison/report.html").read_text().split())
     trained = {path: path.stat().st_mtime_ns for path in out.rglob("encoder.safetensors")}
-    main(command) # nothing is made again
+    kept = tmp_path / "kept"
+    main([*command, "--save-tables", str(kept), "--weights"]) # nothing is made again
     assert trained == {path: path.stat().st_mtime_ns for path in out.rglob("encoder.safetensors")}
     arms = pd.read_csv(out / "probes/tables/arms.csv")
     assert set(arms.n_seeds_a[arms.a.isin(["CLIP", "DINO"])]) == {2}
     table = pd.read_csv(out / "probes/tables/accuracy.csv")
     assert set(table.n_test) == {32} # a fifth of each class
+    assert pd.read_csv(kept / "probes/tables/accuracy.csv").equals(table)
+    manifest = read_json(kept / "manifest.json")
+    files = {path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file()}
+    assert set(manifest["outputs"]) | {"manifest.json"} == files
+    assert "train/dino-1/encoder/encoder.safetensors" in files
+    assert not any(name.endswith((".png", ".jpg", ".html")) for name in files)
+    assert load(f"ccd:{kept / 'train/dino-0/encoder'}").card.name == "DINO"
 
 def test_encoders_are_judged_without_training(photos, tmp_path, capsys):
     out = tmp_path / "evaluation"
