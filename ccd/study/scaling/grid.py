@@ -78,6 +78,7 @@ _WEB_TUNE = {"control.samples": 20_000 * 2048, "control.batch_size": 2048, "cont
 # recipe -> what its search has selected (findings/recipe_search); `clip` keeps its own light views
 _SELECTED = {"dino": {"dino.local_crops": 4}, "clip-dino-views": {"clip.ema": 0.97},
              "clip-omits-word": {"clip.ema": 0.97},
+             "infonce": {"control.lr": 3e-4, "control.batch_size": 64},
              "supervised-dino-views": {"control.lr": 3e-4, "control.batch_size": 256,
                                        "supervised.ema": 0.0}}
 
