@@ -147,7 +147,11 @@ def _small_study(setup: _Setup) -> dict: # CLIP - DINO on ImageNet, in points
 
 # %% ../../nbs/library/study/08_check.ipynb #cf3c5fc5
 _DINO, _CLIP = "dino-vitb16", "clip-vit-b-16"
+
+# %% ../../nbs/library/study/08_check.ipynb #f6deac81
 _DINO_SOURCE = "github.com/facebookresearch/dino, README"
+
+# %% ../../nbs/library/study/08_check.ipynb #f6deac82
 _CHECKS = (
     _Check("DINO B/16, kNN on ImageNet", partial(_probe_accuracy, _DINO, "knn"), 76.1, 0.5,
            _DINO_SOURCE),

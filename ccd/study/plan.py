@@ -66,6 +66,7 @@ def _open_file(place: str):
 # %% ../../nbs/library/study/06_plan.ipynb #06a1a004
 _FIRST_TALKS = 100
 
+# %% ../../nbs/library/study/06_plan.ipynb #0be27a11
 def _open_talks(place: str, pictures: str):
     "Read the first conversations of a file of LLaVA, and look for their images."
     from ccd.vqa.llava.conversations import first_images

@@ -145,6 +145,7 @@ def _question_section(out: Path, benchmark: str) -> dict:
 # %% ../../nbs/library/study/02_sections.ipynb #a8a3ca71
 _NAMES = dict(clip="CLIP", dino="DINO") # the two encoders of the main comparison
 
+# %% ../../nbs/library/study/02_sections.ipynb #0be27a12
 def _curves_section(
     settings: Settings, # settings of the study
     out: Path, # folder of the study

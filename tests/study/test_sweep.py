@@ -2,10 +2,13 @@
 import json
 import pandas as pd
 import pytest
-from ccd.files import UserError
-from ccd.presets import preset
+from ccd.files import UserError, read_json, to_plain_dict
+from ccd.presets import apply_recipe, preset
+from ccd.runs import read_manifest
 from ccd.settings import override
 from ccd.study.scaling import sweep as search
+from ccd.study.scaling.grid import GRIDS
+from schemas import RESULTS
 
 def run(score):
     "Search with a function of the changes as score; return the trials of each recipe."
@@ -61,6 +64,26 @@ def test_a_search_is_stored_and_resumed(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again, table)
     trial = json.loads(next((tmp_path / "results/infonce").glob("*/trial.json")).read_text())
     assert trial["machine"]["torch"]
+
+def test_the_grid_takes_what_the_stored_search_has_selected():
+    table = search._sweep_table(RESULTS / "sweep")
+    trials = table[table.recipe != "untrained"]
+    assert set(trials.groupby("recipe").size()) == {len(search._STAGES)}
+    grid = GRIDS["controlled"]
+    center = preset(grid.base)
+    assert {recipe for recipe in trials.recipe} < set(grid.tuned)
+    for recipe, own in trials[trials.best].groupby("recipe"):
+        trial = next(trial for path in (RESULTS / "sweep" / recipe).glob("*/trial.json")
+                     if (trial := read_json(path))["number"] == own.number.item())
+        wanted = override(apply_recipe(recipe, center), **trial["changes"])
+        assert override(apply_recipe(recipe, center), **grid.tuned[recipe]) == wanted, recipe
+
+def test_the_search_is_of_these_settings():
+    stored = read_manifest(RESULTS / "sweep")["settings"]
+    center = preset(GRIDS["controlled"].base)
+    assert stored["control"] == to_plain_dict(override(
+        center, **{"control.samples": 150_000}).control)
+    assert stored["data"]["source"] == center.data.source
 
 def test_bad_requests_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match="no search space for mae: expected some of dino"):

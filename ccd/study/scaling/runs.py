@@ -245,19 +245,23 @@ def _measure_baseline(spec: str, grid: Grid, measures, out: Path, results: Path,
         cached_stage(results / "baselines" / slug(spec) / measure, about, {}, make)
     shutil.rmtree(home, ignore_errors=True)
 
+# %% ../../../nbs/library/study/scaling/03_runs.ipynb #34dd7278
+def _write_manifest_over(results: Path, parts: list, settings, command: str):
+    "Write one manifest over the outputs of stages, given by their own manifests."
+    made = {path: read_json(path) for path in parts}
+    files = [file.relative_to(results) for path, manifest in made.items()
+             for file in (path, *(path.parent / output for output in manifest["outputs"]))]
+    write_manifest(results, settings, {}, files,
+                   sum(manifest["wall_seconds"] for manifest in made.values()), command=command)
+
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #34dd7277
 def _write_grid_manifest(grid: Grid, results: Path):
     "Write one manifest over all measurements, each of which has its own manifest."
     parts = [*sorted(results.glob("*/*/manifest.json")),
              *sorted(results.glob("baselines/*/*/manifest.json")),
              *sorted(results.glob("reader/manifest.json"))]
-    made = {path: read_json(path) for path in parts}
-    files = [file.relative_to(results) for path, manifest in made.items()
-             for file in (path, *(path.parent / output for output in manifest["outputs"]))]
     name = next((name for name, candidate in GRIDS.items() if candidate == grid), "GRID")
-    write_manifest(results, to_plain_dict(grid), {}, files,
-                   sum(manifest["wall_seconds"] for manifest in made.values()),
-                   command=f"ccd scale {name}")
+    _write_manifest_over(results, parts, to_plain_dict(grid), f"ccd scale {name}")
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5ca1a022
 def dry_run(grid: Grid, results=None, only: str = "") -> pd.DataFrame: # one row per run

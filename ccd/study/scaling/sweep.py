@@ -6,13 +6,15 @@
 __all__ = ['sweep']
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #8790359b
+import shlex
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from ...files import UserError, alone, log_line, read_json, to_plain_dict, user_path, write_json
 from ...settings import Settings, override
-from ...presets import RECIPES, apply_recipe
+from ...presets import RECIPES, apply_recipe, preset
 from ...runs import cached_stage, read_manifest, run_settings
+from .runs import _write_manifest_over
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #14146458
 _RATES = (3e-4, 1e-3, 3e-3)
@@ -143,7 +145,17 @@ def sweep(
     with alone(out / "untrained", wait=True): _score_untrained(settings, out, results)
     for recipe in recipes:
         with alone(out / recipe): _search_recipe(recipe, settings, out, results)
+        _write_sweep_manifest(settings, results)
     return _sweep_table(results)
+
+# %% ../../../nbs/library/study/scaling/06_sweep.ipynb #7218f297
+def _write_sweep_manifest(settings: Settings, results: Path):
+    "Write one manifest over all trials, each of which has its own."
+    from ccd.training.audit import cli_overrides
+    options = cli_overrides(settings, preset(settings.preset), ("runtime",))
+    parts = sorted([*results.glob("untrained/manifest.json"), *results.glob("*/*/manifest.json")])
+    _write_manifest_over(results, parts, settings,
+                         shlex.join(["ccd", "sweep", "--preset", settings.preset, *options]))
 
 # %% ../../../nbs/library/study/scaling/06_sweep.ipynb #7218f296
 def _score_untrained(settings, out, results): # the first weights, which a trial must exceed
