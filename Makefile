@@ -27,7 +27,7 @@ $(READY): settings.ini setup.py $(PINS)
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@find $(VENV)/lib -name '*.dist-info' ! -exec test -e {}/RECORD \; -prune -exec rm -r {} +
 	$(PIP) torch torchvision
-	$(PIP) -e '.[cpu,language,fonts,ray,dev]'
+	$(PIP) -e '.[cpu,emoji,logs,lora,language,fonts,ray,dev]'
 	@$(BIN)/python -m pip check
 	@touch $@
 

@@ -7,10 +7,10 @@ ini.read("settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 name = cfg["lib_name"]
 # cpu and gpu share one folder of faiss: install one of them
-EXTRAS = "cpu", "gpu", "language", "fonts", "ocr", "ray", "dev"
+EXTRAS = "cpu", "gpu", "emoji", "logs", "lora", "language", "fonts", "ocr", "ray", "dev"
 
 setup(
-    name=name, version=cfg["version"], description=cfg["description"],
+    name=cfg["dist_name"], version=cfg["version"], description=cfg["description"],
     author=cfg["author"], url=cfg["git_url"], license="Apache-2.0",
     keywords=cfg["keywords"].split(), python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[name, f"{name}.*"]), include_package_data=True, zip_safe=False,

@@ -659,6 +659,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                'ccd/data/emoji/drawings.py'),
                                          'ccd.data.emoji.drawings._load_icons': ( 'library/data/emoji/drawings.html#_load_icons',
                                                                                   'ccd/data/emoji/drawings.py'),
+                                         'ccd.data.emoji.drawings._missing': ( 'library/data/emoji/drawings.html#_missing',
+                                                                               'ccd/data/emoji/drawings.py'),
                                          'ccd.data.emoji.drawings._near_duplicates': ( 'library/data/emoji/drawings.html#_near_duplicates',
                                                                                        'ccd/data/emoji/drawings.py'),
                                          'ccd.data.emoji.drawings._npm': ( 'library/data/emoji/drawings.html#_npm',

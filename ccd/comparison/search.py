@@ -392,7 +392,8 @@ def _search_ray(
     Call `ray.init` first to start or join a cluster of several machines. Raises `UserError` where
     Ray is not installed."""
     try: import ray
-    except ImportError: raise UserError("search_ray needs Ray: pip install 'ccd[ray]'") from None
+    except ImportError:
+        raise UserError("search_ray needs Ray: pip install -e '.[ray]' in the clone") from None
     if not ray.is_initialized(): ray.init(log_to_driver=False)
     tasks = min(tasks or int(4 * ray.cluster_resources()["CPU"]), -(-len(group) // _TILE[0]))
     work = ray.put((product, room, group))

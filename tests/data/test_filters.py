@@ -253,7 +253,7 @@ def test_unknown_scorers(monkeypatch, tmp_path):
     for name in ("python:no.such", "python:json.nothing", "python:alone"):
         with pytest.raises(UserError, match="there is no function"): get_scorer(name)
     monkeypatch.setitem(sys.modules, "rapidocr", None)
-    with pytest.raises(UserError, match=r"pip install 'ccd\[ocr\]'"): get_scorer("ocr")
+    with pytest.raises(UserError, match=r"pip install -e '\.\[ocr\]'"): get_scorer("ocr")
 
 def test_a_function_by_name(monkeypatch, tmp_path, photos, capsys):
     monkeypatch.syspath_prepend(tmp_path)

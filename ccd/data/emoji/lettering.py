@@ -116,7 +116,7 @@ def _font_file(family: str, bold: bool) -> Path:
     package = find_spec(f"fontpkg_{family.replace('-', '_')}")
     if package is None:
         raise UserError(f"the fonts of emoji-2 are not installed (fontpkg-{family} is missing): "
-                        "pip install 'ccd[fonts]'")
+                        "pip install -e '.[fonts]' in the clone")
     files = [path for path in sorted(Path(package.origin).parent.glob("files/*.ttf"))
              if "Italic" not in path.name]
     variable = [path for path in files if "[" in path.name]

@@ -392,7 +392,7 @@ def test_a_crop_holds_the_letters(size):
 
 def test_every_sign_is_read(test):
     make = pytest.importorskip("rapidocr",
-                               reason="the reader is optional: pip install 'ccd[ocr]'").RapidOCR
+                               reason="the reader is optional: pip install -e '.[ocr]'").RapidOCR
     ocr = make(params={"EngineConfig.onnxruntime.intra_op_num_threads": 1})
     def read(crop):
         return ocr(np.ascontiguousarray(crop[..., ::-1]), use_det=False, use_cls=False).txts[0]

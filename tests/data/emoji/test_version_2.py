@@ -131,7 +131,7 @@ def test_version_1_is_read_by_its_name_and_unchanged():
 
 def test_missing_fonts_say_what_to_install(monkeypatch):
     monkeypatch.setattr(lettering, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'ccd\[fonts\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[fonts\]'"):
         lettering._font_file.__wrapped__("lora", False)
 
 def test_a_fraction_of_text_is_checked():
