@@ -10,7 +10,7 @@ import contextlib, errno, inspect, io, os, re, sys
 from functools import partial
 from typing import Annotated, get_type_hints
 import tyro
-from . import __version__
+import ccd
 from .files import UserError, _disk_full, renamed, user_path
 from .settings import Settings, rename_fields
 from .presets import PRESETS, RECIPES, apply_recipe, preset
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None):
     args = sys.argv[1:] if argv is None else argv
     _said[:] = args
     if not args or args[0] in ("-h", "--help", "--help-all"): print(_usage()); return
-    if args[0] in ("-V", "--version"): print(f"ccd {__version__}"); return
+    if args[0] in ("-V", "--version"): print(f"ccd {ccd.__version__}"); return
     try:
         args = _current_options(args[0], list(map(_at_home, args)))
         _check_none_is_empty(args)

@@ -208,13 +208,14 @@ def load_encoder(spec, settings): # by name, or the random initialization of a r
 # %% ../../nbs/library/encoders/09_inputs.ipynb #6d8af907
 def check_known(spec, settings):
     "Raise `UserError` for an unknown name of an encoder; nothing is downloaded."
-    from ccd.encoders.names import PUBLISHED, parse_encoder_spec
+    from ccd.encoders.names import PUBLISHED, parse_encoder_spec, split_spec
     if not spec: return
     if spec.startswith("npy:"): # before the folder is claimed for it
         from ccd.encoders.embeddings import _beside, _open_npy
         path = user_path(spec.removeprefix("npy:"))
         if not path.is_dir(): _beside(path, None); _open_npy(path)
         return
+    if len(parts := split_spec(spec)) > 1: return [check_known(part, settings) for part in parts]
     kind = parse_encoder_spec(spec)[0]
     if (kind not in ("hf", "timm", "open_clip")
         and not any(known.startswith(f"{kind}:") for known in PUBLISHED)):

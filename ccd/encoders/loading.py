@@ -6,16 +6,19 @@
 __all__ = ['load']
 
 # %% ../../nbs/library/encoders/06_loading.ipynb #d64bac9a
-from dataclasses import replace
+from dataclasses import dataclass, replace
 import numpy as np
+import torch
+from torch import nn
 from ..files import UserError, cache_dir, content_hash, once
 from ..settings import Control, DataSettings
+from ..device import device
 from ..data.corpora import ImageDecoder, fingerprint, open_corpus
-from .base import Encoder, FeatureSpec, _DTYPES
-from .preprocessing import refitted
+from .base import Encoder, EncoderCard, Features, FeatureSpec, _DTYPES
+from .preprocessing import ImageTransform, refitted
 from .baselines import (_PatchDictionary, color_histogram, _fit_patch_dictionary,
                                     hog_features, patch_features, random_vit, raw_pixels)
-from .names import PUBLISHED, parse_encoder_spec
+from .names import PUBLISHED, parse_encoder_spec, split_spec
 from .trained import _load_run, _number, find_release
 from .adapters.transformers import hf_encoder
 from .adapters.timm import timm_encoder
@@ -87,9 +90,68 @@ def _own_encoder(spec, kind, name, tap, precision, control): # kind: ccd or rand
     if kind == "ccd": return _load_run(find_release(name) or name, tap, precision)
     return random_vit(replace(control, seed=_number(spec, name or "0")), tap, precision)
 
+# %% ../../nbs/library/encoders/06_loading.ipynb #10c1a101
+@dataclass(frozen=True)
+class _SideBySide:
+    "Convert an image to the inputs of several encoders, side by side."
+    fits: tuple # of functions: RGB image -> [S, S, 3] uint8
+
+    def __call__(self, image) -> np.ndarray: # [largest S, sum of S, 3] uint8
+        parts = [fit(image) for fit in self.fits]
+        tall = max(len(part) for part in parts)
+        return np.concatenate([np.pad(part, ((0, tall - len(part)), (0, 0), (0, 0)))
+                               for part in parts], 1)
+
+    def __str__(self): return " | ".join(map(str, self.fits))
+
+# %% ../../nbs/library/encoders/06_loading.ipynb #10c1a102
+class _JoinedEncoder(Encoder):
+    "Join the features of several encoders, each normalized to length 1."
+    def __init__(self, parts: list[Encoder]):
+        self.parts, cards = parts, [part.card for part in parts]
+        self.shared = len({(card.size, part.fit) for card, part in zip(cards, parts)}) == 1
+        fits = tuple(part.fit or ImageTransform(part.card.size) for part in parts)
+        fit = parts[0].fit if self.shared else _SideBySide(fits)
+        card = EncoderCard(
+            **{field: " + ".join(str(getattr(card, field)) for card in cards)
+               for field in ("name", "architecture", "training", "revision", "layer", "norm",
+                             "license", "precision")},
+            size=max(card.size for card in cards), mean=(0.0,) * 3, std=(1.0,) * 3,
+            resize=cards[0].resize if self.shared else str(fit))
+        same_grid = self.shared and _patch_counts(parts)
+        super().__init__(card, None, fit, ("cls", "patches") if same_grid else ("cls",))
+
+    @torch.no_grad()
+    def features(self, pixels) -> Features: # [B, 3, S, S], or the inputs side by side
+        "Return the joined vectors, and the joined patch tokens where the grids are the same."
+        found = [part.features(own) for part, own in zip(self.parts, self._inputs(pixels))]
+        vectors = [torch.cat([getattr(features, field) for field in part.card.tap.split("+")], 1)
+                   for part, features in zip(self.parts, found)]
+        def joined(tensors):
+            return torch.cat([nn.functional.normalize(t.float(), dim=-1) for t in tensors], -1)
+        patches = ([features.patches for features in found] if "patches" in self.taps else None)
+        return Features(cls=joined(vectors), patches=patches and joined(patches))
+
+    def _inputs(self, pixels): # of each encoder
+        if self.shared: return [pixels] * len(self.parts)
+        sizes = [part.card.size for part in self.parts]
+        return [part[:, :, :size] for size, part in zip(sizes, pixels.split(sizes, 3))]
+
+    def tapped(self, tap):
+        "Raise `UserError`: each part has its own feature."
+        raise UserError(f"{self.card.name} has the features of its parts: choose them there, as in "
+                        "ccd:A#feature=pooled + ccd:B")
+
+# %% ../../nbs/library/encoders/06_loading.ipynb #10c1a103
+def _patch_counts(parts) -> bool: # True where all encoders have as many patch tokens
+    "Return whether encoders have the same number of patch tokens."
+    if not all("patches" in part.taps for part in parts): return False
+    blank = torch.zeros(1, 3, parts[0].card.size, parts[0].card.size, device=device())
+    return len({part.features(blank).patches.shape[1] for part in parts}) == 1
+
 # %% ../../nbs/library/encoders/06_loading.ipynb #f2b8106a
 def load(
-    spec: str, # name of an encoder: KIND:NAME#option=value,…
+    spec: str, # name of an encoder: KIND:NAME#option=value,…, or several with ` + ` between
     # settings of a random-init ViT (`random:SEED`), and input size of HOG and patches
     control: Control = Control(),
     precision: str = "fp32", # precision of the weights, where the name has no such option
@@ -99,6 +161,8 @@ def load(
     Raises `UserError` for an unknown name or option, and for a feature that the encoder does not
     have."""
     kind, name, options = parse_encoder_spec(spec)
+    if kind == "joined":
+        return _JoinedEncoder([load(part, control, precision) for part in split_spec(spec)])
     if kind in _HANDMADE:
         return _handmade_encoder(spec, kind, name, options, control.vit.image_size)
     if "images" in options:

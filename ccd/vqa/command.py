@@ -22,7 +22,7 @@ from ..data.emoji.materials import SUBSET_LABELS, SUBSETS_SAID
 from ..data.emoji.questions import emoji_questions
 from ..encoders.base import card_row
 from ..encoders.preprocessing import refitted
-from ..encoders.names import parse_encoder_spec
+from ..encoders.names import parse_encoder_spec, split_spec
 from ..encoders.inputs import load_encoder
 from ..probing.patches import pixel_patches
 from ..encoders.inputs import display_names
@@ -79,9 +79,13 @@ def encoder_for_vlm(
     vit, (kind, *_) = settings.control.vit, parse_encoder_spec(spec)
     if kind == "pixels":
         return refitted(pixel_patches(vit.image_size, vit.patch_size), v.fit or "crop")
-    encoder = load_encoder(spec if kind in _HANDMADE else _spec_with_layer(spec, v), settings)
+    named = [part if parse_encoder_spec(part)[0] in (*_HANDMADE, "pixels")
+             else _spec_with_layer(part, v) for part in split_spec(spec)]
+    encoder = load_encoder(" + ".join(named), settings)
     if "patches" not in encoder.taps:
-        raise UserError(f"{spec} has no patch tokens, which the language model needs")
+        raise UserError(f"{spec} has no patch tokens, which the language model needs"
+                        + "; joined encoders have them where all take the same pixels and have the "
+                        "same number of patches" * (kind == "joined"))
     return encoder
 
 # %% ../../nbs/library/vqa/03_command.ipynb #f6fe4c20
