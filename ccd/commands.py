@@ -276,15 +276,16 @@ def _vlm(
 
 # %% ../nbs/library/07_commands.ipynb #d3ccde61
 def _vqa(
-    # logs of lmms-eval or VLMEvalKit: files or folders, also as ENCODER@SEED=PATH
+    # logs of lmms-eval, lm-evaluation-harness, VLMEvalKit or Inspect, or tables with the columns
+    # id and score: files or folders, also as ENCODER@SEED=PATH
     logs: Positional[tuple[str, ...]],
     out: str = "vqa", # output folder for the tables
     intersect_questions: bool = False, # use only the questions that all models answered
     allow_missing_subsets: bool = False, # average over the available subsets, if some are missing
     n_resamples: int = 10_000, # bootstrap resamples
 ):
-    """Compute VQA scores from logs of lmms-eval or VLMEvalKit, with confidence intervals and paired
-    tests."""
+    """Compute scores from logs of four harnesses or from tables, with confidence intervals and
+    paired tests."""
     from ccd.vqa.statistics.report import report, report_lines
     if not logs:
         raise UserError("name the logs of one model or more: files, folders, or ENCODER@SEED=PATH")
