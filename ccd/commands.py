@@ -10,7 +10,7 @@ import contextlib
 from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
-from .files import UserError, _writable, alone, load_table
+from .files import UserError, _writable, alone, load_table, user_path
 from .settings import Settings, override
 from .presets import BASELINE_SPECS, _find_recipe, apply_recipe, preset
 from .runs import require_own_folder
@@ -67,6 +67,14 @@ def _study(
         if kind != "emoji": print(page)
         if copy: export_study(page.parent, copy, settings, weights)
 
+# %% ../nbs/library/07_commands.ipynb #10ad0003
+def _initial(init_from: str, settings: Settings): # folder, initial weights, or None
+    "Return what training starts from: an encoder by name, or the folder of a run."
+    if not init_from or ":" not in init_from or user_path(init_from).exists():
+        return init_from or None
+    from ccd.encoders.importing import import_weights
+    return import_weights(init_from, settings.control.vit)
+
 # %% ../nbs/library/07_commands.ipynb #82d16246
 def _train(
     # recipe to train: clip, dino, dinov2, mae, siglip, clip-roberta-4 …; a key of
@@ -76,7 +84,9 @@ def _train(
     out: str = "", # run folder; by default runs/PRESET/train/RECIPE-SEED
     # recipe whose compute is matched: the number of samples is chosen so that both cost the same
     match_compute: str = "",
-    # completed run from whose weights training starts, e.g. a run at a smaller image size
+    # completed run of this objective from whose weights training starts, e.g. one at a smaller
+    # image size; or an encoder by name (timm:NAME, hf:NAME, open_clip:ARCH/TAG, ccd:RUN), whose
+    # weights the image encoder takes
     init_from: str = "",
 ):
     "Train one encoder, or resume from its last checkpoint; use torchrun for several processes."
@@ -92,7 +102,7 @@ def _train(
         other = apply_recipe(match_compute, other)
         settings = audit.match_compute((recipe, settings), (match_compute, other), opened.corpus)
     run = loop.train(found_recipe.objective, settings, opened.corpus, folder,
-                     title=found_recipe.title, init_from=init_from or None)
+                     title=found_recipe.title, init_from=_initial(init_from, settings))
     if is_main_process():
         if len(opened.skipped): opened.skipped.to_csv(run / "skipped.csv", index=False)
         print(run)

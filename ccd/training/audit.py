@@ -57,6 +57,11 @@ def _describe_settings(run: dict) -> dict: # line -> text; run: from `ccd.runs.r
         "input deviation": ", ".join(map("{:g}".format, control["std"])),
         "seed": str(control["seed"])}
 
+# %% ../../nbs/library/training/05_audit.ipynb #a0d17001
+def _origin(start: dict) -> str: # of initial weights
+    if "encoder" in start: return f"{start['encoder']}, weights {start['revision']}"
+    return "{run}, {samples:,} samples at {image_size} px".format(**start)
+
 # %% ../../nbs/library/training/05_audit.ipynb #86ca6de2
 def _describe_run(
     run, # folder of a finished run
@@ -82,8 +87,8 @@ def _describe_run(
         "first weights of the ViT": facts["first_weights"],
         **({"language model": ", ".join(facts["language"])} if facts.get("language") else {}),
         "precision": facts["precision"], **_describe_settings(manifest["settings"]),
-        **({"started from": "{run}, {samples:,} samples at {image_size} px".format(**start)}
-           if (start := manifest["settings"].get("start")) else {}),
+        **({"started from": _origin(manifest["settings"]["start"])}
+           if manifest["settings"].get("start") else {}),
         "weights evaluated": facts["evaluated_weights"],
         "views per sample, student": str(facts["views"]["student"]),
         "views per sample, teacher": str(facts["views"]["teacher"]),

@@ -21,8 +21,8 @@ from .distributed import (_any_process, _is_peer_failure, all_reduce_mean,
                                       check_equal_across_processes, full_tensor, is_main_process,
                                       world_size)
 from .objectives.distillation import _check_collapse
-from .trainer import (Trainer, _Log, _save_checkpoint, input_bottleneck_warning,
-                                  learning_rate, load_checkpoint)
+from .trainer import (InitialWeights, Trainer, _Log, _save_checkpoint,
+                                  input_bottleneck_warning, learning_rate, load_checkpoint)
 
 # %% ../../nbs/library/training/04_loop.ipynb #f27607cf
 def train(
@@ -32,14 +32,17 @@ def train(
     folder, # run folder
     on_step=None, # called with (step, model) after each step
     title: str = "", # name of the encoder; by default the objective's name
-    init_from=None, # folder of a finished run whose weights initialize the model
+    # folder of a finished run whose weights initialize the model, or an `InitialWeights`
+    init_from=None,
 ) -> Path: # the run folder
     """Train an encoder, or resume a run that was stopped.
 
     Raises `UserError` where the folder holds a run with other settings."""
     folder = user_path(folder)
     wanted = run_settings(objective, settings)
-    if init_from: wanted["start"] = _init_from(init_from, objective, settings)
+    if init_from:
+        wanted["start"] = (init_from.about if isinstance(init_from, InitialWeights) else
+                           _init_from(init_from, objective, settings))
     inputs = dict(corpus=fingerprint(corpus))
     if up_to_date(folder, wanted, inputs): return folder
     claim_folder(folder, dict(settings=wanted, inputs=inputs), write=False)
@@ -226,7 +229,9 @@ def _describe_data(data: DataSettings) -> str: # without paths of this machine
 # %% ../../nbs/library/training/04_loop.ipynb #233a3dc7
 def _describe_init(start: dict | None) -> str: # start: from `_init_from`
     "Describe the initialization of a run."
-    return start and f", after {start['samples']:,} samples at {start['image_size']} px" or ""
+    if not start: return ""
+    if "encoder" in start: return f", from {start['encoder']}"
+    return f", after {start['samples']:,} samples at {start['image_size']} px"
 
 # %% ../../nbs/library/training/04_loop.ipynb #1e8f40dd
 def _order_hash(feed, control: Control) -> str: # 16 hex digits

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['make_optimizer', 'learning_rate', 'clip_gradients', 'Trainer', 'on_device', 'load_checkpoint', 'flops_per_sample',
-           'Stopwatch', 'input_bottleneck_warning']
+           'Stopwatch', 'input_bottleneck_warning', 'InitialWeights']
 
 # %% ../../nbs/library/training/03_trainer.ipynb #871b403a
 import contextlib, json, math, shutil, time
+from dataclasses import dataclass
 from pathlib import Path
 import torch
 from torch import nn
@@ -314,12 +315,29 @@ def input_bottleneck_warning(
         return (f"views take {100 * augmenting / elapsed:.0f} % of the time: lower data.size, "
                 "which they are cut from, or take fewer local crops")
 
+# %% ../../nbs/library/training/03_trainer.ipynb #10ad0001
+@dataclass
+class InitialWeights:
+    "Hold the weights of an image encoder from which a run starts, and what is known of them."
+    state: dict # name in timm's `VisionTransformer` -> tensor
+    about: dict # encoder, revision, image_size
+
+# %% ../../nbs/library/training/03_trainer.ipynb #10ad0002
+def _load_vision(model, state: dict): # teacher and averaged weights begin alike
+    "Load weights into each image encoder of an objective."
+    from timm.models.vision_transformer import VisionTransformer
+    for part in model.modules():
+        if isinstance(part, VisionTransformer) and part.state_dict().keys() == state.keys():
+            part.load_state_dict(state)
+
 # %% ../../nbs/library/training/03_trainer.ipynb #1e580093
 @torch.no_grad()
 def _load_initial_weights(model, origin):
-    """Load the weights of a finished run, with resampled position embeddings.
+    """Load the weights of a finished run, with resampled position embeddings, or those of an image
+    encoder.
 
     Raises `UserError` where names or shapes differ."""
+    if isinstance(origin, InitialWeights): return _load_vision(model, origin.state)
     from safetensors.torch import load_file
     from timm.layers import resample_abs_pos_embed
     theirs = load_file(max(Path(origin).glob("checkpoints/step-*")) / "model.safetensors")
