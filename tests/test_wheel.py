@@ -1,5 +1,5 @@
-"""The wheel alone, in a process that does not see the clone: it compares a folder of images, exports
-a run, and has what the README imports."""
+"""The wheel alone, in a process that does not see the clone: it compares a folder of images,
+exports a run, and has what the README imports."""
 import os, re, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
