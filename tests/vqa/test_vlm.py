@@ -700,8 +700,8 @@ def test_what_cannot_be_answered_is_said(model, asked, home, capsys):
     free = few.map(lambda r: dict.fromkeys("ABCD", ""))
     with pytest.raises(UserError, match="3 questions have no options"):
         answering.answer_questions(model, free, cache=home)
-    with pytest.raises(UserError, match="unknown form 'words'"):
-        answering.answer_questions(model, few, "words", cache=home)
+    with pytest.raises(UserError, match="unknown form 'rhymes'"):
+        answering.answer_questions(model, few, "rhymes", cache=home)
     with pytest.raises(UserError, match="unknown image"):
         answering.answer_questions(model, few, image="blank", cache=home)
 
