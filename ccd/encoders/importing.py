@@ -7,7 +7,6 @@ __all__ = ['import_weights']
 
 # %% ../../nbs/library/encoders/10_importing.ipynb #8d25479f
 import re
-from pathlib import Path
 import torch
 from ..files import UserError
 from ..settings import ViT
@@ -15,6 +14,7 @@ from ..training.towers import build_vit, weights_hash
 from ..training.trainer import InitialWeights
 from .loading import load
 from .names import PUBLISHED, parse_encoder_spec
+from .adapters.transformers import _folder, _loading
 from .trained import _finished_run, find_release
 from .exporting.weights import _DINOV2_LAYERS, _PARTS, _VISION_LAYERS
 
@@ -95,17 +95,15 @@ def _their_state(spec: str) -> dict: # weights under our names
     if kind == "ccd": return _finished_run(find_release(name) or name)[2].state_dict()
     if kind == "timm":
         import timm
-        folder = Path(name).expanduser()
-        model = timm.create_model(f"local-dir:{folder}" if folder.is_dir() else
-                                  name.replace("@", "."), pretrained=True, num_classes=0)
-        return model.state_dict()
+        folder = _folder(name)
+        return timm.create_model(f"local-dir:{folder}" if folder else name.replace("@", "."),
+                                 pretrained=True, num_classes=0).state_dict()
     if kind == "open_clip":
         import open_clip
         arch, _, tag = name.partition("/")
-        folder = Path(name).expanduser()
-        model = (open_clip.create_model(f"local-dir:{folder}") if folder.is_dir()
-                 else open_clip.create_model(arch, pretrained=tag))
-        return _from_open_clip(model.visual)
+        given = (dict(model_name=f"local-dir:{folder}") if (folder := _folder(name))
+                 else dict(model_name=arch, pretrained=tag))
+        return _from_open_clip(open_clip.create_model(**given).visual)
     about = PUBLISHED.get(f"{kind}:{name}")
     if kind != "hf" and about is None:
         raise UserError(f"no initial weights in {spec!r}: expected ccd:RUN, timm:NAME, hf:NAME, "
@@ -164,7 +162,8 @@ def import_weights(
     """Return the weights of an encoder as initial weights of a network.
 
     Raises `UserError` where the network is another one."""
-    state = _fitted(_their_state(spec), vit, spec)
+    with _loading(spec): state = _their_state(spec)
+    state = _fitted(state, vit, spec)
     _check_same(state, vit, spec)
     net = build_vit(vit)
     net.load_state_dict(state)

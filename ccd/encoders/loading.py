@@ -118,8 +118,8 @@ class _JoinedEncoder(Encoder):
                              "license", "precision")},
             size=max(card.size for card in cards), mean=(0.0,) * 3, std=(1.0,) * 3,
             resize=cards[0].resize if self.shared else str(fit))
-        same_grid = self.shared and _patch_counts(parts)
-        super().__init__(card, None, fit, ("cls", "patches") if same_grid else ("cls",))
+        taps = ("cls", "patches") if self.shared and _same_grid(parts) else ("cls",)
+        super().__init__(card, None, fit, taps)
 
     @torch.no_grad()
     def features(self, pixels) -> Features: # [B, 3, S, S], or the inputs side by side
@@ -143,7 +143,7 @@ class _JoinedEncoder(Encoder):
                         "ccd:A#feature=pooled + ccd:B")
 
 # %% ../../nbs/library/encoders/06_loading.ipynb #10c1a103
-def _patch_counts(parts) -> bool: # True where all encoders have as many patch tokens
+def _same_grid(parts) -> bool: # True where all encoders have as many patch tokens
     "Return whether encoders have the same number of patch tokens."
     if not all("patches" in part.taps for part in parts): return False
     blank = torch.zeros(1, 3, parts[0].card.size, parts[0].card.size, device=device())

@@ -48,8 +48,7 @@ _SNIPPETS = {"timm": _TIMM, "Dinov2Model": _DINOV2, "VisionTextDualEncoderModel"
 # %% ../../../nbs/library/encoders/exporting/04_card.ipynb #7228f7d4
 def _class_of(run: _ExportedRun, to: str) -> str: # key of `_SNIPPETS`
     if to != "transformers": return to
-    return "Dinov2Model" if _left_behind(run, to)[1:] or run.projection is None else (
-        "VisionTextDualEncoderModel")
+    return "VisionTextDualEncoderModel" if run.pair else "Dinov2Model"
 
 # %% ../../../nbs/library/encoders/exporting/04_card.ipynb #c62906f7
 def _training_rows(run: _ExportedRun, manifest: dict) -> dict: # what -> value
@@ -88,9 +87,8 @@ def _rows_text(table: pd.DataFrame) -> str: # in markdown
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 # %% ../../../nbs/library/encoders/exporting/04_card.ipynb #b5738fdf
-def _licenses(run: _ExportedRun, manifest: dict) -> str:
+def _licenses(facts: dict) -> str: # facts: of the manifest
     "Return what is known about the licenses of the training data and of initial weights."
-    facts = manifest["facts"]
     said = ("The run does not tell the license of its training images: see their source."
             if not facts.get("data", "").startswith("emoji") else license_notice())
     if facts.get("language"):
@@ -106,13 +104,13 @@ def _model_card(
     difference: float, # largest difference of features between the run and the export
 ) -> str: # README.md of the exported folder
     "Return the model card."
-    manifest, library = read_manifest(folder), to
+    manifest = read_manifest(folder)
     training = pd.DataFrame(_training_rows(run, manifest).items(), columns=["", " "])
     results = _result_rows(folder)
     snippet = _SNIPPETS[_class_of(run, to)].replace("{width}", str(run.control.vit.width)).replace(
         "{tokens}", str(len(run.vision.pos_embed[0])))
     missing = _left_behind(run, to)
-    parts = [f"---\nlibrary_name: {library}\ntags: [controlled-clip-and-dino]\nlicense: other\n---",
+    parts = [f"---\nlibrary_name: {to}\ntags: [controlled-clip-and-dino]\nlicense: other\n---",
              f"# {run.title}", "Trained with `ccd` (Controlled CLIP and DINO), "
              "which compares objectives under identical conditions. Both have the same images in "
              "the same order, the same network and the same initial weights.",
@@ -121,4 +119,4 @@ def _model_card(
              *[f"Not in this folder: {' and '.join(missing)}."] * bool(missing),
              "## Training", _rows_text(training)]
     if len(results): parts += ["## Results", _rows_text(results)]
-    return "\n\n".join([*parts, "## Licenses", _licenses(run, manifest)]) + "\n"
+    return "\n\n".join([*parts, "## Licenses", _licenses(manifest["facts"])]) + "\n"

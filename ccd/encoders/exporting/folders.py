@@ -6,8 +6,8 @@
 __all__ = []
 
 # %% ../../../nbs/library/encoders/exporting/03_folders.ipynb #9b071e8f
-import json
 from pathlib import Path
+from ...files import write_json
 from ...settings import ViT
 from ...training.towers import TextTower
 from .source import _ExportedRun
@@ -20,30 +20,26 @@ def _save(weights: dict, file: Path):
     save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, file,
               metadata=dict(format="pt"))
 
-# %% ../../../nbs/library/encoders/exporting/03_folders.ipynb #b6270153
-def _write_json(about: dict, file: Path):
-    file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-
 # %% ../../../nbs/library/encoders/exporting/03_folders.ipynb #11eaac0d
-def _timm_arguments(vit: ViT) -> tuple[str, dict]: # name of a network of timm, changes to it
+def _timm_arguments(run: _ExportedRun) -> tuple[str, dict]: # name of a network, changes to it
     "Return the network of timm that becomes ours by its arguments."
+    vit, inner = run.control.vit, run.vision.blocks[0].mlp.fc1.out_features
     changes = dict(img_size=vit.image_size, patch_size=vit.patch_size, embed_dim=vit.width,
                    depth=vit.depth, num_heads=vit.heads, init_values=vit.layer_scale or None)
     if vit.ffn == "mlp": return "vit_base_patch16_224", changes
-    hidden = (4 * vit.width * 2 // 3 + 7) // 8 * 8
-    return "vit_giant_patch14_dinov2", changes | dict(mlp_ratio=(2 * hidden + 0.5) / vit.width)
+    return "vit_giant_patch14_dinov2", changes | dict(mlp_ratio=(inner + 0.5) / vit.width)
 
 # %% ../../../nbs/library/encoders/exporting/03_folders.ipynb #ca99424b
 def _write_timm(run: _ExportedRun, home: Path):
     "Write the image encoder for `timm.create_model('local-dir:FOLDER', pretrained=True)`."
     vit, control = run.control.vit, run.control
-    name, changes = _timm_arguments(vit)
+    name, changes = _timm_arguments(run)
     given = dict(input_size=[3, vit.image_size, vit.image_size], fixed_input_size=True,
                  interpolation="bicubic", crop_pct=1.0, crop_mode="center", num_classes=0,
                  mean=list(control.mean), std=list(control.std), first_conv="patch_embed.proj",
                  classifier="head")
-    _write_json(dict(architecture=name, num_classes=0, num_features=vit.width, model_args=changes,
-                     pretrained_cfg=given), home / "config.json")
+    write_json(home / "config.json", dict(architecture=name, num_classes=0, num_features=vit.width,
+                                          model_args=changes, pretrained_cfg=given))
     _save(run.vision.state_dict(), home / "model.safetensors")
 
 # %% ../../../nbs/library/encoders/exporting/03_folders.ipynb #101987d8
@@ -65,7 +61,7 @@ def _image_processor(run: _ExportedRun): # BitImageProcessor
 # %% ../../../nbs/library/encoders/exporting/03_folders.ipynb #39aaa085
 def _write_transformers(run: _ExportedRun, home: Path):
     "Write `Dinov2Model`, or a `VisionTextDualEncoderModel` where the text tower is at hand."
-    if isinstance(run.text, TextTower) and run.projection is not None: return _write_pair(run, home)
+    if run.pair: return _write_pair(run, home)
     from transformers import Dinov2Model
     vit = run.control.vit
     model = Dinov2Model(_dinov2_config(vit))
@@ -143,8 +139,8 @@ def _write_open_clip(run: _ExportedRun, home: Path):
     import torch
     given = dict(mean=list(run.control.mean), std=list(run.control.std), interpolation="bicubic",
                  resize_mode="shortest")
-    _write_json(dict(model_cfg=_open_clip_config(run), preprocess_cfg=given),
-                home / "open_clip_config.json")
+    write_json(home / "open_clip_config.json",
+               dict(model_cfg=_open_clip_config(run), preprocess_cfg=given))
     vision = _open_clip_vision_weights(run.vision, run.projection, run.control.vit)
     weights = {f"visual.{name}": tensor for name, tensor in vision.items()}
     weights |= run.text.net.state_dict() | dict(logit_scale=torch.tensor(run.scale))

@@ -28,6 +28,10 @@ class _ExportedRun:
     scale: float = 0.0 # log of the inverse temperature
     bias: float | None = None # of SigLIP's logits
 
+    @property
+    def pair(self) -> bool: # both towers can be exported
+        return self.projection is not None and isinstance(self.text, TextTower)
+
 # %% ../../../nbs/library/encoders/exporting/01_source.ipynb #344aa264
 def _load_exported(folder) -> _ExportedRun:
     "Load a finished run. Raises `UserError` where training has not finished."
@@ -44,11 +48,11 @@ def _text_side(folder: Path, objective: str) -> tuple: # text tower, log scale, 
     if objective not in ("clip", "siglip"): return (None,)
     kept = sorted(folder.glob("checkpoints/step-*"))
     if not kept: return (None,)
-    from safetensors.torch import load_file
-    state = load_file(kept[-1] / "model.safetensors")
-    bias = state.get("logit_bias")
-    return (load_run_text_encoder(folder).tower.cpu(), float(state["logit_scale"]),
-            None if bias is None else float(bias))
+    from safetensors import safe_open
+    with safe_open(kept[-1] / "model.safetensors", "pt") as state: # two numbers of a large file
+        scale, bias = (float(state.get_tensor(name)) if name in state.keys() else None
+                       for name in ("logit_scale", "logit_bias"))
+    return load_run_text_encoder(folder).tower.cpu(), scale, bias
 
 # %% ../../../nbs/library/encoders/exporting/01_source.ipynb #058a54be
 _FORMATS = ("timm", "transformers", "open_clip")
@@ -81,6 +85,5 @@ _LANGUAGE_REASON = ("its text tower is a pretrained language model, which open_c
 def _left_behind(run: _ExportedRun, to: str) -> list[str]: # parts that the exported folder lacks
     "Return the parts of a run that its export does not hold."
     if run.projection is None or to == "open_clip": return []
-    pair = to == "transformers" and isinstance(run.text, TextTower)
-    if pair: return ["the bias of the logits"] * (run.bias is not None)
+    if to == "transformers" and run.pair: return ["the bias of the logits"] * (run.bias is not None)
     return ["the projection into the joint space", "the text tower"]

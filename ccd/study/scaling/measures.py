@@ -194,23 +194,30 @@ def _benchmark_answers(model, name, places, folder): # of one benchmark
                            images=places.get(f"{name}-images", ""))
     return answer_questions(model, asked.questions, benchmark=name, folder=folder)
 
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #a99e0001
+def _averages(answers: pd.DataFrame, categories: dict, shown: dict) -> pd.DataFrame:
+    "Return averages of one model's answers with cluster resamples; shown: see `_cambrian_metrics`."
+    from ccd.vqa.statistics.aggregation import (aggregate, aligned_scores, bootstrap_sums,
+                                                point_estimates)
+    scores, rows = aligned_scores(answers, categories), []
+    one, many = (aggregate(*estimates, scores.cells, categories)
+                 for estimates in (point_estimates(scores), bootstrap_sums(scores, _DRAWS)))
+    for key, (metric, chosen) in shown.items():
+        own = answers[chosen]
+        rows.append(dict(metric=metric, estimate=float(one[key][0]), n_test=len(own),
+                         n_groups=own.cluster.nunique(), draws=many[key][:, 0]))
+    return pd.DataFrame(rows)
+
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #c4a3b104
 def _cambrian_metrics(answers: pd.DataFrame) -> pd.DataFrame: # of one encoder
     "Return the score of each benchmark, of each category and of all, with cluster resamples."
-    from ccd.vqa.statistics.aggregation import (aggregate, aligned_scores, bootstrap_sums,
-                                                point_estimates)
-    scores = aligned_scores(answers, CAMBRIAN)
-    one, many = (aggregate(*estimates, scores.cells, CAMBRIAN)
-                 for estimates in (point_estimates(scores), bootstrap_sums(scores, _DRAWS)))
     groups = {("subset", name, ""): (name,) for name in _SIXTEEN}
     groups |= {("category", category, "macro"): names for category, names in CAMBRIAN.items()}
     groups["overall", "overall", "macro"] = _SIXTEEN
-    rows = []
-    for key, names in groups.items():
-        own = answers[answers.benchmark.isin(names)]
-        rows.append(dict(metric=f"Cambrian-1: {key[1]}", estimate=float(one[key][0]),
-                         n_test=len(own), n_groups=own.cluster.nunique(), draws=many[key][:, 0]))
-    return pd.DataFrame(rows)
+    # key of `aggregate` -> metric, rows of the answers
+    shown = {key: (f"Cambrian-1: {key[1]}", answers.benchmark.isin(names))
+             for key, names in groups.items()}
+    return _averages(answers, CAMBRIAN, shown)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e002
 _INFORMATIVE_SUBSETS = ("category", "color", "count", "relation", "font", "ground", "initial",
@@ -233,20 +240,11 @@ def _questions_of(
 def _by_category(answers: pd.DataFrame, subsets) -> pd.DataFrame: # answers of one model
     "Return the accuracy of each category, the mean of its subsets, with cluster resamples."
     from ccd.data.emoji.materials import CATEGORIES
-    from ccd.vqa.statistics.aggregation import (aggregate, aligned_scores, bootstrap_sums,
-                                                point_estimates)
     there = {category: own for category, names in CATEGORIES.items()
              if (own := [name for name in names if name in subsets])}
-    scores = aligned_scores(answers, there)
-    one, many = (aggregate(*estimates, scores.cells, there)
-                 for estimates in (point_estimates(scores), bootstrap_sums(scores, _DRAWS)))
-    rows = []
-    for category, own in there.items():
-        own_answers, key = answers[answers.subset.isin(own)], ("category", category, "macro")
-        rows.append(dict(metric=f"asked: {category}", estimate=float(one[key][0]),
-                         n_test=len(own_answers),
-                         n_groups=own_answers.cluster.nunique(), draws=many[key][:, 0]))
-    return pd.DataFrame(rows)
+    shown = {("category", category, "macro"): (f"asked: {category}", answers.subset.isin(own))
+             for category, own in there.items()}
+    return _averages(answers, there, shown)
 
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1e003
 # folder in the format of transformers, with floor.json and, where subsets are admitted by the
