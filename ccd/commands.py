@@ -75,6 +75,12 @@ def _initial(init_from: str, settings: Settings): # folder, initial weights, or 
     from ccd.encoders.importing import import_weights
     return import_weights(init_from, settings.control.vit)
 
+# %% ../nbs/library/07_commands.ipynb #10ad0004
+def _frozen(encoder, corpus, settings, folder): # `FrozenFeatures`, and the images that have them
+    from ccd.encoders.importing import frozen_features
+    name = encoder if ":" in encoder and not user_path(encoder).exists() else f"ccd:{encoder}"
+    return frozen_features(name, corpus, settings, folder / "features")
+
 # %% ../nbs/library/07_commands.ipynb #82d16246
 def _train(
     # recipe to train: clip, dino, dinov2, mae, siglip, clip-roberta-4 …; a key of
@@ -86,7 +92,7 @@ def _train(
     match_compute: str = "",
     # completed run of this objective from whose weights training starts, e.g. one at a smaller
     # image size; or an encoder by name (timm:NAME, hf:NAME, open_clip:ARCH/TAG, ccd:RUN), whose
-    # weights the image encoder takes
+    # weights the image encoder takes; for the recipe lit, any encoder, which stays frozen
     init_from: str = "",
 ):
     "Train one encoder, or resume from its last checkpoint; use torchrun for several processes."
@@ -101,8 +107,14 @@ def _train(
         other = override(preset(settings.preset), **{"control.samples": settings.control.samples})
         other = apply_recipe(match_compute, other)
         settings = audit.match_compute((recipe, settings), (match_compute, other), opened.corpus)
-    run = loop.train(found_recipe.objective, settings, opened.corpus, folder,
-                     title=found_recipe.title, init_from=_initial(init_from, settings))
+    corpus, title = opened.corpus, found_recipe.title
+    if found_recipe.objective == "lit" and init_from:
+        with main_process_first():
+            init_from, corpus = _frozen(init_from, corpus, settings, folder)
+        title = f"{title} on {init_from.name}"
+    else: init_from = _initial(init_from, settings)
+    run = loop.train(found_recipe.objective, settings, corpus, folder, title=title,
+                     init_from=init_from)
     if is_main_process():
         if len(opened.skipped): opened.skipped.to_csv(run / "skipped.csv", index=False)
         print(run)
@@ -185,6 +197,27 @@ def _probe(
                    val_splits, max_faults=max_faults)
         if copy: export_accuracy(out, copy, settings, _command())
     print(accuracy_table(load_table(page.parent / "tables/accuracy.csv")).to_string())
+    print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
+
+# %% ../nbs/library/07_commands.ipynb #41ac05de
+def _layers(
+    # encoders: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; the untrained network of
+    # the first run is beside them
+    encoders: Positional[tuple[str, ...]],
+    settings: _AnySettings,
+    # datasets: emoji, imagenet, cifar10 …, folder:PATH or hf:NAME#label=COLUMN
+    datasets: tuple[str, ...] = ("emoji",),
+    tasks: tuple[str, ...] = (), # names of tasks, such as category; by default all
+    attentive: bool = True, # also train attentive probes, which need all patch tokens on disk
+    out: str = "layers", # output folder
+    save_tables: str = "", # folder for a copy of the tables
+):
+    "Probe every block of encoders: class token, mean patch, and patches by an attentive probe."
+    from ccd.probing.layers.blocks import export_layers, probe_layers
+    if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip")
+    with _at_work(out, save_tables) as (out, copy):
+        page = probe_layers(list(encoders), list(datasets), settings, out, tasks, attentive)
+        if copy: export_layers(out, copy, settings, _command())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/07_commands.ipynb #bc3f4f8a
@@ -375,5 +408,5 @@ def _published(
 
 # %% ../nbs/library/07_commands.ipynb #f3bcf89a
 _COMMANDS = {command.__name__.strip("_"): command
-             for command in (_study, _train, _export, _filter, _audit, _embed, _probe, _compare,
-                             _evaluate, _vlm, _vqa, _scale, _sweep, _published)}
+             for command in (_study, _train, _export, _filter, _audit, _embed, _probe, _layers,
+                             _compare, _evaluate, _vlm, _vqa, _scale, _sweep, _published)}

@@ -9,16 +9,17 @@ __all__ = ['PRESETS', 'RECIPES', 'BASELINE_SPECS', 'preset', 'apply_recipe']
 from dataclasses import dataclass, field, replace
 from functools import partial
 from .files import UserError
-from .settings import (Analysis, Clip, Control, DataSettings, Dino, Dinov2, Mae, RuntimeSettings,
-                          Settings, Siglip, Text, ViT, override)
+from .settings import (Analysis, Clip, Control, DataSettings, Dino, Dinov2, Lit, Mae,
+                          RuntimeSettings, Settings, Siglip, Text, ViT, override)
 
 # %% ../nbs/library/05_presets.ipynb #0d0137c1
 _VARIANTS = ("siglip", "clip-coarse", "clip-minilm-4", "clip-minilm-all", "clip-llama",
              "clip-dino-views", "dino-light-views", "supervised", "clip-shuffled")
 
 # %% ../nbs/library/05_presets.ipynb #30de54c7
-def _text(embed_dim, **of): # both contrastive objectives with the same text tower
-    return dict(clip=Clip(embed_dim, Text(**of)), siglip=Siglip(embed_dim, Text(**of)))
+def _text(embed_dim, **of): # all objectives with captions have the same text tower
+    return {name: kind(embed_dim, Text(**of))
+            for name, kind in dict(clip=Clip, siglip=Siglip, lit=Lit).items()}
 
 # %% ../nbs/library/05_presets.ipynb #1b4b1066
 def _smoke():
@@ -195,6 +196,7 @@ RECIPES = {
     "supervised": _Recipe("classifier on concepts", "supervised"),
     "supervised-dino-views": _Recipe("classifier, DINO's views", "supervised",
         {"supervised.views": "dino", "supervised.ema": lambda settings: settings.dino.momentum}),
+    "lit": _Recipe("LiT", "lit"),
     "clip-omits-word": _Recipe("CLIP, captions without the word", "clip",
         {"clip.views": "dino", "clip.ema": lambda settings: settings.dino.momentum,
          "data.caption_policy": "omits-word"}),

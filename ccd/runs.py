@@ -176,7 +176,7 @@ def run_settings(
     settings: Settings, # settings of the experiment
 ) -> dict:
     "Return only those settings on which a training run depends."
-    parts = ("clip", "siglip", "dino", "supervised", "dinov2", "mae", "infonce")
+    parts = ("clip", "siglip", "dino", "supervised", "dinov2", "mae", "infonce", "lit")
     every = to_plain_dict(settings)
     own = (to_plain_dict(getattr(settings, objective)) if objective in parts else
            # a user's own objective may read any of them

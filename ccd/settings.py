@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMOJI_SOURCES', 'new_field', 'ViT', 'check_size', 'DataSettings', 'data_fraction', 'Control', 'Text', 'Clip',
-           'Siglip', 'InfoNCE', 'Supervised', 'Dino', 'Dinov2', 'Mae', 'Analysis', 'RuntimeSettings', 'Settings',
+           'Siglip', 'Lit', 'InfoNCE', 'Supervised', 'Dino', 'Dinov2', 'Mae', 'Analysis', 'RuntimeSettings', 'Settings',
            'override', 'check_fields', 'from_plain_dict', 'rename_fields']
 
 # %% ../nbs/library/01_settings.ipynb #94f9b119
@@ -152,6 +152,8 @@ class Control:
     # standard deviation that normalizes the input, RGB in 0..1
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     seed: int = 0 # random seed of initial weights, data order and augmentations
+    # names of weights that stay as they are, with * and ?, such as vision.*
+    freeze: tuple[str, ...] = new_field(())
 
     def __post_init__(self):
         if self.samples < self.batch_size or self.batch_size < 2:
@@ -199,6 +201,17 @@ class Siglip(Clip):
     init_temperature: float = 0.1 # initial temperature of the sigmoid
     init_bias: float = -10.0 # initial bias of the logits
     chunk: int = 1024 # captions compared at once; memory is proportional to batch x chunk
+
+# %% ../nbs/library/01_settings.ipynb #27a6f801
+@dataclass(frozen=True)
+class Lit(Clip):
+    """Hold LiT's own settings: those of CLIP, whose image tower is a frozen encoder.
+
+    Source: Zhai et al. (2022)."""
+    def __post_init__(self):
+        if self.views != "base" or self.ema:
+            raise UserError("LiT learns from stored features of a frozen encoder: leave lit.views "
+                            "and lit.ema as they are, or train CLIP with control.freeze")
 
 # %% ../nbs/library/01_settings.ipynb #746cbd4f
 @dataclass(frozen=True)
@@ -339,6 +352,7 @@ class Settings:
     dinov2: Dinov2 = new_field(Dinov2())
     mae: Mae = new_field(Mae())
     infonce: InfoNCE = new_field(InfoNCE())
+    lit: Lit = new_field(Lit())
 
 # %% ../nbs/library/01_settings.ipynb #62603820
 def override(

@@ -6,7 +6,7 @@
 __all__ = ['MIN_SAMPLES_FOR_LIMIT', 'sample_rows', 'Batch', 'BatchLoader']
 
 # %% ../../nbs/library/data/05_batches.ipynb #dc3f30ff
-import itertools, json, re, signal, threading
+import itertools, json, re, signal, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -82,7 +82,7 @@ def _tar_lengths(corpus) -> tuple: # () without shards
 # %% ../../nbs/library/data/05_batches.ipynb #5d4dcf10
 class Batch(NamedTuple):
     "Hold one batch of one process."
-    images: Tensor # [B, 3, S, S] uint8
+    images: Tensor # [B, 3, S, S] uint8; or [B, d] stored features in their place
     sample: Tensor # [B] int64 index of each sample in training
     captions: list # [B] str, "" without a caption
     may_flip: Tensor # [B] bool, True where mirroring keeps the caption true
@@ -173,6 +173,23 @@ class _Fed:
 
     def _take(self, step, done): return _taken(self, step, *done)
 
+# %% ../../nbs/library/data/05_batches.ipynb #2644a9d0
+class _FeatureReader:
+    "Read rows of a corpus with stored features in place of pixels, as `ImageDecoder` does."
+    def __init__(self, corpus, vectors: np.ndarray, columns): # vectors: [rows, d]
+        if len(vectors) != len(corpus):
+            raise UserError(f"{len(vectors):,} stored features for {len(corpus):,} images: "
+                            "expected one for each; remove their folder and start again")
+        kept = {"item_id", *columns} & set(corpus.column_names)
+        self.table, self.vectors = corpus.select_columns(sorted(kept)), vectors
+
+    def read(self, rows) -> list: # of dicts
+        start, rows = time.perf_counter(), np.asarray(rows)
+        found = [self.table[int(row)] for row in rows]
+        seconds = (time.perf_counter() - start) / max(1, len(rows))
+        return [row | dict(pixels=np.asarray(self.vectors[index], np.float32), fault="",
+                           seconds=(seconds, 0.0)) for index, row in zip(rows, found)]
+
 # %% ../../nbs/library/data/05_batches.ipynb #fef25adc
 class BatchLoader(_Fed):
     """Load the batches of a corpus in the order given by the control settings.
@@ -187,11 +204,15 @@ class BatchLoader(_Fed):
         require_captions: bool = False, # treat a row without caption as corrupt
         max_faults: float = 0.01, # largest fraction of corrupt samples
         folder=None, # folder of `faults.jsonl`
+        # [rows of the corpus, d] stored features, which are loaded in place of images
+        vectors: np.ndarray | None = None,
     ):
         super().__init__(control, workers, rank, processes, label, require_captions,
                          _BadSampleLog(folder, max_faults))
         self.n = len(corpus)
-        self.pixels = ImageDecoder(corpus, size, {*_TEXT_COLUMNS, label})
+        columns = {*_TEXT_COLUMNS, label}
+        self.pixels = (ImageDecoder(corpus, size, columns) if vectors is None
+                       else _FeatureReader(corpus, vectors, columns))
         self.classes, self.tars = _classes(corpus, label), _tar_lengths(corpus)
         self.many = label is not None and _many(corpus, label)
         self.pool, self.ahead = None, {}
@@ -273,7 +294,8 @@ def _shown(seed, found, sample, labels):
     said = [item.get("captions") or [] for item in found]
     text = [captions[int(draw * len(captions))] if captions else ""
             for captions, draw in zip(said, draws)]
-    images = torch.from_numpy(np.stack([item["pixels"] for item in found]).transpose(0, 3, 1, 2))
+    images = torch.from_numpy(np.stack([item["pixels"] for item in found]))
+    if images.ndim == 4: images = images.permute(0, 3, 1, 2).contiguous()
     flip = torch.tensor([_mirrors(item) for item in found])
     return Batch(images, sample, text, flip, torch.tensor(labels))
 

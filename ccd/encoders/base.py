@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from ..files import UserError, renamed
 
+# %% ../../nbs/library/encoders/01_base.ipynb #503a17d9
+_TAPS = ("cls", "patches", "pooled", "projected") # features of most encoders
+
 # %% ../../nbs/library/encoders/01_base.ipynb #5e52edf9
 class Features(NamedTuple):
     "Hold the features of a batch; None for a feature that the encoder does not have."
@@ -21,6 +24,8 @@ class Features(NamedTuple):
     patches: Tensor | None = None # [B, n, d] patch tokens, or positions of a feature map
     pooled: Tensor | None = None # [B, d] mean of the patch tokens
     projected: Tensor | None = None # [B, e] projection into the joint embedding space with text
+    # [B, blocks x d or blocks x 2d] class token, if there is one, and mean patch of every block
+    layers: Tensor | None = None
 
 # %% ../../nbs/library/encoders/01_base.ipynb #f47075ca
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class EncoderCard:
 class Encoder:
     """Compute the features of a frozen encoder, documented by a card; `fit` is its image
     preprocessing."""
-    def __init__(self, card: EncoderCard, features, fit=None, taps=Features._fields):
+    def __init__(self, card: EncoderCard, features, fit=None, taps=_TAPS):
         self.card, self._features, self.fit, self.taps = card, features, fit, taps
 
     @torch.no_grad()
@@ -65,8 +70,8 @@ class Encoder:
     def vector(self, pixels: Tensor) -> Tensor: # [B, d] float32
         "Return the feature that the card names."
         features = self.features(pixels)
-        return torch.cat([getattr(features, field) for field in self.card.tap.split("+")],
-                         1).float()
+        return torch.cat([getattr(features, field).flatten(1)
+                          for field in self.card.tap.split("+")], 1).float()
 
     def tapped(self, tap: str) -> "Encoder":
         """Return the same encoder with another feature.
@@ -96,7 +101,8 @@ def card_row(
 @dataclass(frozen=True)
 class FeatureSpec:
     "Specify a feature of an encoder."
-    # cls, pooled, cls+pooled or projected; "": cls, or pooled where there is no class token
+    # cls, pooled, cls+pooled, projected, patches or layers; "": cls, or pooled where there is no
+    # class token
     name: str = ""
     layer: int = -1 # block: -1 the last, -2 the one before it; or counted from 1
     norm: str = "after" # `after` or `before` the network's final norm
@@ -121,14 +127,14 @@ def _make_feature_fn(adapter: BackboneAdapter, # parts of the network
     norm: bool, # apply the final norm
     projected: bool, # also return the projected feature
     dtype: torch.dtype = torch.float32, # number type of the weights
-    many: int = 1, # number of blocks whose CLS tokens are concatenated
+    many: int = 1, # number of blocks whose CLS tokens are concatenated; 0: features of every block
 ): # function: normalized pixels [B, 3, H, W] -> Features
     "Return the function that computes all features of a network."
     held, as_is = threading.local(), lambda vectors: vectors # each thread has its own batch
     def hold(module, seen, out): return held.outputs.append(out)
     if adapter.blocks is not None:
         del adapter.blocks[depth:]
-        for block in adapter.blocks[-many:]: block.register_forward_hook(hold)
+        for block in adapter.blocks[-many:]: block.register_forward_hook(hold) # -0: all
     normed = adapter.norm if norm and adapter.norm is not None else as_is
     early, late = (as_is, normed) if adapter.norm_last else (normed, as_is)
     def tokens(output):
@@ -142,12 +148,29 @@ def _make_feature_fn(adapter: BackboneAdapter, # parts of the network
         cls = (torch.cat([late(block_tokens[:, 0]) for block_tokens in each], 1) if adapter.has_cls
                else None)
         patches = each[-1][:, adapter.prefix:]
+        if not many: return Features(layers=_every_layer(each, adapter, late))
         taps = cls, patches, late(patches.mean(1)), shared if projected else None
         return Features(*(feature if feature is None else feature.float() for feature in taps))
     return read
 
+# %% ../../nbs/library/encoders/01_base.ipynb #f9ff7f0d
+def _every_layer(each, adapter, late) -> Tensor: # each: tokens [B, n, d] of every block
+    "Return class token and mean patch of every block, one block after the other."
+    if len({tokens.shape[-1] for tokens in each}) > 1:
+        raise UserError("the blocks have different widths, so their features cannot be stored side "
+                        "by side: leave feature=layers out")
+    return torch.cat([vector.float() for tokens in each for vector in (
+        *([late(tokens[:, 0])] if adapter.has_cls else []),
+        late(tokens[:, adapter.prefix:].mean(1)))], 1)
+
 # %% ../../nbs/library/encoders/01_base.ipynb #5e84cf6e
 _DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16)
+
+# %% ../../nbs/library/encoders/01_base.ipynb #5e84cf6f
+def _norm_text(a: BackboneAdapter, feature: FeatureSpec) -> str: # for the card
+    return ("as the network leaves it" if a.opaque else "none" if a.norm is None else
+            f"{feature.norm} the final norm"
+            + ", which follows the mean" * (a.norm_last and feature.norm == "after"))
 
 # %% ../../nbs/library/encoders/01_base.ipynb #192f385d
 def make_encoder(
@@ -166,6 +189,14 @@ def make_encoder(
         raise UserError(f"{card.name} has no layer {feature.layer}: " + (
             f"it has 1 to {depth}, or -1 (the last) to -{depth}" if depth else
             "only its end can be read; leave the layer out"))
+    if feature.name == "layers":
+        if not depth:
+            raise UserError(f"{card.name} has no blocks that can be read one by one: leave "
+                            "feature=layers out")
+        read = _make_feature_fn(a, block, feature.norm == "after", False, _DTYPES[card.precision],
+                                0)
+        own = replace(card, layer=f"1 to {block} of {depth}", norm=_norm_text(a, feature))
+        return Encoder(own, read, fit, ("layers",)).tapped("layers")
     if feature.blocks != 1 and not (a.has_cls and 1 <= feature.blocks <= block):
         raise UserError(f"{card.name} has no CLS tokens of {feature.blocks} blocks to join: " + (
             f"up to its layer there are {block}" if a.has_cls else "it has no CLS token"))
@@ -174,9 +205,7 @@ def make_encoder(
                         f"be told of {card.architecture}; leave final_norm=false out")
     shared = a.projects and last and feature.norm == "after"
     taps = ("cls",) * a.has_cls + ("patches", "pooled") + ("projected",) * shared
-    norm = ("as the network leaves it" if a.opaque else "none" if a.norm is None else
-            f"{feature.norm} the final norm"
-            + ", which follows the mean" * (a.norm_last and feature.norm == "after"))
+    norm = _norm_text(a, feature)
     layer = "last" if last else f"{block} of {depth}"
     if feature.blocks > 1: layer = f"{block - feature.blocks + 1} to {block} of {depth}"
     card = replace(card, layer=layer, norm=norm,

@@ -183,7 +183,8 @@ def shared_init_spec(
     if any(spec.startswith("npy:") for spec in (a, b)): return "" # a path may contain a #
     for kind, name, _ in map(parse_encoder_spec, (a, b)):
         about = Path(find_release(name) or name) / "encoder.json" if kind == "ccd" else None
-        begun.append(read_json(about)["control"] if about and about.exists() else None)
+        stored = read_json(about) if about and about.exists() else {}
+        begun.append(None if "frozen" in stored else stored.get("control"))
     same = (begun[0] and begun[1] and all(begun[0][setting] == begun[1][setting]
                     for setting in ("vit", "seed", "mean", "std")))
     return f"first:{a}" if same else ""
@@ -193,16 +194,16 @@ def load_encoder(spec, settings): # by name, or the random initialization of a r
     """Load an encoder by name, or the random initialization of a run.
 
     Raises `UserError` for an unknown name."""
-    from ccd.encoders.names import parse_encoder_spec
+    from ccd.encoders.names import current_spec, parse_encoder_spec
     from ccd.encoders.trained import find_release
     from ccd.encoders.loading import load
     kind, _, rest = spec.partition(":")
     if kind != "first": return load(spec, settings.control)
-    _, name, options = parse_encoder_spec(rest)
+    _, name, _ = parse_encoder_spec(rest)
     file = Path(find_release(name) or name) / "encoder.json"
     control = from_plain_dict(Control, read_json(file)["control"], file)
-    said = ",".join(f"{option}={value}"
-                    for option, value in options.items() if option != "precision")
+    said = ",".join(option for option in current_spec(rest).partition("#")[2].split(",")
+                    if not option.startswith("precision="))
     return load(f"random:{control.seed}" + f"#{said}" * bool(said), control)
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #6d8af907

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import nn
-from ..files import UserError, cache_dir, content_hash, once
-from ..settings import Control, DataSettings
+from ..files import UserError, cache_dir, content_hash, once, user_path
+from ..settings import Control, DataSettings, from_plain_dict
 from ..device import device
 from ..data.corpora import ImageDecoder, fingerprint, open_corpus
 from .base import Encoder, EncoderCard, Features, FeatureSpec, _DTYPES
@@ -19,7 +19,7 @@ from .preprocessing import ImageTransform, refitted
 from .baselines import (_PatchDictionary, color_histogram, _fit_patch_dictionary,
                                     hog_features, patch_features, random_vit, raw_pixels)
 from .names import PUBLISHED, parse_encoder_spec, split_spec
-from .trained import _load_run, _number, find_release
+from .trained import _load_run, _locked_run, _number, find_release
 from .adapters.transformers import hf_encoder
 from .adapters.timm import timm_encoder
 from .adapters.open_clip import open_clip_encoder
@@ -87,8 +87,36 @@ def _handmade_encoder(spec, kind, name, options, size): # kind: key of `_HANDMAD
 
 # %% ../../nbs/library/encoders/06_loading.ipynb #6cfed5f1
 def _own_encoder(spec, kind, name, tap, precision, control): # kind: ccd or random
-    if kind == "ccd": return _load_run(find_release(name) or name, tap, precision)
-    return random_vit(replace(control, seed=_number(spec, name or "0")), tap, precision)
+    if kind == "random":
+        return random_vit(replace(control, seed=_number(spec, name or "0")), tap, precision)
+    folder = find_release(name) or name
+    if locked := _locked_run(user_path(folder)): return _locked_encoder(*locked, tap)
+    return _load_run(folder, tap, precision)
+
+# %% ../../nbs/library/encoders/06_loading.ipynb #6cfed5f3
+def _locked_encoder(about: dict, weights: dict, tap: FeatureSpec) -> Encoder: # in fp32
+    """Return a frozen encoder with the linear map of LiT as its projection.
+
+    Raises `UserError` where its name loads other weights than in training."""
+    control = from_plain_dict(Control, about["control"], "encoder.json")
+    frozen = about["frozen"]
+    base = load(frozen["encoder"], control)
+    if base.card.revision != frozen["revision"]:
+        raise UserError(f"{about['name']} was trained on {frozen['encoder']} of revision "
+                        f"{frozen['revision']}, and that name loads {base.card.revision} now: name "
+                        "the same weights, or train it again")
+    if tap not in (FeatureSpec(), FeatureSpec("cls"), FeatureSpec("projected")):
+        raise UserError(f"{about['name']} has the feature of its frozen encoder, and "
+                        "feature=projected: choose other features where LiT is trained, as in "
+                        "--init-from NAME#feature=pooled")
+    weight, bias = (weights[f"projection.{part}"].float().to(device())
+                    for part in ("weight", "bias"))
+    def features(pixels): # the base normalizes them
+        vector = base.vector(pixels)
+        return Features(cls=vector, projected=vector @ weight.T + bias)
+    card = replace(base.card, name=about["name"], training=about["training"], tap="cls",
+                   mean=(0.0,) * 3, std=(1.0,) * 3, projection="not applied")
+    return Encoder(card, features, base.fit, ("cls", "projected")).tapped(tap.name or "cls")
 
 # %% ../../nbs/library/encoders/06_loading.ipynb #10c1a101
 @dataclass(frozen=True)

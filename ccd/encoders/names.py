@@ -36,8 +36,8 @@ WAYS = ("crop", "squash", "pad") # ways to make an image square
 
 # %% ../../nbs/library/encoders/04_names.ipynb #9a77ca97
 _SPEC_OPTIONS = dict( # name -> parser of the value, expected values
-    feature=(_one_of("cls", "pooled", "cls+pooled", "projected"),
-             "cls, pooled or projected, or cls+pooled"),
+    feature=(_one_of("cls", "pooled", "cls+pooled", "projected", "patches", "layers"),
+             "cls, pooled, cls+pooled, projected, patches or layers"),
     n_last_blocks=(_positive, "a number of blocks"),
     layer=(_whole, "-1 for the last block, -2 for the one before it, or a number from 1"),
     final_norm=(dict(true="after", false="before").get, "true or false"),

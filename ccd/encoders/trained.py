@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..files import UserError, read_json, user_path
-from ..settings import Clip, Control, Siglip, check_fields, from_plain_dict
+from ..settings import Clip, Control, Lit, Siglip, check_fields, from_plain_dict
 from ..presets import RECIPES
 from ..device import device
 from ..runs import check_run, read_manifest
@@ -33,7 +33,10 @@ def _finished_run(folder) -> tuple: # encoder.json, control, network, projection
         raise UserError(f"{folder} holds no finished encoder: expected encoder.safetensors; "
                         "train it first, or let its training finish")
     about = read_json(file := folder / "encoder.json")
-    check_fields(about, file, ("name", "control", "training"))
+    check_fields(about, file, ("name", "control", "training"), ("frozen",))
+    if "frozen" in about:
+        raise UserError(f"{folder} has a text tower and a linear map, and no image encoder of its "
+                        f"own: its encoder is {about['frozen']['encoder']}, take that")
     control = from_plain_dict(Control, about["control"], file)
     weights = {key: tensor.float()
                for key, tensor in load_file(folder / "encoder.safetensors").items()}
@@ -45,6 +48,16 @@ def _finished_run(folder) -> tuple: # encoder.json, control, network, projection
                         f"describes: {str(error).splitlines()[1].strip():.200}. Copy the whole run "
                         "again, or train it") from error
     return about, control, model, projection
+
+# %% ../../nbs/library/encoders/05_trained.ipynb #f1d2b3c6
+def _locked_run(folder) -> tuple | None: # encoder.json, weights; None for a run with a tower
+    "Return what a run of LiT holds."
+    from safetensors.torch import load_file
+    if not (folder / "encoder.safetensors").exists(): return None
+    about = read_json(folder / "encoder.json")
+    if not (isinstance(about, dict) and "frozen" in about): return None
+    check_fields(about["frozen"], folder / "encoder.json", ("encoder", "revision"))
+    return about, load_file(folder / "encoder.safetensors")
 
 # %% ../../nbs/library/encoders/05_trained.ipynb #937d6576
 def _load_run(
@@ -84,8 +97,9 @@ def load_run_text_encoder(
     from safetensors.torch import load_file
     run, file = read_manifest(folder)["settings"], Path(folder) / "manifest.json"
     check_run(run, file)
-    if run["objective"] not in ("clip", "siglip"): return None
-    objective = from_plain_dict(dict(clip=Clip, siglip=Siglip)[run["objective"]], run["own"], file)
+    with_text = dict(clip=Clip, siglip=Siglip, lit=Lit)
+    if run["objective"] not in with_text: return None
+    objective = from_plain_dict(with_text[run["objective"]], run["own"], file)
     tower = build_text(objective.text, objective.embed_dim).eval()
     kept = sorted(Path(folder).glob("checkpoints/step-*"))
     if not kept: raise UserError(f"{folder} holds no checkpoint, so no text tower: a release "

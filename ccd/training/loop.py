@@ -21,7 +21,7 @@ from .distributed import (_any_process, _is_peer_failure, all_reduce_mean,
                                       check_equal_across_processes, full_tensor, is_main_process,
                                       world_size)
 from .objectives.distillation import _check_collapse
-from .trainer import (InitialWeights, Trainer, _Log, _save_checkpoint,
+from .trainer import (FrozenFeatures, InitialWeights, Trainer, _Log, _save_checkpoint,
                                   input_bottleneck_warning, learning_rate, load_checkpoint)
 
 # %% ../../nbs/library/training/04_loop.ipynb #f27607cf
@@ -32,7 +32,8 @@ def train(
     folder, # run folder
     on_step=None, # called with (step, model) after each step
     title: str = "", # name of the encoder; by default the objective's name
-    # folder of a finished run whose weights initialize the model, or an `InitialWeights`
+    # folder of a finished run whose weights initialize the model, an `InitialWeights`, or the
+    # `FrozenFeatures` that LiT learns from
     init_from=None,
 ) -> Path: # the run folder
     """Train an encoder, or resume a run that was stopped.
@@ -41,7 +42,8 @@ def train(
     folder = user_path(folder)
     wanted = run_settings(objective, settings)
     if init_from:
-        wanted["start"] = (init_from.about if isinstance(init_from, InitialWeights) else
+        wanted["start"] = (init_from.about
+                           if isinstance(init_from, (FrozenFeatures, InitialWeights)) else
                            _init_from(init_from, objective, settings))
     inputs = dict(corpus=fingerprint(corpus))
     if up_to_date(folder, wanted, inputs): return folder
@@ -203,7 +205,8 @@ def _save_run(trainer: Trainer, folder: Path, wanted: dict, inputs: dict, title:
     samples = control.steps * control.batch_size
     write_json(folder / "encoder.json", dict(name=title, control=to_plain_dict(control),
         training=f"{title}, {samples:,} samples, seed {control.seed}"
-                                             + _describe_init(wanted.get("start"))))
+                                             + _describe_init(wanted.get("start")))
+               | (dict(frozen=wanted["start"]) if model.from_features else {}))
     facts = dict(objective=title, data=_describe_data(trainer.settings.data),
                  first_weights=trainer.first_weights, order=_order_hash(feed, control),
                  samples=samples, parameters=sum(parameter.numel()

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['make_optimizer', 'learning_rate', 'clip_gradients', 'Trainer', 'on_device', 'load_checkpoint', 'flops_per_sample',
-           'Stopwatch', 'input_bottleneck_warning', 'InitialWeights']
+           'Stopwatch', 'input_bottleneck_warning', 'InitialWeights', 'FrozenFeatures']
 
 # %% ../../nbs/library/training/03_trainer.ipynb #871b403a
 import contextlib, json, math, shutil, time
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
@@ -112,14 +114,17 @@ class Trainer(_InParts):
         disable_malloc_trim()
         self.settings, self.c, runtime = settings, settings.control, settings.runtime
         self.model = build_objective(objective, settings)
-        if init_from: _load_initial_weights(self.model, init_from)
-        self.first_weights = weights_hash(self.model.vision)
+        vectors = _begin_from(self.model, init_from)
+        _freeze(self.model, self.c.freeze)
+        self.first_weights = (weights_hash(self.model.vision) if vectors is None
+                              else init_from.about["revision"])
         self.language = [weights_hash(module.net)
                          for module in self.model.modules() if isinstance(module, LanguageTower)]
         self.feed = make_loader(corpus, self.c, settings.data.size, workers=runtime.workers,
                                 rank=rank(),
                              processes=world_size(), max_faults=runtime.max_faults, folder=folder,
-                                **self.model.needs())
+                                **self.model.needs(),
+                                **({} if vectors is None else dict(vectors=vectors)))
         self.flops = flops_per_sample(self.model, self.feed) if is_main_process() else 0.0
         self.model.to(device())
         for block in _all_transformer_blocks(self.model) if runtime.compile else ():
@@ -156,11 +161,16 @@ def _concat_encodings(parts): # micro-batch encodings -> leaves with grad, struc
 
 # %% ../../nbs/library/training/03_trainer.ipynb #c5bf0fba
 def on_device(shown): # Batch
-    "Move a batch to the device, with pixels as floats in 0..1."
+    "Move a batch to the device, with pixels as floats in 0..1, or stored features as they are."
     target = device()
-    return shown._replace(images=to_float(shown.images, target), **{name: tensor.to(target)
+    return shown._replace(images=_floats(shown.images, target), **{name: tensor.to(target)
         for name in ("sample", "may_flip",
                      "labels") if (tensor := getattr(shown, name)) is not None})
+
+# %% ../../nbs/library/training/03_trainer.ipynb #c5bf0fbb
+def _floats(images, target=None): # pixels, or stored features
+    return (to_float(images, target) if images.dtype == torch.uint8
+            else torch.as_tensor(images, device=target).float())
 
 # %% ../../nbs/library/training/03_trainer.ipynb #e571f97f
 def _trainer_state(
@@ -265,7 +275,7 @@ def flops_per_sample(
     few = shown._replace(**{name: value[:images]
                             for name, value in shown._asdict().items() if value is not None})
     def meta(tensor): return tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
-    batch = tree_map(meta, model.batch(few._replace(images=to_float(few.images))))
+    batch = tree_map(meta, model.batch(few._replace(images=_floats(few.images))))
     weights = {name: meta(tensor)
                for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     counter = FlopCounterMode(display=False)
@@ -322,6 +332,14 @@ class InitialWeights:
     state: dict # name in timm's `VisionTransformer` -> tensor
     about: dict # encoder, revision, image_size
 
+# %% ../../nbs/library/training/03_trainer.ipynb #10ad0003
+@dataclass
+class FrozenFeatures:
+    "Hold the features of a frozen image encoder, one row for each row of a corpus."
+    vectors: np.ndarray # [rows, d], such as a memory map
+    about: dict # encoder, revision
+    name: str # name of the encoder
+
 # %% ../../nbs/library/training/03_trainer.ipynb #10ad0002
 def _load_vision(model, state: dict): # teacher and averaged weights begin alike
     "Load weights into each image encoder of an objective."
@@ -333,11 +351,9 @@ def _load_vision(model, state: dict): # teacher and averaged weights begin alike
 # %% ../../nbs/library/training/03_trainer.ipynb #1e580093
 @torch.no_grad()
 def _load_initial_weights(model, origin):
-    """Load the weights of a finished run, with resampled position embeddings, or those of an image
-    encoder.
+    """Load the weights of a finished run, with resampled position embeddings.
 
     Raises `UserError` where names or shapes differ."""
-    if isinstance(origin, InitialWeights): return _load_vision(model, origin.state)
     from safetensors.torch import load_file
     from timm.layers import resample_abs_pos_embed
     theirs = load_file(max(Path(origin).glob("checkpoints/step-*")) / "model.safetensors")
@@ -356,3 +372,34 @@ def _load_initial_weights(model, origin):
                         f"{shape(wanted.get(odd[0]))} here ({len(odd)} differ); give the same "
                         "options")
     for name, tensor in theirs.items(): own[name].copy_(tensor)
+
+# %% ../../nbs/library/training/03_trainer.ipynb #1e580094
+def _begin_from(model, origin): # vectors of the frozen encoder, or None
+    """Give a model its initial weights, or the stored features that it learns from.
+
+    Raises `UserError` where the objective needs the other one."""
+    if model.from_features:
+        if isinstance(origin, FrozenFeatures):
+            model.use_features(origin.vectors)
+            return origin.vectors
+        raise UserError(f"{model.name} learns a text tower for a frozen encoder: name it with "
+                        "--init-from, such as ccd:emoji/dino, timm:NAME or hog:8")
+    if isinstance(origin, InitialWeights): _load_vision(model, origin.state)
+    elif origin: _load_initial_weights(model, origin)
+
+# %% ../../nbs/library/training/03_trainer.ipynb #1e580096
+def _freeze(model, patterns: tuple):
+    """Freeze the weights whose names match a pattern.
+
+    Raises `UserError` for a pattern that matches none, and where nothing is left to train."""
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        found = [name for name in names if fnmatchcase(name, pattern)]
+        if not found:
+            tops = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise UserError(f"control.freeze {pattern!r} matches no weights of {model.name}: their "
+                            f"names begin with {tops}, as in {names[0]}; expected such as vision.*")
+        for name in found: model.get_parameter(name).requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"control.freeze {' '.join(patterns)} leaves no weights of {model.name} to "
+                        "train: name fewer")

@@ -6,7 +6,7 @@ import numpy as np, pandas as pd, pytest, torch
 from ccd.files import file_hash
 from ccd.device import device
 from ccd.runs import read_manifest
-from ccd.encoders.base import Features
+from ccd.encoders.base import Features, _TAPS
 from ccd.encoders.trained import list_releases
 from ccd.encoders.loading import load
 
@@ -18,7 +18,7 @@ SHOWN = 8 # numbers of the CLS token
 # of the usual size of a number: float32 is within 2.1e-6 of float64 here, the kernels of two
 # processors within 1e-6
 NEAR = 2e-5
-TAPS = list(Features._fields)
+TAPS = list(_TAPS)
 
 def pictures(size): # [4, 3, size, size] float in 0..1, the same on every machine
     x = np.random.RandomState(0).randint(0, 256, (4, 3, 12, 12)) # numpy keeps this stream as it is

@@ -139,6 +139,12 @@ def _eval_perturbations(spec: str, settings: Settings, home: Path) -> pd.DataFra
     return _with_metric(table, "shift: " + (table.perturbation + strength).str.strip(),
                         table.shift_sd, table.n)
 
+# %% ../../../nbs/library/study/scaling/02_measures.ipynb #11775239
+def _eval_captions(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
+    "Evaluate a text tower that is learned for the encoder, by the number of captions."
+    from ccd.probing.captions import language_probe
+    return language_probe(spec, settings, home, n_draws=_DRAWS)
+
 # %% ../../../nbs/library/study/scaling/02_measures.ipynb #5ca1a017
 def _placed(name: str, places: dict) -> str: # such as imagenet:/data/imagenet
     return f"{name}:{places[name]}" if name in places else name
@@ -383,4 +389,5 @@ _EVALUATIONS = {"probes": _Evaluation(1, _eval_probes),
                 "tasks": _Evaluation(1, _eval_tasks), "neighbors": _Evaluation(1, _eval_neighbors),
                 "attributes": _Evaluation(1, _eval_attributes),
                 "perturbations": _Evaluation(1, _eval_perturbations),
+                "captions": _Evaluation(1, _eval_captions),
                 "answers": _Evaluation(1, _eval_vqa, reads=True)}

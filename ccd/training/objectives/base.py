@@ -29,6 +29,7 @@ class Objective(nn.Module):
     views_per_sample = dict(student=1, teacher=0)
     evaluated = "last step" # which weights become the encoder
     couples = True # does the loss of one sample depend on the others?
+    from_features = False # does it learn from stored features in place of images?
 
     def __init__(self, settings: Settings):
         super().__init__()

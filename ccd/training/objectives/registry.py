@@ -9,7 +9,7 @@ __all__ = ['OBJECTIVES', 'build_objective']
 from ...files import UserError
 from ...settings import Settings
 from .base import Objective
-from .contrastive import ClipObjective, SiglipObjective
+from .contrastive import ClipObjective, LitObjective, SiglipObjective
 from .distillation import DinoObjective, Dinov2Objective
 from .infonce import InfoNCEObjective
 from .masked import MaeObjective
@@ -18,7 +18,7 @@ from .supervised import SupervisedObjective
 # %% ../../../nbs/library/training/objectives/07_registry.ipynb #50d33782
 OBJECTIVES = dict(clip=ClipObjective, siglip=SiglipObjective, dino=DinoObjective,
                   dinov2=Dinov2Objective, mae=MaeObjective, supervised=SupervisedObjective,
-                  infonce=InfoNCEObjective)
+                  infonce=InfoNCEObjective, lit=LitObjective)
 
 # %% ../../../nbs/library/training/objectives/07_registry.ipynb #c9b36ae6
 def _check_name(name: str):
