@@ -196,7 +196,7 @@ def test_help_is_a_screen_and_a_half_with_examples(command, encoding):
             and "positional" in said or command in ("study", "sweep"))
     assert (("--help-all" in said)
             == (command in ("study", "train", "filter", "embed", "probe", "compare", "vlm",
-                            "sweep", "evaluate")))
+                            "sweep", "evaluate", "layers")))
 
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_examples_of_the_help_name_options_that_are_there(command):

@@ -22,8 +22,8 @@ from .report import _write_report
 
 # %% ../../nbs/library/comparison/10_command.ipynb #6a23cafc
 def _neighbor_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
-    from ccd.comparison.neighbors import (_LEAST, cka, hubness, nearest_neighbors, neighbor_table,
-                                          overlap_curve)
+    from ccd.comparison.neighbors import (_LEAST, cka, gallery_curve, hubness,
+                                          nearest_neighbors, neighbor_table, overlap_curve)
     from ccd.comparison.agreement import _group_ids
     n_images, family = len(inputs.items), _group_ids(inputs.items)
     most = min(100, max(1, (n_images - 1) // 2))
@@ -45,6 +45,9 @@ def _neighbor_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
                  if len(set(family)) >= _LEAST else (np.nan,) * 3)
         values.append(dict(a=first, b=second, **dict(zip(("cka", "ci_low", "ci_high"), value))))
     pd.concat(rows).to_csv(folder / "overlap.csv", index=False)
+    if _with_captions(inputs) and n_images > 20:
+        gallery_curve(*inputs.two, family, min(10, n_images // 4), analysis.n_resamples).assign(
+            a=inputs.names[0], b=inputs.names[1]).to_csv(folder / "gallery.csv", index=False)
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
     pd.DataFrame(hubs).to_csv(folder / "hubness.csv", index=False)
     known = usable_labels(inputs.items)
@@ -53,6 +56,10 @@ def _neighbor_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
     for side, encoder in zip("ab", inputs.names):
         np.save(folder / f"neighbors-{side}.npy", found[encoder][:, :n_neighbors])
     shutil.rmtree(room)
+
+# %% ../../nbs/library/comparison/10_command.ipynb #6a23cafd
+def _with_captions(inputs: EncoderPair) -> bool: # is one of the two an encoder of captions?
+    return any(vectors.card["training"] == "captions" for vectors in inputs.two)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #1b4d5811
 def _pair_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):

@@ -18,8 +18,9 @@ from ..report.style import distinct_colors
 from ..report.tables import (figure_html, join_words, license_html, percent, table_tag,
                                write_report)
 from ..report.similarity import (CHANGE_NAMES, FACTOR_NAMES, MIN_PAIRS, agreement_dots,
-                                   attribution_plot, intervention_examples, neighbor_grid,
-                                   overlap_curves, pair_grid, score_vs_seed_noise, sensitivity_plot,
+                                   attribution_plot, gallery_curves, intervention_examples,
+                                   neighbor_grid, overlap_curves, pair_grid, score_vs_seed_noise,
+                                   sensitivity_plot,
                                    term_name)
 from ..encoders.inputs import EncoderPair, usable_labels
 
@@ -285,6 +286,7 @@ def _neighbor_section(inputs, out):
                                           k=min(5, near[inputs.names[0]].shape[1])),
                             "nearest neighbors")
     if len(purity): body += table_tag(purity_table(purity))
+    body += _gallery_body(_table(out, "neighbors/gallery.csv"))
     said = join_words([f"{row.encoder} {row.skewness:.2f}" for row in hubs.itertuples()])
     never = join_words([FACTOR_NAMES.get(label, label)
                         for label in usable_labels(inputs.items) if label not in set(purity.label)])
@@ -296,6 +298,19 @@ def _neighbor_section(inputs, out):
         note=f"Hubness, the skewness of how often an image is a neighbor: {said}." + (
             f" Not listed: {never}, which only images of the same group share; these do not count "
             "as neighbors." if never else ""))
+
+# %% ../../nbs/library/comparison/09_report.ipynb #c5784340
+def _gallery_body(table) -> str: # table: from `gallery_curve`, or None
+    "Return the figure and a sentence about an encoder and captions."
+    if table is None: return ""
+    last = table.iloc[-1]
+    said = (f"Of the {last.k:.0f} nearest of {last.n:,.0f} images, {percent(last.overlap)} % are "
+            f"shared ({percent(last.ci_low)} to {percent(last.ci_high)}; permuted images: at most "
+            f"{percent(last.null_p95)}). Information imbalance from {last.a} to {last.b}: "
+            f"{last.a_to_b:.2f}; back: {last.b_to_a:.2f} (0: the nearest image of one is the "
+            "nearest of the other; 1: unrelated).")
+    return figure_html(gallery_curves(table), "overlap and imbalance by the number of images") + (
+        f"<p>{html.escape(said)}</p>")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c5784339
 def purity_table(purity) -> pd.DataFrame:

@@ -80,7 +80,10 @@ def embed_images(
 
     Raises `UserError` for unknown names."""
     from ccd.encoders.embeddings import load_embeddings
-    from ccd.encoders.extraction import embed
+    from ccd.encoders.extraction import embed, embed_captions
+    if encoder.startswith("text:"):
+        images = _open_images(source, settings) if corpus is None else corpus
+        return load_embeddings(embed_captions(encoder.removeprefix("text:"), images, folder))
     loaded = load_encoder(encoder, settings)
     corpus = _open_images(source, settings) if corpus is None else corpus
     size = None if loaded.fit else max(settings.data.size, loaded.card.size)
@@ -168,7 +171,7 @@ def embed_pair(
     pair = EncoderPair((names["a"], names["b"]), found, {}, corpus=corpus, lost=lost, doubts=doubts)
     for role, name in names.items():
         pair.keys[name] = keys[role]
-        if not wanted[role].startswith("npy:"): pair.specs[name] = wanted[role]
+        if not wanted[role].startswith(("npy:", "text:")): pair.specs[name] = wanted[role]
         if f"reference_{role}" in names: pair.references[name] = names[f"reference_{role}"]
     return pair
 
@@ -198,6 +201,9 @@ def load_encoder(spec, settings): # by name, or the random initialization of a r
     from ccd.encoders.trained import find_release
     from ccd.encoders.loading import load
     kind, _, rest = spec.partition(":")
+    if kind == "text":
+        raise UserError(f"{spec} reads captions and no images: use it in `ccd compare`, `ccd "
+                        "probe` or `ccd embed`, with images that have captions")
     if kind != "first": return load(spec, settings.control)
     _, name, _ = parse_encoder_spec(rest)
     file = Path(find_release(name) or name) / "encoder.json"
@@ -215,6 +221,10 @@ def check_known(spec, settings):
         from ccd.encoders.embeddings import _beside, _open_npy
         path = user_path(spec.removeprefix("npy:"))
         if not path.is_dir(): _beside(path, None); _open_npy(path)
+        return
+    if spec.startswith("text:"):
+        from ccd.encoders.adapters.text import load_caption_encoder
+        load_caption_encoder(spec.removeprefix("text:"))
         return
     if len(parts := split_spec(spec)) > 1: return [check_known(part, settings) for part in parts]
     kind = parse_encoder_spec(spec)[0]

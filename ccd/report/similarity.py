@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TWO_SEEDS', 'FACTOR_NAMES', 'MIN_PAIRS', 'TERM_LABELS', 'CHANGE_NAMES', 'BASELINES', 'pair_grid', 'agreement_dots',
-           'summary_figure', 'neighbor_grid', 'atlas_plot', 'score_vs_seed_noise', 'overlap_curves', 'term_name',
-           'attribution_plot', 'sensitivity_plot', 'intervention_examples']
+           'summary_figure', 'neighbor_grid', 'atlas_plot', 'score_vs_seed_noise', 'overlap_curves', 'gallery_curves',
+           'term_name', 'attribution_plot', 'sensitivity_plot', 'intervention_examples']
 
 # %% ../../nbs/library/report/04_similarity.ipynb #19989c31
 import re
@@ -184,6 +184,32 @@ def overlap_curves(
     ax.set_xticklabels(curve.k); ax.minorticks_off()
     ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
     ax.legend(fontsize=8)
+    return fig
+
+# %% ../../nbs/library/report/04_similarity.ipynb #9a11e201
+def gallery_curves(
+    table: pd.DataFrame, # result of `ccd.comparison.neighbors.gallery_curve`, columns a and b
+):
+    """Return a figure of mutual kNN overlap and of information imbalance by the number of images,
+    with 95 % confidence intervals; dotted: the null."""
+    fig = styled_pyplot().figure(figsize=(7.2, 2.6))
+    left, right = fig.subplots(1, 2)
+    first, second = table.a.iloc[0], table.b.iloc[0]
+    left.fill_between(table.n, table.ci_low, table.ci_high, color="#333333", alpha=0.25, lw=0)
+    left.plot(table.n, table.overlap, color="#333333", marker="o", ms=3, label="both")
+    left.plot(table.n, table.null_p95, color="#777", ls=":", label="permuted, 95th percentile")
+    left.set_ylabel("mutual kNN overlap")
+    for column, name, other in (("a_to_b", first, second), ("b_to_a", second, first)):
+        right.fill_between(table.n, table[f"{column}_ci_low"], table[f"{column}_ci_high"],
+                           color=color_of(name), alpha=0.25, lw=0)
+        right.plot(table.n, table[column], color=color_of(name), marker="o", ms=3,
+                   label=f"from {name} to {other}")
+    right.axhline(1, color="#777", ls=":", label="unrelated")
+    right.set_ylabel("information imbalance")
+    for ax in (left, right):
+        ax.set(xscale="log", xlabel="images", ylim=(0, None), xticks=table.n)
+        ax.set_xticklabels([f"{n:,}" for n in table.n], fontsize=7); ax.minorticks_off()
+        ax.legend(fontsize=7)
     return fig
 
 # %% ../../nbs/library/report/04_similarity.ipynb #de2a2b9c
