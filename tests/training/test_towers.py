@@ -8,7 +8,7 @@ from ccd.files import UserError, read_json
 from ccd.settings import Text, override
 from ccd.presets import preset
 from ccd.data.corpora import open_corpus
-from ccd.training.towers import LanguageTower, TextTower, _language_model
+from ccd.training.towers import LanguageTower, TextTower, load_language_model
 from ccd.training.trainer import Trainer, _save_checkpoint, load_checkpoint
 from ccd.training.loop import train
 
@@ -151,7 +151,7 @@ def test_all_layers_learn(model, corpus, kind):
 
 @pytest.mark.parametrize("counting, most", [("blocks", LAYERS), ("groups", LAYERS + 1)])
 def test_more_layers_than_there_are(model, counting, most):
-    assert towers._lock(_language_model(model("bert"))[0], most, counting) == LAYERS
+    assert towers._lock(load_language_model(model("bert"))[0], most, counting) == LAYERS
     with pytest.raises(UserError,
                        match=f"{most + 1} layers to unlock, but the language model has {LAYERS}"):
         tower(model("bert"), unlocked=most + 1, counting=counting)

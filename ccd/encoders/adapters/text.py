@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from ...files import UserError
 from ...device import device
-from ...training.towers import _language_model, _pool
+from ...training.towers import load_language_model, pool_tokens
 from ...runs import read_manifest
 from ..names import _commit, _record, parse_encoder_spec
 from ..trained import TextEncoder, find_release, load_run_text_encoder
@@ -113,9 +113,9 @@ def _still(net): return net.to(device()).eval().requires_grad_(False)
 # %% ../../../nbs/library/encoders/adapters/04_text.ipynb #8405f681
 class _PooledLanguage(nn.Module):
     "Average the token vectors of a language model."
-    def __init__(self, source: str): # as for `_language_model`
+    def __init__(self, source: str): # as for `load_language_model`
         super().__init__()
-        self.net, self.tokenizer = _language_model(source)
+        self.net, self.tokenizer = load_language_model(source)
         self.context = min(512, getattr(self.net.config, "max_position_embeddings", 512) - 2)
 
     def tokenize(self, captions):
@@ -124,7 +124,7 @@ class _PooledLanguage(nn.Module):
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
 
     def forward(self, tokens): # [B, d]
-        return _pool(self.net(**tokens).last_hidden_state, tokens["attention_mask"], "mean")
+        return pool_tokens(self.net(**tokens).last_hidden_state, tokens["attention_mask"], "mean")
 
 # %% ../../../nbs/library/encoders/adapters/04_text.ipynb #8405f682
 def load_caption_encoder(
