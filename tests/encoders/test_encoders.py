@@ -588,7 +588,7 @@ def test_a_thread_of_an_image_takes_little_memory(shape, fit, monkeypatch):
 # --- names, and what must be refused
 
 @pytest.mark.parametrize("spec, said", [
-    ("hf:x#feature=mean", "cls, pooled or projected"), ("hf:x#layer=0", "-1 for the last block"),
+    ("hf:x#feature=mean", "cls, pooled, cls\\+pooled"), ("hf:x#layer=0", "-1 for the last block"),
     ("hf:x#colour=3", "unknown option 'colour=3'"),
     ("hf:x#mean=1/2", "imagenet, clip, half"), ("hf:x#size=big", "a number of pixels"),
     ("hf:", "has no name"), ("timm:", "has no name"),
