@@ -7,7 +7,7 @@ ini.read("settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
 name = cfg["lib_name"]
 # cpu and gpu share one folder of faiss: install one of them
-EXTRAS = "cpu", "gpu", "emoji", "logs", "lora", "language", "fonts", "ocr", "ray", "dev"
+EXTRAS = "cpu", "gpu", "emoji", "logs", "lora", "language", "fonts", "ocr", "ray", "track", "dev"
 
 setup(
     name=cfg["dist_name"], version=cfg["version"], description=cfg["description"],
@@ -19,5 +19,6 @@ setup(
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     entry_points={"console_scripts": cfg["console_scripts"].split(),
-                  "nbdev": [f"{name}={name}._modidx:d"]},
+                  "nbdev": [f"{name}={name}._modidx:d"],
+                  "lmms_eval.models": ["ccd=ccd.vqa.llava.harness:register_lmms_eval"]},
 )

@@ -385,15 +385,19 @@ def _sweep(
 
 # %% ../nbs/library/07_commands.ipynb #e7b0a7c1
 def _export(
-    run: Positional[str], # folder of a finished run, or ccd:NAME
+    # folder of a finished run, or ccd:NAME; or of a vision-language model
+    run: Positional[str],
     to: Literal["timm", "transformers", "open_clip"], # library that opens the folder
     out: str, # folder to write
     push: str = "", # also upload to the Hugging Face Hub: USER/NAME; asks before it does
     public: bool = False, # with --push: a public repository instead of a private one
 ):
-    "Write a trained encoder as a folder that timm, transformers or open_clip opens alone."
+    """Write a trained encoder as a folder that timm, transformers or open_clip opens alone, or a
+    vision-language model as one that transformers opens."""
     from ccd.encoders.exporting.command import export_encoder
-    print(export_encoder(run, to, _writable(out), push, public))
+    from ccd.vqa.llava.exporting import export_vlm, is_vlm_folder
+    make = export_vlm if is_vlm_folder(run) else export_encoder
+    print(make(run, to, _writable(out), push, public))
 
 # %% ../nbs/library/07_commands.ipynb #4a0b5f32
 def _published(

@@ -335,6 +335,8 @@ class RuntimeSettings:
     compile: bool = False # torch.compile the blocks of the towers
     checkpoint_minutes: float = 2.0 # minutes between checkpoints
     max_faults: float = 0.01 # maximal fraction of corrupt samples
+    # project of trackio to which metrics are logged too, on this machine
+    track: str = new_field("")
 
 # %% ../nbs/library/01_settings.ipynb #eca2865b
 @dataclass(frozen=True)

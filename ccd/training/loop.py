@@ -139,7 +139,8 @@ def _check_finite(loss, model, control):
 class _MetricsLogger:
     "Write metrics, which belong to the result, and timing, which does not; issue warnings."
     def __init__(self, trainer, folder, done):
-        self.trainer, self.log = trainer, _Log(folder / "metrics.jsonl", done)
+        self.trainer, self.log = trainer, _Log(folder / "metrics.jsonl", done,
+                                               trainer.settings.runtime.track)
         self.file = open(folder / "timing.jsonl", "a", buffering=1, encoding="utf-8")
         self.waited, self.warned, self.begun = 0.0, set(), time.time()
         self._write(started_at=done)

@@ -238,7 +238,7 @@ def load_checkpoint(folder, trainer) -> int: # steps done, 0 without a checkpoin
 # %% ../../nbs/library/training/03_trainer.ipynb #62cb3954
 class _Log:
     "Append lines of numbers to `metrics.jsonl`, after cutting it back to a step."
-    def __init__(self, path, step: int): # keep the lines up to `step`
+    def __init__(self, path, step: int, project: str = ""): # keep the lines up to `step`
         self.path = Path(path)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
@@ -246,17 +246,34 @@ class _Log:
             tmp.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self.file, self.board = (open(self.path, "a", encoding="utf-8"),
                                  _board(self.path.parent, step))
+        self.tracked = _tracked(project, self.path.parent)
 
     def __call__(self, **numbers):
         self.file.write(json.dumps(numbers) + "\n"); self.file.flush()
         for name, number in numbers.items():
             if self.board and name != "step": self.board.add_scalar(name, number, numbers["step"])
+        if self.tracked:
+            self.tracked.log({name: number for name, number in numbers.items() if name != "step"},
+                             step=numbers["step"])
 
 # %% ../../nbs/library/training/03_trainer.ipynb #ea74a229
 def _board(folder, step): # also log to TensorBoard where it is installed
     try: from torch.utils.tensorboard import SummaryWriter
     except ImportError: return None
     return SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+# %% ../../nbs/library/training/03_trainer.ipynb #ea74a230
+def _tracked(project: str, folder: Path): # a run of trackio; None without a project
+    """Open a run of trackio, named after the folder; a run that resumes goes on with it.
+
+    Raises `UserError` without the package."""
+    if not project: return None
+    try: import trackio
+    except ImportError as error:
+        raise UserError("--runtime.track needs the package trackio: pip install -e '.[track]' in a "
+                        "clone of the repository") from error
+    return trackio.init(project=project, name=Path(folder).name, resume="allow", embed=False,
+                        auto_log_gpu=False, auto_log_cpu=False)
 
 # %% ../../nbs/library/training/03_trainer.ipynb #4b3b86d8
 def _step_of(line):

@@ -97,9 +97,9 @@ def test_a_caption_has_the_same_tokens_in_transformers(tmp_path):
 # --- the command, on runs
 
 def test_cosines_of_images_are_the_same(runs, tmp_path):
-    held_out = scenes(SMOKE.data, "test")
-    images = [held_out[index]["image"].convert("RGB").resize((48, 48), Image.Resampling.BICUBIC)
-              for index in range(100)]
+    composed = scenes(SMOKE.data, "train")
+    images = [composed[index]["image"].convert("RGB").resize((48, 48), Image.Resampling.BICUBIC)
+              for index in range(500)]
     pixels = torch.stack([torch.tensor(np.array(image)).permute(2, 0, 1) / 255
                           for image in images])
     def cosines(encoder):
@@ -233,14 +233,15 @@ def test_nothing_is_uploaded_without_a_yes(tmp_path, monkeypatch):
         def upload_folder(self, repo_id, folder_path): done.append((repo_id, folder_path))
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     def say(answer): return lambda question: asked.append(question) or answer
-    assert command._push(tmp_path, "me/clip", ask=say("")) == "" and not done
-    assert command._push(tmp_path, "me/clip", ask=say("y")) == "hub/me/clip"
+    assert command.push_folder(tmp_path, "me/clip", ask=say("")) == "" and not done
+    assert command.push_folder(tmp_path, "me/clip", ask=say("y")) == "hub/me/clip"
     assert done == [("me/clip", True), ("me/clip", str(tmp_path))]
     assert asked[0] == "Upload 1 files, 2.0 MB, to me/clip (private)? [y/N] "
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(UserError, match="there is no terminal"): command._push(tmp_path, "me/clip")
+    with pytest.raises(UserError, match="there is no terminal"):
+        command.push_folder(tmp_path, "me/clip")
     class Closed(Hub):
         def create_repo(self, name, private): raise PermissionError("403")
     monkeypatch.setattr("huggingface_hub.HfApi", Closed)
     with pytest.raises(UserError, match="could not be uploaded.*hf auth login"):
-        command._push(tmp_path, "them/clip", ask=say("y"))
+        command.push_folder(tmp_path, "them/clip", ask=say("y"))

@@ -13,7 +13,7 @@ from ccd.files import UserError, read_json
 from ccd.presets import apply_recipe, preset
 from ccd.runs import read_manifest
 from ccd.settings import Lit, override
-from ccd.training.loop import train
+from ccd.training.loop import metrics, train
 from ccd.training.objectives.registry import build_objective
 from ccd.training.towers import weights_hash
 from ccd.training.trainer import FrozenFeatures, Trainer, on_device
@@ -149,3 +149,27 @@ def test_a_stream_has_no_rows(tmp_path):
     class Stream: pass
     with pytest.raises(UserError, match="no fixed rows"):
         frozen_features("hog:8", Stream(), SMOKE, tmp_path)
+
+def test_metrics_go_to_trackio_too(corpus, tmp_path, monkeypatch):
+    import sys, types
+    told = []
+    class Run:
+        def log(self, numbers, step): told.append((step, numbers["loss"]))
+    double, opened = types.ModuleType("trackio"), []
+    double.init = lambda **how: opened.append(how) or Run()
+    monkeypatch.setitem(sys.modules, "trackio", double)
+    settings = override(SMOKE, **{"runtime.track": "mine"})
+    run = train("dino", settings, corpus, tmp_path / "run")
+    kept = metrics(run)
+    assert [step for step, _ in told] == kept.step.tolist()
+    assert [loss for _, loss in told] == pytest.approx(kept.loss.tolist())
+    how = {name: opened[0][name] for name in ("project", "name", "resume")}
+    assert how == dict(project="mine", name="run", resume="allow")
+    assert read_manifest(run)["outputs"] == read_manifest(
+        train("dino", SMOKE, corpus, tmp_path / "plain"))["outputs"] # it changes no result
+
+def test_trackio_is_named_where_it_is_missing(corpus, tmp_path, monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(UserError, match=r"trackio: pip install -e '\.\[track\]'"):
+        train("dino", override(SMOKE, **{"runtime.track": "mine"}), corpus, tmp_path / "run")
