@@ -175,7 +175,7 @@ def _probe(
     # first encoder: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; see `ccd.encoders`
     encoder: Positional[str],
     # datasets: emoji, imagenet, cifar10 …, folder:PATH or hf:NAME#label=COLUMN; emoji-masks,
-    # ade20k; see `ccd.probing.tasks`
+    # ade20k, masks:FOLDER; see `ccd.probing.tasks`
     datasets: Positional[tuple[str, ...]],
     settings: _AnySettings,
     # further encoders; the first of them is compared with ENCODER in paired tests
@@ -395,8 +395,8 @@ def _export(
     """Write a trained encoder as a folder that timm, transformers or open_clip opens alone, or a
     vision-language model as one that transformers opens."""
     from ccd.encoders.exporting.command import export_encoder
-    from ccd.vqa.llava.exporting import export_vlm, is_vlm_folder
-    make = export_vlm if is_vlm_folder(run) else export_encoder
+    from ccd.vqa.llava.exporting import export_llava, is_vlm_folder
+    make = export_llava if is_vlm_folder(run) else export_encoder
     print(make(run, to, _writable(out), push, public))
 
 # %% ../nbs/library/07_commands.ipynb #4a0b5f32

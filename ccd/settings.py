@@ -95,6 +95,7 @@ class DataSettings:
     caption_template: str = new_field("")
     # own images: classes whose captions do not name them
     unnamed_classes: tuple[str, ...] = new_field(())
+    masks: str = new_field("") # own images: folder of images with a class for every pixel
 
     def __post_init__(self):
         if not 0 <= self.text_fraction <= 1:

@@ -198,6 +198,7 @@ def _imbalance(a: Embeddings, b: Embeddings, cluster: np.ndarray, n_resamples: i
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #45e07624
 _GALLERIES = (250, 500, 1_000, 2_000, 4_000, 8_000) # images
 
+# %% ../../nbs/library/comparison/01_neighbors.ipynb #45e07630
 def gallery_curve(
     a: Embeddings, # embeddings by the first encoder
     b: Embeddings, # embeddings of the same items by the second encoder

@@ -168,7 +168,7 @@ def _segmentation_tables(
                 per_pixel_class=pd.concat(classes))
 
 # %% ../../nbs/library/probing/09_command.ipynb #ba3eb30c
-_SEGMENTATION_DATASETS = ("emoji-masks", "ade20k") # data sets with a label per pixel
+_SEGMENTATION_DATASETS = ("emoji-masks", "ade20k", "masks") # data sets with a label per pixel
 
 def _has_masks(dataset: str) -> bool: # dataset: NAME or NAME:PLACE
     return dataset.partition(":")[0] in _SEGMENTATION_DATASETS

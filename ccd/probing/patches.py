@@ -16,10 +16,12 @@ from PIL import Image
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from ..files import UserError, read_json, to_plain_dict, write_json
+from ..files import (UserError, content_hash, read_json, to_plain_dict, user_path,
+                       write_json)
 from ..settings import DataSettings
 from ..device import device
 from ..runs import Progress, cached_stage
+from ..data.images import load_folder
 from ..data.emoji.drawings import drawings
 from ..data.emoji.scenes import instance_mask, scenes
 from ..data.corpora import ImageDecoder, fingerprint
@@ -98,6 +100,83 @@ def _from_mask_images(
     zero = ", 0 is not counted" if reduce_zero_label else ""
     return SegmentationDataset(corpus, mask, list(classes), np.array(corpus[cluster][:]),
                      f"{column}{zero}")
+
+# %% ../../nbs/library/probing/06_patches.ipynb #35684f51
+_SPLITS = ("train", "val", "test")
+
+def _masks_of_folder(folder) -> tuple: # train, val and test split, each a `SegmentationDataset`
+    """Open images with masks.
+
+    Raises `UserError` for an image without a mask, for a split without an image, and for a mask
+    that is no image of class numbers."""
+    home = user_path(folder)
+    if not (home / "images").is_dir() or not (home / "masks").is_dir():
+        raise UserError(f"{home} has no folders images and masks: expected images/NAME.jpg and "
+                        "masks/NAME.png")
+    corpus = load_folder(home / "images").corpus
+    items = corpus["item_id"][:]
+    files = [(home / "masks" / item).with_suffix(".png") for item in items]
+    if missing := [file for file in files if not file.exists()]:
+        raise UserError(f"{len(missing):,} of {len(files):,} images have no mask, such as "
+                        f"{missing[0]}: expected a PNG file of the image's name")
+    splits, groups = _mask_splits(items)
+    classes = _mask_classes(home, files)
+    return tuple(_part_with_masks(corpus, files, np.flatnonzero(splits == split), groups, classes)
+                 for split in _SPLITS)
+
+# %% ../../nbs/library/probing/06_patches.ipynb #35684f52
+_SHARES = (0.7, 0.8) # train up to the first, validation up to the second, the rest is test
+
+def _mask_splits(items: list) -> tuple: # [n] split, [n] group
+    "Return the splits of images by their folders, or by a hash of their groups."
+    first = np.array([item.split("/")[0] if "/" in item else "" for item in items], object)
+    given = set(first) <= set(_SPLITS)
+    rest = np.array([item.partition("/")[2] if given else item for item in items], object)
+    groups = np.array([item.split("/")[0] if "/" in item else item for item in rest], object)
+    place = {group: int(content_hash(group), 16) % 1000 / 1000 for group in set(groups)}
+    drawn = np.array([_SPLITS[int(np.searchsorted(_SHARES, place[group], "right"))]
+                      for group in groups], object)
+    splits = first if given else drawn
+    if empty := [split for split in _SPLITS if not (splits == split).any()]:
+        raise UserError(f"no image with a mask is in {' and '.join(empty)}: make folders train, "
+                        "val and test in images, or give more groups of images")
+    return splits, groups
+
+# %% ../../nbs/library/probing/06_patches.ipynb #35684f53
+def _mask_classes(home, files) -> list: # class names, by index
+    "Return the names of the classes; numbers up to the largest in any mask without a list."
+    if (names := home / "classes.txt").exists():
+        return [line.strip() for line in names.read_text(encoding="utf-8").splitlines()
+                if line.strip()]
+    top = max(int(numbers.max()) for numbers in map(_class_numbers, files) if len(numbers))
+    return [f"class {number}" for number in range(top + 1)]
+
+# %% ../../nbs/library/probing/06_patches.ipynb #35684f54
+def _read_mask(file) -> np.ndarray: # [H, W]
+    "Read an image of class numbers. Raises `UserError` for another file."
+    try:
+        with Image.open(file) as image: mask = np.asarray(image)
+    except OSError as error: raise UserError(f"the mask {file} cannot be read: {error}") from error
+    if mask.ndim != 2:
+        raise UserError(f"the mask {file} has {mask.shape[-1]} channels: expected one class number "
+                        "for each pixel (a grayscale or palette PNG)")
+    return mask
+
+# %% ../../nbs/library/probing/06_patches.ipynb #35684f60
+def _class_numbers(file) -> np.ndarray: # without the ignored
+    found = np.unique(_read_mask(file))
+    return found[found != _IGNORE_INDEX]
+
+# %% ../../nbs/library/probing/06_patches.ipynb #35684f55
+def _part_with_masks(corpus, files, rows, groups, classes) -> SegmentationDataset:
+    def mask(row):
+        numbers = _read_mask(files[rows[row]]).astype(np.int64)
+        if (top := numbers[numbers != _IGNORE_INDEX].max(initial=0)) >= len(classes):
+            raise UserError(f"the mask {files[rows[row]]} has the class {top}, and there are "
+                            f"{len(classes)} from 0: name all of them in classes.txt")
+        return numbers.astype(np.uint8)
+    return SegmentationDataset(corpus.select(rows), mask, list(classes), groups[rows],
+                               "masks of a folder")
 
 # %% ../../nbs/library/probing/06_patches.ipynb #995349aa
 class _WindowLayout(NamedTuple):

@@ -29,7 +29,7 @@ from .linear import LinearProbe, accuracy, linear_probe
 from .protocols import PROTOCOLS, few_shot, knn_probe, sgd_probe
 from .datasets import _open_dataset, _parse_dataset_name
 from .tasks import Task, tasks
-from .patches import _emoji_segments, _from_mask_images
+from .patches import _emoji_segments, _from_mask_images, _masks_of_folder
 from .segmentation import (Segmentation, miou, _miou_difference, _miou_test,
                                       _segmentation_summary)
 
@@ -305,7 +305,7 @@ def _eval_val_splits(
 
 # %% ../../nbs/library/probing/08_tables.ipynb #e6d3e97c
 def segmentation_splits(
-    name: str, # name of the data set: emoji-masks or ade20k
+    name: str, # name of the data set: emoji-masks, ade20k or masks:FOLDER
     settings: Settings, # settings of the synthetic emoji dataset and of the number of images
 ) -> tuple: # train, val and test split, each a `SegmentationDataset`
     "Return the training, validation and test images of a segmentation data set, with masks."
@@ -314,6 +314,7 @@ def segmentation_splits(
     if name == "emoji-masks":
         return tuple(_emoji_segments(settings.data, split, count)
                      for split, count in (("train", n_images), ("val", part(6)), ("test", part(3))))
+    if name.startswith("masks:"): return _masks_of_folder(name.partition(":")[2])
     corpora = _open_dataset(name, settings)
     classes = [f"class {number}" for number in range(1, _parse_dataset_name(name).spec.classes + 1)]
     own = {key.rpartition("-")[2]: _from_mask_images(corpus, classes, reduce_zero_label=True)

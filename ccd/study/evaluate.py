@@ -113,16 +113,14 @@ def _section_makers(encoders, suite, settings, out, thumbnails) -> dict: # folde
 def _item_picture(suite, settings): # item_id -> image
     "Return a function that opens an image of the comparison."
     from functools import cache
-    from PIL import Image
-    from ccd.data.corpora import center_crop
-    from ccd.encoders.inputs import open_source
+    from ccd.encoders.inputs import open_source, thumbnail
     @cache
     def opened():
         corpus = open_source(suite.images, settings).corpus
         return corpus, {item: row for row, item in enumerate(corpus["item_id"][:])}
     def picture(item):
         corpus, rows = opened()
-        return Image.fromarray(center_crop(corpus[rows[item]]["image"].convert("RGB"), 96))
+        return thumbnail(corpus[rows[item]]["image"])
     return picture
 
 # %% ../../nbs/library/study/03_evaluate.ipynb #71ed6851

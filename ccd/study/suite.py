@@ -68,7 +68,9 @@ def _with_model(suite, settings): # the questions are asked where the settings n
 # %% ../../nbs/library/study/01_suite.ipynb #45368504
 def _with_labels(suite, settings):
     from ccd.data.own import own_data
-    return suite if own_data(settings.data).facts["classes"] else replace(suite, datasets=())
+    labeled = suite.datasets if own_data(settings.data).facts["classes"] else ()
+    masks = settings.data.masks
+    return replace(suite, datasets=(*labeled, *[f"masks:{masks}"] * bool(masks)))
 
 # %% ../../nbs/library/study/01_suite.ipynb #3747f08c
 def _left_out(

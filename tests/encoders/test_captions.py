@@ -4,9 +4,9 @@ import numpy as np, pandas as pd, pytest, torch
 from scipy.stats import rankdata
 from ccd.cli import main
 from ccd.comparison.neighbors import gallery_curve, nearest_neighbors
-from ccd.encoders.adapters.text import load_caption_encoder, load_text_encoder
+from ccd.encoders.adapters.text import _load_caption_encoder, load_text_encoder
 from ccd.encoders.embeddings import Embeddings
-from ccd.encoders.extraction import embed_captions
+from ccd.encoders.extraction import _embed_captions
 from ccd.encoders.inputs import check_known, embed_images, load_encoder, open_source
 from ccd.files import UserError, load_table
 from ccd.presets import preset
@@ -26,7 +26,7 @@ def clip(tmp_path_factory):
 def test_an_image_has_the_mean_of_its_captions(scenes, tmp_path):
     found = embed_images("text:minilm", "scenes", SMOKE, tmp_path / "v", scenes)
     assert list(found.items.item_id) == scenes["item_id"][:]
-    net, said = load_caption_encoder("minilm").tower, scenes["captions"][3]
+    net, said = _load_caption_encoder("minilm").tower, scenes["captions"][3]
     each = []
     for caption in said: # alone, without padding
         tokens = net.tokenizer(caption, return_tensors="pt")
@@ -40,11 +40,11 @@ def test_a_text_tower_of_ours(clip, scenes, tmp_path):
     assert np.allclose(found.vectors[0], wanted, atol=2e-3)
 
 @pytest.mark.parametrize("act, said", [
-    (lambda home: embed_captions("minilm", open_source("scenes", SMOKE).corpus.map(
+    (lambda home: _embed_captions("minilm", open_source("scenes", SMOKE).corpus.map(
         lambda row, n: dict(captions=row["captions"] if n else []), with_indices=True,
         features=open_source("scenes", SMOKE).corpus.features), home / "v"),
      "and 1 of 192 images have none"),
-    (lambda home: embed_captions("minilm", open_source("scenes", SMOKE).corpus.remove_columns(
+    (lambda home: _embed_captions("minilm", open_source("scenes", SMOKE).corpus.remove_columns(
         "captions"), home / "v"), "and 192 of 192 images have none"),
     (lambda home: check_known("text:", SMOKE), "text: has no name"),
     (lambda home: check_known("text:nope/nope", SMOKE), "no language model 'nope/nope'"),

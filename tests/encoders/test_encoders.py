@@ -599,7 +599,7 @@ def test_a_thread_of_an_image_takes_little_memory(shape, fit, monkeypatch):
     ("random:0#n_last_blocks=5", "up to its layer there are 4"),
     ("random:0#n_last_blocks=2,layer=1", "up to its layer there are 1"),
     ("random:0#n_last_blocks=0", "a number of blocks"),
-    ("random:0#feature=cls+projected", "or cls\\+pooled"),
+    ("random:0#feature=cls+projected", "cls\\+pooled, projected"),
     ("random:0#feature=projected", "has no feature 'projected'"),
     ("random:0#layer=5", "no layer 5: it has 1 to 4"), ("webssl:dino-9b", "webssl:dino-7b-518"),
     ("clip", "expected ccd:FOLDER"), ("clip#size=3", "expected ccd:FOLDER"),

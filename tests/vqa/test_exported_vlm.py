@@ -78,11 +78,11 @@ def test_the_card_says_what_it_is(made):
 @pytest.mark.parametrize("to, said", [
     ("timm", "expected --to transformers"), ("open_clip", "expected --to transformers")])
 def test_other_formats_are_refused(to, said, made, tmp_path):
-    with pytest.raises(UserError, match=said): exporting.export_vlm(made[0], to, tmp_path / "o")
+    with pytest.raises(UserError, match=said): exporting.export_llava(made[0], to, tmp_path / "o")
 
 def test_a_folder_that_exists_is_kept(made):
     with pytest.raises(UserError, match="exists"):
-        exporting.export_vlm(made[0], "transformers", made[1])
+        exporting.export_llava(made[0], "transformers", made[1])
 
 @pytest.mark.parametrize("change, said", [
     (dict(layer=-1, norm="after"), "after the final norm"), (dict(fit="pad"), "center crop"),
@@ -90,7 +90,7 @@ def test_a_folder_that_exists_is_kept(made):
 def test_what_transformers_cannot_hold(change, said, tmp_path):
     folder = trained("dino", tmp_path, replace(VLM, **change))
     with pytest.raises(UserError, match=said):
-        exporting.export_vlm(folder, "transformers", tmp_path / "out")
+        exporting.export_llava(folder, "transformers", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 def test_an_unfinished_model_is_told(made, tmp_path):
@@ -98,7 +98,7 @@ def test_an_unfinished_model_is_told(made, tmp_path):
     half = shutil.copytree(made[0], tmp_path / "half")
     (half / "tune/manifest.json").unlink()
     with pytest.raises(UserError, match="no finished vision-language model"):
-        exporting.export_vlm(half, "transformers", tmp_path / "out")
+        exporting.export_llava(half, "transformers", tmp_path / "out")
 
 @pytest.mark.parametrize("template", exporting._CHATS)
 def test_the_chat_is_that_of_the_training(template, made):

@@ -37,6 +37,7 @@ class _AttentiveHead(nn.Module):
 # %% ../../../nbs/library/probing/layers/01_attentive.ipynb #f1454502
 _STATISTICS_ROWS = 4_096 # images from which mean and standard deviation are taken
 
+# %% ../../../nbs/library/probing/layers/01_attentive.ipynb #a77e0001
 def _token_statistics(tokens, rows, shape) -> tuple: # [width] mean, [width] standard deviation
     "Return statistics of each dimension over the tokens of some training images."
     some = np.sort(rows)[::-(-len(rows) // _STATISTICS_ROWS)]

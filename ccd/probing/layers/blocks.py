@@ -34,6 +34,7 @@ def _with_options(spec: str, options: str) -> str: # such as ccd:RUN#feature=lay
 # %% ../../../nbs/library/probing/layers/02_blocks.ipynb #4b310be9
 _CLS, _MEAN, _ATTENTIVE = "class token", "mean patch", "patches, attentive"
 
+# %% ../../../nbs/library/probing/layers/02_blocks.ipynb #b10c0001
 def _slices(spec: str, n_columns: int, settings: Settings) -> dict: # (block, token) -> slice
     "Return where the features of each block are among the columns of `layers`."
     encoder = load_encoder(spec, settings)

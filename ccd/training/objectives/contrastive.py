@@ -219,6 +219,7 @@ class LitObjective(ClipObjective):
 # %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #1a700003
 _ROWS = 65_536
 
+# %% ../../../nbs/library/training/objectives/02_contrastive.ipynb #1a700010
 def _mean_and_std(vectors: np.ndarray) -> tuple: # [n, d] -> [d] mean, [d] standard deviation
     "Return statistics of stored vectors; a dimension that never varies has a deviation of 1."
     total = square = 0.0

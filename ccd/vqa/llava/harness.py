@@ -38,7 +38,8 @@ class LmmsEvalModel(_Harness):
         "Return the greedy answer to each request."
         answers = []
         for text, how, visuals, row, task, split in (request.args for request in requests):
-            ids, tokens, learned = self._read(text, visuals(self._document(task, split, row)))
+            ids, tokens, learned = _read_request(
+                self.vlm, text, visuals(self._document(task, split, row)))
             prompt = _OpenPrompt(ids[:int(learned.argmax())], int(ids[learned][-1]))
             said, = _generate(self.vlm, [prompt], tokens,
                               int(how.get("max_new_tokens") or _NEW_TOKENS))
@@ -51,7 +52,7 @@ class LmmsEvalModel(_Harness):
         for text, target, visuals, row, task, split in (request.args for request in requests):
             document = self._document(task, split, row)
             said = target if isinstance(target, str) else target(document)
-            ids, tokens, learned = self._read(text, visuals(document), said.strip())
+            ids, tokens, learned = _read_request(self.vlm, text, visuals(document), said.strip())
             found.append(_continuation(self.vlm, ids, learned, tokens))
         return found
 
@@ -61,23 +62,23 @@ class LmmsEvalModel(_Harness):
 
     def _document(self, task, split, row): return self.task_dict[task][split][row]
 
-    def _read(self, text, images, said="?"): # ids, tokens of the image or None, which are counted
-        images = [image for image in images or () if image is not None]
-        if len(images) > 1:
-            raise UserError(f"a question with {len(images)} images: the model was trained with "
-                            "one; choose a task with one image for each question")
-        talk = _Conversations(None, [[(text.replace(_IMAGE_TOKEN, "").strip(), said)]],
-                              np.array([0 if images else -1]))
-        samples = _tokenized(talk, self.vlm.tokenizer, self.vlm.settings.template,
-                             self.vlm.settings.system)
-        context = self.vlm.settings.context
-        ids, learned, cut = _pad_sample(samples, 0, self.vlm.image, self.vlm.tokens, context)
-        if cut:
-            raise UserError(f"a question is {cut} tokens longer than the {context} of the model: "
-                            "choose a task with shorter ones")
-        return ids, _image_tokens(self.vlm, images[0]) if images else None, learned
+# %% ../../../nbs/library/vqa/llava/09_harness.ipynb #971967e5
+def _read_request(vlm, text: str, images, said="?") -> tuple: # ids, image tokens or None, counted
+    "Tokenize a question and an answer. Raises `UserError` for several images and a long text."
+    images = [image for image in images or () if image is not None]
+    if len(images) > 1:
+        raise UserError(f"a question with {len(images)} images: the model was trained with one; "
+                        "choose a task with one image for each question")
+    talk = _Conversations(None, [[(text.replace(_IMAGE_TOKEN, "").strip(), said)]],
+                          np.array([0 if images else -1]))
+    samples = _tokenized(talk, vlm.tokenizer, vlm.settings.template, vlm.settings.system)
+    ids, learned, cut = _pad_sample(samples, 0, vlm.image, vlm.tokens, vlm.settings.context)
+    if cut:
+        raise UserError(f"a question is {cut} tokens longer than the {vlm.settings.context} of the "
+                        "model: choose a task with shorter ones")
+    return ids, _image_tokens(vlm, images[0]) if images else None, learned
 
-# %% ../../../nbs/library/vqa/llava/09_harness.ipynb #3fc30b03
+# %% ../../../nbs/library/vqa/llava/09_harness.ipynb #5c614337
 def _image_tokens(vlm, image) -> Tensor: # [1, n, d]
     "Return the tokens of an image, in the encoder's own preprocessing."
     fit, image = vlm.encoder.fit, image.convert("RGB")
@@ -85,13 +86,13 @@ def _image_tokens(vlm, image) -> Tensor: # [1, n, d]
     pixels = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None]
     return _tokens_of(vlm.encoder, pixels, vlm.settings.tokens)
 
-# %% ../../../nbs/library/vqa/llava/09_harness.ipynb #2c47080a
+# %% ../../../nbs/library/vqa/llava/09_harness.ipynb #80661aec
 def _until(said: str, ends) -> str: # cut before the first of the texts that end an answer
     for end in (ends,) if isinstance(ends, str) else ends:
         if end: said = said.split(end)[0]
     return said
 
-# %% ../../../nbs/library/vqa/llava/09_harness.ipynb #4f350a88
+# %% ../../../nbs/library/vqa/llava/09_harness.ipynb #07a11883
 @torch.no_grad()
 def _continuation(vlm, ids, learned, tokens) -> tuple[float, bool]:
     "Return the log-likelihood of the counted tokens but the last, which ends an answer."
@@ -104,7 +105,7 @@ def _continuation(vlm, ids, learned, tokens) -> tuple[float, bool]:
     return (float(log_p.gather(1, target[:, None]).sum()),
             bool((log_p.argmax(1) == target).all()))
 
-# %% ../../../nbs/library/vqa/llava/09_harness.ipynb #f527c92a
+# %% ../../../nbs/library/vqa/llava/09_harness.ipynb #677c7b21
 def register_lmms_eval(): # ModelManifest of lmms-eval
     "Return the manifest by which lmms-eval finds the model `ccd`."
     from lmms_eval.models.registry_v2 import ModelManifest
