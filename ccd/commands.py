@@ -213,11 +213,12 @@ def _layers(
     save_tables: str = "", # folder for a copy of the tables
 ):
     "Probe every block of encoders: class token, mean patch, and patches by an attentive probe."
-    from ccd.probing.layers.blocks import export_layers, probe_layers
+    from ccd.probing.command import export_accuracy
+    from ccd.probing.layers.blocks import probe_layers
     if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip")
     with _at_work(out, save_tables) as (out, copy):
         page = probe_layers(list(encoders), list(datasets), settings, out, tasks, attentive)
-        if copy: export_layers(out, copy, settings, _command())
+        if copy: export_accuracy(out, copy, settings, _command())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
 # %% ../nbs/library/07_commands.ipynb #bc3f4f8a

@@ -14,6 +14,7 @@ from ..settings import Lit, Settings, override
 from ..stats import cluster_bootstrap_means
 from ..encoders.importing import frozen_features
 from ..encoders.inputs import embed_images, open_source
+from ..encoders.names import with_options
 from ..encoders.trained import load_run_text_encoder
 from .zeroshot import (_build_zero_shot_classifier, _captions_of, _expected_topk_hit,
                                   _l2_normalize, _meant, _places, _zero_shot_predict)
@@ -138,7 +139,7 @@ def _own_text_rows(spec, settings, home, scenes, n_draws) -> list[dict]: # [] wi
     from ccd.encoders.adapters.text import load_text_encoder
     try: speak = load_text_encoder(spec)
     except UserError: return []
-    projected = spec + ("," if "#" in spec else "#") + "feature=projected"
+    projected = with_options(spec, "feature=projected")
     embedded = {name: embed_images(projected, name, settings, home / f"{name}-projected")
                 for name in ("scenes", "gallery")}
     return [row | dict(metric=f"own text tower: {row['metric']}")

@@ -28,6 +28,7 @@ from ..data.corpora import ImageDecoder, fingerprint
 from ..data.augment import to_float
 from ..encoders.base import Encoder, EncoderCard, Features
 from ..encoders.preprocessing import RESAMPLING
+from ..encoders.names import with_options
 from ..encoders.loading import load
 
 # %% ../../nbs/library/probing/06_patches.ipynb #405fdd45
@@ -222,8 +223,7 @@ def _last_layers(
     n_blocks: int = 4, # number of blocks
 ) -> list[Encoder]: # one encoder per block, the last block first
     "Load an encoder once per block, with the features of each of its last blocks."
-    sign = "," if "#" in spec else "#"
-    return [load(f"{spec}{sign}layer={-layer}") for layer in range(1, n_blocks + 1)]
+    return [load(with_options(spec, f"layer={-layer}")) for layer in range(1, n_blocks + 1)]
 
 # %% ../../nbs/library/probing/06_patches.ipynb #85e94b45
 def pixel_patches(size: int = 48, patch: int = 8) -> Encoder: # px

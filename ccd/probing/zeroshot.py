@@ -224,6 +224,7 @@ def _zero_shot_rows(
     "Return zero-shot accuracy and retrieval of one encoder; empty where it has no text tower."
     from ccd.encoders.adapters.text import load_text_encoder
     from ccd.encoders.inputs import embed_images
+    from ccd.encoders.names import with_options
     from ccd.probing.datasets import _class_names
     try: speak = load_text_encoder(spec)
     except UserError as error:
@@ -232,7 +233,7 @@ def _zero_shot_rows(
         return stored, pd.DataFrame()
     key = next((candidate for candidate in corpora if candidate == "gallery"
                 or candidate.endswith(("-test", "-all"))))
-    projected = spec + ("," if "#" in spec else "#") + "feature=projected"
+    projected = with_options(spec, "feature=projected")
     embeddings = embed_images(projected, key, settings,
                               out / "vectors" / slug(spec) / f"{slug(key)}-projected",
                               corpora[key], **how)

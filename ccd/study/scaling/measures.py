@@ -64,13 +64,14 @@ def _eval_tasks(spec: str, settings: Settings, home: Path) -> pd.DataFrame:
     "Evaluate all probe tasks of version 2: means over families, words read from both features."
     from ccd.probing.tables import predict_probes
     from ccd.encoders.inputs import embed_images
+    from ccd.encoders.names import with_options
     from ccd.probing.tasks import tasks
     corpora = ("gallery", "signs", "layouts")
     vectors = {corpus: embed_images(spec, corpus, settings, home / corpus) for corpus in corpora}
     asked = tasks("emoji", {corpus: own.items for corpus, own in vectors.items()})
     rows = _task_metrics(predict_probes(vectors, asked)[0], "")
     if spec.startswith("ccd:"):
-        inner = spec + ("," if "#" in spec else "#") + "feature=pooled,layer=-2"
+        inner = with_options(spec, "feature=pooled,layer=-2")
         patches = dict(signs=embed_images(inner, "signs", settings, home / "signs-patches"))
         words = [task for task in asked if task.label == "word"]
         rows += _task_metrics(predict_probes(patches, words)[0], ", patches")

@@ -22,7 +22,7 @@ from ...data.corpora import ImageDecoder
 from ...data.augment import to_float
 from ...training.distributed import is_main_process, world_size
 from ...encoders.base import Encoder
-from ...encoders.names import current_spec, parse_encoder_spec
+from ...encoders.names import current_spec, parse_encoder_spec, with_options
 from .settings import VlmSettings
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #5bb627e9
@@ -31,10 +31,10 @@ def _spec_with_layer(
     settings: VlmSettings,
 ) -> str:
     "Return the name with the settings' layer, norm and fit, where the name sets none."
-    said, sign = parse_encoder_spec(spec)[2], "," if "#" in spec else "#"
+    said = parse_encoder_spec(spec)[2]
     more = [f"{field}={getattr(settings, field)}" for field in ("layer", "norm", "fit")
             if field not in said and getattr(settings, field) != ""]
-    return current_spec(spec + (sign + ",".join(more) if more else ""))
+    return current_spec(with_options(spec, ",".join(more)) if more else spec)
 
 # %% ../../../nbs/library/vqa/llava/02_features.ipynb #62730b93
 @torch.no_grad()
