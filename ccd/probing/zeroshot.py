@@ -233,8 +233,7 @@ def _zero_shot_rows(
         return stored, pd.DataFrame()
     key = next((candidate for candidate in corpora if candidate == "gallery"
                 or candidate.endswith(("-test", "-all"))))
-    projected = with_options(spec, "feature=projected")
-    embeddings = embed_images(projected, key, settings,
+    embeddings = embed_images(with_options(spec, "feature=projected"), key, settings,
                               out / "vectors" / slug(spec) / f"{slug(key)}-projected",
                               corpora[key], **how)
     items, draws = embeddings.items, settings.analysis.n_resamples
