@@ -306,11 +306,12 @@ def _gallery_body(table) -> str: # table: from `gallery_curve`, or None
     last = table.iloc[-1]
     said = (f"Of the {last.k:.0f} nearest of {last.n:,.0f} images, {percent(last.overlap)} % are "
             f"shared ({percent(last.ci_low)} to {percent(last.ci_high)}; permuted images: at most "
-            f"{percent(last.null_p95)}). Information imbalance from {last.a} to {last.b}: "
-            f"{last.a_to_b:.2f}; back: {last.b_to_a:.2f} (0: the nearest image of one is the "
+            f"{percent(last.null_p95)} in 19 of 20 draws). Information imbalance from {last.a} to "
+            f"{last.b}: {last.a_to_b:.2f}; back: {last.b_to_a:.2f} (0: the nearest image of one is the "
             "nearest of the other; 1: unrelated).")
-    return figure_html(gallery_curves(table), "overlap and imbalance by the number of images") + (
-        f"<p>{html.escape(said)}</p>")
+    figure = (figure_html(gallery_curves(table), "overlap and imbalance by the number of images")
+              if len(table) > 1 else "") # one size makes no curve
+    return f"{figure}<p>{html.escape(said)}</p>"
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c5784339
 def purity_table(purity) -> pd.DataFrame:
@@ -340,7 +341,7 @@ def _made_section(inputs, out, settings, source, credits):
     shown = len(inputs.pictured) or "none"
     return dict(title="Data and encoders",
                 text=Markup("{:,} images{}; this report and its maps show {} of them. {}The "
-                            "feature that is compared (`tap`) is given in the cards.").format(
+                            "feature that is compared is given in the cards.").format(
                                 len(inputs.items), of, shown, lost), body=cards,
                 note=about + license_html(credits))
 

@@ -320,8 +320,9 @@ def _embed_captions(
                         "images have none: choose images with captions, such as emoji-scenes, a "
                         "folder with NAME.txt beside NAME.jpg, or shards")
     speak = _load_caption_encoder(name)
-    card = EncoderCard(f"captions by {name.rpartition('/')[2]}", type(speak.tower).__name__,
-                       "captions", weights_hash(speak.tower), tap="cls", size=0,
+    network = type(getattr(speak.tower, "net", speak.tower)).__name__
+    card = EncoderCard(f"captions by {name.rpartition('/')[2]}", network, "captions",
+                       weights_hash(speak.tower), tap="cls", size=0,
                        resize="none: captions are read")
     def make(tmp):
         np.save(tmp / "vectors.npy", _caption_vectors(speak, said))

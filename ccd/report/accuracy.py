@@ -172,13 +172,14 @@ def layer_curves(
     columns = min(3, len(tasks))
     rows = -(-len(tasks) // columns)
     fig, axes = plt.subplots(rows, columns, squeeze=False,
-                           figsize=(max(4, _FIG_WIDTH / 3 * columns), 2.2 * rows + 0.9))
+                           figsize=(max(5.6, _FIG_WIDTH / 3 * columns), 2.2 * rows + 0.9))
     for ax in axes.flat[len(tasks):]: ax.axis("off")
     for ax, task in zip(axes.flat, tasks):
-        for (name, token), own in table[table.task == task].groupby(["encoder", "token"],
-                                                                    sort=False):
-            ax.plot(own.block, own.accuracy, _TOKEN_LINES[token], color=color_of(name), lw=1.4)
-            ax.fill_between(own.block, own.ci_low, own.ci_high, color=color_of(name), alpha=0.12)
+        lines = list(table[table.task == task].groupby(["encoder", "token"], sort=False))
+        for index, ((name, token), own) in enumerate(lines): # bars beside one another
+            place = own.block + 0.4 * ((index + 0.5) / len(lines) - 0.5)
+            ax.plot(place, own.accuracy, _TOKEN_LINES[token], color=color_of(name), lw=1.4)
+            ax.vlines(place, own.ci_low, own.ci_high, color=color_of(name), lw=0.8, alpha=0.6)
         ax.set(ylim=(0, None), xticks=sorted(table.block.unique()))
         ax.set_title(fill(task, 24), fontsize=9)
         ax.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")

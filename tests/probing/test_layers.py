@@ -82,8 +82,9 @@ def test_the_best_place_is_said():
         (1, "class token", .1), (1, "patches, attentive", .9), (2, "class token", .3),
         (2, "patches, attentive", .5))]
     table = pd.DataFrame(rows, columns=["encoder", "task", "block", "token", "accuracy"])
-    assert blocks._best_of(table, "a") == ("a on word: 90.0 from the patches, attentive of block "
-                                           "1, 30.0 from the class token of the last.")
+    assert blocks._best_of(table, "a") == (
+        "a on word: best from the patches, attentive of block 1 (90.0 %); the class token of the "
+        "last block gives 30.0 %.")
 
 def test_attention_without_information_is_at_chance():
     rng, rows = np.random.default_rng(0), np.arange(900)

@@ -174,8 +174,9 @@ def _best_of(table: pd.DataFrame, name: str) -> str: # name: of an encoder
     for task, own in table[table.encoder == name].groupby("task", sort=False):
         top, end = own.loc[own.accuracy.idxmax()], own[own.block == own.block.max()]
         last = end[end.token == (_CLS if _CLS in set(end.token) else _MEAN)].iloc[0]
-        said.append(f"{name} on {task}: {percent(top.accuracy)} from the {top.token} of block "
-                    f"{top.block}, {percent(last.accuracy)} from the {last.token} of the last.")
+        said.append(f"{name} on {task}: best from the {top.token} of block {top.block} "
+                    f"({percent(top.accuracy)} %); the {last.token} of the last block gives "
+                    f"{percent(last.accuracy)} %.")
     return " ".join(said)
 
 # %% ../../../nbs/library/probing/layers/02_blocks.ipynb #53ff906d
