@@ -307,8 +307,8 @@ def _gallery_body(table) -> str: # table: from `gallery_curve`, or None
     said = (f"Of the {last.k:.0f} nearest of {last.n:,.0f} images, {percent(last.overlap)} % are "
             f"shared ({percent(last.ci_low)} to {percent(last.ci_high)}; permuted images: at most "
             f"{percent(last.null_p95)} in 19 of 20 draws). Information imbalance from {last.a} to "
-            f"{last.b}: {last.a_to_b:.2f}; back: {last.b_to_a:.2f} (0: the nearest image of one is the "
-            "nearest of the other; 1: unrelated).")
+            f"{last.b}: {last.a_to_b:.2f}; back: {last.b_to_a:.2f} (0: the nearest image of one is "
+            "the nearest of the other; 1: unrelated).")
     figure = (figure_html(gallery_curves(table), "overlap and imbalance by the number of images")
               if len(table) > 1 else "") # one size makes no curve
     return f"{figure}<p>{html.escape(said)}</p>"
