@@ -324,7 +324,8 @@ def _write_report(out: Path, names: list[str], datasets: list[str]) -> Path: # p
                     _text_section(more.get("zero_shot"), more.get("retrieval")),
                     dict(title="Data sets and encoders",
                          text=f"{join_words(datasets)}. Each encoder uses its own image "
-                              "preprocessing.", body=table_tag(cards.set_index("encoder").T),
+                              "preprocessing.",
+                         body=table_tag(cards.fillna("").set_index("encoder").T),
                          note=f"Excluded items: {len(left):,} rows of left_out.csv, with the "
                               "reasons.")]
         write_report(out / "report.html", "Linear and kNN probes on frozen features", said,
