@@ -197,6 +197,7 @@ def _write_layers_report(out: Path, first: str) -> Path:
                   "other groups. Linear probes of the class token and of the mean patch; attentive "
                   "probes of all patches.",
              note="The best of many cells is overestimated: a replication would find a lower one."),
-        dict(title="Encoders", body=table_tag(cards.fillna("").set_index("encoder").T), text="", note="")])
+        dict(title="Encoders", text="", note="",
+             body=table_tag(cards.fillna("").set_index("encoder").T))])
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     return out / "report.html"
