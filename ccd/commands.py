@@ -68,17 +68,19 @@ def _study(
         if copy: export_study(page.parent, copy, settings, weights)
 
 # %% ../nbs/library/07_commands.ipynb #10ad0003
+def _is_spec(text: str) -> bool: # the name of an encoder, and no folder
+    return ":" in text and not user_path(text).exists()
+
 def _initial(init_from: str, settings: Settings): # folder, initial weights, or None
     "Return what training starts from: an encoder by name, or the folder of a run."
-    if not init_from or ":" not in init_from or user_path(init_from).exists():
-        return init_from or None
+    if not init_from or not _is_spec(init_from): return init_from or None
     from ccd.encoders.importing import import_weights
     return import_weights(init_from, settings.control.vit)
 
 # %% ../nbs/library/07_commands.ipynb #10ad0004
 def _frozen(encoder, corpus, settings, folder): # `FrozenFeatures`, and the images that have them
     from ccd.encoders.importing import frozen_features
-    name = encoder if ":" in encoder and not user_path(encoder).exists() else f"ccd:{encoder}"
+    name = encoder if _is_spec(encoder) else f"ccd:{encoder}"
     return frozen_features(name, corpus, settings, folder / "features")
 
 # %% ../nbs/library/07_commands.ipynb #82d16246

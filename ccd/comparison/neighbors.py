@@ -182,12 +182,17 @@ def _under(neighbors_a, neighbors_b, order, most=20_000):
     return float(shared / (len(rows) * neighbors_a.shape[1]))
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #45e07623
-def _imbalance(a: Embeddings, b: Embeddings, cluster: np.ndarray, n_resamples: int) -> tuple:
-    "Return the information imbalance from A to B with its 95 % interval."
-    near, n_items = nearest_neighbors(a, 1)[:, 0], len(a.items)
+def _imbalance(
+    near: np.ndarray, # [n] nearest neighbor of each image in A
+    b: Embeddings, # embeddings of the same items by B
+    cluster: np.ndarray, # [n] cluster of each image in the bootstrap
+    n_resamples: int, # number of bootstrap resamples
+) -> tuple: # value, lower and upper end of the 95 % interval
+    "Return the information imbalance from A to B."
+    unit, n_items = b.unit(), len(near)
     rank = np.empty(n_items)
     for block in batched_slices(n_items, 1024):
-        cosines = b.unit(block) @ b.unit().T # [m, n]
+        cosines = unit[block] @ unit.T # [m, n]
         rows = np.arange(n_items)[block]
         cosines[np.arange(len(rows)), rows] = -np.inf # itself
         own = cosines[np.arange(len(rows)), near[block]][:, None]
@@ -215,10 +220,10 @@ def gallery_curve(
     for size in (*sizes, min(len(order), _GALLERIES[-1])):
         some = np.sort(order[:size])
         one, two, own = a.rows(some), b.rows(some), np.asarray(cluster)[some]
-        row = overlap_curve(nearest_neighbors(one, k), nearest_neighbors(two, k), own, (k,),
-                            n_resamples).iloc[0].to_dict()
-        for name, first, second in (("a_to_b", one, two), ("b_to_a", two, one)):
-            value, low, high = _imbalance(first, second, own, n_resamples)
+        near_a, near_b = nearest_neighbors(one, k), nearest_neighbors(two, k)
+        row = overlap_curve(near_a, near_b, own, (k,), n_resamples).iloc[0].to_dict()
+        for name, near, other in (("a_to_b", near_a, two), ("b_to_a", near_b, one)):
+            value, low, high = _imbalance(near[:, 0], other, own, n_resamples)
             row |= {name: value, f"{name}_ci_low": low, f"{name}_ci_high": high}
         rows.append(dict(n=size) | row)
     return pd.DataFrame(rows)

@@ -181,11 +181,12 @@ class _FeatureReader:
             raise UserError(f"{len(vectors):,} stored features for {len(corpus):,} images: "
                             "expected one for each; remove their folder and start again")
         kept = {"item_id", *columns} & set(corpus.column_names)
-        self.table, self.vectors = corpus.select_columns(sorted(kept)), vectors
+        self.table = corpus.select_columns(sorted(kept)).with_format("arrow")
+        self.vectors = vectors
 
     def read(self, rows) -> list: # of dicts
         start, rows = time.perf_counter(), np.asarray(rows)
-        found = [self.table[int(row)] for row in rows]
+        found = self.table[rows.tolist()].to_pylist()
         seconds = (time.perf_counter() - start) / max(1, len(rows))
         return [row | dict(pixels=np.asarray(self.vectors[index], np.float32), fault="",
                            seconds=(seconds, 0.0)) for index, row in zip(rows, found)]

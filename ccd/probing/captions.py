@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import pandas as pd
+from ..files import UserError
 from ..settings import Lit, Settings, override
 from ..stats import cluster_bootstrap_means
+from ..encoders.adapters.text import load_text_encoder
 from ..encoders.importing import frozen_features
 from ..encoders.inputs import embed_images, open_source
 from ..encoders.names import with_options
@@ -135,8 +137,6 @@ def language_probe(
 # %% ../../nbs/library/probing/10_captions.ipynb #09b0f465
 def _own_text_rows(spec, settings, home, scenes, n_draws) -> list[dict]: # [] without a text tower
     "Evaluate an encoder with its own text tower."
-    from ccd.files import UserError
-    from ccd.encoders.adapters.text import load_text_encoder
     try: speak = load_text_encoder(spec)
     except UserError: return []
     projected = with_options(spec, "feature=projected")

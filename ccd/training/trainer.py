@@ -401,6 +401,9 @@ def _begin_from(model, origin): # vectors of the frozen encoder, or None
             return origin.vectors
         raise UserError(f"{model.name} learns a text tower for a frozen encoder: name it with "
                         "--init-from, such as ccd:emoji/dino, timm:NAME or hog:8")
+    if isinstance(origin, FrozenFeatures):
+        raise UserError(f"{model.name} learns from images, and not from stored features: train "
+                        "lit on them")
     if isinstance(origin, InitialWeights): _load_vision(model, origin.state)
     elif origin: _load_initial_weights(model, origin)
 

@@ -34,6 +34,11 @@ class _AttentiveHead(nn.Module):
         scores = tokens @ self.queries.T / len(self.mean) ** 0.5 # [B, n, queries]
         return self.classify((scores.softmax(1).mT @ tokens).flatten(1))
 
+# %% ../../../nbs/library/probing/layers/01_attentive.ipynb #a77e0002
+def _read(tokens: np.ndarray, rows: np.ndarray, shape: tuple) -> Tensor: # [B, n, width]
+    "Return the tokens of rows; shape: tokens, width."
+    return torch.from_numpy(np.asarray(tokens[rows])).view(-1, *shape).to(device())
+
 # %% ../../../nbs/library/probing/layers/01_attentive.ipynb #f1454502
 _STATISTICS_ROWS = 4_096 # images from which mean and standard deviation are taken
 
@@ -41,7 +46,7 @@ _STATISTICS_ROWS = 4_096 # images from which mean and standard deviation are tak
 def _token_statistics(tokens, rows, shape) -> tuple: # [width] mean, [width] standard deviation
     "Return statistics of each dimension over the tokens of some training images."
     some = np.sort(rows)[::-(-len(rows) // _STATISTICS_ROWS)]
-    flat = torch.from_numpy(np.asarray(tokens[some], np.float32)).view(-1, shape[1])
+    flat = _read(tokens, some, shape).float().flatten(0, 1)
     std = flat.std(0)
     return flat.mean(0), torch.where(std > 1e-6 * std.max(), std, 1.0)
 
@@ -52,8 +57,7 @@ _EPOCHS, _MIN_STEPS, _LOOKS = 20, 500, 20
 # %% ../../../nbs/library/probing/layers/01_attentive.ipynb #3394bdbb
 def _batches(tokens: np.ndarray, rows: np.ndarray, shape: tuple): # shape: tokens, width
     "Yield the tokens of rows, [B, n, width], in order."
-    for part in np.split(rows, range(_BATCH, len(rows), _BATCH)):
-        yield torch.from_numpy(np.asarray(tokens[part])).view(-1, *shape).to(device())
+    for part in np.split(rows, range(_BATCH, len(rows), _BATCH)): yield _read(tokens, part, shape)
 
 # %% ../../../nbs/library/probing/layers/01_attentive.ipynb #a280722c
 @torch.no_grad()
@@ -73,8 +77,8 @@ def _trained(head, tokens, rows, code, shape, rate, seed): # yields the head at 
     for step in range(1, n_steps + 1):
         head.train()
         some = next(drawn)
-        batch = torch.from_numpy(np.asarray(tokens[rows[some]])).view(-1, *shape).to(device())
-        loss = F.cross_entropy(head(batch), torch.from_numpy(code[some]).to(device()))
+        said = head(_read(tokens, rows[some], shape))
+        loss = F.cross_entropy(said, torch.from_numpy(code[some]).to(device()))
         optimizer.zero_grad(); loss.backward()
         optimizer.step(); schedule.step()
         if step % (n_steps // _LOOKS) == 0: yield head

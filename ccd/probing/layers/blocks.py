@@ -9,6 +9,7 @@ __all__ = ['probe_layers']
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 import pandas as pd
 import torch
 from ...files import UserError, atomic_write, load_table, log_line, slug
@@ -30,23 +31,32 @@ from .attentive import attentive_probe
 # %% ../../../nbs/library/probing/layers/02_blocks.ipynb #e33eb2ed
 _CLS, _MEAN, _ATTENTIVE = "class token", "mean patch", "patches, attentive"
 
-# %% ../../../nbs/library/probing/layers/02_blocks.ipynb #6d692827
-def _slices(spec: str, n_columns: int, settings: Settings) -> dict: # (block, token) -> slice
-    "Return where the features of each block are among the columns of `layers`."
-    encoder = load_encoder(spec, settings)
+# %% ../../../nbs/library/probing/layers/02_blocks.ipynb #b10c0002
+class _Grid(NamedTuple):
+    "Hold the shape of an encoder's tokens."
+    n_tokens: int # patch tokens
+    width: int
+    has_cls: bool
+
+# %% ../../../nbs/library/probing/layers/02_blocks.ipynb #b10c0003
+def _grid_of(encoder) -> _Grid:
     blank = torch.zeros(1, 3, encoder.card.size, encoder.card.size, device=device())
-    width = encoder.features(blank).pooled.shape[1]
-    kinds = (_CLS, _MEAN) if "cls" in encoder.taps else (_MEAN,)
+    return _Grid(*encoder.features(blank).patches.shape[1:], "cls" in encoder.taps)
+
+# %% ../../../nbs/library/probing/layers/02_blocks.ipynb #6d692827
+def _slices(grid: _Grid, n_columns: int) -> dict: # (block, token) -> slice
+    "Return where the features of each block are among the columns of `layers`."
+    width, kinds = grid.width, (_CLS, _MEAN) if grid.has_cls else (_MEAN,)
     places = [(block, kind) for block in range(1, n_columns // width // len(kinds) + 1)
               for kind in kinds]
     return {place: slice(index * width, (index + 1) * width) for index, place in enumerate(places)}
 
 # %% ../../../nbs/library/probing/layers/02_blocks.ipynb #0cccdc00
-def _linear_rows(spec, vectors, asked, settings) -> pd.DataFrame: # vectors: key -> Embeddings
+def _linear_rows(grid, vectors, asked, settings) -> pd.DataFrame: # vectors: key -> Embeddings
     "Probe class token and mean patch of every block."
     rows = []
     columns = next(iter(vectors.values())).vectors.shape[1]
-    for (block, token), part in _slices(spec, columns, settings).items():
+    for (block, token), part in _slices(grid, columns).items():
         own = {key: replace(embeddings, vectors=embeddings.vectors[:, part])
                for key, embeddings in vectors.items()}
         scores = score_probes(*predict_probes(own, asked), asked, settings.analysis.n_resamples)
@@ -60,21 +70,19 @@ _COLUMNS = ("task", "block", "token", "accuracy", "ci_low", "ci_high", "majority
             "n_groups", "n_effective_groups")
 
 # %% ../../../nbs/library/probing/layers/02_blocks.ipynb #5e45b831
-def _attentive_rows(spec, corpora, asked, depth, settings, home) -> pd.DataFrame:
+def _attentive_rows(spec, grid, corpora, asked, depth, settings, home) -> pd.DataFrame:
     "Probe the patch tokens of every block by an attentive probe."
-    encoder = load_encoder(spec, settings)
-    blank = torch.zeros(1, 3, encoder.card.size, encoder.card.size, device=device())
-    n_tokens, width = encoder.features(blank).patches.shape[1:]
     n_images = sum(len(corpus) for corpus in corpora.values())
-    log_line(f"{spec}: {n_tokens} patch tokens of {n_images:,} images take "
-             f"{2 * n_images * n_tokens * width / 1e9:.2g} GB for a block; they are deleted after")
+    size = 2 * n_images * grid.n_tokens * grid.width / 1e9 # GB
+    log_line(f"{spec}: {grid.n_tokens} patch tokens of {n_images:,} images take {size:.2g} GB for "
+             "a block; they are deleted after")
     rows = []
     for block in range(1, depth + 1):
         at = with_options(spec, f"feature=patches,layer={block}")
         tokens = {key: embed_images(at, key, settings, home / slug(key), corpus)
                   for key, corpus in corpora.items()}
-        rows += [_attended(task, tokens, n_tokens, settings) | dict(block=block, token=_ATTENTIVE)
-                 for task in asked if not task.parent]
+        rows += [_attended(task, tokens, grid.n_tokens, settings)
+                 | dict(block=block, token=_ATTENTIVE) for task in asked]
         shutil.rmtree(home)
     return pd.DataFrame(rows, columns=_COLUMNS)
 
@@ -115,9 +123,10 @@ def _layers_of(spec, dataset, corpora, names, attentive, settings, out) -> tuple
                                  home / slug(key), corpus) for key, corpus in corpora.items()}
     asked = _chosen(tasks(dataset, {key: own.items for key, own in vectors.items()}), names)
     def make(tmp):
-        rows = [_linear_rows(spec, vectors, asked, settings)]
+        grid = _grid_of(load_encoder(spec, settings))
+        rows = [_linear_rows(grid, vectors, asked, settings)]
         if attentive:
-            rows.append(_attentive_rows(spec, corpora, asked, rows[0].block.max(), settings,
+            rows.append(_attentive_rows(spec, grid, corpora, asked, rows[0].block.max(), settings,
                                         home / "patches"))
         pd.concat(rows, ignore_index=True).to_csv(tmp / "layers.csv", index=False)
     about = dict(tasks=[task.name for task in asked], attentive=attentive,
