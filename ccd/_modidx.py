@@ -1966,6 +1966,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                            'ccd/probing/tables.py'),
                                     'ccd.probing.tables._arm_row': ('library/probing/tables.html#_arm_row', 'ccd/probing/tables.py'),
                                     'ccd.probing.tables._arms': ('library/probing/tables.html#_arms', 'ccd/probing/tables.py'),
+                                    'ccd.probing.tables._card_table': ('library/probing/tables.html#_card_table', 'ccd/probing/tables.py'),
                                     'ccd.probing.tables._eval_protocols': ( 'library/probing/tables.html#_eval_protocols',
                                                                             'ccd/probing/tables.py'),
                                     'ccd.probing.tables._eval_val_splits': ( 'library/probing/tables.html#_eval_val_splits',

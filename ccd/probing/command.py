@@ -29,7 +29,7 @@ from .tasks import Task, tasks
 from .zeroshot import _zero_shot_rows
 from .patches import pixel_patches
 from .segmentation import majority_baseline, per_class_iou, segmentation_probe
-from .tables import (_eval_protocols, _eval_val_splits, add_holm,
+from .tables import (_card_table, _eval_protocols, _eval_val_splits, add_holm,
                                 compare_arms, compare_probes, few_shot_rows, predict_probes,
                                 read_segmentation, save_segmentation, score_probes,
                                 segmentation_differences, segmentation_rows, segmentation_splits)
@@ -325,7 +325,7 @@ def _write_report(out: Path, names: list[str], datasets: list[str]) -> Path: # p
                     dict(title="Data sets and encoders",
                          text=f"{join_words(datasets)}. Each encoder uses its own image "
                               "preprocessing.",
-                         body=table_tag(cards.fillna("").set_index("encoder").T),
+                         body=table_tag(_card_table(cards)),
                          note=f"Excluded items: {len(left):,} rows of left_out.csv, with the "
                               "reasons.")]
         write_report(out / "report.html", "Linear and kNN probes on frozen features", said,

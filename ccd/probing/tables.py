@@ -364,6 +364,11 @@ def segmentation_rows(
                          n_effective_groups=effective_groups(np.asarray(segmentation.cluster).astype(str))))
     return pd.DataFrame(rows)
 
+# %% ../../nbs/library/probing/08_tables.ipynb #ca4d0001
+def _card_table(cards: pd.DataFrame) -> pd.DataFrame: # cards: encoders.csv
+    "Return the cards of encoders side by side, with empty cells where a card says nothing."
+    return cards.astype(object).fillna("").set_index("encoder").T
+
 # %% ../../nbs/library/probing/08_tables.ipynb #fcf09dbc
 def segmentation_differences(
     segmentations: dict, # encoder -> Segmentation

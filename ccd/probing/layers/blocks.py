@@ -24,7 +24,7 @@ from ...encoders.names import split_spec, with_options
 from ...encoders.inputs import display_names, embed_images, load_encoder, shared_init_spec
 from ..datasets import _open_dataset
 from ..linear import accuracy
-from ..tables import predict_probes, score_probes
+from ..tables import _card_table, predict_probes, score_probes
 from ..tasks import tasks
 from .attentive import attentive_probe
 
@@ -207,6 +207,6 @@ def _write_layers_report(out: Path, first: str) -> Path:
                   "probes of all patches.",
              note="The best of many cells is overestimated: a replication would find a lower one."),
         dict(title="Encoders", text="", note="",
-             body=table_tag(cards.fillna("").set_index("encoder").T))])
+             body=table_tag(_card_table(cards)))])
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
     return out / "report.html"
