@@ -46,8 +46,10 @@ def _neighbor_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
         values.append(dict(a=first, b=second, **dict(zip(("cka", "ci_low", "ci_high"), value))))
     pd.concat(rows).to_csv(folder / "overlap.csv", index=False)
     if _with_captions(inputs) and n_images > 20:
-        gallery_curve(*inputs.two, family, min(10, n_images // 4), analysis.n_resamples).assign(
-            a=inputs.names[0], b=inputs.names[1]).to_csv(folder / "gallery.csv", index=False)
+        curve = gallery_curve(*inputs.two, family, min(10, n_images // 4), analysis.n_resamples,
+                              precomputed=tuple(found[name] for name in inputs.names))
+        curve.assign(a=inputs.names[0], b=inputs.names[1]).to_csv(folder / "gallery.csv",
+                                                                  index=False)
     pd.DataFrame(values).to_csv(folder / "cka.csv", index=False)
     pd.DataFrame(hubs).to_csv(folder / "hubness.csv", index=False)
     known = usable_labels(inputs.items)

@@ -211,6 +211,7 @@ def gallery_curve(
     k: int = 10, # number of neighbors
     n_resamples: int = 1_000, # number of bootstrap resamples
     seed: int = 0, # seed of the galleries, each of which contains the smaller ones
+    precomputed: tuple = (None, None), # neighbors of all items in A and in B, if they are known
 ) -> pd.DataFrame: # n, columns of `overlap_curve`, a_to_b and b_to_a, each with ci_low and ci_high
     """Return mutual k-NN and information imbalance by the number of images.
 
@@ -220,7 +221,9 @@ def gallery_curve(
     for size in (*sizes, min(len(order), _GALLERIES[-1])):
         some = np.sort(order[:size])
         one, two, own = a.rows(some), b.rows(some), np.asarray(cluster)[some]
-        near_a, near_b = nearest_neighbors(one, k), nearest_neighbors(two, k)
+        known = precomputed if size == len(order) else (None, None)
+        near_a, near_b = (nearest_neighbors(part, k, precomputed=near)
+                          for part, near in zip((one, two), known))
         row = overlap_curve(near_a, near_b, own, (k,), n_resamples).iloc[0].to_dict()
         for name, near, other in (("a_to_b", near_a, two), ("b_to_a", near_b, one)):
             value, low, high = _imbalance(near[:, 0], other, own, n_resamples)

@@ -196,7 +196,8 @@ def gallery_curves(
     left, right = fig.subplots(1, 2)
     first, second = table.a.iloc[0], table.b.iloc[0]
     left.fill_between(table.n, table.ci_low, table.ci_high, color="#333333", alpha=0.25, lw=0)
-    left.plot(table.n, table.overlap, color="#333333", marker="o", ms=3, label="both")
+    left.plot(table.n, table.overlap, color="#333333", marker="o", ms=3,
+              label=f"{first} and {second}")
     left.plot(table.n, table.null_p95, color="#777", ls=":", label="permuted, 95th percentile")
     left.set_ylabel("mutual kNN overlap")
     for column, name, other in (("a_to_b", first, second), ("b_to_a", second, first)):

@@ -59,6 +59,8 @@ def test_an_encoder_beside_its_captions(tmp_path, capsys):
           "--analysis.n-resamples", "50"])
     table = load_table(tmp_path / "out/neighbors/gallery.csv")
     assert table.overlap.iloc[-1] > table.null_p95.iloc[-1] and table.n.iloc[-1] == 192
+    overlap = load_table(tmp_path / "out/neighbors/overlap.csv").set_index("k").overlap[10]
+    assert table.overlap.iloc[-1] == pytest.approx(overlap) # equal captions are ties: broken once
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "Information imbalance from CLIP to captions by minilm" in page
 
