@@ -332,6 +332,18 @@ def test_the_controlled_grid_keeps_measures_baselines_and_encoders(tmp_path, mon
     assert before == {path: path.stat().st_mtime_ns for path in results.rglob("measured.json")}
     assert not list((tmp_path / "elsewhere").glob("*/checkpoints"))
     assert scaling_runs.dry_run(CONTROLLED, results).done.all()
+    a_kept_encoder_is_measured_where_its_run_is_gone(results, tmp_path, monkeypatch, names.pop())
+
+def a_kept_encoder_is_measured_where_its_run_is_gone(results, tmp_path, monkeypatch, name):
+    file = results / name / "neighbors/measured.json"
+    before = read_json(file)
+    shutil.rmtree(file.parent)
+    monkeypatch.setattr("ccd.training.loop.train", lambda *_, **__: pytest.fail("trained again"))
+    scaling_runs.scale(CONTROLLED, tmp_path / "new machine", results, only=name)
+    after = read_json(file)
+    assert after["run"] == before["run"] # its cost and its hash are those of the whole run
+    for metric, entry in after["metrics"].items(): # in half precision
+        assert abs(entry["estimate"] - before["metrics"][metric]["estimate"]) < 0.02
 
 def test_a_subset_is_admitted_if_the_oracle_answers_it_and_no_image_does_not(monkeypatch):
     from ccd.vqa.llava import answering
@@ -465,6 +477,9 @@ def test_the_reader_is_made_once(results, monkeypatch):
 
 # --- encoders that were released
 
+def found_in(run, corpus): # no run, and no encoder of one, but the releases
+    return scaling_runs._find_trained(run, corpus, Path("no run"), Path("no measurements"))
+
 def test_a_release_of_the_same_settings_is_taken(monkeypatch):
     from ccd.encoders.trained import list_releases
     monkeypatch.setattr("ccd.data.corpora.fingerprint", lambda x: x)
@@ -474,16 +489,13 @@ def test_a_release_of_the_same_settings_is_taken(monkeypatch):
                == scaling_grid.RunSpec("dino", **EMOJI.center | dict(samples=300_000), seed=1))
     corpus = read_manifest(next(p
                                 for p in list_releases() if p.name == "dino-1"))["inputs"]["corpus"]
-    assert scaling_runs._find_released_run(run, corpus) is None # its last layer started otherwise
+    assert found_in(run, corpus) is None # its last layer started otherwise
     run = run._replace(settings=override(run.settings, **{"dino.head_init": "trunc_normal"}))
-    found = scaling_runs._find_released_run(run, corpus)
+    found = found_in(run, corpus)
     assert found in list_releases() and found.name == "dino-1"
-    assert scaling_runs._find_released_run(run, "another corpus") is None
-    assert scaling_runs._find_released_run(run._replace(settings=override(run.settings,
-                                                                          **{"control.seed": 7})),
-                                           corpus) is None
-    assert scaling_runs._find_released_run(run._replace(settings=override(run.settings,
-                                                                          **{"dino.momentum": 0.9})), corpus) is None  # noqa: E501
+    assert found_in(run, "another corpus") is None
+    for setting in ({"control.seed": 7}, {"dino.momentum": 0.9}):
+        assert found_in(run._replace(settings=override(run.settings, **setting)), corpus) is None
 
 # --- commands
 

@@ -103,9 +103,10 @@ def _run_evaluation(run: _GridRun, measure: str, trained: Path, results: Path, h
     def make(tmp):
         table = _evaluate(measure, f"ccd:{trained}", _full_data_settings(run.settings), home,
                           reader, places)
-        facts = read_manifest(trained)
+        kept = trained / "trained.json" # of an encoder whose run is gone
+        facts = read_json(kept) if kept.exists() else read_manifest(trained)
         write_json(tmp / "measured.json", dict(metrics=_as_json(table), run=facts["facts"]
-            | dict(encoder=outputs_hash(trained), minutes=round(facts["wall_seconds"] / 60, 1),
+            | dict(encoder=facts["outputs_hash"], minutes=round(facts["wall_seconds"] / 60, 1),
                    code=facts["code"], machine=facts["machine"])))
     return cached_stage(results / run.name / measure, _fingerprint_of(run, measure),
                         dict(reader=outputs_hash(reader)) if reader else {}, make)
@@ -123,18 +124,25 @@ def _select_runs(grid: Grid, only: str = "") -> list[_GridRun]:
     return found
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #0886bffc
-# run folder of `ccd.training.loop.train`
-def _find_released_run(run: _GridRun, corpus) -> Path | None:
-    "Return a released encoder that was trained with the same settings on the same corpus."
-    from ccd.encoders.trained import list_releases
+def _is_run_of(folder: Path, run: _GridRun, corpus) -> bool: # corpus: its training images
+    "Return whether a folder holds an encoder that was trained with these settings on these images."
     from ccd.data.corpora import fingerprint
+    manifest = read_manifest(folder)
+    if not manifest: return False
     wanted = to_plain_dict(run_settings(RECIPES[run.point.recipe].objective, run.settings))
-    for folder in list_releases():
-        manifest = read_manifest(folder)
-        if not manifest or manifest["settings"].get("objective") != wanted["objective"]: continue
-        same = not list(settings_diff(_run_with_defaults(manifest["settings"],
-                                                         folder / "manifest.json"), wanted))
-        if same and manifest["inputs"]["corpus"] == fingerprint(corpus): return folder
+    if manifest["settings"].get("objective") != wanted["objective"]: return False
+    own = _run_with_defaults(manifest["settings"], folder / "manifest.json")
+    return (not list(settings_diff(own, wanted))
+            and manifest["inputs"]["corpus"] == fingerprint(corpus))
+
+# %% ../../../nbs/library/study/scaling/03_runs.ipynb #0886bffd
+# run folder of `ccd.training.loop.train`, or an encoder of one
+def _find_trained(run: _GridRun, corpus, out: Path, home: Path) -> Path | None:
+    "Return the encoder of a run where there is one: released, or kept while its run is gone."
+    from ccd.encoders.trained import list_releases
+    kept = [] if read_manifest(out) else [home / "encoder"]
+    return next((folder for folder in (*list_releases(), *kept)
+                 if _is_run_of(folder, run, corpus)), None)
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #f5f4df5c
 def _parse_places(given: tuple) -> dict: # NAME -> PLACE
@@ -192,7 +200,7 @@ def scale(
         recipe, corpus = RECIPES[run.point.recipe], open_corpus(run.settings.data).corpus
         with alone(out / run.name):
             start = _start_of(grid, run.point)
-            folder = (_find_released_run(run, corpus)
+            folder = (_find_trained(run, corpus, out / run.name, results / run.name)
                       or train(recipe.objective, run.settings, corpus, out / run.name,
                                title=recipe.title, init_from=start and out / start.name))
             # before it is measured: what is measured is not trained again
@@ -211,10 +219,11 @@ def scale(
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #7872fa18
 def _copy_in_half_precision(run: Path, home: Path): # home: an existing folder
-    "Copy the encoder of a finished run, its facts and its curve."
+    "Copy the encoder of a finished run, its facts, its curve, and its manifest as `trained.json`."
     from safetensors.torch import load_file, save_file
     for file in ("encoder.json", "facts.json", "metrics.jsonl"):
         shutil.copy(run / file, home / file)
+    shutil.copy(run / "manifest.json", home / "trained.json")
     weights = load_file(run / "encoder.safetensors")
     save_file({name: tensor.half() for name, tensor in weights.items()},
               home / "encoder.safetensors")
