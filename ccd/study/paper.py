@@ -15,7 +15,7 @@ from ..settings import Settings, override
 from ..presets import RECIPES, apply_recipe, preset
 from ..report.tables import table_tag
 from ..training.audit import cli_overrides
-from .scaling.runs import _parse_places
+from .scaling.runs import _parse_places, _train_command
 from .suite import Suite, _claim_study
 from .plan import _format_study_plan, _require_inputs
 from .sections import _NAMES, _curves_section
@@ -99,14 +99,9 @@ _PROCESSES = 8 # of a training job
 # %% ../../nbs/library/study/07_paper.ipynb #07aa0012
 def _training_commands(settings: Settings, suite: Suite, jobs: list, out: Path) -> list[str]:
     "Return the command of each training run."
-    found = []
-    for recipe, seed in jobs:
-        usual = apply_recipe(recipe, preset(settings.preset))
-        changed = cli_overrides(_run_settings(recipe, seed, settings, suite), usual, ("analysis",))
-        found.append(shlex.join(["torchrun", f"--nproc-per-node={_PROCESSES}", "-m", "ccd.cli",
-                                 "train", recipe, "--preset", settings.preset, *changed, "--out",
-                                 str(out / "train" / f"{recipe}-{seed}")]))
-    return found
+    return [shlex.join(_train_command(recipe, _run_settings(recipe, seed, settings, suite),
+                                      out / "train" / f"{recipe}-{seed}", _PROCESSES))
+            for recipe, seed in jobs]
 
 # %% ../../nbs/library/study/07_paper.ipynb #07aa0013
 def _paper_commands(settings: Settings, suite: Suite, out, kind: str, variants: bool = False,

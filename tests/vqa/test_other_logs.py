@@ -63,6 +63,7 @@ def test_an_id_has_one_number_in_all_logs():
     ("x.eval", b"no zip", "no finished log of Inspect"),
     ("x.json", b'{"status": "started", "eval": {}}', "no finished log of Inspect.*samples"),
     ("x.csv", b"id,score,colour\n1,1,red\n", "unknown columns colour: expected id, score"),
+    ("x.csv", b"id,score,score\n1,1,1\n", "more than one column score"),
     ("x.csv", b"id,score,benchmark\n1,1,a\n2,1,b\n", "of 2 benchmarks, a, b"),
     ("x.csv", b"id,score\n1,much\n,1\n2,7\n", "no answer that can be used"),
     ("x.csv", b"id,score\n", "no answer that can be used: it has no rows")])
@@ -76,6 +77,12 @@ def test_rows_that_are_no_scores_are_counted(tmp_path):
     assert len(log.answers) == 1
     assert log.skipped.reason.tolist() == ["the score is 'often': expected 0 to 1", "no id",
                                            "the noted score is 2.0: expected 0 to 1"]
+
+def test_rows_that_are_no_text_or_too_short_are_counted(tmp_path):
+    (tmp_path / "m.csv").write_bytes(b"id,score\na,1\n\xff,1\nb\nc,0\n")
+    log = read_log(tmp_path / "m.csv")
+    assert log.answers.score.tolist() == [1, 0]
+    assert log.skipped.reason.tolist() == ["the row is not UTF-8", "1 cells, 2 expected"]
 
 def test_two_tables_are_compared_in_pairs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

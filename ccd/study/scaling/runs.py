@@ -296,12 +296,12 @@ def format_plan(t: pd.DataFrame) -> str: # table of `dry_run`
             "the towers")
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #206839f3
-def _cli_options(run: _GridRun) -> list[str]:
-    "Return the arguments of `ccd train` that train this run."
+def _train_command(recipe: str, settings: Settings, out, processes: int) -> list[str]:
+    "Return the command that trains one run with many processes, as arguments."
     from ccd.training.audit import cli_overrides
-    usual = apply_recipe(run.point.recipe, preset(run.settings.preset))
-    return [run.point.recipe, "--preset", run.settings.preset,
-            *cli_overrides(run.settings, usual, ("analysis",))]
+    changed = cli_overrides(settings, apply_recipe(recipe, preset(settings.preset)), ("analysis",))
+    return ["torchrun", f"--nproc-per-node={processes}", "-m", "ccd.cli", "train", recipe,
+            "--preset", settings.preset, *changed, "--out", str(out)]
 
 # %% ../../../nbs/library/study/scaling/03_runs.ipynb #5b2f6640
 _LAUNCHERS = ("torchrun", "slurm")
@@ -323,8 +323,7 @@ def commands(
     lines = []
     for run in _select_runs(find_grid(name), only):
         start = _start_of(find_grid(name), run.point)
-        train = ["torchrun", f"--nproc-per-node={processes}", "-m", "ccd.cli", "train",
-                 *_cli_options(run), "--out", f"{out}/{run.name}",
+        train = [*_train_command(run.point.recipe, run.settings, f"{out}/{run.name}", processes),
                  *(["--init-from", f"{out}/{start.name}"] if start else [])]
         then = ["ccd", "scale", name, "--only", run.name, "--out", str(out), "--measurements",
                 str(results)]

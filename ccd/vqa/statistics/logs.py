@@ -6,7 +6,7 @@
 __all__ = ['read_log']
 
 # %% ../../../nbs/library/vqa/statistics/05_logs.ipynb #c9b5b634
-import ast, codecs, csv, json, re
+import ast, codecs, json, re
 from collections import namedtuple
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,8 @@ from ..benchmarks.scoring import _parse_number
 from ..benchmarks.suite import BENCHMARKS, _PERCEPTION, _rotations
 from ..benchmarks.loading import _format_reason_counts, _question_of
 from .answers import _find_rule, _rule_of, _scored
-from .other_logs import _inspect, _is_score_table, _score_table
+from .other_logs import (_delimited, _inspect, _is_score_table, _score_table,
+                                           _with_header)
 
 # %% ../../../nbs/library/vqa/statistics/05_logs.ipynb #e09cd866
 _Log = namedtuple("_Log", "answers skipped") # DataFrames; skipped: file, row, reason
@@ -293,22 +294,6 @@ def _cell_text(value) -> str: # cell as text; "" for an empty cell
     if value is None or value != value: return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
-# %% ../../../nbs/library/vqa/statistics/05_logs.ipynb #c1957d02
-def _with_header(path, rows): # rows: lists of text; the first has the column names
-    header = [column.strip() for column in next(rows, [])]
-    if not any(header):
-        raise UserError(f"{path} is empty: expected a row of column names, then a row a question")
-    twice = sorted({column for column in header if column and header.count(column) > 1})
-    if twice: raise UserError(f"{path} has more than one column {_join_first(twice)}")
-    for number, cells in enumerate(rows):
-        more = len(cells) - len(header)
-        if any("\udc80" <= char <= "\udcff" for cell in cells for char in cell if char > "\ud7ff"):
-            yield number, "the row is not UTF-8"
-        elif not any(cells): continue
-        elif more > 0 and any(cells[len(header):]) or more < 0:
-            yield number, f"{len(cells)} cells, {len(header)} expected"
-        else: yield number, dict(zip(header, cells))
-
 # %% ../../../nbs/library/vqa/statistics/05_logs.ipynb #edbf0476
 def _workbook(path):
     from openpyxl import load_workbook
@@ -317,13 +302,6 @@ def _workbook(path):
         yield from _with_header(path, ([_cell_text(cell) for cell in row]
                                  for row in book.active.iter_rows(values_only=True)))
     finally: book.close()
-
-# %% ../../../nbs/library/vqa/statistics/05_logs.ipynb #6f3a820b
-def _delimited(path):
-    csv.field_size_limit(2**31 - 1) # a base64 image is one cell
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        yield from _with_header(path, rows)
 
 # %% ../../../nbs/library/vqa/statistics/05_logs.ipynb #45491d93
 def _records(path): # JSON: a list of objects, or an object of columns

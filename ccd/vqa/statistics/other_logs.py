@@ -76,6 +76,29 @@ def _inspect(path: Path): # benchmark, model, iterator of rows
 # %% ../../../nbs/library/vqa/statistics/04_other_logs.ipynb #4ddb39d3
 _TABLE_COLUMNS = ("id", "score", "subset", "cluster", "benchmark") # the last three can be missing
 
+# %% ../../../nbs/library/vqa/statistics/04_other_logs.ipynb #c1957d02
+def _with_header(path, rows): # rows: lists of text; the first has the column names
+    header = [column.strip() for column in next(rows, [])]
+    if not any(header):
+        raise UserError(f"{path} is empty: expected a row of column names, then a row a question")
+    twice = sorted({column for column in header if column and header.count(column) > 1})
+    if twice: raise UserError(f"{path} has more than one column {_join_first(twice)}")
+    for number, cells in enumerate(rows):
+        more = len(cells) - len(header)
+        if any("\udc80" <= char <= "\udcff" for cell in cells for char in cell if char > "\ud7ff"):
+            yield number, "the row is not UTF-8"
+        elif not any(cells): continue
+        elif more > 0 and any(cells[len(header):]) or more < 0:
+            yield number, f"{len(cells)} cells, {len(header)} expected"
+        else: yield number, dict(zip(header, cells))
+
+# %% ../../../nbs/library/vqa/statistics/04_other_logs.ipynb #6f3a820b
+def _delimited(path):
+    csv.field_size_limit(2**31 - 1) # a base64 image is one cell
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        yield from _with_header(path, rows)
+
 # %% ../../../nbs/library/vqa/statistics/04_other_logs.ipynb #d18aa71b
 def _is_score_table(path: Path) -> bool:
     "Return whether a file has the columns id and score, and none of VLMEvalKit's."
@@ -87,18 +110,19 @@ def _is_score_table(path: Path) -> bool:
 
 # %% ../../../nbs/library/vqa/statistics/04_other_logs.ipynb #66d76306
 def _score_table(path: Path): # benchmark, model, iterator of rows
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-    unknown = sorted(set(rows[0]) - set(_TABLE_COLUMNS)) if rows else []
+    rows = list(_delimited(path))
+    read = [row for _, row in rows if isinstance(row, dict)]
+    unknown = sorted(set(read[0]) - set(_TABLE_COLUMNS)) if read else []
     if unknown:
         raise UserError(f"{path} has unknown columns {_join_first(unknown)}: expected "
                         f"{', '.join(_TABLE_COLUMNS)}")
-    names = {row.get("benchmark") or "scores" for row in rows}
+    names = {row.get("benchmark") or "scores" for row in read}
     if len(names) > 1:
         raise UserError(f"{path} is of {len(names)} benchmarks, {_join_first(sorted(names))}: give "
                         "each a file of its own")
     name = (*names, "scores")[0]
-    return name, path.stem, enumerate(_table_row(row, name) for row in rows)
+    return name, path.stem, ((number, _table_row(row, name) if isinstance(row, dict) else row)
+                             for number, row in rows)
 
 # %% ../../../nbs/library/vqa/statistics/04_other_logs.ipynb #3d724561
 def _table_row(row: dict, benchmark: str): # row of a log, or the reason why it is skipped
