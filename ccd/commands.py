@@ -71,6 +71,7 @@ def _study(
 def _is_spec(text: str) -> bool: # the name of an encoder, and no folder
     return ":" in text and not user_path(text).exists()
 
+# %% ../nbs/library/07_commands.ipynb #10ad0013
 def _initial(init_from: str, settings: Settings): # folder, initial weights, or None
     "Return what training starts from: an encoder by name, or the folder of a run."
     if not init_from or not _is_spec(init_from): return init_from or None
@@ -225,10 +226,10 @@ def _layers(
 
 # %% ../nbs/library/07_commands.ipynb #bc3f4f8a
 def _compare(
-    # first encoder: ccd:RUN, ccd:emoji/clip, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME,
-    # npy:FILE …; see `ccd.encoders`
-    encoder_a: Positional[str],
-    encoder_b: Positional[str], # second encoder, named like the first
+    # two encoders or more: ccd:RUN, ccd:emoji/clip, hf:NAME, timm:NAME, open_clip:NAME,
+    # paper:NAME, npy:FILE …; see `ccd.encoders`. Pairs of images, attributes and maps are of the
+    # first two, similarities of encoders of all
+    encoders: Positional[tuple[str, ...]],
     settings: _AnySettings,
     # images to compare on: emoji-scenes, emoji-words, emoji-single, a folder, shards:PATH or
     # hf:NAME; by default emoji-scenes, or none for two npy: files
@@ -238,8 +239,11 @@ def _compare(
     seed_replicate_a: str = "",
     # the second encoder, trained with another seed: for the variation between seeds
     seed_replicate_b: str = "",
-    # further encoders as baselines
+    # encoders that are shown for reference
     baselines: tuple[str, ...] = (*BASELINE_SPECS.values(),),
+    every_pair: bool = False, # also write a report for each two of the encoders
+    # further images, on which only the similarities of encoders are measured
+    more_images: tuple[str, ...] = (),
     skip: tuple[str, ...] = (), # steps to skip: attributes, perturbations, maps
     align_maps: bool = False, # align the two maps, which is slower
     thumbnails: bool = True, # show images in the report; --no-thumbnails for private images
@@ -247,11 +251,15 @@ def _compare(
     save_tables: str = "", # folder for a copy of the tables
 ):
     """Find image pairs that are similar for one encoder and dissimilar for the other, and explain
-    them."""
+    them; tell how alike many encoders are."""
     from ccd.comparison.command import compare as run, export_comparison
+    if len(encoders) < 2:
+        raise UserError(f"{len(encoders)} encoders: name two or more, such as ccd:emoji/clip "
+                        "ccd:emoji/dino")
     with _at_work(out, save_tables) as (out, copy):
-        page = run(encoder_a, encoder_b, images, settings, out, seed_replicate_a, seed_replicate_b,
-                   baselines, skip, align_maps, thumbnails, engine=engine)
+        page = run(*encoders[:2], images, settings, out, seed_replicate_a, seed_replicate_b,
+                   baselines, skip, align_maps, thumbnails, encoders[2:], every_pair, more_images,
+                   engine=engine)
         if copy: export_comparison(out, copy, settings, _command())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 

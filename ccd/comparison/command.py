@@ -7,18 +7,20 @@ __all__ = ['compare', 'export_comparison']
 
 # %% ../../nbs/library/comparison/10_command.ipynb #f5f9a78d
 import contextlib, ctypes, shutil, warnings
+from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from ..files import (UserError, atomic_write, load_table, log_line, read_json, renamed,
+from ..files import (UserError, atomic_write, load_table, log_line, read_json, renamed, slug,
                        to_plain_dict)
 from ..settings import Analysis, Settings, rename_fields
 from ..presets import BASELINE_SPECS
 from ..runs import cached_stage, claim_folder, require_own_folder, write_manifest
 from ..encoders.inputs import (EncoderPair, check_known, embed_pair, load_encoder, open_source,
                                  stored_image_set, usable_labels)
-from .report import _write_report
+from .report import _pair_folder, _write_report
 
 # %% ../../nbs/library/comparison/10_command.ipynb #6a23cafc
 def _neighbor_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
@@ -57,11 +59,65 @@ def _neighbor_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
                    precomputed=found).to_csv(folder / "purity.csv", index=False)
     for side, encoder in zip("ab", inputs.names):
         np.save(folder / f"neighbors-{side}.npy", found[encoder][:, :n_neighbors])
+    if inputs.others: _write_matrix(inputs, found, n_neighbors, family, folder)
     shutil.rmtree(room)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #6a23cafd
 def _with_captions(inputs: EncoderPair) -> bool: # is one of the two an encoder of captions?
     return any(vectors.card["training"] == "captions" for vectors in inputs.two)
+
+# %% ../../nbs/library/comparison/10_command.ipynb #6a23caff
+def _write_matrix(inputs: EncoderPair, near: dict, n_neighbors: int, family, folder: Path):
+    "Write how alike all encoders are, and their trees; nothing for fewer than 20 families."
+    from ccd.comparison.neighbors import _LEAST
+    from ccd.comparison.matrix.similarity import _MEASURES, similarity_matrix
+    from ccd.comparison.matrix.tree import encoder_tree
+    if len(set(family)) < _LEAST:
+        return log_line(f"no matrix of encoders: it needs images of {_LEAST} families or more")
+    lists = {name: rows[:, :n_neighbors] for name, rows in near.items()}
+    found = similarity_matrix(inputs.vectors, family, lists)
+    found.table.to_csv(folder / "matrix.csv", index=False)
+    trees = [encoder_tree(found, measure).assign(measure=measure) for measure in _MEASURES]
+    pd.concat(trees).to_csv(folder / "tree.csv", index=False)
+
+# %% ../../nbs/library/comparison/10_command.ipynb #6a23cb01
+def _further_pairs(inputs: EncoderPair): # yields an `EncoderPair` for each two, but the first
+    "Yield the pairs of named encoders that the main report does not show."
+    for two in list(combinations((*inputs.names, *inputs.others), 2))[1:]:
+        own = {name: reference for name, reference in inputs.references.items() if name in two}
+        kept = (*two, *own.values())
+        yield replace(inputs, names=two, references=own, others=(), **{
+            part: {name: value for name, value in getattr(inputs, part).items() if name in kept}
+            for part in ("vectors", "specs", "keys")})
+
+# %% ../../nbs/library/comparison/10_command.ipynb #6a23cb02
+def _compare_on(place: str, names: dict, settings: Settings, out: Path, embed_kwargs):
+    "Write the matrix of the same encoders on other images."
+    from ccd.comparison.agreement import _group_ids
+    from ccd.comparison.neighbors import nearest_neighbors
+    source, room = stored_image_set(place), out / "sets" / slug(place)
+    inputs = _open_pair(names, source, settings, room, embed_kwargs)
+    k = min(settings.analysis.neighbors, max(1, (len(inputs.items) - 1) // 2))
+    def make(folder):
+        near = {name: nearest_neighbors(own, k) for name, own in inputs.vectors.items()}
+        _write_matrix(inputs, near, k, _group_ids(inputs.items), folder)
+    cached_stage(room / "neighbors", dict(analysis=settings.analysis, own=()), inputs.keys, make)
+
+# %% ../../nbs/library/comparison/10_command.ipynb #6a23cb03
+def _write_consistency(inputs: EncoderPair, out: Path, source: str, more_images: tuple):
+    "Write how far the similarities of encoders on one set of images are those on another."
+    from ccd.comparison.matrix.similarity import _read_matrix
+    from ccd.comparison.matrix.tree import consistency_table
+    places = {source: out} | {place: out / "sets" / slug(place) for place in more_images}
+    files = {place: folder / "neighbors/matrix.csv" for place, folder in places.items()}
+    found = {place: _read_matrix(file) for place, file in files.items() if file.exists()}
+    named = [*inputs.names, *inputs.others, *inputs.references.values()] # without baselines
+    if len(found) < 2 or len(named) < 4:
+        return log_line("no consistency between images: it needs four encoders or more")
+    objectives = {name: str(inputs.vectors[name].card["training"]).partition(",")[0]
+                  for name in named}
+    consistency_table({place: matrix.only(named) for place, matrix in found.items()},
+                      objectives).to_csv(out / "consistency.csv", index=False)
 
 # %% ../../nbs/library/comparison/10_command.ipynb #1b4d5811
 def _pair_stage(inputs: EncoderPair, analysis: Analysis, folder: Path):
@@ -160,11 +216,11 @@ def _rename_stages(out): # the folders of stages that version 0.0.1 has made
 def _open_pair(names, source, settings, out, embed_kwargs): # names: arguments of `embed_pair`
     "Check the names, open and embed the images, and list what is lost."
     asked, new = names | dict(images=source), partial(rename_fields, "compare")
-    asked["baselines"] = list(names["baselines"])
+    for several in ("others", "baselines"): asked[several] = list(names[several])
+    if not names["others"]: del asked["others"] # newer than the first comparisons
     claim_folder(out, asked, write=False, rename=new)
-    for encoder in (*(encoder for argument, encoder in names.items() if argument != "baselines"),
-                    *names["baselines"]):
-        check_known(encoder, settings) # before images are opened
+    for given in names.values(): # before images are opened
+        for encoder in (given,) if isinstance(given, str) else given: check_known(encoder, settings)
     corpus, skipped = open_source(source, settings) if source else (None, ())
     claim_folder(out, asked, rename=new)
     inputs = embed_pair(source=source, corpus=corpus, settings=settings, out=out, **names,
@@ -189,34 +245,50 @@ def compare(
     skip: tuple = (), # stages to skip, from `_OPTIONAL_STAGES`
     align_maps: bool = False, # fit both maps with AlignedUMAP, which is slower
     thumbnails: bool = True, # show images in the report and in the maps
+    others: tuple = (), # names of further encoders: how alike are all of them?
+    every_pair: bool = False, # also write a report for each two of the named encoders
+    more_images: tuple = (), # names of further images: do the similarities of encoders stay?
     **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> Path: # path of the report
-    """Compare two encoders: run every stage that is not up to date, then write the report and the
-    linked maps.
+    """Compare two encoders or more: run every stage that is not up to date, then write the report
+    and the linked maps.
 
     Raises `UserError` for fewer than three common items, and for unknown names and stages."""
     skip = _current_stages(skip)
     if unknown := set(skip) - set(_OPTIONAL_STAGES):
         raise UserError(f"unknown part {sorted(unknown)[0]!r}: --skip takes some of "
                         f"{', '.join(_OPTIONAL_STAGES)}")
-    out, an = Path(out), settings.analysis
+    out, how = Path(out), dict(skip=skip, align_maps=align_maps)
     require_own_folder(out / "report")
     _rename_stages(out)
     source = source or ("" if a.startswith("npy:") and b.startswith("npy:") else "scenes")
     source = stored_image_set(source)
     names = dict(a=a, b=b, seed_replicate_a=seed_replicate_a, seed_replicate_b=seed_replicate_b,
-                 baselines=baselines)
+                 others=others, baselines=baselines)
     inputs = _open_pair(names, source, settings, out, embed_kwargs)
     inputs.thumbnails = thumbnails
+    page = _compare_two(inputs, out, settings, source, **how)
+    for two in _further_pairs(inputs) if every_pair else ():
+        _compare_two(two, out / _pair_folder(*two.names), settings, source, **how)
+    for place in more_images: _compare_on(place, names, settings, out, embed_kwargs)
+    if more_images: _write_consistency(inputs, out, source, more_images)
+    if every_pair or more_images: _compare_two(inputs, out, settings, source, **how) # with links
+    return page
+
+# %% ../../nbs/library/comparison/10_command.ipynb #b3e5a883
+def _compare_two(inputs: EncoderPair, out: Path, settings: Settings, source: str, skip: tuple,
+                 align_maps: bool) -> Path: # path of the report
+    "Run the stages of one comparison, and write its report."
+    analysis = settings.analysis
     def run(part, make, *own):
         _give_back() # otherwise the memory that one stage has freed adds to that of the next
-        cached_stage(out / part, dict(analysis=an, own=own), inputs.keys, make)
-    run("neighbors", partial(_neighbor_stage, inputs, an))
-    run("pairs", partial(_pair_stage, inputs, an))
-    todo = dict(attributes=(partial(_attribute_stage, inputs, an), ()),
+        cached_stage(out / part, dict(analysis=analysis, own=own), inputs.keys, make)
+    run("neighbors", partial(_neighbor_stage, inputs, analysis))
+    run("pairs", partial(_pair_stage, inputs, analysis))
+    todo = dict(attributes=(partial(_attribute_stage, inputs, analysis), ()),
                 maps=(lambda folder: _umap_stage(inputs, folder, align_maps), (align_maps,)),
-                perturbations=(lambda folder: _perturbation_stage(inputs, an, folder, settings,
-                                                                  source), ()))
+                perturbations=(lambda folder: _perturbation_stage(inputs, analysis, folder,
+                                                                  settings, source), ()))
     missing = {stage: why for stage, why in _impossible(inputs).items() if stage not in skip}
     for stage, why in missing.items(): log_line(f"{stage}: left out, since {why}")
     made = [stage for stage in _OPTIONAL_STAGES if stage not in {*skip, *missing}]

@@ -8,7 +8,6 @@ __all__ = ['nearest_neighbors', 'mutual_knn', 'overlap_curve', 'gallery_curve', 
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #ac98db14
 from contextlib import contextmanager
-from functools import partial
 import numpy as np
 import pandas as pd
 import torch
@@ -360,6 +359,15 @@ class _HsicSums:
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #fbde2c04
 _LEAST = 20 # minimum number of families, and number of groups of the jackknife
 
+# %% ../../nbs/library/comparison/01_neighbors.ipynb #fbde2c05
+def _jackknife_groups(cluster: np.ndarray, groups: int = _LEAST) -> np.ndarray: # [n] group
+    "Divide images into groups, and no cluster. Raises `UserError` for fewer than 20 clusters."
+    part = np.unique(cluster, return_inverse=True)[1]
+    if (families := part.max() + 1) < _LEAST:
+        raise UserError(f"CKA of {len(part)} items of {families} families: expected {_LEAST} "
+                        "families or more")
+    return np.random.default_rng(0).permutation(families)[part] % groups
+
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #93c94911
 def cka(
     a: Embeddings, # embeddings by the first encoder
@@ -373,19 +381,13 @@ def cka(
 
     Raises `UserError` for an encoder that gives nearly all items the same vector, and for fewer
     than `_LEAST` families. Source: Nguyen et al. (2021), with HSIC of Song et al. (2012)."""
-    part = np.unique(cluster, return_inverse=True)[1]
-    if (families := part.max() + 1) < _LEAST:
-        raise UserError(f"CKA of {len(part)} items of {families} families: expected {_LEAST} "
-                        "families or more")
+    part = _jackknife_groups(cluster, groups)
     for embeddings in (a, b): _expect_spread(embeddings)
-    part = np.random.default_rng(0).permutation(families)[part] % groups
-    of = partial(_sums, a, b, [_middle(embeddings) for embeddings in (a, b)])
-    every = of(part >= 0)
-    value = _ratio(every)
-    def without(group): return [total - own for total, own in zip(every, of(part == group))]
-    error = _jackknife_error(np.array([_ratio(without(group)) for group in range(groups)]))
+    value, *left = _cka_ratio(*(_hsic_values(one, other, part)
+                                for one, other in ((a, a), (a, b), (b, b))))
+    error = _jackknife_error(np.array(left))
     # the true value is never below 0
-    return value, max(value - error, -1.0), min(max(value + error, 0.0), 1.0)
+    return float(value), max(value - error, -1.0), min(max(value + error, 0.0), 1.0)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #c6179f74
 # half width of the 95 % interval; left [g]: values with one group left out
@@ -401,21 +403,31 @@ def _middle(embeddings): # [d] mean unit vector
                for block in embeddings.unit_blocks()) / len(embeddings.items)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #de2ad68f
-# HSIC sums of (x, x), (x, y), (y, y)
-def _sums(embeddings_a, embeddings_b, middle, mask, block=2048):
+def _sums(a, b, middle, mask, block=2048): # middle: mean unit vectors of both
+    "Return the sums of two encoders over the rows of a mask."
     total, rows = None, np.flatnonzero(mask)
     for start in range(0, len(rows), block):
         x, y = (embeddings.unit(rows[start:start + block]).astype(np.float64) - center
-                for embeddings, center in zip((embeddings_a, embeddings_b), middle))
-        new = [_HsicSums(x, x), _HsicSums(x, y), _HsicSums(y, y)]
-        total = new if total is None else [old + added for old, added in zip(total, new)]
+                for embeddings, center in zip((a, b), middle))
+        new = _HsicSums(x, y)
+        total = new if total is None else total + new
     return total
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #25bb00d6
-def _ratio(sums): # CKA; NaN where all similarities of one encoder are equal up to rounding
-    xx, xy, yy = (terms.hsic() for terms in sums)
-    size = [(terms.parts[6] / terms.parts[0]) ** 2 for terms in (sums[0], sums[2])]
-    return xy / (xx * yy) ** 0.5 if xx > 1e-9 * size[0] and yy > 1e-9 * size[1] else np.nan
+def _hsic_values(a: Embeddings, b: Embeddings, part: np.ndarray) -> np.ndarray: # [1 + groups]
+    """Return debiased HSIC of all rows, then without each group of the jackknife.
+
+    Of one encoder with itself it is NaN where all similarities are equal up to rounding."""
+    middle = [_middle(embeddings) for embeddings in (a, b)]
+    every = _sums(a, b, middle, part >= 0)
+    kept = [every, *(every - _sums(a, b, middle, part == group)
+                     for group in range(part.max() + 1))]
+    values = np.array([terms.hsic() for terms in kept])
+    size = np.array([terms.parts[6] / terms.parts[0] for terms in kept])
+    return np.where(values > 1e-9 * size**2, values, np.nan) if a is b else values
+
+# %% ../../nbs/library/comparison/01_neighbors.ipynb #25bb00d7
+def _cka_ratio(xx, xy, yy): return xy / np.sqrt(xx * yy)
 
 # %% ../../nbs/library/comparison/01_neighbors.ipynb #acf2d9e6
 def umap_2d(

@@ -8,11 +8,12 @@ __all__ = ['purity_table', 'write_atlas']
 # %% ../../nbs/library/comparison/09_report.ipynb #498e29dc
 import html
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from ..files import atomic_write, load_table
+from ..files import atomic_write, load_table, slug
 from ..settings import Settings
 from ..report.style import distinct_colors
 from ..report.tables import (figure_html, join_words, license_html, percent, table_tag,
@@ -20,8 +21,7 @@ from ..report.tables import (figure_html, join_words, license_html, percent, tab
 from ..report.similarity import (CHANGE_NAMES, FACTOR_NAMES, MIN_PAIRS, agreement_dots,
                                    attribution_plot, gallery_curves, intervention_examples,
                                    neighbor_grid, overlap_curves, pair_grid, score_vs_seed_noise,
-                                   sensitivity_plot,
-                                   term_name)
+                                   sensitivity_plot, similarity_heatmap, term_name)
 from ..encoders.inputs import EncoderPair, usable_labels
 
 # %% ../../nbs/library/comparison/09_report.ipynb #7e9d451b
@@ -39,7 +39,7 @@ def _write_pages(inputs, out, made, settings, source):
     sections = [_pair_section(inputs, out), _share_section(inputs, out)]
     if "attributes" in made: sections.append(_attribute_section(inputs, out))
     if "perturbations" in made: sections.append(_perturbation_section(inputs, out))
-    sections += [_neighbor_section(inputs, out),
+    sections += [_matrix_section(inputs, out), _neighbor_section(inputs, out),
                  _made_section(inputs, out, settings, source, credits)]
     said = _summary_text(out, inputs.names, len(inputs.items))
     with atomic_write(out / "summary.txt") as tmp: tmp.write_text(said + "\n", encoding="utf-8")
@@ -312,6 +312,73 @@ def _gallery_body(table) -> str: # table: from `gallery_curve`, or None
     figure = (figure_html(gallery_curves(table), "overlap and imbalance by the number of images")
               if len(table) > 1 else "") # one size makes no curve
     return f"{figure}<p>{html.escape(said)}</p>"
+
+# %% ../../nbs/library/comparison/09_report.ipynb #c5784341
+def _matrix_section(inputs, out): # of three encoders or more
+    "Show how alike all encoders are."
+    table, tree = _table(out, "neighbors/matrix.csv"), _table(out, "neighbors/tree.csv")
+    if table is None: return None
+    from ccd.comparison.matrix.similarity import _read_matrix
+    found = _read_matrix(out / "neighbors/matrix.csv")
+    figure = similarity_heatmap(found.square("CKA"), found.names, tree[tree.measure == "CKA"])
+    every = ("<details><summary>All pairs, with intervals</summary>"
+             f"{table_tag(_matrix_table(table))}</details>{_pair_links(inputs, out)}")
+    same = _table(out, "consistency.csv")
+    return dict(title="How alike are the encoders?",
+        body=figure_html(figure, "tree and matrix of encoders") + every
+             + (f"<h3>On other images</h3>{table_tag(_consistency_rows(same), index=False)}"
+                if same is not None else ""),
+        text="Debiased linear CKA of each two encoders: 1 for equal similarities, 0 for unrelated "
+             "ones. The tree joins the most alike. A number at a branch is the share of trees, "
+             "each without a twentieth of the images, that have the same branch; one without a "
+             "number is in all of them. "
+             + _ceiling(inputs, found),
+        note="Intervals (95 %): a jackknife over 20 groups of "
+             f"{_drawn(inputs)}. Chance: the 95th percentile of permuted images. Rank correlation: "
+             f"of the similarities of all pairs of {int(table.n.min()):,} images.")
+
+# %% ../../nbs/library/comparison/09_report.ipynb #c5784342
+def _ceiling(inputs, found) -> str: # "" without seed replicates
+    "Say how alike two seeds of one encoder are."
+    square, place = found.square("CKA"), found.names.index
+    said = join_words([f"{square[place(name), place(reference)]:.2f} for {name}"
+                       for name, reference in inputs.references.items()])
+    return (f"Two seeds of one objective, which no other pair should exceed, reach {said}."
+            * bool(said))
+
+# %% ../../nbs/library/comparison/09_report.ipynb #c5784343
+def _matrix_table(table) -> pd.DataFrame: # table: of a `SimilarityMatrix`
+    "Return all pairs with their intervals."
+    def cell(row):
+        return (f"{row.value:.2f} ({row.ci_low:.2f} to {row.ci_high:.2f}), chance "
+                f"{max(row.null_p95, 0):.2f}")
+    wide = table.assign(encoders=table.a + " and " + table.b,
+                        cell=[cell(row) for row in table.itertuples()]).pivot(
+        index="encoders", columns="measure", values="cell")
+    order = [list(dict.fromkeys(column)) for column in (table.a + " and " + table.b, table.measure)]
+    return wide.loc[order[0], order[1]].rename_axis(index=None, columns=None)
+
+# %% ../../nbs/library/comparison/09_report.ipynb #c5784345
+def _pair_folder(a: str, b: str) -> str: # names of two encoders
+    "Return where the report of two further encoders is."
+    return f"every-pair/{slug(a)}--{slug(b)}"
+
+# %% ../../nbs/library/comparison/09_report.ipynb #c5784346
+def _pair_links(inputs, out) -> str: # HTML; "" where no further pair has a report
+    "Return links to the reports of further pairs."
+    pages = {two: f"{_pair_folder(*two)}/report.html"
+             for two in combinations((*inputs.names, *inputs.others), 2)}
+    made = [Markup('<a href="{}">{} and {}</a>').format(page, *two)
+            for two, page in pages.items() if (out / page).exists()]
+    return f"<p>Reports of other pairs: {', '.join(made)}.</p>" * bool(made)
+
+# %% ../../nbs/library/comparison/09_report.ipynb #c5784344
+def _consistency_rows(table) -> pd.DataFrame:
+    return pd.DataFrame([{"images": f"{row.first} and {row.second}", "measure": row.measure,
+                          "pairs of encoders": f"{row.pairs} ({row.n_pairs})",
+                          "correlation": f"{row.correlation:.2f} ({row.ci_low:.2f} to "
+                                         f"{row.ci_high:.2f})", "p": f"{row.p:.3f}"}
+                         for row in table.itertuples() if row.correlation == row.correlation])
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c5784339
 def purity_table(purity) -> pd.DataFrame:

@@ -117,6 +117,7 @@ class EncoderPair:
     keys: dict = field(default_factory=dict) # name -> hash of vectors and items
     thumbnails: bool = True # False: reports get gray squares instead of images
     pictured: set = field(default_factory=set) # rows of the images that reports show
+    others: tuple = () # names of further encoders that are compared
 
     @property
     def two(self): return [self.vectors[name] for name in self.names]
@@ -133,8 +134,9 @@ class EncoderPair:
 
 # %% ../../nbs/library/encoders/09_inputs.ipynb #5b6cd67b
 # role -> name of the encoder
-def _roles(encoder_a, encoder_b, seed_replicate_a, seed_replicate_b, baselines):
+def _roles(encoder_a, encoder_b, seed_replicate_a, seed_replicate_b, others, baselines):
     wanted = dict(a=encoder_a, b=encoder_b)
+    wanted |= {f"other_{index}": spec for index, spec in enumerate(others)}
     if seed_replicate_a: wanted["reference_a"] = seed_replicate_a
     if seed_replicate_b: wanted["reference_b"] = seed_replicate_b
     start = shared_init_spec(encoder_a, encoder_b)
@@ -151,13 +153,14 @@ def embed_pair(
     out: Path, # output folder
     seed_replicate_a: str = "", # name of another seed of A; "": none
     seed_replicate_b: str = "", # name of another seed of B; "": none
+    others: tuple = (), # names of further encoders that are compared
     baselines: tuple = (*BASELINE_SPECS.values(),), # names of more encoders for reference
     **embed_kwargs, # more arguments of `ccd.encoders.extraction.embed`
 ) -> EncoderPair:
     """Embed the same images with all encoders, and keep the items that all of them have.
 
     Raises `UserError` where there are none."""
-    wanted = _roles(a, b, seed_replicate_a, seed_replicate_b, baselines)
+    wanted = _roles(a, b, seed_replicate_a, seed_replicate_b, others, baselines)
     if corpus is None:
         wanted = {role: spec for role, spec in wanted.items() if spec.startswith("npy:")}
     embedded, keys, tables = {}, {}, [] # role -> Embeddings; role -> hash
@@ -174,7 +177,9 @@ def embed_pair(
     skipped = pd.concat([pd.DataFrame(columns=["item_id", "reason"]), *skipped])
     lost = pd.concat([skipped, lost[~lost.item_id.isin(skipped.item_id)]], ignore_index=True)
     if corpus is not None: corpus = _rows(corpus, found[names["a"]].items)
-    pair = EncoderPair((names["a"], names["b"]), found, {}, corpus=corpus, lost=lost, doubts=doubts)
+    pair = EncoderPair((names["a"], names["b"]), found, {}, corpus=corpus, lost=lost, doubts=doubts,
+                       others=tuple(name for role, name in names.items()
+                                    if role.startswith("other_")))
     for role, name in names.items():
         pair.keys[name] = keys[role]
         if not wanted[role].startswith(("npy:", "text:")): pair.specs[name] = wanted[role]

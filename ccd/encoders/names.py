@@ -68,6 +68,7 @@ def current_spec(
 # %% ../../nbs/library/encoders/04_names.ipynb #8f59c8f1
 _JOIN = " + "
 
+# %% ../../nbs/library/encoders/04_names.ipynb #8f59c8f2
 def split_spec(spec: str) -> list[str]:
     "Return the names that `A + B` joins, or the one name."
     places = spec, spec.partition(":")[2].partition("#")[0]

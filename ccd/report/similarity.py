@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TWO_SEEDS', 'FACTOR_NAMES', 'MIN_PAIRS', 'TERM_LABELS', 'CHANGE_NAMES', 'BASELINES', 'pair_grid', 'agreement_dots',
            'summary_figure', 'neighbor_grid', 'atlas_plot', 'score_vs_seed_noise', 'overlap_curves', 'gallery_curves',
-           'term_name', 'attribution_plot', 'sensitivity_plot', 'intervention_examples']
+           'similarity_heatmap', 'term_name', 'attribution_plot', 'sensitivity_plot', 'intervention_examples']
 
 # %% ../../nbs/library/report/04_similarity.ipynb #19989c31
 import re
@@ -211,6 +211,57 @@ def gallery_curves(
         ax.set(xscale="log", xlabel="images", ylim=(0, None), xticks=table.n)
         ax.set_xticklabels([f"{n:,}" for n in table.n], fontsize=7); ax.minorticks_off()
         ax.legend(fontsize=7)
+    return fig
+
+# %% ../../nbs/library/report/04_similarity.ipynb #3a7e0002
+def _leaf_order(tree: pd.DataFrame, n_leaves: int) -> list[int]: # tree: from `encoder_tree`
+    "Return the order of the encoders in which no lines of a tree cross."
+    below = {leaf: [leaf] for leaf in range(n_leaves)}
+    for number, join in enumerate(tree.itertuples()):
+        below[n_leaves + number] = below[join.left] + below[join.right]
+    return below[n_leaves + len(tree) - 1]
+
+# %% ../../nbs/library/report/04_similarity.ipynb #3a7e0003
+def _draw_tree(ax, tree, order):
+    "Draw the joins of a tree from right to left, each at its similarity."
+    height = {leaf: (row, 1.0) for row, leaf in enumerate(order)}
+    for number, join in enumerate(tree.itertuples()):
+        (low, near), (high, far) = height[join.left], height[join.right]
+        ax.plot([near, join.similarity, join.similarity, far], [low, low, high, high],
+                color="#777", lw=1.2)
+        middle = (low + high) / 2
+        if join.support < 1:
+            ax.annotate(f"{100 * join.support:.0f} %", (join.similarity, middle), (-2, 0),
+                        textcoords="offset points", ha="right", va="center", fontsize=_MIN_FONT)
+        height[len(order) + number] = (middle, join.similarity)
+    least = min(0.0, tree.similarity.min())
+    ax.set(ylim=(len(order) - 0.5, -0.5), xlim=(least - 0.25, 1.0), yticks=[], xticks=[])
+    for side in ("left", "bottom"): ax.spines[side].set_visible(False)
+
+# %% ../../nbs/library/report/04_similarity.ipynb #3a7e0004
+def similarity_heatmap(
+    square: np.ndarray, # [encoders, encoders] similarities, at most 1
+    names: list, # encoders
+    tree: pd.DataFrame, # result of `ccd.comparison.matrix.tree.encoder_tree`
+    title: str = "CKA",
+):
+    "Return a figure of a tree of encoders beside the matrix of their similarities."
+    plt, n = styled_pyplot(), len(names)
+    order = _leaf_order(tree, n)
+    fig, (left, ax) = plt.subplots(1, 2, figsize=(_FIG_WIDTH + 2, 0.9 + 0.34 * n),
+                                   width_ratios=(1.2, 2))
+    _draw_tree(left, tree, order)
+    shown = square[np.ix_(order, order)]
+    ax.imshow(np.where(np.tri(n, k=0, dtype=bool), shown, np.nan), cmap="Blues", vmin=0, vmax=1.1,
+              aspect="auto")
+    for row in range(n):
+        for column in range(row + 1) if n <= 12 else ():
+            ax.text(column, row, f"{shown[row, column]:.2f}".lstrip("0"), ha="center", va="center",
+                    fontsize=_MIN_FONT, color="white" if shown[row, column] > 0.6 else "#222")
+    ax.set(xticks=[], yticks=range(n))
+    ax.yaxis.tick_right(); ax.set_yticklabels([names[leaf] for leaf in order])
+    ax.tick_params(length=0); ax.set_title(title)
+    for side in ("left", "bottom"): ax.spines[side].set_visible(False)
     return fig
 
 # %% ../../nbs/library/report/04_similarity.ipynb #de2a2b9c

@@ -66,7 +66,7 @@ def _compare_first(encoders, suite, settings, out, seed_replicates, thumbnails):
     if not suite.images or len(encoders) < 2: return
     others = [encoder for encoder in encoders[2:] if encoder not in seed_replicates]
     compare(*encoders[:2], suite.images, settings, out / "comparison", *seed_replicates,
-            (*others, *suite.baselines), thumbnails=thumbnails)
+            suite.baselines, thumbnails=thumbnails, others=tuple(others))
 
 # %% ../../nbs/library/study/03_evaluate.ipynb #8226a8b6
 def _ask_all(encoders, suite, settings, out, seed_replicates, thumbnails):
