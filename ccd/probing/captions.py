@@ -37,6 +37,29 @@ def _lit_settings(settings: Settings, n_captions: int) -> Settings:
         "control.samples": samples, "control.batch_size": min(256, n_captions),
         "control.lr": 1e-3, "control.freeze": ()})
 
+# %% ../../nbs/library/probing/10_captions.ipynb #b9449712
+_N_SCENES = 2_000 # new scenes, for retrieval
+
+# %% ../../nbs/library/probing/10_captions.ipynb #b9449713
+def _new_scenes(settings: Settings): # a corpus
+    "Return scenes of the training families, composed anew."
+    from ccd.data.emoji.scenes import scenes
+    data = settings.data
+    return scenes(replace(data, seed=data.seed + 1, scenes=min(_N_SCENES, data.test_scenes)))
+
+# %% ../../nbs/library/probing/10_captions.ipynb #b9449714
+def _named_images(settings: Settings) -> dict: # name -> corpus
+    "Return images of what captions name, as no encoder was trained on them."
+    from ccd.data.emoji.lettering import reading_words
+    gallery, signs = (open_source(name, settings).corpus for name in ("gallery", "signs"))
+    def chosen(corpus, *masks): return corpus.select(np.flatnonzero(np.logical_and.reduce(masks)))
+    def column(corpus, name): return np.array(corpus[name][:], object)
+    learned = np.isin(column(signs, "word"), reading_words()[0]) | (settings.data.version < 2)
+    return dict(scenes=_new_scenes(settings),
+                emoji=chosen(gallery, column(gallery, "split") == "train",
+                             column(gallery, "style") == settings.data.held_out_style),
+                signs=chosen(signs, column(signs, "split") == "test", learned))
+
 # %% ../../nbs/library/probing/10_captions.ipynb #195f5907
 _TOP = 10 # retrieval: the first ten
 
@@ -78,20 +101,17 @@ def _naming_metric(metric, vectors, speak, names, group, templates, n_draws) -> 
 _SAYS = ('a sign that says "{}"', 'the word "{}"') # captions of the synthetic emoji dataset
 
 # %% ../../nbs/library/probing/10_captions.ipynb #dd25a71b
-def _language_metrics(project, speak, embedded: dict, corpus, n_draws: int) -> list[dict]:
-    "Evaluate a text tower on held-out scenes and emoji; `project` maps features to its space."
-    scenes, gallery = embedded["scenes"], embedded["gallery"]
-    family = scenes.items.family.fillna(scenes.items.item_id).values.astype(object)
-    seen, words = project(scenes.vectors), scenes.items.word
-    rows = _retrieval_metrics(seen, speak, corpus, family, n_draws)
-    there = np.flatnonzero(words.notna() & (words != ""))
-    if len(there):
-        read = words.values[there]
-        rows.append(_naming_metric("word", seen[there], speak, read, read, _SAYS, n_draws))
-    test = np.flatnonzero(gallery.items.split == "test")
-    rows.append(_naming_metric("name", project(gallery.vectors[test]), speak,
-                               gallery.items.name.values[test],
-                               gallery.items.family.values[test], "emoji", n_draws))
+def _language_metrics(project, speak, embedded: dict, scenes, n_draws: int) -> list[dict]:
+    "Evaluate a text tower on images by name; `project` maps features to its space."
+    items = embedded["scenes"].items
+    family = items.family.fillna(items.item_id).values.astype(object)
+    rows = _retrieval_metrics(project(embedded["scenes"].vectors), speak, scenes, family, n_draws)
+    for kind, label, group, templates in (("signs", "word", "word", _SAYS),
+                                          ("emoji", "name", "family", "emoji")):
+        if kind not in embedded: continue # a small subset of the data has none
+        items = embedded[kind].items
+        rows.append(_naming_metric(label, project(embedded[kind].vectors), speak,
+                                   items[label].values, items[group].values, templates, n_draws))
     return rows
 
 # %% ../../nbs/library/probing/10_captions.ipynb #2aef071f
@@ -116,13 +136,11 @@ def language_probe(
     Source: Zhai et al. (2022)."""
     from ccd.data.corpora import open_corpus
     from ccd.training.loop import train
-    embedded = {name: embed_images(spec, name, settings, home / name)
-                for name in ("scenes", "gallery")}
-    scenes = open_source("scenes", settings).corpus
-    data = open_corpus(settings.data).corpus
+    images, data = _named_images(settings), open_corpus(settings.data).corpus
+    embedded = _embed_all(spec, images, settings, home)
     features, data = frozen_features(spec, data.select(range(min(max(counts), len(data)))),
                                      settings, home / "captioned")
-    rows = _own_text_rows(spec, settings, home, scenes, n_draws)
+    rows = _own_text_rows(spec, images, settings, home, n_draws)
     for count in (count for count in counts if count <= len(data)):
         run = train("lit", _lit_settings(settings, count), data.select(range(count)),
                     home / f"lit-{count}", title=f"LiT on {features.name}",
@@ -130,17 +148,22 @@ def language_probe(
         weight, bias = _map_of(run)
         def project(vectors): return np.asarray(vectors, np.float32) @ weight.T + bias
         rows += [row | dict(metric=f"LiT, {count:,} captions: {row['metric']}")
-                 for row in _language_metrics(project, load_run_text_encoder(run), embedded, scenes,
-                                              n_draws)]
+                 for row in _language_metrics(project, load_run_text_encoder(run), embedded,
+                                              images["scenes"], n_draws)]
     return pd.DataFrame(rows)
 
+# %% ../../nbs/library/probing/10_captions.ipynb #9997ed08
+def _embed_all(spec, images: dict, settings, home, suffix="") -> dict: # name -> `Embeddings`
+    return {name: embed_images(spec, f"captions-{name}", settings, home / f"{name}{suffix}", corpus)
+            for name, corpus in images.items() if len(corpus)}
+
 # %% ../../nbs/library/probing/10_captions.ipynb #09b0f465
-def _own_text_rows(spec, settings, home, scenes, n_draws) -> list[dict]: # [] without a text tower
+# [] without a text tower
+def _own_text_rows(spec, images, settings, home, n_draws) -> list[dict]:
     "Evaluate an encoder with its own text tower."
     try: speak = load_text_encoder(spec)
     except UserError: return []
-    projected = with_options(spec, "feature=projected")
-    embedded = {name: embed_images(projected, name, settings, home / f"{name}-projected")
-                for name in ("scenes", "gallery")}
+    embedded = _embed_all(with_options(spec, "feature=projected"), images, settings, home,
+                          "-projected")
     return [row | dict(metric=f"own text tower: {row['metric']}")
-            for row in _language_metrics(np.asarray, speak, embedded, scenes, n_draws)]
+            for row in _language_metrics(np.asarray, speak, embedded, images["scenes"], n_draws)]

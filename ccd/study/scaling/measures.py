@@ -390,5 +390,5 @@ _EVALUATIONS = {"probes": _Evaluation(1, _eval_probes),
                 "tasks": _Evaluation(1, _eval_tasks), "neighbors": _Evaluation(1, _eval_neighbors),
                 "attributes": _Evaluation(1, _eval_attributes),
                 "perturbations": _Evaluation(1, _eval_perturbations),
-                "captions": _Evaluation(1, _eval_captions),
+                "captions": _Evaluation(2, _eval_captions),
                 "answers": _Evaluation(1, _eval_vqa, reads=True)}
