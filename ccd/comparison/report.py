@@ -6,7 +6,7 @@
 __all__ = ['purity_table', 'write_atlas']
 
 # %% ../../nbs/library/comparison/09_report.ipynb #498e29dc
-import html
+import html, io
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -428,8 +428,8 @@ def write_atlas(
     factors: list[str], # columns of the items for colors and filters
     credits: list[str], # lines of image credits
     k: int = 10, # number of neighbors shown
-):
-    "Write the linked maps of two encoders as one page."
+) -> dict: # name -> [n, k] neighbors
+    "Write the linked maps of two encoders as one page, and return the neighbors."
     from ccd.comparison.linked_maps import _write_linked_maps
     from ccd.report.style import color_of
     from ccd.comparison.neighbors import nearest_neighbors
@@ -439,14 +439,46 @@ def write_atlas(
     _write_linked_maps(path, dict(zip(embeddings, maps)), next(iter(embeddings.values())).items,
                       near, similar, pairs, image_of, factors, " and ".join(embeddings), credits,
                       {name: color_of(name) for name in embeddings})
+    return near
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8f017eb5
 def _write_atlas(inputs, out, credits):
+    "Write the linked maps, and their table for other tools."
     rows, pairs = np.load(out / "maps/rows.npy"), load_table(out / "pairs/pairs.parquet")
     some = {name: vectors if len(rows) == len(inputs.items) else vectors.rows(rows)
             for name, vectors in zip(inputs.names, inputs.two)}
     n_neighbors = min(10, max(1, (len(rows) - 1) // 2))
-    write_atlas(out / "atlas.html", some, [np.load(out / f"maps/map-{side}.npy") for side in "ab"],
+    maps, shown = [np.load(out / f"maps/map-{side}.npy") for side in "ab"], {}
+    def picture(row):
+        image = inputs.picture(rows[row])
+        shown[row] = _jpeg(image)
+        return image
+    labels = sorted(usable_labels(inputs.items), key=lambda column: inputs.items[column].nunique())
+    near = write_atlas(out / "atlas.html", some, maps,
                 pairs.assign(i=np.searchsorted(rows, pairs.i), j=np.searchsorted(rows, pairs.j)),
-                lambda row: inputs.picture(rows[row]), sorted(usable_labels(inputs.items),
-                       key=lambda column: inputs.items[column].nunique()), credits, n_neighbors)
+                picture, labels, credits, n_neighbors)
+    table = _map_table(some, maps, near, labels)
+    if inputs.thumbnails: table["image"] = [dict(bytes=shown[row]) for row in range(len(table))]
+    with atomic_write(out / "atlas.parquet") as tmp: table.to_parquet(tmp, index=False)
+
+# %% ../../nbs/library/comparison/09_report.ipynb #8f017eb6
+def _jpeg(image) -> bytes: # image: PIL image
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+# %% ../../nbs/library/comparison/09_report.ipynb #8f017eb7
+# item_id, labels; for a and b: x, y, neighbors as {ids, distances}, ids are rows of the table
+def _map_table(embeddings: dict, maps: list, near: dict, labels: list) -> pd.DataFrame:
+    "Return the maps of two encoders and their neighbors as a table."
+    from ccd.comparison.products import pair_cosine
+    first = next(iter(embeddings.values())).items
+    table = first[["item_id", *labels]].copy()
+    for side, (name, vectors), points in zip("ab", embeddings.items(), maps):
+        own = near[name]
+        left = np.repeat(np.arange(len(own)), own.shape[1])
+        apart = 1 - np.asarray(pair_cosine(vectors, left, own.ravel())).reshape(own.shape)
+        table[f"x_{side}"], table[f"y_{side}"] = points[:, 0], points[:, 1]
+        table[f"neighbors_{side}"] = [dict(ids=ids.tolist(), distances=distances.tolist())
+                                      for ids, distances in zip(own, apart)]
+    return table

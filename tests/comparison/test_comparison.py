@@ -1,6 +1,6 @@
 """`ccd compare` on what people bring: two encoders, vectors of their own, folders, an encoder and
 itself."""
-import json, shutil, tempfile
+import io, json, shutil, tempfile
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest
@@ -47,6 +47,19 @@ def test_a_whole_comparison(whole_comparison, whole):
     first, = (card for card in cards if card["name"] == "random ViT")
     begun = load(f"random:{settings.control.seed}", settings.control).card
     assert first["revision"] == begun.revision # the very weights that both began with
+
+def test_the_maps_are_a_table_for_other_tools(whole_comparison):
+    out, *_ = whole_comparison
+    table = pd.read_parquet(out / "atlas.parquet")
+    for side in "ab":
+        assert np.allclose(table[[f"x_{side}", f"y_{side}"]], np.load(out / f"maps/map-{side}.npy"))
+        near = np.load(out / f"neighbors/neighbors-{side}.npy")
+        ids = np.array([entry["ids"] for entry in table[f"neighbors_{side}"]])
+        assert ids.shape == near.shape and (ids == near).mean() > 0.98 # ties aside
+        apart = np.array([entry["distances"] for entry in table[f"neighbors_{side}"]])
+        assert (np.diff(apart, axis=1) >= -1e-6).all() and apart.min() > -1e-6 # nearest first
+    assert Image.open(io.BytesIO(table.image[0]["bytes"])).size == (96, 96)
+    assert table.item_id.is_unique
 
 def test_again_nothing_is_done(whole_comparison):
     out, runs, settings, beside = whole_comparison
