@@ -112,6 +112,9 @@ _HELP = { # command -> settings in its short help (a group or one field), two ex
                  "analysis.perturbed-images", "analysis.n-resamples"),
                 ("ccd compare ccd:emoji/clip ccd:emoji/dino",
                  "ccd compare hf:facebook/dinov2-small open_clip:ViT-B-32/openai --images IMAGES")),
+    "neighbors": ((), ("ccd neighbors photo.jpg timm:vit_small_patch16_224.dino hf:NAME "
+                       "--images IMAGES",
+                       "ccd neighbors scene-test-0000000 ccd:emoji/clip ccd:emoji/dino")),
     "evaluate": ((), ("ccd evaluate ccd:emoji/clip ccd:emoji/dino",
                       "ccd evaluate paper:clip paper:dino --suite paper")),
     "vlm": ((), ("ccd vlm ccd:emoji/clip ccd:emoji/dino --oracle",

@@ -263,6 +263,24 @@ def _compare(
         if copy: export_comparison(out, copy, settings, _command())
     print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
 
+# %% ../nbs/library/07_commands.ipynb #bc3f4f9b
+def _neighbors(
+    query: Positional[str], # path of an image, or the id of one of the images
+    encoders: Positional[tuple[str, ...]], # encoders: ccd:RUN, hf:NAME, timm:NAME …
+    settings: _AnySettings,
+    # images to search: a folder, shards:PATH, hf:NAME, emoji-scenes …
+    images: str = "emoji-scenes",
+    k: int = 10, # number of neighbors
+    out: str = "neighbors", # output folder, which keeps the vectors of the images
+    thumbnails: bool = True, # show images in the report; --no-thumbnails for private images
+):
+    "Find the nearest images to one image, for several encoders beside one another."
+    from ccd.comparison.many.query import find_neighbors
+    if not encoders: raise UserError("name one encoder or more, such as ccd:emoji/clip")
+    with alone(out) as out:
+        page = find_neighbors(query, list(encoders), images, settings, out, k, thumbnails)
+    print(f"{(page.parent / 'summary.txt').read_text(encoding='utf-8')}\n{page}")
+
 # %% ../nbs/library/07_commands.ipynb #bc3f4f8b
 def _evaluate(
     # encoders: ccd:RUN, hf:NAME, timm:NAME, open_clip:NAME, paper:NAME …; the first two are
@@ -424,4 +442,5 @@ def _published(
 # %% ../nbs/library/07_commands.ipynb #f3bcf89a
 _COMMANDS = {command.__name__.strip("_"): command
              for command in (_study, _train, _export, _filter, _audit, _embed, _probe, _layers,
-                             _compare, _evaluate, _vlm, _vqa, _scale, _sweep, _published)}
+                             _compare, _neighbors, _evaluate, _vlm, _vqa, _scale, _sweep,
+                             _published)}

@@ -117,6 +117,9 @@ PLACES = dict( # command lines in which X is one of them; all stop before any wo
              "compare npy:nope.npy npy:nope.npy --out X",
              "compare npy:nope.npy npy:nope.npy --save-tables X",
              "compare npy:nope.npy npy:nope.npy --skip X"],
+    neighbors=["neighbors X pixels:4 --preset smoke", "neighbors nope X --preset smoke",
+               "neighbors nope pixels:4 --preset smoke --images X",
+               "neighbors nope pixels:4 --preset smoke --images folder:nope --out X"],
     evaluate=["evaluate X --preset smoke", "evaluate pixels:4 --preset smoke --suite X",
               "evaluate pixels:4 --preset smoke --data.source folder:X",
               "evaluate pixels:4 --preset smoke --suite own --out X"],
@@ -196,7 +199,7 @@ def test_help_is_a_screen_and_a_half_with_examples(command, encoding):
             and "positional" in said or command in ("study", "sweep"))
     assert (("--help-all" in said)
             == (command in ("study", "train", "filter", "embed", "probe", "compare", "vlm",
-                            "sweep", "evaluate", "layers")))
+                            "sweep", "evaluate", "layers", "neighbors")))
 
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_examples_of_the_help_name_options_that_are_there(command):

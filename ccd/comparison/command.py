@@ -70,8 +70,8 @@ def _with_captions(inputs: EncoderPair) -> bool: # is one of the two an encoder 
 def _write_matrix(inputs: EncoderPair, near: dict, n_neighbors: int, family, folder: Path):
     "Write how alike all encoders are, and their trees; nothing for fewer than 20 families."
     from ccd.comparison.neighbors import _LEAST
-    from ccd.comparison.matrix.similarity import _MEASURES, similarity_matrix
-    from ccd.comparison.matrix.tree import encoder_tree
+    from ccd.comparison.many.similarity import _MEASURES, similarity_matrix
+    from ccd.comparison.many.tree import encoder_tree
     if len(set(family)) < _LEAST:
         return log_line(f"no matrix of encoders: it needs images of {_LEAST} families or more")
     lists = {name: rows[:, :n_neighbors] for name, rows in near.items()}
@@ -106,8 +106,8 @@ def _compare_on(place: str, names: dict, settings: Settings, out: Path, embed_kw
 # %% ../../nbs/library/comparison/10_command.ipynb #6a23cb03
 def _write_consistency(inputs: EncoderPair, out: Path, source: str, more_images: tuple):
     "Write how far the similarities of encoders on one set of images are those on another."
-    from ccd.comparison.matrix.similarity import _read_matrix
-    from ccd.comparison.matrix.tree import consistency_table
+    from ccd.comparison.many.similarity import _read_matrix
+    from ccd.comparison.many.tree import consistency_table
     places = {source: out} | {place: out / "sets" / slug(place) for place in more_images}
     files = {place: folder / "neighbors/matrix.csv" for place, folder in places.items()}
     found = {place: _read_matrix(file) for place, file in files.items() if file.exists()}

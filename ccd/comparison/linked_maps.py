@@ -199,6 +199,11 @@ def _credit(line): # markdown links become links, all else is text
     text = html.escape(line.removeprefix("* "), quote=True)
     return re.sub(r"\[([^\]]+)\]\((https?://[^)\s]+)\)", r'<a href="\2">\1</a>', text)
 
+# %% ../../nbs/library/comparison/08_linked_maps.ipynb #cadff3da
+def _credits(source): # image credits
+    from ccd.data.emoji.drawings import license_notice
+    return license_notice().splitlines() if source in ("scenes", "gallery", "signs") else []
+
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #3692c233
 def _check(maps, items, neighbors, similarities, pairs, factors, colors):
     if len(maps) != 2:

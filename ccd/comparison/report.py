@@ -23,6 +23,7 @@ from ..report.similarity import (CHANGE_NAMES, FACTOR_NAMES, MIN_PAIRS, agreemen
                                    neighbor_grid, overlap_curves, pair_grid, score_vs_seed_noise,
                                    sensitivity_plot, similarity_heatmap, term_name)
 from ..encoders.inputs import EncoderPair, usable_labels
+from .linked_maps import _credits
 
 # %% ../../nbs/library/comparison/09_report.ipynb #7e9d451b
 # path of report.html
@@ -318,7 +319,7 @@ def _matrix_section(inputs, out): # of three encoders or more
     "Show how alike all encoders are."
     table, tree = _table(out, "neighbors/matrix.csv"), _table(out, "neighbors/tree.csv")
     if table is None: return None
-    from ccd.comparison.matrix.similarity import _read_matrix
+    from ccd.comparison.many.similarity import _read_matrix
     found = _read_matrix(out / "neighbors/matrix.csv")
     figure = similarity_heatmap(found.square("CKA"), found.names, tree[tree.measure == "CKA"])
     every = ("<details><summary>All pairs, with intervals</summary>"
@@ -411,11 +412,6 @@ def _made_section(inputs, out, settings, source, credits):
                             "feature that is compared is given in the cards.").format(
                                 len(inputs.items), of, shown, lost), body=cards,
                 note=about + license_html(credits))
-
-# %% ../../nbs/library/comparison/09_report.ipynb #cadff3da
-def _credits(source): # image credits
-    from ccd.data.emoji.drawings import license_notice
-    return license_notice().splitlines() if source in ("scenes", "gallery", "signs") else []
 
 # %% ../../nbs/library/comparison/09_report.ipynb #8b22aaea
 def write_atlas(

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['TWO_SEEDS', 'FACTOR_NAMES', 'MIN_PAIRS', 'TERM_LABELS', 'CHANGE_NAMES', 'BASELINES', 'pair_grid', 'agreement_dots',
-           'summary_figure', 'neighbor_grid', 'atlas_plot', 'score_vs_seed_noise', 'overlap_curves', 'gallery_curves',
-           'similarity_heatmap', 'term_name', 'attribution_plot', 'sensitivity_plot', 'intervention_examples']
+           'summary_figure', 'neighbor_grid', 'query_strips', 'atlas_plot', 'score_vs_seed_noise', 'overlap_curves',
+           'gallery_curves', 'similarity_heatmap', 'term_name', 'attribution_plot', 'sensitivity_plot',
+           'intervention_examples']
 
 # %% ../../nbs/library/report/04_similarity.ipynb #19989c31
 import re
@@ -117,6 +118,33 @@ def neighbor_grid(
     for index, name in enumerate(neighbors):
         axes[0, 1 + index * (k + 1)].set_title(name, fontsize=8, color=color_of(name))
     return fig
+
+# %% ../../nbs/library/report/04_similarity.ipynb #3a7e0011
+def query_strips(
+    query, # PIL image
+    table: pd.DataFrame, # columns encoder, row, rank, cosine, found_by
+    images, # function from a row to its image
+):
+    "Return a figure of one image, and of the nearest images of each encoder in a line."
+    plt, names = styled_pyplot(), list(dict.fromkeys(table.encoder))
+    fig, axes = plt.subplots(len(names), 1 + table["rank"].max(), squeeze=False,
+                             figsize=(0.8 * (1 + table["rank"].max()), 1.25 * len(names)))
+    for ax in axes.flat: ax.axis("off")
+    for line, name in zip(axes, names):
+        line[0].imshow(query)
+        line[0].set_title(name, fontsize=_MIN_FONT, color=color_of(name))
+        for ax, found in zip(line[1:], table[table.encoder == name].itertuples()):
+            _neighbor_tile(ax, images(found.row), found.cosine, found.found_by == len(names))
+    return fig
+
+# %% ../../nbs/library/report/04_similarity.ipynb #3a7e0012
+def _neighbor_tile(ax, image, cosine, framed):
+    ax.imshow(image)
+    ax.text(0.5, -0.08, f"{cosine:.2f}", transform=ax.transAxes, ha="center", va="top",
+            fontsize=_MIN_FONT)
+    if not framed: return
+    ax.axis("on"); ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values(): spine.set(visible=True, linewidth=2.2, color="#222")
 
 # %% ../../nbs/library/report/04_similarity.ipynb #3cf082f8
 def atlas_plot(
@@ -242,7 +270,7 @@ def _draw_tree(ax, tree, order):
 def similarity_heatmap(
     square: np.ndarray, # [encoders, encoders] similarities, at most 1
     names: list, # encoders
-    tree: pd.DataFrame, # result of `ccd.comparison.matrix.tree.encoder_tree`
+    tree: pd.DataFrame, # result of `ccd.comparison.many.tree.encoder_tree`
     title: str = "CKA",
 ):
     "Return a figure of a tree of encoders beside the matrix of their similarities."

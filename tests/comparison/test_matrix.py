@@ -4,7 +4,7 @@ from itertools import combinations
 import numpy as np, pandas as pd, pytest
 from scipy import stats
 from ccd.cli import main
-from ccd.comparison.matrix import similarity, tree
+from ccd.comparison.many import similarity, tree
 from ccd.comparison.neighbors import cka, mutual_knn, nearest_neighbors
 from ccd.encoders.embeddings import Embeddings
 from ccd.files import UserError
