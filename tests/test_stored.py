@@ -11,7 +11,8 @@ from ccd.vqa.command import _load_cached_answers
 from ccd.training.audit import _describe_run
 from ccd.files import UserError, content_hash, read_json, renamed as new_names, to_plain_dict
 from ccd.settings import (Analysis, Clip, Control, DataSettings, Dino, Settings, Siglip,
-                          RuntimeSettings, Text, from_plain_dict, rename_fields)
+                          RuntimeSettings, Text, from_plain_dict, override,
+                          rename_fields)
 from ccd.presets import PRESETS, preset
 from ccd.runs import _old_names, check_run, claim_folder, up_to_date, write_manifest
 from ccd.encoders.embeddings import load_vectors
@@ -32,6 +33,9 @@ def read(settings, file): # names of dataclasses
     "Read whatever settings a manifest holds, wherever in them they stand."
     for k, v in settings.items():
         if not isinstance(v, dict): continue
+        if k == "tuned": # changes of a grid, by recipe: dotted names of fields
+            for changes in v.values(): override(Settings(), **changes)
+            continue
         kind = KINDS.get(settings["objective"] if k == "own" else k)
         if k == "run" and "objective" in v: check_run(v, file)
         elif kind: from_plain_dict(kind, v, file); yield kind.__name__; continue

@@ -65,9 +65,10 @@ def find_neighbors(
     if k < 1: raise UserError(f"{k} neighbors: expected one or more")
     for encoder in encoders: check_known(encoder, settings)
     out, place = Path(out), stored_image_set(source)
-    claim_folder(out, dict(images=place))
+    claim_folder(out, dict(images=place), write=False) # before images are opened
     corpus = open_source(source, settings).corpus
     asked = _query_image(query, corpus)
+    claim_folder(out, dict(images=place))
     same = np.flatnonzero(np.array(corpus["pixel_hash"][:]) == asked["pixel_hash"][0])
     found, cards, asking = [], {}, out / "query"
     shutil.rmtree(asking, ignore_errors=True) # of a call that was stopped
