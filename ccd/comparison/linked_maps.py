@@ -80,7 +80,16 @@ def _factorize_column(
     counts = counts.iloc[np.lexsort((counts.index.astype(str), -counts.values))]
     code = {value: position for position, value in enumerate(counts.index)}
     return dict(values=list(counts.index), counts=[int(count) for count in counts],
+                paint=_own_colors(list(counts.index)),
                 code=_base64(text.map(code).fillna(_MISSING).astype("<u2").values))
+
+# %% ../../nbs/library/comparison/08_linked_maps.ipynb #afd2e00c
+def _own_colors(values: list) -> list | None: # a color of each value; None if any names no color
+    "Return the colors that the values of a factor name."
+    from matplotlib.colors import CSS4_COLORS
+    names = [str(value).lower() for value in values]
+    if not names or not set(names) <= set(CSS4_COLORS): return None
+    return [CSS4_COLORS[name] for name in names]
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #d52b4b3c
 _MAX_SHEET_PX = 2048 # px, largest side
@@ -160,9 +169,10 @@ def _plots(maps):
 def _plot(number, xy, dots):
     from bokeh.models import BoxSelectTool, LassoSelectTool, PanTool, Range1d, WheelZoomTool
     from bokeh.plotting import figure
-    center, half = (xy.max(0) + xy.min(0)) / 2, max(float(np.ptp(xy, 0).max()) * 0.55, 1e-6)
-    x_range, y_range = (Range1d(float(middle - half), float(middle + half)) for middle in center)
-    pan, wheel, box, lasso = tools = (PanTool(name=f"move-{number}"), WheelZoomTool(),
+    x_range, y_range = (Range1d(low, high) for low, high in _view(xy))
+    # the wheel alone scrolls the page
+    pan, wheel, box, lasso = tools = (PanTool(name=f"move-{number}"),
+                                      WheelZoomTool(modifiers="ctrl"),
                                       BoxSelectTool(name=f"box-{number}"),
                                       LassoSelectTool(name=f"lasso-{number}", continuous=False))
     plot = figure(name=f"plot-{number}", x_range=x_range, y_range=y_range, tools=list(tools),
@@ -176,9 +186,19 @@ def _plot(number, xy, dots):
                             line_width=2)
     size = 9 if len(xy) <= 1000 else 7 if len(xy) <= 5000 else 5
     plot.scatter(f"x{number}", f"y{number}", source=dots, size=size, line_color=None,
-                 fill_color="color",
+                 name=f"ring-{number}", fill_color="color",
                  fill_alpha="alpha", nonselection_fill_alpha=0.06, nonselection_line_color=None)
     return plot
+
+# %% ../../nbs/library/comparison/08_linked_maps.ipynb #24d3721e
+def _view(xy: np.ndarray) -> list: # (low, high) of both axes
+    "Return the first view of a map: a square around all points, or all but one in a hundred."
+    ends = xy.min(0), xy.max(0)
+    usual = np.quantile(xy, [0.005, 0.995], 0)
+    # a few far points do not set the scale
+    if np.ptp(ends, 0).max() > 1.5 * np.ptp(usual, 0).max() > 0: ends = usual
+    half = max(float(np.ptp(ends, 0).max()) * 0.55, 1e-6)
+    return [(float(middle - half), float(middle + half)) for middle in np.mean(ends, 0)]
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #87dce0cc
 _PALETTE = dict(

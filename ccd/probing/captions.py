@@ -154,7 +154,8 @@ def language_probe(
 
 # %% ../../nbs/library/probing/10_captions.ipynb #9997ed08
 def _embed_all(spec, images: dict, settings, home, suffix="") -> dict: # name -> `Embeddings`
-    return {name: embed_images(spec, f"captions-{name}", settings, home / f"{name}{suffix}", corpus)
+    return {name: embed_images(spec, f"captions-{name}", settings, home / f"asked-{name}{suffix}",
+                               corpus)
             for name, corpus in images.items() if len(corpus)}
 
 # %% ../../nbs/library/probing/10_captions.ipynb #09b0f465

@@ -1,6 +1,7 @@
 "The twin atlas in a real browser, without a network; and what it does with inputs it cannot show."
 import base64, io, json, re, shutil
 import numpy as np, pandas as pd, pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 from ccd.comparison import linked_maps
 from ccd.data.emoji import drawings, scenes
@@ -223,6 +224,41 @@ def test_colours_are_the_ten_most_frequent_values_and_the_rest(page, given):
     assert [counts[k] for k in keys[:10]] == counts.iloc[:10].tolist()
     of = {k: {c for c, v in zip(colors, concept) if v == k} for k in keys[:10]}
     assert all(len(c) == 1 for c in of.values()) and len(set.union(*of.values())) == 10
+
+def test_values_that_name_colors_have_them(page, given):
+    page.select_option("#color", label="ground color")
+    keys = page.eval_on_selector_all("#legend button", """all => all.map(e => [e.textContent,
+        getComputedStyle(e.querySelector("i")).backgroundColor])""")
+    shown = {name: "#" + "".join(f"{int(v):02x}" for v in re.findall(r"\d+", color)[:3])
+             for name, color in keys}
+    assert set(shown) == set(given["items"].ground_color.dropna())
+    assert all(color == to_hex(name) for name, color in shown.items())
+    assert linked_maps._own_colors(["teal", "sadness"]) is None
+    assert linked_maps._own_colors([]) is None
+
+def test_the_wheel_scrolls_and_zooms_with_ctrl_only(page):
+    bare(page)
+    def span(): return page.evaluate("atlas.maps[0].X.end - atlas.maps[0].X.start")
+    before, box = span(), page.locator("#map-0").bounding_box()
+    page.mouse.move(box["x"] + 50, box["y"] + 50)
+    page.mouse.wheel(0, 200)
+    page.wait_for_function("scrollY > 0")
+    assert span() == pytest.approx(before)
+    page.evaluate("scrollTo(0, 0)")
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -200)
+    page.wait_for_function(f"atlas.maps[0].X.end - atlas.maps[0].X.start < {0.99 * before}")
+    page.keyboard.up("Control")
+    page.click("#reset")
+
+def test_far_points_do_not_set_the_scale():
+    rng = np.random.default_rng(0)
+    near = rng.normal(size=(2_000, 2))
+    (low, high), _ = linked_maps._view(near)
+    assert low < near[:, 0].min() and high > near[:, 0].max() # all are in view
+    (left, right), (down, up) = linked_maps._view(np.vstack([near, [[900, -900]]]))
+    assert right - left < 10 and right - left == pytest.approx(up - down)
+    assert linked_maps._view(np.zeros((5, 2)))[0][0] < 0 # of equal points too
 
 def test_pairs_are_listed_in_order_and_light_up(page, given):
     bare(page)

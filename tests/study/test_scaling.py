@@ -1,6 +1,7 @@
 "A grid holds each run once, under one control; what is measured is kept, and taken as done."
 import contextlib, math, shlex, shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file
@@ -16,6 +17,7 @@ from ccd.presets import RECIPES, preset
 from ccd.runs import read_manifest, run_settings
 from ccd.data.emoji.scenes import asset_pool, scene, scenes
 from ccd.encoders.loading import load
+from ccd.probing import captions
 from conftest import slow_cell
 from schemas import RESULTS, differences
 
@@ -294,7 +296,8 @@ def test_another_measure_asks_only_for_itself(results, monkeypatch):
 CONTROLLED = replace(scaling_grid.GRIDS["controlled"], base="smoke",
     center=dict(size=48, drawings=1.0, samples=256, pixels=48), axes=dict(drawings=(0.5,)),
     recipes=("clip-dino-views",), center_recipes=("infonce",), seeds=1, center_seeds=1,
-    measures=("tasks", "neighbors", "attributes", "perturbations", "answers"), reader="smoke",
+    measures=("tasks", "neighbors", "attributes", "perturbations", "captions", "answers"),
+    reader="smoke",
     projector_seeds=2, baselines=("hog:8",),
     changes={"data.source": "emoji-2", "data.max_emoji_images": 320, "analysis.knn_checks": 0})
 
@@ -303,6 +306,7 @@ def admit(*names): # in place of a language model that is trained for long enoug
 
 def test_the_controlled_grid_keeps_measures_baselines_and_encoders(tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "_admission_table", admit("count", "color", "font"))
+    monkeypatch.setattr(captions, "language_probe", partial(captions.language_probe, counts=(64,)))
     results = scaling_runs.scale(CONTROLLED, tmp_path / "runs", tmp_path / "results")
     names = {run.name for run in scaling_grid._grid_runs(CONTROLLED)}
     assert {path.name for path in results.iterdir() if path.is_dir()} == {*names, "baselines",
@@ -327,6 +331,13 @@ def test_the_controlled_grid_keeps_measures_baselines_and_encoders(tmp_path, mon
         half, whole = (load_file(folder / "encoder.safetensors") for folder in (kept, trained))
         assert all(torch.allclose(half[key].float(), whole[key], atol=1e-2) for key in whole)
         assert load(f"ccd:{kept}").card.architecture == load(f"ccd:{trained}").card.architecture
+    asked = {"image to text", "text to image", "word", "name"}
+    said = {name: set(read(name, "captions")["metrics"]) for name in (*names, "baselines/"
+                                                                      + slug("hog:8"))}
+    for name, metrics in said.items():
+        own = ({f"own text tower: {task}" for task in asked} if name.startswith("clip")
+               else set())
+        assert metrics == {f"LiT, 64 captions: {task}" for task in asked} | own
     before = {path: path.stat().st_mtime_ns for path in results.rglob("measured.json")}
     scaling_runs.scale(CONTROLLED, tmp_path / "elsewhere", results) # nothing is made again
     assert before == {path: path.stat().st_mtime_ns for path in results.rglob("measured.json")}

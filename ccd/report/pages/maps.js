@@ -213,6 +213,7 @@ function paint() {
     faded[i] = match ? 0 : 1; left += match
     dots[i] = colorOf(f, i, theme)
   }
+  for (const t of [0, 1]) model(`ring-${t}`).glyph.line_color = f?.paint ? { value: "#888888" } : { value: null } // white on white
   source.data = { ...source.data, color: dots, alpha: Float32Array.from(faded, v => v ? 0.06 : 0.85) }
   for (const m of maps) { m.levels = {}; redraw(m) }
   $("count").textContent = filterValue < 0 ? `${number(n)} images` : `${number(left)} of ${number(n)} images`
@@ -226,13 +227,14 @@ function legend() {
     swatch.style.background = color
     return make(tag, "key", swatch, text)
   }
-  const keys = f.values.slice(0, TOP).map((v, c) => {
-    const e = entry("button", few[c], v)
+  const seen = f.paint ? f.values.length : TOP
+  const keys = f.values.slice(0, seen).map((v, c) => {
+    const e = entry("button", colorAt(f, c, few, other), v)
     e.setAttribute("aria-pressed", filterBy === colorBy && filterValue === c)
     e.onclick = () => filterBy === colorBy && filterValue === c ? filter(filterBy, -1) : filter(colorBy, c)
     return e
   })
-  if (f.values.length > TOP) keys.push(entry("span", other, `other (${f.values.length - TOP} more)`))
+  if (f.values.length > seen) keys.push(entry("span", other, `other (${f.values.length - seen} more)`))
   if (f.code.includes(NONE)) keys.push(entry("span", none, "no value"))
   $("legend").replaceChildren(...keys)
 }

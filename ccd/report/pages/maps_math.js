@@ -59,12 +59,13 @@ function zoomed({ start, end }, by) {
 const matches = (f, value, i) => !f || value < 0 || f.code[i] === value // of a factor, or of none
 function colorOf(f, i, { few, other, none }) {
   const c = f ? f.code[i] : 0
-  return !f || c === NONE ? none : c < TOP ? few[c] : other
+  return !f || c === NONE ? none : colorAt(f, c, few, other)
 }
+const colorAt = (f, c, few, other) => f.paint ? f.paint[c] : c < TOP ? few[c] : other // a value that names a color has it
 const agreement = all => // of the labels of one picture, or of a pair
   all.every(v => v === "–") ? "none" : all.length > 1 && all[0] === all[1] ? "same" : ""
 
 if (typeof module === "object") { // node
   module.exports = { NONE, bytes, neighbors, inAll, spot, labels, signed, percent, short, number, mean, at, under, landmarks, spread,
-    beside, zoomed, matches, colorOf, agreement }
+    beside, zoomed, matches, colorOf, colorAt, agreement }
 }
