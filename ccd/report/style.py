@@ -11,7 +11,7 @@ import numpy as np
 
 # %% ../../nbs/library/report/01_style.ipynb #285bf803
 _COLORS = {"CLIP": "#D55E00", "DINOv2": "#56B4E9", "DINO": "#0072B2", "SigLIP": "#CC79A7",
-           "classifier": "#009E73",
+           "classifier": "#009E73", "InfoNCE": "#6A3D9A", "untrained network": "#9A9A9A",
           "random ViT": "#9A9A9A", "raw pixels": "#C9C9C9", "HOG": "#77776A",
           "HOG + colors": "#8F8874", "k-means patches": "#B3A68C",
           "Web-DINO": "#0072B2", "Web-DINO, ImageNet": "#8EC1E0", "Web-MAE": "#009E73"}
