@@ -220,6 +220,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                    'ccd/comparison/linked_maps.py'),
                                             'ccd.comparison.linked_maps._make_sprite_sheets': ( 'library/comparison/linked_maps.html#_make_sprite_sheets',
                                                                                                 'ccd/comparison/linked_maps.py'),
+                                            'ccd.comparison.linked_maps._opening': ( 'library/comparison/linked_maps.html#_opening',
+                                                                                     'ccd/comparison/linked_maps.py'),
                                             'ccd.comparison.linked_maps._own_colors': ( 'library/comparison/linked_maps.html#_own_colors',
                                                                                         'ccd/comparison/linked_maps.py'),
                                             'ccd.comparison.linked_maps._pair_rows': ( 'library/comparison/linked_maps.html#_pair_rows',

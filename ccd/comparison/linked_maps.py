@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from ..files import UserError, atomic_write
 from ..runs import Progress
 from ..report.tables import label_text, page_file
+from .neighbors import label_agreement
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #35b1865d
 _MISSING = 65535 # marks a missing value or neighbor; rows are uint16
@@ -301,6 +302,20 @@ def _write_linked_maps(
                     f"thumbnails of {px} px, and may take {budget / 1e6:.1f}: pass fewer items, a "
                     "smaller `limit`, or a larger `budget`")
 
+# %% ../../nbs/library/comparison/08_linked_maps.ipynb #5efe51a7
+def _opening(neighbors: dict, items: pd.DataFrame, factors: list, rows: np.ndarray) -> tuple:
+    """Return the factor by which the neighbors of two encoders differ most, and the position of an
+    image that shows it; -1 where there is none."""
+    best = 0.0, 0 if factors else -1, -1
+    for index, factor in enumerate(factors):
+        first, second = (label_agreement(near, items[factor].values)[rows]
+                         for near in neighbors.values())
+        gap = first - second # NaN for an image without a value
+        known = gap[np.isfinite(gap)]
+        if not len(known) or abs(known.mean()) <= best[0]: continue
+        best = abs(known.mean()), index, int(np.nanargmax(gap * np.sign(known.mean())))
+    return best[1:]
+
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #5efe51a8
 def _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, credits, colors,
              seed):
@@ -316,6 +331,7 @@ def _builder(rows, maps, items, neighbors, similarities, pairs, factors, title, 
                 factors=[dict(label=factor.replace("_", " "), **_factorize_column(shown[factor]))
                          for factor in factors],
                 pairs=[_pair_rows(pairs, rows, direction) for direction in ("a", "b")],
+                opening=_opening(neighbors, items, factors, rows),
                 **_links(rows, neighbors, similarities))
     subset = "" if n_images == len(items) else (
         f" {n_images:,} of {len(items):,} images are shown, drawn at random (seed {seed}) with all "

@@ -8,7 +8,7 @@ from ccd.data.emoji import drawings, scenes
 from ccd.files import UserError
 from ccd.settings import DataSettings
 from ccd.encoders.embeddings import Embeddings
-from ccd.comparison.neighbors import mutual_knn, nearest_neighbors
+from ccd.comparison.neighbors import label_agreement, mutual_knn, nearest_neighbors
 from ccd.comparison.search import mine_pairs
 
 A, B = "raw pixels", "colours"
@@ -251,6 +251,24 @@ def test_the_wheel_scrolls_and_zooms_with_ctrl_only(page):
     page.keyboard.up("Control")
     page.click("#reset")
 
+def test_it_opens_with_what_separates_the_two(visit, built, given):
+    gaps = {factor: np.nanmean(label_agreement(given["neighbors"][A], given["items"][factor].values)
+                               - label_agreement(given["neighbors"][B],
+                                                 given["items"][factor].values))
+            for factor in FACTORS}
+    most = max(gaps, key=lambda factor: abs(gaps[factor]))
+    page = visit(built)
+    assert page.eval_on_selector("#color", "e => e.selectedOptions[0].textContent") == (
+        most.replace("_", " "))
+    told = state(page)
+    assert told["pinned"]
+    own = [label_agreement(given["neighbors"][name], given["items"][most].values)[told["focus"]]
+           for name in (A, B)]
+    assert np.sign(own[0] - own[1]) == np.sign(gaps[most])
+    page.keyboard.press("Escape")
+    assert not state(page)["pinned"]
+    assert not state(visit(built, width=390, height=800))["pinned"] # the maps are seen first
+
 def test_far_points_do_not_set_the_scale():
     rng = np.random.default_rng(0)
     near = rng.normal(size=(2_000, 2))
@@ -287,6 +305,7 @@ def test_pairs_are_listed_in_order_and_light_up(page, given):
 def test_nothing_moves_under_the_pointer(visit, built, width):
     "What the panel shows may not push a list away from the pointer that called it."
     page = visit(built, width, 900)
+    page.keyboard.press("Escape") # what it opens with
     def place():
         return page.evaluate("document.querySelectorAll('#pairs-0 "
                              ".row')[1].getBoundingClientRect().top + scrollY")
@@ -330,6 +349,7 @@ def test_without_a_graphics_card_interface(built, browser, given):
     try:
         page = found.new_page(viewport=dict(width=1280, height=900))
         page.goto(built.as_uri()); page.wait_for_selector("body[data-ready=true]")
+        page.keyboard.press("Escape")
         bare(page)
         i = lonely(where(page, 0)); point_at(page, 0, i)
         assert state(page)["focus"] == i
@@ -380,6 +400,7 @@ def test_20_000_pictures(visit, many, record_property):
     machine."""
     assert many.stat().st_size <= 15_000_000
     page = visit(many)
+    page.keyboard.press("Escape")
     left, top = corner(page, 0)
     page.evaluate("""(() => { window.frames_ = []; let last = performance.now()
         const tick = now => { frames_.push(now - last); last = now; requestAnimationFrame(tick) }; requestAnimationFrame(tick) })()""")  # noqa: E501

@@ -52,7 +52,7 @@ let theme = { colors: [] } // colours, which follow the page's
 
 // ---- what is shown: one picture, a pair, or nothing; pinned or passing
 let focus = -1, pair = null, pinned = false, hint = -1, lit = true
-let colorBy = factors.length ? 0 : -1, filterBy = -1, filterValue = -1, faded = new Uint8Array(n), dots = [], chosen = []
+let [colorBy, telling] = page.opening, filterBy = -1, filterValue = -1, faded = new Uint8Array(n), dots = [], chosen = []
 
 function drawTiles(m) { // when the map moves, not when the pointer does
   const { tiles: g, w, h } = m, side = Math.min(26, w / 14)
@@ -321,6 +321,7 @@ page.pairs.forEach((pairs, d) => {
 
 filter(-1, -1)
 fill()
+if (telling >= 0 && !narrow.matches) show(telling, true) // an image that shows what separates the two
 window.atlas = { maps, at, show, choose, state: () => ({ focus, pair: pair && pair.slice(0, 2), pinned, chosen,
                  filtered: n - faded.reduce((a, b) => a + b, 0) }) }
 document.body.dataset.ready = "true"
