@@ -267,18 +267,21 @@ def compare(
                  others=others, baselines=baselines)
     inputs = _open_pair(names, source, settings, out, embed_kwargs)
     inputs.thumbnails = thumbnails
-    page = _compare_two(inputs, out, settings, source, **how)
+    made = _run_stages(inputs, out, settings, source, **how)
+    page = _write_report(inputs, out, made, settings, source)
     for two in _further_pairs(inputs) if every_pair else ():
-        _compare_two(two, out / _pair_folder(*two.names), settings, source, **how)
+        home = out / _pair_folder(*two.names)
+        _write_report(two, home, _run_stages(two, home, settings, source, **how), settings, source)
     for place in more_images: _compare_on(place, names, settings, out, embed_kwargs)
     if more_images: _write_consistency(inputs, out, source, more_images)
-    if every_pair or more_images: _compare_two(inputs, out, settings, source, **how) # with links
+    if every_pair or more_images: # again, with links to them
+        _write_report(inputs, out, made, settings, source, with_maps=False)
     return page
 
 # %% ../../nbs/library/comparison/10_command.ipynb #b3e5a883
-def _compare_two(inputs: EncoderPair, out: Path, settings: Settings, source: str, skip: tuple,
-                 align_maps: bool) -> Path: # path of the report
-    "Run the stages of one comparison, and write its report."
+def _run_stages(inputs: EncoderPair, out: Path, settings: Settings, source: str, skip: tuple,
+                align_maps: bool) -> list: # the optional stages that were made
+    "Run the stages of one comparison that are not up to date."
     analysis = settings.analysis
     def run(part, make, *own):
         _give_back() # otherwise the memory that one stage has freed adds to that of the next
@@ -294,7 +297,7 @@ def _compare_two(inputs: EncoderPair, out: Path, settings: Settings, source: str
     made = [stage for stage in _OPTIONAL_STAGES if stage not in {*skip, *missing}]
     for stage in made: run(stage, *todo[stage])
     _give_back()
-    return _write_report(inputs, out, made, settings, source)
+    return made
 
 # %% ../../nbs/library/comparison/10_command.ipynb #dd081ad6
 def _give_back():

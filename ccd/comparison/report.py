@@ -28,15 +28,16 @@ from .linked_maps import _credits
 # %% ../../nbs/library/comparison/09_report.ipynb #7e9d451b
 # path of report.html
 def _write_report(inputs: EncoderPair, out: Path, made: list[str], settings: Settings,
-                  source: str) -> Path:
+                  source: str, with_maps: bool = True) -> Path:
     "Write the report, and the linked maps beside it."
     with distinct_colors(inputs.names):
-        return _write_pages(inputs, Path(out), made, settings, source)
+        return _write_pages(inputs, Path(out), made, settings, source, with_maps)
 
 # %% ../../nbs/library/comparison/09_report.ipynb #3aa2c19e
-def _write_pages(inputs, out, made, settings, source):
+def _write_pages(inputs, out, made, settings, source, with_maps):
     page, credits = out / "report.html", _credits(source)
-    if "maps" in made and inputs.corpus is not None: _write_atlas(inputs, out, credits)
+    if with_maps and "maps" in made and inputs.corpus is not None:
+        _write_atlas(inputs, out, credits)
     sections = [_pair_section(inputs, out), _share_section(inputs, out)]
     if "attributes" in made: sections.append(_attribute_section(inputs, out))
     if "perturbations" in made: sections.append(_perturbation_section(inputs, out))
