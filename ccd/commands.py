@@ -244,7 +244,7 @@ def _compare(
     every_pair: bool = False, # also write a report for each two of the encoders
     # further images, on which only the similarities of encoders are measured
     more_images: tuple[str, ...] = (),
-    skip: tuple[str, ...] = (), # steps to skip: attributes, perturbations, maps
+    skip: tuple[str, ...] = (), # steps to skip: attributes, perturbations, maps, patches
     align_maps: bool = False, # align the two maps, which is slower
     thumbnails: bool = True, # show images in the report; --no-thumbnails for private images
     engine: str = "local", # engine of the embedding: local or ray

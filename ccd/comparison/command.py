@@ -196,8 +196,18 @@ def _umap_stage(inputs: EncoderPair, folder: Path, together: bool):
     np.save(folder / "rows.npy", rows)
     for side, points in zip("ab", maps): np.save(folder / f"map-{side}.npy", points)
 
+# %% ../../nbs/library/comparison/10_command.ipynb #19efab80
+def _patch_stage(inputs: EncoderPair, folder: Path, settings: Settings, source: str):
+    from ccd.comparison.many.patches import _write_patch_maps
+    pairs = load_table(folder.parent / "pairs" / "pairs.parquet")
+    if not len(pairs): return
+    try: _write_patch_maps(inputs, pairs, settings, source, folder)
+    except UserError as error: # an encoder without patch tokens, or whose patches are no square
+        log_line(f"patches: left out, since {error}")
+        shutil.rmtree(folder / "vectors", ignore_errors=True)
+
 # %% ../../nbs/library/comparison/10_command.ipynb #50a42e30
-_OPTIONAL_STAGES = ("attributes", "perturbations", "maps")
+_OPTIONAL_STAGES = ("attributes", "perturbations", "maps", "patches")
 
 # %% ../../nbs/library/comparison/10_command.ipynb #e188b2ee
 _STAGES = ("neighbors", "pairs", *_OPTIONAL_STAGES)
@@ -291,7 +301,8 @@ def _run_stages(inputs: EncoderPair, out: Path, settings: Settings, source: str,
     todo = dict(attributes=(partial(_attribute_stage, inputs, analysis), ()),
                 maps=(lambda folder: _umap_stage(inputs, folder, align_maps), (align_maps,)),
                 perturbations=(lambda folder: _perturbation_stage(inputs, analysis, folder,
-                                                                  settings, source), ()))
+                                                                  settings, source), ()),
+                patches=(lambda folder: _patch_stage(inputs, folder, settings, source), ()))
     missing = {stage: why for stage, why in _impossible(inputs).items() if stage not in skip}
     for stage, why in missing.items(): log_line(f"{stage}: left out, since {why}")
     made = [stage for stage in _OPTIONAL_STAGES if stage not in {*skip, *missing}]
@@ -311,10 +322,10 @@ def _give_back():
 def _impossible(inputs: EncoderPair) -> dict: # stage -> reason why it cannot run
     out = {}
     if inputs.corpus is None:
-        out |= dict.fromkeys(("attributes", "perturbations"),
+        out |= dict.fromkeys(("attributes", "perturbations", "patches"),
                              "there are only vectors, and no images")
     elif not set(inputs.names) <= set(inputs.specs):
-        out["perturbations"] = "of an encoder there are only vectors"
+        out |= dict.fromkeys(("perturbations", "patches"), "of an encoder there are only vectors")
     if len(inputs.items) < 5: out["maps"] = "a map needs five images or more"
     return out
 

@@ -20,7 +20,8 @@ from ..report.tables import (figure_html, join_words, license_html, percent, tab
                                write_report)
 from ..report.similarity import (CHANGE_NAMES, FACTOR_NAMES, MIN_PAIRS, agreement_dots,
                                    attribution_plot, gallery_curves, intervention_examples,
-                                   neighbor_grid, overlap_curves, pair_grid, score_vs_seed_noise,
+                                   neighbor_grid, overlap_curves, pair_grid, patch_grid,
+                                   score_vs_seed_noise,
                                    sensitivity_plot, similarity_heatmap, term_name)
 from ..encoders.inputs import EncoderPair, usable_labels
 from .linked_maps import _credits
@@ -39,6 +40,7 @@ def _write_pages(inputs, out, made, settings, source, with_maps):
     if with_maps and "maps" in made and inputs.corpus is not None:
         _write_atlas(inputs, out, credits)
     sections = [_pair_section(inputs, out), _share_section(inputs, out)]
+    if "patches" in made: sections.append(_patch_section(inputs, out))
     if "attributes" in made: sections.append(_attribute_section(inputs, out))
     if "perturbations" in made: sections.append(_perturbation_section(inputs, out))
     sections += [_matrix_section(inputs, out), _neighbor_section(inputs, out),
@@ -204,6 +206,28 @@ def _share_section(inputs, out):
         note="Replicated: above the fraction among all pairs in both halves, and above 95 % of "
              f"label permutations between groups in the second. Factors with n < {MIN_PAIRS} pairs "
              "are omitted.")
+
+# %% ../../nbs/library/comparison/09_report.ipynb #c7a9848e
+def _patch_section(inputs, out):
+    "Show the patches of the most extreme pairs."
+    if not (out / "patches/rows.npy").exists(): return None
+    from ccd.comparison.many.patches import _shown_pairs
+    shown = _shown_pairs(load_table(out / "pairs/pairs.parquet"))
+    views = {name: [np.load(out / f"patches/{kind}-{side}.npy") for kind in ("colors", "matches")]
+             for side, name in zip("ab", inputs.names)}
+    body, rows = "", np.load(out / "patches/rows.npy")
+    for direction, (name, other) in (("a", inputs.names), ("b", inputs.names[::-1])):
+        own = np.flatnonzero(shown.similar_in == direction)
+        title = f"Similar for {name}, dissimilar for {other}"
+        figure = patch_grid(shown.iloc[own], own, rows, views, partial(inputs.picture, size=96))
+        body += f"<h3>{html.escape(title)}</h3>{figure_html(figure, title)}" * bool(len(own))
+    return dict(title="Which part of the images do they find alike?", body=body,
+        text="Colors: the three main directions of an encoder's patch tokens over all images that "
+             "are shown here. Equal colors are similar patches for this encoder; colors of two "
+             "encoders cannot be compared. Match: how similar each patch is to the most similar "
+             "patch of the other image of the pair; bright patches are found again.",
+        note="The first pairs of each direction. Patch tokens of the last block, without class "
+             "token and registers. The brightness of the matches has one scale for each encoder.")
 
 # %% ../../nbs/library/comparison/09_report.ipynb #c3485e78
 def _attribute_section(inputs, out):

@@ -33,7 +33,7 @@ def test_a_whole_comparison(whole_comparison, whole):
     page = (out / "report.html").read_text()
     for title in ("Pairs with the largest disagreement", "Which factors do these pairs share?",
                   "Regression of pair similarity on shared attributes",
-                  "Sensitivity to perturbations",
+                  "Sensitivity to perturbations", "Which part of the images do they find alike?",
                   "Nearest neighbors", "Data and encoders"): assert title in page
     assert ('href="atlas.html"' in page and (out / "atlas.html").stat().st_size < 15e6
             and "src=\"http" not in page)
