@@ -14,7 +14,6 @@ from PIL import Image, ImageOps
 from ..files import UserError, atomic_write
 from ..runs import Progress
 from ..report.tables import label_text, page_file
-from .neighbors import label_agreement
 
 # %% ../../nbs/library/comparison/08_linked_maps.ipynb #35b1865d
 _MISSING = 65535 # marks a missing value or neighbor; rows are uint16
@@ -306,6 +305,7 @@ def _write_linked_maps(
 def _opening(neighbors: dict, items: pd.DataFrame, factors: list, rows: np.ndarray) -> tuple:
     """Return the factor by which the neighbors of two encoders differ most, and the position of an
     image that shows it; -1 where there is none."""
+    from ccd.comparison.neighbors import label_agreement # it needs torch
     best = 0.0, 0 if factors else -1, -1
     for index, factor in enumerate(factors):
         first, second = (label_agreement(near, items[factor].values)[rows]

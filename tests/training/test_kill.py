@@ -8,7 +8,7 @@ from ccd.training.loop import metrics, train
 from conftest import OPTIONS, STEPS, finish, outputs, signal_when, start, step_of
 
 # written by each call
-LISTS = ("timing.jsonl", "left_out.csv")
+LISTS = ("timing.jsonl", "left_out.csv", "atlas.parquet")
 # not so late that the end may come first
 TRAINING = sorted(random.Random(3).sample([(r, s) for r in ("clip-0", "dino-0")
                                            for s in range(1, STEPS - 10)], 3))

@@ -13,7 +13,7 @@ import pandas as pd
 from ...files import UserError
 from ...settings import Settings
 from ...encoders.inputs import EncoderPair, embed_images, load_encoder
-from ...encoders.names import with_options
+from ...encoders.names import split_spec, with_options
 
 # %% ../../../nbs/library/comparison/many/04_patches.ipynb #98f4d828
 def _unit_tokens(vectors: np.ndarray, n_tokens: int) -> np.ndarray: # [n, t, d]
@@ -50,6 +50,8 @@ def _shown_pairs(pairs: pd.DataFrame) -> pd.DataFrame: # i, j, similar_in, rank
 def _write_patch_maps(inputs: EncoderPair, pairs: pd.DataFrame, settings: Settings, source: str,
                       folder: Path):
     "Write colors and matches of the patches of the shown pairs, of both encoders."
+    if joined := [name for name in inputs.names if len(split_spec(inputs.specs[name])) > 1]:
+        raise UserError(f"{joined[0]} is joined of several encoders")
     shown = _shown_pairs(pairs)
     rows = np.unique(shown[["i", "j"]].values)
     place, made = {row: position for position, row in enumerate(rows)}, dict(rows=rows)

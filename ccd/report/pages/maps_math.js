@@ -67,5 +67,5 @@ const agreement = all => // of the labels of one picture, or of a pair
 
 if (typeof module === "object") { // node
   module.exports = { NONE, bytes, neighbors, inAll, spot, labels, signed, percent, short, number, mean, at, under, landmarks, spread,
-    beside, zoomed, matches, colorOf, colorAt, agreement }
+    beside, zoomed, matches, colorOf, agreement }
 }
